@@ -1,0 +1,1 @@
+"""Text, networks, losses, trainer, checkpoints, decoding, metrics. Imports only `shards`."""

@@ -1,0 +1,92 @@
+"""Reads every clip of a split, with or without sight of the lips."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from model.losses import LossParams, joint_loss_B
+from model.reader import LipReader
+from model.scored import ScoredClip
+from model.settings import DecodeParams, TrainParams
+from shards.files import Progress
+from shards.plan import plan_scoring
+from shards.settings import LoaderParams, MachineParams
+from shards.stream import ShardStream
+
+
+@torch.no_grad()
+def score_split(
+    reader: LipReader,
+    samples: pa.Table,
+    shards_folder: Path,
+    *,
+    batch_size: int,
+    loader: LoaderParams,
+    machine: MachineParams,
+    decode: DecodeParams,
+    blind: bool = False,
+    loss: TrainParams | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[list[ScoredClip], float | None]:
+    """One ScoredClip a sample, in the table's order, and the mean loss a character where `loss` is given.
+
+    The loss is that of training, with the network in eval mode and the decoder fed the true characters.
+    """
+    batches = plan_scoring(samples, loader, batch_size)
+    stream = ShardStream(shards_folder, samples, machine, reader.device.type == "cuda")
+    return score_batches(
+        reader,
+        samples,
+        stream,
+        batches,
+        decode=decode,
+        blind=blind,
+        loss=loss,
+        on_progress=on_progress,
+    )
+
+
+@torch.no_grad()
+def score_batches(
+    reader: LipReader,
+    samples: pa.Table,
+    stream: ShardStream,
+    batches: Sequence[np.ndarray],
+    *,
+    decode: DecodeParams,
+    blind: bool = False,
+    loss: TrainParams | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[list[ScoredClip], float | None]:
+    """As `score_split`, over a stream that lives on between calls."""
+    reader.network.eval()
+    scored: dict[int, ScoredClip] = {}
+    loss_sum, num_chars = 0.0, 0
+    for batch in stream.batches(batches):
+        encoded_BSE, num_steps_B = reader.encode(batch.video_BTHW, batch.num_frames_B, blind)
+        readings = reader.decode(encoded_BSE, num_steps_B, batch.num_frames_B, decode)
+        if loss is not None:
+            targets = [reader.tokenizer.encode(label) for label in batch.labels]
+            params = LossParams(loss.ctc_weight, loss.label_smoothing, teacher_forcing=1.0)
+            loss_sum += float(joint_loss_B(reader.network, encoded_BSE, num_steps_B, targets, params).sum())
+            num_chars += sum(map(len, targets))
+        for row, reading in zip(batch.rows, readings, strict=True):
+            record = samples.slice(row, 1).to_pylist()[0]
+            scored[row] = ScoredClip(
+                clip_id=record["clip_id"],
+                split=record["split"],
+                reference=record["label"],
+                hypothesis=reading.text,
+                score=reading.score,
+                num_frames=record["num_frames"],
+                speaker=record["speaker"],
+                topic=record["topic"],
+            )
+        if on_progress:
+            on_progress(len(scored), samples.num_rows)
+    assert len(scored) == samples.num_rows, f"{samples.num_rows} samples, {len(scored)} scored"
+    mean_loss = loss_sum / max(num_chars, 1) if loss is not None else None
+    return [scored[row] for row in range(samples.num_rows)], mean_loss

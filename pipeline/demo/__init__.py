@@ -1,0 +1,1 @@
+"""The demo corpus: a miniature Chinese-LiPS, drawn from one public-domain photograph."""

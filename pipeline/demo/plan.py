@@ -1,0 +1,93 @@
+"""Which clips the demo corpus holds: speakers, IDs, topics, texts and paths, before a frame is drawn."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from pipeline.demo.grammar import draw_sentences
+from pipeline.demo.speaker import Speaker, draw_speaker
+
+CSV_HEADER: Final = ("ID", "TOPIC", "WAV", "PPT", "FACE", "TEXT")
+TOPICS: Final = ("DZJJ", "JKYS", "KJ", "LY", "QC", "RWLS", "TY", "YS", "ZX")
+# Chinese-LiPS writes "valid" in its CSVs' names and "val" on its folder.
+SPLIT_FOLDERS: Final = {"train": "train", "valid": "val", "test": "test"}
+_TOPICS_PER_SPEAKER: Final = 2
+_FIRST_SPEAKER_ID: Final = 101
+
+# Purposes of the random streams: drawing more from one leaves the others as they were.
+_SENTENCES, _SPEAKER, _CLIP, _IDENTITY = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSize:
+    """Speakers and clips per speaker of each split."""
+
+    train: tuple[int, int] = (16, 15)
+    valid: tuple[int, int] = (2, 12)
+    test: tuple[int, int] = (4, 16)
+
+    def splits(self) -> dict[str, tuple[int, int]]:
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPlan:
+    """One line of a CSV, and the numbers that seed its drawing. Paths are relative to the corpus root."""
+
+    clip_id: str
+    split: str
+    topic: str
+    text: str
+    speaker_index: int
+    clip_number: int
+
+    def _path(self, kind: str, name: str) -> str:
+        return f"{SPLIT_FOLDERS[self.split]}/{self.clip_id.rsplit('_', 1)[0]}/{kind}/{name}"
+
+    @property
+    def face(self) -> str:
+        return self._path("FACE", f"{self.clip_id}_FACE.mp4")
+
+    @property
+    def wav(self) -> str:
+        return self._path("WAV", f"{self.clip_id}.wav")
+
+    @property
+    def ppt(self) -> str:
+        return self._path("PPT", f"{self.clip_id}_PPT.mp4")
+
+
+def plan_corpus(seed: int, size: CorpusSize) -> list[ClipPlan]:
+    """Every clip of a corpus, in the order of its CSVs.
+
+    No speaker is in two splits; no valid or test sentence, nor one that looks like it, is in train.
+    """
+    splits = size.splits()
+    rng = np.random.default_rng([seed, _SENTENCES])
+    sentences = draw_sentences([speakers * clips for speakers, clips in splits.values()], rng)
+    plans: list[ClipPlan] = []
+    speaker_index = 0
+    for (split, (num_speakers, num_clips)), texts in zip(splits.items(), sentences, strict=True):
+        for number in range(num_speakers):
+            rng = np.random.default_rng([seed, _IDENTITY, speaker_index])
+            age, gender = int(rng.integers(18, 60)), "MF"[int(rng.integers(2))]
+            topics = [TOPICS[i] for i in sorted(rng.choice(len(TOPICS), _TOPICS_PER_SPEAKER, replace=False))]
+            for clip in range(num_clips):
+                topic = topics[clip * len(topics) // num_clips]
+                speaker = f"{speaker_index + _FIRST_SPEAKER_ID}_{age}_{gender}"
+                clip_id = f"{speaker}_{topic}_{clip + 1:03d}"
+                text = texts[number * num_clips + clip]
+                plans.append(ClipPlan(clip_id, split, topic, text, speaker_index, clip))
+            speaker_index += 1
+    return plans
+
+
+def speaker_of(seed: int, speaker_index: int) -> Speaker:
+    """The pseudo-speaker with that number in the corpus of that seed."""
+    return draw_speaker(np.random.default_rng([seed, _SPEAKER, speaker_index]))
+
+
+def clip_rng(seed: int, speaker_index: int, clip_number: int) -> np.random.Generator:
+    """The chance in one clip: from the corpus seed, its speaker and its number, never from its text."""
+    return np.random.default_rng([seed, _CLIP, speaker_index, clip_number])

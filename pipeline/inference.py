@@ -1,0 +1,91 @@
+"""Reads any video: the crop code of preprocessing, then the network."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+from model.device import choose_device
+from model.metrics import edit_counts
+from model.reader import LipReader
+from model.text import normalise
+from pipeline.params import Params
+from shards.errors import CheckpointError, ClipRejected
+from shards.schema import Reason
+from stages.cropping import crop_video
+from stages.video import sniff_media_kind
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the video and what was read there."""
+
+    start_s: float
+    end_s: float
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class VideoReading:
+    """What `pipeline inference` says of one video; `reason` is null where it could be read."""
+
+    path: str
+    text: str
+    confidence: float | None
+    """Geometric mean of the characters' probabilities."""
+    cer: float | None
+    num_frames: int | None
+    reason: str | None
+    segments: tuple[Segment, ...]
+
+
+def read_videos(
+    paths: Sequence[Path], checkpoint: Path, params: Params, ground_truth: str | None = None
+) -> list[VideoReading]:
+    """One reading a path, in order; a video that cannot be read gets the ledger's reason.
+
+    `ground_truth` is normalised as the labels of training were. Raises CheckpointError.
+    """
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    if not math.isclose(reader.fps, params.crop.target_fps):
+        raise CheckpointError(
+            f"{checkpoint} was trained at {reader.fps:g} frames/s, crop.target_fps is "
+            f"{params.crop.target_fps:g}; use the params.yaml it was trained with (config.yaml beside it)"
+        )
+    return [_read(path, reader, params, ground_truth) for path in paths]
+
+
+def _read(path: Path, reader: LipReader, params: Params, ground_truth: str | None) -> VideoReading:
+    try:
+        if not path.is_file():
+            raise ClipRejected(Reason.MISSING_FILE, f"{path} is not there")
+        mouth = crop_video(path, sniff_media_kind(path), params.crop)
+    except ClipRejected as error:
+        return VideoReading(str(path), "", None, None, None, str(error), ())
+    reading = reader.read_clip(mouth.clip_THW, params.decode)
+    cer = None
+    if ground_truth is not None:
+        cer = edit_counts(normalise(ground_truth, reader.text), reading.text).cer
+    confidence = math.exp(reading.score)
+    num_frames = len(mouth.clip_THW)
+    whole = Segment(0.0, num_frames / params.crop.target_fps, reading.text, confidence)
+    return VideoReading(str(path), reading.text, confidence, cer, num_frames, None, (whole,))
+
+
+def print_readings(readings: Sequence[VideoReading], as_json: bool) -> None:
+    """Text to stdout, and why a video could not be read to stderr."""
+    if as_json:
+        typer.echo(json.dumps([asdict(reading) for reading in readings], ensure_ascii=False, indent=2))
+        return
+    for reading in readings:
+        name = f"{reading.path}: " if len(readings) > 1 else ""
+        if reading.reason is not None:
+            typer.echo(f"{reading.path}: {reading.reason}", err=True)
+            continue
+        typer.echo(f"{name}{reading.text}")
+        if reading.cer is not None:
+            typer.echo(f"{name}CER {reading.cer:.4f} (accuracy {1 - reading.cer:.2%})")

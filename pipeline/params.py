@@ -1,0 +1,187 @@
+"""The typed view of params.yaml: read, overlaid, checked, saved with every result.
+
+Precedence, lowest first: params.yaml, preset, `--config`, `--set` and flags.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
+from pipeline.older import sections_of_older_config
+from shards.errors import ConfigError
+from shards.settings import LoaderParams, MachineParams, PackParams, Section
+from stages.settings import CorpusParams, CropParams, ReportParams
+
+RECIPES = ("demo", "grid", "chinese_lips")
+
+
+class PathsParams(Section):
+    """Every path the stages write, relative to the working directory; dvc.yaml takes them from here."""
+
+    clips: str = "data/clips.parquet"
+    crops: str = "data/crops.parquet"
+    tracks: str = "data/tracks.parquet"
+    shards: str = "data/shards"
+    samples: str = "data/samples.parquet"
+    stats: str = "stats"
+    checkpoints: str = "checkpoints"
+    logs: str = "logs"
+    runs: str = Field("runs", description="running state of training; survives a rerun, no out of DVC")
+    report: str = "report"
+
+
+class Params(Section):
+    """params.yaml, one field a section."""
+
+    corpus: CorpusParams
+    text: TextParams
+    crop: CropParams
+    pack: PackParams
+    loader: LoaderParams
+    model: ModelParams
+    train: TrainParams
+    decode: DecodeParams
+    report: ReportParams
+    machine: MachineParams
+    paths: PathsParams
+
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "cpu": {
+        "train": {"batch_size": 2, "mixed_precision": False},
+        "machine": {"num_workers": 0, "device": "cpu"},
+    },
+    "12gb": {"train": {"batch_size": 8, "accumulation_steps": 4}},
+    "24gb": {
+        "train": {"batch_size": 16, "accumulation_steps": 2},
+        "model": {"frame_height": 128, "frame_width": 128},
+    },
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as everyone but YAML 1.1 reads it; a doubled key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The YAML value of `text`; a ConfigError that names `name` and the line where it is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is no valid YAML: {error}") from error
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; `pipeline init --recipe demo` writes a params.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} must hold sections (key: value), it holds {type(value).__name__}")
+    return value
+
+
+def load_params(
+    file: Path,
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Params:
+    """The effective parameters.
+
+    `preset` names one of PRESETS, `config` a file of sections or of an older trainer's flat names,
+    `assignments` are `section.key=value`, `flags` maps `section.key` to a value (None: not given).
+    Raises ConfigError naming the key, the value and what is allowed.
+    """
+    values = read_mapping(file)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(f"preset '{preset}' is unknown; known are {', '.join(PRESETS)}")
+        values = _overlay(values, PRESETS[preset])
+    if config is not None:
+        values = _overlay(values, sections_of_older_config(read_mapping(config), str(config)))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(f"--set {assignment}: write it as section.key=value, e.g. train.batch_size=4")
+        values = _set(values, key.strip(), parse_yaml(text, f"--set {assignment}"))
+    for key, value in (flags or {}).items():
+        if value is not None:
+            values = _set(values, key, value)
+    return check(values, str(file))
+
+
+def check(values: Mapping[str, Any], name: str) -> Params:
+    """`values` as Params; raises a ConfigError that lists every wrong key, its value and the mend."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError(f"{name}:\n  " + "\n  ".join(lines)) from error
+
+
+def recipe_text(name: str) -> str:
+    """The params.yaml of a recipe, comments included."""
+    if name not in RECIPES:
+        raise ConfigError(f"recipe '{name}' is unknown; known are {', '.join(RECIPES)}")
+    return (resources.files("recipes") / f"{name}.yaml").read_text("utf-8")
+
+
+def params_text(params: Params) -> str:
+    """The effective configuration as YAML that `load_params` reads back to the same values."""
+    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = (
+            _overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def _set(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return _overlay(values, value)
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "params"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{key}: no such key (value {item['input']!r}); look for a typing error"
+    if item["type"] == "missing":
+        return f"{key}: is missing; `pipeline init --recipe demo` shows every key with its meaning"
+    return f"{key}: {item['input']!r} is not allowed: {message}"

@@ -1,0 +1,65 @@
+"""Choosing a recipe: writes params.yaml, and never overwrites an edited one unasked."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from pipeline.params import RECIPES, check, parse_yaml, read_mapping, recipe_text
+from shards.errors import ConfigError
+from shards.files import write_text
+
+_ROOT_LINE = re.compile(r"^(  root: )(\S+)", re.MULTILINE)
+
+
+def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force: bool) -> str:
+    """Writes the recipe, with `corpus_root` in its place; a line that says what was done and what is next.
+
+    Raises ConfigError where `params_file` was edited and `force` is false.
+    """
+    text = recipe_text(recipe)
+    if corpus_root is not None:
+        text = _ROOT_LINE.sub(lambda match: match[1] + _quoted(corpus_root), text, count=1)
+    values = check(parse_yaml(text, recipe), recipe)
+    if params_file.exists() and not force and _is_edited(params_file):
+        raise ConfigError(
+            f"{params_file} differs from every recipe: it may hold your settings. "
+            "Move it away, or overwrite it with --force"
+        )
+    write_text(params_file, text)
+    if recipe != "demo":
+        _version_dvc_lock(params_file.parent)
+    next_step = "pipeline demo && dvc repro" if recipe == "demo" else "dvc repro"
+    return f"{params_file}: recipe {recipe}, corpus in {values.corpus.root}; next: {next_step}"
+
+
+def refuse_other_recipe(params_file: Path, recipe: str) -> None:
+    """ConfigError with advice where `params_file` is not exactly that recipe's values."""
+    found = read_mapping(params_file)
+    if found != parse_yaml(recipe_text(recipe), recipe):
+        raise ConfigError(
+            f"{params_file} is not the {recipe}'s: nothing was touched. Keep a copy of it if you need it, then "
+            f"`pipeline init --recipe {recipe} --force`"
+        )
+
+
+def _is_edited(params_file: Path) -> bool:
+    """Whether the file differs from every recipe in more than the corpus root."""
+    found = read_mapping(params_file)
+    for recipe in RECIPES:
+        values = parse_yaml(recipe_text(recipe), recipe)
+        root = found.get("corpus", {}).get("root") if isinstance(found.get("corpus"), dict) else None
+        if found == values | {"corpus": values["corpus"] | {"root": root}}:
+            return False
+    return True
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'"
+
+
+def _version_dvc_lock(folder: Path) -> None:
+    """Shows dvc.lock to git again: `make demo` hides it, since a demo's hashes are its machine's own."""
+    if (folder / ".git").exists() and (folder / "dvc.lock").exists():
+        command = ["git", "-C", str(folder), "update-index", "--no-skip-worktree", "dvc.lock"]
+        # not tracked, or no git here: then there is nothing hidden either
+        subprocess.run(command, check=False, capture_output=True)

@@ -1,0 +1,1 @@
+"""Complete params.yaml files; `pipeline init --recipe NAME` writes one."""

@@ -1,0 +1,124 @@
+"""Atomic files and the Parquet tables: a name on disk is always a whole, synced file."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import TableError
+from shards.schema import SCHEMA_VERSION
+
+HASH_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path`; on success it is synced and renamed, on error removed.
+
+    A reader sees the old file or the whole new one, never a torso.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, payload: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(payload)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    """Writes `table` under exactly `schema`; raises where a column is missing or of another type."""
+    with atomic_file(path) as file:
+        pq.write_table(table.cast(schema), file, compression="zstd")
+
+
+def table_from_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Arrow table of dictionaries that must have exactly the schema's keys."""
+    names = schema.names
+    for row in rows:
+        assert row.keys() == set(names), f"row keys differ from the schema: {set(names) ^ row.keys()}"
+    return pa.table(
+        {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in names},
+        schema=schema,
+    )
+
+
+def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
+    """The whole table at `path`, checked against `schema`.
+
+    `made_by` is the command that makes it, for the message of the TableError raised where the file is
+    missing, damaged, or of another schema version.
+    """
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+    except FileNotFoundError:
+        raise TableError(f"{path} is missing; `{made_by}` makes it") from None
+    except pa.ArrowInvalid as error:
+        raise TableError(f"{path} is no readable Parquet file ({error}); run `{made_by}` again") from error
+    found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if found != str(SCHEMA_VERSION) or table.schema.names != schema.names:
+        raise TableError(
+            f"{path} has schema version {found} with columns {table.schema.names}, "
+            f"this code reads version {SCHEMA_VERSION} with {schema.names}; run `{made_by}` again"
+        )
+    return table
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hex sha256 of a canonical JSON of `parts`: equal parts, equal fingerprint, on any machine."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

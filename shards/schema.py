@@ -1,0 +1,145 @@
+"""The Parquet tables: explicit, versioned Arrow schemas with units in the field metadata.
+
+| table | one row per | written by |
+|---|---|---|
+| clips | transcript line | ingest |
+| crops | row of clips: the ledger | crop |
+| tracks | `ok` face clip | crop |
+| samples | packed sample | pack |
+| predictions | scored clip | report |
+"""
+
+import pyarrow as pa
+
+from shards.terms import CLIP_ID_PATTERN, MediaKind, Reason, Status
+
+__all__ = [
+    "CLIPS",
+    "CLIP_ID_PATTERN",
+    "CROPS",
+    "PREDICTIONS",
+    "SAMPLES",
+    "TABLES",
+    "TRACKS",
+    "MediaKind",
+    "Reason",
+    "Status",
+]
+
+SCHEMA_VERSION = 1
+
+
+def _field(name: str, kind: pa.DataType, about: str, unit: str = "", nullable: bool = False) -> pa.Field:
+    metadata = {"about": about} | ({"unit": unit} if unit else {})
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+def _schema(table: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})
+
+
+_string, _int32, _int64, _float = pa.string(), pa.int32(), pa.int64(), pa.float32()
+
+CLIPS = _schema(
+    "clips",
+    [
+        _field("clip_id", _string, "unique name of the clip, [A-Za-z0-9_-]{1,120}"),
+        _field("split", _string, "train, valid, test or any name of that form"),
+        _field("speaker", _string, "speaker, null where unknown", nullable=True),
+        _field("gender", _string, "as the corpus gives it", nullable=True),
+        _field("age", _int32, "age of the speaker", "years", nullable=True),
+        _field("topic", _string, "topic of the clip", nullable=True),
+        _field("media", _string, "video, relative to the corpus root, or zip!member"),
+        _field(
+            "media_kind",
+            _string,
+            "face or mouth, by looking at the file; null where it is missing",
+            nullable=True,
+        ),
+        _field("text", _string, "transcript as given"),
+        _field("label", _string, "normalised transcript: what the model learns"),
+        _field("num_chars", _int32, "characters of label", "characters"),
+    ],
+)
+
+CROPS = _schema(
+    "crops",
+    [
+        _field("clip_id", _string, "row of clips"),
+        _field("status", _string, "ok or rejected"),
+        _field("reason", _string, "closed enum, null where ok", nullable=True),
+        _field("detail", _string, "what a person should know, null where ok", nullable=True),
+        _field("source_fps", _float, "mean rate of the source", "1/s", nullable=True),
+        _field("source_width", _int32, "width after rotation", "px", nullable=True),
+        _field("source_height", _int32, "height after rotation", "px", nullable=True),
+        _field("source_frames", _int32, "frames decoded, not announced", "frames", nullable=True),
+        _field("num_frames", _int32, "frames at the target rate", "frames", nullable=True),
+        _field("duration_s", _float, "duration of the source", "s", nullable=True),
+        _field("num_faces", _int32, "most faces seen at once", nullable=True),
+        _field("detection_rate", _float, "share of landmarked frames with the face", "0..1", nullable=True),
+        _field("landmarked_frames", _int32, "source frames that were landmarked", "frames", nullable=True),
+        _field("mouth_width_px", _float, "median mouth width in the source", "source px", nullable=True),
+        _field(
+            "jitter_px", _float, "mean frame-to-frame shift left after smoothing", "crop px", nullable=True
+        ),
+        _field("yaw_deg", _float, "median absolute yaw of the head", "degrees", nullable=True),
+        _field(
+            "sharpness",
+            _float,
+            "median variance of the Laplacian of the crop",
+            "gray levels squared",
+            nullable=True,
+        ),
+        _field("mean_luma", _float, "mean gray level of the crop", "0..255", nullable=True),
+        _field("track_key", _string, "cache key of the raw landmarks", nullable=True),
+        _field("clip_key", _string, "cache key of the mouth clip", nullable=True),
+        _field("bytes", _int64, "size of the cached mouth clip", "bytes", nullable=True),
+    ],
+)
+
+TRACKS = _schema(
+    "tracks",
+    [
+        _field("clip_id", _string, "row of clips"),
+        _field("transform", pa.list_(_float), "num_frames 2x3 matrices, source to crop pixel, row by row"),
+        _field("frame_index", pa.list_(_int32), "source frame shown at each output frame"),
+        _field("landmarked", pa.list_(_int32), "source frames that were landmarked"),
+    ],
+)
+
+SAMPLES = _schema(
+    "samples",
+    [
+        _field("clip_id", _string, "row of clips"),
+        _field("split", _string, "split of the shard"),
+        _field("shard", _string, "tar file, relative to paths.shards"),
+        _field("sample_offset", _int64, "first tar header of the sample", "bytes"),
+        _field("sample_size", _int64, "tar headers and padding included", "bytes"),
+        _field("clip_offset", _int64, "first byte of the mouth clip's payload", "bytes"),
+        _field("clip_size", _int64, "size of the payload", "bytes"),
+        _field("sha256", _string, "of the payload"),
+        _field("codec", _string, "raw, ..."),
+        _field("num_frames", _int32, "frames of the clip", "frames"),
+        _field("num_chars", _int32, "characters of label", "characters"),
+        _field("label", _string, "normalised transcript"),
+        _field("speaker", _string, "speaker, null where unknown", nullable=True),
+        _field("topic", _string, "topic of the clip", nullable=True),
+    ],
+)
+
+PREDICTIONS = _schema(
+    "predictions",
+    [
+        _field("clip_id", _string, "row of samples"),
+        _field("split", _string, "scored split"),
+        _field("reference", _string, "normalised transcript"),
+        _field("hypothesis", _string, "what the model read"),
+        _field("cer", _float, "(S + D + I) / characters of the reference"),
+        _field("substitutions", _int32, "S"),
+        _field("deletions", _int32, "D"),
+        _field("insertions", _int32, "I"),
+        _field("score", _float, "log-probability of the hypothesis a character; higher is surer", "nats"),
+    ],
+)
+
+TABLES = {"clips": CLIPS, "crops": CROPS, "tracks": TRACKS, "samples": SAMPLES, "predictions": PREDICTIONS}

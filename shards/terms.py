@@ -1,0 +1,38 @@
+"""The closed sets of words that the tables use. Imports nothing heavy, so that errors can name them."""
+
+import re
+from enum import StrEnum
+
+CLIP_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,120}")
+
+
+class MediaKind(StrEnum):
+    FACE = "face"
+    MOUTH = "mouth"
+
+
+class Status(StrEnum):
+    OK = "ok"
+    REJECTED = "rejected"
+
+
+class Reason(StrEnum):
+    """Why a clip was rejected: the closed set that crops.parquet may hold."""
+
+    MISSING_FILE = "missing_file"
+    UNREADABLE = "unreadable"
+    UNSAFE_PATH = "unsafe_path"
+    NO_VIDEO = "no_video"
+    TRUNCATED = "truncated"
+    OVERSIZED = "oversized"
+    NO_FACE = "no_face"
+    LOW_DETECTION = "low_detection"
+    SMALL_MOUTH = "small_mouth"
+    TURNED_AWAY = "turned_away"
+    UNSTABLE_TRACK = "unstable_track"
+    TOO_SHORT = "too_short"
+    TOO_LONG = "too_long"
+    EMPTY_TEXT = "empty_text"
+    LABEL_TOO_LONG = "label_too_long"
+    CRASHED = "crashed"
+    TIMEOUT = "timeout"

@@ -1,0 +1,1 @@
+"""One module per DVC stage, and what only they need: corpora, video, landmarks, mouth geometry, pages."""

@@ -1,0 +1,49 @@
+"""Reads a corpus: the transcripts of one of the known layouts, checked for what would make them untrue."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from shards.errors import CorpusError
+from shards.schema import CLIP_ID_PATTERN
+from stages.corpora.chinese_lips import read_chinese_lips
+from stages.corpora.grid import read_grid
+from stages.corpora.table import read_transcript_table
+from stages.corpora.transcript import Transcript, split_rank
+from stages.settings import CorpusParams
+
+__all__ = ["Transcript", "read_corpus", "split_rank"]
+
+_READERS: Mapping[str, Callable[[CorpusParams], list[Transcript]]] = {
+    "chinese_lips": lambda corpus: read_chinese_lips(Path(corpus.root)),
+    "grid": lambda corpus: read_grid(Path(corpus.root)),
+    "table": read_transcript_table,
+}
+
+
+def read_corpus(corpus: CorpusParams) -> list[Transcript]:
+    """Every transcript of the corpus, in the order of its files.
+
+    Raises CorpusError, naming file and line, where the transcripts are untrue: a wrong header, a ragged row,
+    broken encoding, a doubled id, a name outside [A-Za-z0-9_-]{1,120}, or no clip at all.
+    """
+    if not Path(corpus.root).is_dir():
+        raise CorpusError(f"corpus.root {corpus.root} is no folder; set it to where the corpus lies")
+    transcripts = _READERS[corpus.kind](corpus)
+    if not transcripts:
+        raise CorpusError(
+            f"{corpus.root} holds no clip: its tables have a header but no rows; check corpus.root"
+        )
+    seen: dict[str, str] = {}
+    for transcript in transcripts:
+        for name, value in (("clip id", transcript.clip_id), ("split", transcript.split)):
+            if not CLIP_ID_PATTERN.fullmatch(value):
+                raise CorpusError(
+                    f"{transcript.where}: {name} {value!r} must be 1 to 120 of the characters A-Z a-z 0-9 _ -"
+                )
+        if transcript.clip_id in seen:
+            raise CorpusError(
+                f"{transcript.where}: clip id {transcript.clip_id} stands already at "
+                f"{seen[transcript.clip_id]}; every id must occur once"
+            )
+        seen[transcript.clip_id] = transcript.where
+    return transcripts

@@ -1,0 +1,139 @@
+"""Any corpus, as one CSV or Parquet table: clip_id, media, text, and what else is known."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import CorpusError
+from stages.corpora.csv_rows import read_csv
+from stages.corpora.transcript import Transcript, relative_media
+from stages.settings import CorpusParams
+
+_log = logging.getLogger(__name__)
+
+REQUIRED = ("clip_id", "media", "text")
+OPTIONAL = ("split", "speaker", "topic")
+_UNSPLIT = "unsplit"
+
+
+def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
+    """The rows of `corpus.table`; other columns than REQUIRED and OPTIONAL are ignored, and logged.
+
+    Without a column `split` the clips are split by `seeded_split`. Raises CorpusError where the table is
+    untrue; a Parquet row counts as a line, the first is line 1.
+    """
+    path = Path(corpus.root) / corpus.table
+    if not path.is_file():
+        raise CorpusError(f"{path} is missing; corpus.table names a CSV or Parquet file below corpus.root")
+    rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header)
+    transcripts, has_splits = [], True
+    for where, row in rows:
+        has_splits = "split" in row
+        transcripts.append(
+            Transcript(
+                clip_id=row["clip_id"].strip(),
+                split=row["split"].strip() if has_splits else _UNSPLIT,
+                speaker=row.get("speaker", "").strip() or None,
+                gender=None,
+                age=None,
+                topic=row.get("topic", "").strip() or None,
+                media=relative_media(row["media"].strip()),
+                text=row["text"],
+                where=where,
+            )
+        )
+    return transcripts if has_splits else _with_seeded_split(transcripts, corpus, path)
+
+
+def _check_header(header: Sequence[str]) -> str | None:
+    if doubled := sorted(name for name, count in Counter(header).items() if count > 1):
+        return f"column {', '.join(doubled)} stands twice"
+    if missing := [name for name in REQUIRED if name not in header]:
+        return (
+            f"header {','.join(header)} lacks {', '.join(missing)}; "
+            f"needed are {','.join(REQUIRED)}, known are also {','.join(OPTIONAL)}"
+        )
+    if ignored := [name for name in header if name not in REQUIRED + OPTIONAL]:
+        _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
+    return None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    number = 0
+    try:
+        file = pq.ParquetFile(path)
+        if problem := _check_header(file.schema_arrow.names):
+            raise CorpusError(f"{path}:1: {problem}")
+        columns = [name for name in file.schema_arrow.names if name in REQUIRED + OPTIONAL]
+        for batch in file.iter_batches(columns=columns):
+            strings = pa.table(batch.columns, names=columns).cast(
+                pa.schema([(name, pa.string()) for name in columns])
+            )
+            # Parquet readers take the bytes of a string column on trust
+            strings.validate(full=True)
+            for row in strings.to_pylist():
+                number += 1
+                yield f"{path}:{number}", {name: value or "" for name, value in row.items()}
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise CorpusError(
+            f"{path}:{number + 1}: from here on this is no Parquet table of strings: {error}"
+        ) from error
+
+
+def seeded_split(
+    groups: Mapping[str, int], valid_fraction: float, test_fraction: float, seed: int
+) -> dict[str, str]:
+    """Group → train, valid or test, for groups of `groups[name]` clips each.
+
+    A group goes whole into one split, the largest always into train. Groups are taken in the order of a
+    seeded hash of their names, so the result hangs on names and sizes alone, not on their order. Valid and
+    test get one group each, then more as long as that brings them nearer to their fraction of all clips.
+    Raises ValueError where there are fewer groups than splits.
+    """
+    total = sum(groups.values())
+    fractions = {"valid": valid_fraction, "test": test_fraction}
+    wanted = {name: fraction * total for name, fraction in fractions.items() if fraction > 0}
+    if len(groups) <= len(wanted):
+        raise ValueError(f"{len(groups)} groups are too few for {len(wanted) + 1} splits")
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+    ranked = sorted(groups, key=rank)
+    chosen = {max(ranked, key=lambda name: groups[name]): "train"}
+    taken = dict.fromkeys(wanted, 0)
+
+    def give(group: str, split: str) -> None:
+        chosen[group] = split
+        taken[split] += groups[group]
+
+    # the smallest split first: few groups are small enough for it
+    for split in sorted(wanted, key=lambda split: wanted[split]):
+        rest = [group for group in ranked if group not in chosen]
+        fitting = (group for group in rest if groups[group] / 2 <= wanted[split])
+        give(next(fitting, min(rest, key=lambda group: groups[group])), split)
+    for group in ranked:
+        for split, target in wanted.items():
+            if group not in chosen and taken[split] + groups[group] / 2 <= target:
+                give(group, split)
+    return {group: chosen.get(group, "train") for group in groups}
+
+
+def _with_seeded_split(
+    transcripts: Sequence[Transcript], corpus: CorpusParams, path: Path
+) -> list[Transcript]:
+    keys = [f"speaker {t.speaker}" if t.speaker else f"clip {t.clip_id}" for t in transcripts]
+    try:
+        splits = seeded_split(Counter(keys), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
+    except ValueError as error:
+        raise CorpusError(
+            f"{path} cannot be split without sharing a speaker between splits ({error}); give it a column "
+            f"split, or set corpus.valid_fraction or corpus.test_fraction to 0"
+        ) from error
+    return [replace(t, split=splits[key]) for t, key in zip(transcripts, keys, strict=True)]

@@ -1,0 +1,246 @@
+"""Stage crop: every clip of clips.parquet becomes one row of the ledger, and a mouth clip in the cache."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from shards import schema
+from shards.errors import ClipRejected
+from shards.files import Progress, read_table, table_from_rows, write_table
+from shards.schema import MediaKind, Reason, Status
+from shards.settings import MachineParams
+from stages.cache import ClipCache, Outcome
+from stages.corpora.transcript import leaves_root
+from stages.cropping import Figures
+from stages.settings import CorpusParams, CropParams
+
+WAITING_A_WORKER = 4
+"""Clips handed out ahead for each process: enough to keep it busy, few to try again when one dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class CropSummary:
+    """What became of the clips."""
+
+    num_ok: int
+    rejected: Mapping[str, int]
+    num_from_cache: int
+    source_frames: int
+    seconds: float
+
+    def __str__(self) -> str:
+        total = self.num_ok + sum(self.rejected.values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
+        return (
+            f"{self.num_ok} of {total} clips ok, rejected: {reasons or 'none'}; {self.num_from_cache} from the "
+            f"cache, {self.source_frames:,} source frames, {self.seconds:.0f} s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """What a worker needs to know of a row of clips.parquet."""
+
+    clip_id: str
+    root: str
+    media: str
+    media_kind: str | None
+    label: str
+    num_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    crop_row: dict[str, Any]
+    track_row: dict[str, Any] | None
+    from_cache: bool
+
+
+def crop(
+    corpus: CorpusParams,
+    crop: CropParams,
+    machine: MachineParams,
+    clips_path: Path,
+    crops_path: Path,
+    tracks_path: Path,
+    on_progress: Progress | None = None,
+) -> CropSummary:
+    """Writes crops.parquet and tracks.parquet, in the order of clips.parquet: a row a clip, ok or rejected.
+
+    Clips finished before come from the cache. A clip on which a process dies is `crashed`; the run goes on.
+    Raises TableError where clips.parquet is not there, MachineError where mediapipe cannot run.
+    """
+    start = time.monotonic()
+    rows = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
+    clips = [
+        _Clip(r["clip_id"], corpus.root, r["media"], r["media_kind"], r["label"], r["num_chars"])
+        for r in rows
+    ]
+    done: dict[str, _Done] = {}
+    cache_folder = Path(machine.cache_dir)
+    for clip, result in _crop_all(clips, crop, cache_folder, machine.workers or os.cpu_count() or 1):
+        done[clip.clip_id] = result
+        if on_progress:
+            on_progress(len(done), len(clips))
+    assert len(done) == len(clips), f"{len(clips)} clips in, {len(done)} rows out"
+    crop_rows = [done[clip.clip_id].crop_row for clip in clips]
+    track_rows = [row for clip in clips if (row := done[clip.clip_id].track_row) is not None]
+    write_table(crops_path, table_from_rows(crop_rows, schema.CROPS), schema.CROPS)
+    write_table(tracks_path, table_from_rows(track_rows, schema.TRACKS), schema.TRACKS)
+    return CropSummary(
+        num_ok=sum(row["status"] == Status.OK for row in crop_rows),
+        rejected=Counter(row["reason"] for row in crop_rows if row["status"] == Status.REJECTED),
+        num_from_cache=sum(result.from_cache for result in done.values()),
+        source_frames=sum(row["source_frames"] or 0 for row in crop_rows),
+        seconds=time.monotonic() - start,
+    )
+
+
+def resolve_media(root: Path, media: str) -> Path:
+    """The file `media` names under `root`; ClipRejected where it is missing, or would be read outside."""
+    if not media:
+        raise ClipRejected(Reason.MISSING_FILE, "the transcript names no video")
+    if leaves_root(media):
+        raise ClipRejected(
+            Reason.UNSAFE_PATH, f"{media} leads out of the corpus; name it relative to the root"
+        )
+    path = root / media
+    if not path.exists():
+        raise ClipRejected(Reason.MISSING_FILE, f"{media} is not below the corpus root")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ClipRejected(
+            Reason.UNSAFE_PATH, f"{media} is a link to a file outside the corpus; copy the file into it"
+        )
+    return path
+
+
+def _crop_all(
+    clips: Sequence[_Clip], params: CropParams, cache_folder: Path, num_workers: int
+) -> Iterator[tuple[_Clip, _Done]]:
+    """Each clip with what became of it, as they finish."""
+    waiting = list(reversed(clips))
+    while waiting:
+        in_flight: dict[Future[_Done], _Clip] = {}
+        with _pool(num_workers) as pool:
+            try:
+                while waiting or in_flight:
+                    while waiting and len(in_flight) < WAITING_A_WORKER * num_workers:
+                        # known to be in flight before the pool can break on it
+                        clip = waiting[-1]
+                        in_flight[pool.submit(_crop_one, clip, params, cache_folder)] = clip
+                        waiting.pop()
+                    for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
+                        result = _result(future, in_flight[future])
+                        yield in_flight.pop(future), result
+            except BrokenProcessPool:
+                # one of these clips killed its process, and the pool with it
+                pass
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        for clip in in_flight.values():
+            yield clip, _crop_alone(clip, params, cache_folder)
+
+
+def _crop_alone(clip: _Clip, params: CropParams, cache_folder: Path) -> _Done:
+    """One clip in a process of its own: if that dies, this clip did it."""
+    with _pool(1) as pool:
+        future = pool.submit(_crop_one, clip, params, cache_folder)
+        try:
+            return _result(future, clip)
+        except BrokenProcessPool:
+            detail = f"the process that read {clip.media} died, twice; look at the file, or leave it out"
+            return _Done(_crop_row(clip, Figures(), Reason.CRASHED, detail), None, from_cache=False)
+
+
+def _pool(num_workers: int) -> ProcessPoolExecutor:
+    # spawned: mediapipe's threads do not survive a fork
+    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    # Ctrl-C is the parent's to handle; one process a core is all the parallelism there is
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+
+
+def _result(future: "Future[_Done]", clip: _Clip) -> _Done:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        error.add_note(f"while cropping clip {clip.clip_id} ({clip.media})")
+        raise
+
+
+def _crop_one(clip: _Clip, params: CropParams, cache_folder: Path) -> _Done:
+    """The ledger's row, and the track, of one clip; runs in a worker."""
+    try:
+        if not clip.label:
+            raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
+        path = resolve_media(Path(clip.root), clip.media)
+        # without a kind its header could not be read at ingest; crop finds the reason
+        kind = MediaKind(clip.media_kind) if clip.media_kind is not None else MediaKind.FACE
+        if not path.is_file():
+            raise ClipRejected(Reason.UNREADABLE, f"{clip.media} is no plain file")
+    except ClipRejected as rejection:
+        return _Done(_crop_row(clip, Figures(), rejection.reason, rejection.detail), None, from_cache=False)
+    outcome = ClipCache(cache_folder).crop(path, kind, params)
+    rejection_or_none = outcome.rejection or _too_dense(clip, outcome.figures, params)
+    if rejection_or_none is not None:
+        row = _crop_row(clip, outcome.figures, rejection_or_none.reason, rejection_or_none.detail, outcome)
+        return _Done(row, None, outcome.from_cache)
+    return _Done(
+        _crop_row(clip, outcome.figures, None, None, outcome), _track_row(clip, outcome), outcome.from_cache
+    )
+
+
+def _too_dense(clip: _Clip, figures: Figures, params: CropParams) -> ClipRejected | None:
+    """A label that nobody speaks in that time belongs to another video, or to a cut one."""
+    assert figures.duration_s is not None, "a clip that was cut has a duration"
+    if clip.num_chars <= params.max_chars_per_s * figures.duration_s:
+        return None
+    return ClipRejected(
+        Reason.LABEL_TOO_LONG,
+        f"{clip.num_chars} characters in {figures.duration_s:.2f} s; crop.max_chars_per_s is "
+        f"{params.max_chars_per_s:g}: is the video cut?",
+    )
+
+
+def _crop_row(
+    clip: _Clip, figures: Figures, reason: Reason | None, detail: str | None, outcome: Outcome | None = None
+) -> dict[str, Any]:
+    mouth = outcome.mouth if outcome is not None and reason is None else None
+    return {
+        "clip_id": clip.clip_id,
+        "status": (Status.OK if reason is None else Status.REJECTED).value,
+        "reason": None if reason is None else reason.value,
+        "detail": detail,
+        **figures.as_row(),
+        "track_key": None if outcome is None else outcome.track_key,
+        "clip_key": None if outcome is None else outcome.clip_key,
+        "bytes": None if mouth is None else mouth.clip_THW.nbytes,
+    }
+
+
+def _track_row(clip: _Clip, outcome: Outcome) -> dict[str, Any] | None:
+    mouth = outcome.mouth
+    if mouth is None or mouth.transform_T23 is None:
+        return None
+    return {
+        "clip_id": clip.clip_id,
+        "transform": mouth.transform_T23.ravel().tolist(),
+        "frame_index": mouth.frame_index_T.tolist(),
+        "landmarked": mouth.landmarked.tolist(),
+    }

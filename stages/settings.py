@@ -1,0 +1,63 @@
+"""The sections of params.yaml that `stages` owns."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from shards.settings import Section
+
+
+class CorpusParams(Section):
+    """Where the videos and transcripts are, and how they are laid out."""
+
+    kind: Literal["chinese_lips", "grid", "table"] = Field(
+        "chinese_lips", description="layout: chinese_lips (raw, processed or older header), grid, table"
+    )
+    root: str = Field(description="folder of the corpus")
+    table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
+    speaker_overlap: Literal["error", "warn"] = Field(
+        "error", description="what to do when one speaker is in two splits"
+    )
+    valid_fraction: float = Field(
+        0.05, ge=0, lt=1, description="kind table without a split column: share of valid"
+    )
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="kind table without a split column: share of test"
+    )
+    seed: int = Field(0, ge=0, description="kind table without a split column: the split's seed")
+
+    @model_validator(mode="after")
+    def _fractions_leave_training_clips(self) -> "CorpusParams":
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                "valid_fraction + test_fraction must stay below 1, or nothing is left to train on"
+            )
+        return self
+
+
+class CropParams(Section):
+    """How a mouth clip is cut, and which clips are turned down. Everything in here is in the cache key."""
+
+    size_px: int = Field(96, ge=16, le=512, description="width and height of the mouth crop, px")
+    target_fps: float = Field(25.0, ge=1, le=120, description="frame rate of the mouth clip, 1/s")
+    smoothing_s: float = Field(0.5, ge=0, le=5, description="window of the smoothing of the transform, s")
+    max_faces: int = Field(3, ge=1, le=16, description="faces followed at once")
+    max_gap_s: float = Field(0.5, ge=0, description="longest time without the face that is bridged, s")
+    min_frames: int = Field(10, ge=1, description="shorter clips are too_short, frames at target_fps")
+    max_frames: int = Field(1_000, ge=1, description="longer clips are too_long, frames at target_fps")
+    max_chars_per_s: float = Field(12.0, gt=0, description="denser labels are label_too_long, characters/s")
+    min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection")
+    min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
+    max_yaw_deg: float = Field(45.0, gt=0, le=90, description="more is turned_away, median over the clip")
+    max_jitter_px: float = Field(3.0, gt=0, description="more is unstable_track, mean shift a frame, crop px")
+    max_source_pixels: int = Field(3_840 * 2_160, gt=0, description="larger pictures are oversized, px")
+    max_source_s: float = Field(600.0, gt=0, description="longer videos are oversized, s")
+    max_source_mb: float = Field(4_096.0, gt=0, description="larger files are oversized, MB")
+
+
+class ReportParams(Section):
+    """What the report shows."""
+
+    split: str = Field("test", description="split that is scored")
+    seed: int = Field(0, ge=0, description="permutation of the chance CER")
+    num_examples: int = Field(6, ge=1, le=100, description="worst, and best, clips shown as film strips")

@@ -1,0 +1,50 @@
+"""What a machine may lack: real videos, a browser, a GPU. A test that needs one skips, or fails where told to."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def _lacking(what: str, variable: str) -> None:
+    """Skips the test; fails it where `variable` is 1, so that CI notices what it no longer tests."""
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{what}, and {variable}=1")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real videos that PIPELINE_REALDATA names; it holds `grid`."""
+    named = os.environ.get("PIPELINE_REALDATA", "")
+    if not named or not Path(named).is_dir():
+        _lacking(
+            f"PIPELINE_REALDATA names no folder of real videos ({named or 'unset'})", "FAIL_WITHOUT_REALDATA"
+        )
+    return Path(named).resolve()
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """A headless browser's program, for playwright's `executable_path`."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        _lacking(f"none of {', '.join(BROWSERS)} is on PATH", "FAIL_WITHOUT_BROWSER")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """Name of a CUDA device. torch is imported here, so that collecting tests stays quick."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    _lacking("torch sees no CUDA device", "FAIL_WITHOUT_GPU")
+    raise AssertionError("unreachable: the line above skips or fails")

@@ -1,0 +1,102 @@
+"""Packs made-up mouth clips with plain tarfile and numpy: the layout of DESIGN, not our writer."""
+
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.files import table_from_rows, write_table
+from shards.schema import SAMPLES
+
+SYLLABLES = "一二三四"
+
+
+@dataclass(frozen=True)
+class Packed:
+    shards: Path
+    samples: Path
+
+
+def toy_clip(label: str, seed: int, frames_a_char: int = 6) -> np.ndarray:
+    """A bar whose height is the character's: uint8, T×96×96. What a small network learns in seconds."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for character in label:
+        for step in range(frames_a_char):
+            frame = rng.integers(90, 110, (96, 96), dtype=np.uint8)
+            if 1 <= step < frames_a_char - 1:
+                top = 8 + 22 * SYLLABLES.index(character)
+                frame[top : top + 14, 20:76] = 230
+            frames.append(frame)
+    return np.stack(frames)
+
+
+def toy_clips(
+    num_train: int = 24, num_valid: int = 6, seed: int = 0
+) -> list[tuple[str, str, np.ndarray, str]]:
+    rng = np.random.default_rng(seed)
+    clips = []
+    for split, count in (("train", num_train), ("valid", num_valid), ("test", num_valid)):
+        for number in range(count):
+            label = "".join(rng.choice(list(SYLLABLES), rng.integers(2, 5)))
+            clips.append((f"{split}_{number:03d}", split, toy_clip(label, number), label))
+    return clips
+
+
+def pack_clips(folder: Path, clips: list[tuple[str, str, np.ndarray, str]], clips_a_shard: int = 5) -> Packed:
+    """Writes shards and samples.parquet for (clip_id, split, clip, label)."""
+    rows = []
+    for split in dict.fromkeys(clip[1] for clip in clips):
+        of_split = [clip for clip in clips if clip[1] == split]
+        for shard in range(0, len(of_split), clips_a_shard):
+            name = f"{split}/{split}-{shard // clips_a_shard:06d}.tar"
+            path = folder / "shards" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard])
+    write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
+    return Packed(folder / "shards", folder / "samples.parquet")
+
+
+def _write_shard(path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]]) -> list[dict]:
+    payloads = {}
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for clip_id, _, clip, label in clips:
+            file = io.BytesIO()
+            np.save(file, clip)
+            payloads[clip_id] = file.getvalue()
+            for extension, payload in (
+                ("npy", file.getvalue()),
+                ("json", json.dumps({"label": label}).encode()),
+            ):
+                member = tarfile.TarInfo(f"{clip_id}.{extension}")
+                member.size = len(payload)
+                tar.addfile(member, io.BytesIO(payload))
+    rows = []
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+        for number, (clip_id, split, clip, label) in enumerate(clips):
+            first, last = members[2 * number], members[2 * number + 1]
+            end = last.offset_data + -(-last.size // 512) * 512
+            rows.append(
+                {
+                    "clip_id": clip_id,
+                    "split": split,
+                    "shard": name,
+                    "sample_offset": first.offset,
+                    "sample_size": end - first.offset,
+                    "clip_offset": first.offset_data,
+                    "clip_size": first.size,
+                    "sha256": hashlib.sha256(payloads[clip_id]).hexdigest(),
+                    "codec": "raw",
+                    "num_frames": len(clip),
+                    "num_chars": len(label),
+                    "label": label,
+                    "speaker": None,
+                    "topic": None,
+                }
+            )
+    return rows

@@ -1,0 +1,159 @@
+"""Corpora given as one table, CSV or Parquet, and the seeded split of those without one."""
+
+import csv
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import CorpusError
+from stages.corpora import read_corpus
+from stages.corpora.table import seeded_split
+from stages.settings import CorpusParams
+
+
+def table(root: Path, columns: dict[str, Any], suffix: str = "csv", **params: Any) -> CorpusParams:
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"clips.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table(columns), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+    return CorpusParams(kind="table", root=str(root), table=path.name, **params)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table_is_read_from_csv_and_parquet(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {
+        "note": ["x", "y"],
+        "text": ["你好", "a b"],
+        "media": ["v\\1.mp4", "/abs/2.mp4"],
+        "clip_id": ["1", "2"],
+        "split": ["train", "night-1"],
+        "speaker": ["zhang", ""],
+        "topic": ["", "KJ"],
+    }
+    with caplog.at_level(logging.WARNING):
+        first, second = read_corpus(table(tmp_path, columns, suffix))
+    assert (first.clip_id, first.split, first.speaker, first.topic) == ("1", "train", "zhang", None)
+    assert (first.media, first.text) == ("v/1.mp4", "你好")
+    assert (second.media, second.split, second.speaker, second.topic) == ("/abs/2.mp4", "night-1", None, "KJ")
+    assert "columns note are not known" in caplog.text
+
+
+def test_parquet_of_numbers_and_nulls_is_read(tmp_path: Path) -> None:
+    columns = {"clip_id": [7], "media": ["a.mp4"], "text": pa.array([None], pa.string()), "split": ["train"]}
+    (transcript,) = read_corpus(table(tmp_path, columns, "parquet"))
+    assert (transcript.clip_id, transcript.text) == ("7", "")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"clip_id": ["a"], "media": ["m"]}, "clips.parquet:1: header clip_id,media lacks text"),
+        (
+            {"clip_id": ["a"], "media": ["m"], "text": [["list"]]},
+            "clips.parquet:1: .*no Parquet table of strings",
+        ),
+        ({"clip_id": [None, "a"], "media": ["m"] * 2, "text": ["t"] * 2}, "clips.parquet:1: clip id ''"),
+        ({"clip_id": ["a", "a"], "media": ["m"] * 2, "text": ["t"] * 2}, "clips.parquet:2: .*parquet:1"),
+        (
+            {"clip_id": ["a", "b"], "media": ["m"] * 2, "text": ["t"] * 2, "split": ["train", ""]},
+            "clips.parquet:2: split ''",
+        ),
+        ({"clip_id": ["a"], "media": ["m"], "text": [b"\xff\xfe"]}, "clips.parquet:1: "),
+    ],
+)
+def test_untrue_parquet_stops(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        read_corpus(table(tmp_path, columns, "parquet", valid_fraction=0, test_fraction=0))
+
+
+def test_parquet_with_broken_strings_or_bytes_stops(tmp_path: Path) -> None:
+    broken = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    corpus = table(tmp_path, {"clip_id": ["a"], "media": ["m"], "text": broken}, "parquet")
+    with pytest.raises(CorpusError, match=r"clips.parquet:1: .*UTF8"):
+        read_corpus(corpus)
+    (tmp_path / "clips.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(CorpusError, match=r"clips.parquet:1: "):
+        read_corpus(corpus)
+
+
+def test_a_csv_table_with_a_doubled_column_or_none_stops(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text("clip_id,media,text,text\na,b,c,d\n")
+    corpus = CorpusParams(kind="table", root=str(tmp_path))
+    with pytest.raises(CorpusError, match=r"clips.csv:1: column text stands twice"):
+        read_corpus(corpus)
+    (tmp_path / "clips.csv").unlink()
+    with pytest.raises(CorpusError, match=r"clips.csv is missing; corpus.table"):
+        read_corpus(corpus)
+
+
+GROUPS = st.dictionaries(st.text(max_size=4), st.integers(1, 40), min_size=3, max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(groups=GROUPS, seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
+def test_seeded_split_fills_every_split_and_ignores_order(
+    groups: dict[str, int], seed: int, order: Any
+) -> None:
+    split = seeded_split(groups, 0.1, 0.2, seed)
+    items = list(groups.items())
+    order.shuffle(items)
+    assert seeded_split(dict(items), 0.1, 0.2, seed) == split
+    assert split.keys() == groups.keys()
+    assert set(split.values()) == {"train", "valid", "test"}
+
+
+@given(seed=st.integers(0, 1_000))
+@settings(max_examples=30, deadline=None)
+def test_seeded_split_of_single_clips_meets_its_fractions(seed: int) -> None:
+    split = seeded_split({f"clip {i}": 1 for i in range(200)}, 0.05, 0.1, seed)
+    assert Counter(split.values()) == {"train": 170, "valid": 10, "test": 20}
+
+
+def test_seeded_split_keeps_a_giant_speaker_in_train() -> None:
+    for seed in range(20):
+        for others in ("ab", "abcd"):
+            groups = {"giant": 900} | dict.fromkeys(others, 5)
+            assert seeded_split(groups, 0.05, 0.1, seed)["giant"] == "train"
+
+
+def test_a_table_without_splits_is_split_by_speaker(tmp_path: Path) -> None:
+    count = 60
+    columns = {
+        "clip_id": [f"c{i}" for i in range(count)],
+        "media": ["m"] * count,
+        "text": ["t"] * count,
+        "speaker": [f"s{i % 12}" if i % 5 else "" for i in range(count)],
+    }
+    reversed_columns = {name: values[::-1] for name, values in columns.items()}
+    transcripts = read_corpus(table(tmp_path / "a", columns))
+    again = read_corpus(table(tmp_path / "b", reversed_columns))
+    assert {t.clip_id: t.split for t in transcripts} == {t.clip_id: t.split for t in again}
+    splits_of: dict[str, set[str]] = {}
+    for transcript in transcripts:
+        if transcript.speaker:
+            splits_of.setdefault(transcript.speaker, set()).add(transcript.split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    other = read_corpus(table(tmp_path / "a", columns, seed=1))
+    assert [t.split for t in other] != [t.split for t in transcripts]
+
+
+def test_too_few_speakers_for_a_disjoint_split_stop(tmp_path: Path) -> None:
+    columns = {"clip_id": ["a", "b"], "media": ["m"] * 2, "text": ["t"] * 2, "speaker": ["x", "x"]}
+    with pytest.raises(CorpusError, match=r"without sharing a speaker .*column split, or set corpus.valid"):
+        read_corpus(table(tmp_path, columns))
+    whole = read_corpus(table(tmp_path, columns, valid_fraction=0, test_fraction=0))
+    assert {t.split for t in whole} == {"train"}

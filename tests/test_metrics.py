@@ -1,0 +1,164 @@
+"""Error rates against jiwer, closed forms, and the promises of the chance pairing."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import jiwer
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.metrics import (
+    CHANCE_GROUP,
+    AlignedPart,
+    EditCounts,
+    Op,
+    align,
+    chance_pairs,
+    edit_counts,
+    has_spaces,
+    total_counts,
+    word_error_rate,
+)
+
+# few characters, so that texts meet often; jiwer strips, so no space at the ends
+texts = st.text(alphabet="今天气很好ab ", max_size=12).map(str.strip)
+said = texts.filter(bool)
+pair_lists = st.lists(st.tuples(said, texts), min_size=1, max_size=8)
+
+
+@given(pair_lists)
+def test_counts_agree_with_jiwer_to_the_last_digit(pairs: list[tuple[str, str]]) -> None:
+    references, hypotheses = map(list, zip(*pairs, strict=True))
+    theirs = jiwer.process_characters(references, hypotheses)
+    ours = total_counts(pairs)
+    assert (ours.substitutions, ours.deletions, ours.insertions) == (
+        theirs.substitutions,
+        theirs.deletions,
+        theirs.insertions,
+    )
+    assert ours.cer == theirs.cer
+    assert word_error_rate(pairs) == jiwer.wer(references, hypotheses)
+
+
+@given(texts, texts)
+def test_alignment_joins_to_the_texts_and_counts_alike(reference: str, hypothesis: str) -> None:
+    parts = align(reference, hypothesis)
+    assert "".join(part.reference for part in parts) == reference
+    assert "".join(part.hypothesis for part in parts) == hypothesis
+    lengths = dict.fromkeys(Op, 0)
+    for part in parts:
+        lengths[part.op] += max(len(part.reference), len(part.hypothesis))
+        assert (part.reference == part.hypothesis) == (part.op is Op.EQUAL)
+    counts = edit_counts(reference, hypothesis)
+    assert counts == EditCounts(
+        lengths[Op.SUBSTITUTE], lengths[Op.DELETE], lengths[Op.INSERT], len(reference)
+    )
+    assert counts.num_chars - counts.deletions + counts.insertions == len(hypothesis)
+
+
+@given(texts, texts)
+def test_swapping_the_texts_swaps_missed_and_added(reference: str, hypothesis: str) -> None:
+    forth, back = edit_counts(reference, hypothesis), edit_counts(hypothesis, reference)
+    assert forth.errors == back.errors
+    assert forth.deletions - forth.insertions == back.insertions - back.deletions
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts", "cer"),
+    [
+        ("今天天气很好", "今天天气很好", EditCounts(0, 0, 0, 6), 0.0),
+        ("今天天气很好", "今天空气好", EditCounts(1, 1, 0, 6), 1 / 3),
+        ("好", "很好吗", EditCounts(0, 0, 2, 1), 2.0),
+        ("今天", "", EditCounts(0, 2, 0, 2), 1.0),
+        ("", "今天", EditCounts(0, 0, 2, 0), 1.0),
+        ("", "", EditCounts(0, 0, 0, 0), 0.0),
+    ],
+)
+def test_closed_forms(reference: str, hypothesis: str, counts: EditCounts, cer: float) -> None:
+    assert edit_counts(reference, hypothesis) == counts
+    assert counts.cer == cer
+    assert counts.accuracy == 1 - cer
+
+
+def test_substitution_stands_over_its_character() -> None:
+    assert align("今天好", "今年好吗") == [
+        AlignedPart(Op.EQUAL, "今", "今"),
+        AlignedPart(Op.SUBSTITUTE, "天", "年"),
+        AlignedPart(Op.EQUAL, "好", "好"),
+        AlignedPart(Op.INSERT, "", "吗"),
+    ]
+
+
+def test_micro_average_weighs_characters_not_clips() -> None:
+    assert total_counts([("好", "坏"), ("今天天气很好吗你说", "今天天气很好吗你说")]).cer == 1 / 10
+    assert total_counts([]) == EditCounts()
+
+
+def test_insertions_on_an_empty_reference_count_in_the_sum() -> None:
+    assert total_counts([("", "今天"), ("今天天气", "今天天气")]).cer == 2 / 4
+
+
+def test_words_are_counted_only_where_text_has_them() -> None:
+    assert has_spaces(["bin blue at f two now", "lay red"])
+    assert has_spaces(["bin blue", "now"])
+    assert not has_spaces(["今天天气很好", "用 open ai 的人", "再见"])
+    assert not has_spaces([])
+    assert word_error_rate([("bin blue at f", "bin red at")]) == 2 / 4
+
+
+distinct = st.lists(st.text(alphabet="今天气很好", max_size=9), min_size=2, max_size=60)
+
+
+@given(distinct, st.integers(0, 9))
+def test_chance_gives_every_reference_once_and_nobody_his_own(sentences: list[str], seed: int) -> None:
+    # a private-use character makes each clip's reference its own, whatever the sentence
+    references = [sentence + chr(0xE000 + index) for index, sentence in enumerate(sentences)]
+    pairs = [(reference, f"read {index}") for index, reference in enumerate(references)]
+    swapped = chance_pairs(pairs, seed)
+    assert swapped is not None
+    assert [hypothesis for _, hypothesis in swapped] == [hypothesis for _, hypothesis in pairs]
+    assert Counter(reference for reference, _ in swapped) == Counter(references)
+    assert all(given_one != own for (given_one, _), (own, _) in zip(swapped, pairs, strict=True))
+
+
+def test_chance_keeps_to_like_lengths() -> None:
+    pairs = [("字" * length + chr(0xE000 + length), "") for length in range(1, 81)]
+    swapped = chance_pairs(pairs, seed=0)
+    assert swapped is not None
+    assert max(abs(len(a) - len(b)) for (a, _), (b, _) in zip(swapped, pairs, strict=True)) < CHANCE_GROUP
+
+
+def test_chance_is_seeded() -> None:
+    pairs = [(f"今天{index % 10}", "") for index in range(40)]
+    assert chance_pairs(pairs, 1) == chance_pairs(pairs, 1)
+    assert chance_pairs(pairs, 1) != chance_pairs(pairs, 2)
+
+
+@given(
+    st.lists(st.sampled_from(["一", "二", "三三", "四四", "五五五", "六"]), min_size=2, max_size=60),
+    st.integers(0, 9),
+)
+def test_chance_gives_nobody_his_own_sentence_where_that_can_be(sentences: list[str], seed: int) -> None:
+    swapped = chance_pairs([(sentence, sentence) for sentence in sentences], seed)
+    assert swapped is not None
+    unavoidable = max(0, 2 * max(Counter(sentences).values()) - len(sentences))
+    assert sum(reference == hypothesis for reference, hypothesis in swapped) == unavoidable
+
+
+def test_chance_where_everyone_says_the_same() -> None:
+    swapped = chance_pairs([("今天", "今天")] * 5, seed=0)
+    assert swapped is not None and total_counts(swapped).cer == 0.0
+
+
+def test_no_chance_without_another_clip() -> None:
+    assert chance_pairs([("今天", "今天")], seed=0) is None
+    assert chance_pairs([], seed=0) is None
+
+
+def test_metrics_need_neither_torch_nor_mediapipe() -> None:
+    code = (
+        "import sys, model.metrics, model.scored; sys.exit(bool({'torch', 'mediapipe'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

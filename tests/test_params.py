@@ -1,0 +1,315 @@
+"""params.yaml: every value stated, every overlay in its order, every error naming key and value."""
+
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.older import OLDER_NAMES, SECTIONS
+from pipeline.params import (
+    PRESETS,
+    RECIPES,
+    Params,
+    load_params,
+    params_text,
+    parse_yaml,
+    read_mapping,
+    recipe_text,
+)
+from shards.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def params_file(tmp_path: Path) -> Path:
+    file = tmp_path / "params.yaml"
+    file.write_text(recipe_text("demo"), "utf-8")
+    return file
+
+
+def overlay(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+def model_keys(model: type[BaseModel], prefix: str = "") -> set[str]:
+    """Dotted names of every value that `model` knows."""
+    keys: set[str] = set()
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys |= model_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.add(prefix + name)
+    return keys
+
+
+def file_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, value in values.items():
+        keys |= file_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+    return keys
+
+
+def value_at(params: Params, key: str) -> Any:
+    value: Any = params
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_states_every_key_and_no_other(recipe: str) -> None:
+    assert file_keys(parse_yaml(recipe_text(recipe), recipe)) == model_keys(Params)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_loads_and_survives_a_round_trip(recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(recipe_text(recipe), "utf-8")
+    params = load_params(file)
+    file.write_text(params_text(params), "utf-8")
+    assert load_params(file) == params
+
+
+def test_the_committed_params_are_the_demos() -> None:
+    assert (ROOT / "params.yaml").read_text("utf-8") == recipe_text("demo")
+
+
+def test_chinese_lips_has_the_older_trainers_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(recipe_text("chinese_lips"), "utf-8")
+    params = load_params(file)
+    expected = {
+        "train.batch_size": 8,
+        "train.accumulation_steps": 4,
+        "train.learning_rate": 1e-4,
+        "train.num_epochs": 100,
+        "train.warmup_epochs": 5,
+        "train.scheduler": "cosine",
+        "train.gradient_clip": 5.0,
+        "train.label_smoothing": 0.1,
+        "train.mixed_precision": True,
+        "model.frame_height": 96,
+        "model.frame_width": 96,
+        "model.hidden_dim": 256,
+        "model.num_lstm_layers": 2,
+        "model.dropout": 0.3,
+        "crop.target_fps": 25.0,
+        "crop.max_frames": 1000,
+        "loader.max_frames": 0,
+    }
+    assert {key: value_at(params, key) for key in expected} == expected
+
+
+def test_presets_are_those_of_the_older_trainer() -> None:
+    assert PRESETS["cpu"]["train"] == {"batch_size": 2, "mixed_precision": False}
+    assert PRESETS["cpu"]["machine"]["num_workers"] == 0
+    assert PRESETS["12gb"]["train"] == {"batch_size": 8, "accumulation_steps": 4}
+    assert PRESETS["24gb"]["train"] == {"batch_size": 16, "accumulation_steps": 2}
+    assert PRESETS["24gb"]["model"] == {"frame_height": 128, "frame_width": 128}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_preset_fits_every_recipe(preset: str, recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(recipe_text(recipe), "utf-8")
+    params = load_params(file, preset=preset)
+    for section, values in PRESETS[preset].items():
+        for key, value in values.items():
+            assert value_at(params, f"{section}.{key}") == value
+
+
+def test_precedence_rises_from_params_over_preset_and_config_to_set_and_flags(
+    params_file: Path, tmp_path: Path
+) -> None:
+    config = overlay(tmp_path, "train:\n  batch_size: 5\nhidden_dim: 64\n")
+    stated = load_params(params_file).train
+    assert stated.batch_size not in (2, 5, 6, 7), "each step below must be seen"
+    assert load_params(params_file, preset="cpu").train.batch_size == 2
+    third = load_params(params_file, preset="cpu", config=config)
+    assert (third.train.batch_size, third.model.hidden_dim) == (5, 64)
+    assert third.train.mixed_precision is False, "what the overlay does not name stays"
+    fourth = load_params(params_file, preset="cpu", config=config, assignments=["train.batch_size=6"])
+    assert fourth.train.batch_size == 6
+    flags = {"train.batch_size": 7, "train.num_epochs": None}
+    assert load_params(params_file, preset="cpu", config=config, flags=flags).train.batch_size == 7
+    assert load_params(params_file, flags=flags).train.num_epochs == stated.num_epochs, (
+        "None: the flag was not given"
+    )
+
+
+def test_a_nested_value_can_be_set(params_file: Path) -> None:
+    params = load_params(
+        params_file, assignments=["train.augment.shift_px=3", "model.channels=[4, 8, 8, 12]"]
+    )
+    assert params.train.augment.shift_px == 3.0
+    assert params.train.augment.zoom_sigma == load_params(params_file).train.augment.zoom_sigma
+    assert params.model.channels == (4, 8, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-4", 1e-4), ("3e-3", 3e-3), ("1E5", 1e5), ("-2e3", -2e3), (".5e1", 5.0), ("2.5e-1", 0.25)],
+)
+def test_numbers_with_exponents_are_numbers(text: str, number: float) -> None:
+    assert parse_yaml(f"value: {text}", "test") == {"value": number}
+    assert isinstance(parse_yaml(f"value: {text}", "test")["value"], float)
+
+
+@pytest.mark.parametrize("text", ["1e", "e4", "1e4px", "'1e-4'", "s1_bbaf2n"])
+def test_what_only_looks_like_a_number_stays_text(text: str) -> None:
+    assert isinstance(parse_yaml(f"value: {text}", "test")["value"], str)
+
+
+def test_a_learning_rate_with_an_exponent_is_taken_everywhere(params_file: Path, tmp_path: Path) -> None:
+    config = overlay(tmp_path, "learning_rate: 2e-4\n")
+    assert isinstance(load_params(params_file).train.learning_rate, float)
+    assert load_params(params_file, config=config).train.learning_rate == 2e-4
+    assert load_params(params_file, assignments=["train.learning_rate=5e-5"]).train.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("train.batch_sise=4", ("train.batch_sise", "4")),
+        ("trian.batch_size=4", ("trian",)),
+        ("train.batch_size=0", ("train.batch_size", "0", "1")),
+        ("train.batch_size=many", ("train.batch_size", "many")),
+        ("train.scheduler=linear", ("train.scheduler", "linear", "cosine")),
+        ("model.channels=[1, 2]", ("model.channels",)),
+        ("model.num_heads=3", ("num_heads 3", "256")),
+        ("corpus.kind=lrs3", ("corpus.kind", "lrs3", "grid")),
+        ("corpus.root=null", ("corpus.root", "None")),
+        ("train.augment.flips=true", ("train.augment.flips",)),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    assignment: str, told: tuple[str, ...], params_file: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_params(params_file, assignments=[assignment])
+    for part in told:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("assignment", ["batch_size=4", "train.batch_size", "=4", "train.batch_size: 4"])
+def test_an_assignment_of_another_form_is_explained(assignment: str, params_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_params(params_file, assignments=[assignment])
+
+
+def test_every_wrong_key_is_told_at_once(params_file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_params(params_file, assignments=["train.batch_size=0", "crop.size_px=1"])
+    assert "train.batch_size" in str(caught.value)
+    assert "crop.size_px" in str(caught.value)
+
+
+def test_a_missing_key_is_named(params_file: Path) -> None:
+    text = params_file.read_text("utf-8").replace("  root: data/demo ", "  # ")
+    params_file.write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=r"corpus\.root: is missing"):
+        load_params(params_file)
+
+
+def test_a_doubled_key_is_refused(params_file: Path) -> None:
+    params_file.write_text(params_file.read_text("utf-8") + "\npack:\n  codec: raw\n", "utf-8")
+    with pytest.raises(ConfigError, match="'pack' stands twice"):
+        load_params(params_file)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "", "a: [1\n", "a: !!python/object:os.system {}\n"])
+def test_a_file_that_holds_no_sections_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        read_mapping(overlay(tmp_path, text))
+
+
+def test_a_missing_file_names_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pipeline init"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_unknown_preset_and_recipe_list_the_known(params_file: Path) -> None:
+    with pytest.raises(ConfigError, match="12gb"):
+        load_params(params_file, preset="48gb")
+    with pytest.raises(ConfigError, match="chinese_lips"):
+        recipe_text("lrs3")
+
+
+OLDER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data_root": ("/data/lips", {"corpus.root": "/data/lips"}),
+    "batch_size": (3, {"train.batch_size": 3}),
+    "accumulation_steps": (2, {"train.accumulation_steps": 2}),
+    "learning_rate": ("2e-4", {"train.learning_rate": 2e-4}),
+    "num_epochs": (7, {"train.num_epochs": 7}),
+    "warmup_epochs": (1, {"train.warmup_epochs": 1}),
+    "scheduler": ("cosine", {"train.scheduler": "cosine"}),
+    "gradient_clip": (1.5, {"train.gradient_clip": 1.5}),
+    "label_smoothing": (0.2, {"train.label_smoothing": 0.2}),
+    "mixed_precision": ("false", {"train.mixed_precision": False}),
+    "max_frames": (300, {"crop.max_frames": 300}),
+    "frame_size": (64, {"model.frame_height": 64, "model.frame_width": 64}),
+    "frame_height": (48, {"model.frame_height": 48}),
+    "frame_width": (80, {"model.frame_width": 80}),
+    "fps": (30, {"crop.target_fps": 30}),
+    "num_workers": (5, {"machine.num_workers": 5}),
+    "device": ("cpu", {"machine.device": "cpu"}),
+    "hidden_dim": (32, {"model.hidden_dim": 32}),
+    "num_lstm_layers": (3, {"model.num_lstm_layers": 3}),
+    "dropout": (0.4, {"model.dropout": 0.4}),
+    "checkpoint_dir": ("kept", {"paths.checkpoints": "kept"}),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_flat_older_name_reaches_its_owner(name: str, params_file: Path, tmp_path: Path) -> None:
+    value, owners = OLDER[name]
+    params = load_params(params_file, config=overlay(tmp_path, f"{name}: {value}\n"))
+    assert {key: value_at(params, key) for key in owners} == owners
+
+
+def test_every_older_name_maps_to_keys_that_exist() -> None:
+    assert {key for keys in OLDER_NAMES.values() for key in keys} <= model_keys(Params)
+    assert frozenset(Params.model_fields) == SECTIONS
+
+
+def test_a_whole_older_config_is_taken(params_file: Path, tmp_path: Path) -> None:
+    text = "".join(f"{name}: {value}\n" for name, (value, _) in OLDER.items() if name != "frame_size")
+    params = load_params(params_file, config=overlay(tmp_path, text))
+    assert (params.train.batch_size, params.model.frame_width, params.corpus.root) == (3, 80, "/data/lips")
+
+
+def test_an_unknown_older_name_is_named(params_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_sise"):
+        load_params(params_file, config=overlay(tmp_path, "batch_sise: 4\n"))
+
+
+@pytest.mark.parametrize("text", ["train: 5\n", "train:\n", "train: [1]\n"])
+def test_a_section_that_is_no_mapping_is_refused(text: str, params_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train"):
+        load_params(params_file, config=overlay(tmp_path, text))
+
+
+@pytest.mark.parametrize("spelling", ["--data_root", "--data-root"])
+def test_both_spellings_of_a_flag_are_taken(spelling: str, params_file: Path) -> None:
+    pipeline = str(Path(sysconfig.get_path("scripts")) / "pipeline")
+    command = [pipeline, "ingest", "--params", str(params_file), f"{spelling}=nowhere/at_all"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=params_file.parent, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "nowhere/at_all" in done.stderr, "the value's own underscores stay"
+
+
+def test_a_configuration_error_is_exit_code_2_and_no_traceback(params_file: Path) -> None:
+    pipeline = str(Path(sysconfig.get_path("scripts")) / "pipeline")
+    command = [pipeline, "ingest", "--params", str(params_file), "--set", "crop.size_px=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=params_file.parent, check=False)
+    assert done.returncode == 2
+    assert "crop.size_px: 1 is not allowed" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,284 @@
+"""The report's files: figures against jiwer, tables under their schemas, a page that holds all it needs."""
+
+import base64
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jiwer
+import numpy as np
+import pytest
+
+from model.metrics import Op
+from model.scored import ScoredClip
+from shards.errors import ConfigError
+from shards.files import read_table
+from shards.schema import PREDICTIONS
+from stages.pages import (
+    ModelFacts,
+    ReportContext,
+    aligned_cells,
+    film_strip,
+    nice_ticks,
+    training_charts,
+    verdict,
+)
+from stages.report import write_report
+
+READ = [
+    ("今天天气很好", "今天天气很好"),
+    ("请把红色的书递给我", "请把黄色书递给我们"),
+    ("电动汽车的续航里程", "电动车的续航路程"),
+    ("科学家发现了新材料", ""),
+    ("早上吃一个苹果", "晚上吃两个苹果"),
+]
+FILES = ["by_speaker.csv", "by_topic.csv", "curves.csv", "metrics.json", "predictions.parquet", "report.html"]
+HOSTILE = "<script>alert('嘴')</script>\"'&amp;"
+
+
+def made_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
+    return [
+        ScoredClip(
+            clip_id=f"clip_{index:03d}",
+            split="test",
+            reference=reference,
+            hypothesis=hypothesis,
+            score=-0.1 * index,
+            num_frames=40 + index,
+            speaker=("012", "047")[index % 2],
+            topic=("KJ", None)[index % 2],
+        )
+        for index, (reference, hypothesis) in enumerate(read)
+    ]
+
+
+def mouth_of(clip_id: str) -> np.ndarray:
+    """A dark mouth on a light face that opens and closes."""
+    frames = np.full((30, 96, 96), 180, np.uint8)
+    for index, frame in enumerate(frames):
+        cv2.ellipse(frame, (48, 48), (22, 4 + index % 8), 0, 0, 360, 60, -1)
+    return frames
+
+
+def made_context(**changes: Any) -> ReportContext:
+    curves = [
+        {
+            "epoch": epoch,
+            "train_loss": 4 / (epoch + 1),
+            "val_loss": None if epoch == 0 else 5 / (epoch + 1),
+            "val_cer": None if epoch == 0 else 1 / (epoch + 1),
+            "learning_rate": 1e-4,
+            "clips_per_s": 40.0,
+            "data_wait": 0.02,
+        }
+        for epoch in range(12)
+    ]
+    context = ReportContext(
+        corpus="chinese_lips",
+        split="test",
+        seed=0,
+        num_examples=3,
+        model=ModelFacts("tiny", 1_234_567, 11, "version 1: NFKC, case fold, no punctuation"),
+        clip_of=mouth_of,
+        curves=curves,
+        rejections={"no_face": 3, "turned_away": 1},
+        clip_totals={"train": 240, "valid": 24, "test": 5},
+    )
+    return replace(context, **changes)
+
+
+def blind_of(clips: list[ScoredClip]) -> list[ScoredClip]:
+    return [replace(clip, hypothesis="的的的") for clip in clips]
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_all_files_are_written_and_figures_agree_with_jiwer(tmp_path: Path) -> None:
+    clips = made_clips()
+    metrics = write_report(clips, blind_of(clips), made_context(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
+    theirs = jiwer.process_characters([c.reference for c in clips], [c.hypothesis for c in clips])
+    assert metrics["cer"] == theirs.cer
+    assert metrics["accuracy"] == 1 - theirs.cer
+    assert [metrics[key] for key in ("substitutions", "deletions", "insertions")] == [
+        theirs.substitutions,
+        theirs.deletions,
+        theirs.insertions,
+    ]
+    assert metrics["cer_mean"] == pytest.approx(np.mean([jiwer.cer(*pair) for pair in READ]))
+    assert metrics["blind_cer"] == jiwer.cer([c.reference for c in clips], ["的的的"] * len(clips))
+    assert metrics["chance_cer"] > metrics["cer"]
+    assert (metrics["num_clips"], metrics["num_chars"], metrics["split"]) == (5, 40, "test")
+    assert "wer" not in metrics
+    assert all(value is None or isinstance(value, int | float | str) for value in metrics.values())
+
+
+def test_text_with_words_gets_a_word_error_rate(tmp_path: Path) -> None:
+    read = [
+        ("bin blue at f two now", "bin red at f two"),
+        ("lay green by a one soon", "lay green by a one soon"),
+    ]
+    clips = made_clips(read)
+    metrics = write_report(clips, blind_of(clips), made_context(), tmp_path)
+    assert metrics["wer"] == jiwer.wer([r for r, _ in read], [h for _, h in read])
+    assert "word error rate" in page_of(tmp_path)
+
+
+def test_predictions_and_tables(tmp_path: Path) -> None:
+    clips = made_clips()
+    write_report(clips[::-1], blind_of(clips), made_context(), tmp_path)
+    rows = read_table(tmp_path / "predictions.parquet", PREDICTIONS, "pipeline report").to_pylist()
+    assert [row["clip_id"] for row in rows] == [clip.clip_id for clip in clips]
+    assert rows[1]["cer"] == pytest.approx(jiwer.cer(*READ[1]))
+    assert rows[3]["deletions"] == len(READ[3][0])
+    with (tmp_path / "by_topic.csv").open(newline="", encoding="utf-8") as file:
+        topics = list(csv.DictReader(file))
+    assert [(row["group"], row["clips"], row["characters"]) for row in topics] == [
+        ("KJ", "3", "22"),
+        ("(unknown)", "2", "18"),
+    ]
+    with (tmp_path / "curves.csv").open(newline="", encoding="utf-8") as file:
+        curves = list(csv.DictReader(file))
+    assert len(curves) == 12 and curves[0]["val_cer"] == "" and float(curves[1]["val_cer"]) == 0.5
+
+
+def test_order_of_clips_changes_nothing(tmp_path: Path) -> None:
+    clips = made_clips()
+    write_report(clips, blind_of(clips), made_context(), tmp_path / "a")
+    write_report(clips[::-1], blind_of(clips)[::-1], made_context(), tmp_path / "b")
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_page_fetches_nothing(tmp_path: Path) -> None:
+    clips = made_clips()
+    write_report(clips, blind_of(clips), made_context(), tmp_path)
+    page = page_of(tmp_path)
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 2 * len(clips)
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    # base64 may spell anything, // too
+    rest = re.sub(r'src="[^"]*"', "", page)
+    assert not re.search(r"https?:|//|@import|<script|<link|<iframe|href|url\(", rest)
+
+
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
+    clips = [
+        replace(clip, reference=HOSTILE, hypothesis=HOSTILE[3:], speaker=HOSTILE, topic=HOSTILE)
+        for clip in made_clips()
+    ]
+    context = made_context(warnings=[HOSTILE], clip_totals={HOSTILE: 1}, corpus=HOSTILE)
+    write_report(clips, blind_of(clips), context, tmp_path)
+    page = page_of(tmp_path)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(&#39;嘴&#39;)" in page
+
+
+def test_empty_hypothesis_is_said(tmp_path: Path) -> None:
+    clips = made_clips([(reference, "") for reference, _ in READ])
+    metrics = write_report(clips, clips, made_context(), tmp_path)
+    assert metrics["cer"] == metrics["blind_cer"] == metrics["chance_cer"] == 1.0
+    assert "The model read nothing." in page_of(tmp_path)
+    assert "not shown to read lips" in page_of(tmp_path)
+
+
+def test_one_clip_has_no_chance_and_says_so(tmp_path: Path) -> None:
+    clips = made_clips(READ[:1])
+    metrics = write_report(clips, blind_of(clips), made_context(), tmp_path)
+    assert metrics["chance_cer"] is None
+    assert "a split of one clip has no other clip" in page_of(tmp_path)
+    assert "Worst clips" in page_of(tmp_path) and "Best clips" not in page_of(tmp_path)
+
+
+def test_without_curves_speakers_rejections_or_blind(tmp_path: Path) -> None:
+    clips = [replace(clip, speaker=None, topic=None) for clip in made_clips()]
+    metrics = write_report(clips, [], made_context(curves=[], rejections={}, clip_totals={}), tmp_path)
+    assert metrics["blind_cer"] is None
+    page = page_of(tmp_path)
+    for line in (
+        "No epochs are on record",
+        "The corpus does not say.",
+        "No clip was rejected.",
+        "not measured",
+    ):
+        assert line in page
+
+
+def test_empty_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"report\.split: 'test'"):
+        write_report([], [], made_context(), tmp_path)
+
+
+def test_warnings_stand_above_the_figures(tmp_path: Path) -> None:
+    clips = made_clips()
+    write_report(
+        clips, blind_of(clips), made_context(warnings=["speaker 047 is in train and test"]), tmp_path
+    )
+    page = page_of(tmp_path)
+    assert 0 < page.index("speaker 047 is in train and test") < page.index("<h1>")
+
+
+def test_each_clip_is_shown_once_at_most(tmp_path: Path) -> None:
+    clips = made_clips(READ * 4)
+    write_report(clips, blind_of(clips), made_context(), tmp_path)
+    shown = re.findall(r'class="id">(\w+)<', page_of(tmp_path))
+    assert len(shown) == len(set(shown)) == 6
+    assert {shown[0], shown[1], shown[2]} <= {"clip_003", "clip_008", "clip_013", "clip_018"}
+
+
+@pytest.mark.parametrize(
+    ("cer", "blind", "chance", "kind"),
+    [(0.2, 0.9, 0.8, "good"), (0.85, 0.9, 0.95, "bad"), (0.5, 0.9, 0.55, "bad"), (0.2, 0.9, None, "open")],
+)
+def test_verdict(cer: float, blind: float, chance: float | None, kind: str) -> None:
+    assert verdict(cer, blind, chance)[0] == kind
+    assert verdict(0.9, None, 0.9)[0] == "bad"
+
+
+def test_film_strip_runs_from_the_first_frame_to_the_last() -> None:
+    clip = np.repeat(np.arange(0, 250, 10, dtype=np.uint8)[:, None, None], 96, axis=1).repeat(96, axis=2)
+    pictures: list[Any] = [
+        cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_UNCHANGED)
+        for uri in film_strip(clip)
+    ]
+    assert [picture.shape for picture in pictures] == [(96, 768), (96, 768)]
+    levels = np.concatenate([picture[48, 48::96] for picture in pictures]).astype(int)
+    assert abs(levels[0] - 0) <= 1 and abs(levels[-1] - 240) <= 1
+    assert (np.diff(levels) >= 9).all()
+    assert len(film_strip(clip[:3])) == 1
+
+
+def test_cells_hold_one_character_each() -> None:
+    cells = aligned_cells("今天好", "今年好吗")
+    assert [(cell.op, cell.reference, cell.hypothesis) for cell in cells] == [
+        (Op.EQUAL, "今", "今"),
+        (Op.SUBSTITUTE, "天", "年"),
+        (Op.EQUAL, "好", "好"),
+        (Op.INSERT, "", "吗"),
+    ]
+
+
+def test_charts_leave_out_what_was_not_measured() -> None:
+    loss, cer = training_charts(made_context().curves)
+    assert [(line.label, len(line.points)) for line in loss.lines] == [("train", 12), ("valid", 11)]
+    assert cer.lines[0].points[0][2] == "epoch 1, valid CER 50\u202f%"
+    assert loss.lines[0].points[0][0] == loss.left and loss.lines[0].points[-1][0] == loss.right
+    for chart in (loss, cer):
+        heights = [y for line in chart.lines for _, y, _ in line.points]
+        assert chart.top <= min(heights) <= max(heights) <= chart.bottom
+    (single, _) = training_charts([{"epoch": 0, "train_loss": 0.0, "val_loss": float("nan")}])
+    assert len(single.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"), [(0, 4.6, [0, 2, 4, 6]), (0, 1, [0, 0.5, 1]), (0, 0, [0, 0.5])]
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high) == ticks

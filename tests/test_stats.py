@@ -1,0 +1,251 @@
+"""Stage stats, with collections.Counter and plain sums as referees."""
+
+import csv
+import json
+import statistics
+from collections import Counter
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from shards.errors import TableError
+from shards.files import table_from_rows, write_table
+from shards.schema import CLIPS, CROPS, SAMPLES
+from stages.stats import FRAME_BIN, UNKNOWN, print_stats, stats
+
+JSON_FILES = ("splits", "rejections", "topics", "vocabulary", "overlap")
+Row = dict[str, Any]
+
+
+def clip(clip_id: str, split: str, label: str, speaker: str | None = None, topic: str | None = None) -> Row:
+    return dict.fromkeys(CLIPS.names) | {
+        "clip_id": clip_id,
+        "split": split,
+        "speaker": speaker,
+        "topic": topic,
+        "media": f"{clip_id}.mp4",
+        "text": label,
+        "label": label,
+        "num_chars": len(label),
+    }
+
+
+def crop(clip_id: str, num_frames: int, reason: str | None = None) -> Row:
+    return dict.fromkeys(CROPS.names) | {
+        "clip_id": clip_id,
+        "status": "rejected" if reason else "ok",
+        "reason": reason,
+        "num_frames": num_frames,
+        "duration_s": num_frames / 25,
+    }
+
+
+def sample(row: Row) -> Row:
+    numbers = {name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames"))}
+    texts = {"shard": "train/train-000000.tar", "sha256": "0", "codec": "raw"}
+    return {name: row.get(name) for name in SAMPLES.names} | numbers | texts
+
+
+CLIP_ROWS = [
+    clip("a", "train", "今天好", "s1", "KJ"),
+    clip("b", "train", "今天天", "s2", "KJ"),
+    clip("c", "train", "罕", "s2", "TY"),
+    clip("d", "test", "罕见好", "s1", "TY"),
+    clip("e", "test", "见e\u0301", "s3"),
+    clip("f", "unseen", "", None),
+    clip("g", "valid", "好", "s4", "KJ"),
+]
+CROP_ROWS = [
+    crop("a", 75),
+    crop("b", 100),
+    crop("c", 5, "too_short"),
+    crop("d", 75),
+    crop("e", 50),
+    crop("f", 30, "empty_text"),
+    crop("g", 79),
+]
+
+
+def write(
+    folder: Path, clips: list[Row], crops: list[Row] | None, samples: list[Row] | None
+) -> list[Path | None]:
+    paths: list[Path | None] = []
+    for name, rows, schema in (
+        ("clips", clips, CLIPS),
+        ("crops", crops, CROPS),
+        ("samples", samples, SAMPLES),
+    ):
+        paths.append(None if rows is None else folder / f"{name}.parquet")
+        if rows is not None:
+            write_table(folder / f"{name}.parquet", table_from_rows(rows, schema), schema)
+    return paths
+
+
+def run(folder: Path, clips: list[Row], crops: list[Row] | None, samples: list[Row] | None) -> dict[str, Any]:
+    clips_path, crops_path, samples_path = write(folder, clips, crops, samples)
+    assert clips_path is not None
+    summary = stats(clips_path, crops_path, samples_path, folder / "stats")
+    for name in JSON_FILES:
+        assert json.loads((folder / "stats" / f"{name}.json").read_text("utf-8")) == summary[name]
+    return summary
+
+
+def plot(path: Path) -> dict[int, int]:
+    with path.open(encoding="utf-8") as file:
+        return {int(x): int(y) for x, y in list(csv.reader(file))[1:]}
+
+
+def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
+    samples = [sample(row) for row in CLIP_ROWS if row["clip_id"] in "abd"]
+    summary = run(tmp_path, CLIP_ROWS, CROP_ROWS, samples)
+    splits = summary["splits"]
+    assert splits["counted"] == "ok clips"
+    assert list(splits["splits"]) == ["train", "valid", "test", "unseen"]
+    assert splits["splits"]["train"] == {
+        "clips": 3,
+        "ok": 2,
+        "rejected": 1,
+        "packed": 2,
+        "hours": round((75 + 100) / 25 / 3600, 4),
+        "speakers": 2,
+        "characters": 6,
+        "distinct_characters": 3,
+        "mean_chars": 3.0,
+        "median_chars": 3.0,
+        "max_chars": 3,
+        "mean_frames": 87.5,
+    }
+    # a split whose clips were all rejected is counted, not left out
+    assert splits["splits"]["unseen"]["rejected"] == splits["splits"]["unseen"]["clips"] == 1
+    assert splits["splits"]["unseen"]["hours"] == 0
+    assert splits["splits"]["unseen"]["mean_frames"] is None
+    assert splits["total"]["clips"] == splits["total"]["ok"] + splits["total"]["rejected"] == 7
+    assert splits["total"]["packed"] == 3
+    assert splits["total"]["distinct_characters"] == len(set("今天好罕见e\u0301"))
+    assert summary["rejections"] == {
+        "rejected": 2,
+        "by_reason": {"empty_text": 1, "too_short": 1},
+        "by_split": {"train": {"too_short": 1}, "unseen": {"empty_text": 1}},
+    }
+    assert {topic: figures["clips"] for topic, figures in summary["topics"].items()} == {
+        "KJ": 3,
+        "TY": 2,
+        UNKNOWN: 2,
+    }
+    assert summary["overlap"] == {"num_speakers": 1, "speakers": {"s1": {"train": 1, "test": 1}}}
+    assert plot(tmp_path / "stats" / "label_lengths.csv") == {1: 1, 3: 4}
+    assert plot(tmp_path / "stats" / "clip_frames.csv") == {50: 1, 70: 3, 100: 1}
+
+
+def test_characters_of_rejected_training_clips_are_out_of_vocabulary(tmp_path: Path) -> None:
+    summary = run(tmp_path, CLIP_ROWS, CROP_ROWS, None)
+    test = summary["vocabulary"]["splits"]["test"]
+    train = Counter("今天好今天天")
+    unknown = Counter(c for c in "罕见好见e\u0301" if c not in train)
+    assert test["out_of_vocabulary"] == unknown.total() == 5
+    assert test["out_of_vocabulary_distinct"] == len(unknown) == 4
+    assert test["out_of_vocabulary_rate"] == round(5 / 6, 6)
+    assert test["out_of_vocabulary_head"][0] == {"character": "见", "count": 2, "share": round(2 / 6, 6)}
+    assert summary["vocabulary"]["splits"]["unseen"]["out_of_vocabulary_rate"] == 0.0
+    assert summary["vocabulary"]["most_frequent"][0]["character"] == "天"
+
+
+def test_a_corpus_only_ingested(tmp_path: Path) -> None:
+    summary = run(tmp_path, CLIP_ROWS, None, None)
+    train = summary["splits"]["splits"]["train"]
+    assert summary["splits"]["counted"] == "all clips"
+    assert [train[name] for name in ("ok", "rejected", "packed", "hours", "mean_frames")] == [None] * 5
+    assert (train["clips"], train["characters"], train["distinct_characters"]) == (3, 7, 4)
+    assert summary["rejections"] == {"rejected": None, "by_reason": None, "by_split": None}
+    assert (tmp_path / "stats" / "clip_frames.csv").read_text() == "num_frames,clips\n"
+    assert sum(plot(tmp_path / "stats" / "label_lengths.csv").values()) == 7
+
+
+def test_without_train_there_is_no_vocabulary_to_be_out_of(tmp_path: Path) -> None:
+    vocabulary = run(tmp_path, [clip("a", "night", "好")], None, None)["vocabulary"]
+    assert vocabulary["reference"] is None
+    assert vocabulary["splits"]["night"]["out_of_vocabulary_rate"] is None
+
+
+CLIPS_DRAWN = st.lists(
+    st.tuples(
+        st.sampled_from(["train", "valid", "test", "odd"]),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+        st.sampled_from([None, "s1", "s2", "s3"]),
+        st.integers(0, 300),
+        st.sampled_from([None, None, None, "no_face", "crashed"]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=CLIPS_DRAWN)
+def test_figures_agree_with_plain_python(tmp_path: Path, drawn: list[tuple[Any, ...]]) -> None:
+    clips = [clip(f"c{i}", split, label, speaker) for i, (split, label, speaker, _, _) in enumerate(drawn)]
+    crops = [crop(f"c{i}", frames, reason) for i, (*_, frames, reason) in enumerate(drawn)]
+    summary = run(tmp_path, clips, crops[::-1], None)
+    assert set(summary["splits"]["splits"]) == {row[0] for row in drawn}
+    known = set("".join(label for split, label, _, _, reason in drawn if split == "train" and not reason))
+    for split, figures in summary["splits"]["splits"].items():
+        rows = [row for row in drawn if row[0] == split]
+        kept = [row for row in rows if row[4] is None]
+        text = "".join(row[1] for row in kept)
+        assert (figures["clips"], figures["ok"]) == (len(rows), len(kept))
+        assert figures["speakers"] == len({row[2] for row in rows} - {None})
+        assert (figures["characters"], figures["distinct_characters"]) == (len(text), len(set(text)))
+        assert figures["hours"] == pytest.approx(sum(row[3] for row in kept) / 25 / 3600, abs=1e-4)
+        assert figures["median_chars"] == (statistics.median([len(row[1]) for row in kept]) if kept else None)
+        if split != "train" and any(row[0] == "train" for row in drawn):
+            found = summary["vocabulary"]["splits"][split]["out_of_vocabulary"]
+            assert found == sum(c not in known for c in text)
+    frames = Counter(row[3] // FRAME_BIN * FRAME_BIN for row in drawn if row[4] is None)
+    assert plot(tmp_path / "stats" / "clip_frames.csv") == frames
+
+
+def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+    run(tmp_path / "a", CLIP_ROWS, CROP_ROWS, None)
+    run(tmp_path / "b", CLIP_ROWS[::-1], CROP_ROWS, None)
+    for path in sorted((tmp_path / "a" / "stats").iterdir()):
+        assert path.read_bytes() == (tmp_path / "b" / "stats" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("crops", "message"),
+    [
+        (CROP_ROWS[1:], r"crops.parquet is not of these clips \(0 unknown, 0 doubled, 1 missing\)"),
+        ([*CROP_ROWS, crop("zz", 5)], r"1 unknown.*run `pipeline crop` again"),
+        ([*CROP_ROWS, CROP_ROWS[0]], r"1 doubled"),
+    ],
+)
+def test_a_ledger_of_other_clips_is_refused(tmp_path: Path, crops: list[Row], message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        run(tmp_path, CLIP_ROWS, crops, None)
+
+
+def test_samples_of_other_clips_are_refused_and_a_missing_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"samples.parquet .* run `pipeline pack` again"):
+        run(tmp_path, CLIP_ROWS, CROP_ROWS, [sample(clip("zz", "train", "好"))])
+    with pytest.raises(TableError, match=r"none.parquet is missing; `pipeline ingest` makes it"):
+        stats(tmp_path / "none.parquet", None, None, tmp_path / "stats")
+
+
+@pytest.mark.parametrize("crops", [None, CROP_ROWS])
+def test_printed_tables_tell_the_figures_and_what_is_not_known(
+    tmp_path: Path, crops: list[Row] | None
+) -> None:
+    clips = [*CLIP_ROWS[:-1], clip("g", "valid", "好", "[red]x", "KJ")]
+    out = StringIO()
+    print_stats(run(tmp_path, clips, crops, None), Console(file=out, width=100))
+    text = out.getvalue()
+    assert all(split in text for split in ("train", "valid", "test", "unseen", "total"))
+    assert ("No crops.parquet yet" in text) == (crops is None)
+    assert ("too_short" in text.replace(" ", "_")) == (crops is not None)
+    assert "No samples.parquet yet" in text
+    assert "Speakers in several splits (1)" in text

@@ -1,0 +1,258 @@
+"""Training on toy clips: it learns, it can be killed, it refuses what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoints import OLDER_KEYS, load_checkpoint
+from model.device import Precision
+from model.reader import LipReader
+from model.runs import RunFolder
+from model.scoring import score_split
+from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
+from model.trainer import TrainingJob, train
+from shards.errors import CheckpointError, TrainingError
+from shards.plan import read_samples
+from shards.settings import LoaderParams, MachineParams
+from tests.packed import Packed, pack_clips, toy_clip, toy_clips
+
+MODEL = ModelParams(
+    frame_height=24,
+    frame_width=24,
+    channels=(4, 8, 8, 12),
+    hidden_dim=16,
+    num_lstm_layers=1,
+    pool_grid=3,
+    dropout=0.1,
+)
+TRAIN = TrainParams(
+    batch_size=4,
+    accumulation_steps=2,
+    learning_rate=1e-2,
+    num_epochs=3,
+    warmup_epochs=1,
+    ctc_weight=0.5,
+    teacher_forcing_end=0.8,
+    mixed_precision=False,
+    checkpoint_every=2,
+    augment=AugmentParams(warp_sigma=0.05, gain_sigma=0.05),
+)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips())
+
+
+def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
+    return TrainingJob(
+        samples=packed.samples,
+        shards=packed.shards,
+        runs=folder / "runs",
+        checkpoints=folder / "checkpoints",
+        logs=folder / "logs",
+        text=TextParams(),
+        model=MODEL,
+        train=TRAIN.model_copy(update=changes),
+        loader=LoaderParams(frame_budget=200),
+        decode=DecodeParams(decoder="ctc"),
+        machine=MachineParams(threads=1, device="cpu"),
+        fps=25.0,
+        config_text="made: by a test\n",
+    )
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path)["model_state_dict"]
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_run_leaves_what_the_older_trainer_left(tmp_path: Path, packed: Packed) -> None:
+    summary = train(job_in(tmp_path, packed))
+    folder = tmp_path / "checkpoints"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "tokenizer.json",
+        "best_model.pt",
+        "checkpoint_epoch_0.pt",
+        "checkpoint_epoch_2.pt",
+    }
+    state = torch.load(folder / "checkpoint_epoch_2.pt", weights_only=True)
+    assert state.keys() >= set(OLDER_KEYS)
+    assert state["epoch"] == 2 and summary.epochs == 3
+    assert json.loads((folder / "tokenizer.json").read_text())["characters"] == list("一三二四")
+    log = (tmp_path / "logs" / "training.log").read_text()
+    for line in ("Train samples: 24", "Val samples: 6", "Vocabulary size: 8", "Total parameters: "):
+        assert line in log
+    assert f"{summary.num_parameters:,}" in log
+    assert log.count("train_loss=") == 3
+    # trained once, it is not trained again
+    again = train(job_in(tmp_path, packed))
+    assert again.already_done and again.epochs == 3
+
+
+def test_it_learns_to_read_the_toy_clips_with_both_decoders(tmp_path: Path, packed: Packed) -> None:
+    summary = train(job_in(tmp_path, packed, num_epochs=25, teacher_forcing_end=1.0, valid_every=5))
+    reader = LipReader.from_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_24.pt", torch.device("cpu"))
+    samples = read_samples(packed.samples, "test")
+    for decoder in ("ctc", "attention"):
+        common = {
+            "batch_size": 4,
+            "loader": LoaderParams(),
+            "machine": MachineParams(),
+            "decode": DecodeParams(decoder=decoder),
+        }
+        scored, _ = score_split(reader, samples, packed.shards, **common)
+        blind, _ = score_split(reader, samples, packed.shards, blind=True, **common)
+        right = sum(clip.reference == clip.hypothesis for clip in scored)
+        assert right >= 5, [(clip.reference, clip.hypothesis) for clip in scored]
+        assert sum(clip.reference == clip.hypothesis for clip in blind) <= 1
+    assert summary.best_val_cer <= 0.1
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, packed: Packed) -> None:
+    """SIGTERM within an epoch and SIGKILL, each on a real process; bit for bit on the CPU."""
+    train(job_in(tmp_path / "whole", packed))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "from dataclasses import replace\n"
+        "from tests.packed import Packed\n"
+        "from tests.test_trainer import job_in\n"
+        "from model.trainer import train, Interrupted\n"
+        "folder, packed = pathlib.Path(sys.argv[1]), Packed(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "def told(epoch, done, total):\n"
+        "    print(epoch, done, flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "try:\n"
+        "    train(replace(job_in(folder, packed), on_batch=told))\n"
+        "except Interrupted as error:\n"
+        "    sys.exit(f'interrupted: {error}')\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "killed"), str(packed.shards), str(packed.samples)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def run_until(wanted: str, number: signal.Signals) -> tuple[int, str]:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout and process.stderr
+            for line in process.stdout:
+                if line.strip() == wanted:
+                    process.send_signal(number)
+                    break
+            stderr = process.stderr.read()
+            return process.wait(60), stderr
+
+    code, stderr = run_until("1 2", signal.SIGTERM)
+    assert code == 1 and "interrupted: stopped in epoch 1" in stderr, stderr
+    code, _ = run_until("2 2", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    train(job_in(tmp_path / "killed", packed))
+    for name in ("checkpoint_epoch_2.pt", "best_model.pt"):
+        assert_same_weights(tmp_path / "whole/checkpoints" / name, tmp_path / "killed/checkpoints" / name)
+
+
+def test_resume_from_an_epochs_checkpoint_goes_on_exactly(tmp_path: Path, packed: Packed) -> None:
+    train(job_in(tmp_path / "whole", packed))
+    resumed = replace(
+        job_in(tmp_path / "resumed", packed), resume=tmp_path / "whole/checkpoints/checkpoint_epoch_0.pt"
+    )
+    summary = train(resumed)
+    assert summary.epochs == 3 and not summary.already_done
+    name = "checkpoints/checkpoint_epoch_2.pt"
+    assert_same_weights(tmp_path / "whole" / name, tmp_path / "resumed" / name)
+
+
+def test_a_checkpoint_of_another_model_or_vocabulary_is_refused_by_difference(
+    tmp_path: Path, packed: Packed
+) -> None:
+    train(job_in(tmp_path, packed, num_epochs=1))
+    checkpoint = tmp_path / "checkpoints/checkpoint_epoch_0.pt"
+    other = replace(
+        job_in(tmp_path / "b", packed), resume=checkpoint, model=MODEL.model_copy(update={"hidden_dim": 32})
+    )
+    with pytest.raises(CheckpointError, match="hidden_dim: 16 there, 32 here"):
+        train(other)
+    extra = [*toy_clips(), ("train_new", "train", toy_clip("一二", 9), "五二")]
+    other_packed = pack_clips(tmp_path / "other", extra)
+    with pytest.raises(CheckpointError, match="only here '五'"):
+        train(replace(job_in(tmp_path / "c", other_packed), resume=checkpoint))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x04K\x01."])
+def test_a_damaged_or_pickled_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"bad\.pt"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"epoch": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"evil\.pt"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_label_that_ctc_cannot_spell_is_named_before_the_first_step(tmp_path: Path) -> None:
+    clips = [*toy_clips(4, 2), ("train_dense", "train", toy_clip("一", 0), "一二三四一二三四")]
+    with pytest.raises(TrainingError, match="train_dense"):
+        train(job_in(tmp_path, pack_clips(tmp_path, clips)))
+
+
+def test_other_parameters_are_another_run(tmp_path: Path, packed: Packed) -> None:
+    train(job_in(tmp_path, packed, num_epochs=1))
+    train(job_in(tmp_path, packed, num_epochs=1, seed=1))
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_published_files_are_those_of_the_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs", "abc")
+    run.start("a: 1\n", {"characters": []})
+    for path in (run.best, run.epoch_checkpoint(4)):
+        path.write_bytes(b"weights")
+    published = tmp_path / "checkpoints"
+    published.mkdir()
+    (published / "checkpoint_epoch_9.pt").write_bytes(b"of another run")
+    run.publish(published)
+    assert sorted(path.name for path in published.iterdir()) == [
+        "best_model.pt",
+        "checkpoint_epoch_4.pt",
+        "config.yaml",
+        "tokenizer.json",
+    ]
+
+
+def test_precision_is_float32_when_not_mixed() -> None:
+    assert Precision.choose(False, torch.device("cpu")).dtype is None
+
+
+@pytest.mark.gpu
+def test_training_on_the_gpu(tmp_path: Path, packed: Packed, cuda: str) -> None:
+    job = job_in(tmp_path, packed, mixed_precision=True)
+    assert train(replace(job, machine=MachineParams(device=cuda))).epochs == 3
+
+
+def test_time_is_counted(tmp_path: Path, packed: Packed) -> None:
+    start = time.monotonic()
+    summary = train(job_in(tmp_path, packed, num_epochs=1))
+    assert 0 < summary.seconds <= time.monotonic() - start
