@@ -33,18 +33,9 @@ help:
 	  "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
-# A demo's dvc.lock holds the hashes of this machine's own run, so git is told to leave it alone; choosing another
-# recipe (`pipeline init`) shows it to git again. In an unpacked archive DVC has to be told that there is no git.
 demo: .venv/.installed
 	pipeline doctor
 	pipeline demo
-	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
-	  if git ls-files --error-unmatch dvc.lock >/dev/null 2>&1; then \
-	    git update-index --skip-worktree dvc.lock; \
-	  fi; \
-	else \
-	  dvc config --local core.no_scm true; \
-	fi
 	dvc repro
 	@pipeline show
 

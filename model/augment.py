@@ -1,7 +1,7 @@
 """From uint8 batches to network input, on the device; and the changes made to training clips.
 
 A clip's augmentation is a function of (seed, epoch, clip_id) alone: batching, workers and resuming do
-not change it. Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input.
+not change it. Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input, the window.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def network_input(
 
     `blind` shows each frame as the clip's mean frame: what a model reads then, it reads not from the lips.
     """
-    pixels_BTYX = _resized(video_BTHW, params)
+    pixels_BTYX = _middle(_resized(video_BTHW, params), params)
     if blind:
         pixels_BTYX = _mean_frame(pixels_BTYX, num_frames_B).expand_as(pixels_BTYX)
     return _normalised(pixels_BTYX, num_frames_B, params)[:, None]
@@ -74,8 +74,7 @@ def augmented_input(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `network_input`, with `changes` made; the second tensor holds the clips' new lengths (speed)."""
     device = video_BTHW.device
-    pixels_BTYX = _resized(video_BTHW, params)
-    pixels_BTYX = _in_space(pixels_BTYX, changes, video_BTHW.shape[2])
+    pixels_BTYX = _in_space(_resized(video_BTHW, params), changes, video_BTHW.shape[2], params)
     pixels_BTYX, num_frames_B = _in_time(pixels_BTYX, num_frames_B, changes)
     hidden_BT = torch.zeros(pixels_BTYX.shape[:2], dtype=torch.bool)
     for clip, (change, num_frames) in enumerate(zip(changes, num_frames_B.tolist(), strict=True)):
@@ -95,14 +94,30 @@ def augmented_input(
 
 
 def _resized(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """Gray levels 0..1 at the network's size; averaging over areas keeps thin lips when shrinking."""
+    """Gray levels 0..1 of the whole crop, at the scale at which the window has the network's size.
+
+    Averaging over areas keeps thin lips when shrinking. ValueError where the window is larger than the crop.
+    """
     pixels_BTHW = video_BTHW.float() / 255
-    size = (params.frame_height, params.frame_width)
-    if pixels_BTHW.shape[2:] == size:
+    sides = pixels_BTHW.shape[2:]
+    if params.window_px > min(sides):
+        raise ValueError(f"model.window_px {params.window_px} is more than the crops' {min(sides)} px")
+    # the margin on each side is a whole number of pixels, so that the middle needs no resampling
+    size = [
+        frame + 2 * round(frame * (side / params.window_px - 1) / 2)
+        for frame, side in zip((params.frame_height, params.frame_width), sides, strict=True)
+    ]
+    if list(sides) == size:
         return pixels_BTHW
-    if size[0] <= pixels_BTHW.shape[2] and size[1] <= pixels_BTHW.shape[3]:
+    if size[0] <= sides[0] and size[1] <= sides[1]:
         return functional.interpolate(pixels_BTHW, size, mode="area")
     return functional.interpolate(pixels_BTHW, size, mode="bilinear", align_corners=False)
+
+
+def _middle(pixels_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
+    top = (pixels_BTHW.shape[2] - params.frame_height) // 2
+    left = (pixels_BTHW.shape[3] - params.frame_width) // 2
+    return pixels_BTHW[:, :, top : top + params.frame_height, left : left + params.frame_width]
 
 
 def _mask(num_frames_B: torch.Tensor, pixels_BTYX: torch.Tensor) -> torch.Tensor:
@@ -129,21 +144,26 @@ def _normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: M
     return centred_BTYX / (variance_B111 + SMALLEST_VARIANCE).sqrt()
 
 
-def _in_space(pixels_BTYX: torch.Tensor, changes: list[ClipChange], crop_px: int) -> torch.Tensor:
-    """Mirror, zoom and shift, one affine resampling for all of a clip's frames; the border is replicated."""
+def _in_space(
+    pixels_BTHW: torch.Tensor, changes: list[ClipChange], crop_px: int, params: ModelParams
+) -> torch.Tensor:
+    """The window, mirrored, zoomed and shifted: one affine resampling for all of a clip's frames."""
+    height, width = params.frame_height, params.frame_width
+    share_y, share_x = height / pixels_BTHW.shape[2], width / pixels_BTHW.shape[3]
     theta_B23 = torch.tensor(
         [
             [
-                [(-1 if c.mirror else 1) / c.zoom_x, 0, 2 * c.shift_x_px / crop_px],
-                [0, 1 / c.zoom_y, 2 * c.shift_y_px / crop_px],
+                [(-1 if c.mirror else 1) * share_x / c.zoom_x, 0, 2 * c.shift_x_px / crop_px],
+                [0, share_y / c.zoom_y, 2 * c.shift_y_px / crop_px],
             ]
             for c in changes
         ],
         dtype=torch.float32,
-        device=pixels_BTYX.device,
+        device=pixels_BTHW.device,
     )
-    grid = functional.affine_grid(theta_B23, list(pixels_BTYX.shape), align_corners=False)
-    return functional.grid_sample(pixels_BTYX, grid, padding_mode="border", align_corners=False)
+    B, T = pixels_BTHW.shape[:2]
+    grid = functional.affine_grid(theta_B23, [B, T, height, width], align_corners=False)
+    return functional.grid_sample(pixels_BTHW, grid, padding_mode="border", align_corners=False)
 
 
 def _in_time(

@@ -18,8 +18,18 @@ class ModelParams(Section):
     """Size and shape of the network: a checkpoint of other values is refused."""
 
     preset: Literal["cnn3d_bilstm_attention"] = Field("cnn3d_bilstm_attention", description="architecture")
-    frame_height: int = Field(96, ge=16, le=512, description="input height, resized on the device, px")
-    frame_width: int = Field(96, ge=16, le=512, description="input width, resized on the device, px")
+    window_px: int = Field(
+        96,
+        ge=16,
+        le=512,
+        description="side of the crop's middle that the network sees, at most crop.size_px, px",
+    )
+    frame_height: int = Field(
+        96, ge=16, le=512, description="input height, the window resized on the device, px"
+    )
+    frame_width: int = Field(
+        96, ge=16, le=512, description="input width, the window resized on the device, px"
+    )
     channels: tuple[int, int, int, int] = Field(
         (32, 64, 128, 256), description="of the four 3D convolutions: frontend, frontend, middle, backend"
     )

@@ -110,14 +110,19 @@ def demo(
     import os
 
     from pipeline.demo.corpus import build_demo_corpus
-    from pipeline.recipes import refuse_other_recipe
+    from pipeline.recipes import refuse_other_recipe, show_dvc_lock
 
     refuse_other_recipe(params, "demo")
     values = _load(params, assignments)
+    show_dvc_lock(params.absolute().parent, shown=False)
     workers = values.machine.workers or os.cpu_count() or 1
     with _shown("drawing the demo corpus", "clips") as on_progress:
         summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
-    typer.echo(f"{values.corpus.root}: {summary}")
+    counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
+    typer.echo(
+        f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
+        f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
+    )
 
 
 @app.command()
@@ -167,6 +172,11 @@ def _ingest(values: "Params") -> None:
     summary = run(values.corpus, values.text, Path(values.paths.clips))
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
+    if summary.num_missing:
+        some = ", ".join(summary.first_missing)
+        typer.echo(f"  {summary.num_missing} of them have no video file, e.g. {some}: crop will reject them")
+    if summary.shared_speakers:
+        typer.echo(f"  {len(summary.shared_speakers)} speakers stand in several splits: reports will say so")
 
 
 def _crop(values: "Params") -> None:

@@ -43,9 +43,12 @@ def sections_of_older_config(values: Mapping[str, Any], name: str) -> dict[str, 
 
     Raises ConfigError for a name that is neither.
     """
-    mapped: dict[str, Any] = {key: dict(value) for key, value in values.items() if key in SECTIONS}
+    mapped: dict[str, Any] = {}
     for key, value in values.items():
         if key in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name}: section '{key}' must hold keys and values, it holds {value!r}")
+            mapped[key] = {**value, **mapped.get(key, {})}
             continue
         if key not in OLDER_NAMES:
             raise ConfigError(

@@ -27,7 +27,7 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
         )
     write_text(params_file, text)
     if recipe != "demo":
-        _version_dvc_lock(params_file.parent)
+        show_dvc_lock(params_file.parent, shown=True)
     next_step = "pipeline demo && dvc repro" if recipe == "demo" else "dvc repro"
     return f"{params_file}: recipe {recipe}, corpus in {values.corpus.root}; next: {next_step}"
 
@@ -57,9 +57,15 @@ def _quoted(path: str) -> str:
     return "'" + path.replace("'", "''") + "'"
 
 
-def _version_dvc_lock(folder: Path) -> None:
-    """Shows dvc.lock to git again: `make demo` hides it, since a demo's hashes are its machine's own."""
-    if (folder / ".git").exists() and (folder / "dvc.lock").exists():
-        command = ["git", "-C", str(folder), "update-index", "--no-skip-worktree", "dvc.lock"]
-        # not tracked, or no git here: then there is nothing hidden either
-        subprocess.run(command, check=False, capture_output=True)
+def show_dvc_lock(folder: Path, *, shown: bool) -> None:
+    """Shows dvc.lock of `folder` to git, or hides it: a demo's hashes are its machine's own, no experiment.
+
+    Where there is no git, DVC is told so instead.
+    """
+    if not (folder / ".git").exists():
+        if (folder / ".dvc").is_dir():
+            subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], cwd=folder, check=True)
+        return
+    flag = "--no-skip-worktree" if shown else "--skip-worktree"
+    # fails where dvc.lock is not tracked: then there is nothing to show or hide
+    subprocess.run(["git", "update-index", flag, "dvc.lock"], cwd=folder, check=False, capture_output=True)

@@ -4,22 +4,24 @@
     <folder>/tracks/ab/abcd….npz  landmarks of one video; key: content, number of faces, TRACK_VERSION
     <folder>/clips/ab/abcd….npz   outcome of one clip; key: content, crop parameters, both code versions
 
-A damaged entry is named in the log and made anew. Nothing is pickled.
+The .npz are plain numpy archives, without pickles. A damaged entry is named in the log and made anew.
 """
 
+import io
 import json
 import logging
 import sqlite3
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.codec import decode_clip, encode_clip
 from shards.errors import ClipRejected
 from shards.files import atomic_file, fingerprint, sha256_of
 from shards.schema import MediaKind, Reason
@@ -30,18 +32,41 @@ from stages.settings import CropParams
 log = logging.getLogger(__name__)
 
 SQLITE_WAIT_S = 60.0
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_CLIP = "clip"
+_LANDMARK_ARRAYS = tuple(field.name for field in fields(Landmarks) if field.name not in ("width", "height"))
+
+# what a cut, flipped or foreign file makes zipfile, numpy and json raise
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Track:
+    """How the clip was cut; the fields of `MouthClip` without the pictures."""
+
+    transform_T23: NDArray[np.float32] | None
+    frame_index_T: NDArray[np.int32]
+    landmarked: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Under which a video's landmarks (None for ready mouth crops) and its clip are kept."""
+
+    clip: str
+    track: str | None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one clip: a mouth clip, or a rejection; and what was measured either way."""
+    """What became of one clip: a track, with its clip in the cache, or a rejection; and what was measured."""
 
+    keys: Keys
     figures: Figures
-    mouth: MouthClip | None
+    track: Track | None
+    num_bytes: int | None
     rejection: ClipRejected | None
-    track_key: str | None
-    clip_key: str
     from_cache: bool
 
 
@@ -51,74 +76,90 @@ class ClipCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def crop(self, path: Path, media_kind: MediaKind, params: CropParams) -> Outcome:
-        """The outcome for the video at `path`: from the cache, or made and kept."""
+    def keys(self, path: Path, media_kind: MediaKind, params: CropParams) -> Keys:
+        """The keys of the video at `path`. Raises ClipRejected (unreadable) where its bytes cannot be read."""
         content = self._content(path)
         clip_key = fingerprint(
             "clip", CODE_VERSION, TRACK_VERSION, content, media_kind.value, params.model_dump(mode="json")
         )
-        track_key = None
-        if media_kind is MediaKind.FACE:
-            track_key = fingerprint("track", TRACK_VERSION, content, params.max_faces)
-        found = self._read_outcome(clip_key, track_key)
+        if media_kind is MediaKind.MOUTH:
+            return Keys(clip_key, None)
+        return Keys(clip_key, fingerprint("track", TRACK_VERSION, content, params.max_faces))
+
+    def crop(self, path: Path, media_kind: MediaKind, params: CropParams) -> Outcome:
+        """The outcome for the video at `path`: from the cache, or made and kept. Rejections are kept too.
+
+        Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all.
+        """
+        keys = self.keys(path, media_kind, params)
+        found = self._read_outcome(keys)
         if found is not None:
             return found
         figures = Figures()
 
         def find_landmarks(video: Path, crop_params: CropParams) -> Landmarks:
-            assert track_key is not None, "ready mouth crops are never landmarked"
-            return self._landmarks(video, crop_params, track_key)
+            assert keys.track is not None, "ready mouth crops are never landmarked"
+            return self._landmarks(video, crop_params, keys.track)
 
         try:
             mouth = crop_video(path, media_kind, params, figures, find_landmarks)
         except ClipRejected as rejection:
-            self._write_outcome(clip_key, figures, None, rejection)
-            return Outcome(figures, None, rejection, track_key, clip_key, from_cache=False)
-        self._write_outcome(clip_key, mouth.figures, mouth, None)
-        return Outcome(mouth.figures, mouth, None, track_key, clip_key, from_cache=False)
+            self._write_outcome(keys, figures, None, rejection)
+            return Outcome(keys, figures, None, None, rejection, from_cache=False)
+        num_bytes = self._write_outcome(keys, mouth.figures, mouth, None)
+        track = Track(mouth.transform_T23, mouth.frame_index_T, mouth.landmarked)
+        return Outcome(keys, mouth.figures, track, num_bytes, None, from_cache=False)
 
     def read_clip(self, clip_key: str) -> NDArray[np.uint8] | None:
         """The clip kept under a key, uint8, T×H×W; None where it is not there (any more)."""
-        found = self._read_outcome(clip_key, None)
-        return found.mouth.clip_THW if found is not None and found.mouth is not None else None
+        return self._read(
+            self._place("clips", clip_key), lambda kept: decode_clip(kept.read(f"{_CLIP}.npy"), "raw")
+        )
 
     # -- sources ---------------------------------------------------------------------------------------
 
     def _content(self, path: Path) -> str:
         """sha256 of the file; read again only where its size or time of change differ."""
-        status = path.stat()
-        place = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+        try:
+            status = path.stat()
+            place = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+            return self._memoised(place, path)
+        except OSError as error:
+            raise ClipRejected(Reason.UNREADABLE, f"{path.name} cannot be read ({error.strerror})") from error
+
+    def _memoised(self, place: tuple[str, int, int], path: Path) -> str:
+        memo = self.folder / "content.sqlite"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # one connection a call: sqlite's are not to be shared over a fork, and a call costs far less than a clip
-        with closing(sqlite3.connect(self.folder / "content.sqlite", timeout=SQLITE_WAIT_S)) as database:
-            with database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS content (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)"
-                )
-            known = database.execute(
-                "SELECT sha256 FROM content WHERE path = ? AND size = ? AND mtime_ns = ?", place
-            ).fetchone()
-            if known is not None:
-                return str(known[0])
-            content = sha256_of(path)
-            with database:
-                database.execute("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", (*place, content))
-        return content
+        try:
+            # a connection a call: it costs far less than a clip, and none is ever shared between processes
+            with closing(sqlite3.connect(memo, timeout=SQLITE_WAIT_S)) as database:
+                with database:
+                    database.execute(
+                        "CREATE TABLE IF NOT EXISTS content"
+                        " (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)"
+                    )
+                known = database.execute(
+                    "SELECT sha256 FROM content WHERE path = ? AND size = ? AND mtime_ns = ?", place
+                ).fetchone()
+                if known is not None:
+                    return str(known[0])
+                content = sha256_of(path)
+                with database:
+                    database.execute("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", (*place, content))
+                return content
+        except sqlite3.DatabaseError as error:
+            # only a memo: without it each source is read once more. Removing it is left to a person, since
+            # another process may be writing
+            log.warning("%s cannot be used (%s); remove it while no crop runs", memo, error)
+            return sha256_of(path)
 
     # -- landmarks -------------------------------------------------------------------------------------
 
     def _landmarks(self, path: Path, params: CropParams, track_key: str) -> Landmarks:
         place = self._place("tracks", track_key)
-        kept = self._read(place)
+        kept = self._read(place, _landmarks_of)
         if kept is not None:
-            try:
-                return Landmarks(
-                    int(kept["width"]),
-                    int(kept["height"]),
-                    **{name: kept[name] for name in _LANDMARK_ARRAYS},
-                )
-            except KeyError as error:
-                log.warning("cache entry %s lacks %s; it is made anew", place, error)
+            return kept
         made = landmark_video(path, params)
         arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
         self._write(place, arrays | {"width": np.array(made.width), "height": np.array(made.height)})
@@ -126,29 +167,30 @@ class ClipCache:
 
     # -- outcomes --------------------------------------------------------------------------------------
 
-    def _read_outcome(self, clip_key: str, track_key: str | None) -> Outcome | None:
-        place = self._place("clips", clip_key)
-        kept = self._read(place)
-        if kept is None:
-            return None
-        try:
-            told = json.loads(kept["outcome"].tobytes())
+    def _read_outcome(self, keys: Keys) -> Outcome | None:
+        """The clip itself is left on the disk, so that a rerun over a whole corpus costs no minutes of reading."""
+
+        def outcome_of(kept: zipfile.ZipFile) -> Outcome:
+            told = json.loads(_array(kept, "outcome").tobytes())
             figures = Figures(**told["figures"])
             if told["reason"] is not None:
                 rejection = ClipRejected(Reason(told["reason"]), told["detail"])
-                return Outcome(figures, None, rejection, track_key, clip_key, from_cache=True)
-            transform_T23 = kept.get("transform_T23")
-            mouth = MouthClip(
-                kept["clip_THW"], transform_T23, kept["frame_index_T"], kept["landmarked"], figures
+                return Outcome(keys, figures, None, None, rejection, from_cache=True)
+            has_transform = "transform_T23.npy" in kept.namelist()
+            track = Track(
+                _array(kept, "transform_T23") if has_transform else None,
+                _array(kept, "frame_index_T"),
+                _array(kept, "landmarked"),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            log.warning("cache entry %s is damaged (%s); it is made anew", place, error)
-            return None
-        return Outcome(figures, mouth, None, track_key, clip_key, from_cache=True)
+            num_bytes = kept.getinfo(f"{_CLIP}.npy").file_size
+            return Outcome(keys, figures, track, num_bytes, None, from_cache=True)
+
+        return self._read(self._place("clips", keys.clip), outcome_of)
 
     def _write_outcome(
-        self, clip_key: str, figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
-    ) -> None:
+        self, keys: Keys, figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
+    ) -> int | None:
+        """Keeps an outcome; gives the size of the clip's payload."""
         told = {
             "figures": figures.as_row(),
             "reason": None if rejection is None else rejection.reason.value,
@@ -159,23 +201,25 @@ class ClipCache:
         }
         if mouth is not None:
             arrays |= {
-                "clip_THW": mouth.clip_THW,
+                _CLIP: mouth.clip_THW,
                 "frame_index_T": mouth.frame_index_T,
                 "landmarked": mouth.landmarked,
             }
             if mouth.transform_T23 is not None:
                 arrays["transform_T23"] = mouth.transform_T23
-        self._write(self._place("clips", clip_key), arrays)
+        self._write(self._place("clips", keys.clip), arrays)
+        return None if mouth is None else len(encode_clip(mouth.clip_THW, "raw"))
 
     # -- files -----------------------------------------------------------------------------------------
 
     def _place(self, kind: str, key: str) -> Path:
         return self.folder / kind / key[:2] / f"{key}.npz"
 
-    def _read(self, place: Path) -> dict[str, NDArray[Any]] | None:
+    def _read(self, place: Path, taken_from: Callable[[zipfile.ZipFile], _T]) -> _T | None:
+        """What `taken_from` makes of the entry; None where there is none, or none that is whole."""
         try:
-            with np.load(place, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+            with zipfile.ZipFile(place) as kept:
+                return taken_from(kept)
         except FileNotFoundError:
             return None
         except _DAMAGE as error:
@@ -187,4 +231,15 @@ class ClipCache:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-_LANDMARK_ARRAYS = tuple(field.name for field in fields(Landmarks) if field.name not in ("width", "height"))
+def _array(kept: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    # the whole member first, which checks its CRC: numpy then parses only what numpy wrote
+    file = io.BytesIO(kept.read(f"{name}.npy"))
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
+    return Landmarks(
+        int(_array(kept, "width")),
+        int(_array(kept, "height")),
+        **{name: _array(kept, name) for name in _LANDMARK_ARRAYS},
+    )

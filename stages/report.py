@@ -22,7 +22,16 @@ from shards.files import table_from_rows, write_json, write_table, write_text
 from shards.schema import PREDICTIONS
 from stages.pages import CountedClip, Group, PageData, ReportContext, render_page
 
-CURVE_COLUMNS = ("epoch", "train_loss", "val_loss", "val_cer", "learning_rate", "clips_per_s", "data_wait")
+CURVE_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_cer",
+    "learning_rate",
+    "clips_per_s",
+    "data_wait",
+    "padding",
+)
 
 
 def write_report(

@@ -128,11 +128,41 @@ def test_blind_input_is_the_mean_frame_of_the_clip_alone() -> None:
 NOTHING = ClipChange(False, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, ())
 
 
-def test_an_augmentation_of_nothing_is_the_plain_input() -> None:
+@pytest.mark.parametrize("standardise", ["fixed", "clip"])
+@pytest.mark.parametrize(
+    ("window_px", "frame_px"), [(96, 32), (64, 32), (96, 96), (88, 88), (72, 30), (96, 128)]
+)
+def test_an_augmentation_of_nothing_is_the_plain_input(
+    window_px: int, frame_px: int, standardise: str
+) -> None:
+    sizes = {"window_px": window_px, "frame_height": frame_px, "frame_width": frame_px}
+    params = SMALL.model_copy(update={**sizes, "standardise": standardise, "subtract_mean": 0.5})
     video, lengths = torch.randint(0, 256, (2, 7, 96, 96), dtype=torch.uint8), torch.tensor([7, 5])
-    augmented, new_lengths = augmented_input(video, lengths, [NOTHING, NOTHING], SMALL)
-    torch.testing.assert_close(augmented, network_input(video, lengths, SMALL), rtol=1e-5, atol=1e-4)
+    augmented, new_lengths = augmented_input(video, lengths, [NOTHING, NOTHING], params)
+    assert augmented.shape == (2, 1, 7, frame_px, frame_px)
+    torch.testing.assert_close(augmented, network_input(video, lengths, params), rtol=1e-5, atol=1e-3)
     assert new_lengths.tolist() == [7, 5]
+
+
+def test_the_window_is_the_middle_of_the_crop() -> None:
+    video = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
+    params = SMALL.model_copy(update={"window_px": 88, "frame_height": 88, "frame_width": 88})
+    expected = (video[:, :, 4:92, 4:92].float() / 255 - 0.421) / 0.165  # as public lip readers see it
+    torch.testing.assert_close(network_input(video, torch.tensor([3]), params)[:, 0], expected)
+    with pytest.raises(ValueError, match="window_px"):
+        network_input(video, torch.tensor([3]), SMALL.model_copy(update={"window_px": 100}))
+
+
+@pytest.mark.parametrize("subtract_mean", [0.0, 0.8])
+def test_clips_are_standardised_over_their_own_frames(subtract_mean: float) -> None:
+    params = SMALL.model_copy(update={"standardise": "clip", "subtract_mean": subtract_mean})
+    video, lengths = torch.randint(0, 256, (2, 9, 96, 96), dtype=torch.uint8), torch.tensor([9, 5])
+    inputs = network_input(video, lengths, params)
+    for clip, num_frames in enumerate(lengths.tolist()):
+        inside = inputs[clip, 0, :num_frames]
+        assert float(inside.mean()) == pytest.approx(0, abs=1e-4)
+        assert float(inside.std(unbiased=False)) == pytest.approx(1, abs=1e-2)
+        assert not inputs[clip, 0, num_frames:].any()
 
 
 def test_mirror_speed_and_masks_do_what_they_say() -> None:
