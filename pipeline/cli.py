@@ -225,11 +225,13 @@ def stats(
 ) -> None:
     """Tell what the corpus holds, split by split; also of a corpus that is only ingested.
 
-    With --data-root, a corpus that is not even ingested is read first.
+    With --data-root, a corpus that is not even ingested: its tables and the headers of its videos are read,
+    and nothing is written.
 
     Example: pipeline stats --data-root /data/Chinese-LiPS
     """
     import json
+    import tempfile
 
     from pipeline.console import stdout
     from stages.stats import print_stats
@@ -237,10 +239,16 @@ def stats(
 
     values = _load(params, assignments, corpus__root=data_root)
     paths = values.paths
-    if not Path(paths.clips).exists():
-        _ingest(values)
-    existing = [path if path.exists() else None for path in (Path(paths.crops), Path(paths.samples))]
-    summary = run(Path(paths.clips), existing[0], existing[1], Path(paths.stats))
+    if data_root is None:
+        existing = [path if path.exists() else None for path in (Path(paths.crops), Path(paths.samples))]
+        summary = run(Path(paths.clips), existing[0], existing[1], Path(paths.stats))
+    else:
+        from stages.ingest import ingest as read
+
+        with tempfile.TemporaryDirectory() as folder:
+            clips = Path(folder) / "clips.parquet"
+            read(values.corpus, values.text, clips)
+            summary = run(clips, None, None, Path(folder))
     if json_:
         typer.echo(json.dumps(summary, ensure_ascii=False, indent=2))
     else:

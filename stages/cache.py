@@ -120,14 +120,8 @@ class ClipCache:
 
     def _content(self, path: Path) -> str:
         """sha256 of the file; read again only where its size or time of change differ."""
-        try:
-            status = path.stat()
-            place = (str(path.absolute()), status.st_size, status.st_mtime_ns)
-            return self._memoised(place, path)
-        except OSError as error:
-            raise ClipRejected(Reason.UNREADABLE, f"{path.name} cannot be read ({error.strerror})") from error
-
-    def _memoised(self, place: tuple[str, int, int], path: Path) -> str:
+        status = path.stat()
+        place = (str(path.absolute()), status.st_size, status.st_mtime_ns)
         memo = self.folder / "content.sqlite"
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -143,7 +137,7 @@ class ClipCache:
                 ).fetchone()
                 if known is not None:
                     return str(known[0])
-                content = sha256_of(path)
+                content = _hashed(path)
                 with database:
                     database.execute("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", (*place, content))
                 return content
@@ -151,7 +145,7 @@ class ClipCache:
             # only a memo: without it each source is read once more. Removing it is left to a person, since
             # another process may be writing
             log.warning("%s cannot be used (%s); remove it while no crop runs", memo, error)
-            return sha256_of(path)
+            return _hashed(path)
 
     # -- landmarks -------------------------------------------------------------------------------------
 
@@ -229,6 +223,13 @@ class ClipCache:
     def _write(self, place: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         with atomic_file(place) as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+
+def _hashed(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise ClipRejected(Reason.UNREADABLE, f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def _array(kept: zipfile.ZipFile, name: str) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Stage crop: every clip of clips.parquet becomes one row of the ledger, and a mouth clip in the cache."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 import cv2
 
 from shards import schema
-from shards.errors import ClipRejected
+from shards.errors import ClipRejected, MachineError
 from shards.files import Progress, read_table, table_from_rows, write_table
 from shards.schema import MediaKind, Reason, Status
 from shards.settings import MachineParams
@@ -23,6 +24,7 @@ from stages.cache import ClipCache, Outcome
 from stages.corpora.transcript import leaves_root
 from stages.cropping import Figures
 from stages.settings import CorpusParams, CropParams
+from stages.video import sniff_media_kind
 
 WAITING_A_WORKER = 4
 """Clips handed out ahead for each process: enough to keep it busy, few to try again when one dies."""
@@ -115,12 +117,18 @@ def resolve_media(root: Path, media: str) -> Path:
             Reason.UNSAFE_PATH, f"{media} leads out of the corpus; name it relative to the root"
         )
     path = root / media
-    if not path.exists():
-        raise ClipRejected(Reason.MISSING_FILE, f"{media} is not below the corpus root")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ClipRejected(
-            Reason.UNSAFE_PATH, f"{media} is a link to a file outside the corpus; copy the file into it"
-        )
+    try:
+        if not path.exists():
+            raise ClipRejected(Reason.MISSING_FILE, f"{media} is not below the corpus root {root}")
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ClipRejected(
+                Reason.UNSAFE_PATH, f"{media} is a link to a file outside the corpus; copy the file into it"
+            )
+    except OSError as error:
+        # a name too long for the file system, a folder one may not enter
+        raise ClipRejected(Reason.MISSING_FILE, f"{media[:200]}: {error.strerror}") from error
+    if not path.is_file():
+        raise ClipRejected(Reason.MISSING_FILE, f"{media} is no plain file")
     return path
 
 
@@ -155,6 +163,13 @@ def _crop_all(
 def _crop_alone(clip: _Clip, params: CropParams, cache_folder: Path) -> _Done:
     """One clip in a process of its own: if that dies, this clip did it."""
     with _pool(1) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            # not the clip's fault, and no clip's: else each in turn would be called crashed
+            raise MachineError(
+                "worker processes die before they read a clip; `pipeline doctor` looks for the cause"
+            ) from error
         future = pool.submit(_crop_one, clip, params, cache_folder)
         try:
             return _result(future, clip)
@@ -179,9 +194,20 @@ def _result(future: "Future[_Done]", clip: _Clip) -> _Done:
         return future.result()
     except BrokenProcessPool:
         raise
-    except Exception as error:
-        error.add_note(f"while cropping clip {clip.clip_id} ({clip.media})")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise MachineError(
+                f"the disk is full ({error.filename or 'cache'}); what is done is kept, the same command goes on"
+            ) from error
+        error.add_note(_place(clip))
         raise
+    except Exception as error:
+        error.add_note(_place(clip))
+        raise
+
+
+def _place(clip: _Clip) -> str:
+    return f"while cropping clip {clip.clip_id} ({clip.media})"
 
 
 def _crop_one(clip: _Clip, params: CropParams, cache_folder: Path) -> _Done:
@@ -190,13 +216,11 @@ def _crop_one(clip: _Clip, params: CropParams, cache_folder: Path) -> _Done:
         if not clip.label:
             raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
         path = resolve_media(Path(clip.root), clip.media)
-        # without a kind its header could not be read at ingest; crop finds the reason
-        kind = MediaKind(clip.media_kind) if clip.media_kind is not None else MediaKind.FACE
-        if not path.is_file():
-            raise ClipRejected(Reason.UNREADABLE, f"{clip.media} is no plain file")
+        # without a kind, ingest could not read the header: looking again finds the reason, or a file that came
+        kind = sniff_media_kind(path) if clip.media_kind is None else MediaKind(clip.media_kind)
+        outcome = ClipCache(cache_folder).crop(path, kind, params)
     except ClipRejected as rejection:
         return _Done(_crop_row(clip, Figures(), rejection.reason, rejection.detail), None, from_cache=False)
-    outcome = ClipCache(cache_folder).crop(path, kind, params)
     rejection_or_none = outcome.rejection or _too_dense(clip, outcome.figures, params)
     if rejection_or_none is not None:
         row = _crop_row(clip, outcome.figures, rejection_or_none.reason, rejection_or_none.detail, outcome)
@@ -221,26 +245,25 @@ def _too_dense(clip: _Clip, figures: Figures, params: CropParams) -> ClipRejecte
 def _crop_row(
     clip: _Clip, figures: Figures, reason: Reason | None, detail: str | None, outcome: Outcome | None = None
 ) -> dict[str, Any]:
-    mouth = outcome.mouth if outcome is not None and reason is None else None
     return {
         "clip_id": clip.clip_id,
         "status": (Status.OK if reason is None else Status.REJECTED).value,
         "reason": None if reason is None else reason.value,
         "detail": detail,
         **figures.as_row(),
-        "track_key": None if outcome is None else outcome.track_key,
-        "clip_key": None if outcome is None else outcome.clip_key,
-        "bytes": None if mouth is None else mouth.clip_THW.nbytes,
+        "track_key": None if outcome is None else outcome.keys.track,
+        "clip_key": None if outcome is None else outcome.keys.clip,
+        "bytes": None if outcome is None else outcome.num_bytes,
     }
 
 
 def _track_row(clip: _Clip, outcome: Outcome) -> dict[str, Any] | None:
-    mouth = outcome.mouth
-    if mouth is None or mouth.transform_T23 is None:
+    track = outcome.track
+    if track is None or track.transform_T23 is None:
         return None
     return {
         "clip_id": clip.clip_id,
-        "transform": mouth.transform_T23.ravel().tolist(),
-        "frame_index": mouth.frame_index_T.tolist(),
-        "landmarked": mouth.landmarked.tolist(),
+        "transform": track.transform_T23.ravel(),
+        "frame_index": track.frame_index_T,
+        "landmarked": track.landmarked,
     }

@@ -5,7 +5,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards import schema
 from shards.codec import clip_extension, encode_clip
-from shards.errors import ShardError, TableError
+from shards.errors import ClipRejected, ShardError, TableError
 from shards.files import Progress, read_table, sha256_of, table_from_rows, write_json, write_table
 from shards.schema import MediaKind, Status
 from shards.settings import MachineParams, PackParams
@@ -24,7 +24,8 @@ from stages.crop import resolve_media
 from stages.cropping import crop_video, render_from_track
 from stages.settings import CorpusParams, CropParams
 
-_OURS = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.tar|index\.json")
+# the last part is what a pack that was killed leaves behind
+_OURS = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +77,15 @@ def pack(
         of_split = _shuffled(
             [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
         )
-        made = []
-        for path, sample_rows in _write_split(of_split, split, source, crop, pack, shards_folder):
-            made.append((path, len(sample_rows)))
-            rows += sample_rows
+        made: dict[str, int] = {}
+        for row in _write_split(of_split, split, source, crop, pack, shards_folder):
+            rows.append(row)
+            made[row["shard"]] = made.get(row["shard"], 0) + 1
             if on_progress:
                 on_progress(len(rows), len(usable))
-        _write_index(shards_folder / split, split, made, len(of_split))
-        shards += [path for path, _ in made]
+        paths = [shards_folder / name for name in made]
+        _write_index(shards_folder / split, split, list(zip(paths, made.values(), strict=True)))
+        shards += paths
     assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
     write_table(samples_path, table_from_rows(rows, schema.SAMPLES), schema.SAMPLES)
     counts = {row["split"]: 0 for row in clips.values()}
@@ -113,19 +115,38 @@ class _Clips:
         clip_THW = self.cache.read_clip(crop_row["clip_key"])
         if clip_THW is None:
             self.num_rendered += 1
-            clip_THW = self._render(crop_row["clip_id"])
-        if len(clip_THW) != crop_row["num_frames"]:
+            clip_THW = self._render(crop_row)
+        expected = (crop_row["num_frames"], self.params.size_px, self.params.size_px)
+        if clip_THW.shape != expected:
             raise TableError(
-                f"clip {crop_row['clip_id']} has {len(clip_THW)} frames, its ledger says {crop_row['num_frames']}; "
-                "run `pipeline crop` again"
+                f"clip {crop_row['clip_id']} is {clip_THW.shape}, ledger and parameters say {expected} (frames, "
+                "height, width); run `pipeline crop` again"
             )
         return clip_THW
 
-    def _render(self, clip_id: str) -> NDArray[np.uint8]:
+    def _render(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
+        clip_id = crop_row["clip_id"]
         clip = self.clips[clip_id]
-        path = resolve_media(self.root, clip["media"])
-        if clip["media_kind"] == MediaKind.MOUTH:
-            return crop_video(path, MediaKind.MOUTH, self.params).clip_THW
+        # as crop does where ingest could not tell; a face has landmarks
+        kind = MediaKind.MOUTH if crop_row["track_key"] is None else MediaKind.FACE
+        try:
+            path = resolve_media(self.root, clip["media"])
+            if self.cache.keys(path, kind, self.params).clip != crop_row["clip_key"]:
+                raise ShardError(
+                    f"clip {clip_id} is not in the cache, and its video or the crop parameters are others than "
+                    "when it was cropped; run `pipeline crop` again"
+                )
+            return self._cut(path, kind, clip_id)
+        except ClipRejected as error:
+            raise ShardError(
+                f"clip {clip_id} is not in the cache and cannot be cut again ({error}); run `pipeline crop` again"
+            ) from error
+
+    def _cut(self, path: Path, kind: MediaKind, clip_id: str) -> NDArray[np.uint8]:
+        if kind is MediaKind.MOUTH:
+            return crop_video(path, kind, self.params).clip_THW
+        if clip_id not in self.track_row:
+            raise TableError(f"tracks.parquet lacks clip {clip_id}; run `pipeline crop` again")
         track = self.tracks.slice(self.track_row[clip_id], 1).to_pylist()[0]
         transform_T23 = np.array(track["transform"], np.float32).reshape(-1, 2, 3)
         return render_from_track(path, transform_T23, np.array(track["frame_index"], np.int32), self.params)
@@ -145,58 +166,47 @@ def _write_split(
     crop: CropParams,
     pack: PackParams,
     shards_folder: Path,
-) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    """Each finished shard of a split, with the rows of its samples."""
+) -> Iterator[dict[str, Any]]:
+    """Writes the shards of a split; gives the row of each sample as it is written."""
     waiting = list(reversed(crop_rows))
     number = 0
     while waiting:
         name = f"{split}/{split}-{number:06d}.tar"
-        rows = []
         with shard_writer(shards_folder / name) as shard:
             while waiting and shard.num_bytes < pack.shard_mb * 1e6:
                 crop_row = waiting.pop()
                 clip = source.clips[crop_row["clip_id"]]
                 payload = encode_clip(source.read(crop_row), pack.codec)
-                metadata = {
-                    "clip_id": clip["clip_id"],
-                    "codec": pack.codec,
-                    "fps": crop.target_fps,
-                    "label": clip["label"],
-                    "num_frames": crop_row["num_frames"],
-                    "speaker": clip["speaker"],
+                # what the sample itself and samples.parquet both tell
+                shared = {name: clip[name] for name in ("clip_id", "label", "speaker", "topic")} | {
                     "split": split,
-                    "topic": clip["topic"],
+                    "num_frames": crop_row["num_frames"],
+                    "codec": pack.codec,
                 }
-                described = json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
+                described = json.dumps(
+                    shared | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
+                ).encode()
                 place = shard.add(clip["clip_id"], (clip_extension(pack.codec), payload), ("json", described))
-                rows.append(
-                    {
-                        "clip_id": clip["clip_id"],
-                        "split": split,
+                yield (
+                    shared
+                    | asdict(place)
+                    | {
                         "shard": name,
-                        "sample_offset": place.sample_offset,
-                        "sample_size": place.sample_size,
-                        "clip_offset": place.clip_offset,
-                        "clip_size": place.clip_size,
                         "sha256": hashlib.sha256(payload).hexdigest(),
-                        "codec": pack.codec,
-                        "num_frames": crop_row["num_frames"],
                         "num_chars": clip["num_chars"],
-                        "label": clip["label"],
-                        "speaker": clip["speaker"],
-                        "topic": clip["topic"],
                     }
                 )
-        yield shards_folder / name, rows
         number += 1
 
 
-def _write_index(folder: Path, split: str, shards: Sequence[tuple[Path, int]], num_samples: int) -> None:
+def _write_index(folder: Path, split: str, shards: Sequence[tuple[Path, int]]) -> None:
+    """Last of the split: a folder without it is not a whole pack."""
     described = [
         {"name": path.name, "num_samples": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path, count in shards
     ]
-    write_json(folder / "index.json", {"split": split, "num_samples": num_samples, "shards": described})
+    index = {"split": split, "num_samples": sum(count for _, count in shards), "shards": described}
+    write_json(folder / "index.json", index)
 
 
 def _clear(shards_folder: Path) -> None:
@@ -209,5 +219,8 @@ def _clear(shards_folder: Path) -> None:
     ]
     if foreign:
         raise ShardError(f"{foreign[0]} is no shard of a former pack; move it out of {shards_folder}")
-    for path in files:
+    # the index first: what it lists is no longer whole
+    for path in sorted(files, key=lambda path: path.name != "index.json"):
         path.unlink()
+    for folder in {path.parent for path in files}:
+        folder.rmdir()
