@@ -166,9 +166,8 @@ class _Trainer:
         stream = ShardStream(job.shards, self.samples, job.machine, pin_memory)
         valid_stream = ShardStream(job.shards, self.valid_samples, job.machine, pin_memory)
         valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
-        first_plan = plan_epoch(self.samples, job.loader, job.train.batch_size, progress.epoch)
         if self.device.type == "cpu":
-            self._choose_threads(next(stream.batches(first_plan.batches)))
+            self._choose_threads(stream)
         with self._signals():
             while progress.epoch < job.train.num_epochs:
                 plan = plan_epoch(self.samples, job.loader, job.train.batch_size, progress.epoch)
@@ -403,8 +402,10 @@ class _Trainer:
                 f"{', '.join(short[:5])}; lower model.temporal_stride or crop.max_chars_per_s"
             )
 
-    def _choose_threads(self, batch: ClipBatch) -> None:
+    def _choose_threads(self, stream: ShardStream) -> None:
         if not self.threads:
+            plan = plan_epoch(self.samples, self.job.loader, self.job.train.batch_size, self.progress.epoch)
+            batch = next(stream.batches(plan.batches))
             self.threads, told = fastest_threads(
                 self.network, lambda network: self._batch_loss(network, batch).sum()
             )

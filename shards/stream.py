@@ -109,6 +109,9 @@ class ShardStream:
             # spawned, since a forked copy of a process with OpenMP threads may hang
             multiprocessing_context="spawn" if machine.num_workers else None,
             pin_memory=pin_memory,
+            # its own: a loader draws a seed for its workers at every start, and from torch's global random
+            # state that would make a resumed run differ from an undisturbed one
+            generator=torch.Generator(),
         )
 
     def batches(self, batches: Sequence[np.ndarray], first_step: int = 0) -> Iterator[ClipBatch]:

@@ -6,10 +6,11 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ def crop(
         for r in rows
     ]
     done: dict[str, _Done] = {}
-    cache_folder = Path(machine.cache_dir)
-    for clip, result in _crop_all(clips, crop, cache_folder, machine.workers or os.cpu_count() or 1):
+    work = partial(_crop_one, params=crop, cache_folder=Path(machine.cache_dir))
+    for clip, result in _crop_all(clips, work, machine.workers or os.cpu_count() or 1):
         done[clip.clip_id] = result
         if on_progress:
             on_progress(len(done), len(clips))
@@ -133,9 +134,9 @@ def resolve_media(root: Path, media: str) -> Path:
 
 
 def _crop_all(
-    clips: Sequence[_Clip], params: CropParams, cache_folder: Path, num_workers: int
+    clips: Sequence[_Clip], work: Callable[[_Clip], _Done], num_workers: int
 ) -> Iterator[tuple[_Clip, _Done]]:
-    """Each clip with what became of it, as they finish."""
+    """Each clip with what `work`, in a process of the pool, made of it, as they finish."""
     waiting = list(reversed(clips))
     while waiting:
         in_flight: dict[Future[_Done], _Clip] = {}
@@ -145,7 +146,7 @@ def _crop_all(
                     while waiting and len(in_flight) < WAITING_A_WORKER * num_workers:
                         # known to be in flight before the pool can break on it
                         clip = waiting[-1]
-                        in_flight[pool.submit(_crop_one, clip, params, cache_folder)] = clip
+                        in_flight[pool.submit(work, clip)] = clip
                         waiting.pop()
                     for future in wait(in_flight, return_when=FIRST_COMPLETED).done:
                         result = _result(future, in_flight[future])
@@ -156,26 +157,33 @@ def _crop_all(
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        for clip in in_flight.values():
-            yield clip, _crop_alone(clip, params, cache_folder)
+        yield from _crop_singly(list(in_flight.values()), work)
 
 
-def _crop_alone(clip: _Clip, params: CropParams, cache_folder: Path) -> _Done:
-    """One clip in a process of its own: if that dies, this clip did it."""
-    with _pool(1) as pool:
-        try:
-            pool.submit(os.getpid).result()
-        except BrokenProcessPool as error:
-            # not the clip's fault, and no clip's: else each in turn would be called crashed
-            raise MachineError(
-                "worker processes die before they read a clip; `pipeline doctor` looks for the cause"
-            ) from error
-        future = pool.submit(_crop_one, clip, params, cache_folder)
-        try:
-            return _result(future, clip)
-        except BrokenProcessPool:
-            detail = f"the process that read {clip.media} died, twice; look at the file, or leave it out"
-            return _Done(_crop_row(clip, Figures(), Reason.CRASHED, detail), None, from_cache=False)
+def _crop_singly(clips: Sequence[_Clip], work: Callable[[_Clip], _Done]) -> Iterator[tuple[_Clip, _Done]]:
+    """One clip at a time: where the process dies, the clip it had did it."""
+    waiting = list(reversed(clips))
+    while waiting:
+        with _pool(1) as pool:
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool as error:
+                # not the clip's fault, and no clip's: else each in turn would be called crashed
+                raise MachineError(
+                    "worker processes die before they read a clip; `pipeline doctor` looks for the cause"
+                ) from error
+            died = False
+            while waiting and not died:
+                clip = waiting.pop()
+                try:
+                    done = _result(pool.submit(work, clip), clip)
+                except BrokenProcessPool:
+                    died = True
+                    detail = (
+                        f"the process that read {clip.media} died, twice; look at the file, or leave it out"
+                    )
+                    done = _Done(_crop_row(clip, Figures(), Reason.CRASHED, detail), None, from_cache=False)
+                yield clip, done
 
 
 def _pool(num_workers: int) -> ProcessPoolExecutor:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from shards.schema import MediaKind, Status
 from shards.settings import MachineParams, PackParams
 from shards.tar import shard_writer
 from stages.cache import ClipCache
+from stages.corpora.transcript import split_rank
 from stages.crop import resolve_media
 from stages.cropping import crop_video, render_from_track
 from stages.settings import CorpusParams, CropParams
@@ -73,7 +75,8 @@ def pack(
     _clear(shards_folder)
     rows: list[dict[str, Any]] = []
     shards: list[Path] = []
-    for split in dict.fromkeys(clips[row["clip_id"]]["split"] for row in crops):
+    splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
+    for split in splits:
         of_split = _shuffled(
             [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
         )
@@ -88,10 +91,11 @@ def pack(
         shards += paths
     assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
     write_table(samples_path, table_from_rows(rows, schema.SAMPLES), schema.SAMPLES)
-    counts = {row["split"]: 0 for row in clips.values()}
-    for row in rows:
-        counts[row["split"]] += 1
-    return PackSummary(counts, len(shards), sum(path.stat().st_size for path in shards), source.num_rendered)
+    counts = Counter(row["split"] for row in rows)
+    by_split = {split: counts[split] for split in splits}
+    return PackSummary(
+        by_split, len(shards), sum(path.stat().st_size for path in shards), source.num_rendered
+    )
 
 
 class _Clips:
@@ -178,7 +182,7 @@ def _write_split(
                 clip = source.clips[crop_row["clip_id"]]
                 payload = encode_clip(source.read(crop_row), pack.codec)
                 # what the sample itself and samples.parquet both tell
-                shared = {name: clip[name] for name in ("clip_id", "label", "speaker", "topic")} | {
+                shared = {field: clip[field] for field in ("clip_id", "label", "speaker", "topic")} | {
                     "split": split,
                     "num_frames": crop_row["num_frames"],
                     "codec": pack.codec,
@@ -223,4 +227,5 @@ def _clear(shards_folder: Path) -> None:
     for path in sorted(files, key=lambda path: path.name != "index.json"):
         path.unlink()
     for folder in {path.parent for path in files}:
-        folder.rmdir()
+        if not any(folder.iterdir()):
+            folder.rmdir()

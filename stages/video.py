@@ -23,8 +23,8 @@ from stages.settings import CropParams
 MOUTH_MAX_PX = 128
 """A square video no larger than this is taken for ready mouth crops (Chinese-LiPS ships 96x96)."""
 
-TRUNCATION_TOLERANCE_S = 0.5
-"""Headers round, and edit lists cut a few frames; a video that ends this much early has lost some."""
+TRUNCATION_TOLERANCE_S = 0.25
+"""Headers round, and edit lists cut a few frames; a video that ends this much early has lost a character."""
 
 MAX_SOURCE_FPS = 1_000
 """More frames than `max_source_s` at this rate are no video but an attack on memory."""
@@ -262,8 +262,9 @@ def _header(container: av.container.InputContainer, stream: av.VideoStream) -> H
     if stream.duration and stream.time_base:
         duration_s = float(stream.duration * stream.time_base)
     elif container.duration and len(container.streams) == 1:
-        # with sound beside it the container's duration may be the sound's
-        duration_s = container.duration / av.time_base
+        # with sound beside it the container's duration may be the sound's; Matroska's counts from 0, also where
+        # the first picture comes later
+        duration_s = (container.duration - max(container.start_time or 0, 0)) / av.time_base
     rate = stream.average_rate or stream.guessed_rate
     return Header(stream.width, stream.height, float(rate) if rate else None, duration_s)
 

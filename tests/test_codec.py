@@ -1,0 +1,115 @@
+"""Clip payloads: plain .npy that any reader takes, and hostile ones that cost nothing."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from shards.codec import clip_extension, decode_clip, encode_clip
+
+CLIP = np.random.default_rng(0).integers(0, 256, (7, 12, 10), dtype=np.uint8)
+
+
+def npy(array: np.ndarray, **options: bool) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()
+
+
+def test_plain_numpy_reads_what_we_write_and_the_other_way_round() -> None:
+    assert np.array_equal(np.load(io.BytesIO(encode_clip(CLIP, "raw")), allow_pickle=False), CLIP)
+    assert np.array_equal(decode_clip(npy(CLIP), "raw"), CLIP)
+    assert encode_clip(CLIP, "raw") == npy(CLIP)
+
+
+def test_the_clip_is_writable_and_not_a_view_of_the_payload() -> None:
+    clip_THW = decode_clip(encode_clip(CLIP, "raw"), "raw")
+    clip_THW[:] = 0
+    assert clip_THW.flags.c_contiguous
+
+
+def test_a_strided_clip_gives_the_same_bytes() -> None:
+    wide = np.zeros((7, 12, 20), np.uint8)
+    wide[:, :, ::2] = CLIP
+    assert encode_clip(wide[:, :, ::2], "raw") == encode_clip(CLIP, "raw")
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [CLIP.astype(np.int16), CLIP[0], CLIP[:0], CLIP[None]],
+    ids=["int16", "one_frame", "no_frame", "four_axes"],
+)
+def test_only_clips_are_encoded(clip: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="three axes"):
+        encode_clip(clip, "raw")
+
+
+def with_shape(shape: str) -> bytes:
+    """A payload whose header claims `shape`, before the bytes of a real clip."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(10 + len(header) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + CLIP.tobytes()
+
+
+def test_the_forged_header_is_well_formed() -> None:
+    assert np.array_equal(decode_clip(with_shape("(7, 12, 10)"), "raw"), CLIP)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"PK",
+        encode_clip(CLIP, "raw")[:-1],
+        encode_clip(CLIP, "raw") + b"x",
+        encode_clip(CLIP, "raw")[:40],
+        with_shape("(999999999, 999999999, 999999999)"),
+        with_shape("(70, 12, 10)"),
+        with_shape("(0, 12, 10)"),
+        with_shape("(-7, -12, 10)"),
+        with_shape("(7, 120)"),
+        with_shape("((7), 12, 10)"),
+        with_shape("(7, 12, 10" + ", 1" * 200 + ")"),
+        with_shape("[" * 500),
+        npy(CLIP.astype(np.int8)),
+        npy(np.asfortranarray(CLIP)),
+        npy(np.array([{"a": 1}], dtype=object), allow_pickle=True),
+        npy(CLIP).replace(b"\x93NUMPY\x01", b"\x93NUMPY\x02"),
+    ],
+)  # fmt: skip
+def test_anything_else_is_refused(payload: bytes) -> None:
+    with pytest.raises(ValueError, match=r"payload|claims"):
+        decode_clip(payload, "raw")
+
+
+def test_every_single_byte_of_the_header_may_be_wrong() -> None:
+    payload = encode_clip(CLIP, "raw")
+    for place in range(128):
+        for value in (0, 0x28, 0x30, 0x39, 0xFF):
+            changed = bytearray(payload)
+            changed[place] = value
+            try:
+                clip_THW = decode_clip(bytes(changed), "raw")
+            except ValueError:
+                continue
+            assert np.array_equal(clip_THW.ravel(), CLIP.ravel())
+
+
+def test_an_archive_is_no_clip() -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("clip.npy", encode_clip(CLIP, "raw"))
+    with pytest.raises(ValueError, match="payload"):
+        decode_clip(file.getvalue(), "raw")
+
+
+def test_the_set_of_codecs_is_closed() -> None:
+    assert clip_extension("raw") == "npy"
+    for use in (
+        lambda: clip_extension("pickle"),
+        lambda: encode_clip(CLIP, "mp4"),
+        lambda: decode_clip(b"", ""),
+    ):
+        with pytest.raises(ValueError, match="known are raw"):
+            use()
