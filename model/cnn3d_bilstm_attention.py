@@ -149,8 +149,13 @@ class Cnn3dBilstmAttention(nn.Module):
         self.backend = ConvBlock(c2, c3, (3, 3, 3), (1, 1, 1))
         self.pool_grid = params.pool_grid
         self.dropout = nn.Dropout(params.dropout)
+        num_features = c3 * params.pool_grid**2
+        self.bottleneck: nn.Module = nn.Identity()
+        if params.bottleneck_dim:
+            self.bottleneck = nn.Linear(num_features, params.bottleneck_dim)
+            num_features = params.bottleneck_dim
         self.encoder = nn.LSTM(
-            c3 * params.pool_grid**2,
+            num_features,
             params.hidden_dim,
             params.num_lstm_layers,
             batch_first=True,
@@ -176,7 +181,10 @@ class Cnn3dBilstmAttention(nn.Module):
         # the LSTM's sums over time are kept in float32
         with torch.autocast(features_BSF.device.type, enabled=False):
             packed = pack_padded_sequence(
-                self.dropout(features_BSF.float()), num_steps_B.cpu(), batch_first=True, enforce_sorted=False
+                self.bottleneck(self.dropout(features_BSF.float())),
+                num_steps_B.cpu(),
+                batch_first=True,
+                enforce_sorted=False,
             )
             encoded_BSE, _ = pad_packed_sequence(self.encoder(packed)[0], batch_first=True, total_length=S)
             return self.dropout(encoded_BSE), num_steps_B

@@ -15,6 +15,7 @@ from model.text import normalise
 from pipeline.params import Params
 from shards.errors import CheckpointError, ClipRejected
 from shards.schema import Reason
+from stages.chatter import NATIVE_LOG, native_stderr_to
 from stages.cropping import crop_video
 from stages.video import sniff_media_kind
 
@@ -50,6 +51,7 @@ def read_videos(
 
     `ground_truth` is normalised as the labels of training were. Raises CheckpointError.
     """
+    native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
     reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
     if not math.isclose(reader.fps, params.crop.target_fps):
         raise CheckpointError(

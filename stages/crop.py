@@ -22,6 +22,7 @@ from shards.files import Progress, read_table, table_from_rows, write_table
 from shards.schema import MediaKind, Reason, Status
 from shards.settings import MachineParams
 from stages.cache import ClipCache, Outcome
+from stages.chatter import NATIVE_LOG, native_stderr_to
 from stages.corpora.transcript import leaves_root
 from stages.cropping import Figures
 from stages.settings import CorpusParams, CropParams
@@ -90,8 +91,11 @@ def crop(
         for r in rows
     ]
     done: dict[str, _Done] = {}
-    work = partial(_crop_one, params=crop, cache_folder=Path(machine.cache_dir))
-    for clip, result in _crop_all(clips, work, machine.workers or os.cpu_count() or 1):
+    cache_folder = Path(machine.cache_dir)
+    native_log = cache_folder / NATIVE_LOG
+    native_log.unlink(missing_ok=True)
+    work = partial(_crop_one, params=crop, cache_folder=cache_folder)
+    for clip, result in _crop_all(clips, work, machine.workers or os.cpu_count() or 1, native_log):
         done[clip.clip_id] = result
         if on_progress:
             on_progress(len(done), len(clips))
@@ -134,13 +138,13 @@ def resolve_media(root: Path, media: str) -> Path:
 
 
 def _crop_all(
-    clips: Sequence[_Clip], work: Callable[[_Clip], _Done], num_workers: int
+    clips: Sequence[_Clip], work: Callable[[_Clip], _Done], num_workers: int, native_log: Path
 ) -> Iterator[tuple[_Clip, _Done]]:
     """Each clip with what `work`, in a process of the pool, made of it, as they finish."""
     waiting = list(reversed(clips))
     while waiting:
         in_flight: dict[Future[_Done], _Clip] = {}
-        with _pool(num_workers) as pool:
+        with _pool(num_workers, native_log) as pool:
             try:
                 while waiting or in_flight:
                     while waiting and len(in_flight) < WAITING_A_WORKER * num_workers:
@@ -157,14 +161,16 @@ def _crop_all(
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        yield from _crop_singly(list(in_flight.values()), work)
+        yield from _crop_singly(list(in_flight.values()), work, native_log)
 
 
-def _crop_singly(clips: Sequence[_Clip], work: Callable[[_Clip], _Done]) -> Iterator[tuple[_Clip, _Done]]:
+def _crop_singly(
+    clips: Sequence[_Clip], work: Callable[[_Clip], _Done], native_log: Path
+) -> Iterator[tuple[_Clip, _Done]]:
     """One clip at a time: where the process dies, the clip it had did it."""
     waiting = list(reversed(clips))
     while waiting:
-        with _pool(1) as pool:
+        with _pool(1, native_log) as pool:
             try:
                 pool.submit(os.getpid).result()
             except BrokenProcessPool as error:
@@ -180,18 +186,25 @@ def _crop_singly(clips: Sequence[_Clip], work: Callable[[_Clip], _Done]) -> Iter
                 except BrokenProcessPool:
                     died = True
                     detail = (
-                        f"the process that read {clip.media} died, twice; look at the file, or leave it out"
+                        f"the process that read {clip.media} died, twice; look at the file, or leave it out "
+                        f"({native_log} has the last words)"
                     )
                     done = _Done(_crop_row(clip, Figures(), Reason.CRASHED, detail), None, from_cache=False)
                 yield clip, done
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
+def _pool(num_workers: int, native_log: Path) -> ProcessPoolExecutor:
     # spawned: mediapipe's threads do not survive a fork
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    return ProcessPoolExecutor(
+        num_workers,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(native_log,),
+    )
 
 
-def _start_worker() -> None:
+def _start_worker(native_log: Path) -> None:
+    native_stderr_to(native_log)
     # Ctrl-C is the parent's to handle; one process a core is all the parallelism there is
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)

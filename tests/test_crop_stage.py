@@ -190,7 +190,11 @@ def test_a_rerun_takes_all_from_the_cache_and_writes_the_same_bytes(run: Run) ->
     assert run.tables() == run.first_tables  # type: ignore[attr-defined]
     # rejections for what a file holds are kept as well; those for its path or header are looked at anew
     assert again.num_from_cache == 4 + len({"sound", "cut", "dense", "no_face"})
-    assert not {p.suffix for p in (run.folder / "cache").rglob("*") if p.is_file()} - {".npz", ".sqlite"}
+    assert not {p.suffix for p in (run.folder / "cache").rglob("*") if p.is_file()} - {
+        ".npz",
+        ".sqlite",
+        ".log",
+    }
 
 
 def test_a_lost_cache_gives_the_same_tables(run: Run) -> None:
@@ -232,33 +236,38 @@ def some(*clip_ids: str) -> list[Any]:
     return [crop_module._Clip(name, "root", f"{name}.mp4", "face", "字", 1) for name in clip_ids]
 
 
-def test_a_process_that_dies_costs_one_clip() -> None:
+def test_a_process_that_dies_costs_one_clip(tmp_path: Path) -> None:
     names = [*"abcdefg", "poison", *"hijklmnop"]
-    done = {clip.clip_id: d.crop_row for clip, d in crop_module._crop_all(some(*names), poisoned, 2)}
+    done = {
+        clip.clip_id: d.crop_row
+        for clip, d in crop_module._crop_all(some(*names), poisoned, 2, tmp_path / "log")
+    }
     assert sorted(done) == sorted(names)
     assert [name for name, row in done.items() if row["status"] == "rejected"] == ["poison"]
     assert done["poison"]["reason"] == Reason.CRASHED
     assert "poison.mp4" in done["poison"]["detail"]
 
 
-def test_a_bug_ends_the_run_and_names_the_clip() -> None:
+def test_a_bug_ends_the_run_and_names_the_clip(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
-        list(crop_module._crop_all(some("a", "b", "c"), buggy, 1))
+        list(crop_module._crop_all(some("a", "b", "c"), buggy, 1, tmp_path / "log"))
     assert "while cropping clip c (c.mp4)" in caught.value.__notes__
 
 
-def test_a_full_disk_is_said_as_such() -> None:
+def test_a_full_disk_is_said_as_such(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="disk is full"):
-        list(crop_module._crop_all(some("a"), full_disk, 1))
+        list(crop_module._crop_all(some("a"), full_disk, 1, tmp_path / "log"))
 
 
-def test_processes_that_cannot_even_start_are_no_clips_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_even_start_are_no_clips_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(crop_module, "_start_worker", dies_at_once)
     with pytest.raises(MachineError, match="pipeline doctor"):
-        list(crop_module._crop_all(some("a", "b"), poisoned, 1))
+        list(crop_module._crop_all(some("a", "b"), poisoned, 1, tmp_path / "log"))
 
 
-def dies_at_once() -> None:
+def dies_at_once(native_log: Path) -> None:
     os._exit(1)
 
 

@@ -1,0 +1,290 @@
+"""Shards: plain tars that any reader takes, the same bytes each time, and never a torso or a stranger's file."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from shards import schema
+from shards.errors import ShardError, TableError
+from shards.files import read_table, write_table
+from shards.settings import MachineParams, PackParams
+from shards.stream import read_sample
+from shards.tar import shard_writer
+from stages.cache import ClipCache
+from stages.crop import crop
+from stages.pack import PackSummary, pack
+from stages.settings import CorpusParams, CropParams
+from tests.test_crop_stage import clip_row, write_clips
+from tests.videos import write_face, write_mouth
+
+PARAMS = CropParams()
+LONG_ID = "x" * 120
+
+
+class Packing:
+    """A cropped corpus, and packs of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.corpus = CorpusParams(root=str(folder / "corpus"))
+        self.machine = MachineParams(workers=1, cache_dir=str(folder / "cache"))
+        self.tables = [folder / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
+
+    def crop(self) -> None:
+        crop(self.corpus, PARAMS, self.machine, *self.tables)
+
+    def pack(self, name: str, params: CropParams = PARAMS, **options: Any) -> PackSummary:
+        pack_params = PackParams(**({"shard_mb": 0.5} | options))
+        self.progress: list[tuple[int, int]] = []
+        return pack(
+            self.corpus,
+            params,
+            pack_params,
+            self.machine,
+            *self.tables,
+            self.folder / name,
+            self.folder / f"{name}.parquet",
+            lambda done, total: self.progress.append((done, total)),
+        )
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return read_table(self.folder / f"{name}.parquet", schema.SAMPLES, "pipeline pack").to_pylist()
+
+    def files(self, name: str) -> dict[str, bytes]:
+        folder = self.folder / name
+        found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        return found | {"table": (self.folder / f"{name}.parquet").read_bytes()}
+
+
+def make(folder: Path, num_mouths: int) -> Packing:
+    packing = Packing(folder)
+    root = folder / "corpus"
+    root.mkdir()
+    write_face(root / "face.mp4", 12)
+    rows = [clip_row("face", "face.mp4", speaker="anna", topic="KJ"), clip_row("rejected", "nowhere.mp4")]
+    for i in range(num_mouths):
+        write_mouth(root / f"{i}.mp4", 12 + i, seed=i)
+        split = "train" if i < num_mouths - 2 else "unseen-2"
+        rows.append(clip_row(f"m{i}", f"{i}.mp4", split=split, media_kind="mouth", label="字" * (i + 1)))
+    rows.append(clip_row(LONG_ID, "0.mp4", split="test", media_kind="mouth"))
+    rows.append(clip_row("lost", "nowhere.mp4", split="empty_split"))
+    write_clips(packing.tables[0], rows)
+    packing.crop()
+    return packing
+
+
+@pytest.fixture(scope="module")
+def packing(tmp_path_factory: pytest.TempPathFactory) -> Packing:
+    packing = make(tmp_path_factory.mktemp("pack"), 8)
+    packing.summary = packing.pack("shards")  # type: ignore[attr-defined]
+    packing.first_progress = packing.progress  # type: ignore[attr-defined]
+    return packing
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("small"), 2).folder
+
+
+@pytest.fixture
+def own(small: Path, tmp_path: Path) -> Packing:
+    """A small one to harm."""
+    return Packing(Path(shutil.copytree(small, tmp_path / "own")))
+
+
+def test_every_ok_clip_is_one_sample(packing: Packing) -> None:
+    crops = pq.read_table(packing.tables[1]).to_pylist()
+    ok = {row["clip_id"]: row for row in crops if row["status"] == "ok"}
+    rows = packing.rows("shards")
+    assert sorted(row["clip_id"] for row in rows) == sorted(ok)
+    assert packing.summary.samples_by_split == {"train": 7, "test": 1, "empty_split": 0, "unseen-2": 2}  # type: ignore[attr-defined]
+    clips = {row["clip_id"]: row for row in pq.read_table(packing.tables[0]).to_pylist()}
+    for row in rows:
+        for name in ("split", "label", "num_chars", "speaker", "topic"):
+            assert row[name] == clips[row["clip_id"]][name]
+        assert row["num_frames"] == ok[row["clip_id"]]["num_frames"]
+        assert row["clip_size"] == ok[row["clip_id"]]["bytes"]
+        assert row["shard"].startswith(f"{row['split']}/{row['split']}-0000")
+    assert packing.first_progress == [(i + 1, 10) for i in range(10)]  # type: ignore[attr-defined]
+
+
+def test_offsets_are_those_of_the_tar(packing: Packing) -> None:
+    for row in packing.rows("shards"):
+        shard = (packing.folder / "shards" / row["shard"]).read_bytes()
+        payload = shard[row["clip_offset"] : row["clip_offset"] + row["clip_size"]]
+        assert hashlib.sha256(payload).hexdigest() == row["sha256"]
+        assert np.load(io.BytesIO(payload), allow_pickle=False).shape == (row["num_frames"], 96, 96)
+        sample = shard[row["sample_offset"] : row["sample_offset"] + row["sample_size"]]
+        with tarfile.open(fileobj=io.BytesIO(sample)) as tar:
+            assert [m.name for m in tar] == [f"{row['clip_id']}.npy", f"{row['clip_id']}.json"]
+        clip_THW, described = read_sample(packing.folder / "shards", row)
+        assert described["label"] == row["label"]
+        assert described["fps"] == 25
+        kept = ClipCache(packing.folder / "cache").read_clip(
+            next(
+                r["clip_key"]
+                for r in pq.read_table(packing.tables[1]).to_pylist()
+                if r["clip_id"] == row["clip_id"]
+            )
+        )
+        assert kept is not None
+        assert np.array_equal(clip_THW, kept)
+
+
+def test_samples_stand_back_to_back(packing: Packing) -> None:
+    by_shard: dict[str, list[dict[str, Any]]] = {}
+    for row in packing.rows("shards"):
+        by_shard.setdefault(row["shard"], []).append(row)
+    for rows in by_shard.values():
+        ends = [row["sample_offset"] + row["sample_size"] for row in rows]
+        assert [row["sample_offset"] for row in rows] == [0, *ends[:-1]]
+
+
+def test_nothing_of_the_day_or_the_machine_is_in_the_tars(packing: Packing) -> None:
+    for path in (packing.folder / "shards").rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+                assert (member.mode, member.type) == (0o644, tarfile.REGTYPE)
+
+
+def test_plain_webdataset_reads_what_we_packed(packing: Packing) -> None:
+    program = """
+import sys, json, webdataset
+rows = [(s["__key__"], s["npy"].shape, s["json"]["label"])
+        for s in webdataset.WebDataset(sorted(sys.argv[1:]), shardshuffle=False).decode()]
+print(json.dumps(rows))
+"""
+    paths = [str(path) for path in (packing.folder / "shards").rglob("*.tar")]
+    done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
+    rows = packing.rows("shards")
+    expected = sorted([row["clip_id"], [row["num_frames"], 96, 96], row["label"]] for row in rows)
+    assert sorted(json.loads(done.stdout)) == expected
+
+
+def test_the_index_tells_what_is_there(packing: Packing) -> None:
+    for split, count in packing.summary.samples_by_split.items():  # type: ignore[attr-defined]
+        folder = packing.folder / "shards" / split
+        index = json.loads((folder / "index.json").read_text())
+        assert index["num_samples"] == count == sum(shard["num_samples"] for shard in index["shards"])
+        assert {shard["name"] for shard in index["shards"]} == {path.name for path in folder.glob("*.tar")}
+        for shard in index["shards"]:
+            payload = (folder / shard["name"]).read_bytes()
+            assert shard["sha256"] == hashlib.sha256(payload).hexdigest()
+            assert shard["bytes"] == len(payload)
+
+
+def test_a_shard_is_closed_when_it_passes_its_size(packing: Packing) -> None:
+    sizes = sorted((p.name, p.stat().st_size) for p in (packing.folder / "shards" / "train").glob("*.tar"))
+    assert len(sizes) > 1
+    assert [name for name, _ in sizes] == [f"train-{i:06d}.tar" for i in range(len(sizes))]
+    assert all(500_000 <= size < 500_000 + 250_000 for _, size in sizes[:-1])
+
+
+def test_packing_again_gives_the_same_bytes(packing: Packing) -> None:
+    packing.pack("again")
+    expected = packing.files("shards")
+    assert packing.files("again") == expected
+    packing.pack("again")  # over a former pack
+    assert packing.files("again") == expected
+
+
+def test_the_order_is_the_seeds_not_the_tables(packing: Packing) -> None:
+    before = {path: path.read_bytes() for path in packing.tables}
+    try:
+        for path, table_schema in zip(
+            packing.tables, (schema.CLIPS, schema.CROPS, schema.TRACKS), strict=True
+        ):
+            table = pq.read_table(path)
+            write_table(path, table.take(list(range(len(table)))[::-1]), table_schema)
+        packing.pack("reversed")
+        assert packing.files("reversed") == packing.files("shards")
+    finally:
+        for path, payload in before.items():
+            path.write_bytes(payload)
+    packing.pack("seeded", seed=1)
+    order = [[row["clip_id"] for row in packing.rows(name)] for name in ("shards", "seeded")]
+    assert sorted(order[0]) == sorted(order[1])
+    assert order[0] != order[1]
+    assert order[0] != sorted(order[0])
+
+
+def test_fewer_shards_leave_no_old_ones(own: Packing) -> None:
+    own.pack("shards", shard_mb=0.1)
+    torso = own.folder / "shards" / "train" / ".train-000000.tar.abc123.tmp"
+    torso.write_bytes(b"what a killed pack leaves")
+    stale = own.folder / "shards" / "old_split"
+    stale.mkdir()
+    (stale / "old_split-000003.tar").touch()
+    own.pack("shards", shard_mb=100)
+    assert sorted(own.files("shards")) == sorted(
+        ["table"]
+        + [f"{split}/{split}-000000.tar" for split in ("test", "train", "unseen-2")]
+        + [f"{split}/index.json" for split in ("empty_split", "test", "train", "unseen-2")]
+    )
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["train/notes.txt", "README.md", "train/deep/train-000000.tar", "x-000000.tar"]
+)
+def test_a_strangers_file_is_not_touched(own: Packing, name: str) -> None:
+    own.pack("shards")
+    foreign = own.folder / "shards" / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("mine")
+    before = own.files("shards")
+    with pytest.raises(ShardError, match="move it out"):
+        own.pack("shards")
+    assert own.files("shards") == before
+
+
+def test_a_clip_that_the_cache_lost_is_cut_again_alike(own: Packing) -> None:
+    own.pack("shards")
+    for path in (own.folder / "cache").rglob("*.npz"):
+        path.unlink()
+    assert own.pack("again").num_rendered == 4
+    assert own.files("again") == own.files("shards")
+
+
+def test_a_video_that_changed_is_not_cut_by_its_old_track(own: Packing) -> None:
+    for path in (own.folder / "cache").rglob("*.npz"):
+        path.unlink()
+    write_face(own.folder / "corpus" / "face.mp4", 12, scale=1.2)
+    with pytest.raises(ShardError, match=r"clip face .*pipeline crop"):
+        own.pack("shards")
+    (own.folder / "corpus" / "face.mp4").unlink()
+    with pytest.raises(ShardError, match=r"clip face .*missing_file"):
+        own.pack("shards")
+    assert not list((own.folder / "shards").rglob("*.tar"))
+    assert not (own.folder / "shards.parquet").exists()
+
+
+def test_tables_of_different_runs(own: Packing) -> None:
+    with pytest.raises(TableError, match="pipeline crop"):
+        own.pack("shards", params=PARAMS.model_copy(update={"size_px": 64}))
+    rows = pq.read_table(own.tables[0]).to_pylist()
+    write_clips(own.tables[0], rows[1:])
+    with pytest.raises(TableError, match="pipeline crop"):
+        own.pack("shards")
+    own.tables[1].unlink()
+    with pytest.raises(TableError, match="missing"):
+        own.pack("shards")
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "train" / "train-000000.tar"
+    with pytest.raises(KeyboardInterrupt), shard_writer(path) as shard:
+        shard.add("a", ("npy", b"x" * 10_000), ("json", b"{}"))
+        raise KeyboardInterrupt
+    assert list(path.parent.iterdir()) == []
