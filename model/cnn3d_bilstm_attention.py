@@ -149,13 +149,8 @@ class Cnn3dBilstmAttention(nn.Module):
         self.backend = ConvBlock(c2, c3, (3, 3, 3), (1, 1, 1))
         self.pool_grid = params.pool_grid
         self.dropout = nn.Dropout(params.dropout)
-        num_features = c3 * params.pool_grid**2
-        self.bottleneck: nn.Module = nn.Identity()
-        if params.bottleneck_dim:
-            self.bottleneck = nn.Linear(num_features, params.bottleneck_dim)
-            num_features = params.bottleneck_dim
         self.encoder = nn.LSTM(
-            num_features,
+            c3 * params.pool_grid**2,
             params.hidden_dim,
             params.num_lstm_layers,
             batch_first=True,
@@ -181,7 +176,7 @@ class Cnn3dBilstmAttention(nn.Module):
         # the LSTM's sums over time are kept in float32
         with torch.autocast(features_BSF.device.type, enabled=False):
             packed = pack_padded_sequence(
-                self.bottleneck(self.dropout(features_BSF.float())),
+                self.dropout(features_BSF.float()),
                 num_steps_B.cpu(),
                 batch_first=True,
                 enforce_sorted=False,

@@ -47,9 +47,6 @@ class ModelParams(Section):
     pool_grid: int = Field(
         1, ge=1, le=8, description="cells a side kept by the pooling over space; 1: global"
     )
-    bottleneck_dim: int = Field(
-        0, ge=0, le=4_096, description="features of a step, projected to this before the LSTM; 0: as they are"
-    )
     hidden_dim: int = Field(256, ge=8, le=4_096, description="of one direction of the LSTM, and the decoder")
     num_lstm_layers: int = Field(2, ge=1, le=8, description="layers of the bidirectional LSTM")
     num_heads: int = Field(4, ge=1, le=64, description="heads of the decoder's attention")

@@ -301,7 +301,8 @@ class _Trainer:
                 "padding": plan.padding_share,
             }
         )
-        is_best = val_cer is not None and val_cer < progress.best_val_cer
+        # of equals the later one, which has learnt more
+        is_best = val_cer is not None and val_cer <= progress.best_val_cer
         if is_best:
             assert val_cer is not None
             progress.best_val_cer, progress.best_epoch = val_cer, epoch

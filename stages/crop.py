@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -186,7 +187,7 @@ def _crop_singly(
                 except BrokenProcessPool:
                     died = True
                     detail = (
-                        f"the process that read {clip.media} died, twice; look at the file, or leave it out "
+                        f"the process that read {clip.media} alone died; look at the file, or leave it out "
                         f"({native_log} has the last words)"
                     )
                     done = _Done(_crop_row(clip, Figures(), Reason.CRASHED, detail), None, from_cache=False)
@@ -207,7 +208,16 @@ def _start_worker(native_log: Path) -> None:
     native_stderr_to(native_log)
     # Ctrl-C is the parent's to handle; one process a core is all the parallelism there is
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed outright says nothing to its workers, which would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker"
+    parent.join()
+    os._exit(1)
 
 
 def _result(future: "Future[_Done]", clip: _Clip) -> _Done:

@@ -1,6 +1,8 @@
 """Made-up landmarks with known geometry: the canonical face, placed by similarities."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from stages.landmarks import (
     RIGHT_EYE_CORNERS,
     Landmarks,
 )
+from stages.settings import CropParams
 
 LOWER_LIP = (405, 314, 17, 84, 181, 402, 14, 178)
 HALF_MOUTH_PX = 22.51  # corners at (107.17, 157.20) and (152.19, 156.99) on the canonical face
@@ -72,3 +75,11 @@ def landmarks_of(
         points_MK3,
         np.concatenate([flat.min(axis=1), flat.max(axis=1)], axis=1),
     )
+
+
+def made_up(
+    scale: float, num_frames: int = 20, x: float = 0.0, y: float = 0.0, **options: Any
+) -> Callable[[Path, CropParams], Landmarks]:
+    """A landmarker that sees, in any video, the canonical face grown by `scale` and moved by x, y."""
+    landmarks = landmarks_of(np.array([[[scale, 0, x], [0, scale, y]]] * num_frames), **options)
+    return lambda path, params: landmarks

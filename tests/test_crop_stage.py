@@ -1,24 +1,24 @@
-"""The crop stage and its cache: every clip one row, nothing done twice, nothing lost."""
+"""The crop stage: every clip one row, nothing done twice, nothing lost."""
 
-import logging
 import os
 import shutil
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from shards import schema
 from shards.errors import ClipRejected, MachineError, TableError
 from shards.files import read_table, table_from_rows, write_table
-from shards.schema import MediaKind, Reason
+from shards.schema import Reason
 from shards.settings import MachineParams
-from stages import cache as cache_module
 from stages import crop as crop_module
-from stages.cache import ClipCache
 from stages.crop import CropSummary, crop, resolve_media
 from stages.cropping import Figures
 from stages.settings import CorpusParams, CropParams
@@ -271,6 +271,86 @@ def dies_at_once(native_log: Path) -> None:
     os._exit(1)
 
 
+TRAPS = """
+import os, sys, time
+if "spawn_main" in " ".join(sys.orig_argv):
+    def trap(event, args):
+        if event != "open" or not isinstance(args[0], str):
+            return
+        name = os.path.basename(args[0])
+        if name == "poison.mp4":
+            os.kill(os.getpid(), 9)
+        if name == "once.mp4" and not os.path.exists(args[0] + ".seen"):
+            open(args[0] + ".seen", "x").close()
+            os.kill(os.getpid(), 9)
+        if name == "stuck.mp4":
+            time.sleep(600)
+    sys.addaudithook(trap)
+"""
+"""Python runs a sitecustomize.py on PYTHONPATH at its start: workers die, or hang, as they open certain videos."""
+
+
+def trapped_run(folder: Path, names: list[str]) -> Run:
+    (folder / "traps").mkdir()
+    (folder / "traps" / "sitecustomize.py").write_text(TRAPS)
+    run = Run(folder)
+    for seed, name in enumerate(names):
+        write_mouth(run.root / f"{name}.mp4", 12, seed)
+    write_clips(folder / "clips.parquet", [clip_row(n, f"{n}.mp4", media_kind="mouth") for n in names])
+    return run
+
+
+@pytest.mark.parametrize(("killer", "crashed"), [("poison", {"poison": "crashed"}), ("once", {})])
+def test_a_video_that_kills_its_process_costs_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killer: str, crashed: dict[str, str]
+) -> None:
+    """The whole stage with real kills: by a video each time, or one time only (the machine's fault)."""
+    names = ["a", "b", killer, "c", "d"]
+    run = trapped_run(tmp_path, names)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
+    assert run().num_ok == 5 - len(crashed)
+    assert list(run.rows()) == names
+    assert {name: row["reason"] for name, row in run.rows().items() if row["reason"]} == crashed
+    assert (run.root / "once.mp4.seen").exists() == (killer == "once")
+    monkeypatch.delenv("PYTHONPATH")
+    healed = run()  # crashes are not kept: tried again
+    assert (healed.num_ok, healed.num_from_cache) == (5, 5 - len(crashed))
+
+
+def test_a_killed_run_leaves_no_process_and_the_next_goes_on(tmp_path: Path) -> None:
+    run = trapped_run(tmp_path, ["a", "b", "stuck", "c"])
+    program = """
+import sys
+from tests.test_crop_stage import Path, Run
+Run.__init__ = lambda self, folder: vars(self).update(folder=folder, root=folder / "corpus", progress=[])
+Run(Path(sys.argv[1]))(workers=1)
+"""
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "traps"), str(Path(__file__).parent.parent)])}
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | paths)
+    workers: list[psutil.Process] = []
+    try:
+        while len(list((tmp_path / "cache" / "clips").rglob("*.npz"))) < 2:
+            assert parent.poll() is None, "the run ended early"
+            time.sleep(0.02)
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert workers
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert not alive
+    finally:
+        for process in (parent, *workers):
+            if process.is_running() if isinstance(process, psutil.Process) else process.poll() is None:
+                process.kill()
+    assert not (tmp_path / "crops.parquet").exists()
+    after = run()
+    assert (after.num_ok, after.num_from_cache) == (4, 2)
+    tables = run.tables()
+    shutil.rmtree(tmp_path / "cache")
+    assert run().num_from_cache == 0
+    assert run.tables() == tables, "as if never killed"
+
+
 # -- paths --------------------------------------------------------------------------------------------
 
 
@@ -287,146 +367,3 @@ def test_links_inside_the_corpus_are_fine(tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(ClipRejected):
             resolve_media(tmp_path, media)
-
-
-# -- the cache ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mouth(tmp_path: Path) -> Path:
-    return write_mouth(tmp_path / "mouth.mp4", 12)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> ClipCache:
-    return ClipCache(tmp_path / "cache")
-
-
-def entries(cache: ClipCache, kind: str = "clips") -> Iterator[Path]:
-    return (cache.folder / kind).glob("*/*.npz")
-
-
-def test_a_clip_comes_back_as_it_was_made(cache: ClipCache, mouth: Path) -> None:
-    made = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
-    kept = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
-    assert (made.from_cache, kept.from_cache) == (False, True)
-    assert (made.figures, made.num_bytes, made.keys) == (kept.figures, kept.num_bytes, kept.keys)
-    clip_THW = cache.read_clip(made.keys.clip)
-    assert clip_THW is not None
-    assert np.array_equal(clip_THW, cache_module.crop_video(mouth, MediaKind.MOUTH, PARAMS).clip_THW)
-    assert cache.read_clip("0" * 64) is None
-
-
-def test_any_parameter_is_in_the_key(cache: ClipCache, mouth: Path) -> None:
-    keys = {cache.keys(mouth, kind, PARAMS).clip for kind in MediaKind}
-    for name, value in PARAMS.model_dump().items():
-        keys.add(cache.keys(mouth, MediaKind.MOUTH, PARAMS.model_copy(update={name: value + 1})).clip)
-    assert len(keys) == 2 + len(PARAMS.model_dump())
-
-
-def test_code_versions_are_in_the_keys(
-    cache: ClipCache, mouth: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = cache.keys(mouth, MediaKind.FACE, PARAMS)
-    monkeypatch.setattr(cache_module, "CODE_VERSION", 99)
-    cropped_otherwise = cache.keys(mouth, MediaKind.FACE, PARAMS)
-    assert cropped_otherwise.clip != before.clip
-    assert cropped_otherwise.track == before.track
-    monkeypatch.setattr(cache_module, "TRACK_VERSION", 99)
-    assert cache.keys(mouth, MediaKind.FACE, PARAMS).track != before.track
-
-
-def test_another_scale_needs_no_new_landmarks(
-    cache: ClipCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    face = write_face(tmp_path / "face.mp4", 12)
-    cache.crop(face, MediaKind.FACE, PARAMS)
-
-    def never(path: Path, params: CropParams) -> None:
-        raise AssertionError("landmarked again")
-
-    monkeypatch.setattr(cache_module, "landmark_video", never)
-    larger = cache.crop(face, MediaKind.FACE, PARAMS.model_copy(update={"size_px": 128}))
-    assert not larger.from_cache
-    clip_THW = cache.read_clip(larger.keys.clip)
-    assert clip_THW is not None
-    assert clip_THW.shape == (12, 128, 128)
-
-
-def test_content_counts_not_name_or_time(cache: ClipCache, mouth: Path) -> None:
-    first = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
-    copy = Path(shutil.copy(mouth, mouth.with_name("copy.mp4")))
-    os.utime(mouth, (1, 1))
-    assert cache.keys(copy, MediaKind.MOUTH, PARAMS) == first == cache.keys(mouth, MediaKind.MOUTH, PARAMS)
-    write_mouth(mouth, 12, seed=5)
-    assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) != first
-
-
-def test_a_source_is_read_once(cache: ClipCache, mouth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
-    monkeypatch.setattr(cache_module, "sha256_of", None)
-    assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) == first
-
-
-@pytest.mark.parametrize("harm", ["empty", "cut", "garbage", "foreign", "flipped"])
-def test_a_damaged_entry_is_named_and_made_anew(
-    cache: ClipCache, mouth: Path, harm: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
-    (entry,) = entries(cache)
-    payload = bytearray(entry.read_bytes())
-    at = payload.index(b"\x93NUMPY") + 200
-    payload[at] ^= 0xFF
-    harmed = {
-        "empty": b"",
-        "cut": payload[:-100],
-        "garbage": b"garbage" * 99,
-        "foreign": mouth.read_bytes(),
-        "flipped": payload,
-    }
-    entry.write_bytes(harmed[harm])
-    with caplog.at_level(logging.WARNING):
-        again = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
-    assert not again.from_cache
-    assert str(entry) in caplog.text
-    assert again.figures == made.figures
-    assert cache.crop(mouth, MediaKind.MOUTH, PARAMS).from_cache
-
-
-def test_a_flipped_picture_is_not_handed_out(
-    cache: ClipCache, mouth: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    key = cache.crop(mouth, MediaKind.MOUTH, PARAMS).keys.clip
-    (entry,) = entries(cache)
-    payload = bytearray(entry.read_bytes())
-    payload[len(payload) // 2] ^= 1
-    entry.write_bytes(payload)
-    assert cache.read_clip(key) is None
-    assert str(entry) in caplog.text
-
-
-def test_pickles_are_refused(cache: ClipCache, mouth: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache.crop(mouth, MediaKind.MOUTH, PARAMS)
-    (entry,) = entries(cache)
-    np.savez(entry, outcome=np.array([{"a": 1}], dtype=object), clip=np.array([print], dtype=object))
-    assert not cache.crop(mouth, MediaKind.MOUTH, PARAMS).from_cache
-
-
-def test_a_damaged_memo_only_costs_time(
-    cache: ClipCache, mouth: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    keys = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
-    (cache.folder / "content.sqlite").write_bytes(b"no database" * 500)
-    assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) == keys
-    assert "content.sqlite" in caplog.text
-
-
-def test_rejections_are_kept(cache: ClipCache, tmp_path: Path) -> None:
-    short = write_mouth(tmp_path / "short.mp4", 3)
-    made, kept = (cache.crop(short, MediaKind.MOUTH, PARAMS) for _ in range(2))
-    assert kept.from_cache
-    assert made.rejection is not None
-    assert kept.rejection is not None
-    assert (kept.rejection.reason, kept.rejection.detail) == (made.rejection.reason, made.rejection.detail)
-    assert kept.rejection.reason is Reason.TOO_SHORT
-    assert kept.figures == made.figures

@@ -8,6 +8,8 @@ import av
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
@@ -72,6 +74,17 @@ def test_colour_pictures_stay_close_to_opencv(tmp_path: Path) -> None:
     assert np.abs(ours.astype(int) - opencv_gray(path)[0]).mean() < 2
 
 
+@pytest.mark.parametrize("width", [361, 362])
+def test_odd_widths(tmp_path: Path, width: int) -> None:
+    """Rows of neither are multiples of what decoders pad to."""
+    picture = cv2.resize(photograph(), (width, 181), interpolation=cv2.INTER_AREA)
+    path = write_video(tmp_path / "a.mp4", [picture] * 2, pix_fmt="yuv444p")
+    frame = next(iter(decode(path, PARAMS)))
+    assert frame.gray_HW().shape == (181, width)
+    assert np.abs(frame.gray_HW().astype(int) - cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)).mean() < 3
+    assert np.abs(frame.rgb_HW3()[..., ::-1].astype(int) - picture).mean() < 4
+
+
 def test_lossless_rgb_takes_the_long_way_and_is_exact(tmp_path: Path) -> None:
     picture = photograph()
     path = write_video(tmp_path / "a.mkv", [picture] * 2, codec="ffv1", pix_fmt="bgr0", options={})
@@ -114,6 +127,27 @@ def test_resampling_in_closed_form(rate: Fraction, num_frames: int) -> None:
     duration = num_frames / float(rate) if num_frames > 1 else 1 / 25  # one picture has no rate
     assert abs(len(index) / 25 - duration) <= 1 / 25 + 1e-9
     assert (np.diff(index) >= 0).all()
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    st.lists(st.floats(1 / 240, 1 / 12.5), min_size=2, max_size=200),
+    st.floats(0, 1e5),
+    st.sampled_from([25.0, 24.0, 30.0]),
+)
+def test_any_rhythm_is_resampled_to_the_nearest_pictures(
+    steps: list[float], start: float, target_fps: float
+) -> None:
+    """By exhaustive search; the duration within a frame, where the last picture stands for the median step."""
+    times = start + np.cumsum(steps)
+    index = resample(times, target_fps)
+    wanted = np.arange(len(index)) / target_fps
+    distances_TF = np.abs((times - times[0])[None] - wanted[:, None])
+    assert np.abs(distances_TF[np.arange(len(index)), index] - distances_TF.min(axis=1)).max() <= 2e-6
+    assert (np.diff(index) >= 0).all()
+    assert index[0] == 0
+    duration = times[-1] - times[0] + np.median(np.diff(times))
+    assert abs(len(index) / target_fps - duration) <= 1 / target_fps + 1e-5
 
 
 @pytest.mark.parametrize("num_frames", [1, 74, 75, 150, 1_000, 15_000])

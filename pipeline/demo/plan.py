@@ -23,8 +23,8 @@ _SENTENCES, _SPEAKER, _CLIP, _IDENTITY = range(4)
 class CorpusSize:
     """Speakers and clips per speaker of each split."""
 
-    train: tuple[int, int] = (16, 15)
-    valid: tuple[int, int] = (2, 12)
+    train: tuple[int, int] = (24, 15)
+    valid: tuple[int, int] = (4, 12)
     test: tuple[int, int] = (4, 16)
 
     def splits(self) -> dict[str, tuple[int, int]]:

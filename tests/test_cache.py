@@ -1,0 +1,169 @@
+"""The cache of clips and landmarks: found by content, never trusted."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.schema import MediaKind, Reason
+from stages import cache as cache_module
+from stages.cache import ClipCache
+from stages.settings import CropParams
+from tests.videos import write_face, write_mouth
+
+PARAMS = CropParams()
+
+
+@pytest.fixture
+def mouth(tmp_path: Path) -> Path:
+    return write_mouth(tmp_path / "mouth.mp4", 12)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ClipCache:
+    return ClipCache(tmp_path / "cache")
+
+
+def entries(cache: ClipCache, kind: str = "clips") -> Iterator[Path]:
+    return (cache.folder / kind).glob("*/*.npz")
+
+
+def test_a_clip_comes_back_as_it_was_made(cache: ClipCache, mouth: Path) -> None:
+    made = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    kept = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    assert (made.from_cache, kept.from_cache) == (False, True)
+    assert (made.figures, made.num_bytes, made.keys) == (kept.figures, kept.num_bytes, kept.keys)
+    clip_THW = cache.read_clip(made.keys.clip)
+    assert clip_THW is not None
+    assert np.array_equal(clip_THW, cache_module.crop_video(mouth, MediaKind.MOUTH, PARAMS).clip_THW)
+    assert cache.read_clip("0" * 64) is None
+
+
+def test_any_parameter_is_in_the_key(cache: ClipCache, mouth: Path) -> None:
+    keys = {cache.keys(mouth, kind, PARAMS).clip for kind in MediaKind}
+    for name, value in PARAMS.model_dump().items():
+        keys.add(cache.keys(mouth, MediaKind.MOUTH, PARAMS.model_copy(update={name: value + 1})).clip)
+    assert len(keys) == 2 + len(PARAMS.model_dump())
+
+
+def test_code_versions_are_in_the_keys(
+    cache: ClipCache, mouth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cache.keys(mouth, MediaKind.FACE, PARAMS)
+    monkeypatch.setattr(cache_module, "CODE_VERSION", 99)
+    cropped_otherwise = cache.keys(mouth, MediaKind.FACE, PARAMS)
+    assert cropped_otherwise.clip != before.clip
+    assert cropped_otherwise.track == before.track
+    monkeypatch.setattr(cache_module, "TRACK_VERSION", 99)
+    assert cache.keys(mouth, MediaKind.FACE, PARAMS).track != before.track
+
+
+def test_another_scale_needs_no_new_landmarks(
+    cache: ClipCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face = write_face(tmp_path / "face.mp4", 12)
+    cache.crop(face, MediaKind.FACE, PARAMS)
+
+    def never(path: Path, params: CropParams) -> None:
+        raise AssertionError("landmarked again")
+
+    monkeypatch.setattr(cache_module, "landmark_video", never)
+    larger = cache.crop(face, MediaKind.FACE, PARAMS.model_copy(update={"size_px": 128}))
+    assert not larger.from_cache
+    clip_THW = cache.read_clip(larger.keys.clip)
+    assert clip_THW is not None
+    assert clip_THW.shape == (12, 128, 128)
+
+
+def test_content_counts_not_name_or_time(cache: ClipCache, mouth: Path) -> None:
+    first = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
+    copy = Path(shutil.copy(mouth, mouth.with_name("copy.mp4")))
+    os.utime(mouth, (1, 1))
+    assert cache.keys(copy, MediaKind.MOUTH, PARAMS) == first == cache.keys(mouth, MediaKind.MOUTH, PARAMS)
+    write_mouth(mouth, 12, seed=5)
+    assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) != first
+
+
+def test_a_source_is_read_once(cache: ClipCache, mouth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
+    monkeypatch.setattr(cache_module, "sha256_of", None)
+    assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) == first
+
+
+@pytest.mark.parametrize("harm", ["empty", "cut", "garbage", "foreign", "flipped"])
+def test_a_damaged_entry_is_named_and_made_anew(
+    cache: ClipCache, mouth: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    (entry,) = entries(cache)
+    payload = bytearray(entry.read_bytes())
+    at = payload.index(b"\x93NUMPY") + 200
+    payload[at] ^= 0xFF
+    harmed = {
+        "empty": b"",
+        "cut": payload[:-100],
+        "garbage": b"garbage" * 99,
+        "foreign": mouth.read_bytes(),
+        "flipped": payload,
+    }
+    entry.write_bytes(harmed[harm])
+    with caplog.at_level(logging.WARNING):
+        again = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    assert not again.from_cache
+    assert str(entry) in caplog.text
+    assert again.figures == made.figures
+    assert cache.crop(mouth, MediaKind.MOUTH, PARAMS).from_cache
+
+
+def test_a_flipped_picture_is_not_handed_out(
+    cache: ClipCache, mouth: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = cache.crop(mouth, MediaKind.MOUTH, PARAMS).keys.clip
+    (entry,) = entries(cache)
+    payload = bytearray(entry.read_bytes())
+    payload[len(payload) // 2] ^= 1
+    entry.write_bytes(payload)
+    assert cache.read_clip(key) is None
+    assert str(entry) in caplog.text
+
+
+class Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_pickles_are_refused(cache: ClipCache, mouth: Path, tmp_path: Path) -> None:
+    cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    (entry,) = entries(cache)
+    np.savez(entry, outcome=np.array([Bomb(tmp_path / "gone_off")], dtype=object))
+    assert not cache.crop(mouth, MediaKind.MOUTH, PARAMS).from_cache
+    assert not (tmp_path / "gone_off").exists()
+
+
+def test_a_damaged_memo_only_costs_time(
+    cache: ClipCache, mouth: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
+    (cache.folder / "content.sqlite").write_bytes(b"no database" * 500)
+    assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) == keys
+    assert "content.sqlite" in caplog.text
+
+
+def test_rejections_are_kept(cache: ClipCache, tmp_path: Path) -> None:
+    short = write_mouth(tmp_path / "short.mp4", 3)
+    made, kept = (cache.crop(short, MediaKind.MOUTH, PARAMS) for _ in range(2))
+    assert kept.from_cache
+    assert made.rejection is not None
+    assert kept.rejection is not None
+    assert (kept.rejection.reason, kept.rejection.detail) == (made.rejection.reason, made.rejection.detail)
+    assert kept.rejection.reason is Reason.TOO_SHORT
+    assert kept.figures == made.figures
