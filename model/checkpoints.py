@@ -9,7 +9,7 @@ import torch
 
 from model.network import differences
 from model.settings import ModelParams
-from model.text import Tokenizer
+from model.text import NORMALISER_VERSION, Tokenizer
 from shards.errors import CheckpointError
 from shards.files import atomic_file
 
@@ -23,7 +23,23 @@ OLDER_KEYS = (
     "val_loss",
     "best_val_loss",
 )
-KEYS = (*OLDER_KEYS, "version", "model_params", "text_params", "tokenizer", "with_decoder", "fps")
+KEYS = (
+    *OLDER_KEYS,
+    "version",
+    "normaliser_version",
+    "model_params",
+    "text_params",
+    "tokenizer",
+    "with_decoder",
+    "ctc_weight",
+    "fps",
+    "crop_px",
+    "progress",
+    "plan_hash",
+    "threads",
+    "random_state",
+    "cuda_random_state",
+)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -51,6 +67,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if state["version"] != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has version {state['version']}, this program reads {CHECKPOINT_VERSION}"
+        )
+    if state["normaliser_version"] != NORMALISER_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} was trained on labels of normaliser version {state['normaliser_version']}, this "
+            f"program has {NORMALISER_VERSION}; train again"
         )
     return state
 

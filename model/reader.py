@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch.nn import functional
 
 from model.augment import network_input
@@ -16,6 +17,7 @@ from model.device import Precision
 from model.network import build_network
 from model.settings import DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer
+from shards.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,38 @@ class LipReader:
     fps: float
     device: torch.device
     precision: Precision
+    ctc_weight: float
+    crop_px: int
+    """Side of the mouth crops it was trained on."""
     epoch: int = -1
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
         """In float32 on `device`. Raises CheckpointError as `load_checkpoint` does."""
         state = load_checkpoint(path)
-        model = ModelParams.model_validate(state["model_params"])
+        try:
+            model = ModelParams.model_validate(state["model_params"])
+        except ValidationError as error:
+            raise CheckpointError(
+                f"checkpoint {path} is of a model that this program does not know: {error.errors()[0]['loc']} "
+                f"{error.errors()[0]['msg']}"
+            ) from error
         tokenizer = Tokenizer.from_json(state["tokenizer"], str(path))
         network = build_network(model, tokenizer.num_tokens, state["with_decoder"])
         network.load_state_dict(state["model_state_dict"])
         network.to(device).eval()
         text = TextParams.model_validate(state["text_params"])
         return cls(
-            network, tokenizer, model, text, state["fps"], device, Precision(None), epoch=state["epoch"]
+            network,
+            tokenizer,
+            model,
+            text,
+            state["fps"],
+            device,
+            Precision(None),
+            state["ctc_weight"],
+            state["crop_px"],
+            epoch=state["epoch"],
         )
 
     def encode(
@@ -74,9 +94,15 @@ class LipReader:
         decoder = params.decoder
         if decoder == "auto":
             decoder = "ctc" if self.network.decoder is None else "attention"
+        if decoder == "ctc" and self.ctc_weight == 0:
+            raise ConfigError(
+                "decode.decoder: this model was trained with ctc_weight 0: its CTC head knows nothing"
+            )
         if decoder == "attention":
             if self.network.decoder is None:
-                raise ValueError("this model was trained with ctc_weight 1: it has no attention decoder")
+                raise ConfigError(
+                    "decode.decoder: this model was trained with ctc_weight 1: it has no attention decoder"
+                )
             padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
             duration_s_B = num_frames_B.to(self.device) / self.fps
             max_chars_B = (duration_s_B * params.max_chars_per_s).ceil().long().clamp(min=1)

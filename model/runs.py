@@ -6,6 +6,7 @@ in `runs/<fingerprint>/`; a finished run is copied to `checkpoints/` and `logs/`
 
 import csv
 import io
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model.settings import ModelParams, TextParams, TrainParams
+from shards.errors import CheckpointError
 from shards.files import atomic_file, fingerprint, write_json, write_text
+from shards.settings import Section
 
 TRAIN_VERSION = 1
+MANIFEST = "published.json"
+"""Names what a run published, so that nothing else in the folder is ever removed."""
 LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"
 LOG_DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 logger = logging.getLogger("pipeline.train")
@@ -24,15 +28,13 @@ logger = logging.getLogger("pipeline.train")
 Curve = dict[str, float | int | None]
 
 
-def run_fingerprint(model: ModelParams, text: TextParams, train: TrainParams, plan_hash: str) -> str:
-    """Equal where training would do the same from the first step to the last."""
-    return fingerprint(
-        TRAIN_VERSION,
-        model.model_dump(mode="json"),
-        text.model_dump(mode="json"),
-        train.model_dump(mode="json"),
-        plan_hash,
-    )[:16]
+def run_fingerprint(*, sections: Sequence[Section], plan_hash: str, valid_hash: str) -> str:
+    """Equal where training would do, and choose, the same from the first step to the last.
+
+    `sections` are the parameters that decide it; `valid_hash` is of the clips that the best model is chosen by.
+    """
+    values = [section.model_dump(mode="json") for section in sections]
+    return fingerprint(TRAIN_VERSION, values, plan_hash, valid_hash)[:16]
 
 
 class RunFolder:
@@ -62,20 +64,37 @@ class RunFolder:
         write_text(logs_folder / "curves.csv", text.getvalue())
 
     def publish(self, checkpoints_folder: Path) -> None:
-        """Copies the finished run to `checkpoints_folder`; checkpoints of another run there are removed."""
+        """Copies the finished run to `checkpoints_folder`; what another run of ours published there is removed."""
+        refuse_foreign_checkpoints(checkpoints_folder)
         ours = [
             self.folder / "config.yaml",
             self.folder / "tokenizer.json",
             self.best,
             *sorted(self.folder.glob("checkpoint_epoch_*.pt")),
         ]
+        names = [source.name for source in ours]
+        manifest = checkpoints_folder / MANIFEST
+        if manifest.exists():
+            for stale in set(json.loads(manifest.read_text("utf-8"))["files"]) - set(names):
+                (checkpoints_folder / Path(stale).name).unlink(missing_ok=True)
+        write_json(manifest, {"run": self.folder.name, "files": names})
         for source in ours:
             with source.open("rb") as file, atomic_file(checkpoints_folder / source.name) as target:
                 shutil.copyfileobj(file, target)
-        names = {source.name for source in ours}
-        for stale in checkpoints_folder.glob("checkpoint_epoch_*.pt"):
-            if stale.name not in names:
-                stale.unlink()
+
+
+def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
+    """CheckpointError where the folder holds checkpoints that no run of this program published."""
+    if (checkpoints_folder / MANIFEST).exists():
+        return
+    found = sorted(
+        [*checkpoints_folder.glob("checkpoint_epoch_*.pt"), *checkpoints_folder.glob("best_model.pt")]
+    )
+    if found:
+        raise CheckpointError(
+            f"{found[0]} was not published by this program, and would be overwritten; move it away, or choose "
+            "another folder with --checkpoint-dir"
+        )
 
 
 @contextmanager

@@ -2,107 +2,41 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from model import schedule
 from model.augment import augmented_input, draw_change
 from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint, refuse_other_model, save_checkpoint
 from model.device import Precision, choose_device, fastest_threads
+from model.job import Progress, TrainingJob, TrainingSummary
 from model.losses import LossParams, ctc_steps_needed, joint_loss_B
 from model.metrics import total_counts
 from model.network import build_network, num_parameters
 from model.reader import LipReader, as_channels_last
-from model.runs import Curve, RunFolder, logger, run_fingerprint, training_log
+from model.runs import RunFolder, logger, refuse_foreign_checkpoints, run_fingerprint, training_log
 from model.scoring import score_batches
-from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
-from model.text import Tokenizer
-from shards.errors import TrainingError
-from shards.plan import EpochPlan, plan_epoch, plan_hash, plan_scoring, read_samples
-from shards.settings import LoaderParams, MachineParams
-from shards.stream import ClipBatch, ShardStream
+from model.text import NORMALISER_VERSION, Tokenizer
+from shards.errors import CheckpointError, Interrupted, TrainingError
+from shards.plan import EpochPlan, plan_epoch, plan_hash, plan_scoring, read_samples, samples_hash, splits_of
+from shards.stream import ClipBatch, ShardStream, read_sample
 
 SAVE_EVERY_S = 60.0
 TRAIN_SPLIT, VALID_SPLIT = "train", "valid"
-
-OnBatch = Callable[[int, int, int], None]
-"""Called with (epoch, batches done, batches of the epoch)."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C came; the position was saved before this was raised."""
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """All that one training needs."""
-
-    samples: Path
-    shards: Path
-    runs: Path
-    checkpoints: Path
-    logs: Path
-    text: TextParams
-    model: ModelParams
-    train: TrainParams
-    loader: LoaderParams
-    decode: DecodeParams
-    machine: MachineParams
-    fps: float
-    config_text: str
-    """The effective configuration, saved beside the weights."""
-    resume: Path | None = None
-    on_batch: OnBatch | None = None
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    epochs: int
-    best_epoch: int
-    best_val_cer: float
-    val_loss: float
-    num_parameters: int
-    seconds: float
-    already_done: bool
-
-
-@dataclass
-class Progress:
-    """Where training stands: saved in every checkpoint, beside weights and optimiser."""
-
-    epoch: int = 0
-    """The epoch that runs, from 0; after an epoch's end, the next one."""
-    batches_done: int = 0
-    """In that epoch; always at the end of an accumulation window."""
-    loss_sum: float = 0.0
-    chars_seen: int = 0
-    clips_seen: int = 0
-    seconds: float = 0.0
-    wait_s: float = 0.0
-    best_val_cer: float = float("inf")
-    best_val_loss: float = float("inf")
-    best_epoch: int = -1
-    total_s: float = 0.0
-    curves: list[Curve] = field(default_factory=list)
-
-    def next_epoch(self) -> None:
-        self.total_s += self.seconds
-        self.epoch, self.batches_done = self.epoch + 1, 0
-        self.loss_sum, self.chars_seen, self.clips_seen = 0.0, 0, 0
-        self.seconds, self.wait_s = 0.0, 0.0
 
 
 def train(job: TrainingJob) -> TrainingSummary:
     """Trains to the end, or says that it was done before; publishes to `job.checkpoints` and `job.logs`.
 
     Goes on by itself where a run of the same fingerprint was interrupted. Raises TrainingError, ShardError,
-    CheckpointError; Interrupted (a KeyboardInterrupt) after SIGTERM or Ctrl-C.
+    CheckpointError; Interrupted after SIGTERM or Ctrl-C.
     """
     trainer = _Trainer(job)
     with training_log(trainer.run, job.logs):
@@ -115,11 +49,22 @@ class _Trainer:
         self.device = choose_device(job.machine.device)
         self.precision = Precision.choose(job.train.mixed_precision, self.device)
         self.samples = read_samples(job.samples, TRAIN_SPLIT)
-        self.valid_samples = read_samples(job.samples, VALID_SPLIT)
+        has_valid = VALID_SPLIT in splits_of(job.samples)
+        self.valid_samples = read_samples(job.samples, VALID_SPLIT) if has_valid else self.samples.slice(0, 0)
+        first_clip, metadata = read_sample(job.shards, self.samples.slice(0, 1).to_pylist()[0])
+        self.fps, self.crop_px = float(str(metadata["fps"])), first_clip.shape[1]
+        if job.model.window_px > self.crop_px:
+            raise TrainingError(
+                f"model.window_px {job.model.window_px} is more than the {self.crop_px} px of the packed crops"
+            )
         self.tokenizer = Tokenizer.of_labels(self.samples["label"].to_pylist())
         self.with_decoder = job.train.ctc_weight < 1
         self.plan_hash = plan_hash(self.samples, job.loader, job.train.batch_size)
-        run_id = run_fingerprint(job.model, job.text, job.train, self.plan_hash)
+        run_id = run_fingerprint(
+            sections=(job.model, job.text, job.train, job.decode),
+            plan_hash=self.plan_hash,
+            valid_hash=samples_hash(self.valid_samples),
+        )
         self.run = RunFolder(job.runs, run_id)
         self._refuse_unspellable()
         torch.manual_seed(job.train.seed)
@@ -138,23 +83,25 @@ class _Trainer:
     # -- the whole -------------------------------------------------------------------------------------
 
     def train(self) -> TrainingSummary:
-        job, progress = self.job, self.progress
+        job = self.job
+        refuse_foreign_checkpoints(job.checkpoints)
         resumed_from = self._restore()
         progress = self.progress
+        self.run.start(job.config_text, self.tokenizer.to_json())
         finished_before = progress.epoch >= job.train.num_epochs
         if not finished_before:
             self._tell_start(resumed_from)
-            self.run.start(job.config_text, self.tokenizer.to_json())
             self._train_epochs()
         else:
             logger.info("run %s is finished already: %d epochs", self.run.folder.name, progress.epoch)
+            if not self.run.best.exists():
+                save_checkpoint(self.run.best, self._state(None))
         self.run.write_curves(progress.curves, job.logs)
         self.run.publish(job.checkpoints)
         return TrainingSummary(
             epochs=progress.epoch,
             best_epoch=progress.best_epoch,
-            best_val_cer=progress.best_val_cer,
-            val_loss=progress.best_val_loss,
+            best_val_cer=progress.best_val_cer if self.valid_samples.num_rows else None,
             num_parameters=num_parameters(self.network),
             seconds=progress.total_s,
             already_done=finished_before,
@@ -198,15 +145,19 @@ class _Trainer:
             progress.seconds += time.monotonic() - start
             if self.job.on_batch:
                 self.job.on_batch(progress.epoch, progress.batches_done, len(plan.batches))
-            if self.stop_signal is not None:
-                self._save_last()
-                raise Interrupted(
-                    f"stopped in epoch {progress.epoch} after {progress.batches_done} of "
-                    f"{len(plan.batches)} batches; the same command goes on from there"
-                )
+            self._stop_if_asked()
             if time.monotonic() - last_save > SAVE_EVERY_S:
                 self._save_last()
                 last_save = time.monotonic()
+
+    def _stop_if_asked(self, *_: int) -> None:
+        if self.stop_signal is None:
+            return
+        self._save_last()
+        raise Interrupted(
+            f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; "
+            "the same command goes on from there"
+        )
 
     def _step(self, window: list[ClipBatch], epochs_done: float, num_batches: int) -> None:
         """One optimiser step over the batches of `window`, normalised by all its characters."""
@@ -242,7 +193,7 @@ class _Trainer:
             batch.clip_ids, targets, batch.num_frames_B.tolist(), strict=True
         ):
             change = draw_change(
-                job.train.augment, job.loader.seed, epoch, clip_id, duration_s=num_frames / job.fps
+                job.train.augment, job.loader.seed, epoch, clip_id, duration_s=num_frames / self.fps
             )
             # a clip is never played so fast that CTC could no longer spell its label
             fastest = num_frames / (ctc_steps_needed(target) * job.model.temporal_stride + 1)
@@ -260,13 +211,15 @@ class _Trainer:
             )
             return joint_loss_B(network, encoded_BSE, num_steps_B, targets, params)  # type: ignore[arg-type]
 
-    def _end_epoch(self, valid_stream: ShardStream, valid_batches: Any, plan: EpochPlan) -> None:
+    def _end_epoch(
+        self, valid_stream: ShardStream, valid_batches: Sequence[np.ndarray], plan: EpochPlan
+    ) -> None:
         """Validates, logs, checkpoints, and moves on to the next epoch."""
         job, progress, epoch = self.job, self.progress, self.progress.epoch
         train_loss = progress.loss_sum / max(progress.chars_seen, 1)
         is_last = epoch + 1 == job.train.num_epochs
         val_loss, val_cer = None, None
-        if epoch % job.train.valid_every == 0 or is_last:
+        if valid_batches and (epoch % job.train.valid_every == 0 or is_last):
             scored, val_loss = score_batches(
                 self._reader(),
                 self.valid_samples,
@@ -274,6 +227,7 @@ class _Trainer:
                 valid_batches,
                 decode=job.decode,
                 loss=job.train,
+                on_progress=self._stop_if_asked,
             )
             assert val_loss is not None
             val_cer = total_counts((clip.reference, clip.hypothesis) for clip in scored).cer
@@ -302,10 +256,11 @@ class _Trainer:
             }
         )
         # of equals the later one, which has learnt more
-        is_best = val_cer is not None and val_cer <= progress.best_val_cer
+        # with nothing to choose by it is the last one
+        is_best = is_last and not valid_batches if val_cer is None else val_cer <= progress.best_val_cer
         if is_best:
-            assert val_cer is not None
-            progress.best_val_cer, progress.best_epoch = val_cer, epoch
+            progress.best_epoch = epoch
+            progress.best_val_cer = progress.best_val_cer if val_cer is None else val_cer
         progress.next_epoch()
         state = self._state(val_loss)
         if is_best:
@@ -331,16 +286,21 @@ class _Trainer:
             "val_cer": progress.curves[-1]["val_cer"] if progress.curves else None,
             "best_val_cer": progress.best_val_cer,
             "version": CHECKPOINT_VERSION,
+            "normaliser_version": NORMALISER_VERSION,
             "model_params": self.job.model.model_dump(mode="json"),
             "text_params": self.job.text.model_dump(mode="json"),
             "tokenizer": self.tokenizer.to_json(),
             "with_decoder": self.with_decoder,
-            "fps": self.job.fps,
+            "ctc_weight": self.job.train.ctc_weight,
+            "fps": self.fps,
+            "crop_px": self.crop_px,
             "progress": vars(progress).copy(),
             "plan_hash": self.plan_hash,
             "threads": torch.get_num_threads(),
             "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "cuda_random_state": torch.cuda.get_rng_state(self.device)
+            if self.device.type == "cuda"
+            else None,
         }
 
     def _save_last(self) -> None:
@@ -355,11 +315,15 @@ class _Trainer:
         refuse_other_model(state, self.job.model, self.tokenizer, self.with_decoder, source)
         self.network.load_state_dict(state["model_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
-        self.scaler.load_state_dict(state["scaler_state_dict"])
+        for group in self.optimizer.param_groups:
+            # loading brings the older run's settings back; the momenta alone are wanted
+            group["weight_decay"] = self.job.train.weight_decay
+        if state["scaler_state_dict"]:  # empty where the older run needed none
+            self.scaler.load_state_dict(state["scaler_state_dict"])
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["random_state"])
         if self.device.type == "cuda" and state["cuda_random_state"] is not None:
-            torch.cuda.set_rng_state(state["cuda_random_state"])
+            torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
         if state["plan_hash"] != self.plan_hash and self.progress.batches_done:
             raise TrainingError(
                 f"{source} stands within epoch {self.progress.epoch} of another epoch plan (other samples, batch "
@@ -372,17 +336,35 @@ class _Trainer:
         return source
 
     def _keep_best_of(self, source: Path) -> None:
-        """The best model so far lies beside the checkpoint that is resumed; without it the best starts anew."""
+        """Takes over the best model beside a resumed checkpoint, where it is the one that checkpoint knew.
+
+        Else the best starts anew: a model of later epochs, or of another run, is not this run's best.
+        """
         best = source.parent / self.run.best.name
-        if best.exists() and best.resolve() != self.run.best.resolve():
-            save_checkpoint(self.run.best, load_checkpoint(best))
-        elif not best.exists():
-            self.progress.best_val_cer, self.progress.best_epoch = float("inf"), -1
+        try:
+            state = load_checkpoint(best)
+            refuse_other_model(state, self.job.model, self.tokenizer, self.with_decoder, best)
+            is_known = state["progress"]["curves"] == self.progress.curves[: self.progress.best_epoch + 1]
+        except CheckpointError:
+            is_known = False
+        if is_known:
+            save_checkpoint(self.run.best, state)
+            return
+        logger.info("the best model of the epochs before is not beside %s: the best starts anew", source)
+        self.run.best.unlink(missing_ok=True)
+        self.progress.best_val_cer, self.progress.best_epoch = float("inf"), -1
 
     def _reader(self) -> LipReader:
-        job = self.job
         return LipReader(
-            self.network, self.tokenizer, job.model, job.text, job.fps, self.device, self.precision
+            self.network,
+            self.tokenizer,
+            self.job.model,
+            self.job.text,
+            self.fps,
+            self.device,
+            self.precision,
+            self.job.train.ctc_weight,
+            self.crop_px,
         )
 
     # -- before the first step ---------------------------------------------------------------------------
@@ -416,6 +398,10 @@ class _Trainer:
     def _tell_start(self, resumed_from: Path | None) -> None:
         logger.info("Train samples: %d", self.samples.num_rows)
         logger.info("Val samples: %d", self.valid_samples.num_rows)
+        if not self.valid_samples.num_rows:
+            logger.warning(
+                "no clips in split %s: no CER along the way, and the last model is taken", VALID_SPLIT
+            )
         logger.info("Vocabulary size: %d", self.tokenizer.num_tokens)
         logger.info("Total parameters: %s", f"{num_parameters(self.network):,}")
         logger.info("Device: %s, %s", self.device, self.precision.name)

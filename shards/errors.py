@@ -7,6 +7,7 @@
     ├── ShardError          a tar shard or a sample in it is missing, damaged or refused
     ├── CheckpointError     a checkpoint is damaged, or of another model, vocabulary or plan
     ├── TrainingError       training cannot start or go on (no clips, non-finite loss)
+    ├── Interrupted         SIGTERM or Ctrl-C; the position was saved
     ├── MachineError        the machine lacks something: a system library, memory, disk
     └── ClipRejected        one clip cannot be used; becomes a row of the ledger, never ends a run
 
@@ -42,6 +43,10 @@ class CheckpointError(PipelineError):
 
 class TrainingError(PipelineError):
     """Training cannot start or go on."""
+
+
+class Interrupted(PipelineError):
+    """SIGTERM or Ctrl-C came, and the position was saved; no fault, but the run is not finished."""
 
 
 class MachineError(PipelineError):

@@ -48,6 +48,11 @@ def read_samples(samples_path: Path, split: str) -> pa.Table:
     return chosen
 
 
+def splits_of(samples_path: Path) -> set[str]:
+    """The splits that have samples."""
+    return set(read_table(samples_path, schema.SAMPLES, "pipeline pack")["split"].to_pylist())
+
+
 def samples_hash(samples: pa.Table) -> str:
     """Identity of what is learnt from: clip ids, payload hashes, lengths and labels, in table order."""
     columns = ["clip_id", "sha256", "num_frames", "label", "shard", "sample_offset"]

@@ -5,6 +5,7 @@ Shapes: B clips, T frames (padded), H and W px.
 
 import io
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,10 @@ def read_payload(path: Path, row: dict[str, object]) -> tuple[bytes, dict[str, o
             f"shard {path}: where clip {clip_id} should stand are {sorted(members)}; the shard and "
             f"samples.parquet are of different packs: {advice}"
         )
-    return members[clip_name], json.loads(members[json_name])
+    metadata = json.loads(members[json_name])
+    if "fps" not in metadata:
+        raise ShardError(f"shard {path}: the metadata of clip {clip_id} lacks 'fps'; {advice}")
+    return members[clip_name], metadata
 
 
 class ShardStream:
@@ -109,6 +113,7 @@ class ShardStream:
             # spawned, since a forked copy of a process with OpenMP threads may hang
             multiprocessing_context="spawn" if machine.num_workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
             # its own: a loader draws a seed for its workers at every start, and from torch's global random
             # state that would make a resumed run differ from an undisturbed one
             generator=torch.Generator(),
@@ -118,6 +123,12 @@ class ShardStream:
         """`batches` from number `first_step` on, in order, whatever the number of loader processes."""
         self._planned.batches = batches[first_step:]
         return iter(self._loader)
+
+
+def _ignore_signals(_: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group: the trainer answers them, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, slots=True)

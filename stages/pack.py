@@ -72,6 +72,8 @@ def pack(
         raise TableError(f"{crops_path} is not of the clips in {clips_path}; run `pipeline crop` again")
     source = _Clips(corpus, crop, machine, clips, tracks)
     usable = [row for row in crops if row["status"] == Status.OK]
+    # the catalogue first: shards of two packs under one catalogue would be read without a word
+    samples_path.unlink(missing_ok=True)
     _clear(shards_folder)
     rows: list[dict[str, Any]] = []
     shards: list[Path] = []

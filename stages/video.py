@@ -20,8 +20,8 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.settings import CropParams
 
-MOUTH_MAX_PX = 128
-"""A square video no larger than this is taken for ready mouth crops (Chinese-LiPS ships 96x96)."""
+MOUTH_MAX_PX = 112
+"""A square video no larger than this is taken for ready mouth crops (Chinese-LiPS ships 96x96, others 88 or 112)."""
 
 TRUNCATION_TOLERANCE_S = 0.25
 """Headers round, and edit lists cut a few frames; a video that ends this much early has lost a character."""

@@ -70,7 +70,7 @@ def _write_shard(path: Path, name: str, clips: list[tuple[str, str, np.ndarray, 
             payloads[clip_id] = file.getvalue()
             for extension, payload in (
                 ("npy", file.getvalue()),
-                ("json", json.dumps({"label": label}).encode()),
+                ("json", json.dumps({"label": label, "fps": 25.0}).encode()),
             ):
                 member = tarfile.TarInfo(f"{clip_id}.{extension}")
                 member.size = len(payload)

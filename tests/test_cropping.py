@@ -225,6 +225,22 @@ def test_spots_on_a_moving_head_stand_still(tmp_path: Path) -> None:
             assert abs((window * yy).sum() / window.sum()) < 0.6
 
 
+@pytest.mark.parametrize("unseen", [range(40, 53), range(13), range(87, 100)], ids=["middle", "begin", "end"])
+def test_a_gap_is_bridged_up_to_its_limit(tmp_path: Path, unseen: range) -> None:
+    """13 of 100 frames without the face are half a second: within the default, beyond 0.4 s."""
+    path = write_video(tmp_path / "a.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 100)
+    lenient, strict = (
+        PARAMS.model_copy(update={"max_gap_s": gap_s, "min_detection_rate": 0.3}) for gap_s in (0.6, 0.4)
+    )
+    made = made_up(1.0, 100, unseen=unseen)
+    clip = crop_video(path, MediaKind.FACE, lenient, find_landmarks=made)
+    assert clip.figures.detection_rate == pytest.approx(0.87)
+    assert clip.transform_T23 is not None
+    assert np.allclose(clip.transform_T23, clip.transform_T23[0], atol=1e-3)
+    with pytest.raises(ClipRejected, match=r"low_detection.*crop\.max_gap_s"):
+        crop_video(path, MediaKind.FACE, strict, find_landmarks=made)
+
+
 def test_pixels_are_those_scipy_samples_beyond_the_edge_too(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 240)).astype(np.float32)
     picture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)

@@ -31,7 +31,9 @@ def small_network(temporal_stride: int = 1) -> Cnn3dBilstmAttention:
 
 
 def reader(network: Cnn3dBilstmAttention) -> LipReader:
-    return LipReader(network, TOKENIZER, SMALL, TextParams(), 25.0, torch.device("cpu"), Precision(None))
+    return LipReader(
+        network, TOKENIZER, SMALL, TextParams(), 25.0, torch.device("cpu"), Precision(None), 0.5, 96
+    )
 
 
 @pytest.mark.parametrize("temporal_stride", [1, 2])

@@ -14,12 +14,13 @@ import torch
 
 from model.checkpoints import OLDER_KEYS, load_checkpoint
 from model.device import Precision
+from model.job import TrainingJob
 from model.metrics import total_counts
 from model.reader import LipReader
 from model.runs import RunFolder
 from model.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
-from model.trainer import TrainingJob, train
+from model.trainer import train
 from shards.errors import CheckpointError, TrainingError
 from shards.plan import read_samples
 from shards.settings import LoaderParams, MachineParams
@@ -66,7 +67,6 @@ def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
         loader=LoaderParams(frame_budget=200),
         decode=DecodeParams(decoder="ctc"),
         machine=MachineParams(threads=1, device="cpu"),
-        fps=25.0,
         config_text="made: by a test\n",
     )
 
@@ -88,6 +88,7 @@ def test_a_run_leaves_what_the_older_trainer_left(tmp_path: Path, packed: Packed
     assert names == {
         "config.yaml",
         "tokenizer.json",
+        "published.json",
         "best_model.pt",
         "checkpoint_epoch_0.pt",
         "checkpoint_epoch_2.pt",
@@ -143,7 +144,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
         "from dataclasses import replace\n"
         "from tests.packed import Packed\n"
         "from tests.test_trainer import job_in\n"
-        "from model.trainer import train, Interrupted\n"
+        "from model.trainer import train\n"
+        "from shards.errors import Interrupted\n"
         "folder, packed = pathlib.Path(sys.argv[1]), Packed(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
         "def told(epoch, done, total):\n"
         "    print(epoch, done, flush=True)\n"
@@ -235,21 +237,123 @@ def test_other_parameters_are_another_run(tmp_path: Path, packed: Packed) -> Non
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-def test_published_files_are_those_of_the_run(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "runs", "abc")
+def fake_run(tmp_path: Path, name: str, epochs: list[int]) -> RunFolder:
+    run = RunFolder(tmp_path / "runs", name)
     run.start("a: 1\n", {"characters": []})
-    for path in (run.best, run.epoch_checkpoint(4)):
+    for path in (run.best, *map(run.epoch_checkpoint, epochs)):
         path.write_bytes(b"weights")
+    return run
+
+
+def test_publishing_replaces_what_was_published_and_touches_nothing_else(tmp_path: Path) -> None:
     published = tmp_path / "checkpoints"
-    published.mkdir()
-    (published / "checkpoint_epoch_9.pt").write_bytes(b"of another run")
-    run.publish(published)
+    fake_run(tmp_path, "first", [4, 9]).publish(published)
+    (published / "notes.txt").write_text("mine")
+    fake_run(tmp_path, "second", [4]).publish(published)
     assert sorted(path.name for path in published.iterdir()) == [
         "best_model.pt",
         "checkpoint_epoch_4.pt",
         "config.yaml",
+        "notes.txt",
+        "published.json",
         "tokenizer.json",
     ]
+
+
+def test_checkpoints_of_another_program_are_not_overwritten(tmp_path: Path, packed: Packed) -> None:
+    theirs = tmp_path / "checkpoints/checkpoint_epoch_50.pt"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"a week of work")
+    with pytest.raises(CheckpointError, match="checkpoint_epoch_50"):
+        train(job_in(tmp_path, packed))
+    assert theirs.read_bytes() == b"a week of work"
+
+
+def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_workers(
+    tmp_path: Path, packed: Packed
+) -> None:
+    """As a terminal sends it: to the trainer and its loader processes alike."""
+    train(job_in(tmp_path / "whole", packed, num_epochs=2))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "from dataclasses import replace\n"
+        "from shards.settings import MachineParams\n"
+        "from shards.errors import Interrupted\n"
+        "from tests.packed import Packed\n"
+        "from tests.test_trainer import job_in\n"
+        "from model.trainer import train\n"
+        "def told(epoch, done, total):\n"
+        "    print(epoch, done, flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "if __name__ == '__main__':\n"
+        "    folder, packed = pathlib.Path(sys.argv[1]), Packed(*map(pathlib.Path, sys.argv[2:4]))\n"
+        "    job = job_in(folder, packed, num_epochs=2)\n"
+        "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
+        "    try:\n"
+        "        train(replace(job, on_batch=told, machine=machine))\n"
+        "    except Interrupted as error:\n"
+        "        sys.exit(f'interrupted: {error}')\n"
+    )
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path / "stopped"),
+        str(packed.shards),
+        str(packed.samples),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout and process.stderr
+        for line in process.stdout:
+            if line.strip() == "0 4":
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        stderr = process.stderr.read()
+        assert process.wait(60) == 1, stderr
+    assert "interrupted: stopped in epoch 0" in stderr, stderr
+    train(job_in(tmp_path / "stopped", packed, num_epochs=2))
+    name = "checkpoints/best_model.pt"
+    assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
+
+
+def test_other_valid_clips_are_another_run(tmp_path: Path) -> None:
+    """What the best model is chosen by is part of the run: else an old choice would be published again."""
+    clips = toy_clips(8, 4)
+    train(job_in(tmp_path, pack_clips(tmp_path / "a", clips), num_epochs=1))
+    fewer = [clip for clip in clips if clip[0] != "valid_003"]
+    assert not train(job_in(tmp_path, pack_clips(tmp_path / "b", fewer), num_epochs=1)).already_done
+
+
+def test_without_valid_clips_the_last_model_is_taken(tmp_path: Path) -> None:
+    clips = [clip for clip in toy_clips(8, 2) if clip[1] != "valid"]
+    summary = train(job_in(tmp_path, pack_clips(tmp_path, clips), num_epochs=2))
+    assert summary.best_val_cer is None and summary.best_epoch == 1
+    assert load_checkpoint(tmp_path / "checkpoints/best_model.pt")["epoch"] == 1
+
+
+def test_a_finished_checkpoint_can_be_resumed_into_a_new_place(tmp_path: Path, packed: Packed) -> None:
+    train(job_in(tmp_path / "a", packed, num_epochs=1))
+    checkpoint = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
+    checkpoint = checkpoint.rename(tmp_path / "alone.pt")
+    summary = train(replace(job_in(tmp_path / "b", packed, num_epochs=1), resume=checkpoint))
+    assert summary.already_done
+    assert_same_weights(checkpoint, tmp_path / "b/checkpoints/best_model.pt")
+
+
+def test_a_resumed_run_takes_the_new_weight_decay(tmp_path: Path, packed: Packed) -> None:
+    train(job_in(tmp_path / "a", packed, num_epochs=1))
+    checkpoint = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
+    train(replace(job_in(tmp_path / "b", packed, num_epochs=2, weight_decay=0.2), resume=checkpoint))
+    state = load_checkpoint(tmp_path / "b/checkpoints/best_model.pt")
+    assert {group["weight_decay"] for group in state["optimizer_state_dict"]["param_groups"]} == {0.2}
 
 
 def test_precision_is_float32_when_not_mixed() -> None:

@@ -1,0 +1,70 @@
+"""What a training is asked to do, where it stands, and what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.runs import Curve
+from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
+from shards.settings import LoaderParams, MachineParams
+
+OnBatch = Callable[[int, int, int], None]
+"""Called with (epoch, batches done, batches of the epoch)."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that one training needs."""
+
+    samples: Path
+    shards: Path
+    runs: Path
+    checkpoints: Path
+    logs: Path
+    text: TextParams
+    model: ModelParams
+    train: TrainParams
+    loader: LoaderParams
+    decode: DecodeParams
+    machine: MachineParams
+    config_text: str
+    """The effective configuration, saved beside the weights."""
+    resume: Path | None = None
+    on_batch: OnBatch | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    epochs: int
+    best_epoch: int
+    best_val_cer: float | None
+    """None where there was nothing to validate on."""
+    num_parameters: int
+    seconds: float
+    already_done: bool
+
+
+@dataclass
+class Progress:
+    """Where training stands: saved in every checkpoint, beside weights and optimiser."""
+
+    epoch: int = 0
+    """The epoch that runs, from 0; after an epoch's end, the next one."""
+    batches_done: int = 0
+    """In that epoch; always at the end of an accumulation window."""
+    loss_sum: float = 0.0
+    chars_seen: int = 0
+    clips_seen: int = 0
+    seconds: float = 0.0
+    wait_s: float = 0.0
+    best_val_cer: float = float("inf")
+    best_val_loss: float = float("inf")
+    best_epoch: int = -1
+    total_s: float = 0.0
+    curves: list[Curve] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        self.total_s += self.seconds
+        self.epoch, self.batches_done = self.epoch + 1, 0
+        self.loss_sum, self.chars_seen, self.clips_seen = 0.0, 0, 0
+        self.seconds, self.wait_s = 0.0, 0.0
