@@ -7,7 +7,6 @@ frames for the demo's recipe, the recipe's batch of 75 frames for the others.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from model.device import Precision
 from model.losses import LossParams, joint_loss_B
 from model.network import build_network, num_parameters
 from pipeline.params import check, parse_yaml, recipe_text
+from shards.cores import usable_cores
 
 ROUNDS = 5
 
@@ -45,7 +45,7 @@ def main() -> None:
         (threads, precision, order)
         for precision in dict.fromkeys([Precision(None), mixed])
         for order in ("contiguous", "channels last")
-        for threads in sorted({1, os.cpu_count() or 1})
+        for threads in sorted({1, usable_cores()})
     ]
     networks, seconds = [], [[] for _ in variants]
     for _ in variants:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from shards.cores import usable_cores
 from shards.errors import ConfigError
 
 TIMED_STEPS = 3
@@ -68,7 +68,7 @@ def fastest_threads(network: nn.Module, step: Callable[[nn.Module], torch.Tensor
     back. On a shared machine two threads can be forty times slower than one, since each waits for the other.
     """
     state, seconds = torch.get_rng_state(), {}
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for threads in sorted({1, usable_cores()}):
         torch.set_num_threads(threads)
         trial = copy.deepcopy(network)
         times = []

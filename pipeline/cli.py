@@ -29,12 +29,18 @@ Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", help="one value, e.g. train.batch_size=4; repeatable", metavar="SECTION.KEY=VALUE"),
 ]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="values on top: sections, or an older flat config.yaml", metavar="FILE"),
+]
 DataRoot = Annotated[str | None, typer.Option(help="folder of the corpus (corpus.root)", metavar="DIR")]
 CheckpointDir = Annotated[
     str | None, typer.Option(help="where checkpoints are published (paths.checkpoints)", metavar="DIR")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 PARAMS = Path("params.yaml")
+PREPROCESSING = ("corpus", "crop", "pack")
+"""Sections that train does not own."""
 
 
 def main() -> None:
@@ -63,13 +69,18 @@ def _fail(error: BaseException | str, code: int) -> None:
 
 
 def _load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
-    """Effective parameters; `flags` are spelled section__key, or are preset and config."""
+    """Effective parameters.
+
+    `flags` are preset, config, names of the older trainer (pipeline/older.py), or others spelled section__key.
+    """
     from pipeline.console import show_logs
+    from pipeline.older import OLDER_NAMES, keys_of_flags
     from pipeline.params import load_params
 
     show_logs()
     preset, config = flags.pop("preset", None), flags.pop("config", None)
-    dotted = {name.replace("__", "."): value for name, value in flags.items()}
+    dotted = {name.replace("__", "."): value for name, value in flags.items() if name not in OLDER_NAMES}
+    dotted |= keys_of_flags(flags)
     return load_params(params, preset=preset, config=config, assignments=assignments or (), flags=dotted)
 
 
@@ -107,15 +118,14 @@ def demo(
 
     Example: pipeline demo && dvc repro
     """
-    import os
-
     from pipeline.demo.corpus import build_demo_corpus
     from pipeline.recipes import refuse_other_recipe, show_dvc_lock
+    from shards.cores import usable_cores
 
     refuse_other_recipe(params, "demo")
     values = _load(params, assignments)
     show_dvc_lock(params.absolute().parent, shown=False)
-    workers = values.machine.workers or os.cpu_count() or 1
+    workers = values.machine.workers or usable_cores()
     with _shown("drawing the demo corpus", "clips") as on_progress:
         summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
     counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
@@ -126,41 +136,59 @@ def demo(
 
 
 @app.command()
-def ingest(params: ParamsFile = PARAMS, assignments: Assignments = None, data_root: DataRoot = None) -> None:
+def ingest(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+) -> None:
     """Read the corpus tables: one row a clip, in clips.parquet.
 
     Example: pipeline ingest --data-root /data/Chinese-LiPS
     """
-    _ingest(_load(params, assignments, corpus__root=data_root))
+    _ingest(_load(params, assignments, config=config, data_root=data_root))
 
 
 @app.command()
-def crop(params: ParamsFile = PARAMS, assignments: Assignments = None, data_root: DataRoot = None) -> None:
+def crop(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+) -> None:
     """Find, follow and cut the mouth of every clip; crops.parquet tells what became of each.
 
     Example: pipeline crop --set crop.min_mouth_width_px=20
     """
-    _crop(_load(params, assignments, corpus__root=data_root))
+    _crop(_load(params, assignments, config=config, data_root=data_root))
 
 
 @app.command()
-def pack(params: ParamsFile = PARAMS, assignments: Assignments = None, data_root: DataRoot = None) -> None:
+def pack(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+) -> None:
     """Pack the mouth clips into WebDataset tar shards, with samples.parquet as their catalogue.
 
     Example: pipeline pack --set pack.shard_mb=512
     """
-    _pack(_load(params, assignments, corpus__root=data_root))
+    _pack(_load(params, assignments, config=config, data_root=data_root))
 
 
 @app.command()
 def preprocess(
-    params: ParamsFile = PARAMS, assignments: Assignments = None, data_root: DataRoot = None
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Run ingest, crop and pack in one go, without DVC (`dvc commit` then tells DVC of it).
 
     Example: pipeline preprocess --data-root /data/Chinese-LiPS
     """
-    values = _load(params, assignments, corpus__root=data_root)
+    values = _load(params, assignments, config=config, data_root=data_root)
     _ingest(values)
     _crop(values)
     _pack(values)
@@ -220,13 +248,14 @@ def _pack(values: "Params") -> None:
 def stats(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
+    config: ConfigFile = None,
     data_root: DataRoot = None,
     json_: Json = False,
 ) -> None:
     """Tell what the corpus holds, split by split; also of a corpus that is only ingested.
 
     With --data-root, a corpus that is not even ingested: its tables and the headers of its videos are read,
-    and nothing is written.
+    and nothing is written. The same with --config while there is no clips.parquet.
 
     Example: pipeline stats --data-root /data/Chinese-LiPS
     """
@@ -237,11 +266,17 @@ def stats(
     from stages.stats import print_stats
     from stages.stats import stats as run
 
-    values = _load(params, assignments, corpus__root=data_root)
+    values = _load(params, assignments, config=config, data_root=data_root)
     paths = values.paths
-    if data_root is None:
-        existing = [path if path.exists() else None for path in (Path(paths.crops), Path(paths.samples))]
-        summary = run(Path(paths.clips), existing[0], existing[1], Path(paths.stats))
+    if data_root is None and (config is None or Path(paths.clips).exists()):
+        crops, samples = Path(paths.crops), Path(paths.samples)
+        summary = run(
+            Path(paths.clips),
+            crops if crops.exists() else None,
+            samples if samples.exists() else None,
+            Path(paths.stats),
+            leave_out_others=True,
+        )
     else:
         from stages.ingest import ingest as read
 
@@ -257,48 +292,58 @@ def stats(
 
 @app.command()
 def train(
+    context: typer.Context,
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     preset: Annotated[str | None, typer.Option(help="cpu, 12gb or 24gb")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="values on top: sections, or an older trainer's flat config.yaml")
-    ] = None,
+    config: ConfigFile = None,
     resume: Annotated[
         Path | None, typer.Option(help="go on from this checkpoint_epoch_N.pt", metavar="FILE")
     ] = None,
     data_root: DataRoot = None,
     checkpoint_dir: CheckpointDir = None,
+    max_frames: Annotated[int | None, typer.Option(help="longest clip; of preprocessing")] = None,
+    fps: Annotated[float | None, typer.Option(help="frame rate; of preprocessing")] = None,
     batch_size: Annotated[int | None, typer.Option(help="clips in a batch")] = None,
     accumulation_steps: Annotated[int | None, typer.Option(help="batches for one step")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
     num_epochs: Annotated[int | None, typer.Option(help="epochs in all")] = None,
     warmup_epochs: Annotated[float | None, typer.Option(help="rise of the learning rate")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="cosine or constant")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="of AdamW")] = None,
+    gradient_clip: Annotated[float | None, typer.Option(help="largest norm of the gradient")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="share of the other characters")] = None,
+    teacher_forcing: Annotated[
+        float | None,
+        typer.Option(
+            "--teacher-forcing", "--teacher-forcing-ratio", help="share of given characters, at first"
+        ),
+    ] = None,
+    mixed_precision: Annotated[
+        bool | None, typer.Option("--mixed-precision/--no-mixed-precision", help="bfloat16 where it is fast")
+    ] = None,
+    frame_size: Annotated[int | None, typer.Option(help="input height and width, pixels")] = None,
+    frame_height: Annotated[int | None, typer.Option(help="input height, pixels")] = None,
+    frame_width: Annotated[int | None, typer.Option(help="input width, pixels")] = None,
+    hidden_dim: Annotated[int | None, typer.Option(help="of the LSTMs")] = None,
+    num_lstm_layers: Annotated[int | None, typer.Option(help="of the encoder")] = None,
+    dropout: Annotated[float | None, typer.Option(help="between layers")] = None,
     num_workers: Annotated[int | None, typer.Option(help="loader processes")] = None,
+    prefetch_factor: Annotated[int | None, typer.Option(help="batches ready in each of them")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
 ) -> None:
     """Train on the shards; goes on by itself where an interrupted run of the same parameters stood.
 
     Example: pipeline train --preset 12gb --num-epochs 50
     """
-    from model.trainer import TrainingJob
+    from model.job import TrainingJob
     from model.trainer import train as run
+    from pipeline.older import OLDER_NAMES
     from pipeline.params import params_text
 
-    values = _load(
-        params,
-        assignments,
-        preset=preset,
-        config=config,
-        corpus__root=data_root,
-        paths__checkpoints=checkpoint_dir,
-        train__batch_size=batch_size,
-        train__accumulation_steps=accumulation_steps,
-        train__learning_rate=learning_rate,
-        train__num_epochs=num_epochs,
-        train__warmup_epochs=warmup_epochs,
-        machine__num_workers=num_workers,
-        machine__device=device,
-    )
+    flags = {name: context.params[name] for name in OLDER_NAMES if name in context.params}
+    values = _load(params, assignments, preset=preset, config=config, **flags)
+    _tell_of_packed(values, params, config)
     paths, num_epochs = values.paths, values.train.num_epochs
     with _shown("training", "batches") as on_progress:
         job = TrainingJob(
@@ -313,17 +358,43 @@ def train(
             loader=values.loader,
             decode=values.decode,
             machine=values.machine,
-            fps=values.crop.target_fps,
             config_text=params_text(values),
             resume=resume,
             on_batch=lambda epoch, done, total: on_progress(epoch * total + done, num_epochs * total),
         )
         summary = run(job)
+    best = "no valid clips to choose by: the last model"
+    if summary.best_val_cer is not None:
+        best = f"best valid CER {summary.best_val_cer:.1%} in epoch {summary.best_epoch}"
     if summary.already_done:
         typer.echo("this run was finished before; nothing to do")
     typer.echo(
-        f"{paths.checkpoints}: {summary.num_parameters:,} parameters, {summary.epochs} epochs, best valid CER "
-        f"{summary.best_val_cer:.1%} in epoch {summary.best_epoch}, {summary.seconds:.0f} s of training"
+        f"{paths.checkpoints}: {summary.num_parameters:,} parameters, {summary.epochs} epochs, {best}, "
+        f"{summary.seconds:.0f} s of training"
+    )
+
+
+def _tell_of_packed(values: "Params", params: Path, config: Path | None) -> None:
+    """One line where values are given to train that are preprocessing's: the shards are packed already."""
+    import shlex
+
+    from pipeline.params import changed_keys, load_params
+
+    given = changed_keys(values, load_params(params), PREPROCESSING)
+    if not given:
+        return
+    by_flags = changed_keys(values, load_params(params, config=config), PREPROCESSING)
+    options = [f"--config {shlex.quote(str(config))}"] if given.keys() - by_flags.keys() else []
+    for key, value in by_flags.items():
+        is_root = key == "corpus.root"
+        options.append(
+            f"--data-root {shlex.quote(value)}" if is_root else f"--set {shlex.quote(f'{key}={value}')}"
+        )
+    told = ", ".join(f"{key} ({value})" for key, value in given.items())
+    typer.echo(
+        f"{told}: not as in {params}; train reads shards that are packed already, preprocessing takes it: "
+        f"pipeline preprocess {' '.join(options)}",
+        err=True,
     )
 
 
@@ -414,10 +485,10 @@ def test(
     from pipeline.console import stdout
     from pipeline.summary import print_examples, print_metrics
     from stages.report import split_metrics
-    from stages.score import score_checkpoint
+    from stages.score import score_checkpoint, shared_speakers
 
     values = _load(
-        params, assignments, corpus__root=data_root, paths__checkpoints=checkpoint_dir, report__split=split
+        params, assignments, data_root=data_root, checkpoint_dir=checkpoint_dir, report__split=split
     )
     paths = values.paths
     with _shown("reading clips", "clips") as on_progress:
@@ -431,7 +502,8 @@ def test(
             machine=values.machine,
             on_progress=on_progress,
         )
-    metrics = split_metrics(scored, blind, values.report.split, values.report.seed)
+    overlap = len(shared_speakers(Path(paths.samples), values.report.split))
+    metrics = split_metrics(scored, blind, values.report.split, values.report.seed, overlap)
     if json_:
         typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
     else:
@@ -462,7 +534,7 @@ def inference(
         raise ConfigError("name a video: pipeline inference VIDEO")
     if ground_truth is not None and len(paths) > 1:
         raise ConfigError("--ground-truth is for one video")
-    values = _load(params, assignments, paths__checkpoints=checkpoint_dir)
+    values = _load(params, assignments, checkpoint_dir=checkpoint_dir)
     readings = read_videos(
         paths, checkpoint or Path(values.paths.checkpoints) / "best_model.pt", values, ground_truth
     )
@@ -489,10 +561,7 @@ def query(
 
 
 @app.command()
-def doctor(
-    params: ParamsFile = PARAMS,
-    json_: Json = False,
-) -> None:
+def doctor(json_: Json = False) -> None:
     """Check the machine: Python, memory, disk, packages, system libraries; say what would mend it.
 
     Example: pipeline doctor

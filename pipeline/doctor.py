@@ -4,7 +4,6 @@ Whatever loads native code runs in a process of its own: a broken library is a f
 """
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -21,6 +20,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from shards.cores import usable_cores
 
 DISTRIBUTION = "lip-pipeline"
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
@@ -91,7 +92,7 @@ with _landmarker(1) as find:
 
 def examine() -> list[Finding]:
     """Every finding, in the order a person mends them. Takes a few seconds, most of them torch's import."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         torch = pool.submit(_probe, _TORCH)
         landmarker = pool.submit(_probe, _LANDMARKER)
         imports = {name: pool.submit(_probe, f"import {_IMPORTS.get(name, name)}") for name in _TRIED}
@@ -179,8 +180,7 @@ def _machine() -> Iterator[Finding]:
         else None
     )
     yield Finding("free disk", f"{free_gb:.0f} GB in {Path.cwd()}", mend)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("CPU cores", str(usable))
+    yield Finding("CPU cores", str(usable_cores()))
 
 
 def _system_libraries() -> Iterator[Finding]:

@@ -61,6 +61,18 @@ def sections_of_older_config(values: Mapping[str, Any], name: str) -> dict[str, 
     return mapped
 
 
+def keys_of_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` to value for the flags that were given (are not None), spelled as older names.
+
+    A side of the frame wins over the size of both.
+    """
+    keys: dict[str, Any] = {}
+    for name, targets in OLDER_NAMES.items():
+        if (value := flags.get(name)) is not None:
+            keys |= dict.fromkeys(targets, _older_value(name, value))
+    return keys
+
+
 def _older_value(key: str, value: Any) -> Any:
     if key == "scheduler" and isinstance(value, str) and value.startswith("cosine"):
         return "cosine"  # the older trainer wrote "cosine annealing"

@@ -128,6 +128,8 @@ def load_params(
             raise ConfigError(f"preset '{preset}' is unknown; known are {', '.join(PRESETS)}")
         values = _overlay(values, PRESETS[preset])
     if config is not None:
+        if not config.exists():
+            raise ConfigError(f"--config: {config} is missing")
         values = _overlay(values, sections_of_older_config(read_mapping(config), str(config)))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -140,13 +142,25 @@ def load_params(
     return check(values, str(file))
 
 
+def changed_keys(params: Params, other: Params, sections: Sequence[str]) -> dict[str, Any]:
+    """`section.key` to its value in `params`, where `other` has another one."""
+    values, others = params.model_dump(), other.model_dump()
+    return {
+        f"{name}.{key}": value
+        for name in sections
+        for key, value in values[name].items()
+        if value != others[name][key]
+    }
+
+
 def check(values: Mapping[str, Any], name: str) -> Params:
     """`values` as Params; raises a ConfigError that lists every wrong key, its value and the mend."""
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
-        raise ConfigError(f"{name}:\n  " + "\n  ".join(lines)) from error
+        told = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines)
+        raise ConfigError(f"{name}: {told}") from error
 
 
 def recipe_text(name: str) -> str:

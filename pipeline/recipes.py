@@ -1,8 +1,11 @@
 """Choosing a recipe: writes params.yaml, and never overwrites an edited one unasked."""
 
 import re
+import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.params import RECIPES, check, parse_yaml, read_mapping, recipe_text
 from shards.errors import ConfigError
@@ -19,10 +22,11 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
     text = recipe_text(recipe)
     if corpus_root is not None:
         text = _ROOT_LINE.sub(lambda match: match[1] + _quoted(corpus_root), text, count=1)
-    values = check(parse_yaml(text, recipe), recipe)
-    if params_file.exists() and not force and _is_edited(params_file):
+    written = parse_yaml(text, recipe)
+    values = check(written, recipe)
+    if params_file.exists() and not force and _is_edited(params_file, written):
         raise ConfigError(
-            f"{params_file} differs from every recipe: it may hold your settings. "
+            f"{params_file} differs from every recipe: it holds settings of yours, if only corpus.root. "
             "Move it away, or overwrite it with --force"
         )
     write_text(params_file, text)
@@ -42,15 +46,11 @@ def refuse_other_recipe(params_file: Path, recipe: str) -> None:
         )
 
 
-def _is_edited(params_file: Path) -> bool:
-    """Whether the file differs from every recipe in more than the corpus root."""
+def _is_edited(params_file: Path, to_write: Mapping[str, Any]) -> bool:
+    """Whether the file holds values that stand in no recipe, and not in what is to be written either."""
     found = read_mapping(params_file)
-    for recipe in RECIPES:
-        values = parse_yaml(recipe_text(recipe), recipe)
-        root = found.get("corpus", {}).get("root") if isinstance(found.get("corpus"), dict) else None
-        if found == values | {"corpus": values["corpus"] | {"root": root}}:
-            return False
-    return True
+    recipes = [parse_yaml(recipe_text(recipe), recipe) for recipe in RECIPES]
+    return found not in [*recipes, to_write]
 
 
 def _quoted(path: str) -> str:
@@ -60,11 +60,14 @@ def _quoted(path: str) -> str:
 def show_dvc_lock(folder: Path, *, shown: bool) -> None:
     """Shows dvc.lock of `folder` to git, or hides it: a demo's hashes are its machine's own, no experiment.
 
-    Where there is no git, DVC is told so instead.
+    Where there is no git, DVC is told so instead. A program that is not on PATH is not called: without `git`
+    nothing shows in a status, and without `dvc` nothing reads its configuration.
     """
     if not (folder / ".git").exists():
-        if (folder / ".dvc").is_dir():
+        if (folder / ".dvc").is_dir() and shutil.which("dvc"):
             subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], cwd=folder, check=True)
+        return
+    if not shutil.which("git"):
         return
     flag = "--no-skip-worktree" if shown else "--skip-worktree"
     # fails where dvc.lock is not tracked: then there is nothing to show or hide

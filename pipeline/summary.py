@@ -27,6 +27,14 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     table.add_row("blind CER", _percent(metrics["blind_cer"]), "the same model on each clip's mean frame")
     table.add_row("chance CER", _percent(metrics["chance_cer"]), "the same texts against other clips")
     console.print(table)
+    # a report of before this figure was counted has none
+    if overlap := metrics.get("speaker_overlap", 0):
+        console.print(
+            f"{overlap} speakers of split {metrics['split']} were also trained on: these scores flatter, the CER on "
+            "people the model has never seen will be higher.",
+            markup=False,
+            highlight=False,
+        )
 
 
 def print_examples(scored: Sequence[ScoredClip], console: Console) -> None:

@@ -5,18 +5,22 @@ import sys
 from pathlib import Path
 
 NATIVE_LOG = "native.log"
+_is_redirected = False
 
 
 def native_stderr_to(file: Path) -> None:
     """From now on, what native code of this process writes to stderr is appended to `file`.
 
     mediapipe and TensorFlow Lite write some four lines a video, and no setting of theirs stops it. Python's own
-    messages, tracebacks included, still go to the terminal.
+    messages, tracebacks included, still go to the terminal, through the new `sys.stderr` that this puts in
+    place; whoever kept the old one writes to `file` too.
     """
+    global _is_redirected
     file.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
-    terminal = os.dup(2)
+    if not _is_redirected:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        _is_redirected = True
     log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(log, 2)
     os.close(log)
-    sys.stderr = os.fdopen(terminal, "w", buffering=1, encoding="utf-8", errors="backslashreplace")

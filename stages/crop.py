@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 
 from shards import schema
+from shards.cores import usable_cores
 from shards.errors import ClipRejected, MachineError
 from shards.files import Progress, read_table, table_from_rows, write_table
 from shards.schema import MediaKind, Reason, Status
@@ -96,7 +97,7 @@ def crop(
     native_log = cache_folder / NATIVE_LOG
     native_log.unlink(missing_ok=True)
     work = partial(_crop_one, params=crop, cache_folder=cache_folder)
-    for clip, result in _crop_all(clips, work, machine.workers or os.cpu_count() or 1, native_log):
+    for clip, result in _crop_all(clips, work, machine.workers or usable_cores(), native_log):
         done[clip.clip_id] = result
         if on_progress:
             on_progress(len(done), len(clips))

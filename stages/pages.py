@@ -35,7 +35,8 @@ class ModelFacts:
 class ReportContext:
     """Everything in the report that does not come from the hypotheses.
 
-    `warnings` stand at the top of the page. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
+    `warnings` stand at the top of the page; `speaker_overlap` counts the speakers of the split that were also
+    trained on. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
     learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by reason,
     `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height × width.
     """
@@ -47,6 +48,7 @@ class ReportContext:
     model: ModelFacts
     clip_of: Callable[[str], np.ndarray]
     warnings: Sequence[str] = ()
+    speaker_overlap: int = 0
     curves: Sequence[Mapping[str, float | None]] = ()
     rejections: Mapping[str, int] = field(default_factory=dict)
     clip_totals: Mapping[str, int] = field(default_factory=dict)

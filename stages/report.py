@@ -41,7 +41,8 @@ def write_report(
 
     `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
     stands in metrics.json: shares (not per cent) and counts; `blind_cer` and `chance_cer` are null where they
-    cannot be known, `wer` is there only for text with spaces. Same input, same bytes: no date is written.
+    cannot be known, `speaker_overlap` counts the speakers that were also trained on, `wer` is there only for
+    text with spaces. Same input, same bytes: no date is written.
     Raises ConfigError where the split has no clips.
     """
     if not scored:
@@ -49,7 +50,7 @@ def write_report(
     assert not blind or {clip.clip_id for clip in blind} == {clip.clip_id for clip in scored}
     # a fixed order, so that chance CER and files do not depend on how the clips were batched
     clips = [_counted(clip) for clip in sorted(scored, key=lambda clip: clip.clip_id)]
-    metrics = _metrics(clips, blind, context.split, context.seed)
+    metrics = _metrics(clips, blind, context.split, context.seed, context.speaker_overlap)
     speakers = _groups(clips, lambda clip: clip.speaker)
     topics = _groups(clips, lambda clip: clip.topic)
     worst, best = _examples(clips, context.num_examples)
@@ -66,12 +67,15 @@ def write_report(
 
 
 def split_metrics(
-    scored: Sequence[ScoredClip], blind: Sequence[ScoredClip], split: str, seed: int
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    split: str,
+    seed: int,
+    speaker_overlap: int = 0,
 ) -> dict[str, Any]:
     """What stands in metrics.json, without writing anything."""
-    return _metrics(
-        [_counted(clip) for clip in sorted(scored, key=lambda clip: clip.clip_id)], blind, split, seed
-    )
+    clips = [_counted(clip) for clip in sorted(scored, key=lambda clip: clip.clip_id)]
+    return _metrics(clips, blind, split, seed, speaker_overlap)
 
 
 def _counted(clip: ScoredClip) -> CountedClip:
@@ -79,7 +83,11 @@ def _counted(clip: ScoredClip) -> CountedClip:
 
 
 def _metrics(
-    clips: Sequence[CountedClip], blind: Sequence[ScoredClip], split: str, seed: int
+    clips: Sequence[CountedClip],
+    blind: Sequence[ScoredClip],
+    split: str,
+    seed: int,
+    speaker_overlap: int,
 ) -> dict[str, Any]:
     pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
     chance = chance_pairs(pairs, seed)
@@ -96,6 +104,7 @@ def _metrics(
         "insertions": counts.insertions,
         "blind_cer": total_counts((c.reference, c.hypothesis) for c in blind).cer if blind else None,
         "chance_cer": total_counts(chance).cer if chance is not None else None,
+        "speaker_overlap": speaker_overlap,
     }
     if has_spaces(reference for reference, _ in pairs):
         metrics["wer"] = word_error_rate(pairs)

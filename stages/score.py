@@ -1,8 +1,8 @@
 """Stage report: a checkpoint reads a split, sighted and blind, and the report is written."""
 
 import csv
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from stages.settings import CorpusParams, ReportParams
 
 SCORING_BATCH = 32
 NAMES_SHOWN = 5
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
     clips = read_table(job.clips, schema.CLIPS, "pipeline ingest")
     crops = read_table(job.crops, schema.CROPS, "pipeline crop")
     samples = read_samples(job.samples, job.report_params.split)
+    shared = shared_speakers(job.samples, job.report_params.split)
     records = {record["clip_id"]: record for record in samples.to_pylist()}
 
     def clip_of(clip_id: str) -> np.ndarray:
@@ -116,7 +118,8 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
             normaliser=describe_normaliser(reader.text),
         ),
         clip_of=clip_of,
-        warnings=_speaker_warnings(clips.select(["speaker", "split"]).to_pylist(), job.report_params.split),
+        warnings=_speaker_warnings(shared, job.report_params.split),
+        speaker_overlap=len(shared),
         curves=_read_curves(job.curves),
         rejections=Counter(reason for reason in crops["reason"].to_pylist() if reason is not None),
         clip_totals=_usable_clips(clips, crops),
@@ -131,15 +134,18 @@ def _usable_clips(clips: Any, crops: Any) -> Mapping[str, int]:
     return Counter(split for clip_id, split in pairs if clip_id in usable)
 
 
-def _speaker_warnings(rows: list[dict[str, Any]], split: str) -> list[str]:
-    """One line where speakers of the scored split were also trained on: such a score flatters."""
-    splits_of: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row["speaker"] is not None:
-            splits_of[row["speaker"]].add(row["split"])
-    shared = sorted(
-        name for name, splits in splits_of.items() if {split, "train"} <= splits and split != "train"
-    )
+def shared_speakers(samples_path: Path, split: str) -> tuple[str, ...]:
+    """Speakers of `split` whose clips were also packed for training, by name: a score on them flatters."""
+    table = read_table(samples_path, schema.SAMPLES, "pipeline pack")
+
+    def speakers_of(name: str) -> set[str]:
+        column = table.filter(pc.equal(table["split"], name))["speaker"]
+        return {speaker for speaker in column.unique().to_pylist() if speaker is not None}
+
+    return tuple(sorted(speakers_of(split) & speakers_of(TRAIN)))
+
+
+def _speaker_warnings(shared: Sequence[str], split: str) -> list[str]:
     if not shared:
         return []
     names = ", ".join(shared[:NAMES_SHOWN]) + (", …" if len(shared) > NAMES_SHOWN else "")

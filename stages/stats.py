@@ -1,5 +1,6 @@
 """Stage stats: what a corpus holds, split by split, as JSON, plot data and printed tables."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,8 @@ from shards.errors import TableError
 from shards.files import read_table, write_json, write_text
 from shards.schema import CLIPS, CROPS, SAMPLES
 from stages.corpora.transcript import split_rank
+
+_log = logging.getLogger(__name__)
 
 TRAIN = "train"
 HEAD = 50
@@ -50,14 +54,20 @@ _JOINED = """
 
 
 def stats(
-    clips_path: Path, crops_path: Path | None, samples_path: Path | None, stats_folder: Path
+    clips_path: Path,
+    crops_path: Path | None,
+    samples_path: Path | None,
+    stats_folder: Path,
+    *,
+    leave_out_others: bool = False,
 ) -> dict[str, Any]:
     """Writes `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `overlap.json` and the plot
     data `label_lengths.csv` and `clip_frames.csv` into `stats_folder`; gives the JSON values by file stem.
 
     Hours, frames and characters are of the `ok` clips, or of all clips where `crops_path` is None
     (`splits.json` says which under `counted`); hours are of source video. What a missing table would tell
-    is null, or an empty plot. Raises TableError where a table is missing, damaged, or not of these clips.
+    is null, or an empty plot. Raises TableError where a table is missing, damaged, or not of these clips; with
+    `leave_out_others`, one of other clips (another corpus was ingested since) is told of and taken as missing.
     """
     tables = {
         "clips": read_table(clips_path, CLIPS, "pipeline ingest"),
@@ -68,11 +78,15 @@ def stats(
     }
     if not tables["clips"].num_rows:
         raise TableError(f"{clips_path} holds no clip; run `pipeline ingest` on a corpus that has some")
-    has = {"has_crops": crops_path is not None, "has_samples": samples_path is not None}
     with duckdb.connect(":memory:") as connection:
         for name, table in tables.items():
             connection.register(name, table)
-        _check_same_clips(connection, crops_path, samples_path)
+        has = {
+            "has_crops": crops_path is not None
+            and _is_of_clips(connection, "crops", crops_path, CROPS, leave_out_others),
+            "has_samples": samples_path is not None
+            and _is_of_clips(connection, "samples", samples_path, SAMPLES, leave_out_others),
+        }
         connection.execute(_JOINED, {"has_crops": has["has_crops"], "unknown": UNKNOWN})
         characters = _characters_by_split(connection)
         summary = {
@@ -96,26 +110,26 @@ def stats(
     return summary
 
 
-def _check_same_clips(
-    connection: duckdb.DuckDBPyConnection, crops_path: Path | None, samples_path: Path | None
-) -> None:
-    for name, path, verb, is_whole in (
-        ("crops", crops_path, "pipeline crop", True),
-        ("samples", samples_path, "pipeline pack", False),
-    ):
-        if path is None:
-            continue
-        ((foreign, absent, doubled),) = connection.execute(
-            f"SELECT (SELECT count(*) FROM {name} ANTI JOIN clips USING (clip_id)), "
-            f"(SELECT count(*) FROM clips ANTI JOIN {name} USING (clip_id)), "
-            f"(SELECT count(*) - count(DISTINCT clip_id) FROM {name})"
-        ).fetchall()
-        if foreign or doubled or (is_whole and absent):
-            raise TableError(
-                f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
-                + (f", {absent} missing" if is_whole else "")
-                + f"); run `{verb}` again"
-            )
+def _is_of_clips(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, leave_out: bool
+) -> bool:
+    """Whether table `name` is of the clips; one that is not is an error, or emptied where it may be left out."""
+    verb, is_whole = {"crops": ("pipeline crop", True), "samples": ("pipeline pack", False)}[name]
+    ((foreign, absent, doubled),) = connection.execute(
+        f"SELECT (SELECT count(*) FROM {name} ANTI JOIN clips USING (clip_id)), "
+        f"(SELECT count(*) FROM clips ANTI JOIN {name} USING (clip_id)), "
+        f"(SELECT count(*) - count(DISTINCT clip_id) FROM {name})"
+    ).fetchall()
+    is_other = foreign or (is_whole and absent)
+    if not is_other and not doubled:
+        return True
+    told = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
+    told += f", {absent} missing)" if is_whole else ")"
+    if doubled or not leave_out:
+        raise TableError(f"{told}; run `{verb}` again")
+    _log.warning("%s: left out of these figures; `%s` makes it anew", told, verb)
+    connection.register(name, schema.empty_table())
+    return False
 
 
 def _by(

@@ -89,9 +89,18 @@ def test_older_header_reads_the_same_and_allows_other_ids(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("face", ["../out.mp4", "a/../../out.mp4", "/etc/passwd", "C:\\x.mp4", "..\\out.mp4"])
-def test_a_path_that_leaves_the_root_stays_as_given(tmp_path: Path, face: str) -> None:
+def test_a_path_that_leaves_the_root_is_not_followed_but_the_clip_is_found_by_id(
+    tmp_path: Path, face: str
+) -> None:
     touch(tmp_path / "out.mp4")
-    touch(tmp_path / "corpus" / "train" / f"{ID}.mp4")  # not a stand-in: the table itself is suspect
+    touch(tmp_path / "corpus" / "train" / f"{ID}.mp4")
+    transcript = only(chinese_lips(tmp_path / "corpus", train=row(face=face)))
+    assert transcript.media == f"train/{ID}.mp4"
+
+
+@pytest.mark.parametrize("face", ["../out.mp4", "/etc/passwd", "C:\\x.mp4", "..\\out.mp4"])
+def test_a_path_that_leaves_the_root_stays_as_given_where_no_file_is_found(tmp_path: Path, face: str) -> None:
+    touch(tmp_path / "out.mp4")
     transcript = only(chinese_lips(tmp_path / "corpus", train=row(face=face)))
     assert transcript.media == face
     assert leaves_root(transcript.media)

@@ -18,6 +18,7 @@ from pipeline.demo.grammar import CHARACTERS, HOMOPHENES, SLOTS
 from pipeline.demo.motion import clip_motion
 from pipeline.demo.plan import CSV_HEADER, ClipPlan, CorpusSize, clip_rng, plan_corpus, speaker_of
 from pipeline.demo.visemes import DOMINANCE, SHAPES, viseme_sequence
+from shards.errors import CorpusError
 
 LANDMARKER = Path(__file__).parents[1] / "stages" / "assets" / "face_landmarker.task"
 TINY = CorpusSize(train=(1, 2), valid=(1, 1), test=(1, 1))
@@ -97,7 +98,7 @@ def test_whole_corpus_is_left_alone_and_a_torn_one_rebuilt(tmp_path: Path) -> No
 
 def test_a_real_corpus_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "train" / "9_30_F_TY").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"demo_corpus\.json"):
+    with pytest.raises(CorpusError, match=r"demo_corpus\.json"):
         build_demo_corpus(tmp_path, size=TINY)
     assert (tmp_path / "train" / "9_30_F_TY").is_dir()
 

@@ -9,6 +9,7 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.cropping import Figures, MouthClip, crop_video
 from stages.settings import CropParams
+from stages.video import sniff_media_kind
 from tests.faces import landmarks_of, made_up
 from tests.videos import photograph, write_audio, write_face, write_video
 
@@ -120,6 +121,7 @@ HARD = {
 def test_hard_videos(realdata: Path, name: str, reason: Reason | None) -> None:
     """The outcome a person would call right."""
     path = realdata / "hard" / name
+    assert sniff_media_kind(path) is MediaKind.FACE
     if reason is not None:
         error, figures = rejected(path)
         assert error.reason is reason

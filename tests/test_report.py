@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import io
 import json
 import re
 from dataclasses import replace
@@ -12,12 +13,14 @@ import cv2
 import jiwer
 import numpy as np
 import pytest
+from rich.console import Console
 
 from model.metrics import Op
 from model.scored import ScoredClip
+from pipeline.summary import print_metrics
 from shards.errors import ConfigError
-from shards.files import read_table
-from shards.schema import PREDICTIONS
+from shards.files import read_table, table_from_rows, write_table
+from shards.schema import PREDICTIONS, SAMPLES
 from stages.pages import (
     ModelFacts,
     ReportContext,
@@ -27,7 +30,7 @@ from stages.pages import (
     training_charts,
     verdict,
 )
-from stages.report import write_report
+from stages.report import split_metrics, write_report
 
 READ = [
     ("今天天气很好", "今天天气很好"),
@@ -223,6 +226,37 @@ def test_warnings_stand_above_the_figures(tmp_path: Path) -> None:
     )
     page = page_of(tmp_path)
     assert 0 < page.index("speaker 047 is in train and test") < page.index("<h1>")
+
+
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_every_print_of_the_figures_names_shared_speakers(tmp_path: Path, overlap: int) -> None:
+    clips = made_clips()
+    metrics = write_report(clips, blind_of(clips), made_context(speaker_overlap=overlap), tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text("utf-8"))["speaker_overlap"] == overlap
+    assert metrics == split_metrics(clips, blind_of(clips), "test", made_context().seed, overlap)
+    out = io.StringIO()
+    print_metrics(metrics, Console(file=out, width=200))
+    assert ("2 speakers of split test were also trained on" in out.getvalue()) == bool(overlap)
+    # a metrics.json of before this figure was counted
+    print_metrics({name: metrics[name] for name in metrics.keys() - {"speaker_overlap"}}, Console(file=out))
+
+
+def test_shared_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
+    from stages.score import shared_speakers
+
+    speakers = [("train", "b"), ("train", "a"), ("train", None), ("test", "a"), ("test", None), ("test", "b")]
+    speakers += [("test", "a"), ("valid", "c")]
+    numbers = {name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames", "chars"))}
+    texts = dict.fromkeys(("shard", "sha256", "codec", "label"), "x")
+    rows = [
+        numbers | texts | {"clip_id": f"c{index}", "split": split, "speaker": speaker, "topic": None}
+        for index, (split, speaker) in enumerate(speakers)
+    ]
+    write_table(tmp_path / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
+    found = {
+        split: shared_speakers(tmp_path / "samples.parquet", split) for split in ("test", "valid", "train")
+    }
+    assert found == {"test": ("a", "b"), "valid": (), "train": ("a", "b")}
 
 
 def test_each_clip_is_shown_once_at_most(tmp_path: Path) -> None:

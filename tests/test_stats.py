@@ -236,6 +236,23 @@ def test_samples_of_other_clips_are_refused_and_a_missing_table_is_named(tmp_pat
         stats(tmp_path / "none.parquet", None, None, tmp_path / "stats")
 
 
+def test_tables_of_another_corpus_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As after `pipeline ingest` of another corpus: crops and samples are still of the one before."""
+    alone = run(tmp_path / "alone", CLIP_ROWS, None, None)
+    other = clip("zz", "train", "好")
+    write_table(tmp_path / "clips.parquet", table_from_rows(CLIP_ROWS, CLIPS), CLIPS)
+    write_table(tmp_path / "crops.parquet", table_from_rows([crop("zz", 5)], CROPS), CROPS)
+    write_table(tmp_path / "samples.parquet", table_from_rows([sample(other)], SAMPLES), SAMPLES)
+    paths = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "samples")]
+    found = stats(paths[0], paths[1], paths[2], tmp_path / "stats", leave_out_others=True)
+    assert found == alone
+    assert [record.args[-1] for record in caplog.records] == ["pipeline crop", "pipeline pack"]  # type: ignore[index]
+    doubled = table_from_rows([*CROP_ROWS, CROP_ROWS[0]], CROPS)
+    write_table(paths[1], doubled, CROPS)
+    with pytest.raises(TableError, match="1 doubled"):
+        stats(paths[0], paths[1], None, tmp_path / "stats", leave_out_others=True)
+
+
 @pytest.mark.parametrize("crops", [None, CROP_ROWS])
 def test_printed_tables_tell_the_figures_and_what_is_not_known(
     tmp_path: Path, crops: list[Row] | None

@@ -39,6 +39,7 @@ from pipeline.demo.plan import (
     speaker_of,
 )
 from pipeline.demo.visemes import Viseme, viseme_sequence
+from shards.errors import CorpusError
 
 # Raise it with every change that alters a byte of the corpus: a corpus of another version is built anew.
 DEMO_CORPUS_VERSION: Final = 1
@@ -144,7 +145,7 @@ def _clear(root: Path) -> None:
     tables = [root / f"meta_{split}.csv" for split in SPLIT_FOLDERS]
     if not (root / MANIFEST_NAME).exists():
         if folders or any(table.exists() for table in tables):
-            raise FileExistsError(
+            raise CorpusError(
                 f"{root} holds a corpus without {MANIFEST_NAME}, so not a demo: give the demo another folder"
             )
         return
@@ -171,7 +172,7 @@ def build_demo_corpus(
 
     The files depend on `seed`, `size` and the code alone, never on `workers`, the number of processes.
     `on_progress` is called with clips done and clips in all; not at all where there is nothing to do.
-    Raises FileExistsError where `root` holds a corpus that is not a demo.
+    Raises CorpusError where `root` holds a corpus that is not a demo.
     """
     root = Path(root)
     size = size or CorpusSize()

@@ -29,7 +29,8 @@ def read_chinese_lips(root: Path) -> list[Transcript]:
     """The rows of meta_train.csv, meta_valid.csv and meta_test.csv below `root`.
 
     A video is found by the CSV's path (relative to `root`), else as `<ID>.mp4` or `<ID>_FACE.mp4` anywhere
-    below `root`; of several, the one in a folder of its split (train/, val/, processed_test/, …). An ID
+    below `root`; of several, the one in a folder of its split (train/, val/, processed_test/, …). So a table
+    with another machine's absolute paths is read too; where no file is found, the path stays as given. An ID
     gives speaker, age, gender and topic; under the older header an ID of another form is allowed, and leaves
     speaker, age and gender unknown.
 
@@ -55,7 +56,7 @@ def read_chinese_lips(root: Path) -> list[Transcript]:
                     f"as 012_25_F_KJ_003"
                 )
             media = relative_media(face.strip())
-            if not leaves_root(media) and not (media and (root / media).is_file()):
+            if leaves_root(media) or not (media and (root / media).is_file()):
                 if index is None:
                     index = _index_videos(root)
                 media = _find(clip_id, split, index, where) or media or f"{clip_id}.mp4"
