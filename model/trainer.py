@@ -120,7 +120,7 @@ class _Trainer:
                 plan = plan_epoch(self.samples, job.loader, job.train.batch_size, progress.epoch)
                 if len(plan.left_out) and progress.batches_done == 0:
                     logger.info(
-                        "epoch %d: %d clips over loader.max_frames are left out",
+                        "epoch %d: %d clips are left out (loader.max_frames)",
                         progress.epoch,
                         len(plan.left_out),
                     )

@@ -54,8 +54,6 @@ def main() -> None:
         _fail(error, 2)
     except PipelineError as error:
         _fail(error, 1)
-    except KeyboardInterrupt as error:
-        _fail(error if str(error) else "interrupted; the same command goes on", 1)
 
 
 def _dashed(argument: str) -> str:
@@ -86,10 +84,15 @@ def _load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params"
 
 @contextmanager
 def _shown(what: str, unit: str) -> Iterator[Any]:
+    """Yields a function of (done, total) that shows the progress; Ctrl-C becomes a message and exit code 1."""
     from pipeline.console import progress
+    from shards.errors import Interrupted
 
-    with progress(what, unit) as on_progress:
-        yield on_progress
+    try:
+        with progress(what, unit) as on_progress:
+            yield on_progress
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"{what}: stopped. What is done is kept; the same command goes on") from error
 
 
 @app.command()

@@ -27,7 +27,7 @@ class EpochPlan:
 
     batches: tuple[np.ndarray, ...]
     left_out: np.ndarray
-    """Rows longer than loader.max_frames: in no batch of this epoch, for no rank."""
+    """Rows in no batch of this epoch, for no rank: longer than loader.max_frames, or more than come out even."""
     num_frames: int
     """Frames of the clips in all ranks' batches."""
     padded_frames: int
@@ -90,11 +90,11 @@ def plan_epoch(
         ordered = window[np.argsort(num_frames_N[window] * noise, kind="stable")]
         cut = _cut(ordered, num_frames_N, batch_size, params.frame_budget)
         batches += [cut[i] for i in rng.permutation(len(cut))]
-    batches = _even_out(batches, world_size)
+    batches, uneven = _even_out(batches, world_size)
     return EpochPlan(
         batches=tuple(batches[rank::world_size]),
-        left_out=np.flatnonzero(~kept),
-        num_frames=int(num_frames_N[rows].sum()),
+        left_out=np.concatenate([np.flatnonzero(~kept), *uneven]).astype(np.int64),
+        num_frames=sum(int(num_frames_N[batch].sum()) for batch in batches),
         padded_frames=sum(int(num_frames_N[batch].max()) * len(batch) for batch in batches),
     )
 
@@ -150,15 +150,21 @@ def _cut(ordered: np.ndarray, num_frames_N: np.ndarray, batch_size: int, budget:
     return batches
 
 
-def _even_out(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
-    """Halves the batches of most clips until every rank gets the same number of batches."""
+def _even_out(batches: list[np.ndarray], world_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Batches that come out even over the ranks, and those left out for it.
+
+    The batches of most clips are halved; where all hold one clip, the last few are left out of the epoch (other
+    ones in the next). Raises TrainingError where there are fewer clips than ranks.
+    """
     batches = list(batches)
+    num_clips = sum(map(len, batches))
+    if batches and num_clips < world_size:
+        raise TrainingError(f"{num_clips} clips cannot be spread over {world_size} ranks; use fewer ranks")
     while len(batches) % world_size:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
         batch = batches[largest]
         if len(batch) < 2:
-            raise TrainingError(
-                f"{sum(map(len, batches))} clips cannot be spread over {world_size} ranks; use fewer ranks"
-            )
+            even = len(batches) - len(batches) % world_size
+            return batches[:even], batches[even:]
         batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    return batches
+    return batches, []

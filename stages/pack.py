@@ -72,9 +72,7 @@ def pack(
         raise TableError(f"{crops_path} is not of the clips in {clips_path}; run `pipeline crop` again")
     source = _Clips(corpus, crop, machine, clips, tracks)
     usable = [row for row in crops if row["status"] == Status.OK]
-    # the catalogue first: shards of two packs under one catalogue would be read without a word
-    samples_path.unlink(missing_ok=True)
-    _clear(shards_folder)
+    _clear(shards_folder, samples_path)
     rows: list[dict[str, Any]] = []
     shards: list[Path] = []
     splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
@@ -215,17 +213,16 @@ def _write_index(folder: Path, split: str, shards: Sequence[tuple[Path, int]]) -
     write_json(folder / "index.json", index)
 
 
-def _clear(shards_folder: Path) -> None:
-    """Removes a former pack; refuses to touch what is not one."""
-    if not shards_folder.exists():
-        return
+def _clear(shards_folder: Path, samples_path: Path) -> None:
+    """Removes a former pack and its catalogue; refuses to touch what is not one."""
     files = [path for path in sorted(shards_folder.rglob("*")) if not path.is_dir()]
     foreign = [
         path for path in files if not _OURS.fullmatch(path.name) or path.parent.parent != shards_folder
     ]
     if foreign:
         raise ShardError(f"{foreign[0]} is no shard of a former pack; move it out of {shards_folder}")
-    # the index first: what it lists is no longer whole
+    # the catalogue and the index first: new shards under an old catalogue would be read without a word
+    samples_path.unlink(missing_ok=True)
     for path in sorted(files, key=lambda path: path.name != "index.json"):
         path.unlink()
     for folder in {path.parent for path in files}:
