@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import torch
 from torch.nn import functional
 
 from model.cnn3d_bilstm_attention import Cnn3dBilstmAttention, step_mask
-from model.text import BLANK_ID, END_ID
+from model.text import BLANK_ID, END_ID, Tokenizer
+from shards.errors import TrainingError
 
 IGNORED = -100
 
@@ -70,3 +72,21 @@ def joint_loss_B(
 def ctc_steps_needed(target: Sequence[int]) -> int:
     """Fewest encoder steps in which CTC can spell `target`: a blank must part equal neighbours."""
     return len(target) + sum(a == b for a, b in itertools.pairwise(target))
+
+
+def refuse_unspellable(samples: pa.Table, tokenizer: Tokenizer, temporal_stride: int) -> None:
+    """TrainingError naming the clips whose label needs more encoder steps than they have.
+
+    CTC's loss is infinite there: said before training, instead of in the middle of it.
+    """
+    columns = (samples[name].to_pylist() for name in ("clip_id", "label", "num_frames"))
+    short = [
+        clip_id
+        for clip_id, label, num_frames in zip(*columns, strict=True)
+        if ctc_steps_needed(tokenizer.encode(label)) > -(-num_frames // temporal_stride)
+    ]
+    if short:
+        raise TrainingError(
+            f"{len(short)} clips have more characters than encoder steps, so CTC cannot spell them: "
+            f"{', '.join(short[:5])}; lower model.temporal_stride or crop.max_chars_per_s"
+        )

@@ -17,7 +17,6 @@ from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
 
 
-@torch.no_grad()
 def score_split(
     reader: LipReader,
     samples: pa.Table,
@@ -28,25 +27,14 @@ def score_split(
     machine: MachineParams,
     decode: DecodeParams,
     blind: bool = False,
-    loss: TrainParams | None = None,
     on_progress: Progress | None = None,
-) -> tuple[list[ScoredClip], float | None]:
-    """One ScoredClip a sample, in the table's order, and the mean loss a character where `loss` is given.
-
-    The loss is that of training, with the network in eval mode and the decoder fed the true characters.
-    """
+) -> list[ScoredClip]:
+    """One ScoredClip a sample, in the table's order."""
     batches = plan_scoring(samples, loader, batch_size)
     stream = ShardStream(shards_folder, samples, machine, reader.device.type == "cuda")
     return score_batches(
-        reader,
-        samples,
-        stream,
-        batches,
-        decode=decode,
-        blind=blind,
-        loss=loss,
-        on_progress=on_progress,
-    )
+        reader, samples, stream, batches, decode=decode, blind=blind, on_progress=on_progress
+    )[0]
 
 
 @torch.no_grad()
@@ -61,7 +49,11 @@ def score_batches(
     loss: TrainParams | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[list[ScoredClip], float | None]:
-    """As `score_split`, over a stream that lives on between calls."""
+    """One ScoredClip a sample, in the table's order, and the mean loss a character where `loss` is given.
+
+    The loss is that of training, with the network in eval mode and the decoder fed the true characters.
+    `stream` may live on between calls.
+    """
     reader.network.eval()
     scored: dict[int, ScoredClip] = {}
     loss_sum, num_chars = 0.0, 0

@@ -17,7 +17,7 @@ from model.augment import augmented_input, draw_change
 from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint, refuse_other_model, save_checkpoint
 from model.device import Precision, choose_device, fastest_threads
 from model.job import Progress, TrainingJob, TrainingSummary
-from model.losses import LossParams, ctc_steps_needed, joint_loss_B
+from model.losses import LossParams, ctc_steps_needed, joint_loss_B, refuse_unspellable
 from model.metrics import total_counts
 from model.network import build_network, num_parameters
 from model.reader import LipReader, as_channels_last
@@ -66,7 +66,9 @@ class _Trainer:
             valid_hash=samples_hash(self.valid_samples),
         )
         self.run = RunFolder(job.runs, run_id)
-        self._refuse_unspellable()
+        if job.train.ctc_weight > 0:
+            for table in (self.samples, self.valid_samples):
+                refuse_unspellable(table, self.tokenizer, job.model.temporal_stride)
         torch.manual_seed(job.train.seed)
         self.network = build_network(job.model, self.tokenizer.num_tokens, self.with_decoder).to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -368,22 +370,6 @@ class _Trainer:
         )
 
     # -- before the first step ---------------------------------------------------------------------------
-
-    def _refuse_unspellable(self) -> None:
-        """CTC gives an infinite loss where a label needs more steps than its clip has: said before, by name."""
-        if self.job.train.ctc_weight == 0:
-            return
-        stride, short = self.job.model.temporal_stride, []
-        for samples in (self.samples, self.valid_samples):
-            columns = (samples[name].to_pylist() for name in ("clip_id", "label", "num_frames"))
-            for clip_id, label, num_frames in zip(*columns, strict=True):
-                if ctc_steps_needed(self.tokenizer.encode(label)) > -(-num_frames // stride):
-                    short.append(clip_id)
-        if short:
-            raise TrainingError(
-                f"{len(short)} clips have more characters than encoder steps, so CTC cannot spell them: "
-                f"{', '.join(short[:5])}; lower model.temporal_stride or crop.max_chars_per_s"
-            )
 
     def _choose_threads(self, stream: ShardStream) -> None:
         if not self.threads:

@@ -33,7 +33,7 @@ class LoaderParams(Section):
 
 
 class MachineParams(Section):
-    """What may differ between machines: nothing in here changes a result."""
+    """What may differ between machines: nothing in here changes a result by more than rounding."""
 
     workers: int = Field(0, ge=0, description="processes that crop; 0: one a core")
     num_workers: int = Field(0, ge=0, description="loader processes; 0: load in the trainer's process")

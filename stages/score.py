@@ -70,7 +70,7 @@ def score_checkpoint(
             if on_progress:
                 on_progress(passed * total + done, 2 * total)
 
-        scored, _ = score_split(
+        scored = score_split(
             reader,
             samples,
             shards_folder,

@@ -116,7 +116,7 @@ def test_it_learns_to_read_with_both_decoders_and_nothing_when_blind(tmp_path: P
     samples = read_samples(packed.samples, "test")
 
     def cer(decoder: str, blind: bool) -> float:
-        scored, _ = score_split(
+        scored = score_split(
             reader,
             samples,
             packed.shards,

@@ -1,0 +1,68 @@
+"""What every verb shares: the app, its common options, parameters and progress."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+app = typer.Typer(
+    name="pipeline",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Talking-face videos with transcripts become a lip reader and an honest report of its CER.\n\n"
+    "The way of the data: ingest, crop, pack, stats, train, report. `dvc repro` runs them all.",
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="parameters", metavar="FILE")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="one value, e.g. train.batch_size=4; repeatable", metavar="SECTION.KEY=VALUE"),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="values on top: sections, or an older flat config.yaml", metavar="FILE"),
+]
+DataRoot = Annotated[str | None, typer.Option(help="folder of the corpus (corpus.root)", metavar="DIR")]
+CheckpointDir = Annotated[
+    str | None, typer.Option(help="where checkpoints are published (paths.checkpoints)", metavar="DIR")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+PARAMS = Path("params.yaml")
+PREPROCESSING = ("corpus", "crop", "pack")
+"""Sections that train does not own."""
+
+
+def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
+    """Effective parameters.
+
+    `flags` are preset, config, names of the older trainer (pipeline/older.py), or others spelled section__key.
+    """
+    from pipeline.console import show_logs
+    from pipeline.older import OLDER_NAMES, keys_of_flags
+    from pipeline.params import load_params
+
+    show_logs()
+    preset, config = flags.pop("preset", None), flags.pop("config", None)
+    dotted = {name.replace("__", "."): value for name, value in flags.items() if name not in OLDER_NAMES}
+    dotted |= keys_of_flags(flags)
+    return load_params(params, preset=preset, config=config, assignments=assignments or (), flags=dotted)
+
+
+@contextmanager
+def shown(what: str, unit: str) -> Iterator[Any]:
+    """Yields a function of (done, total) that shows the progress; Ctrl-C becomes a message and exit code 1."""
+    from pipeline.console import progress
+    from shards.errors import Interrupted
+
+    try:
+        with progress(what, unit) as on_progress:
+            yield on_progress
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"{what}: stopped. What is done is kept; the same command goes on") from error
