@@ -1,5 +1,7 @@
 """The `pipeline` command: its entry point. The verbs stand in data_verbs.py and model_verbs.py."""
 
+import atexit
+import os
 import sys
 
 import typer
@@ -8,18 +10,41 @@ import pipeline.data_verbs
 import pipeline.model_verbs  # noqa: F401  (both are imported for the verbs they add)
 from pipeline.command import app
 
+CRASHED = 1
+
 
 def main() -> None:
     """Entry point: older `--data_root` spellings are taken too; errors are one message and an exit code."""
     from shards.errors import ConfigError, PipelineError
 
+    exit_code = [CRASHED]
+    atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
     arguments = [_dashed(argument) for argument in sys.argv[1:]]
     try:
-        app(arguments)
-    except ConfigError as error:
-        _fail(error, 2)
-    except PipelineError as error:
-        _fail(error, 1)
+        try:
+            app(arguments)
+        except ConfigError as error:
+            _fail(error, 2)
+        except PipelineError as error:
+            _fail(error, 1)
+    except SystemExit as done:
+        exit_code[0] = done.code if isinstance(done.code, int) else int(done.code is not None)
+        raise
+
+
+def _leave(exit_code: list[int]) -> None:
+    """Ends the process without the native libraries' destructors.
+
+    With torch, Arrow and OpenCV in one process these now and then abort it ("terminate called without an active
+    exception") when all is done and written; DVC would then throw a finished stage's results away.
+    """
+    code = exit_code[0]
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or CRASHED  # whoever read the output has gone
+    os._exit(code)
 
 
 def _dashed(argument: str) -> str:
