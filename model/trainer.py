@@ -24,6 +24,7 @@ from model.reader import LipReader, as_channels_last
 from model.runs import RunFolder, logger, refuse_foreign_checkpoints, run_fingerprint, training_log
 from model.scoring import score_batches
 from model.text import NORMALISER_VERSION, Tokenizer
+from shards.cores import usable_cores
 from shards.errors import CheckpointError, Interrupted, TrainingError
 from shards.plan import EpochPlan, plan_epoch, plan_hash, plan_scoring, read_samples, samples_hash, splits_of
 from shards.stream import ClipBatch, ShardStream, read_sample
@@ -332,7 +333,7 @@ class _Trainer:
                 "size or loader parameters); resume from a checkpoint_epoch_N.pt instead"
             )
         # the sums of two thread counts differ in the last bit; the same count goes on bit for bit
-        self.threads = self.threads or state["threads"]
+        self.threads = self.threads or min(state["threads"], usable_cores())
         if self.job.resume:
             self._keep_best_of(source)
         return source
