@@ -28,9 +28,9 @@ from shards.cores import usable_cores
 from shards.errors import CheckpointError, Interrupted, TrainingError
 from shards.plan import EpochPlan, plan_epoch, plan_hash, plan_scoring, read_samples, samples_hash, splits_of
 from shards.stream import ClipBatch, ShardStream, read_sample
+from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
 SAVE_EVERY_S = 60.0
-TRAIN_SPLIT, VALID_SPLIT = "train", "valid"
 
 
 def train(job: TrainingJob) -> TrainingSummary:

@@ -5,6 +5,9 @@ from enum import StrEnum
 
 CLIP_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
+TRAIN_SPLIT, VALID_SPLIT = "train", "valid"
+"""The splits that training learns from, and chooses its best model by; all others are only scored."""
+
 
 class MediaKind(StrEnum):
     FACE = "face"

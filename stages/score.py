@@ -22,13 +22,13 @@ from shards.files import Progress, read_table
 from shards.plan import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import read_sample
+from shards.terms import TRAIN_SPLIT
 from stages.pages import ModelFacts, ReportContext
 from stages.report import write_report
 from stages.settings import CorpusParams, ReportParams
 
 SCORING_BATCH = 32
 NAMES_SHOWN = 5
-TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def shared_speakers(samples_path: Path, split: str) -> tuple[str, ...]:
         column = table.filter(pc.equal(table["split"], name))["speaker"]
         return {speaker for speaker in column.unique().to_pylist() if speaker is not None}
 
-    return tuple(sorted(speakers_of(split) & speakers_of(TRAIN)))
+    return tuple(sorted(speakers_of(split) & speakers_of(TRAIN_SPLIT)))
 
 
 def _speaker_warnings(shared: Sequence[str], split: str) -> list[str]:

@@ -16,11 +16,11 @@ from rich.text import Text
 from shards.errors import TableError
 from shards.files import read_table, write_json, write_text
 from shards.schema import CLIPS, CROPS, SAMPLES
+from shards.terms import TRAIN_SPLIT
 from stages.corpora.transcript import split_rank
 
 _log = logging.getLogger(__name__)
 
-TRAIN = "train"
 HEAD = 50
 """Characters listed in vocabulary.json, of the most frequent and of those outside the vocabulary."""
 FRAME_BIN = 10
@@ -201,12 +201,12 @@ def _sum(characters: Mapping[str, Counter[str]]) -> Counter[str]:
 
 def _vocabulary(characters: Mapping[str, Counter[str]]) -> dict[str, Any]:
     """Each split's characters against those of train: what a model trained on train cannot write."""
-    known = characters.get(TRAIN)
+    known = characters.get(TRAIN_SPLIT)
     splits = {}
     for split in sorted(characters, key=split_rank):
         own = characters[split]
         figures: dict[str, Any] = {"characters": own.total(), "distinct": len(own)}
-        if split != TRAIN:
+        if split != TRAIN_SPLIT:
             unknown = Counter() if known is None else Counter({c: own[c] for c in own.keys() - known.keys()})
             figures |= {
                 "out_of_vocabulary": None if known is None else unknown.total(),
@@ -217,7 +217,7 @@ def _vocabulary(characters: Mapping[str, Counter[str]]) -> dict[str, Any]:
         splits[split] = figures
     every = _sum(characters)
     return {
-        "reference": None if known is None else TRAIN,
+        "reference": None if known is None else TRAIN_SPLIT,
         "splits": splits,
         "most_frequent": _head(every, every.total()),
     }
@@ -281,7 +281,7 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
     if list(summary["topics"]) != [UNKNOWN]:
         figures = ("clips", "hours", "speakers", "characters")
         _print_figures(console, "Topics", "topic", summary["topics"].items(), figures)
-    if others := [item for item in summary["vocabulary"]["splits"].items() if item[0] != TRAIN]:
+    if others := [item for item in summary["vocabulary"]["splits"].items() if item[0] != TRAIN_SPLIT]:
         _print_figures(
             console,
             "Characters that train lacks",
