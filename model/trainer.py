@@ -344,16 +344,17 @@ class _Trainer:
         Else the best starts anew: a model of later epochs, or of another run, is not this run's best.
         """
         best = source.parent / self.run.best.name
+        why = "it is of other epochs, or of another run"
         try:
             state = load_checkpoint(best)
             refuse_other_model(state, self.job.model, self.tokenizer, self.with_decoder, best)
             is_known = state["progress"]["curves"] == self.progress.curves[: self.progress.best_epoch + 1]
-        except CheckpointError:
-            is_known = False
+        except CheckpointError as error:
+            is_known, why = False, str(error)
         if is_known:
             save_checkpoint(self.run.best, state)
             return
-        logger.info("the best model of the epochs before is not beside %s: the best starts anew", source)
+        logger.info("%s is not taken over, the best model starts anew: %s", best, why)
         self.run.best.unlink(missing_ok=True)
         self.progress.best_val_cer, self.progress.best_epoch = float("inf"), -1
 
