@@ -26,7 +26,7 @@ __all__ = [
     "Status",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _field(name: str, kind: pa.DataType, about: str, unit: str = "", nullable: bool = False) -> pa.Field:
@@ -38,7 +38,8 @@ def _schema(table: str, fields: list[pa.Field]) -> pa.Schema:
     return pa.schema(fields, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})
 
 
-_string, _int32, _int64, _float = pa.string(), pa.int32(), pa.int64(), pa.float32()
+_string, _int32, _int64 = pa.string(), pa.int32(), pa.int64()
+_float, _double = pa.float32(), pa.float64()
 
 CLIPS = _schema(
     "clips",
@@ -56,6 +57,10 @@ CLIPS = _schema(
             "face or mouth, by looking at the file; null where it is missing",
             nullable=True,
         ),
+        _field(
+            "start_s", _double, "where the clip begins in its video, null: at the start", "s", nullable=True
+        ),
+        _field("end_s", _double, "where it ends, null: at the end", "s", nullable=True),
         _field("text", _string, "transcript as given"),
         _field("label", _string, "normalised transcript: what the model learns"),
         _field("num_chars", _int32, "characters of label", "characters"),
@@ -78,6 +83,13 @@ CROPS = _schema(
         _field("num_faces", _int32, "most faces seen at once", nullable=True),
         _field("detection_rate", _float, "share of landmarked frames with the face", "0..1", nullable=True),
         _field("landmarked_frames", _int32, "source frames that were landmarked", "frames", nullable=True),
+        _field(
+            "bridged_frames",
+            _int32,
+            "output frames whose face was not seen, bridged",
+            "frames",
+            nullable=True,
+        ),
         _field("mouth_width_px", _float, "median mouth width in the source", "source px", nullable=True),
         _field(
             "jitter_px", _float, "mean frame-to-frame shift left after smoothing", "crop px", nullable=True

@@ -80,7 +80,7 @@ class ClipCache:
         """The keys of the video at `path`. Raises ClipRejected (unreadable) where its bytes cannot be read."""
         content = self._content(path)
         clip_key = fingerprint(
-            "clip", CODE_VERSION, TRACK_VERSION, content, media_kind.value, params.model_dump(mode="json")
+            "clip", CODE_VERSION, TRACK_VERSION, content, media_kind.value, params.cache_values()
         )
         if media_kind is MediaKind.MOUTH:
             return Keys(clip_key, None)

@@ -40,6 +40,7 @@ class Figures:
     num_faces: int | None = None
     detection_rate: float | None = None
     landmarked_frames: int | None = None
+    bridged_frames: int | None = None
     mouth_width_px: float | None = None
     jitter_px: float | None = None
     yaw_deg: float | None = None
@@ -152,6 +153,7 @@ def _transform(
         raise ClipRejected(Reason.NO_FACE, f"no face in {num_landmarked} frames")
     face = inside(face, landmarks.width, landmarks.height)
     figures.detection_rate = len(face.frame_N) / num_landmarked
+    figures.bridged_frames = int((~np.isin(frame_index_T, face.frame_N)).sum())
     if figures.detection_rate < params.min_detection_rate or not len(face.frame_N):
         raise ClipRejected(
             Reason.LOW_DETECTION,

@@ -68,6 +68,8 @@ def ingest(corpus: CorpusParams, text: TextParams, clips_path: Path) -> IngestSu
             "topic": t.topic,
             "media": t.media,
             "media_kind": kind,
+            "start_s": None,
+            "end_s": None,
             "text": t.text,
             "label": label,
             "num_chars": len(label),

@@ -1,6 +1,6 @@
 """The sections of params.yaml that `stages` owns."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,15 +36,27 @@ class CorpusParams(Section):
 
 
 class CropParams(Section):
-    """How a mouth clip is cut, and which clips are turned down. Everything in here is in the cache key."""
+    """How a mouth clip is cut, and which clips are turned down."""
 
     size_px: int = Field(96, ge=16, le=512, description="width and height of the mouth crop, px")
     target_fps: float = Field(25.0, ge=1, le=120, description="frame rate of the mouth clip, 1/s")
     smoothing_s: float = Field(0.5, ge=0, le=5, description="window of the smoothing of the transform, s")
+    landmarker: Literal["litert", "mediapipe"] = Field(
+        "litert", description="what finds the landmarks: the bundle's models in LiteRT, or mediapipe's graph"
+    )
+    tolerance_px: float = Field(
+        0.25,
+        ge=0,
+        le=10,
+        description="error of the smoothed window that may come of skipping frames, crop px",
+    )
     max_faces: int = Field(3, ge=1, le=16, description="faces followed at once")
     max_gap_s: float = Field(0.5, ge=0, description="longest time without the face that is bridged, s")
     min_frames: int = Field(10, ge=1, description="shorter clips are too_short, frames at target_fps")
     max_frames: int = Field(1_000, ge=1, description="longer clips are too_long, frames at target_fps")
+    split_long: bool = Field(
+        False, description="cut longer clips at pauses, where the transcript has times (ingest does it)"
+    )
     max_chars_per_s: float = Field(12.0, gt=0, description="denser labels are label_too_long, characters/s")
     min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection")
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
@@ -53,6 +65,11 @@ class CropParams(Section):
     max_source_pixels: int = Field(3_840 * 2_160, gt=0, description="larger pictures are oversized, px")
     max_source_s: float = Field(600.0, gt=0, description="longer videos are oversized, s")
     max_source_mb: float = Field(4_096.0, gt=0, description="larger files are oversized, MB")
+    timeout_s: float = Field(600.0, gt=0, description="a clip that takes longer is given up (timeout), s")
+
+    def cache_values(self) -> dict[str, Any]:
+        """What a clip depends on: its cache key. Left out is what decides only whether or from where it is made."""
+        return self.model_dump(mode="json", exclude={"split_long", "timeout_s"})
 
 
 class ReportParams(Section):
