@@ -4,17 +4,19 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from model.settings import TextParams
 from model.text import normalise
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
-from shards.schema import CLIPS
+from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
 from stages.corpora import Transcript, read_corpus, split_rank
-from stages.corpora.transcript import leaves_root
-from stages.settings import CorpusParams
+from stages.corpora.long_clips import cut_long_clip
+from stages.media import resolve_media
+from stages.settings import CorpusParams, CropParams
 from stages.video import sniff_media_kind
 
 _log = logging.getLogger(__name__)
@@ -29,7 +31,8 @@ class IngestSummary:
     """What ingest wrote to `clips_path`, in the split order of the table.
 
     `num_missing` counts the clips without a file below the root (crop makes rejected rows of them), some of
-    them named in `first_missing`; `shared_speakers` maps a speaker to the two or more splits it stands in.
+    them named in `first_missing`; `shared_speakers` maps a speaker to the two or more splits it stands in;
+    `num_split` long videos became `num_parts` clips.
     """
 
     clips_path: Path
@@ -38,71 +41,116 @@ class IngestSummary:
     num_missing: int
     first_missing: tuple[str, ...]
     shared_speakers: Mapping[str, tuple[str, ...]]
+    num_split: int
+    num_parts: int
 
 
-def ingest(corpus: CorpusParams, text: TextParams, clips_path: Path) -> IngestSummary:
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A row to be: a transcript, which part of its video it is, and what a look at the file told."""
+
+    transcript: Transcript
+    media_kind: str | None
+    is_missing: bool
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path: Path) -> IngestSummary:
     """Writes clips.parquet: one row per transcript line, by split (train, valid, test, others), then clip id.
 
-    `num_chars` counts every character of the label, the spaces between words of other scripts than Han
-    included: they are what the model has to say. `media_kind` comes from each file's own header and is null
-    where that cannot be read; crop finds the reason.
+    With `crop.split_long`, a video that is too long and has a transcript with times is a row for each of its parts,
+    `<clip id>_000` and so on. `num_chars` counts every character of the label, the spaces between words of other
+    scripts than Han included: they are what the model has to say. `media_kind` comes from each file's own header
+    and is null where that cannot be read; crop finds the reason.
 
     Raises CorpusError where the corpus tables are untrue, or where speakers stand in several splits and
     `corpus.speaker_overlap` is `error`.
     """
-    transcripts = sorted(read_corpus(corpus), key=lambda t: (split_rank(t.split), t.clip_id))
+    transcripts = read_corpus(corpus)
     shared = _shared_speakers(transcripts)
     if shared:
         _report_overlap(shared, corpus.speaker_overlap == "error")
-    files = [_safe_file(Path(corpus.root), t.media) for t in transcripts]
+    root = Path(corpus.root)
+    # a frame less: rounding to pictures may add one
+    max_s = (crop.max_frames - 1) / crop.target_fps
     with ThreadPoolExecutor(SNIFFING_THREADS) as pool:
-        kinds = list(pool.map(_media_kind, files))
-    labels = [normalise(t.text, text) for t in transcripts]
-    rows = [
-        {
-            "clip_id": t.clip_id,
-            "split": t.split,
-            "speaker": t.speaker,
-            "gender": t.gender,
-            "age": t.age,
-            "topic": t.topic,
-            "media": t.media,
-            "media_kind": kind,
-            "start_s": None,
-            "end_s": None,
-            "text": t.text,
-            "label": label,
-            "num_chars": len(label),
-        }
-        for t, kind, label in zip(transcripts, kinds, labels, strict=True)
-    ]
+        clips = list(pool.map(partial(_look, root), transcripts))
+        num_split = num_parts = 0
+        if crop.split_long:
+            parted = list(pool.map(partial(_parts, root, text, max_s), clips))
+            num_split = sum(parts is not None for parts in parted)
+            num_parts = sum(len(parts) for parts in parted if parts is not None)
+            clips = [part for clip, parts in zip(clips, parted, strict=True) for part in parts or [clip]]
+            _check_part_names(clips)
+    clips.sort(key=lambda clip: (split_rank(clip.transcript.split), clip.transcript.clip_id))
+    rows = [_row(clip, normalise(clip.transcript.text, text)) for clip in clips]
     write_table(clips_path, table_from_rows(rows, CLIPS), CLIPS)
-    missing = [t.clip_id for t, file in zip(transcripts, files, strict=True) if file is None]
+    missing = [clip.transcript.clip_id for clip in clips if clip.is_missing]
     if missing:
         _log.warning(
             "%d of %d clips have no file below the corpus root; crop will reject them",
             len(missing),
-            len(transcripts),
+            len(clips),
         )
-    return _summary(transcripts, missing, shared, clips_path)
+    return _summary([clip.transcript for clip in clips], missing, shared, clips_path, num_split, num_parts)
 
 
-def _media_kind(file: Path | None) -> str | None:
-    if file is None:
-        return None
+def _look(root: Path, transcript: Transcript) -> _Clip:
     try:
-        return sniff_media_kind(file).value
+        source = resolve_media(root, transcript.media)
+        return _Clip(transcript, sniff_media_kind(source).value, is_missing=False)
     except ClipRejected as error:
-        _log.debug("%s: %s", file, error)
-        return None
+        _log.debug("%s: %s", transcript.media, error)
+        return _Clip(transcript, None, error.reason in (Reason.MISSING_FILE, Reason.UNSAFE_PATH))
 
 
-def _safe_file(root: Path, media: str) -> Path | None:
-    """The file that `media` names below `root`; None where there is none, or its path leaves the root."""
-    if not media or leaves_root(media):
+def _parts(root: Path, text: TextParams, max_s: float, clip: _Clip) -> list[_Clip] | None:
+    """The clips that a long one becomes; None where it stays as it is."""
+    if clip.media_kind is None:
         return None
-    path = root / media
-    return path if path.is_file() else None
+    parts = cut_long_clip(root, clip.transcript, lambda words: normalise(words, text), max_s)
+    if parts is None:
+        return None
+    transcript = clip.transcript
+    return [
+        replace(
+            clip,
+            transcript=replace(transcript, clip_id=f"{transcript.clip_id}_{number:03d}", text=part.text),
+            start_s=part.start_s,
+            end_s=part.end_s,
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _check_part_names(clips: Sequence[_Clip]) -> None:
+    seen: dict[str, str] = {}
+    for transcript in (clip.transcript for clip in clips):
+        clip_id, where = transcript.clip_id, transcript.where
+        if clip_id in seen or not CLIP_ID_PATTERN.fullmatch(clip_id):
+            fault = f"is the id of a clip at {seen[clip_id]} too" if clip_id in seen else "is too long an id"
+            raise CorpusError(f"{where}: of the parts of this long clip, {clip_id} {fault}; rename the clip")
+        seen[clip_id] = where
+
+
+def _row(clip: _Clip, label: str) -> dict[str, object]:
+    transcript = clip.transcript
+    return {
+        "clip_id": transcript.clip_id,
+        "split": transcript.split,
+        "speaker": transcript.speaker,
+        "gender": transcript.gender,
+        "age": transcript.age,
+        "topic": transcript.topic,
+        "media": transcript.media,
+        "media_kind": clip.media_kind,
+        "start_s": clip.start_s,
+        "end_s": clip.end_s,
+        "text": transcript.text,
+        "label": label,
+        "num_chars": len(label),
+    }
 
 
 def _shared_speakers(transcripts: Sequence[Transcript]) -> dict[str, tuple[str, ...]]:
@@ -134,6 +182,8 @@ def _summary(
     missing: Sequence[str],
     shared: Mapping[str, tuple[str, ...]],
     clips_path: Path,
+    num_split: int,
+    num_parts: int,
 ) -> IngestSummary:
     speakers: dict[str, set[str]] = {t.split: set() for t in transcripts}
     for transcript in transcripts:
@@ -146,4 +196,6 @@ def _summary(
         num_missing=len(missing),
         first_missing=tuple(missing[:NAMES_SHOWN]),
         shared_speakers=shared,
+        num_split=num_split,
+        num_parts=num_parts,
     )

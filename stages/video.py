@@ -6,10 +6,11 @@ before and while decoding. Nothing here keeps more than one full picture in memo
 Shapes: H height, W width in pixels after the display rotation; F source frames; T output frames.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import av
 import numpy as np
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
+from stages.media import Media, Source, check_file_size, source_of
 from stages.picture import SourceFrame
 from stages.settings import CropParams
+from stages.zips import MemberFile, find_member, opened_member
 
 MOUTH_MAX_PX = 112
 """A square video no larger than this is taken for ready mouth crops (Chinese-LiPS ships 96x96, others 88 or 112)."""
@@ -28,6 +31,16 @@ TRUNCATION_TOLERANCE_S = 0.25
 
 MAX_SOURCE_FPS = 1_000
 """More frames than `max_source_s` at this rate are no video but an attack on memory."""
+
+TIME_SLACK_S = 1e-6
+"""Timestamps are ratios in floating point; a part's first and last picture hang on no rounding."""
+
+JUMP_MARGIN_S = 1.0
+"""Jumps aim this much before a part: an index tells when pictures are decoded, up to 16 before they are shown."""
+
+# demuxers that find a key frame by an index, and whose timestamps do not start anew in the midst
+_INDEXED = frozenset({"mov", "matroska"})
+_MAX_LEADING = 32
 
 # Demuxers of containers that hold a video by themselves. Left out on purpose: playlists (HLS, concat), which
 # open other files and the network, and pictures and text, which FFmpeg would play as a film of one frame.
@@ -48,84 +61,174 @@ class Header:
     duration_s: float | None
 
 
-def sniff_media_kind(path: Path) -> MediaKind:
+def sniff_media_kind(media: Media, params: CropParams | None = None) -> MediaKind:
     """Face video or ready mouth crops, from the header's picture size alone.
 
-    Raises ClipRejected (missing_file, unreadable, no_video).
+    Raises ClipRejected (missing_file, unreadable, no_video, and oversized where `params` gives the caps).
     """
-    with _opened(path) as (_, stream):
+    with _opened(source_of(media), params) as (_, stream):
         is_mouth = stream.width == stream.height <= MOUTH_MAX_PX
     return MediaKind.MOUTH if is_mouth else MediaKind.FACE
 
 
-def read_header(path: Path, params: CropParams) -> Header:
-    """What the container says. Raises ClipRejected (missing_file, unreadable, no_video, oversized)."""
-    with _opened(path, params) as (container, stream):
-        return _header(container, stream)
+def read_header(media: Media, params: CropParams | None = None) -> Header:
+    """What the container says; `duration_s` is the part's where `media` is one.
 
-
-def decode(path: Path, params: CropParams) -> Iterator[SourceFrame]:
-    """Every picture of `path` in the order of showing; each is valid until the next is asked for.
-
-    Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
-    off, holds less than it announces, or lacks more than `max_gap_s` in its midst.
+    Raises ClipRejected (missing_file, unreadable, no_video, and oversized where `params` gives the caps).
     """
-    with _opened(path, params) as (container, stream):
+    source = source_of(media)
+    with _opened(source, params) as (container, stream):
         header = _header(container, stream)
-        clock = _Clock(1 / header.fps if header.fps else 1 / params.target_fps)
-        index = -1
-        try:
-            for index, picture in enumerate(container.decode(stream)):
-                _check_size(path, picture.width, picture.height, params)
-                time_s, gap_s = clock.read(picture)
-                if time_s > params.max_source_s or index > params.max_source_s * MAX_SOURCE_FPS:
-                    raise ClipRejected(
-                        Reason.OVERSIZED,
-                        f"{path.name} goes on after {time_s:.0f} s and {index} frames; "
-                        f"crop.max_source_s is {params.max_source_s:g}",
-                    )
-                if gap_s > max(params.max_gap_s, 2 * clock.step_s):
-                    raise ClipRejected(
-                        Reason.TRUNCATED,
-                        f"{path.name} has no picture between {time_s - gap_s:.2f} and {time_s:.2f} s "
-                        f"(crop.max_gap_s is {params.max_gap_s:g}); get the file anew",
-                    )
-                yield SourceFrame(index, time_s, picture)
-        except av.error.FFmpegError as error:
-            count = index + 1
-            raise ClipRejected(
-                Reason.TRUNCATED if count else Reason.UNREADABLE,
-                f"{path.name} cannot be decoded after {count} frames ({error.strerror}); get the file anew",
-            ) from error
-        if index < 0:
-            raise ClipRejected(Reason.UNREADABLE, f"{path.name} announces video but holds not one picture")
-        assert clock.time_s is not None, "a clock that read a picture shows a time"
-        found_s = clock.time_s + clock.step_s
-        if header.duration_s is not None and header.duration_s - found_s > TRUNCATION_TOLERANCE_S:
+    if not source.is_part:
+        return header
+    ends_s = [end_s for end_s in (source.end_s, header.duration_s) if end_s is not None]
+    return replace(header, duration_s=max(0.0, min(ends_s) - (source.start_s or 0.0)) if ends_s else None)
+
+
+def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
+    """Every picture of `media` in the order of showing; each is valid until the next is asked for.
+
+    Of a part, the very pictures that decoding the whole file gives, counted and timed from the part's first.
+    Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
+    off, holds less than it (or the part) announces, or lacks more than `max_gap_s` in its midst.
+    """
+    source = source_of(media)
+    begin_s = -TIME_SLACK_S if source.start_s is None else source.start_s - TIME_SLACK_S
+    end_s = float("inf") if source.end_s is None else source.end_s - TIME_SLACK_S
+    first_s: float | None = None
+    last_s = max(begin_s, 0.0)
+    index = -1
+    with _opened_before(source, params, begin_s) as (header, clock, pictures):
+        for picture, time_s, gap_s in _timed(source, pictures, clock, params):
+            if time_s < begin_s:
+                continue
+            # of a part, only the missing time inside it counts
+            _check_gap(source, min(gap_s, time_s - last_s, end_s - last_s), last_s, clock.step_s, params)
+            if time_s >= end_s:
+                break
+            first_s = time_s if first_s is None else first_s
+            last_s, index = time_s, index + 1
+            yield SourceFrame(index, time_s - first_s, picture)
+        else:
+            assert clock.time_s is not None, "a clock that read a picture shows a time"
+            found_s = clock.time_s + clock.step_s
+            announced_s = header.duration_s if source.end_s is None else source.end_s
+            if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
+                what = "announces" if source.end_s is None else "should go on to"
+                raise ClipRejected(
+                    Reason.TRUNCATED,
+                    f"{source.name} {what} {announced_s:.2f} s but ends at {found_s:.2f} s, "
+                    f"{index + 1} frames; get the file anew",
+                )
+        if first_s is None:
             raise ClipRejected(
                 Reason.TRUNCATED,
-                f"{path.name} announces {header.duration_s:.2f} s but holds {index + 1} frames, "
-                f"{found_s:.2f} s; get the file anew",
+                f"{source.name} has no picture between {source.start_s or 0:.2f} and {end_s:.2f} s",
             )
 
 
-class _Clock:
-    """Seconds since the first picture, always rising: a missing or backward timestamp counts as one step."""
+def _timed(
+    source: Source, pictures: Iterator[av.VideoFrame], clock: "_Clock", params: CropParams
+) -> Iterator[tuple[av.VideoFrame, float, float]]:
+    """Pictures with their time and the time since the one before; raises ClipRejected where decoding fails."""
+    count = 0
+    try:
+        for count, picture in enumerate(pictures, start=1):
+            _check_size(source, picture.width, picture.height, params)
+            time_s, gap_s = clock.read(picture)
+            if time_s > params.max_source_s or count > params.max_source_s * MAX_SOURCE_FPS:
+                raise ClipRejected(
+                    Reason.OVERSIZED,
+                    f"{source.name} goes on after {time_s:.0f} s and {count} frames; "
+                    f"crop.max_source_s is {params.max_source_s:g}",
+                )
+            yield picture, time_s, gap_s
+    except av.error.FFmpegError as error:
+        raise ClipRejected(
+            Reason.TRUNCATED if count else Reason.UNREADABLE,
+            f"{source.name} cannot be decoded after {count} frames ({error.strerror}); get the file anew",
+        ) from error
+    if not count:
+        raise ClipRejected(Reason.UNREADABLE, f"{source.name} announces video but holds not one picture")
 
-    def __init__(self, step_s: float) -> None:
+
+@contextmanager
+def _opened_before(
+    source: Source, params: CropParams, begin_s: float
+) -> Iterator[tuple[Header, "_Clock", Iterator[av.VideoFrame]]]:
+    """Pictures of a file from some time before `begin_s` on, and the clock they are read by.
+
+    By a jump where the container has an index, else from the start.
+    """
+    if begin_s > 2 * JUMP_MARGIN_S:
+        with _opened(source, params) as (container, stream):
+            jumped = _jump(container, stream, begin_s)
+            if jumped is not None:
+                origin_s, pictures = jumped
+                header = _header(container, stream)
+                yield header, _Clock(_step_s(header, params), origin_s), pictures
+                return
+    with _opened(source, params) as (container, stream):
+        header = _header(container, stream)
+        yield header, _Clock(_step_s(header, params)), container.decode(stream)
+
+
+def _jump(
+    container: av.container.InputContainer, stream: av.VideoStream, begin_s: float
+) -> tuple[float, Iterator[av.VideoFrame]] | None:
+    """Timestamp of the file's first picture, and pictures from a key frame shown before `begin_s` on.
+
+    What is shown after a key frame needs nothing from before it; None where the jump does not land on one.
+    """
+    if _INDEXED.isdisjoint(container.format.name.split(",")):
+        return None
+    try:
+        origin_s = _stamp_s(next(container.decode(stream)))
+        if origin_s is None:
+            return None
+        wanted_s = origin_s + begin_s - JUMP_MARGIN_S
+        container.seek(int(wanted_s / stream.time_base), stream=stream, backward=True)
+        pictures = container.decode(stream)
+        # pictures shown before the key frame may lack what they were made from
+        landed = next((picture for picture in islice(pictures, _MAX_LEADING) if picture.key_frame), None)
+    except (av.error.FFmpegError, StopIteration):
+        return None
+    stamp_s = None if landed is None else _stamp_s(landed)
+    if stamp_s is None or not origin_s <= stamp_s <= origin_s + begin_s:
+        return None
+    return origin_s, chain([landed], pictures)
+
+
+def _check_gap(source: Source, gap_s: float, since_s: float, step_s: float, params: CropParams) -> None:
+    if gap_s > max(params.max_gap_s, 2 * step_s):
+        raise ClipRejected(
+            Reason.TRUNCATED,
+            f"{source.name} has no picture between {since_s:.2f} and {since_s + gap_s:.2f} s "
+            f"(crop.max_gap_s is {params.max_gap_s:g}); get the file anew",
+        )
+
+
+class _Clock:
+    """Seconds since the first picture, always rising: a missing or backward timestamp counts as one step.
+
+    `origin_s` is the first picture's timestamp where another is read first.
+    """
+
+    def __init__(self, step_s: float, origin_s: float | None = None) -> None:
         self.step_s = step_s
         self.time_s: float | None = None
-        self._origin_s = 0.0
+        self._origin_s = origin_s
 
     def read(self, picture: av.VideoFrame) -> tuple[float, float]:
         """Time of `picture`, and the time since the one before (0 for the first)."""
-        stamp = None if picture.pts is None else float(picture.pts * picture.time_base)
+        stamp_s = _stamp_s(picture)
+        if self._origin_s is None:
+            self._origin_s = stamp_s or 0.0
         if self.time_s is None:
-            self._origin_s = stamp or 0.0
-            self.time_s = 0.0
-            return 0.0, 0.0
+            self.time_s = 0.0 if stamp_s is None else stamp_s - self._origin_s
+            return self.time_s, 0.0
         expected_s = self.time_s + self.step_s
-        time_s = expected_s if stamp is None else stamp - self._origin_s
+        time_s = expected_s if stamp_s is None else stamp_s - self._origin_s
         if time_s <= self.time_s:
             # joined transport streams start their clock anew: go on from here
             self._origin_s += time_s - expected_s
@@ -133,6 +236,14 @@ class _Clock:
         gap_s = time_s - self.time_s
         self.time_s = time_s
         return time_s, gap_s
+
+
+def _stamp_s(picture: av.VideoFrame) -> float | None:
+    return None if picture.pts is None else float(picture.pts * picture.time_base)
+
+
+def _step_s(header: Header, params: CropParams) -> float:
+    return 1 / header.fps if header.fps else 1 / params.target_fps
 
 
 def resample(times_s_F: NDArray[np.float64], target_fps: float) -> NDArray[np.int32]:
@@ -165,50 +276,58 @@ def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
 
 @contextmanager
 def _opened(
-    path: Path, params: CropParams | None = None
+    source: Source, params: CropParams | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first video stream; with `params`, caps are checked before anything is decoded."""
-    if not path.is_file():
-        raise ClipRejected(
-            Reason.MISSING_FILE, f"{path} is {'no plain file' if path.exists() else 'missing'}"
-        )
-    size_bytes = path.stat().st_size
-    if size_bytes == 0:
-        raise ClipRejected(Reason.UNREADABLE, f"{path.name} is empty (0 bytes); get the file anew")
-    if params and size_bytes > params.max_source_mb * 1e6:
-        raise ClipRejected(
-            Reason.OVERSIZED,
-            f"{path.name} has {size_bytes / 1e6:.0f} MB; crop.max_source_mb is {params.max_source_mb:g}",
-        )
-    try:
+    check_file_size(source, params.max_source_mb if params else math.inf)
+    if source.member is None:
         # absolute, so that no name can be read as a protocol ("http:x.mp4")
-        container = av.open(str(path.absolute()), options=_OPTIONS, metadata_errors="replace")
+        with _container(source, str(source.path.absolute()), params) as opened:
+            yield opened
+        return
+    with opened_member(find_member(source.path, source.member)) as file:
+        try:
+            with _container(source, file, params) as opened:
+                yield opened
+        except ClipRejected:
+            # what FFmpeg met may be what the zip lacks
+            file.check()
+            raise
+        file.check()
+
+
+@contextmanager
+def _container(
+    source: Source, file: str | MemberFile, params: CropParams | None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    try:
+        container = av.open(file, options=_OPTIONS, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise ClipRejected(
-            Reason.UNREADABLE, f"{path.name} is no video file that FFmpeg can read ({error.strerror})"
+            Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"
         ) from error
     with container:
-        stream = _video_stream(path, container)
+        stream = _video_stream(source, container)
         if params:
-            _check_size(path, stream.width, stream.height, params)
-            _check_duration(path, _header(container, stream), params)
+            _check_size(source, stream.width, stream.height, params)
+            _check_duration(source, _header(container, stream), params)
             # a bitstream may hold larger pictures than its header says: the decoder refuses those
             stream.codec_context.options = {"max_pixels": str(_coded_pixels(params))}
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
-def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+def _video_stream(source: Source, container: av.container.InputContainer) -> av.VideoStream:
     for stream in container.streams.video:
         if stream.disposition & av.stream.Disposition.attached_pic:
             continue  # the cover of a piece of music
         if stream.codec_context is None:
-            raise ClipRejected(Reason.UNREADABLE, f"{path.name}: FFmpeg has no decoder for its video")
+            raise ClipRejected(Reason.UNREADABLE, f"{source.name}: FFmpeg has no decoder for its video")
         if stream.width < 1 or stream.height < 1:
-            raise ClipRejected(Reason.UNREADABLE, f"{path.name}: its video has no picture size")
+            raise ClipRejected(Reason.UNREADABLE, f"{source.name}: its video has no picture size")
         return stream
     kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-    raise ClipRejected(Reason.NO_VIDEO, f"{path.name} holds no video stream (only {', '.join(kinds)})")
+    raise ClipRejected(Reason.NO_VIDEO, f"{source.name} holds no video stream (only {', '.join(kinds)})")
 
 
 def _header(container: av.container.InputContainer, stream: av.VideoStream) -> Header:
@@ -228,17 +347,17 @@ def _coded_pixels(params: CropParams) -> int:
     return params.max_source_pixels * 2 + 128 * 128
 
 
-def _check_size(path: Path, width: int, height: int, params: CropParams) -> None:
+def _check_size(source: Source, width: int, height: int, params: CropParams) -> None:
     if width * height > params.max_source_pixels:
         raise ClipRejected(
             Reason.OVERSIZED,
-            f"{path.name} has {width}x{height} pictures; crop.max_source_pixels is {params.max_source_pixels}",
+            f"{source.name} has {width}x{height} pictures; crop.max_source_pixels is {params.max_source_pixels}",
         )
 
 
-def _check_duration(path: Path, header: Header, params: CropParams) -> None:
+def _check_duration(source: Source, header: Header, params: CropParams) -> None:
     if header.duration_s is not None and header.duration_s > params.max_source_s:
         raise ClipRejected(
             Reason.OVERSIZED,
-            f"{path.name} announces {header.duration_s:.0f} s; crop.max_source_s is {params.max_source_s:g}",
+            f"{source.name} announces {header.duration_s:.0f} s; crop.max_source_s is {params.max_source_s:g}",
         )

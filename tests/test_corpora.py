@@ -3,15 +3,18 @@
 import csv
 import logging
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.errors import CorpusError
+from shards.errors import ClipRejected, CorpusError
+from stages import zips
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.transcript import leaves_root, relative_media
+from stages.media import resolve_media
 from stages.settings import CorpusParams
 
 HEADER = "ID,TOPIC,WAV,PPT,FACE,TEXT"
@@ -122,6 +125,75 @@ def test_two_files_of_one_clip_are_both_named(tmp_path: Path) -> None:
     touch(tmp_path / "b" / f"{ID}_FACE.mp4")
     with pytest.raises(CorpusError, match=rf"meta_train.csv:2: .*a/{ID}.mp4 or b/{ID}_FACE.mp4"):
         read_corpus(chinese_lips(tmp_path, train=row()))
+
+
+def zipped(path: Path, *names: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("split", "archive", "member", "face"),
+    [
+        ("train", "train.zip", f"train/012_25_F_KJ/FACE/{ID}_FACE.mp4", "gone.mp4"),
+        ("train", "train.zip", "012_25_F_KJ/FACE/odd name.mp4", "012_25_F_KJ/FACE/odd name.mp4"),
+        ("valid", "val.zip", f"val/012_25_F_KJ/FACE/{ID}_FACE.mp4", ""),
+        ("valid", "processed_val.zip", f"processed_val/{ID}.mp4", "gone.mp4"),
+        ("test", "processed_test.zip", f"{ID}_FACE.MP4", "/data/else/where.mp4"),
+        ("train", "processed_train.zip", f"processed_train/{ID}.mp4", f"..\\{ID}.mp4"),
+    ],
+)
+def test_the_official_zips_are_read_in_place(
+    tmp_path: Path, split: str, archive: str, member: str, face: str
+) -> None:
+    corpus = chinese_lips(tmp_path, **{split: row(face=face)})
+    zipped(tmp_path / archive, f"x/PPT/{ID}.mp4", f"x/WAV/{ID}.mp4", f"x/{ID}.srt", member)
+    zipped(tmp_path / "backup.zip", f"{ID}.mp4")  # no official name
+    assert only(corpus).media == f"{archive}!{member}"
+
+
+def test_a_folder_wins_over_a_zip(tmp_path: Path) -> None:
+    touch(tmp_path / "train" / f"{ID}.mp4")
+    touch(tmp_path / "any.mp4")
+    zipped(tmp_path / "train.zip", f"train/{ID}.mp4", "a/b.mp4")
+    assert only(chinese_lips(tmp_path, train=row(face="a/b.mp4"))).media == f"train/{ID}.mp4"
+    assert only(chinese_lips(tmp_path, train=row(face="any.mp4"))).media == "any.mp4"
+
+
+def test_of_two_zips_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
+    for name in ("train.zip", "val.zip"):
+        zipped(tmp_path / name, f"{ID}.mp4")
+    assert only(chinese_lips(tmp_path, valid=row())).media == f"val.zip!{ID}.mp4"
+    zipped(tmp_path / "processed_val.zip", f"{ID}.mp4")
+    with pytest.raises(CorpusError, match=rf"meta_valid.csv:2: .*val.zip!{ID}.mp4 or processed_val.zip!{ID}"):
+        read_corpus(chinese_lips(tmp_path, valid=row()))
+
+
+def test_a_damaged_zip_is_said_and_its_clips_point_into_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that crop says of each that the zip is damaged, not that there is no such file."""
+    whole = zipped(tmp_path / "processed_train.zip", f"processed_train/{ID}.mp4").read_bytes()
+    (tmp_path / "processed_train.zip").write_bytes(whole[:-20])
+    with caplog.at_level(logging.WARNING):
+        transcript = only(chinese_lips(tmp_path, train=row()))
+    assert transcript.media == f"processed_train.zip!{ID}.mp4"
+    assert "processed_train.zip is no whole zip" in caplog.text
+    with pytest.raises(ClipRejected, match=r"unreadable: processed_train\.zip is no whole zip"):
+        resolve_media(tmp_path, transcript.media)
+
+
+def test_each_zip_is_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [f"012_25_F_KJ_{i:03d}" for i in range(50)]
+    zipped(tmp_path / "train.zip", *(f"{name}.mp4" for name in ids))
+    opened = []
+    directory = zips._directory
+    monkeypatch.setattr(zips, "_directory", lambda path: opened.append(path) or directory(path))
+    corpus = chinese_lips(tmp_path, train="".join(row(name) for name in ids))
+    assert [t.media for t in read_corpus(corpus)] == [f"train.zip!{name}.mp4" for name in ids]
+    assert len(opened) == 1
 
 
 def test_lines_are_counted_through_line_breaks_in_quotes(tmp_path: Path) -> None:

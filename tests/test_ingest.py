@@ -17,9 +17,9 @@ from shards.files import read_table
 from shards.schema import CLIPS
 from stages.corpora import Transcript
 from stages.ingest import _shared_speakers, ingest
-from stages.settings import CorpusParams
+from stages.settings import CorpusParams, CropParams
 
-TEXT = TextParams()
+TEXT, CROP = TextParams(), CropParams()
 
 
 def write_video(path: Path, width: int, height: int) -> None:
@@ -59,7 +59,7 @@ def test_rows_labels_and_kinds(tmp_path: Path) -> None:
         ("x", "test", "s2", "faces", "五"),
     ]
     path = tmp_path / "data" / "clips.parquet"
-    summary = ingest(corpus_of(root, rows), TEXT, path)
+    summary = ingest(corpus_of(root, rows), TEXT, CROP, path)
     table = read_table(path, CLIPS, "pipeline ingest").to_pylist()
     assert [row["clip_id"] for row in table] == ["a", "b", "v", "t", "u", "w", "x", "z1"]
     by_id = {row["clip_id"]: row for row in table}
@@ -79,8 +79,8 @@ def test_rows_labels_and_kinds(tmp_path: Path) -> None:
 
 def test_the_table_hangs_on_the_rows_and_not_on_their_order(tmp_path: Path) -> None:
     rows = [(f"c{i}", "train" if i % 2 else "test", f"s{i % 2}", "m.mp4", "字" * i) for i in range(9)]
-    ingest(corpus_of(tmp_path / "a", rows), TEXT, tmp_path / "a.parquet")
-    ingest(corpus_of(tmp_path / "b", rows[::-1]), TEXT, tmp_path / "b.parquet")
+    ingest(corpus_of(tmp_path / "a", rows), TEXT, CROP, tmp_path / "a.parquet")
+    ingest(corpus_of(tmp_path / "b", rows[::-1]), TEXT, CROP, tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
@@ -88,10 +88,10 @@ def test_speaker_overlap_stops_or_warns(tmp_path: Path, caplog: pytest.LogCaptur
     rows = [(f"c{i}", split, "li", "m.mp4", "字") for i, split in enumerate(["test", "train"])]
     path = tmp_path / "clips.parquet"
     with pytest.raises(CorpusError, match=r"li in train, test; .* set corpus.speaker_overlap to warn"):
-        ingest(corpus_of(tmp_path / "c", rows), TEXT, path)
+        ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
     assert not path.exists()
     with caplog.at_level(logging.WARNING):
-        summary = ingest(corpus_of(tmp_path / "c", rows, "warn"), TEXT, path)
+        summary = ingest(corpus_of(tmp_path / "c", rows, "warn"), TEXT, CROP, path)
     assert summary.shared_speakers == {"li": ("train", "test")}
     assert "li in train, test" in caplog.text
 
@@ -106,10 +106,10 @@ def test_clips_of_unknown_speakers_do_not_overlap() -> None:
 def test_a_corpus_that_stops_leaves_the_old_table(tmp_path: Path) -> None:
     path = tmp_path / "clips.parquet"
     row = ("a", "train", "s", "m.mp4", "字")
-    ingest(corpus_of(tmp_path / "c", [row]), TEXT, path)
+    ingest(corpus_of(tmp_path / "c", [row]), TEXT, CROP, path)
     before = path.read_bytes()
     with pytest.raises(CorpusError, match=r"clips.csv:3"):
-        ingest(corpus_of(tmp_path / "c", [row, row]), TEXT, path)
+        ingest(corpus_of(tmp_path / "c", [row, row]), TEXT, CROP, path)
     assert path.read_bytes() == before
 
 
@@ -117,7 +117,7 @@ def test_a_corpus_that_stops_leaves_the_old_table(tmp_path: Path) -> None:
 def test_all_of_grid_is_ingested(realdata: Path, tmp_path: Path) -> None:
     path = tmp_path / "clips.parquet"
     corpus = CorpusParams(kind="grid", root=str(realdata / "grid"), speaker_overlap="warn")
-    summary = ingest(corpus, TEXT, path)
+    summary = ingest(corpus, TEXT, CROP, path)
     with (realdata / "grid" / "splits.csv").open(encoding="utf-8") as file:
         expected = Counter(row["split"] for row in csv.DictReader(file))
     assert summary.clips_by_split == expected == {"train": 800, "valid": 50, "test": 50, "unseen": 10}

@@ -1,14 +1,19 @@
 """Chinese-LiPS: three CSVs and their videos, in the raw, the processed, or the older trainer's layout."""
 
+import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from shards.errors import CorpusError
+from shards.errors import ClipRejected, CorpusError
 from stages.corpora.csv_rows import read_csv
 from stages.corpora.transcript import Transcript, leaves_root, relative_media
+from stages.zips import zip_members
+
+_log = logging.getLogger(__name__)
 
 HEADER = ("ID", "TOPIC", "WAV", "PPT", "FACE", "TEXT")
 OLDER_HEADER = ("file_id", "category", "wav_path", "ppt_path", "face_path", "text")
@@ -29,14 +34,16 @@ def read_chinese_lips(root: Path) -> list[Transcript]:
     """The rows of meta_train.csv, meta_valid.csv and meta_test.csv below `root`.
 
     A video is found by the CSV's path (relative to `root`), else as `<ID>.mp4` or `<ID>_FACE.mp4` anywhere
-    below `root`; of several, the one in a folder of its split (train/, val/, processed_test/, …). So a table
-    with another machine's absolute paths is read too; where no file is found, the path stays as given. An ID
-    gives speaker, age, gender and topic; under the older header an ID of another form is allowed, and leaves
-    speaker, age and gender unknown.
+    below `root`; of several, the one in a folder of its split (train/, val/, processed_test/, …). What no folder
+    holds is looked for in the same ways in the official zips that lie in `root` (train.zip, processed_val.zip, …).
+    So a table with another machine's absolute paths is read too. Where no file is found, the path stays as given,
+    or points into the zip of its split if that is damaged, for crop to say so. An ID gives speaker, age, gender and
+    topic; under the older header an ID of another form is allowed, and leaves speaker, age and gender unknown.
 
     Raises CorpusError where a CSV is missing or untrue, or two videos could be one clip's.
     """
     index: dict[str, list[str]] | None = None
+    zips: _Zips | None = None
     transcripts = []
     for split in _SPLIT_FOLDERS:
         path = root / f"meta_{split}.csv"
@@ -57,9 +64,14 @@ def read_chinese_lips(root: Path) -> list[Transcript]:
                 )
             media = relative_media(face.strip())
             if leaves_root(media) or not (media and (root / media).is_file()):
-                if index is None:
-                    index = _index_videos(root)
-                media = _find(clip_id, split, index, where) or media or f"{clip_id}.mp4"
+                if index is None or zips is None:
+                    index, zips = _index_videos(root), _index_zips(root)
+                media = (
+                    _find(clip_id, split, index, where)
+                    or zips.find(clip_id, media, split, where)
+                    or media
+                    or f"{clip_id}.mp4"
+                )
             transcripts.append(
                 Transcript(
                     clip_id=clip_id,
@@ -89,20 +101,79 @@ def _index_videos(root: Path) -> dict[str, list[str]]:
         folders[:] = sorted(name for name in folders if name not in _OTHER_MEDIA_FOLDERS)
         below = Path(folder).relative_to(root)
         for name in sorted(files):
-            stem, extension = os.path.splitext(name)  # noqa: PTH122 - a Path for each of 100,000 files is slow
-            if extension.lower() == ".mp4":
-                index[stem.removesuffix("_FACE")].append((below / name).as_posix())
+            if (clip_id := _clip_id_of(name)) is not None:
+                index[clip_id].append((below / name).as_posix())
     return index
 
 
+def _clip_id_of(name: str) -> str | None:
+    """The clip whose video a file of this name would be."""
+    stem, extension = os.path.splitext(name)  # noqa: PTH122 - a Path for each of 100,000 files is slow
+    return stem.removesuffix("_FACE") if extension.lower() == ".mp4" else None
+
+
 def _find(clip_id: str, split: str, index: Mapping[str, list[str]], where: str) -> str | None:
-    found = index.get(clip_id, [])
+    folders = _SPLIT_FOLDERS[split]
+    return _only(
+        clip_id,
+        index.get(clip_id, []),
+        lambda path: not set(folders).isdisjoint(path.split("/")[:-1]),
+        where,
+    )
+
+
+def _only(clip_id: str, found: list[str], is_own: Callable[[str], bool], where: str) -> str | None:
+    """Of several files that may be the clip's video, the one that is its split's own."""
     if len(found) > 1:
-        own = [path for path in found if not set(_SPLIT_FOLDERS[split]).isdisjoint(path.split("/")[:-1])]
-        found = own or found
+        found = [path for path in found if is_own(path)] or found
     if len(found) > 1:
         raise CorpusError(
             f"{where}: {clip_id} may be {' or '.join(found)}; leave one of them below corpus.root, "
             f"or give its path in the CSV"
         )
     return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class _Zips:
+    """The videos in the official zips of a folder."""
+
+    by_path: Mapping[str, list[str]]
+    """Path inside of a zip → `zip!path` of each that has it."""
+    by_clip: Mapping[str, list[str]]
+    damaged: tuple[str, ...]
+
+    def find(self, clip_id: str, media: str, split: str, where: str) -> str | None:
+        own = tuple(f"{folder}.zip" for folder in _SPLIT_FOLDERS[split])
+        found = self.by_path.get(media) or self.by_clip.get(clip_id, [])
+        video = _only(clip_id, found, lambda path: path.startswith(tuple(f"{name}!" for name in own)), where)
+        if video is None:
+            damaged = next((name for name in own if name in self.damaged), None)
+            return damaged and f"{damaged}!{clip_id}.mp4"
+        return video
+
+
+def _index_zips(root: Path) -> _Zips:
+    names = tuple(
+        f"{folder}.zip"
+        for folders in _SPLIT_FOLDERS.values()
+        for folder in folders
+        if (root / f"{folder}.zip").is_file()
+    )
+    by_path, by_clip = defaultdict(list), defaultdict(list)
+    damaged = []
+    for name in names:
+        try:
+            members = sorted(zip_members(root / name))
+        except ClipRejected as error:
+            # each of its clips becomes a rejected row; this says it once, before hours of cropping
+            _log.warning("%s; the clips in it will be rejected", error.detail)
+            damaged.append(name)
+            continue
+        for member in members:
+            *folders, file = member.split("/")
+            clip_id = _clip_id_of(file)
+            if clip_id is not None and _OTHER_MEDIA_FOLDERS.isdisjoint(folders):
+                by_path[member].append(f"{name}!{member}")
+                by_clip[clip_id].append(f"{name}!{member}")
+    return _Zips(by_path, by_clip, tuple(damaged))

@@ -1,22 +1,19 @@
 """GRID: video/<speaker>/<clip>.*, align/<speaker>/<clip>.align and splits.csv."""
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from shards.errors import CorpusError
 from shards.schema import CLIP_ID_PATTERN
 from stages.corpora.csv_rows import read_csv, read_text
+from stages.corpora.timed import parse_align
 from stages.corpora.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 
 _HEADER = ("clip", "split")
-_SILENCE = frozenset({"sil", "sp"})
 _VIDEO_EXTENSIONS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"])
-# start and end in 1/25,000 s, word
-_ALIGNED = re.compile(r"\s*(\d{1,12})\s+(\d{1,12})\s+(\S+)\s*", re.ASCII)
 
 
 def read_grid(root: Path) -> list[Transcript]:
@@ -34,6 +31,7 @@ def read_grid(root: Path) -> list[Transcript]:
             raise CorpusError(f"{where}: clip {clip!r} should be speaker/clip, as s1/bbaf2n")
         if speaker not in videos:
             videos[speaker] = _videos_of(root, speaker)
+        align = f"align/{speaker}/{name}.align"
         transcripts.append(
             Transcript(
                 clip_id=f"{speaker}_{name}",
@@ -43,8 +41,9 @@ def read_grid(root: Path) -> list[Transcript]:
                 age=None,
                 topic=None,
                 media=videos[speaker].pop(name, f"video/{speaker}/{name}.mpg"),
-                text=_words(root / "align" / speaker / f"{name}.align"),
+                text=_words(root / align),
                 where=where,
+                times=align if (root / align).is_file() else None,
             )
         )
     if unnamed := sum(map(len, videos.values())):
@@ -72,16 +71,4 @@ def _videos_of(root: Path, speaker: str) -> dict[str, str]:
 def _words(path: Path) -> str:
     if not path.is_file():
         return ""
-    words = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        match = _ALIGNED.fullmatch(line)
-        if match is None:
-            raise CorpusError(f"{path}:{number}: {line!r} should be start, end and word, as 23750 29500 bin")
-        start, end, word = match.groups()
-        if int(start) > int(end):
-            raise CorpusError(f"{path}:{number}: {word!r} ends at {end}, before its start {start}")
-        if word not in _SILENCE:
-            words.append(word)
-    return " ".join(words)
+    return " ".join(word.text for word in parse_align(str(path), read_text(path)))

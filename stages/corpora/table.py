@@ -1,4 +1,7 @@
-"""Any corpus, as one CSV or Parquet table: clip_id, media, text, and what else is known."""
+"""Any corpus, as one CSV or Parquet table: clip_id, media, text, and what else is known.
+
+Column `times` may name a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root.
+"""
 
 import hashlib
 import logging
@@ -18,7 +21,7 @@ from stages.settings import CorpusParams
 _log = logging.getLogger(__name__)
 
 REQUIRED = ("clip_id", "media", "text")
-OPTIONAL = ("split", "speaker", "topic")
+OPTIONAL = ("split", "speaker", "topic", "times")
 _UNSPLIT = "unsplit"
 
 
@@ -46,6 +49,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 media=relative_media(row["media"].strip()),
                 text=row["text"],
                 where=where,
+                times=relative_media(row.get("times", "").strip()) or None,
             )
         )
     return transcripts if has_splits else _with_seeded_split(transcripts, corpus, path)

@@ -1,7 +1,9 @@
 """The record every corpus reader gives, and the two conventions they share: media paths and split order."""
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
+
+from stages.zips import leaves_root
 
 _USUAL_SPLITS = ("train", "valid", "test")
 
@@ -12,7 +14,8 @@ class Transcript:
 
     `media` is the video relative to the corpus root, with forward slashes; where no file was found it is the
     path at which one was expected, and a path that leaves the root stays as the corpus gives it, so that crop
-    rejects either with a reason. `age` is in years; `where` is `file:line`, for messages.
+    rejects either with a reason. `age` is in years; `where` is `file:line`, for messages; `times` is the file that
+    tells when each word is said, named as `media` is, where the corpus itself names one.
     """
 
     clip_id: str
@@ -24,12 +27,7 @@ class Transcript:
     media: str
     text: str
     where: str
-
-
-def leaves_root(media: str) -> bool:
-    """Whether a path of a corpus table, of POSIX or Windows, is absolute or has a `..` in it."""
-    windows = PureWindowsPath(media)  # splits at / and \, and knows drives
-    return bool(windows.drive or windows.root) or ".." in windows.parts
+    times: str | None = None
 
 
 def relative_media(path: str) -> str:
