@@ -81,12 +81,15 @@ print(json.dumps({
     "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB" for gpu in gpus],
 }))
 """
-# The stage's own way of opening mediapipe, so that what passes here passes there.
+# The stage's own way of opening either landmarker, so that what passes here passes there.
 _LANDMARKER = """
-import numpy
-from stages.landmarks import _landmarker
-with _landmarker(1) as find:
-    print(len(find(numpy.zeros((240, 320, 3), numpy.uint8), 0)))
+import av, numpy
+from stages.landmarker import face_finder
+from stages.picture import SourceFrame
+picture = av.VideoFrame.from_ndarray(numpy.zeros((240, 320, 3), numpy.uint8), format="rgb24")
+for kind in ("litert", "mediapipe"):
+    with face_finder(kind, 1) as find:
+        print(len(find(SourceFrame(0, 0.0, picture))))
 """
 
 
@@ -310,11 +313,12 @@ def _torch(probe: _Probe) -> Iterator[Finding]:
 
 
 def _landmark_model(probe: _Probe) -> Finding:
-    """mediapipe and its model, by looking at one black picture as the stage crop would."""
+    """Either landmarker and the model, by looking at one black picture as the stage crop would."""
     if probe.code == 0:
-        return Finding("face landmarker", "the shipped model is whole, and mediapipe runs it")
+        return Finding("face landmarker", "the shipped model is whole; LiteRT and mediapipe run it")
     mend = (
-        "mend the faults above; if there are none, pip install --force-reinstall -c constraints.txt mediapipe"
+        "mend the faults above; if there are none, "
+        "pip install --force-reinstall -c constraints.txt mediapipe ai-edge-litert"
     )
     return Finding("face landmarker", probe.complaint, mend, is_fatal=True)
 

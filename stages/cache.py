@@ -1,7 +1,7 @@
 """Mouth clips and landmarks found by content: what a rerun need not do again.
 
     <folder>/content.sqlite       sha256 of sources, memoised by (path, size, mtime)
-    <folder>/tracks/ab/abcd….npz  landmarks of one video; key: content, number of faces, TRACK_VERSION
+    <folder>/tracks/ab/abcd….npz  faces of one video; key: content, what steers their following, TRACK_VERSION
     <folder>/clips/ab/abcd….npz   outcome of one clip; key: content, crop parameters, both code versions
 
 The .npz are plain numpy archives, without pickles. A damaged entry is named in the log and made anew.
@@ -26,8 +26,12 @@ from shards.errors import ClipRejected
 from shards.files import atomic_file, fingerprint, sha256_of
 from shards.schema import MediaKind, Reason
 from stages.cropping import CODE_VERSION, Figures, MouthClip, crop_video
-from stages.landmarks import TRACK_VERSION, Landmarks, landmark_video
+from stages.follow import follow_video
+from stages.landmarks import TRACK_VERSION, Landmarks
+from stages.media import Media, Source, check_file_size, source_of
+from stages.patches import MouthPatches
 from stages.settings import CropParams
+from stages.zips import find_member, member_sha256
 
 log = logging.getLogger(__name__)
 
@@ -76,17 +80,23 @@ class ClipCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keys(self, path: Path, media_kind: MediaKind, params: CropParams) -> Keys:
-        """The keys of the video at `path`. Raises ClipRejected (unreadable) where its bytes cannot be read."""
-        content = self._content(path)
+    def keys(self, media: Media, media_kind: MediaKind, params: CropParams) -> Keys:
+        """The keys of a video, by its bytes: packed into a zip it has the same ones.
+
+        Raises ClipRejected (missing_file, unreadable, and oversized, before anything is read).
+        """
+        source = source_of(media)
+        check_file_size(source, params.max_source_mb)
+        content = self._content(source)
+        part = (source.start_s, source.end_s) if source.is_part else ()
         clip_key = fingerprint(
-            "clip", CODE_VERSION, TRACK_VERSION, content, media_kind.value, params.cache_values()
+            "clip", CODE_VERSION, TRACK_VERSION, content, *part, media_kind.value, params.cache_values()
         )
         if media_kind is MediaKind.MOUTH:
             return Keys(clip_key, None)
-        return Keys(clip_key, fingerprint("track", TRACK_VERSION, content, params.max_faces))
+        return Keys(clip_key, fingerprint("track", TRACK_VERSION, content, *part, params.track_values()))
 
-    def crop(self, path: Path, media_kind: MediaKind, params: CropParams) -> Outcome:
+    def crop(self, path: Media, media_kind: MediaKind, params: CropParams) -> Outcome:
         """The outcome for the video at `path`: from the cache, or made and kept. Rejections are kept too.
 
         Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all.
@@ -97,9 +107,9 @@ class ClipCache:
             return found
         figures = Figures()
 
-        def find_landmarks(video: Path, crop_params: CropParams) -> Landmarks:
+        def find_landmarks(video: Media, crop_params: CropParams, patches: MouthPatches) -> Landmarks:
             assert keys.track is not None, "ready mouth crops are never landmarked"
-            return self._landmarks(video, crop_params, keys.track)
+            return self._landmarks(video, crop_params, keys.track, patches)
 
         try:
             mouth = crop_video(path, media_kind, params, figures, find_landmarks)
@@ -118,10 +128,11 @@ class ClipCache:
 
     # -- sources ---------------------------------------------------------------------------------------
 
-    def _content(self, path: Path) -> str:
-        """sha256 of the file; read again only where its size or time of change differ."""
-        status = path.stat()
-        place = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+    def _content(self, source: Source) -> str:
+        """sha256 of the video's bytes; read again only where size or time of change of its file differ."""
+        status = source.path.stat()
+        name = str(source.path.absolute()) + ("" if source.member is None else f"!{source.member}")
+        place = (name, status.st_size, status.st_mtime_ns)
         memo = self.folder / "content.sqlite"
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -137,7 +148,7 @@ class ClipCache:
                 ).fetchone()
                 if known is not None:
                     return str(known[0])
-                content = _hashed(path)
+                content = _hashed(source)
                 with database:
                     database.execute("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", (*place, content))
                 return content
@@ -145,16 +156,18 @@ class ClipCache:
             # only a memo: without it each source is read once more. Removing it is left to a person, since
             # another process may be writing
             log.warning("%s cannot be used (%s); remove it while no crop runs", memo, error)
-            return _hashed(path)
+            return _hashed(source)
 
     # -- landmarks -------------------------------------------------------------------------------------
 
-    def _landmarks(self, path: Path, params: CropParams, track_key: str) -> Landmarks:
+    def _landmarks(
+        self, media: Media, params: CropParams, track_key: str, patches: MouthPatches
+    ) -> Landmarks:
         place = self._place("tracks", track_key)
         kept = self._read(place, _landmarks_of)
         if kept is not None:
             return kept
-        made = landmark_video(path, params)
+        made = follow_video(media, params, patches)
         arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
         self._write(place, arrays | {"width": np.array(made.width), "height": np.array(made.height)})
         return made
@@ -225,11 +238,13 @@ class ClipCache:
             np.savez(file, allow_pickle=False, **arrays)
 
 
-def _hashed(path: Path) -> str:
+def _hashed(source: Source) -> str:
+    if source.member is not None:
+        return member_sha256(find_member(source.path, source.member))
     try:
-        return sha256_of(path)
+        return sha256_of(source.path)
     except OSError as error:
-        raise ClipRejected(Reason.UNREADABLE, f"{path.name} cannot be read ({error.strerror})") from error
+        raise ClipRejected(Reason.UNREADABLE, f"{source.name} cannot be read ({error.strerror})") from error
 
 
 def _array(kept: zipfile.ZipFile, name: str) -> NDArray[Any]:

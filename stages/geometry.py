@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.landmarks import (
+from stages.landmarks import FaceTrack
+from stages.mesh_points import (
     INNER_LIPS,
-    KEPT,
     LEFT_EYE_CORNERS,
     MOUTH_CORNERS,
     NOSE_BASE,
     OUTER_LIPS,
+    PLACES,
     RIGHT_EYE_CORNERS,
-    FaceTrack,
 )
 from stages.settings import CropParams
 
@@ -33,15 +33,13 @@ Doubles = NDArray[np.float64]
 CANONICAL_42 = np.array([(102.07, 94.27), (156.36, 93.58), (129.00, 135.90), (129.31, 157.82)])
 CANONICAL_WINDOW_PX = 96
 
-_PLACES = {index: place for place, index in enumerate(KEPT)}
-
 
 def _mean(points_NKC: Doubles, indices: tuple[int, ...]) -> Doubles:
-    return points_NKC[:, [_PLACES[i] for i in indices]].mean(axis=1)
+    return points_NKC[:, [PLACES[i] for i in indices]].mean(axis=1)
 
 
 def _one(points_NKC: Doubles, index: int) -> Doubles:
-    return points_NKC[:, _PLACES[index]]
+    return points_NKC[:, PLACES[index]]
 
 
 def stable_points(points_NKC: Doubles) -> Doubles:
@@ -134,7 +132,6 @@ class MouthTrack:
     """The steady window of a clip and how good it is."""
 
     transform_T23: NDArray[np.float32]
-    detection_rate: float
     mouth_width_px: float
     yaw_deg: float
     jitter_px: float
@@ -142,7 +139,7 @@ class MouthTrack:
 
 def inside(track: FaceTrack, width: int, height: int) -> FaceTrack:
     """The track without the frames where a corner of the mouth lies outside the picture: the mesh goes on there."""
-    corners = track.points_NK3[:, [_PLACES[i] for i in MOUTH_CORNERS], :2]
+    corners = track.points_NK3[:, [PLACES[i] for i in MOUTH_CORNERS], :2]
     within = ((corners >= 0) & (corners < (width, height))).all(axis=(1, 2))
     return FaceTrack(track.frame_N[within], track.points_NK3[within])
 
@@ -159,7 +156,6 @@ def longest_gap(times_s_F: Doubles, frame_N: NDArray[np.int32], step_s: float) -
 def mouth_track(
     track: FaceTrack,
     times_s_F: Doubles,
-    num_landmarked: int,
     frame_index_T: NDArray[np.int32],
     params: CropParams,
 ) -> MouthTrack:
@@ -177,7 +173,6 @@ def mouth_track(
     widths = np.linalg.norm(np.subtract(*(_one(points_NK3, i)[:, :2] for i in MOUTH_CORNERS)), axis=1)
     return MouthTrack(
         transform_T23.astype(np.float32),
-        detection_rate=len(track.frame_N) / num_landmarked,
         mouth_width_px=float(np.median(widths)),
         yaw_deg=float(np.median(np.abs(yaw_deg(points_NK3)))),
         jitter_px=float(steps.mean()) if len(steps) else 0.0,

@@ -1,4 +1,4 @@
-"""Pixels of one decoded picture: gray and colour, upright, uint8.
+"""Pixels of one decoded picture: gray and colour, upright, cut straight from the decoder's planes.
 
 Shapes: H height, W width in pixels after the display rotation.
 """
@@ -11,14 +11,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 # plane 0 of these is the luma plane, 8 bit
-_LUMA_FORMATS = {
+_YUV_FORMATS = {
     f"yuv{j}{sampling}p" for j in ("", "j") for sampling in ("410", "411", "420", "422", "440", "444")
-} | {"nv12", "nv21", "nv16", "nv24", "yuva420p", "yuva422p", "yuva444p", "gray"}
+}
+_LUMA_FORMATS = _YUV_FORMATS | {"nv12", "nv21", "nv16", "nv24", "yuva420p", "yuva422p", "yuva444p", "gray"}
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
+_BT709 = 1  # AVCOL_SPC_BT709; what is unmarked FFmpeg takes for BT.601
 
 # 16..235 to 0..255, ITU-R BT.601 and BT.709 alike: what a decoder's RGB, turned to gray, shows
 _EXPAND = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of pixels; right and bottom stand outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def holds(self, other: "Window") -> bool:
+        return (
+            self.left <= other.left
+            and self.top <= other.top
+            and self.right >= other.right
+            and self.bottom >= other.bottom
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +49,127 @@ class SourceFrame:
     time_s: float
     picture: av.VideoFrame
 
-    def gray_HW(self) -> NDArray[np.uint8]:
-        """Gray picture, uint8, full range 0..255, upright and contiguous."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture, px."""
+        width, height = self.picture.width, self.picture.height
+        return (height, width) if self._quarter_turns % 2 else (width, height)
+
+    def gray(self, window: Window | None = None) -> NDArray[np.uint8]:
+        """The window (which lies inside; default: all) in gray, uint8, full range 0..255, upright, contiguous."""
         picture = self.picture
         name = picture.format.name
         if name not in _LUMA_FORMATS:
             # RGB, 10 bit, palettes: rare enough for the long way
-            gray = cv2.cvtColor(picture.to_ndarray(format="bgr24"), cv2.COLOR_BGR2GRAY)
-            return _upright(np.asarray(gray, np.uint8), picture.rotation)
-        plane = picture.planes[0]
-        # rows are padded: 360 px wide stands in 384 bytes
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        luma = rows[: picture.height, : picture.width]
+            bgr = np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns)
+            gray = np.asarray(cv2.cvtColor(np.ascontiguousarray(_cut(bgr, window)), cv2.COLOR_BGR2GRAY))
+            return gray.astype(np.uint8, copy=False)
+        luma = _cut(np.rot90(_plane(picture, 0), self._quarter_turns), window)
         # FFmpeg takes unmarked YUV for limited range and unmarked gray for full
-        full = int(picture.color_range) == _FULL_RANGE or name.startswith("yuvj")
+        full = self._is_full_range
         if name == "gray":
             full = int(picture.color_range) != _LIMITED_RANGE
-        return _upright(luma.copy() if full else _EXPAND[luma], picture.rotation)
+        contiguous = np.ascontiguousarray(luma)
+        if full:
+            # a picture of one plane may be its own contiguous copy: the decoder will write over it
+            return contiguous.copy() if contiguous.base is not None else contiguous
+        return np.asarray(cv2.LUT(contiguous, _EXPAND), np.uint8)
 
     def rgb_HW3(self) -> NDArray[np.uint8]:
         """Colour picture, uint8, upright. Contiguous, since mp.Image misreads padded rows."""
-        return _upright(self.picture.to_ndarray(format="rgb24"), self.picture.rotation)
+        return np.ascontiguousarray(np.rot90(self.picture.to_ndarray(format="rgb24"), self._quarter_turns))
+
+    def rgb_view(
+        self, to_picture_23: NDArray[np.float64], side_px: int, repeat_border: bool
+    ) -> NDArray[np.float32]:
+        """A square view in colour, float32 of 0..255: its pixel (u, v) shows `to_picture_23` (u, v, 1), bilinear.
+
+        Only the pixels of the view are converted, which for a face in a large picture is a small part. Outside the
+        picture the border is repeated, or all is black. `side_px` must be even.
+        """
+        to_stored_23 = _compose(self._upright_to_stored_23, to_picture_23)
+        picture = self.picture
+        if picture.format.name not in _YUV_FORMATS:
+            rgb = picture.to_ndarray(format="rgb24")
+            return _warped(rgb, to_stored_23, side_px, repeat_border, 0).astype(np.float32)
+        luma_black = 0 if self._is_full_range else 16
+        views = [_warped(_plane(picture, 0), to_stored_23, side_px, repeat_border, luma_black)]
+        # of chroma the eye, and the network, want half the resolution: pixel u of the half view lies at 2 u + 1/2
+        to_view_23 = np.array([[2, 0, 0.5], [0, 2, 0.5]])
+        for number in (1, 2):
+            chroma = _plane(picture, number)
+            across, down = chroma.shape[1] / picture.width, chroma.shape[0] / picture.height
+            # chroma stands at every second luma pixel across, and between two rows down (H.264's and MPEG's default)
+            to_chroma_23 = np.array([[across, 0, 0], [0, down, (down - 1) / 2]])
+            to_chroma_23 = _compose(to_chroma_23, _compose(to_stored_23, to_view_23))
+            half = _warped(chroma, to_chroma_23, side_px // 2, repeat_border, 128)
+            views.append(np.asarray(cv2.resize(half, (side_px, side_px)), np.uint8))
+        yuv = cv2.merge(views).astype(np.float32)
+        return np.clip(
+            cv2.transform(yuv, _to_rgb(int(picture.colorspace) == _BT709, self._is_full_range)), 0, 255
+        )
+
+    @property
+    def _quarter_turns(self) -> int:
+        return round(self.picture.rotation / 90) % 4  # both FFmpeg's angle and rot90's turn anticlockwise
+
+    @property
+    def _is_full_range(self) -> bool:
+        picture = self.picture
+        return int(picture.color_range) == _FULL_RANGE or picture.format.name.startswith("yuvj")
+
+    @property
+    def _upright_to_stored_23(self) -> NDArray[np.float64]:
+        right, bottom = self.picture.width - 1, self.picture.height - 1
+        return np.array(
+            (
+                ((1, 0, 0), (0, 1, 0)),
+                ((0, -1, right), (1, 0, 0)),
+                ((-1, 0, right), (0, -1, bottom)),
+                ((0, 1, 0), (-1, 0, bottom)),
+            )[self._quarter_turns],
+            np.float64,
+        )
 
 
-def _upright(picture: NDArray[np.uint8], rotation_deg: int) -> NDArray[np.uint8]:
-    quarter_turns = round(rotation_deg / 90) % 4  # both FFmpeg's angle and rot90's turn anticlockwise
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns))
+def _plane(picture: av.VideoFrame, number: int) -> NDArray[np.uint8]:
+    plane = picture.planes[number]
+    # rows are padded: 360 px wide stands in 384 bytes
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+
+
+def _cut(picture: NDArray[np.uint8], window: Window | None) -> NDArray[np.uint8]:
+    return picture if window is None else picture[window.top : window.bottom, window.left : window.right]
+
+
+def _warped(
+    picture: NDArray[np.uint8],
+    to_picture_23: NDArray[np.float64],
+    side_px: int,
+    repeat_border: bool,
+    black: int,
+) -> NDArray[np.uint8]:
+    border = cv2.BORDER_REPLICATE if repeat_border else cv2.BORDER_CONSTANT
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = (side_px, side_px)
+    return np.asarray(
+        cv2.warpAffine(
+            picture, to_picture_23, size, flags=flags, borderMode=border, borderValue=(black,) * 3
+        ),
+        np.uint8,
+    )
+
+
+def _compose(outer_23: NDArray[np.float64], inner_23: NDArray[np.float64]) -> NDArray[np.float64]:
+    return outer_23[:, :2] @ inner_23 + np.array([[0, 0, 1], [0, 0, 1]]) * outer_23[:, 2:]
+
+
+def _to_rgb(is_bt709: bool, is_full_range: bool) -> NDArray[np.float32]:
+    """(3, 4): Y, Cb, Cr, 1 to R, G, B, all 0..255. ITU-R BT.601-7 and BT.709-6, 3.1 to 3.5."""
+    red, blue = (0.2126, 0.0722) if is_bt709 else (0.299, 0.114)
+    green = 1 - red - blue
+    from_cb = np.array([0, -2 * blue * (1 - blue) / green, 2 * (1 - blue)])
+    from_cr = np.array([2 * (1 - red), -2 * red * (1 - red) / green, 0])
+    luma_gain, chroma_gain, black = (1, 1, 0) if is_full_range else (255 / 219, 255 / 224, 16)
+    gains = np.stack([np.full(3, luma_gain), chroma_gain * from_cb, chroma_gain * from_cr], axis=1)
+    return np.concatenate([gains, -gains @ [[black], [128], [128]]], axis=1).astype(np.float32)

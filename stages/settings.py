@@ -45,7 +45,7 @@ class CropParams(Section):
         "litert", description="what finds the landmarks: the bundle's models in LiteRT, or mediapipe's graph"
     )
     tolerance_px: float = Field(
-        0.25,
+        0.3,
         ge=0,
         le=10,
         description="error of the smoothed window that may come of skipping frames, crop px",
@@ -70,6 +70,12 @@ class CropParams(Section):
     def cache_values(self) -> dict[str, Any]:
         """What a clip depends on: its cache key. Left out is what decides only whether or from where it is made."""
         return self.model_dump(mode="json", exclude={"split_long", "timeout_s"})
+
+    def track_values(self) -> dict[str, Any]:
+        """What the following of faces depends on: changing the rest cuts again without new landmarks."""
+        return self.model_dump(
+            mode="json", include={"landmarker", "tolerance_px", "max_faces", "smoothing_s"}
+        )
 
 
 class ReportParams(Section):

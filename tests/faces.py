@@ -1,13 +1,14 @@
 """Made-up landmarks with known geometry: the canonical face, placed by similarities."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stages.geometry import CANONICAL_42
-from stages.landmarks import (
+from stages.landmarks import Landmarks
+from stages.media import Media
+from stages.mesh_points import (
     INNER_LIPS,
     KEPT,
     LEFT_EYE_CORNERS,
@@ -15,8 +16,8 @@ from stages.landmarks import (
     NOSE_BASE,
     OUTER_LIPS,
     RIGHT_EYE_CORNERS,
-    Landmarks,
 )
+from stages.patches import MouthPatches
 from stages.settings import CropParams
 
 LOWER_LIP = (405, 314, 17, 84, 181, 402, 14, 178)
@@ -79,7 +80,7 @@ def landmarks_of(
 
 def made_up(
     scale: float, num_frames: int = 20, x: float = 0.0, y: float = 0.0, **options: Any
-) -> Callable[[Path, CropParams], Landmarks]:
+) -> Callable[[Media, CropParams, MouthPatches], Landmarks]:
     """A landmarker that sees, in any video, the canonical face grown by `scale` and moved by x, y."""
     landmarks = landmarks_of(np.array([[[scale, 0, x], [0, scale, y]]] * num_frames), **options)
-    return lambda path, params: landmarks
+    return lambda media, params, patches: landmarks

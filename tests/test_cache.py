@@ -71,10 +71,10 @@ def test_another_scale_needs_no_new_landmarks(
     face = write_face(tmp_path / "face.mp4", 12)
     cache.crop(face, MediaKind.FACE, PARAMS)
 
-    def never(path: Path, params: CropParams) -> None:
+    def never(*_: object) -> None:
         raise AssertionError("landmarked again")
 
-    monkeypatch.setattr(cache_module, "landmark_video", never)
+    monkeypatch.setattr(cache_module, "follow_video", never)
     larger = cache.crop(face, MediaKind.FACE, PARAMS.model_copy(update={"size_px": 128}))
     assert not larger.from_cache
     clip_THW = cache.read_clip(larger.keys.clip)

@@ -16,10 +16,15 @@ from pipeline.demo.corpus import build_demo_corpus
 from pipeline.demo.plan import CorpusSize
 from shards.errors import ClipRejected, MachineError
 from shards.schema import CROPS, MediaKind
-from stages import landmarks as landmarks_module
-from stages.cropping import CODE_VERSION, MouthClip, crop_video, render_from_track
+from stages import landmarker
+from stages.cropping import CODE_VERSION, MouthClip, crop_video
+from stages.follow import follow_video
 from stages.geometry import apply
-from stages.landmarks import Landmarks, landmark_video
+from stages.landmarks import Landmarks
+from stages.media import Media
+from stages.mesh_points import KEPT
+from stages.patches import MouthPatches
+from stages.rendering import render_from_track
 from stages.settings import CropParams
 from tests.faces import landmarks_of, made_up
 from tests.videos import (
@@ -56,7 +61,11 @@ def test_what_a_clip_is(still: Path, still_clip: MouthClip) -> None:
     assert still_clip.clip_THW.shape == (20, 96, 96)
     assert still_clip.clip_THW.dtype == np.uint8
     assert still_clip.frame_index_T.tolist() == list(range(20))
-    assert still_clip.landmarked.tolist() == list(range(20))
+    assert still_clip.landmarked.tolist() == [
+        0,
+        16,
+        19,
+    ]  # a head that does not move: the ends of each stretch
     assert still_clip.transform_T23 is not None
     assert still_clip.transform_T23.dtype == np.float32
     figures = still_clip.figures
@@ -72,8 +81,8 @@ def test_what_a_clip_is(still: Path, still_clip: MouthClip) -> None:
 
 def test_eyes_and_mouth_stand_where_public_readers_want_them(still: Path, still_clip: MouthClip) -> None:
     """By mediapipe's own points on the still photograph; a real face differs somewhat from the mean one."""
-    found = landmark_video(still, PARAMS)
-    kept = landmarks_module.KEPT
+    found = follow_video(still, PARAMS)
+    kept = KEPT
     face = {index: found.points_MK3[10, kept.index(index), :2].astype(float) for index in kept}
     transform_23 = still_clip.transform_T23[10].astype(float)  # type: ignore[index]
     points = np.stack(
@@ -215,7 +224,7 @@ def test_spots_on_a_moving_head_stand_still(tmp_path: Path) -> None:
         pictures.append(np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2))
     path = write_video(tmp_path / "a.mkv", pictures, codec="ffv1", pix_fmt="gray", options={})
     landmarks = landmarks_of(placements, size=(420, 420))
-    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=lambda video, params: landmarks)
+    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=lambda video, params, patches: landmarks)
     yy, xx = np.mgrid[-8:9, -8:9]
     for frame in clip.clip_THW.astype(float) - 40:
         for x, y in (places_P2 + 48).astype(int):
@@ -248,7 +257,7 @@ def test_pixels_are_those_scipy_samples_beyond_the_edge_too(tmp_path: Path) -> N
     path = write_video(tmp_path / "a.mkv", pictures, codec="ffv1", pix_fmt="gray", options={})
     turned = placed(1.1, 20, (-97, 0), about=(129, 158))  # the mouth near the left edge
     landmarks = landmarks_of(np.array([turned] * 10), size=(240, 200))
-    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=lambda video, params: landmarks)
+    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=lambda video, params, patches: landmarks)
     v, u = np.mgrid[:96, :96]
     on_face = np.stack([u - 48 + 129.31, v - 48 + 157.82], axis=-1).reshape(1, -1, 2)
     x, y = apply(turned[None], on_face)[0].T
@@ -263,7 +272,7 @@ def test_drawn_faces_of_the_demo(tmp_path: Path) -> None:
     mediapipe = pytest.importorskip("mediapipe")
     vision = mediapipe.tasks.vision
     build_demo_corpus(tmp_path, 0, size=CorpusSize(train=(1, 1), valid=(0, 0), test=(1, 1)))
-    base = mediapipe.tasks.BaseOptions(model_asset_buffer=landmarks_module.MODEL_FILE.read_bytes())
+    base = mediapipe.tasks.BaseOptions(model_asset_buffer=landmarker.MODEL_FILE.read_bytes())
     paths = sorted(tmp_path.rglob("*_FACE.mp4"))
     assert len(paths) == 2
     with vision.FaceLandmarker.create_from_options(vision.FaceLandmarkerOptions(base_options=base)) as finder:
@@ -285,7 +294,7 @@ def test_drawn_faces_of_the_demo(tmp_path: Path) -> None:
 # -- ready mouth crops --------------------------------------------------------------------------------
 
 
-def no_landmarks(path: Path, params: CropParams) -> Landmarks:
+def no_landmarks(media: Media, params: CropParams, patches: MouthPatches) -> Landmarks:
     raise AssertionError("ready mouth crops are never landmarked")
 
 
@@ -321,18 +330,18 @@ def test_mouth_media_of_another_size(tmp_path: Path) -> None:
 # -- the landmarker -----------------------------------------------------------------------------------
 
 
-def test_a_changed_model_is_not_loaded(still: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_model_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "face_landmarker.task"
-    other.write_bytes(landmarks_module.MODEL_FILE.read_bytes()[:-1])
-    monkeypatch.setattr(landmarks_module, "MODEL_FILE", other)
+    other.write_bytes(landmarker.MODEL_FILE.read_bytes()[:-1])
+    monkeypatch.setattr(landmarker, "MODEL_FILE", other)
     with pytest.raises(MachineError, match="install the package again"):
-        landmark_video(still, PARAMS)
+        landmarker.model_bundle()
 
 
 def test_the_shipped_model_is_the_one_with_the_licence_note() -> None:
-    digest = hashlib.sha256(landmarks_module.MODEL_FILE.read_bytes()).hexdigest()
-    assert digest == landmarks_module.MODEL_SHA256
-    assert digest in (landmarks_module.MODEL_FILE.parent / "LICENSES.md").read_text()
+    digest = hashlib.sha256(landmarker.MODEL_FILE.read_bytes()).hexdigest()
+    assert digest == landmarker.MODEL_SHA256
+    assert digest in (landmarker.MODEL_FILE.parent / "LICENSES.md").read_text()
 
 
 def test_cropping_leaves_no_ignored_exception_at_exit(still: Path) -> None:

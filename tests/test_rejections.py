@@ -74,7 +74,7 @@ def test_a_head_turned_away(still: Path) -> None:
     landmarks = landmarks_of(np.array([[[1.0, 0, 0], [0, 1, 0]]] * 20))
     landmarks.points_MK3[..., 2] = landmarks.points_MK3[..., 0]
     landmarks.points_MK3[..., 0] *= 0.9
-    error, figures = rejected(still, find_landmarks=lambda path, params: landmarks)
+    error, figures = rejected(still, find_landmarks=lambda path, params, patches: landmarks)
     assert error.reason is Reason.TURNED_AWAY
     assert figures.yaw_deg == pytest.approx(48, abs=1)
 

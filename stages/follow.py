@@ -1,0 +1,202 @@
+"""Follows the faces of a video: landmarks on few frames, optical flow between, more landmarks where that is unsure.
+
+A video is taken in stretches of at most STRETCH_S. Both ends of a stretch are landmarked; from its begin the kept
+points are followed forward by sparse optical flow on the luma plane (Lucas and Kanade 1981, in pyramids). What the
+flow is off by at the far end is taken back along the way in proportion to time, so it agrees with the landmarks at
+both ends. How far it may be off between is judged by two figures, in pixels of the 96-px crop: by how much it missed
+the far end, and how far the mouth moved within the face on the way. Weighed by the part of the smoothing window that
+the stretch fills, since an error that is short against the window is averaged away, their sum must stay below
+`crop.tolerance_px`; else the frame in the middle, furthest from what is known, is landmarked and both halves are
+judged anew. Where the ends do not show the same faces, the stretch is halved down to neighbouring frames.
+
+Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its centre.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.flow import ANCHORS, HEAD, LIPS, Face, Flow
+from stages.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_windows
+from stages.landmarker import FindFaces, face_finder
+from stages.landmarks import Landmarks, match_faces
+from stages.media import Media
+from stages.mesh_points import KEPT
+from stages.patches import MouthPatches
+from stages.picture import SourceFrame
+from stages.settings import CropParams
+from stages.video import decode
+
+STRETCH_S = 0.64
+"""Longest stretch without landmarks: sixteen frames of 25, some three syllables."""
+
+# Weights of the two figures, and sizes of the flow, were chosen on GRID (two speakers) and the hard videos so that the
+# error stays below the bound that tests/test_follow.py holds; docs/decisions.md has the trials.
+MISS_WEIGHT = 0.4
+MOTION_WEIGHT = 0.3
+
+_CROP_P2 = CANONICAL_WINDOW_PX * np.array([(0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1)])
+CORNER_WEIGHT = 0.5
+"""A corner of the crop may be off by twice as much as its centre."""
+
+
+def follow_video(media: Media, params: CropParams, patches: MouthPatches | None = None) -> Landmarks:
+    """Every face of every frame, up to `max_faces` at once.
+
+    The surroundings of the largest face's mouth go to `patches`. Raises ClipRejected as `video.decode` does,
+    MachineError where the landmarker cannot run.
+    """
+    with face_finder(params.landmarker, params.max_faces) as find:
+        follower = _Follower(find, params, patches)
+        for frame in decode(media, params):
+            follower.add(frame)
+        return follower.landmarks()
+
+
+class _Follower:
+    def __init__(self, find: FindFaces, params: CropParams, patches: MouthPatches | None) -> None:
+        self._find, self._params, self._patches = find, params, patches
+        self._stretch: list[SourceFrame] = []
+        self._first: list[Face] = []
+        """The faces of the stretch's first frame."""
+        self._times_s: list[float] = []
+        self._landmarked: list[int] = []
+        self._frames: list[int] = []
+        self._faces: list[Face] = []
+        self._size = (0, 0)
+
+    def add(self, frame: SourceFrame) -> None:
+        self._size = frame.size
+        self._times_s.append(frame.time_s)
+        self._stretch.append(frame)
+        begin_s = self._stretch[0].time_s
+        if len(self._stretch) == 1:
+            self._first = self._look(frame)
+        elif self._params.tolerance_px == 0 or frame.time_s - begin_s >= STRETCH_S - 1e-6:
+            self._close()
+
+    def landmarks(self) -> Landmarks:
+        if len(self._stretch) > 1:
+            self._close()
+        for frame in self._stretch:
+            self._keep(frame, self._first)
+        order = np.argsort(self._frames, kind="stable")
+        points = [self._faces[i].points_K3 for i in order]
+        boxes = [self._faces[i].box_4 for i in order]
+        return Landmarks(
+            *self._size,
+            np.array(self._times_s, np.float64),
+            np.array(sorted(self._landmarked), np.int32),
+            np.array(self._frames, np.int32)[order],
+            np.array(points, np.float32).reshape(-1, len(KEPT), 3),
+            np.array(boxes, np.float32).reshape(-1, 4),
+        )
+
+    def _look(self, frame: SourceFrame) -> list[Face]:
+        self._landmarked.append(frame.index)
+        return [
+            Face(
+                mesh[list(KEPT)].astype(np.float64),
+                np.concatenate([mesh[:, :2].min(axis=0), mesh[:, :2].max(axis=0)]).astype(np.float64),
+                mesh[list(ANCHORS), :2].astype(np.float64),
+            )
+            for mesh in self._find(frame)
+        ]
+
+    def _keep(self, frame: SourceFrame, faces: Sequence[Face]) -> None:
+        for face in faces:
+            self._frames.append(frame.index)
+            self._faces.append(face)
+        if faces and self._patches is not None:
+            self._patches.keep_mouth(frame, max(faces, key=_area).points_K3.astype(np.float32))
+
+    def _close(self) -> None:
+        """Settles every frame of the stretch but the last, which begins the next one."""
+        frames = self._stretch
+        known = {0: self._first, len(frames) - 1: self._look(frames[-1])}
+        flow = Flow(frames, [*known[0], *known[len(frames) - 1]])
+        settled: dict[int, list[Face]] = {}
+        open_parts = [(0, len(frames) - 1)]
+        while open_parts:
+            begin, end = open_parts.pop()
+            between = self._between(flow, begin, end, known[begin], known[end])
+            if between is None:
+                middle = (begin + end) // 2
+                known[middle] = self._look(frames[middle])
+                open_parts += [(middle, end), (begin, middle)]
+            else:
+                settled[begin] = known[begin]
+                settled |= dict(zip(range(begin + 1, end), between, strict=True))
+        for i, frame in enumerate(frames[:-1]):
+            self._keep(frame, settled[i])
+        self._stretch, self._first = [frames[-1]], known[len(frames) - 1]
+
+    def _between(
+        self, flow: Flow, begin: int, end: int, first: list[Face], last: list[Face]
+    ) -> list[list[Face]] | None:
+        """The faces of the frames between two landmarked ones; None where that cannot be told well enough."""
+        if end - begin < 2:
+            return []
+        pairs = match_faces(_boxes(first), _boxes(last))
+        if not len(pairs) == len(first) == len(last):
+            return None
+        paths = []
+        for i, j in pairs:
+            path_FK2 = flow.path(begin, end, i, first[i])
+            missed_K2 = last[j].points_K3[:, :2] - path_FK2[-1]
+            miss_px = _distance_px(path_FK2[-1], last[j].points_K3[:, :2])
+            share_F = _shares(flow.frames[begin : end + 1])
+            path_FK2 = path_FK2 + share_F[:, None, None] * missed_K2
+            unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * _motion_px(path_FK2, share_F, last[j])
+            if unsure_px * self._share_of_smoothing(flow, begin, end) > self._params.tolerance_px:
+                return None
+            paths.append(_joined(path_FK2, share_F, first[i], last[j]))
+        return [[path[k] for path in paths] for k in range(1, end - begin)]
+
+    def _share_of_smoothing(self, flow: Flow, begin: int, end: int) -> float:
+        duration_s = flow.frames[end].time_s - flow.frames[begin].time_s
+        return min(1.0, duration_s / self._params.smoothing_s) if self._params.smoothing_s > 0 else 1.0
+
+
+def _distance_px(points_K2: Doubles, other_K2: Doubles) -> float:
+    """How far apart the crops lie that two sets of points ask for, in crop pixels."""
+    flat = np.zeros((2, len(points_K2), 3))
+    flat[:, :, :2] = points_K2, other_K2
+    one_23, other_23 = matrices(mouth_windows(flat, CANONICAL_WINDOW_PX))
+    to_crop_33 = np.vstack([other_23, [0, 0, 1]])
+    places_P2 = apply(np.linalg.inv(to_crop_33)[None, :2], _CROP_P2[None])
+    off_P = np.linalg.norm(apply(one_23[None], places_P2)[0] - _CROP_P2, axis=1)
+    return float(max(off_P[0], CORNER_WEIGHT * off_P[1:].max()))
+
+
+def _shares(frames: Sequence[SourceFrame]) -> Doubles:
+    """How far in time each frame stands from the first (0) to the last (1)."""
+    times_s = np.array([frame.time_s for frame in frames])
+    return np.asarray((times_s - times_s[0]) / (times_s[-1] - times_s[0]))
+
+
+def _motion_px(path_FK2: Doubles, share_F: Doubles, face: Face) -> float:
+    """How far the mouth strays from a straight way within the face, crop px: speech, which flow follows badly."""
+    mouth_F2 = path_FK2[:, LIPS].mean(axis=1) - path_FK2[:, HEAD].mean(axis=1)
+    strayed_F2 = mouth_F2 - mouth_F2[0] - share_F[:, None] * (mouth_F2[-1] - mouth_F2[0])
+    scale = np.hypot(*mouth_windows(face.points_K3[None], CANONICAL_WINDOW_PX)[0, :2])
+    return float(np.linalg.norm(strayed_F2, axis=1).max() * scale)
+
+
+def _joined(path_FK2: Doubles, share_F: Doubles, first: Face, last: Face) -> list[Face]:
+    """Depth and boxes go straight from one end to the other."""
+    faces = []
+    for share, points_K2 in zip(share_F, path_FK2, strict=True):
+        depth_K1 = (1 - share) * first.points_K3[:, 2:] + share * last.points_K3[:, 2:]
+        box_4 = (1 - share) * first.box_4 + share * last.box_4
+        faces.append(Face(np.concatenate([points_K2, depth_K1], axis=1), box_4, None))
+    return faces
+
+
+def _boxes(faces: Sequence[Face]) -> NDArray[np.float32]:
+    return np.array([face.box_4 for face in faces], np.float32).reshape(-1, 4)
+
+
+def _area(face: Face) -> float:
+    return float(np.prod(face.box_4[2:] - face.box_4[:2]))
