@@ -1,5 +1,6 @@
 """What every verb shares: the app, its common options, parameters and progress."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,12 +58,29 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
 
 @contextmanager
 def shown(what: str, unit: str) -> Iterator[Any]:
-    """Yields a function of (done, total) that shows the progress; Ctrl-C becomes a message and exit code 1."""
+    """Yields a function of (done, total) that shows the progress.
+
+    Ctrl-C and SIGTERM (a batch system's time limit) become a message and exit code 1.
+    """
     from pipeline.console import progress
     from shards.errors import Interrupted
 
     try:
-        with progress(what, unit) as on_progress:
+        with _terminable(), progress(what, unit) as on_progress:
             yield on_progress
     except KeyboardInterrupt as error:
         raise Interrupted(f"{what}: stopped. What is done is kept; the same command goes on") from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as if it were Ctrl-C, so that nothing this process started is left behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -3,8 +3,10 @@
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TextIO
 
 from rich.console import Console
@@ -17,6 +19,8 @@ from model.runs import LOG_DATE_FORMAT, LOG_FORMAT
 from shards.files import Progress as OnProgress
 
 LINE_EVERY_S = 10.0
+RATE_OVER_LINES = 6
+"""The rate is that of the last minute: what a rerun finds in the cache says nothing of what is still to be done."""
 
 stderr = Console(stderr=True)
 stdout = Console(soft_wrap=True)
@@ -61,20 +65,18 @@ def progress(what: str, unit: str) -> Iterator[OnProgress]:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    start = last = time.monotonic()
+    told = deque([(time.monotonic(), 0)], maxlen=RATE_OVER_LINES)
 
     def line(done: int, total: int) -> None:
-        nonlocal last
         now = time.monotonic()
-        if now - last < LINE_EVERY_S and done < total:
+        if now - told[-1][0] < LINE_EVERY_S and done < total:
             return
-        last = now
-        rate = done / max(now - start, 1e-9)
-        left_s = (total - done) / rate if rate else float("inf")
+        since, done_then = told[0]
+        told.append((now, done))
+        rate = (done - done_then) / max(now - since, 1e-9)
+        left = timedelta(seconds=round((total - done) / rate)) if rate else "?"
         print(  # noqa: T201
-            f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left_s:.0f} s left",
-            file=sys.stderr,
-            flush=True,
+            f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left", file=sys.stderr, flush=True
         )
 
     yield line

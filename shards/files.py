@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +39,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def sweep_temporaries(folder: Path, older_than_s: float) -> int:
+    """Removes what killed processes left of `atomic_file` below `folder`; gives the number of files.
+
+    Younger files are left: another process may be writing them.
+    """
+    latest = time.time() - older_than_s
+    num_removed = 0
+    for path in folder.rglob(".*.tmp"):
+        # another sweep may be at it
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < latest:
+                path.unlink()
+                num_removed += 1
+    return num_removed
 
 
 def write_bytes(path: Path, payload: bytes) -> None:

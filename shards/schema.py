@@ -81,7 +81,7 @@ CROPS = _schema(
         _field("num_frames", _int32, "frames at the target rate", "frames", nullable=True),
         _field("duration_s", _float, "duration of the source", "s", nullable=True),
         _field("num_faces", _int32, "most faces seen at once", nullable=True),
-        _field("detection_rate", _float, "share of landmarked frames with the face", "0..1", nullable=True),
+        _field("detection_rate", _float, "share of source frames with the face", "0..1", nullable=True),
         _field("landmarked_frames", _int32, "source frames that were landmarked", "frames", nullable=True),
         _field(
             "bridged_frames",

@@ -36,6 +36,12 @@ class MachineParams(Section):
     """What may differ between machines: nothing in here changes a result by more than rounding."""
 
     workers: int = Field(0, ge=0, description="processes that crop; 0: one a core")
+    executor: Literal["local", "ray"] = Field(
+        "local", description="what hands clips to processes: this machine, or a Ray cluster"
+    )
+    ray_address: str = Field(
+        "", description="Ray cluster, auto or host:port; empty: start one on this machine"
+    )
     num_workers: int = Field(0, ge=0, description="loader processes; 0: load in the trainer's process")
     prefetch: int = Field(4, gt=0, description="batches each loader process keeps ready")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
@@ -43,3 +49,7 @@ class MachineParams(Section):
         0, ge=0, description="CPU threads of a training step; 0: times a step and takes the faster"
     )
     cache_dir: str = Field(".cache/pipeline", description="landmarks and mouth clips, found by content")
+    share: str = Field(
+        "",
+        description="fsspec URL that mirrors the cache for other machines, e.g. s3://bucket/cache; empty: none",
+    )

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pipeline import console
+
 SOURCE = """
 import logging, os, sys
 from pathlib import Path
@@ -29,3 +33,20 @@ def test_only_native_code_is_sent_to_the_log(tmp_path: Path) -> None:
     assert "native" not in done.stderr
     for number in (1, 2):
         assert (tmp_path / "logs" / f"{number}.log").read_text("utf-8") == f"native {number}\n"
+
+
+def test_lines_tell_the_rate_of_late_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where stderr is no terminal: a line every 10 s; clips found in the cache do not colour the rate for long."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.progress("cropping", "clips") as on_progress:
+        on_progress(500, 1_000)
+        for second in range(1, 121):
+            now = float(second)
+            on_progress(500 + second, 1_000)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 12
+    assert lines[0] == "cropping: 510/1000 clips, 51.0 clips/s, 0:00:10 left"
+    assert lines[-1] == "cropping: 620/1000 clips, 1.0 clips/s, 0:06:20 left"

@@ -1,0 +1,106 @@
+"""The mirror of the cache: what one machine has made, another need not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shards.errors import ConfigError, MachineError
+from shards.settings import MachineParams, PackParams
+from stages.pack import pack
+from stages.settings import CorpusParams, CropParams
+from tests.test_crop_stage import Run, clip_row, write_clips
+from tests.videos import write_face, write_mouth
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path)
+    write_face(run.root / "face.mp4", 12)
+    write_mouth(run.root / "mouth.mp4", 12)
+    write_mouth(run.root / "texture.mp4", 12, seed=1, size=140)
+    rows = [clip_row("face", "face.mp4"), clip_row("mouth", "mouth.mp4", media_kind="mouth")]
+    write_clips(tmp_path / "clips.parquet", [*rows, clip_row("no_face", "texture.mp4")])
+    return run
+
+
+def machine(run: Run, number: int) -> MachineParams:
+    return MachineParams(workers=1, cache_dir=str(run.folder / f"cache{number}"), share=share(run).as_uri())
+
+
+def share(run: Run) -> Path:
+    return run.folder / "mnt" / "share"
+
+
+def entries(folder: Path) -> dict[str, bytes]:
+    found = folder.rglob("*") if folder.exists() else ()
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in found
+        if path.is_file() and path.suffix not in (".sqlite", ".log")
+    }
+
+
+def test_another_machine_finds_what_one_has_made(run: Run) -> None:
+    assert run(machine=machine(run, 1)).num_from_cache == 0
+    tables = run.tables()
+    assert entries(share(run)) == entries(run.folder / "cache1")
+    assert len(entries(share(run))) == 3 + 2
+    again = run(machine=machine(run, 2))
+    assert (again.num_from_cache, run.tables()) == (3, tables)
+    assert entries(run.folder / "cache2") == entries(share(run))
+
+
+def test_pack_takes_clips_from_the_mirror(run: Run) -> None:
+    """The machine that packs need not have cropped."""
+    here = machine(run, 1)
+    run(machine=here)
+    tables = [run.folder / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
+    to = (run.folder / "shards", run.folder / "samples.parquet")
+    shutil.rmtree(here.cache_dir)
+    shutil.rmtree(run.root)
+    summary = pack(CorpusParams(root=str(run.root)), CropParams(), PackParams(), here, *tables, *to)
+    assert (summary.samples_by_split, summary.num_rendered) == ({"train": 2}, 0)
+
+
+def test_a_mirror_that_cannot_be_written_is_told(run: Run) -> None:
+    (run.folder / "mnt").mkdir()
+    share(run).symlink_to(run.folder / "nowhere" / "x")
+    with pytest.raises(MachineError, match=r"machine\.share: .* cannot be written"):
+        run(machine=machine(run, 1))
+
+
+def test_landmarks_alone_are_found_too(run: Run) -> None:
+    run(machine=machine(run, 1))
+    shutil.rmtree(share(run) / "clips")
+    (tracks := run.folder / "cache2" / "tracks").parent.mkdir()
+    assert run(machine=machine(run, 2)).num_from_cache == 0
+    one, two = (entries(run.folder / f"cache{number}" / "tracks") for number in (1, 2))
+    assert tracks.exists()
+    assert one == two == entries(share(run) / "tracks")
+    assert len(entries(share(run) / "clips")) == 3
+
+
+def test_what_the_mirror_lost_is_stored_again(run: Run) -> None:
+    run(machine=machine(run, 1))
+    before = entries(share(run))
+    shutil.rmtree(share(run))
+    assert run(machine=machine(run, 1)).num_from_cache == 3
+    assert entries(share(run)) == before
+
+
+def test_a_damaged_entry_of_the_mirror_is_made_anew_and_replaced(run: Run) -> None:
+    run(machine=machine(run, 1))
+    tables, before = run.tables(), entries(share(run))
+    for path in share(run).rglob("*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run(machine=machine(run, 2)).num_from_cache == 0
+    assert run.tables() == tables
+    assert entries(share(run)).keys() == before.keys()
+    assert run(machine=machine(run, 3)).num_from_cache == 3
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket/cache", "git+nosuch://x"])
+def test_a_url_that_no_file_system_knows(run: Run, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"machine\.share"):
+        run(machine=MachineParams(cache_dir=str(run.folder / "cache"), share=url))
