@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both install what they need into .venv, once.
+# Two commands: `make demo` and `make test`. Both install what they need into .venv, once; so does `make test-slow`.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -9,11 +9,12 @@ export PATH
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-slow lint format clean
 
 help:
 	@echo "make demo    draw a small corpus, run all six stages, print the CER (10 minutes on two cores)"
 	@echo "make test    lint, type check and run all tests"
+	@echo "make test-slow  tests that need more: a Ray cluster on this machine (one minute)"
 	@echo "make lint    ruff, mypy and import-linter alone"
 	@echo "make format  let ruff write the layout"
 	@echo "make clean   remove what the stages made, caches and checkpoints included; .venv stays"
@@ -28,6 +29,10 @@ help:
 	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/.installed $@
 
+.venv/.installed-slow: .venv/.installed-dev
+	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	@touch $@
+
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	  "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
@@ -40,7 +45,10 @@ demo: .venv/.installed
 	@pipeline show
 
 test: lint
-	pytest $(PYTEST_ARGS)
+	pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: .venv/.installed-slow
+	pytest -m slow $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev
 	ruff check .

@@ -1,4 +1,4 @@
-"""The `pipeline` command: its entry point. The verbs stand in data_verbs.py and model_verbs.py."""
+"""The `pipeline` command: its entry point. The verbs stand in the modules *_verbs.py."""
 
 import atexit
 import os
@@ -6,9 +6,15 @@ import sys
 
 import typer
 
-import pipeline.data_verbs
-import pipeline.model_verbs  # noqa: F401  (both are imported for the verbs they add)
 from pipeline.command import app
+
+# isort: off
+# imported for the verbs they add, which `--help` lists in this order
+import pipeline.data_verbs
+import pipeline.look_verbs
+import pipeline.model_verbs
+import pipeline.bench_verbs  # noqa: F401
+# isort: on
 
 CRASHED = 1
 

@@ -1,4 +1,4 @@
-"""Verbs about data and the machine: init, demo, ingest, crop, pack, preprocess, stats, query, doctor.
+"""Verbs that make data: init, demo, ingest, crop, pack, preprocess.
 
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, Json, ParamsFile, app, load, shown
+from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, shown
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -77,12 +77,30 @@ def crop(
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray (machine.executor)")] = None,
+    job_index: Annotated[
+        int | None, typer.Option(help="crop one share of --num-jobs, counted from 0")
+    ] = None,
+    num_jobs: Annotated[int | None, typer.Option(help="shares in all", min=1)] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="join the tables of all shares")] = False,
 ) -> None:
     """Find, follow and cut the mouth of every clip; crops.parquet tells what became of each.
 
     Example: pipeline crop --set crop.min_mouth_width_px=20
+
+    As a Slurm array of 16 jobs, with machine.cache_dir on shared storage:
+    pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID, and when all are done pipeline crop --merge
     """
-    _crop(load(params, assignments, config=config, data_root=data_root))
+    flags = {"machine__executor": executor}
+    values = load(params, assignments, config=config, data_root=data_root, **flags)
+    if merge:
+        if job_index is not None:
+            raise typer.BadParameter("--merge joins what the jobs have made; leave --job-index out")
+        _merge(values, num_jobs)
+    elif (job_index is None) != (num_jobs is None):
+        raise typer.BadParameter("--job-index and --num-jobs go together")
+    else:
+        _crop(values, job_index, num_jobs)
 
 
 @app.command()
@@ -119,20 +137,24 @@ def preprocess(
 def _ingest(values: "Params") -> None:
     from stages.ingest import ingest as run
 
-    summary = run(values.corpus, values.text, Path(values.paths.clips))
+    summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
     if summary.num_missing:
         some = ", ".join(summary.first_missing)
         typer.echo(f"  {summary.num_missing} of them have no video file, e.g. {some}: crop will reject them")
+    if summary.num_split:
+        typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
     if summary.shared_speakers:
         typer.echo(f"  {len(summary.shared_speakers)} speakers stand in several splits: reports will say so")
 
 
-def _crop(values: "Params") -> None:
+def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
     from stages.crop import crop as run
+    from stages.parts import Part
 
     paths = values.paths
+    part = None if job_index is None or num_jobs is None else Part(job_index, num_jobs)
     with shown("cropping mouths", "clips") as on_progress:
         summary = run(
             values.corpus,
@@ -142,8 +164,18 @@ def _crop(values: "Params") -> None:
             Path(paths.crops),
             Path(paths.tracks),
             on_progress,
+            part,
         )
-    typer.echo(f"{paths.crops}: {summary}")
+    crops = Path(paths.crops) if part is None else part.path(Path(paths.crops))
+    typer.echo(f"{crops}: {summary}")
+
+
+def _merge(values: "Params", num_jobs: int | None) -> None:
+    from stages.parts import merge
+
+    paths = values.paths
+    merged = merge(values.crop, Path(paths.clips), Path(paths.crops), Path(paths.tracks), num_jobs)
+    typer.echo(f"{paths.crops}: {merged}")
 
 
 def _pack(values: "Params") -> None:
@@ -164,80 +196,3 @@ def _pack(values: "Params") -> None:
             on_progress,
         )
     typer.echo(f"{paths.samples}: {summary}")
-
-
-@app.command()
-def stats(
-    params: ParamsFile = PARAMS,
-    assignments: Assignments = None,
-    config: ConfigFile = None,
-    data_root: DataRoot = None,
-    json_: Json = False,
-) -> None:
-    """Tell what the corpus holds, split by split; also of a corpus that is only ingested.
-
-    With --data-root, a corpus that is not even ingested: its tables and the headers of its videos are read,
-    and nothing is written. The same with --config while there is no clips.parquet.
-
-    Example: pipeline stats --data-root /data/Chinese-LiPS
-    """
-    import json
-    import tempfile
-
-    from pipeline.console import stdout
-    from stages.stats import print_stats
-    from stages.stats import stats as run
-
-    values = load(params, assignments, config=config, data_root=data_root)
-    paths = values.paths
-    if data_root is None and (config is None or Path(paths.clips).exists()):
-        crops, samples = Path(paths.crops), Path(paths.samples)
-        summary = run(
-            Path(paths.clips),
-            crops if crops.exists() else None,
-            samples if samples.exists() else None,
-            Path(paths.stats),
-            leave_out_others=True,
-        )
-    else:
-        from stages.ingest import ingest as read
-
-        with tempfile.TemporaryDirectory() as folder:
-            clips = Path(folder) / "clips.parquet"
-            read(values.corpus, values.text, clips)
-            summary = run(clips, None, None, Path(folder))
-    if json_:
-        typer.echo(json.dumps(summary, ensure_ascii=False, indent=2))
-    else:
-        print_stats(summary, stdout)
-
-
-@app.command()
-def query(
-    sql: Annotated[str, typer.Argument(help="over clips, crops, tracks, samples, predictions")],
-    params: ParamsFile = PARAMS,
-    assignments: Assignments = None,
-    format_: Annotated[str, typer.Option("--format", help="table, csv or json")] = "table",
-) -> None:
-    """Ask the tables in SQL (DuckDB), read only.
-
-    Example: pipeline query "SELECT reason, count(*) FROM crops GROUP BY reason"
-    """
-    from pipeline.query import print_result, run_query
-
-    values = load(params, assignments)
-    print_result(run_query(sql, values.paths), format_)
-
-
-@app.command()
-def doctor(json_: Json = False) -> None:
-    """Check the machine: Python, memory, disk, packages, system libraries; say what would mend it.
-
-    Example: pipeline doctor
-    """
-    from pipeline.doctor import examine, print_findings
-
-    findings = examine()
-    print_findings(findings, as_json=json_)
-    if any(finding.mend for finding in findings if finding.is_fatal):
-        raise SystemExit(1)

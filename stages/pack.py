@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards import schema
 from shards.codec import clip_extension, encode_clip
-from shards.errors import ClipRejected, ShardError, TableError
+from shards.errors import ShardError, TableError
 from shards.files import Progress, read_table, sha256_of, table_from_rows, write_json, write_table
-from shards.schema import MediaKind, Status
+from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.tar import shard_writer
-from stages.cache import ClipCache
+from stages.clip_source import ClipSource
 from stages.corpora.transcript import split_rank
-from stages.crop import resolve_media
-from stages.cropping import crop_video, render_from_track
 from stages.settings import CorpusParams, CropParams
 
 # the last part is what a pack that was killed leaves behind
@@ -70,7 +67,7 @@ def pack(
     tracks = read_table(tracks_path, schema.TRACKS, "pipeline crop")
     if [row["clip_id"] for row in crops] != list(clips):
         raise TableError(f"{crops_path} is not of the clips in {clips_path}; run `pipeline crop` again")
-    source = _Clips(corpus, crop, machine, clips, tracks)
+    source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
     usable = [row for row in crops if row["status"] == Status.OK]
     _clear(shards_folder, samples_path)
     rows: list[dict[str, Any]] = []
@@ -98,64 +95,6 @@ def pack(
     )
 
 
-class _Clips:
-    """Mouth clips from the cache; cut again by the same code where they are gone."""
-
-    def __init__(
-        self,
-        corpus: CorpusParams,
-        crop: CropParams,
-        machine: MachineParams,
-        clips: Mapping[str, Any],
-        tracks: Any,
-    ) -> None:
-        self.root, self.params, self.clips = Path(corpus.root), crop, clips
-        self.cache = ClipCache(Path(machine.cache_dir))
-        self.tracks = tracks
-        self.track_row = {clip_id: i for i, clip_id in enumerate(tracks["clip_id"].to_pylist())}
-        self.num_rendered = 0
-
-    def read(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
-        clip_THW = self.cache.read_clip(crop_row["clip_key"])
-        if clip_THW is None:
-            self.num_rendered += 1
-            clip_THW = self._render(crop_row)
-        expected = (crop_row["num_frames"], self.params.size_px, self.params.size_px)
-        if clip_THW.shape != expected:
-            raise TableError(
-                f"clip {crop_row['clip_id']} is {clip_THW.shape}, ledger and parameters say {expected} (frames, "
-                "height, width); run `pipeline crop` again"
-            )
-        return clip_THW
-
-    def _render(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
-        clip_id = crop_row["clip_id"]
-        clip = self.clips[clip_id]
-        # as crop does where ingest could not tell; a face has landmarks
-        kind = MediaKind.MOUTH if crop_row["track_key"] is None else MediaKind.FACE
-        try:
-            path = resolve_media(self.root, clip["media"])
-            if self.cache.keys(path, kind, self.params).clip != crop_row["clip_key"]:
-                raise ShardError(
-                    f"clip {clip_id} is not in the cache, and its video or the crop parameters are others than "
-                    "when it was cropped; run `pipeline crop` again"
-                )
-            return self._cut(path, kind, clip_id)
-        except ClipRejected as error:
-            raise ShardError(
-                f"clip {clip_id} is not in the cache and cannot be cut again ({error}); run `pipeline crop` again"
-            ) from error
-
-    def _cut(self, path: Path, kind: MediaKind, clip_id: str) -> NDArray[np.uint8]:
-        if kind is MediaKind.MOUTH:
-            return crop_video(path, kind, self.params).clip_THW
-        if clip_id not in self.track_row:
-            raise TableError(f"tracks.parquet lacks clip {clip_id}; run `pipeline crop` again")
-        track = self.tracks.slice(self.track_row[clip_id], 1).to_pylist()[0]
-        transform_T23 = np.array(track["transform"], np.float32).reshape(-1, 2, 3)
-        return render_from_track(path, transform_T23, np.array(track["frame_index"], np.int32), self.params)
-
-
 def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:
     """A seeded order that does not depend on the table's."""
     ordered = sorted(rows, key=lambda row: str(row["clip_id"]))
@@ -166,7 +105,7 @@ def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dic
 def _write_split(
     crop_rows: Sequence[dict[str, Any]],
     split: str,
-    source: _Clips,
+    source: ClipSource,
     crop: CropParams,
     pack: PackParams,
     shards_folder: Path,

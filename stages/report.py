@@ -20,7 +20,7 @@ from model.scored import ScoredClip
 from shards.errors import ConfigError
 from shards.files import table_from_rows, write_json, write_table, write_text
 from shards.schema import PREDICTIONS
-from stages.pages import CountedClip, Group, PageData, ReportContext, render_page
+from stages.report_page import CountedClip, Group, PageData, ReportContext, render_page
 
 CURVE_COLUMNS = (
     "epoch",

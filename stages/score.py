@@ -23,8 +23,8 @@ from shards.plan import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import read_sample
 from shards.terms import TRAIN_SPLIT
-from stages.pages import ModelFacts, ReportContext
 from stages.report import write_report
+from stages.report_page import ModelFacts, ReportContext
 from stages.settings import CorpusParams, ReportParams
 
 SCORING_BATCH = 32

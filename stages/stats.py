@@ -83,9 +83,9 @@ def stats(
             connection.register(name, table)
         has = {
             "has_crops": crops_path is not None
-            and _is_of_clips(connection, "crops", crops_path, CROPS, leave_out_others),
+            and is_of_clips(connection, "crops", crops_path, CROPS, leave_out=leave_out_others),
             "has_samples": samples_path is not None
-            and _is_of_clips(connection, "samples", samples_path, SAMPLES, leave_out_others),
+            and is_of_clips(connection, "samples", samples_path, SAMPLES, leave_out=leave_out_others),
         }
         connection.execute(_JOINED, {"has_crops": has["has_crops"], "unknown": UNKNOWN})
         characters = _characters_by_split(connection)
@@ -110,8 +110,8 @@ def stats(
     return summary
 
 
-def _is_of_clips(
-    connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, leave_out: bool
+def is_of_clips(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, *, leave_out: bool
 ) -> bool:
     """Whether table `name` is of the clips; one that is not is an error, or emptied where it may be left out."""
     verb, is_whole = {"crops": ("pipeline crop", True), "samples": ("pipeline pack", False)}[name]

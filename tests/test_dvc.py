@@ -36,8 +36,9 @@ SMALL = {
     "report": {"num_examples": 1},
     "machine": {"workers": 1, "threads": 1, "device": "cpu"},
 }
-# A part of the declaration that this run cannot show: pack opens a video again only where the cache lost its clip.
-UNSEEN_DEPS = {"pack": {"corpus.root"}}
+# A part of the declaration that this run cannot show: pack and stats open a video again, and stats its track, only
+# where the cache lost its clip; stats also shows the first picture of rejected ones, and none is rejected here.
+UNSEEN_DEPS = {"pack": {"corpus.root"}, "stats": {"corpus.root", "paths.tracks"}}
 UNSEEN_PARAMS = {"pack": {"corpus.root", "crop"}}
 
 
@@ -255,7 +256,9 @@ def test_a_stage_declares_the_files_it_reads_and_writes(
     for out in stage.outs:
         assert any(_among(name, {out}) for name in recorded.written), f"{verb} never writes its out {out}"
         assert (workplace / out).exists(), f"{verb} leaves no {out}"
-    unseen = {params["corpus"]["root"]} if "corpus.root" in UNSEEN_DEPS.get(verb, ()) else set()
+    unseen = {
+        params[section][key] for section, key in (name.split(".") for name in UNSEEN_DEPS.get(verb, ()))
+    }
     for dep in stage.deps - unseen:
         assert any(_among(name, {dep}) for name in recorded.read), f"{verb} never opens its dep {dep}"
 

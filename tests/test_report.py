@@ -21,16 +21,9 @@ from pipeline.summary import print_metrics
 from shards.errors import ConfigError
 from shards.files import read_table, table_from_rows, write_table
 from shards.schema import PREDICTIONS, SAMPLES
-from stages.pages import (
-    ModelFacts,
-    ReportContext,
-    aligned_cells,
-    film_strip,
-    nice_ticks,
-    training_charts,
-    verdict,
-)
+from stages.pages import film_strip, nice_ticks
 from stages.report import split_metrics, write_report
+from stages.report_page import ModelFacts, ReportContext, aligned_cells, training_charts, verdict
 
 READ = [
     ("今天天气很好", "今天天气很好"),
@@ -280,13 +273,13 @@ def test_film_strip_runs_from_the_first_frame_to_the_last() -> None:
     clip = np.repeat(np.arange(0, 250, 10, dtype=np.uint8)[:, None, None], 96, axis=1).repeat(96, axis=2)
     pictures: list[Any] = [
         cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_UNCHANGED)
-        for uri in film_strip(clip)
+        for uri in film_strip(clip, 16, 8)
     ]
     assert [picture.shape for picture in pictures] == [(96, 768), (96, 768)]
     levels = np.concatenate([picture[48, 48::96] for picture in pictures]).astype(int)
     assert abs(levels[0] - 0) <= 1 and abs(levels[-1] - 240) <= 1
     assert (np.diff(levels) >= 9).all()
-    assert len(film_strip(clip[:3])) == 1
+    assert len(film_strip(clip[:3], 16, 8)) == 1
 
 
 def test_cells_hold_one_character_each() -> None:

@@ -15,7 +15,14 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 HELP_LIMIT_S = 0.3
 
-PREPROCESSING = ("pipeline.params", "pipeline.console", "stages.ingest", "stages.crop", "stages.pack")
+PREPROCESSING = (
+    "pipeline.params",
+    "pipeline.console",
+    "stages.ingest",
+    "stages.crop",
+    "stages.pack",
+    "stages.qc",
+)
 TRAINING = (
     "model.trainer",
     "model.scoring",
@@ -94,7 +101,7 @@ def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
 
 def test_the_verbs_of_the_design_exist() -> None:
     stages = {"ingest", "crop", "pack", "stats", "train", "report"}
-    others = {"init", "demo", "preprocess", "test", "inference", "query", "doctor", "show"}
+    others = {"init", "demo", "preprocess", "test", "inference", "query", "qc", "doctor", "show"}
     assert stages | others <= set(verbs())
 
 

@@ -1,0 +1,82 @@
+"""Videos to measure on, made from real ones: upscaled to 720p, or repeated until they last ten minutes."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ConfigError
+
+EXTENSIONS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
+ENCODER = {"crf": "21", "preset": "medium"}
+"""x264's own defaults but for a little more quality, as a camera's file would have."""
+
+
+def videos_of(folder: Path, count: int) -> list[Path]:
+    """`count` videos evenly spread over those below `folder`, by name. Raises ConfigError without one."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not found:
+        raise ConfigError(f"{folder} holds no video ({', '.join(sorted(EXTENSIONS))})")
+    picks = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
+    return [found[i] for i in picks]
+
+
+def upscaled(sources: Sequence[Path], folder: Path, width: int, height: int) -> list[Path]:
+    """Each video at width x height and 25 fps in H.264, bicubic, its edge pixels repeated where the shape differs."""
+    made = []
+    for number, source in enumerate(sources):
+        path = folder / f"{number:04d}_{source.stem}.mp4"
+        if not path.exists():
+            _encode(path, (_fitted(picture, width, height) for picture in _pictures(source)), width, height)
+        made.append(path)
+    return made
+
+
+def lengthened(source: Path, path: Path, width: int, height: int, minutes: float) -> Path:
+    """One video played forward and backward in turns until it lasts `minutes` at 25 fps, at width x height."""
+    if not path.exists():
+        once = [_fitted(picture, width, height) for picture in _pictures(source)]
+        there_and_back = once + once[-2:0:-1]
+        count = round(minutes * 60 * 25)
+        _encode(
+            path, (there_and_back[i % len(there_and_back)] for i in range(count)), width, height, "veryfast"
+        )
+    return path
+
+
+def _pictures(path: Path) -> Iterator[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        yield from container.decode(video=0)
+
+
+def _fitted(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
+    scale = min(width / picture.width, height / picture.height)
+    inner = (2 * round(picture.width * scale / 2), 2 * round(picture.height * scale / 2))
+    rgb = picture.reformat(width=inner[0], height=inner[1], interpolation="BICUBIC").to_ndarray(
+        format="rgb24"
+    )
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    sides = ((top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0))
+    return np.pad(rgb, sides, mode="edge")
+
+
+def _encode(
+    path: Path,
+    pictures: Iterator[NDArray[np.uint8]],
+    width: int,
+    height: int,
+    preset: str = ENCODER["preset"],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    with av.open(str(unfinished), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = ENCODER | {"preset": preset}
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    unfinished.rename(path)
