@@ -52,8 +52,8 @@ class FaceMesh:
         # the whole picture in the square, centred, black beside it
         shift = np.array([width, height]) / 2 - scale * DETECTOR_PX / 2
         to_picture_23 = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-        view = frame.rgb_view(to_picture_23, DETECTOR_PX, repeat_border=False)
-        raw_A16, score_A1 = self._detector(view / np.float32(127.5) - 1)
+        view = frame.rgb_view(to_picture_23, DETECTOR_PX, repeat_border=False, black=-1, white=1)
+        raw_A16, score_A1 = self._detector(view)
         logit_A = score_A1[0, :, 0]
         sure = np.flatnonzero(logit_A >= np.log(MIN_SCORE / (1 - MIN_SCORE)))
         if not len(sure):
@@ -75,8 +75,8 @@ class FaceMesh:
 
     def _mesh_in(self, frame: SourceFrame, region: "_Region") -> NDArray[np.float32] | None:
         to_picture_23 = region.to_picture_23(MESH_PX)
-        view = frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True)
-        landmarks, presence, _ = self._mesh(view / np.float32(255))
+        view = frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1)
+        landmarks, presence, _ = self._mesh(view)
         if presence.item() < np.log(MIN_SCORE / (1 - MIN_SCORE)):
             return None
         points = landmarks.reshape(NUM_LANDMARKS, 3).astype(np.float64)

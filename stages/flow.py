@@ -23,7 +23,7 @@ FLOW_EYES_PX = 50.0
 HEAD_WINDOW_PX = 25
 LIP_WINDOW_PX = 15
 """Sides of the squares that the flow compares: eyes and nose move as one, lips do not."""
-FLOW_LEVELS = 2
+FLOW_LEVELS = 1
 FLOW_MARGIN = 0.25
 """What is cut out for the flow beyond the faces' boxes, in parts of their size."""
 
@@ -44,8 +44,7 @@ class Face:
 
     points_K3: Doubles
     box_4: Doubles
-    anchors_A2: Doubles | None
-    """None where the face was followed, not looked at."""
+    anchors_A2: Doubles
 
 
 class Flow:
@@ -72,7 +71,6 @@ class Flow:
 
         `first` is the face of that number in frame `begin`.
         """
-        assert first.anchors_A2 is not None, "a stretch begins where landmarks are"
         lips_L2 = first.points_K3[LIPS, :2]
         start = self._to_small(np.concatenate([first.anchors_A2, lips_L2]))
         chain = self._chains.setdefault((begin, face_number), [start])
@@ -87,7 +85,7 @@ class Flow:
 
     def _picture(self, number: int) -> NDArray[np.uint8]:
         if number not in self._pictures:
-            gray_HW = self.frames[number].gray(self._window)
+            gray_HW = self.frames[number].luma(self._window)
             if self._shrink > 1:
                 width, height = (max(1, side // self._shrink) for side in gray_HW.shape[::-1])
                 whole = gray_HW[: height * self._shrink, : width * self._shrink]
@@ -115,17 +113,35 @@ def _next_points(
         (slice(len(ANCHORS)), HEAD_WINDOW_PX),
         (slice(len(ANCHORS), None), LIP_WINDOW_PX),
     ):
-        # a point that is lost stays about where it was; the far end of the stretch shows by how much it missed
-        moved_X2[part] = cv2.calcOpticalFlowPyrLK(
-            picture,
-            following,
-            points_X2[part],
-            None,
-            winSize=(window_px, window_px),
-            maxLevel=FLOW_LEVELS,
-            criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03),
-        )[0]
+        moved_X2[part] = _moved(picture, following, points_X2[part], window_px)
     return moved_X2
+
+
+def _moved(
+    picture: NDArray[np.uint8],
+    following: NDArray[np.uint8],
+    points_X2: NDArray[np.float32],
+    window_px: int,
+) -> NDArray[np.float32]:
+    # pyramids and gradients are made of whatever is handed over: so only of what the points can see
+    reach_px = 2 * window_px
+    height, width = picture.shape
+    left, top = (max(0, int(low) - reach_px) for low in points_X2.min(axis=0))
+    right, bottom = (int(high) + reach_px for high in points_X2.max(axis=0))
+    left, top = min(left, width - 1), min(top, height - 1)
+    part = np.s_[top : max(bottom, top + 1), left : max(right, left + 1)]
+    origin = np.array([left, top], np.float32)
+    # a point that is lost stays about where it was; the far end of the stretch shows by how much it missed
+    moved_X2 = cv2.calcOpticalFlowPyrLK(
+        picture[part],
+        following[part],
+        points_X2 - origin,
+        None,
+        winSize=(window_px, window_px),
+        maxLevel=FLOW_LEVELS,
+        criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03),
+    )[0]
+    return np.asarray(moved_X2 + origin, np.float32)
 
 
 def _moved_rigidly(points_H2: Doubles, anchors_FA2: Doubles) -> Doubles:

@@ -13,6 +13,7 @@ Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its c
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,14 @@ def follow_video(media: Media, params: CropParams, patches: MouthPatches | None 
         return follower.landmarks()
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One face through neighbouring frames."""
+
+    points_FK3: Doubles
+    box_F4: Doubles
+
+
 class _Follower:
     def __init__(self, find: FindFaces, params: CropParams, patches: MouthPatches | None) -> None:
         self._find, self._params, self._patches = find, params, patches
@@ -62,8 +71,8 @@ class _Follower:
         """The faces of the stretch's first frame."""
         self._times_s: list[float] = []
         self._landmarked: list[int] = []
-        self._frames: list[int] = []
-        self._faces: list[Face] = []
+        self._settled: list[tuple[NDArray[np.int32], _Way]] = []
+        """Source frames and the way of a face through them."""
         self._size = (0, 0)
 
     def add(self, frame: SourceFrame) -> None:
@@ -79,18 +88,20 @@ class _Follower:
     def landmarks(self) -> Landmarks:
         if len(self._stretch) > 1:
             self._close()
-        for frame in self._stretch:
-            self._keep(frame, self._first)
-        order = np.argsort(self._frames, kind="stable")
-        points = [self._faces[i].points_K3 for i in order]
-        boxes = [self._faces[i].box_4 for i in order]
+        self._settle(self._stretch, [_way(face) for face in self._first])
+        frame_M = np.concatenate([np.zeros(0, np.int32), *(frame_F for frame_F, _ in self._settled)])
+        points_MK3 = np.concatenate(
+            [np.zeros((0, len(KEPT), 3)), *(way.points_FK3 for _, way in self._settled)]
+        )
+        box_M4 = np.concatenate([np.zeros((0, 4)), *(way.box_F4 for _, way in self._settled)])
+        order = np.argsort(frame_M, kind="stable")
         return Landmarks(
             *self._size,
             np.array(self._times_s, np.float64),
             np.array(sorted(self._landmarked), np.int32),
-            np.array(self._frames, np.int32)[order],
-            np.array(points, np.float32).reshape(-1, len(KEPT), 3),
-            np.array(boxes, np.float32).reshape(-1, 4),
+            frame_M[order],
+            points_MK3[order].astype(np.float32),
+            box_M4[order].astype(np.float32),
         )
 
     def _look(self, frame: SourceFrame) -> list[Face]:
@@ -104,44 +115,42 @@ class _Follower:
             for mesh in self._find(frame)
         ]
 
-    def _keep(self, frame: SourceFrame, faces: Sequence[Face]) -> None:
-        for face in faces:
-            self._frames.append(frame.index)
-            self._faces.append(face)
-        if faces and self._patches is not None:
-            self._patches.keep_mouth(frame, max(faces, key=_area).points_K3.astype(np.float32))
+    def _settle(self, frames: Sequence[SourceFrame], ways: Sequence[_Way]) -> None:
+        frame_F = np.array([frame.index for frame in frames], np.int32)
+        self._settled += [(frame_F, way) for way in ways]
+        if ways and self._patches is not None:
+            sizes_WF = np.array([np.prod(way.box_F4[:, 2:] - way.box_F4[:, :2], axis=1) for way in ways])
+            largest_F = sizes_WF.argmax(axis=0)
+            points_WFK3 = np.array([way.points_FK3 for way in ways])
+            self._patches.keep_mouths(frames, points_WFK3[largest_F, np.arange(len(frames))])
 
     def _close(self) -> None:
         """Settles every frame of the stretch but the last, which begins the next one."""
         frames = self._stretch
         known = {0: self._first, len(frames) - 1: self._look(frames[-1])}
         flow = Flow(frames, [*known[0], *known[len(frames) - 1]])
-        settled: dict[int, list[Face]] = {}
         open_parts = [(0, len(frames) - 1)]
         while open_parts:
             begin, end = open_parts.pop()
-            between = self._between(flow, begin, end, known[begin], known[end])
-            if between is None:
+            ways = self._ways(flow, begin, end, known[begin], known[end])
+            if ways is None:
                 middle = (begin + end) // 2
                 known[middle] = self._look(frames[middle])
                 open_parts += [(middle, end), (begin, middle)]
             else:
-                settled[begin] = known[begin]
-                settled |= dict(zip(range(begin + 1, end), between, strict=True))
-        for i, frame in enumerate(frames[:-1]):
-            self._keep(frame, settled[i])
+                self._settle(frames[begin:end], ways)
         self._stretch, self._first = [frames[-1]], known[len(frames) - 1]
 
-    def _between(
+    def _ways(
         self, flow: Flow, begin: int, end: int, first: list[Face], last: list[Face]
-    ) -> list[list[Face]] | None:
-        """The faces of the frames between two landmarked ones; None where that cannot be told well enough."""
+    ) -> list[_Way] | None:
+        """The ways of all faces from frame `begin` to before `end`; None where they cannot be told well enough."""
         if end - begin < 2:
-            return []
+            return [_way(face) for face in first]
         pairs = match_faces(_boxes(first), _boxes(last))
         if not len(pairs) == len(first) == len(last):
             return None
-        paths = []
+        ways = []
         for i, j in pairs:
             path_FK2 = flow.path(begin, end, i, first[i])
             missed_K2 = last[j].points_K3[:, :2] - path_FK2[-1]
@@ -151,8 +160,8 @@ class _Follower:
             unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * _motion_px(path_FK2, share_F, last[j])
             if unsure_px * self._share_of_smoothing(flow, begin, end) > self._params.tolerance_px:
                 return None
-            paths.append(_joined(path_FK2, share_F, first[i], last[j]))
-        return [[path[k] for path in paths] for k in range(1, end - begin)]
+            ways.append(_joined(path_FK2[:-1], share_F[:-1], first[i], last[j]))
+        return ways
 
     def _share_of_smoothing(self, flow: Flow, begin: int, end: int) -> float:
         duration_s = flow.frames[end].time_s - flow.frames[begin].time_s
@@ -184,19 +193,17 @@ def _motion_px(path_FK2: Doubles, share_F: Doubles, face: Face) -> float:
     return float(np.linalg.norm(strayed_F2, axis=1).max() * scale)
 
 
-def _joined(path_FK2: Doubles, share_F: Doubles, first: Face, last: Face) -> list[Face]:
+def _joined(path_FK2: Doubles, share_F: Doubles, first: Face, last: Face) -> _Way:
     """Depth and boxes go straight from one end to the other."""
-    faces = []
-    for share, points_K2 in zip(share_F, path_FK2, strict=True):
-        depth_K1 = (1 - share) * first.points_K3[:, 2:] + share * last.points_K3[:, 2:]
-        box_4 = (1 - share) * first.box_4 + share * last.box_4
-        faces.append(Face(np.concatenate([points_K2, depth_K1], axis=1), box_4, None))
-    return faces
+    share_F1 = share_F[:, None]
+    depth_FK = (1 - share_F1) * first.points_K3[:, 2] + share_F1 * last.points_K3[:, 2]
+    box_F4 = (1 - share_F1) * first.box_4 + share_F1 * last.box_4
+    return _Way(np.concatenate([path_FK2, depth_FK[..., None]], axis=2), box_F4)
+
+
+def _way(face: Face) -> _Way:
+    return _Way(face.points_K3[None], face.box_4[None])
 
 
 def _boxes(faces: Sequence[Face]) -> NDArray[np.float32]:
     return np.array([face.box_4 for face in faces], np.float32).reshape(-1, 4)
-
-
-def _area(face: Face) -> float:
-    return float(np.prod(face.box_4[2:] - face.box_4[:2]))

@@ -5,11 +5,12 @@ kept is the surroundings of the largest face's mouth; a frame that lacks what is
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.geometry import CANONICAL_WINDOW_PX, mouth_windows
+from stages.geometry import CANONICAL_WINDOW_PX, Doubles, mouth_windows
 from stages.picture import SourceFrame, Window
 
 KEPT_BYTES = 256_000_000
@@ -28,11 +29,14 @@ class MouthPatches:
         self._patches: dict[int, tuple[Window, NDArray[np.uint8]]] = {}
         self._num_bytes = 0
 
-    def keep_mouth(self, frame: SourceFrame, points_K3: NDArray[np.float32]) -> None:
-        """Keeps what the mouth of the face with these landmarks needs."""
-        window = _surroundings(points_K3, *frame.size)
-        if window is not None:
-            self.keep(frame, window)
+    def keep_mouths(self, frames: Sequence[SourceFrame], points_FK3: Doubles) -> None:
+        """Keeps what the mouth of a face with these landmarks needs, frame by frame."""
+        for frame, parameters_4 in zip(
+            frames, mouth_windows(points_FK3, CANONICAL_WINDOW_PX).tolist(), strict=True
+        ):
+            window = _surroundings(parameters_4, *frame.size)
+            if window is not None:
+                self.keep(frame, window)
 
     def keep(self, frame: SourceFrame, window: Window) -> None:
         """Keeps a part of the picture; nothing where all room is taken."""
@@ -56,8 +60,8 @@ class MouthPatches:
         ]
 
 
-def _surroundings(points_K3: NDArray[np.float32], width: int, height: int) -> Window | None:
-    a_x, a_y, t_x, t_y = mouth_windows(points_K3[None].astype(np.float64), CANONICAL_WINDOW_PX)[0]
+def _surroundings(parameters_4: Sequence[float], width: int, height: int) -> Window | None:
+    a_x, a_y, t_x, t_y = parameters_4
     factor, shift = a_x + 1j * a_y, t_x + 1j * t_y
     low, high = -MARGIN_PX, CANONICAL_WINDOW_PX + MARGIN_PX
     corners = [(x + 1j * y - shift) / factor for x in (low, high) for y in (low, high)]

@@ -57,41 +57,46 @@ class SourceFrame:
 
     def gray(self, window: Window | None = None) -> NDArray[np.uint8]:
         """The window (which lies inside; default: all) in gray, uint8, full range 0..255, upright, contiguous."""
+        luma = self.luma(window)
+        if self.picture.format.name in _LUMA_FORMATS and not self._is_full_range:
+            return np.asarray(cv2.LUT(luma, _EXPAND), np.uint8)
+        # never a view: the decoder will write over its planes
+        return luma.copy()
+
+    def luma(self, window: Window | None = None) -> NDArray[np.uint8]:
+        """The same in the range of the decoder: a view where there is such a plane, valid as long as the frame."""
         picture = self.picture
-        name = picture.format.name
-        if name not in _LUMA_FORMATS:
-            # RGB, 10 bit, palettes: rare enough for the long way
-            bgr = np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns)
-            gray = np.asarray(cv2.cvtColor(np.ascontiguousarray(_cut(bgr, window)), cv2.COLOR_BGR2GRAY))
-            return gray.astype(np.uint8, copy=False)
-        luma = _cut(np.rot90(_plane(picture, 0), self._quarter_turns), window)
-        # FFmpeg takes unmarked YUV for limited range and unmarked gray for full
-        full = self._is_full_range
-        if name == "gray":
-            full = int(picture.color_range) != _LIMITED_RANGE
-        contiguous = np.ascontiguousarray(luma)
-        if full:
-            # a picture of one plane may be its own contiguous copy: the decoder will write over it
-            return contiguous.copy() if contiguous.base is not None else contiguous
-        return np.asarray(cv2.LUT(contiguous, _EXPAND), np.uint8)
+        if picture.format.name in _LUMA_FORMATS:
+            return _cut(np.rot90(_plane(picture, 0), self._quarter_turns), window)
+        # RGB, 10 bit, palettes: rare enough for the long way
+        bgr = np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns)
+        gray = cv2.cvtColor(np.ascontiguousarray(_cut(bgr, window)), cv2.COLOR_BGR2GRAY)
+        return np.asarray(gray, np.uint8)
 
     def rgb_HW3(self) -> NDArray[np.uint8]:
         """Colour picture, uint8, upright. Contiguous, since mp.Image misreads padded rows."""
         return np.ascontiguousarray(np.rot90(self.picture.to_ndarray(format="rgb24"), self._quarter_turns))
 
     def rgb_view(
-        self, to_picture_23: NDArray[np.float64], side_px: int, repeat_border: bool
+        self,
+        to_picture_23: NDArray[np.float64],
+        side_px: int,
+        repeat_border: bool,
+        black: float = 0.0,
+        white: float = 255.0,
     ) -> NDArray[np.float32]:
-        """A square view in colour, float32 of 0..255: its pixel (u, v) shows `to_picture_23` (u, v, 1), bilinear.
+        """A square view in colour: its pixel (u, v) shows `to_picture_23` (u, v, 1), bilinear.
 
-        Only the pixels of the view are converted, which for a face in a large picture is a small part. Outside the
-        picture the border is repeated, or all is black. `side_px` must be even.
+        (side_px, side_px, 3), float32, from `black` to `white`; `side_px` must be even. Only the pixels of the view are
+        converted, which for a face in a large picture is a small part. Outside the picture the border is repeated, or
+        all is black.
         """
         to_stored_23 = _compose(self._upright_to_stored_23, to_picture_23)
         picture = self.picture
         if picture.format.name not in _YUV_FORMATS:
             rgb = picture.to_ndarray(format="rgb24")
-            return _warped(rgb, to_stored_23, side_px, repeat_border, 0).astype(np.float32)
+            view = _warped(rgb, to_stored_23, side_px, repeat_border, 0).astype(np.float32)
+            return view * np.float32((white - black) / 255) + np.float32(black)
         luma_black = 0 if self._is_full_range else 16
         views = [_warped(_plane(picture, 0), to_stored_23, side_px, repeat_border, luma_black)]
         # of chroma the eye, and the network, want half the resolution: pixel u of the half view lies at 2 u + 1/2
@@ -104,10 +109,10 @@ class SourceFrame:
             to_chroma_23 = _compose(to_chroma_23, _compose(to_stored_23, to_view_23))
             half = _warped(chroma, to_chroma_23, side_px // 2, repeat_border, 128)
             views.append(np.asarray(cv2.resize(half, (side_px, side_px)), np.uint8))
-        yuv = cv2.merge(views).astype(np.float32)
-        return np.clip(
-            cv2.transform(yuv, _to_rgb(int(picture.colorspace) == _BT709, self._is_full_range)), 0, 255
-        )
+        to_rgb = _to_rgb(int(picture.colorspace) == _BT709, self._is_full_range) * ((white - black) / 255)
+        to_rgb[:, 3] += black
+        view = np.asarray(cv2.transform(cv2.merge(views).astype(np.float32), to_rgb), np.float32)
+        return np.clip(view, black, white, out=view)
 
     @property
     def _quarter_turns(self) -> int:
@@ -115,8 +120,11 @@ class SourceFrame:
 
     @property
     def _is_full_range(self) -> bool:
-        picture = self.picture
-        return int(picture.color_range) == _FULL_RANGE or picture.format.name.startswith("yuvj")
+        """FFmpeg takes unmarked YUV for limited range and unmarked gray for full."""
+        color_range, name = int(self.picture.color_range), self.picture.format.name
+        if name == "gray":
+            return color_range != _LIMITED_RANGE
+        return color_range == _FULL_RANGE or name.startswith("yuvj")
 
     @property
     def _upright_to_stored_23(self) -> NDArray[np.float64]:
@@ -164,7 +172,7 @@ def _compose(outer_23: NDArray[np.float64], inner_23: NDArray[np.float64]) -> ND
     return outer_23[:, :2] @ inner_23 + np.array([[0, 0, 1], [0, 0, 1]]) * outer_23[:, 2:]
 
 
-def _to_rgb(is_bt709: bool, is_full_range: bool) -> NDArray[np.float32]:
+def _to_rgb(is_bt709: bool, is_full_range: bool) -> NDArray[np.float64]:
     """(3, 4): Y, Cb, Cr, 1 to R, G, B, all 0..255. ITU-R BT.601-7 and BT.709-6, 3.1 to 3.5."""
     red, blue = (0.2126, 0.0722) if is_bt709 else (0.299, 0.114)
     green = 1 - red - blue
@@ -172,4 +180,4 @@ def _to_rgb(is_bt709: bool, is_full_range: bool) -> NDArray[np.float32]:
     from_cr = np.array([2 * (1 - red), -2 * red * (1 - red) / green, 0])
     luma_gain, chroma_gain, black = (1, 1, 0) if is_full_range else (255 / 219, 255 / 224, 16)
     gains = np.stack([np.full(3, luma_gain), chroma_gain * from_cb, chroma_gain * from_cr], axis=1)
-    return np.concatenate([gains, -gains @ [[black], [128], [128]]], axis=1).astype(np.float32)
+    return np.concatenate([gains, -gains @ [[black], [128], [128]]], axis=1)

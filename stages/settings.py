@@ -45,7 +45,7 @@ class CropParams(Section):
         "litert", description="what finds the landmarks: the bundle's models in LiteRT, or mediapipe's graph"
     )
     tolerance_px: float = Field(
-        0.3,
+        0.35,
         ge=0,
         le=10,
         description="error of the smoothed window that may come of skipping frames, crop px",
