@@ -32,6 +32,7 @@ def bench_crop(
     clips: Annotated[int, typer.Option(min=1, help="videos of each folder")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")] = 3,
     processes: Annotated[int, typer.Option(min=0, help="0: one a core")] = 0,
+    preset: Annotated[str, typer.Option(help="of x264 for the copies; slower ones decode slower")] = "medium",
     memory: Annotated[bool, typer.Option("--memory", help="also 10 minutes of 1080p in one process")] = False,
 ) -> None:
     """Crop at 720p against decoding alone, landmarks on every frame, and a loop as peers prepare their data.
@@ -52,6 +53,7 @@ def bench_crop(
         rounds,
         processes or usable_cores(),
         memory,
+        preset,
         lambda told: typer.echo(told, err=True),
     )
     plot_curve(result, out / "curve.svg")

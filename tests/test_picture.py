@@ -97,3 +97,17 @@ def test_a_gray_window_is_a_part_of_the_whole(pix_fmt: str) -> None:
     before = whole.copy()
     whole[:] = 0  # what is handed out is the caller's own
     assert np.array_equal(frame.gray(), before)
+
+
+@pytest.mark.parametrize("shape", [(1, 256), (4, 64), (256, 1), (2, 128)])
+def test_limited_range_is_stretched_by_the_formula(shape: tuple[int, int]) -> None:
+    """(Y - 16) 255 / 219, rounded and clipped, for every Y; also for one row, one column and two channels' width."""
+    luma = np.arange(256, dtype=np.uint8).reshape(shape)
+    picture = av.VideoFrame(shape[1], shape[0], "gray")
+    plane = picture.planes[0]
+    rows = np.zeros((shape[0], plane.line_size), np.uint8)
+    rows[:, : shape[1]] = luma
+    plane.update(rows)
+    picture.color_range = 1
+    gray = SourceFrame(0, 0.0, picture).gray()
+    assert np.array_equal(gray, np.clip(np.rint((luma.astype(float) - 16) * 255 / 219), 0, 255))

@@ -72,6 +72,7 @@ class CropBench:
     """Everything that was measured; seconds are medians over the rounds."""
 
     machine: dict[str, str]
+    preset: str
     processes: int
     num_clips: int
     num_frames: int
@@ -102,6 +103,7 @@ def bench_crop(
     rounds: int,
     processes: int,
     with_memory: bool,
+    preset: str,
     tell: Callable[[str], None],
 ) -> CropBench:
     """Measures on 720p copies of the first folder's videos, then the curve on the videos of all folders as they are.
@@ -110,14 +112,14 @@ def bench_crop(
     no video.
     """
     tell(f"making {num_clips} videos of 720p")
-    hd = upscaled(videos_of(folders[0], num_clips), out / "720p", *HD)
+    hd = upscaled(videos_of(folders[0], num_clips), out / f"720p_{preset}", *HD, preset)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         stage = _Stage(Path(scratch), hd)
         tell("counting frames")
         num_frames = sum(
             done.crop_row["source_frames"] for done in _pooled(decode_only, hd, processes, stage.folder)
         )
-        result = CropBench(_machine(), processes, len(hd), num_frames)
+        result = CropBench(_machine(), preset, processes, len(hd), num_frames)
         _measure_variants(result, stage, rounds, tell)
         every, ours = stage.tracks("every frame"), stage.tracks("crop")
         result.errors = _errors(ours, every)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from shards.errors import ConfigError
 
 EXTENSIONS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
-ENCODER = {"crf": "21", "preset": "medium"}
-"""x264's own defaults but for a little more quality, as a camera's file would have."""
+CRF = "21"
+"""A little better than x264's own default, as the GRID clips are that the copies are made of."""
 
 
 def videos_of(folder: Path, count: int) -> list[Path]:
@@ -24,13 +24,14 @@ def videos_of(folder: Path, count: int) -> list[Path]:
     return [found[i] for i in picks]
 
 
-def upscaled(sources: Sequence[Path], folder: Path, width: int, height: int) -> list[Path]:
+def upscaled(sources: Sequence[Path], folder: Path, width: int, height: int, preset: str) -> list[Path]:
     """Each video at width x height and 25 fps in H.264, bicubic, its edge pixels repeated where the shape differs."""
     made = []
     for number, source in enumerate(sources):
         path = folder / f"{number:04d}_{source.stem}.mp4"
         if not path.exists():
-            _encode(path, (_fitted(picture, width, height) for picture in _pictures(source)), width, height)
+            pictures = (_fitted(picture, width, height) for picture in _pictures(source))
+            _encode(path, pictures, width, height, preset)
         made.append(path)
     return made
 
@@ -68,14 +69,14 @@ def _encode(
     pictures: Iterator[NDArray[np.uint8]],
     width: int,
     height: int,
-    preset: str = ENCODER["preset"],
+    preset: str,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     with av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(25))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = ENCODER | {"preset": preset}
+        stream.options = {"crf": CRF, "preset": preset}
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))

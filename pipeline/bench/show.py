@@ -20,7 +20,8 @@ def print_crop_bench(result: CropBench, console: Console) -> None:
     """The figures with their goals, the errors in the same run, and the curve."""
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
     speeds = Table(
-        title=f"{result.num_clips} videos of 720p, {result.num_frames:,} frames, {result.processes} processes",
+        title=f"{result.num_clips} videos of 720p (x264 {result.preset}), {result.num_frames:,} frames, "
+        f"{result.processes} processes",
         title_justify="left",
     )
     speeds.add_column("")
