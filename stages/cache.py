@@ -1,6 +1,6 @@
 """Mouth clips and landmarks found by content: what a rerun need not do again.
 
-    <folder>/content.sqlite       sha256 of sources, memoised by (path, size, mtime)
+    <folder>/content-HOST.sqlite  sha256 of sources, memoised by (path, size, mtime); each host has its own
     <folder>/tracks/ab/abcd….npz  faces of one video; key: content, what steers their following, TRACK_VERSION
     <folder>/clips/ab/abcd….npz   outcome of one clip; key: content, crop parameters, both code versions
 
@@ -10,6 +10,8 @@ The .npz are plain numpy archives, without pickles. A damaged entry is named in 
 import io
 import json
 import logging
+import re
+import socket
 import sqlite3
 import zipfile
 from collections.abc import Callable, Mapping
@@ -97,7 +99,7 @@ class ClipCache:
         return Keys(clip_key, fingerprint("track", TRACK_VERSION, content, *part, params.track_values()))
 
     def crop(self, path: Media, media_kind: MediaKind, params: CropParams) -> Outcome:
-        """The outcome for the video at `path`: from the cache, or made and kept. Rejections are kept too.
+        """The outcome for the video at `path`: from the cache, or made and kept. Rejections for its content too.
 
         Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all.
         """
@@ -114,7 +116,8 @@ class ClipCache:
         try:
             mouth = crop_video(path, media_kind, params, figures, find_landmarks)
         except ClipRejected as rejection:
-            self._write_outcome(keys, figures, None, rejection)
+            if _is_of_content(rejection):
+                self._write_outcome(keys, figures, None, rejection)
             return Outcome(keys, figures, None, None, rejection, from_cache=False)
         num_bytes = self._write_outcome(keys, mouth.figures, mouth, None)
         track = Track(mouth.transform_T23, mouth.frame_index_T, mouth.landmarked)
@@ -133,7 +136,8 @@ class ClipCache:
         status = source.path.stat()
         name = str(source.path.absolute()) + ("" if source.member is None else f"!{source.member}")
         place = (name, status.st_size, status.st_mtime_ns)
-        memo = self.folder / "content.sqlite"
+        # one a host: SQLite's locks cannot be relied on across a network file system
+        memo = self.folder / f"content-{re.sub(r'[^A-Za-z0-9_.-]', '_', socket.gethostname())}.sqlite"
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             # a connection a call: it costs far less than a clip, and none is ever shared between processes
@@ -236,6 +240,14 @@ class ClipCache:
     def _write(self, place: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         with atomic_file(place) as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+
+def _is_of_content(rejection: ClipRejected) -> bool:
+    """Whether the same bytes would be turned down again; a file system that fails may serve them tomorrow."""
+    # PyAV's I/O errors are OSErrors too, those about the data ValueErrors
+    return rejection.reason is not Reason.MISSING_FILE and not isinstance(
+        rejection.__cause__, OSError | MemoryError
+    )
 
 
 def _hashed(source: Source) -> str:

@@ -1,12 +1,15 @@
 """What a worker does with one clip: its row of the ledger, its track, its mouth clip in the cache."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shards.errors import ClipRejected
+import cv2
+
+from shards.errors import ClipRejected, PipelineError
 from shards.schema import MediaKind, Reason, Status
 from stages.cache import ClipCache, Outcome
 from stages.cropping import Figures
@@ -14,6 +17,11 @@ from stages.media import Source, resolve_media
 from stages.settings import CropParams
 from stages.shared_cache import SharedCache
 from stages.video import sniff_media_kind
+
+log = logging.getLogger(__name__)
+
+DATA_ERRORS = (cv2.error, ValueError, ArithmeticError, LookupError)
+"""What odd pixels and times make OpenCV and numpy raise. A wrong type or name is no clip's fault: it ends the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,14 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
             outcome = cache.crop(source, kind, params)
     except ClipRejected as rejection:
         return Done(crop_row(clip, Figures(), rejection.reason, rejection.detail), None, from_cache=False)
+    except PipelineError:
+        raise  # the machine's fault, not the clip's
+    except DATA_ERRORS as error:
+        # a gap in our checks, which must not end a run of days; the log has the way there, the ledger the clip
+        log.exception("%s", place(clip))
+        return given_up(
+            clip, Reason.CRASHED, f"{clip.media}: {type(error).__name__}: {error} (a bug; please report it)"
+        )
     rejection_or_none = outcome.rejection or _too_dense(clip, outcome.figures, params)
     if rejection_or_none is not None:
         row = crop_row(clip, outcome.figures, rejection_or_none.reason, rejection_or_none.detail, outcome)

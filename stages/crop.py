@@ -13,7 +13,7 @@ from shards import schema
 from shards.cores import usable_cores
 from shards.errors import MachineError
 from shards.files import Progress, read_table, sweep_temporaries, table_from_rows, write_table
-from shards.schema import Status
+from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.chatter import NATIVE_LOG
 from stages.clip_work import Clip, CropWork, Done, Executor
@@ -42,9 +42,13 @@ class CropSummary:
         total = self.num_ok + sum(self.rejected.values())
         rate = f", {self.frames_made / self.seconds:.0f} frames/s" if self.frames_made else ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
+        given_up = sum(self.rejected.get(reason, 0) for reason in (Reason.CRASHED, Reason.TIMEOUT))
+        retry = (
+            f"; `pipeline crop` again tries the {given_up} crashed or timeout once more" if given_up else ""
+        )
         return (
             f"{self.num_ok} of {total} clips ok, rejected: {reasons or 'none'}; {self.num_from_cache} from the "
-            f"cache, {self.source_frames:,} source frames, {self.seconds:.0f} s{rate}"
+            f"cache, {self.source_frames:,} source frames, {self.seconds:.0f} s{rate}{retry}"
         )
 
 
@@ -60,7 +64,9 @@ def crop(
 ) -> CropSummary:
     """Writes crops.parquet and tracks.parquet, in the order of clips.parquet: a row a clip, ok or rejected.
 
-    With a `part`, only its share of the clips, into tables of its own beside them, for `parts.merge`.
+    With a `part`, only its share of the clips, into tables of its own beside them, for `parts.merge`; those of a
+    former run go before the work, so that a job that is killed leaves none. crops.parquet is written last: where
+    it is there, tracks.parquet is of the same run.
     Clips finished before come from the cache. A clip on which a process dies or hangs is `crashed` or `timeout`;
     the run goes on. Raises TableError where clips.parquet is not there, MachineError where mediapipe cannot run
     or a disk is full.
@@ -68,18 +74,23 @@ def crop(
     start = time.monotonic()
     rows = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
     clips = [_clip(row, corpus.root) for row in (rows if part is None else part.take(rows))]
+    crops_schema, tracks_schema = schema.CROPS, schema.TRACKS
+    if part is not None:
+        crops_path, tracks_path = part.path(crops_path), part.path(tracks_path)
+        part_mark = mark_of(clips_path, crop)
+        crops_schema, tracks_schema = (
+            table.with_metadata(table.metadata | part_mark) for table in (crops_schema, tracks_schema)
+        )
+        for path in (crops_path, tracks_path):
+            path.unlink(missing_ok=True)
     with _full_disk_told():
         done = _done_by_id(clips, crop, machine, part, on_progress)
         crop_rows = [done[clip.clip_id].crop_row for clip in clips]
         track_rows = [row for clip in clips if (row := done[clip.clip_id].track_row) is not None]
-        for path, table_rows, table in (
-            (crops_path, crop_rows, schema.CROPS),
-            (tracks_path, track_rows, schema.TRACKS),
-        ):
-            if part is not None:
-                path = part.path(path)
-                table = table.with_metadata(table.metadata | mark_of(clips_path, crop))
-            write_table(path, table_from_rows(table_rows, table), table)
+        # killed between the two, the ledger is missing, and pack says so
+        crops_path.unlink(missing_ok=True)
+        write_table(tracks_path, table_from_rows(track_rows, tracks_schema), tracks_schema)
+        write_table(crops_path, table_from_rows(crop_rows, crops_schema), crops_schema)
     return CropSummary(
         num_ok=sum(row["status"] == Status.OK for row in crop_rows),
         rejected=Counter(row["reason"] for row in crop_rows if row["status"] == Status.REJECTED),

@@ -42,8 +42,14 @@ class FaceMesh:
         self._anchors_A2 = _anchors()
 
     def __call__(self, frame: SourceFrame, max_faces: int) -> list[NDArray[np.float32]]:
-        """Meshes (478, 3) of up to `max_faces` faces in upright source pixels, surest detection first."""
-        meshes = [self._mesh_in(frame, region) for region in self._regions(frame)[:max_faces]]
+        """Meshes (478, 3) of the largest `max_faces` faces in upright source pixels, surest detection first.
+
+        mediapipe keeps the surest; in a crowd those change from picture to picture.
+        """
+        regions = self._regions(frame)
+        smallest_px = sorted((region.side_px for region in regions), reverse=True)[:max_faces][-1:]
+        kept = [region for region in regions if region.side_px >= smallest_px[0]][:max_faces]
+        meshes = [self._mesh_in(frame, region) for region in kept]
         return [mesh for mesh in meshes if mesh is not None]
 
     def _regions(self, frame: SourceFrame) -> list["_Region"]:
@@ -77,7 +83,7 @@ class FaceMesh:
         to_picture_23 = region.to_picture_23(MESH_PX)
         view = frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1)
         landmarks, presence, _ = self._mesh(view)
-        if presence.item() < np.log(MIN_SCORE / (1 - MIN_SCORE)):
+        if not presence.item() >= np.log(MIN_SCORE / (1 - MIN_SCORE)):  # not a number is no face
             return None
         points = landmarks.reshape(NUM_LANDMARKS, 3).astype(np.float64)
         mesh = np.empty((NUM_LANDMARKS, 3), np.float32)

@@ -27,6 +27,9 @@ FLOW_LEVELS = 1
 FLOW_MARGIN = 0.25
 """What is cut out for the flow beyond the faces' boxes, in parts of their size."""
 
+MIN_FOUND = 0.5
+"""A step that finds fewer of the points ends the path."""
+
 FAR_OFF = 2.5
 """Anchors further off than this many times the median are left out."""
 
@@ -48,14 +51,12 @@ class Face:
 
 
 class Flow:
-    """Optical flow within one stretch, on small gray pictures of the part where its faces are."""
+    """Optical flow within one stretch, on small gray pictures of the part where these faces are."""
 
     def __init__(self, frames: Sequence[SourceFrame], faces: Sequence[Face]) -> None:
         self.frames = frames
         self._pictures: dict[int, NDArray[np.uint8]] = {}
-        self._chains: dict[tuple[int, int], list[NDArray[np.float32]]] = {}
-        if not faces:
-            return
+        self._chains: dict[tuple[int, int], _Chain] = {}
         boxes = np.array([face.box_4 for face in faces])
         margin = FLOW_MARGIN * float((boxes[:, 2:] - boxes[:, :2]).max())
         width, height = frames[0].size
@@ -66,18 +67,23 @@ class Flow:
         )
         self._shrink = max(1, round(max(_between_eyes_px(face) for face in faces) / FLOW_EYES_PX))
 
-    def path(self, begin: int, end: int, face_number: int, first: Face) -> Doubles:
+    def path(self, begin: int, end: int, face_number: int, first: Face) -> Doubles | None:
         """Kept points (F, K, 2) of a face from frame `begin` of the stretch, where it was looked at, to `end`.
 
-        `first` is the face of that number in frame `begin`.
+        `first` is the face of that number in frame `begin`. None where the flow lost more than half of the points on
+        the way: something came before the face, or the light went out.
         """
-        lips_L2 = first.points_K3[LIPS, :2]
-        start = self._to_small(np.concatenate([first.anchors_A2, lips_L2]))
-        chain = self._chains.setdefault((begin, face_number), [start])
-        while len(chain) <= end - begin:
-            at = begin + len(chain) - 1
-            chain.append(_next_points(self._picture(at), self._picture(at + 1), chain[-1]))
-        flow_FX2 = self._from_small(np.array(chain[: end - begin + 1], np.float64))
+        start = self._to_small(np.concatenate([first.anchors_A2, first.points_K3[LIPS, :2]]))
+        chain = self._chains.setdefault((begin, face_number), _Chain([start]))
+        while len(chain.points) <= end - begin and not chain.is_lost:
+            at = begin + len(chain.points) - 1
+            moved_X2, found_X = _next_points(self._picture(at), self._picture(at + 1), chain.points[-1])
+            chain.is_lost = bool(found_X.mean() < MIN_FOUND)
+            if not chain.is_lost:
+                chain.points.append(moved_X2)
+        if len(chain.points) <= end - begin:
+            return None
+        flow_FX2 = self._from_small(np.array(chain.points[: end - begin + 1], np.float64))
         path_FK2 = np.empty((end - begin + 1, len(KEPT), 2))
         path_FK2[:, LIPS] = flow_FX2[:, len(ANCHORS) :]
         path_FK2[:, HEAD] = _moved_rigidly(first.points_K3[HEAD, :2], flow_FX2[:, : len(ANCHORS)])
@@ -104,17 +110,25 @@ class Flow:
         return points_FK2 * self._shrink + (self._window.left, self._window.top) + (self._shrink - 1) / 2
 
 
+@dataclass
+class _Chain:
+    """Small-picture points (X, 2) of one face from frame to frame, as far as they were asked for."""
+
+    points: list[NDArray[np.float32]]
+    is_lost: bool = False
+    """The flow went no further."""
+
+
 def _next_points(
     picture: NDArray[np.uint8], following: NDArray[np.uint8], points_X2: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Anchors of the head and points of the lips, one picture later."""
-    moved_X2 = np.empty_like(points_X2)
-    for part, window_px in (
-        (slice(len(ANCHORS)), HEAD_WINDOW_PX),
-        (slice(len(ANCHORS), None), LIP_WINDOW_PX),
-    ):
-        moved_X2[part] = _moved(picture, following, points_X2[part], window_px)
-    return moved_X2
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Anchors of the head and points of the lips one picture later, and which of them were found there."""
+    head, lips = points_X2[: len(ANCHORS)], points_X2[len(ANCHORS) :]
+    moved = [
+        _moved(picture, following, part_X2, window_px)
+        for part_X2, window_px in ((head, HEAD_WINDOW_PX), (lips, LIP_WINDOW_PX))
+    ]
+    return np.concatenate([points for points, _ in moved]), np.concatenate([found for _, found in moved])
 
 
 def _moved(
@@ -122,7 +136,7 @@ def _moved(
     following: NDArray[np.uint8],
     points_X2: NDArray[np.float32],
     window_px: int,
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     # pyramids and gradients are made of whatever is handed over: so only of what the points can see
     reach_px = 2 * window_px
     height, width = picture.shape
@@ -131,8 +145,7 @@ def _moved(
     left, top = min(left, width - 1), min(top, height - 1)
     part = np.s_[top : max(bottom, top + 1), left : max(right, left + 1)]
     origin = np.array([left, top], np.float32)
-    # a point that is lost stays about where it was; the far end of the stretch shows by how much it missed
-    moved_X2 = cv2.calcOpticalFlowPyrLK(
+    moved_X2, found_X1, _ = cv2.calcOpticalFlowPyrLK(
         picture[part],
         following[part],
         points_X2 - origin,
@@ -140,8 +153,8 @@ def _moved(
         winSize=(window_px, window_px),
         maxLevel=FLOW_LEVELS,
         criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 0.03),
-    )[0]
-    return np.asarray(moved_X2 + origin, np.float32)
+    )
+    return np.asarray(moved_X2 + origin, np.float32), found_X1[:, 0].astype(bool)
 
 
 def _moved_rigidly(points_H2: Doubles, anchors_FA2: Doubles) -> Doubles:

@@ -7,7 +7,8 @@ both ends. How far it may be off between is judged by two figures, in pixels of 
 the far end, and how far the mouth moved within the face on the way. Weighed by the part of the smoothing window that
 the stretch fills, since an error that is short against the window is averaged away, their sum must stay below
 `crop.tolerance_px`; else the frame in the middle, furthest from what is known, is landmarked and both halves are
-judged anew. Where the ends do not show the same faces, the stretch is halved down to neighbouring frames.
+judged anew. Where the ends do not show the same faces, or the flow loses them, the stretch is halved down to
+neighbouring frames. A face that goes and comes back within a stretch is taken to have been there.
 
 Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its centre.
 """
@@ -31,6 +32,12 @@ from stages.video import decode
 
 STRETCH_S = 0.64
 """Longest stretch without landmarks: sixteen frames of 25, some three syllables."""
+
+STRETCH_BYTES = 250_000_000
+"""Its pictures are all held; of large or very fast ones fewer."""
+
+EMPTY_S = 0.16
+"""Longest stretch whose ends show no face and which is taken to show none: a detector misses now and then."""
 
 # Weights of the two figures, and sizes of the flow, were chosen on GRID (two speakers) and the hard videos so that the
 # error stays below the bound that tests/test_follow.py holds; docs/decisions.md has the trials.
@@ -82,7 +89,11 @@ class _Follower:
         begin_s = self._stretch[0].time_s
         if len(self._stretch) == 1:
             self._first = self._look(frame)
-        elif self._params.tolerance_px == 0 or frame.time_s - begin_s >= STRETCH_S - 1e-6:
+        elif (
+            self._params.tolerance_px == 0
+            or frame.time_s - begin_s >= STRETCH_S - 1e-6
+            or len(self._stretch) * frame.num_bytes >= STRETCH_BYTES
+        ):
             self._close()
 
     def landmarks(self) -> Landmarks:
@@ -128,10 +139,12 @@ class _Follower:
         """Settles every frame of the stretch but the last, which begins the next one."""
         frames = self._stretch
         known = {0: self._first, len(frames) - 1: self._look(frames[-1])}
-        flow = Flow(frames, [*known[0], *known[len(frames) - 1]])
+        flow: Flow | None = None
         open_parts = [(0, len(frames) - 1)]
         while open_parts:
             begin, end = open_parts.pop()
+            if flow is None and (seen := [face for faces in known.values() for face in faces]):
+                flow = Flow(frames, seen)
             ways = self._ways(flow, begin, end, known[begin], known[end])
             if ways is None:
                 middle = (begin + end) // 2
@@ -142,30 +155,37 @@ class _Follower:
         self._stretch, self._first = [frames[-1]], known[len(frames) - 1]
 
     def _ways(
-        self, flow: Flow, begin: int, end: int, first: list[Face], last: list[Face]
+        self, flow: Flow | None, begin: int, end: int, first: list[Face], last: list[Face]
     ) -> list[_Way] | None:
         """The ways of all faces from frame `begin` to before `end`; None where they cannot be told well enough."""
         if end - begin < 2:
             return [_way(face) for face in first]
+        frames = self._stretch[begin : end + 1]
+        duration_s = frames[-1].time_s - frames[0].time_s
+        if flow is None or not (first or last):
+            return [] if duration_s <= EMPTY_S + 1e-6 else None
         pairs = match_faces(_boxes(first), _boxes(last))
         if not len(pairs) == len(first) == len(last):
             return None
         ways = []
         for i, j in pairs:
             path_FK2 = flow.path(begin, end, i, first[i])
+            if path_FK2 is None:
+                return None
             missed_K2 = last[j].points_K3[:, :2] - path_FK2[-1]
             miss_px = _distance_px(path_FK2[-1], last[j].points_K3[:, :2])
-            share_F = _shares(flow.frames[begin : end + 1])
+            share_F = _shares(frames)
             path_FK2 = path_FK2 + share_F[:, None, None] * missed_K2
             unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * _motion_px(path_FK2, share_F, last[j])
-            if unsure_px * self._share_of_smoothing(flow, begin, end) > self._params.tolerance_px:
+            if unsure_px * self._share_of_smoothing(duration_s) > self._params.tolerance_px:
                 return None
             ways.append(_joined(path_FK2[:-1], share_F[:-1], first[i], last[j]))
         return ways
 
-    def _share_of_smoothing(self, flow: Flow, begin: int, end: int) -> float:
-        duration_s = flow.frames[end].time_s - flow.frames[begin].time_s
-        return min(1.0, duration_s / self._params.smoothing_s) if self._params.smoothing_s > 0 else 1.0
+    def _share_of_smoothing(self, duration_s: float) -> float:
+        # neighbouring stretches may err alike, so a window longer than a stretch averages no more away than one does
+        window_s = min(self._params.smoothing_s, STRETCH_S)
+        return min(1.0, duration_s / window_s) if window_s > 0 else 1.0
 
 
 def _distance_px(points_K2: Doubles, other_K2: Doubles) -> float:

@@ -72,13 +72,13 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     if shared:
         _report_overlap(shared, corpus.speaker_overlap == "error")
     root = Path(corpus.root)
-    # a frame less: rounding to pictures may add one
-    max_s = (crop.max_frames - 1) / crop.target_fps
+    # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
+    max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
     with ThreadPoolExecutor(SNIFFING_THREADS) as pool:
-        clips = list(pool.map(partial(_look, root), transcripts))
+        clips = list(pool.map(partial(_look, root, crop), transcripts))
         num_split = num_parts = 0
         if crop.split_long:
-            parted = list(pool.map(partial(_parts, root, text, max_s), clips))
+            parted = list(pool.map(partial(_parts, root, text, max_s, longest_s), clips))
             num_split = sum(parts is not None for parts in parted)
             num_parts = sum(len(parts) for parts in parted if parts is not None)
             clips = [part for clip, parts in zip(clips, parted, strict=True) for part in parts or [clip]]
@@ -96,20 +96,20 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     return _summary([clip.transcript for clip in clips], missing, shared, clips_path, num_split, num_parts)
 
 
-def _look(root: Path, transcript: Transcript) -> _Clip:
+def _look(root: Path, crop: CropParams, transcript: Transcript) -> _Clip:
     try:
         source = resolve_media(root, transcript.media)
-        return _Clip(transcript, sniff_media_kind(source).value, is_missing=False)
+        return _Clip(transcript, sniff_media_kind(source, crop).value, is_missing=False)
     except ClipRejected as error:
         _log.debug("%s: %s", transcript.media, error)
         return _Clip(transcript, None, error.reason in (Reason.MISSING_FILE, Reason.UNSAFE_PATH))
 
 
-def _parts(root: Path, text: TextParams, max_s: float, clip: _Clip) -> list[_Clip] | None:
+def _parts(root: Path, text: TextParams, max_s: float, longest_s: float, clip: _Clip) -> list[_Clip] | None:
     """The clips that a long one becomes; None where it stays as it is."""
     if clip.media_kind is None:
         return None
-    parts = cut_long_clip(root, clip.transcript, lambda words: normalise(words, text), max_s)
+    parts = cut_long_clip(root, clip.transcript, lambda words: normalise(words, text), max_s, longest_s)
     if parts is None:
         return None
     transcript = clip.transcript

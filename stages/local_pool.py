@@ -6,13 +6,17 @@ workers, which a killed worker may leave locked or half written. Here each has a
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import cv2
@@ -147,6 +151,8 @@ class _Worker:
     def __init__(self, work: Work, native_log: Path) -> None:
         # spawned: mediapipe's threads do not survive a fork
         context = multiprocessing.get_context("spawn")
+        # the first process would start it, and Python 3.11 then lets interrupts through again
+        resource_tracker.ensure_running()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, native_log), daemon=True)
         with _interrupts_held():
@@ -207,7 +213,7 @@ def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> 
     cv2.setNumThreads(1)
     answer: object = None
     while True:
-        pipe.send(answer)
+        pipe.send_bytes(_packed(answer))
         try:
             clip = pipe.recv()
         except EOFError:
@@ -219,7 +225,24 @@ def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> 
             # as if the kernel had ended it: this clip asks for more than there is, the others need not suffer
             os._exit(1)
         except Exception as error:  # noqa: BLE001  (the parent raises it)
+            # a traceback does not travel, its text does
+            error.add_note(traceback.format_exc())
             answer = error
+
+
+def _packed(answer: object) -> bytes:
+    """What `pipe.recv` reads as `answer`; what does not travel is told in words, and is no clip's fault."""
+    try:
+        packed = bytes(ForkingPickler.dumps(answer))
+        if isinstance(answer, Exception):
+            # some can be packed, and fail to be made anew at the other end
+            pickle.loads(packed)  # noqa: S301  (ours, of this moment)
+    except Exception as fault:  # noqa: BLE001  (raised by whatever the answer is made of)
+        told = RuntimeError(f"an answer that cannot be sent ({fault!r}): {answer!r}")
+        for note in getattr(answer, "__notes__", ()):
+            told.add_note(note)
+        return bytes(ForkingPickler.dumps(told))
+    return packed
 
 
 def _end_with_parent() -> None:

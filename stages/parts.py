@@ -69,7 +69,8 @@ def merge(
     """Joins the parts into the tables that one job would have written, byte for byte, and removes them.
 
     Without `num_jobs`, the parts' names tell it. Raises TableError where a part is missing, or of another
-    clips.parquet or other parameters; then nothing is written and nothing removed.
+    clips.parquet or other parameters, or its two tables are not of one run; then nothing is written and nothing
+    removed. Killed while it removes them, it names the jobs to run again, which find all in the cache.
     """
     clip_ids = read_table(clips_path, schema.CLIPS, "pipeline ingest")["clip_id"].to_pylist()
     num_jobs = num_jobs or _num_jobs_beside(crops_path)
@@ -77,15 +78,19 @@ def merge(
     _refuse_missing(parts, crops_path, tracks_path)
     mark = mark_of(clips_path, crop)[_MARK]
     place = {clip_id: i for i, clip_id in enumerate(clip_ids)}
+    _refuse_unpaired(parts, crops_path, tracks_path)
     crops = _joined([part.path(crops_path) for part in parts], schema.CROPS, mark, place)
     tracks = _joined([part.path(tracks_path) for part in parts], schema.TRACKS, mark, place)
     if crops["clip_id"].to_pylist() != clip_ids:
         raise TableError(f"the parts of {crops_path} do not hold every clip of {clips_path} once; crop again")
-    write_table(crops_path, crops, schema.CROPS)
+    # as in crop: where the ledger is there, the tracks are its own
+    crops_path.unlink(missing_ok=True)
     write_table(tracks_path, tracks, schema.TRACKS)
+    write_table(crops_path, crops, schema.CROPS)
     for part in parts:
-        part.path(crops_path).unlink()
+        # the name of the ledger's part tells the number of jobs to the next --merge
         part.path(tracks_path).unlink()
+        part.path(crops_path).unlink()
     return Merged(num_jobs, len(crops), crops["status"].to_pylist().count(Status.OK))
 
 
@@ -94,7 +99,8 @@ def _num_jobs_beside(crops_path: Path) -> int:
     found = sorted({int(numbers[2]) for name in names if (numbers := _NUMBERS.search(name.stem))})
     if not found:
         raise TableError(
-            f"no parts lie beside {crops_path}; `pipeline crop --job-index 0 --num-jobs N` and so on make them"
+            f"no parts lie beside {crops_path}; `pipeline crop --job-index 0 --num-jobs N` and so on make them, "
+            "and a --merge that ended has removed them"
         )
     if len(found) > 1:
         raise TableError(
@@ -114,6 +120,20 @@ def _refuse_missing(parts: Sequence[Part], crops_path: Path, tracks_path: Path) 
             f"run first: pipeline crop --num-jobs {len(parts)} --job-index "
             + ", ".join(str(part.index) for part in missing)
         )
+
+
+def _refuse_unpaired(parts: Sequence[Part], crops_path: Path, tracks_path: Path) -> None:
+    """Each part's tracks are those of its usable face clips, else one table is of an older run than the other."""
+    for part in parts:
+        crops = read_table(part.path(crops_path), schema.CROPS, "pipeline crop")
+        tracks = read_table(part.path(tracks_path), schema.TRACKS, "pipeline crop")
+        rows = crops.select(["clip_id", "status", "track_key"]).to_pylist()
+        followed = [row["clip_id"] for row in rows if row["status"] == Status.OK and row["track_key"]]
+        if tracks["clip_id"].to_pylist() != followed:
+            raise TableError(
+                f"{part.path(tracks_path)} is not of the clips in {part.path(crops_path)}; run again: "
+                f"pipeline crop --num-jobs {part.num_jobs} --job-index {part.index}"
+            )
 
 
 def _joined(paths: Sequence[Path], table: pa.Schema, mark: bytes, place: Mapping[str, int]) -> pa.Table:

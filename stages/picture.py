@@ -55,6 +55,11 @@ class SourceFrame:
         width, height = self.picture.width, self.picture.height
         return (height, width) if self._quarter_turns % 2 else (width, height)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the decoded picture."""
+        return sum(plane.buffer_size for plane in self.picture.planes)
+
     def gray(self, window: Window | None = None) -> NDArray[np.uint8]:
         """The window (which lies inside; default: all) in gray, uint8, full range 0..255, upright, contiguous."""
         luma = self.luma(window)
@@ -103,8 +108,10 @@ class SourceFrame:
         to_view_23 = np.array([[2, 0, 0.5], [0, 2, 0.5]])
         for number in (1, 2):
             chroma = _plane(picture, number)
-            across, down = chroma.shape[1] / picture.width, chroma.shape[0] / picture.height
-            # chroma stands at every second luma pixel across, and between two rows down (H.264's and MPEG's default)
+            # odd sides are rounded up: 181 columns of chroma for 361 of luma are still one for two
+            across = 1 / round(picture.width / chroma.shape[1])
+            down = 1 / round(picture.height / chroma.shape[0])
+            # chroma stands at every second luma pixel across, and between two rows down (default since MPEG-2)
             to_chroma_23 = np.array([[across, 0, 0], [0, down, (down - 1) / 2]])
             to_chroma_23 = _compose(to_chroma_23, _compose(to_stored_23, to_view_23))
             half = _warped(chroma, to_chroma_23, side_px // 2, repeat_border, 128)

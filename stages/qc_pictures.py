@@ -99,6 +99,8 @@ class Pictures:
         self._tell()
         if reason in _UNOPENED:
             return Picture((), alt, _UNOPENED[reason])
+        if row["source_frames"] is None:
+            return Picture((), alt, f"not opened here: {reason}, before crop had decoded all of it")
         try:
             still = first_picture(self.source, row)
         except ClipRejected as error:

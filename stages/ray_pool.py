@@ -1,9 +1,11 @@
 """Hands clips to the processes of a Ray cluster (the extra `ray`).
 
-Ray brings clips to machines, and to others when a machine is lost. What one clip may do to its process is left
-to `LocalPool`: each Ray worker has a pool of one process, so a clip that dies or hangs has the same outcome here
-and there, and never takes a Ray worker along. Every machine needs this package, the same working directory (or
-absolute paths) and the corpus; the cache is on shared storage, or mirrored by `machine.share`.
+Ray brings clips to machines, and to others when a machine is lost. What one clip may do to its process is
+left to `LocalPool`: each Ray worker has a pool of one process, so a clip that dies or hangs never takes a Ray
+worker along. One whose process dies is tried once more in a fresh process as on one machine, but here other
+clips run beside it: where memory is short, `crashed` may be their doing, and the next run tries again. Every
+machine needs this package, the same working directory (or absolute paths) and the corpus; the cache is on
+shared storage, or mirrored by `machine.share`.
 """
 
 import os

@@ -48,7 +48,7 @@ class CropParams(Section):
         0.35,
         ge=0,
         le=10,
-        description="error of the smoothed window that may come of skipping frames, crop px",
+        description="error of the smoothed window that skipping frames should not pass, crop px",
     )
     max_faces: int = Field(3, ge=1, le=16, description="faces followed at once")
     max_gap_s: float = Field(0.5, ge=0, description="longest time without the face that is bridged, s")
@@ -72,10 +72,11 @@ class CropParams(Section):
         return self.model_dump(mode="json", exclude={"split_long", "timeout_s"})
 
     def track_values(self) -> dict[str, Any]:
-        """What the following of faces depends on: changing the rest cuts again without new landmarks."""
-        return self.model_dump(
-            mode="json", include={"landmarker", "tolerance_px", "max_faces", "smoothing_s"}
-        )
+        """What the faces of a video depend on: changing the rest cuts again without new landmarks."""
+        names = {"landmarker", "tolerance_px", "max_faces", "smoothing_s"}
+        # by these a video is turned down while it is decoded
+        names |= {"max_gap_s", "max_source_pixels", "max_source_s"}
+        return self.model_dump(mode="json", include=names)
 
 
 class ReportParams(Section):

@@ -1,7 +1,7 @@
 """Video files in, gray and colour pictures with timestamps out (PyAV, one thread).
 
 Files are untrusted: only plain local containers are opened, and pictures, duration and size are capped
-before and while decoding. Nothing here keeps more than one full picture in memory.
+before and while decoding. Nothing here keeps a picture that was handed out.
 
 Shapes: H height, W width in pixels after the display rotation; F source frames; T output frames.
 """
@@ -28,6 +28,9 @@ MOUTH_MAX_PX = 112
 
 TRUNCATION_TOLERANCE_S = 0.25
 """Headers round, and edit lists cut a few frames; a video that ends this much early has lost a character."""
+
+USUAL_FPS = 25.0
+"""Of pictures without times in a file without a rate."""
 
 MAX_SOURCE_FPS = 1_000
 """More frames than `max_source_s` at this rate are no video but an attack on memory."""
@@ -86,7 +89,7 @@ def read_header(media: Media, params: CropParams | None = None) -> Header:
 
 
 def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
-    """Every picture of `media` in the order of showing; each is valid until the next is asked for.
+    """Every picture of `media` in the order of showing, all of one size; each owns its memory.
 
     Of a part, the very pictures that decoding the whole file gives, counted and timed from the part's first.
     Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
@@ -131,10 +134,18 @@ def _timed(
     source: Source, pictures: Iterator[av.VideoFrame], clock: "_Clock", params: CropParams
 ) -> Iterator[tuple[av.VideoFrame, float, float]]:
     """Pictures with their time and the time since the one before; raises ClipRejected where decoding fails."""
-    count = 0
+    count, shape = 0, None
     try:
         for count, picture in enumerate(pictures, start=1):
             _check_size(source, picture.width, picture.height, params)
+            # places in one picture would mean nothing in the next
+            shape = shape or (picture.width, picture.height, picture.rotation)
+            if (picture.width, picture.height, picture.rotation) != shape:
+                raise ClipRejected(
+                    Reason.UNREADABLE,
+                    f"{source.name} changes from {shape[0]}x{shape[1]} to {picture.width}x{picture.height} pictures at "
+                    f"frame {count - 1}; encode it anew in one size",
+                )
             time_s, gap_s = clock.read(picture)
             if time_s > params.max_source_s or count > params.max_source_s * MAX_SOURCE_FPS:
                 raise ClipRejected(
@@ -166,11 +177,11 @@ def _opened_before(
             if jumped is not None:
                 origin_s, pictures = jumped
                 header = _header(container, stream)
-                yield header, _Clock(_step_s(header, params), origin_s), pictures
+                yield header, _Clock(_step_s(header), origin_s), pictures
                 return
     with _opened(source, params) as (container, stream):
         header = _header(container, stream)
-        yield header, _Clock(_step_s(header, params)), container.decode(stream)
+        yield header, _Clock(_step_s(header)), container.decode(stream)
 
 
 def _jump(
@@ -242,8 +253,8 @@ def _stamp_s(picture: av.VideoFrame) -> float | None:
     return None if picture.pts is None else float(picture.pts * picture.time_base)
 
 
-def _step_s(header: Header, params: CropParams) -> float:
-    return 1 / header.fps if header.fps else 1 / params.target_fps
+def _step_s(header: Header) -> float:
+    return 1 / header.fps if header.fps else 1 / USUAL_FPS
 
 
 def resample(times_s_F: NDArray[np.float64], target_fps: float) -> NDArray[np.int32]:

@@ -4,6 +4,8 @@ A stored member is a window on its zip; a deflated one is inflated in memory, as
 untrusted: names, sizes, flags and checksums are checked before they are used.
 """
 
+import errno
+import io
 import os
 import stat
 import struct
@@ -27,6 +29,9 @@ MAX_INFLATED_MB = 512.0
 
 ZIPS_KEPT = 16
 """Directories kept in memory. Chinese-LiPS has 3; reading one of 90,000 members took 1.1 s and 74 MB."""
+
+MAX_DIRECTORY_BYTES = 128 << 20
+"""Of a zip's directory: above a million members, for which zipfile takes 1 GB."""
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _ENCRYPTED = 0x1
@@ -86,14 +91,18 @@ def zip_members(path: Path) -> Mapping[str, Member]:
     key = (str(path.absolute()), status.st_size, status.st_mtime_ns)
     with _zips_lock:
         if key not in _zips:
-            _zips[key] = _directory(path.absolute())
+            _zips[key] = _directory_or_fault(path.absolute())
             while len(_zips) > ZIPS_KEPT:
                 _zips.popitem(last=False)
         _zips.move_to_end(key)
-        return _zips[key]
+        found = _zips[key]
+    if isinstance(found, str):
+        raise ClipRejected(Reason.UNREADABLE, found)
+    return found
 
 
-_zips: OrderedDict[tuple[str, int, int], Mapping[str, Member]] = OrderedDict()
+_zips: OrderedDict[tuple[str, int, int], Mapping[str, Member] | str] = OrderedDict()
+"""Of a zip that is not whole what is wrong with it, so that it is looked at once and not for each of its clips."""
 _zips_lock = threading.Lock()
 
 
@@ -119,9 +128,29 @@ def find_member(path: Path, name: str) -> Member:
     return member
 
 
+def _directory_or_fault(path: Path) -> Mapping[str, Member] | str:
+    try:
+        return _directory(path)
+    except ClipRejected as error:
+        cause = error.__cause__
+        # the disk or network may read at the next try; EINVAL is zipfile's seek to a place that a damaged zip names
+        if isinstance(cause, OSError) and cause.errno != errno.EINVAL:
+            raise
+        return error.detail
+
+
+class _Capped(io.BufferedReader):
+    """A file of which zipfile reads no directory above the cap: it asks for all of it at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has {size / 1e6:.0f} MB")
+        return super().read(size)
+
+
 def _directory(path: Path) -> Mapping[str, Member]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb", buffering=0) as raw, _Capped(raw) as file, zipfile.ZipFile(file) as archive:
             return {
                 info.filename: Member(
                     path,
@@ -279,8 +308,11 @@ def _inflated(member: Member, packed: _Window) -> Iterator[bytes]:
     num_bytes = 0
     try:
         for block in packed.blocks():
-            while block and not inflate.eof:
+            while not inflate.eof:
                 made = inflate.decompress(block, HASH_BLOCK_BYTES)
+                # output may be pending though all of the block is taken in: on until nothing moves
+                if not made and len(inflate.unconsumed_tail) == len(block):
+                    break
                 block = inflate.unconsumed_tail
                 num_bytes += len(made)
                 if num_bytes > member.size:
@@ -289,7 +321,8 @@ def _inflated(member: Member, packed: _Window) -> Iterator[bytes]:
                         f"{member.title} holds more than the {member.size} bytes that its zip announces; "
                         "a damaged zip, or one made to fill memory",
                     )
-                yield made
+                if made:
+                    yield made
     except zlib.error as error:
         raise ClipRejected(
             Reason.UNREADABLE, f"{member.title} cannot be inflated ({error}); get the zip anew"

@@ -102,6 +102,7 @@ def with_made_up(corpus: Corpus, folder: Path, num_ok: int, a_reason: int, seed:
         drawn = {name: float(np.float32(rng.uniform(*span))) for name, span in FIGURES.items()}
         counts = {"source_frames": frames, "landmarked_frames": int(rng.integers(1, frames + 1))}
         crops.append(model | {"clip_id": clip_id, "bridged_frames": 1} | drawn | counts)
+    undecoded = {Reason.UNREADABLE, Reason.MISSING_FILE, Reason.CRASHED, Reason.TIMEOUT}
     media = {Reason.UNREADABLE: "garbage.mp4", Reason.MISSING_FILE: f"nowhere{HOSTILE}.mp4"}
     for reason in Reason:
         for number in range(a_reason):
@@ -111,6 +112,7 @@ def with_made_up(corpus: Corpus, folder: Path, num_ok: int, a_reason: int, seed:
                 dict.fromkeys(CROPS.names)
                 | {"clip_id": clip_id, "status": "rejected", "reason": reason.value}
                 | {"detail": f"because {HOSTILE} {number}", "detection_rate": rng.uniform(0, 0.8)}
+                | {"source_frames": None if reason in undecoded else 12}
             )
     made = Corpus(folder, [], [])
     for name in ("corpus", "cache"):

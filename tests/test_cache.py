@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages import cache as cache_module
 from stages.cache import ClipCache
@@ -51,6 +52,37 @@ def test_every_parameter_that_shapes_a_clip_is_in_the_key(cache: ClipCache, mout
         keys.add(cache.keys(mouth, MediaKind.MOUTH, PARAMS.model_copy(update={name: other})).clip)
     # whether long clips are cut into several, and how long one may take, leave a clip as it is
     assert len(keys) == 2 + len(values) - len({"split_long", "timeout_s"})
+
+
+def test_what_steers_the_following_of_faces_is_in_the_tracks_key(cache: ClipCache, mouth: Path) -> None:
+    """All else cuts again without new landmarks: the size of the crop, its rate, the limits of quality."""
+    first = cache.keys(mouth, MediaKind.FACE, PARAMS).track
+    changing = set()
+    for name, value in PARAMS.model_dump().items():
+        other = f"not {value}" if isinstance(value, str) else value + 1
+        if cache.keys(mouth, MediaKind.FACE, PARAMS.model_copy(update={name: other})).track != first:
+            changing.add(name)
+    steering = {"landmarker", "tolerance_px", "max_faces", "smoothing_s"}
+    decoding = {"max_gap_s", "max_source_pixels", "max_source_s"}
+    assert changing == steering | decoding
+
+
+def test_a_file_system_that_fails_is_no_fault_of_the_clip(
+    cache: ClipCache, mouth: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cache_module.crop_video
+
+    def fails(*_: object) -> None:
+        try:
+            raise OSError(5, "Input/output error")
+        except OSError as error:
+            raise ClipRejected(Reason.TRUNCATED, "cannot be decoded after 3 frames") from error
+
+    monkeypatch.setattr(cache_module, "crop_video", fails)
+    assert cache.crop(mouth, MediaKind.MOUTH, PARAMS).rejection is not None
+    monkeypatch.setattr(cache_module, "crop_video", real)
+    healed = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    assert (healed.rejection, healed.from_cache) == (None, False)
 
 
 def test_code_versions_are_in_the_keys(
@@ -156,9 +188,10 @@ def test_a_damaged_memo_only_costs_time(
     cache: ClipCache, mouth: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = cache.keys(mouth, MediaKind.MOUTH, PARAMS)
-    (cache.folder / "content.sqlite").write_bytes(b"no database" * 500)
+    (memo,) = cache.folder.glob("content-*.sqlite")
+    memo.write_bytes(b"no database" * 500)
     assert cache.keys(mouth, MediaKind.MOUTH, PARAMS) == keys
-    assert "content.sqlite" in caplog.text
+    assert memo.name in caplog.text
 
 
 def test_rejections_are_kept(cache: ClipCache, tmp_path: Path) -> None:

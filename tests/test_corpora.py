@@ -114,6 +114,12 @@ def test_a_missing_file_keeps_its_row(tmp_path: Path) -> None:
     assert [t.media for t in read_corpus(corpus)] == ["FACE/gone.mp4", "001_30_M_TY_1.mp4"]
 
 
+def test_a_path_too_long_for_the_file_system_costs_its_row_alone(tmp_path: Path) -> None:
+    assert only(chinese_lips(tmp_path, row(face="x" * 300))).media == "x" * 300
+    touch(tmp_path / f"{ID}.mp4")
+    assert only(chinese_lips(tmp_path, row(face="x" * 300))).media == f"{ID}.mp4"
+
+
 def test_of_two_files_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
     touch(tmp_path / "processed_val" / f"{ID}.mp4")
     touch(tmp_path / "backup" / f"{ID}.mp4")

@@ -9,17 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from shards import schema
-from shards.errors import ClipRejected, TableError
+from shards.errors import ClipRejected, MachineError, TableError
 from shards.files import Progress, read_table, table_from_rows, write_table
 from shards.schema import Reason
-from shards.settings import MachineParams
+from shards.settings import MachineParams, PackParams
+from stages.cache import ClipCache
+from stages.clip_work import Clip, crop_one
 from stages.crop import CropSummary, crop
 from stages.media import resolve_media
+from stages.pack import pack
 from stages.parts import Part
 from stages.settings import CorpusParams, CropParams
 from tests.videos import write_audio, write_face, write_mouth
@@ -335,3 +339,84 @@ def test_links_inside_the_corpus_are_fine(tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(ClipRejected):
             resolve_media(tmp_path, media)
+
+
+@pytest.mark.parametrize("error", [cv2.error("bad size"), ValueError("nan"), IndexError("7")])
+def test_an_error_over_odd_pixels_costs_one_row(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ClipCache, "crop", fails)
+    clip = Clip("a", str(run.root), "face.mp4", "face", "字", 1)
+    done = crop_one(clip, CropParams(), tmp_path)
+    assert done.crop_row["reason"] == Reason.CRASHED
+    assert type(error).__name__ in done.crop_row["detail"]
+    assert "test_crop_stage" in caplog.text, "the way there is in the log"
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), MachineError("x"), AssertionError("x")])
+def test_a_fault_of_ours_or_the_machine_ends_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ClipCache, "crop", fails)
+    with pytest.raises(type(error)):
+        crop_one(Clip("a", str(run.root), "face.mp4", "face", "字", 1), CropParams(), tmp_path)
+
+
+@pytest.mark.parametrize("table", ["tracks", "crops"])
+def test_killed_between_the_tables(tmp_path: Path, table: str) -> None:
+    """Of a ledger and tracks of two runs nothing is packed; the rerun heals."""
+    run = Run(tmp_path)
+    write_face(run.root / "face.mp4", 12)
+    write_face(run.root / "other.mp4", 14)
+    write_clips(tmp_path / "clips.parquet", [clip_row("a", "face.mp4"), clip_row("b", "other.mp4")])
+    run()
+    whole = run.tables()
+    away = (run.root / "other.mp4").rename(run.root / "away.mp4")
+    run()
+    assert len(run.rows("tracks")) == 1
+    away.rename(run.root / "other.mp4")
+    code = f"""
+import os, sys
+from pathlib import Path
+from stages import crop
+from tests.test_crop_stage import Run
+write_table = crop.write_table
+def write(path, *arguments):
+    if path.name == "{table}.parquet":
+        os.kill(os.getpid(), 9)
+    write_table(path, *arguments)
+crop.write_table = write
+if __name__ == "__main__":
+    run = object.__new__(Run)
+    run.folder, run.root, run.progress = Path(sys.argv[1]), Path(sys.argv[1]) / "corpus", []
+    run()
+"""
+    (tmp_path / "killed.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "crops.parquet").exists()
+    tables = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
+    machine = MachineParams(cache_dir=str(tmp_path / "cache"))
+    made = (tmp_path / "shards", tmp_path / "samples.parquet")
+    with pytest.raises(TableError, match=r"crops.parquet is missing; `pipeline crop` makes it"):
+        pack(CorpusParams(root=str(run.root)), CropParams(), PackParams(), machine, *tables, *made)
+    assert run().frames_made == 0
+    assert run.tables() == whole
+
+
+def test_the_summary_tells_how_to_retry() -> None:
+    told = str(CropSummary(3, {"crashed": 2, "no_face": 4, "timeout": 1}, 0, 0, 0, 1.0))
+    assert told.endswith("; `pipeline crop` again tries the 3 crashed or timeout once more")
+    assert "again" not in str(CropSummary(3, {"no_face": 4}, 0, 0, 0, 1.0))

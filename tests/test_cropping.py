@@ -20,7 +20,7 @@ from stages import landmarker
 from stages.cropping import CODE_VERSION, MouthClip, crop_video
 from stages.follow import follow_video
 from stages.geometry import apply
-from stages.landmarks import Landmarks
+from stages.landmarks import TRACK_VERSION, Landmarks
 from stages.media import Media
 from stages.mesh_points import KEPT
 from stages.patches import MouthPatches
@@ -117,23 +117,37 @@ def test_rendering_a_known_track_gives_the_same_bytes(still: Path, still_clip: M
 
 
 def test_golden_crop(tmp_path: Path) -> None:
-    """Where this fails on purpose: raise CODE_VERSION and run with UPDATE_GOLDEN=1.
+    """Where this fails on purpose: raise CODE_VERSION (TRACK_VERSION for the track), run with UPDATE_GOLDEN=1.
 
-    Tolerance: codecs and mediapipe differ in the last digits between machines.
+    Tolerance: codecs and kernels differ in the last digits between machines; a pixel of the crop is a change.
     """
-    placements = [placed(1.1, 3, (0.5 * i, 0)) for i in range(24)]
+    placements = [placed(1.1, 3, (0.5 * i + 6 * np.sin(i / 4), 4 * np.sin(i / 7))) for i in range(48)]
     path = write_video(tmp_path / "a.mp4", face_pictures(placements), 30)
-    clip_THW = crop(path).clip_THW
-    small = np.stack([cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA) for frame in clip_THW[::4]])
+    clip = crop(path)
+    assert clip.transform_T23 is not None
+    small = np.stack(
+        [cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA) for frame in clip.clip_THW[::4]]
+    )
     golden = GOLDEN / f"crop_v{CODE_VERSION}.npy"
+    golden_track = GOLDEN / f"track_v{TRACK_VERSION}.npy"
     if os.environ.get("UPDATE_GOLDEN") == "1":
         golden.parent.mkdir(exist_ok=True)
         np.save(golden, small)
+        np.save(golden_track, clip.transform_T23)
     expected = np.load(golden, allow_pickle=False)
     assert small.shape == expected.shape
     difference = np.abs(small.astype(int) - expected)
     assert difference.mean() < 1.5
     assert difference.max() < 30
+    expected_T23 = np.load(golden_track, allow_pickle=False).astype(float)
+    bottom = np.broadcast_to([0.0, 0, 1], (len(expected_T23), 1, 3))
+    sources = np.linalg.inv(np.concatenate([expected_T23, bottom], axis=1)) @ [
+        [48, 0, 96],
+        [48, 0, 96],
+        [1, 1, 1],
+    ]
+    off_px = np.linalg.norm((clip.transform_T23 @ sources) - np.array([[48, 0, 96]] * 2), axis=1)
+    assert off_px.max() < 0.1
 
 
 def test_the_rate_becomes_25(tmp_path: Path) -> None:

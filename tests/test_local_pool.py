@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +173,60 @@ def test_processes_are_kept_from_one_run_to_the_next(tmp_path: Path) -> None:
         third = [done.crop_row["reason"] for _, done in pool.run(some("d"))]
     assert len({*first, *second}) == 1
     assert (crashed, third) == ([Reason.CRASHED], [None])
+
+
+def test_the_note_tells_the_line_of_the_fault(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="a bug") as caught:
+        run(buggy, some("c"), tmp_path)
+    told = "\n".join(caught.value.__notes__)
+    assert 'assert clip.clip_id != "c"' in told
+    assert f"{Path(__file__).name}" in told
+
+
+class Picky(Exception):
+    """Can be packed, and fails to be made anew."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def unsendable(clip: Clip) -> Done:
+    if clip.clip_id == "error":
+        raise Picky("this", "that")
+    if clip.clip_id == "closure":
+        error = ValueError("with a lambda")
+        error.why = lambda: None  # type: ignore[attr-defined]
+        raise error
+    return Done({"clip_id": clip.clip_id, "why": lambda: None}, None, from_cache=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("error", "this and that"), ("closure", "with a lambda"), ("row", "lambda")]
+)
+def test_an_answer_that_cannot_be_sent_is_a_bug_and_no_crash_of_the_clip(
+    tmp_path: Path, name: str, told: str
+) -> None:
+    with pytest.raises(RuntimeError, match=told) as caught:
+        run(unsendable, some(name), tmp_path)
+    notes = "\n".join(caught.value.__notes__)
+    assert f"while cropping clip {name} ({name}.mp4)" in notes
+    assert name == "row" or "in unsendable" in notes
+
+
+def signals_held(clip: Clip) -> Done:
+    held = str(int(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+    return Done({"clip_id": clip.clip_id, "reason": None, "detail": held}, None, from_cache=False)
+
+
+def test_not_even_the_first_process_hears_ctrl_c(tmp_path: Path) -> None:
+    """In a process of its own: the first one that is spawned starts Python's resource tracker."""
+    code = (
+        "from pathlib import Path\n"
+        "from tests.test_local_pool import run, signals_held, some\n"
+        f"print(run(signals_held, some('a'), Path({str(tmp_path)!r}), workers=1)['a']['detail'])"
+    )
+    folder = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1\n", done.stderr

@@ -1,5 +1,6 @@
 """Videos in zips and parts of videos: against the unpacked file, the standard library, and whole decodings cut."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -453,3 +454,48 @@ def test_parts_of_other_peoples_videos(realdata: Path, name: str) -> None:
         expected = cut(whole, start_s, end_s or 1e9)
         assert [p[2] for p in part] == [p[2] for p in expected]
         assert np.allclose([p[1] for p in part], [p[1] for p in expected], atol=1e-5)
+
+
+def test_a_broken_zip_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.zip").write_bytes(b"garbage" * 99)
+    read = []
+    directory = zips._directory
+    monkeypatch.setattr(zips, "_directory", lambda path: read.append(path) or directory(path))
+    told = {rejection(lambda: find_member(tmp_path / "b.zip", "a.mp4")).detail for _ in range(5)}
+    assert len(read) == len(told) == 1
+    zipped(tmp_path / "b.zip", {"a.mp4": b"whole again"})
+    assert find_member(tmp_path / "b.zip", "a.mp4").size == 11
+
+
+def test_a_disk_that_reads_again_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(tmp_path / "b.zip", {"a.mp4": b"x"})
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zips, "_Capped", fails)
+        assert rejection(lambda: find_member(path, "a.mp4")).reason is Reason.UNREADABLE
+    assert find_member(path, "a.mp4").size == 1
+
+
+def test_a_huge_directory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {f"{i:04}.mp4": b"" for i in range(1_000)}
+    zipped(tmp_path / "b.zip", members)
+    monkeypatch.setattr(zips, "MAX_DIRECTORY_BYTES", 40_000)
+    assert "directory" in rejection(lambda: zip_members(tmp_path / "b.zip")).detail
+    monkeypatch.setattr(zips, "MAX_DIRECTORY_BYTES", 80_000)
+    os.utime(tmp_path / "b.zip", (1, 1))
+    assert len(zip_members(tmp_path / "b.zip")) == 1_000
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 64, 100])
+def test_output_that_waits_behind_the_last_block_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Blocks so small that the packed bytes end just as the output is full."""
+    payloads = {f"{size}.mp4": bytes(size) for size in (0, 1, 63, 64, 65, 258, 300, 1_000, 5_000)}
+    zipped(tmp_path / "b.zip", payloads, zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zips, "HASH_BLOCK_BYTES", limit)
+    for name, payload in payloads.items():
+        assert member_sha256(find_member(tmp_path / "b.zip", name)) == hashlib.sha256(payload).hexdigest()

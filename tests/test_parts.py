@@ -9,6 +9,8 @@ import pytest
 
 from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError, TableError
+from stages import crop as crop_stage
+from stages import parts
 from stages.parts import Merged, Part, merge
 from stages.settings import CropParams
 from tests.test_crop_stage import Run, clip_row, write_clips
@@ -81,6 +83,98 @@ def test_a_missing_part_is_named_and_nothing_is_touched(run: Run) -> None:
     with pytest.raises(TableError, match=r"--job-index 1, 2$"):
         merged(run)
     assert parts_beside(run) == [name for name in before if name != "tracks.part-0002-of-0003.parquet"]
+    assert run.tables() == whole
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, module: Any, table: str) -> None:
+    """The process ends, as if killed, where it would write this table."""
+    write_table = module.write_table
+
+    def write(path: Path, *arguments: Any) -> None:
+        if path.name.startswith(table):
+            raise KeyboardInterrupt
+        write_table(path, *arguments)
+
+    monkeypatch.setattr(module, "write_table", write)
+
+
+@pytest.mark.parametrize("at", ["clips", "tracks", "crops"])
+def test_a_job_killed_in_its_rerun_leaves_no_stale_part(
+    run: Run, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.tables()
+    for index in range(NUM_JOBS):
+        run(part=Part(index, NUM_JOBS))
+    with monkeypatch.context() as patch:
+        if at == "clips":
+            patch.setattr(crop_stage, "_executor", None)
+        else:
+            kill_at(patch, crop_stage, at)
+        with pytest.raises(TypeError if at == "clips" else KeyboardInterrupt):
+            run(part=Part(1, NUM_JOBS))
+    with pytest.raises(TableError, match=r"--job-index 1$"):
+        merged(run)
+    run(part=Part(1, NUM_JOBS))
+    merged(run)
+    assert run.tables() == whole
+
+
+def test_a_part_whose_tracks_are_of_an_older_run(run: Run) -> None:
+    whole = run.tables()
+    face = run.root / "face.mp4"
+    away = face.rename(run.root / "away.mp4")
+    run(part=Part(0, NUM_JOBS))
+    old = (run.folder / "tracks.part-0000-of-0003.parquet").read_bytes()
+    away.rename(face)
+    for index in range(NUM_JOBS):
+        run(part=Part(index, NUM_JOBS))
+    (run.folder / "tracks.part-0000-of-0003.parquet").write_bytes(old)
+    with pytest.raises(TableError, match=r"tracks\.part-0000.*pipeline crop --num-jobs 3 --job-index 0$"):
+        merged(run)
+    assert run.tables() == whole
+    assert len(parts_beside(run)) == 2 * NUM_JOBS
+
+
+@pytest.mark.parametrize("table", ["tracks", "crops"])
+def test_merge_killed_at_a_table_leaves_no_mixed_pair(
+    run: Run, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.tables()
+    for index in range(NUM_JOBS):
+        run(part=Part(index, NUM_JOBS))
+    with monkeypatch.context() as patch:
+        kill_at(patch, parts, table)
+        with pytest.raises(KeyboardInterrupt):
+            merged(run)
+    assert not (run.folder / "crops.parquet").exists()
+    merged(run)
+    assert run.tables() == whole
+
+
+def test_merge_killed_while_it_removes_parts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run.tables()
+    for index in range(NUM_JOBS):
+        run(part=Part(index, NUM_JOBS))
+    removed = []
+    unlink = Path.unlink
+
+    def stops(path: Path, missing_ok: bool = False) -> None:
+        if ".part-" in path.name:
+            if len(removed) == 3:
+                raise KeyboardInterrupt
+            removed.append(path.name)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stops)
+        with pytest.raises(KeyboardInterrupt):
+            merged(run)
+    assert run.tables() == whole
+    with pytest.raises(TableError, match=r"--job-index 0, 1$"):
+        merged(run)
+    for index in (0, 1):
+        assert run(part=Part(index, NUM_JOBS)).frames_made == 0
+    merged(run)
     assert run.tables() == whole
 
 

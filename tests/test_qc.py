@@ -21,6 +21,7 @@ from shards.errors import TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CROPS, Reason
 from stages import qc as qc_stage
+from stages import qc_pictures
 from stages.cache import ClipCache
 from stages.histogram import NUM_BINS, bin_edges, count
 from stages.qc_pictures import PICTURE_BYTES
@@ -259,6 +260,7 @@ def test_every_reason_is_explained_and_shown(made: tuple[Corpus, str]) -> None:
 def test_a_part_of_a_video_shows_its_own_first_picture(own: Corpus) -> None:
     rows = [clip_row("whole", "numbered.mp4"), clip_row("part", "numbered.mp4", start_s=0.6, end_s=1.0)]
     rejected = dict.fromkeys(CROPS.names) | {"status": "rejected", "reason": "no_face", "detail": "none"}
+    rejected |= {"source_frames": 30}
     own.write([*own.clips, *rows], [*own.crops, *(rejected | {"clip_id": row["clip_id"]} for row in rows)])
     page = own.page()
     section = page[page.index('id="no_face"') :]
@@ -267,6 +269,22 @@ def test_a_part_of_a_video_shows_its_own_first_picture(own: Corpus) -> None:
         ids(text)[0]: number_of(cv2.cvtColor(pictures(text)[0], cv2.COLOR_BGR2GRAY)) for text in articles
     }
     assert numbers == {"whole": 0, "part": 15}
+
+
+def test_what_crop_did_not_decode_is_not_opened(own: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dict.fromkeys(CROPS.names) | {"clip_id": "x", "status": "rejected", "detail": "d"}
+    own.write([*own.clips, clip_row("x", "numbered.mp4")], [*own.crops, row | {"reason": "oversized"}])
+    opened = []
+    first_picture = qc_pictures.first_picture
+    monkeypatch.setattr(
+        qc_pictures,
+        "first_picture",
+        lambda source, row: opened.append(row["clip_id"]) or first_picture(source, row),
+    )
+    page = own.page()
+    section = page[page.index('id="oversized"') :]
+    assert "not opened here: oversized" in plain(section[: section.index("</article>")])
+    assert opened == ["brief"]
 
 
 def test_hostile_text_stays_text(made: tuple[Corpus, str]) -> None:

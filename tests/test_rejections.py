@@ -32,7 +32,7 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_face(tmp_path_factory.mktemp("still") / "a.mp4", 20)
 
 
-def no_landmarks(path: Path, params: CropParams) -> None:
+def no_landmarks(*_: object) -> None:
     raise AssertionError("nothing of this is to be landmarked")
 
 
@@ -146,3 +146,14 @@ def test_grid_speakers(realdata: Path, name: str) -> None:
     # the lips move most in the middle rows of the crop, not at its edges
     motion_HW = np.abs(np.diff(clip.clip_THW.astype(int), axis=0)).mean(axis=0)
     assert motion_HW[36:72, 28:68].mean() > 1.5 * motion_HW[:24].mean()
+
+
+def test_pictures_that_change_size_are_refused(tmp_path: Path) -> None:
+    """Two H.264 streams one after the other, as a call over a bad line leaves them."""
+    large = write_video(tmp_path / "a.h264", [np.full((96, 128, 3), 90, np.uint8)] * 12)
+    small = write_video(tmp_path / "b.h264", [np.full((64, 96, 3), 90, np.uint8)] * 12)
+    path = tmp_path / "c.h264"
+    path.write_bytes(large.read_bytes() + small.read_bytes())
+    error, _ = rejected(path)
+    assert error.reason is Reason.UNREADABLE
+    assert "128x96 to 96x64 pictures at frame 12" in error.detail

@@ -200,6 +200,9 @@ cp -r $PLACE/. "$KEPT"
 def on_a_full_disk(corpus: Corpus, place: str, small: str, kept: Path) -> str:
     """Crop, with a real small file system at `place`; then again with more room. Gives what was said."""
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        assert not os.environ.get("FAIL_WITHOUT_UNSHARE"), (
+            "FAIL_WITHOUT_UNSHARE is set, and unshare -rm fails"
+        )
         pytest.skip("no mounts of one's own here (unshare -rm)")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),

@@ -1,5 +1,6 @@
 """Long clips: transcripts with times, and where they are cut, against all other ways to cut."""
 
+import re
 import zipfile
 from itertools import chain, combinations, pairwise
 from pathlib import Path
@@ -163,6 +164,7 @@ def test_textgrids(encoding: str) -> None:
         ("a.srt", "00:00:01,0 -> 00:00:02,0\nx\n", r"a.srt:1: "),
         ("a.vtt", "WEBVTT\n\nhello\n", r"a.vtt:3: 'hello' should"),
         ("a.TextGrid", "hello", r"a.TextGrid:1: the file ends where a text in quotes"),
+        ("a.TextGrid", SHORT_GRID.replace('"你好"', '"你好""'), r"a.TextGrid:12: \" stands where a text"),
         ("a.TextGrid", LONG_GRID[:-30], r"a.TextGrid:48: the file ends where"),
         ("a.TextGrid", LONG_GRID.replace("= 4", "= 999999"), r"a.TextGrid:49: the file ends"),
         (
@@ -374,7 +376,7 @@ def test_a_clip_that_stays_whole(tmp_path: Path, video: Path, why: str) -> None:
     root = corpus_with(tmp_path / "c", video)
     if why != "no_times":
         (root / "long.srt").write_text(srt(CUES if why != "no_pause" else [(0.1, 9.0, WHOLE)]), "utf-8")
-    changes = {"off": {"split_long": False}, "short": {"max_frames": 252}}.get(why, {})
+    changes = {"off": {"split_long": False}, "short": {"max_frames": 250}}.get(why, {})
     rows, summary = ingested(table(root), PARAMS.model_copy(update=changes))
     assert [(row["clip_id"], row["start_s"], row["end_s"]) for row in rows] == [("long", None, None)]
     assert summary.num_split == 0
@@ -394,14 +396,22 @@ def test_times_named_by_the_table(tmp_path: Path, video: Path) -> None:
             ingested(table(root, times=times))
 
 
-def test_other_words_than_the_table_says_stop(tmp_path: Path, video: Path) -> None:
+def test_other_words_than_the_table_says_stop_where_it_names_the_times(
+    tmp_path: Path, video: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = corpus_with(tmp_path / "c", video)
     (root / "long.srt").write_text(srt([*CUES[:-1], (6.9, 9.4, "散散步！")]), "utf-8")
-    with pytest.raises(CorpusError, match=r"long.srt: long is told .*clips.csv:2: '散步' instead of '步吧'"):
-        ingested(table(root))
+    message = r"long.srt: long is told .*clips.csv:2: '散步' instead of '步吧'"
+    with pytest.raises(CorpusError, match=message):
+        ingested(table(root, times="long.srt"))
+    assert len(ingested(table(root))[0]) == 1, "nobody said that the file is of this clip"
+    assert re.search(message, caplog.text)
+    caplog.clear()
     (root / "long.srt").write_text("1\nhello", "utf-8")
     with pytest.raises(CorpusError, match=r"long.srt:1: "):
-        ingested(table(root))
+        ingested(table(root, times="long.srt"))
+    assert len(ingested(table(root))[0]) == 1
+    assert re.search(r"long.srt:1: .*long is not cut", caplog.text)
 
 
 def test_parts_named_like_another_clip_stop(tmp_path: Path, video: Path) -> None:

@@ -4,9 +4,11 @@ Each is the work of one process on one clip, so that all run in the same pool.
 """
 
 import zipfile
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from shards.schema import Status
 from stages.clip_work import Clip, Done
 from stages.landmarker import model_bundle
+from stages.mesh_points import INNER_LIPS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS, RIGHT_EYE_CORNERS
 
 CANONICAL_4 = np.array([(102.07, 94.27), (156.36, 93.58), (129.00, 135.90), (129.31, 157.82)])
 """Eyes, nose and mouth of the mean face on 256x256; the detector's nose is the tip, which is all the same in time."""
@@ -41,24 +44,43 @@ def auto_avsr_like(clip: Clip) -> Done:
     The original needs an interface that mediapipe dropped and a detector model that is not shipped any more; the
     short-range detector stands in, which is the quicker one.
     """
+    return _as_peers_do(clip, _detected_key_points)
+
+
+def mediapipe_loop(clip: Clip) -> Done:
+    """The same with key points from mediapipe's FaceLandmarker, which its present interface offers instead."""
+    return _as_peers_do(clip, _landmarked_key_points)
+
+
+def _as_peers_do(clip: Clip, find: Callable[[Any], NDArray[np.float64] | None]) -> Done:
     import mediapipe
 
     with av.open(str(Path(clip.root) / clip.media)) as container:
         rgb_frames = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
     points: list[NDArray[np.float64] | None] = []
     for rgb in rgb_frames:
-        image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
-        found = _detector().detect(image).detections
+        found = find(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
         height, width = rgb.shape[:2]
-        points.append(
-            np.array([(p.x * width, p.y * height) for p in found[0].keypoints[:4]]) if found else None
-        )
+        points.append(None if found is None else found * (width, height))
     seen = [i for i, p in enumerate(points) if p is not None]
     if seen:
         filled = np.stack([points[min(seen, key=lambda j: abs(i - j))] for i in range(len(points))])  # type: ignore[misc]
         clip_THW = np.stack([_patch(rgb, filled, i) for i, rgb in enumerate(rgb_frames)])
         assert clip_THW.shape[1:] == (96, 96)
     return _done(clip, len(rgb_frames))
+
+
+def _detected_key_points(image: Any) -> NDArray[np.float64] | None:
+    found = _detector().detect(image).detections
+    return np.array([(p.x, p.y) for p in found[0].keypoints[:4]]) if found else None
+
+
+def _landmarked_key_points(image: Any) -> NDArray[np.float64] | None:
+    found = _landmarker().detect(image).face_landmarks
+    if not found:
+        return None
+    parts = (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS + INNER_LIPS)
+    return np.array([np.mean([(found[0][i].x, found[0][i].y) for i in part], axis=0) for part in parts])
 
 
 def _patch(rgb: NDArray[np.uint8], points_F42: NDArray[np.float64], i: int) -> NDArray[np.uint8]:
@@ -82,6 +104,16 @@ def _detector():  # type: ignore[no-untyped-def]
         base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
     )
     return vision.FaceDetector.create_from_options(options)
+
+
+@cache
+def _landmarker():  # type: ignore[no-untyped-def]
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    options = vision.FaceLandmarkerOptions(
+        base_options=BaseOptions(model_asset_buffer=model_bundle()), running_mode=vision.RunningMode.IMAGE
+    )
+    return vision.FaceLandmarker.create_from_options(options)
 
 
 def _done(clip: Clip, num_frames: int) -> Done:

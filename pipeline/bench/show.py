@@ -33,7 +33,8 @@ def print_crop_bench(result: CropBench, console: Console) -> None:
     for column in ("", "here", "goal"):
         ratios.add_column(column, justify="left" if not column else "right")
     for name, ratio in result.ratios().items():
-        ratios.add_row(name, f"{ratio:.2f}", f"{GOALS[name]:.2f}")
+        has_goal = name in GOALS and (name != "from 1 process to all" or result.processes == 2)
+        ratios.add_row(name, f"{ratio:.2f}", f"{GOALS[name]:.2f}" if has_goal else "")
     console.print(ratios)
     if result.errors is not None:
         errors = result.errors

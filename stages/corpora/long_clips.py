@@ -35,27 +35,36 @@ class ClipPart:
 
 
 def cut_long_clip(
-    root: Path, transcript: Transcript, normalised: Callable[[str], str], max_s: float
+    root: Path, transcript: Transcript, normalised: Callable[[str], str], max_s: float, longest_s: float
 ) -> list[ClipPart] | None:
-    """The parts of a clip whose video is longer than `max_s`; None where it is not, or has no times or no pauses.
+    """The parts, of at most `max_s`, of a clip whose video is longer than `longest_s`.
+
+    None where it is not, or has no times or no pauses.
 
     Times come from the file that the corpus names, else from one that bears the video's name beside it (in the
-    same folder or zip), with the extension .align, .TextGrid, .srt or .vtt. Raises CorpusError where that is
-    malformed, missing though named, or says another text.
+    same folder or zip), with the extension .align, .TextGrid, .srt or .vtt. One that is malformed, missing though
+    named, or says another text, raises CorpusError where the corpus names it; one that merely lies beside is told
+    in the log, and the clip stays whole.
     """
     try:
         duration_s = read_header(resolve_media(root, transcript.media)).duration_s
     except ClipRejected:
         return None  # crop looks again, and tells why
-    if duration_s is None or duration_s <= max_s:
+    if duration_s is None or duration_s <= longest_s:
         return None
-    found = _times_of(root, transcript)
-    if found is None:
+    try:
+        found = _times_of(root, transcript)
+        if found is None:
+            return None
+        name, utterances = found
+        _check_text(
+            transcript, name, normalised(" ".join(u.text for u in utterances)), normalised(transcript.text)
+        )
+    except CorpusError as error:
+        if transcript.times is not None:
+            raise
+        _log.warning("%s; %s is not cut, and too long for crop", error, transcript.clip_id)
         return None
-    name, utterances = found
-    _check_text(
-        transcript, name, normalised(" ".join(u.text for u in utterances)), normalised(transcript.text)
-    )
     parts = split_at_pauses(utterances, duration_s, max_s)
     if parts is None:
         _log.warning("%s: no pauses at which %s could be cut into %.0f s", name, transcript.clip_id, max_s)

@@ -26,7 +26,8 @@ _CUE_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?", re.ASCII)
 _TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 # Praat reads strings, free-standing numbers and flags, and passes over all else, in its long and short form alike
 _PRAAT = re.compile(
-    r'"((?:[^"]|"")*)"|(?<!\S)(-?\d{1,12}(?:\.\d{1,20})?(?:[eE][-+]?\d{1,3})?)(?!\S)|(<\w+>)|(!.*)'
+    # possessive: going back within a string finds nothing, and would remember every character of it
+    r'"((?:[^"]++|"")*+)"|(?<!\S)(-?\d{1,12}(?:\.\d{1,20})?(?:[eE][-+]?\d{1,3})?)(?!\S)|(<\w+>)|(!.*)|(")'
 )
 
 
@@ -157,7 +158,9 @@ class _PraatTokens:
     def __init__(self, name: str, text: str) -> None:
         self.name, self.line = name, 1
         self._text, self._place = text, 0
-        self._matches = (match for match in _PRAAT.finditer(text) if match[1] is not None or match[2])
+        self._matches = (
+            match for match in _PRAAT.finditer(text) if match[1] is not None or match[2] or match[5]
+        )
 
     def _next(self, group: int, wanted: str) -> str:
         match = next(self._matches, None)
