@@ -41,6 +41,15 @@ def corpus_of(root: Path, rows: list[tuple[str, str, str, str, str]], overlap: s
     return CorpusParams.model_validate({"kind": "table", "root": str(root), "speaker_overlap": overlap})
 
 
+def test_a_file_above_the_cap_is_not_opened(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    write_video(root / "a.mp4", 160, 120)
+    corpus = corpus_of(root, [("a", "train", "s1", "a.mp4", "一")])
+    for max_mb, kind in ((1.0, "face"), (1e-6, None)):
+        ingest(corpus, TEXT, CROP.model_copy(update={"max_source_mb": max_mb}), tmp_path / "clips.parquet")
+        assert read_table(tmp_path / "clips.parquet", CLIPS, "ingest")["media_kind"].to_pylist() == [kind]
+
+
 def test_rows_labels_and_kinds(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
     # the folder's name says mouth, the file says face, and the other way round

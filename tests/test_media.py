@@ -494,7 +494,7 @@ def test_output_that_waits_behind_the_last_block_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """Blocks so small that the packed bytes end just as the output is full."""
-    payloads = {f"{size}.mp4": bytes(size) for size in (0, 1, 63, 64, 65, 258, 300, 1_000, 5_000)}
+    payloads = {f"{size}.mp4": bytes(size) for size in (0, 1, 22, 64, 258, 379, 386, 820, 834, 5_000)}
     zipped(tmp_path / "b.zip", payloads, zipfile.ZIP_DEFLATED)
     monkeypatch.setattr(zips, "HASH_BLOCK_BYTES", limit)
     for name, payload in payloads.items():
