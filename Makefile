@@ -12,12 +12,12 @@ SHELL := /bin/bash
 .PHONY: help demo test test-slow lint format clean
 
 help:
-	@echo "make demo    draw a small corpus, run all six stages, print the CER (10 minutes on two cores)"
-	@echo "make test    lint, type check and run all tests"
+	@echo "make demo       draw a small corpus, run all six stages, print the CER (10 minutes on two cores)"
+	@echo "make test       lint, type check and run all tests"
 	@echo "make test-slow  tests that need more: a Ray cluster on this machine (one minute)"
-	@echo "make lint    ruff, mypy and import-linter alone"
-	@echo "make format  let ruff write the layout"
-	@echo "make clean   remove what the stages made, caches and checkpoints included; .venv stays"
+	@echo "make lint       ruff, mypy and import-linter alone"
+	@echo "make format     let ruff write the layout"
+	@echo "make clean      remove what the stages made, caches and checkpoints included; .venv stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv"
 
 # The stamps stand inside .venv: removing .venv removes them. Installing for development serves the demo too.
