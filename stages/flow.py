@@ -13,10 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.mesh_points import INNER_LIPS, KEPT, LEFT_EYE_CORNERS, OUTER_LIPS, PLACES, RIGHT_EYE_CORNERS
+from stages.geometry import Doubles, stable_points
+from stages.mesh_points import INNER_LIPS, KEPT, OUTER_LIPS, PLACES
 from stages.picture import SourceFrame, Window
-
-Doubles = NDArray[np.float64]
 
 FLOW_EYES_PX = 50.0
 """Pictures are shrunk for the flow, by a whole factor, until the eyes stand about this far apart."""
@@ -65,7 +64,9 @@ class Flow:
         self._window = Window(
             left, top, min(max(int(right), left + 1), width), min(max(int(bottom), top + 1), height)
         )
-        self._shrink = max(1, round(max(_between_eyes_px(face) for face in faces) / FLOW_EYES_PX))
+        eyes_N22 = stable_points(np.array([face.points_K3 for face in faces]))[:, :2]
+        between_px = np.linalg.norm(eyes_N22[:, 1] - eyes_N22[:, 0], axis=1).max()
+        self._shrink = max(1, round(float(between_px) / FLOW_EYES_PX))
 
     def path(self, begin: int, end: int, face_number: int, first: Face) -> Doubles | None:
         """Kept points (F, K, 2) of a face from frame `begin` of the stretch, where it was looked at, to `end`.
@@ -177,11 +178,3 @@ def _moved_rigidly(points_H2: Doubles, anchors_FA2: Doubles) -> Doubles:
         weight_FA = (off_FA <= FAR_OFF * np.median(off_FA, axis=1, keepdims=True) + 1e-6).astype(np.float64)
     moved_FH = factor_F[:, None] * (points_H - start_F[:, None]) + now_F[:, None]
     return np.stack([moved_FH.real, moved_FH.imag], axis=-1)
-
-
-def _between_eyes_px(face: Face) -> float:
-    right, left = (
-        face.points_K3[[PLACES[i] for i in eye], :2].mean(axis=0)
-        for eye in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS)
-    )
-    return float(np.linalg.norm(left - right))

@@ -220,13 +220,28 @@ def opened_member(member: Member) -> Iterator[MemberFile]:
             yield packed
 
 
-class _Window:
+class _Place:
+    """Where one stands in a file of known size."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._place = size, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+
+class _Window(_Place):
     """A stretch of an open file, as a file of its own."""
 
     def __init__(self, member: Member, file: BinaryIO, offset: int, size: int) -> None:
+        super().__init__(size)
         self.name = PurePosixPath(member.name).name  # its extension helps FFmpeg as it does with a file
-        self._title, self._file, self._offset, self._size = member.title, file, offset, size
-        self._place = 0
+        self._title, self._file, self._offset = member.title, file, offset
         self._failure: OSError | None = None
 
     def read(self, num_bytes: int) -> bytes:
@@ -240,13 +255,6 @@ class _Window:
         self._place += len(block)
         return block
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = _sought(offset, whence, self._place, self._size)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
     def check(self) -> None:
         if self._failure is not None:
             raise ClipRejected(
@@ -259,15 +267,14 @@ class _Window:
         self.check()
 
 
-class _Inflated:
+class _Inflated(_Place):
     """A deflated member: what was asked for so far is kept, so that going back costs nothing."""
 
     def __init__(self, member: Member, packed: _Window) -> None:
+        super().__init__(member.size)
         self.name = packed.name
-        self._size = member.size
         self._blocks = _inflated(member, packed)
         self._kept = bytearray()
-        self._place = 0
         self._failure: ClipRejected | None = None
 
     def read(self, num_bytes: int) -> bytes:
@@ -285,21 +292,9 @@ class _Inflated:
         self._place += len(found)
         return found
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = _sought(offset, whence, self._place, self._size)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
     def check(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-def _sought(offset: int, whence: int, place: int, size: int) -> int:
-    base = {os.SEEK_SET: 0, os.SEEK_CUR: place, os.SEEK_END: size}[whence]
-    return max(0, base + offset)
 
 
 def _inflated(member: Member, packed: _Window) -> Iterator[bytes]:

@@ -156,7 +156,7 @@ def test_a_face_hidden_for_a_third_of_a_second_is_seen_to_be_gone(tmp_path: Path
     assert sorted(set(range(48)) - set(follow_video(path, LENIENT).frame_M.tolist())) == list(range(20, 28))
 
 
-def test_two_faces_each_keep_their_own_way(tmp_path: Path) -> None:
+def test_of_two_faces_that_walk_towards_each_other_both_are_followed(tmp_path: Path) -> None:
     head = photograph()[10:190, 140:310]
     small = cv2.resize(head, None, fx=0.9, fy=0.9)
     pictures = []
