@@ -7,6 +7,7 @@ from pathlib import Path
 from model.runs import Curve
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from shards.settings import LoaderParams, MachineParams
+from shards.store import ShardStore
 
 OnBatch = Callable[[int, int, int], None]
 """Called with (epoch, batches done, batches of the epoch)."""
@@ -17,7 +18,7 @@ class TrainingJob:
     """All that one training needs."""
 
     samples: Path
-    shards: Path
+    shards: ShardStore
     runs: Path
     checkpoints: Path
     logs: Path

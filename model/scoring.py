@@ -1,7 +1,6 @@
 """Reads every clip of a split, with or without sight of the lips."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +13,14 @@ from model.settings import DecodeParams, TrainParams
 from shards.files import Progress
 from shards.plan import plan_scoring
 from shards.settings import LoaderParams, MachineParams
+from shards.store import ShardStore
 from shards.stream import ShardStream
 
 
 def score_split(
     reader: LipReader,
     samples: pa.Table,
-    shards_folder: Path,
+    store: ShardStore,
     *,
     batch_size: int,
     loader: LoaderParams,
@@ -31,7 +31,7 @@ def score_split(
 ) -> list[ScoredClip]:
     """One ScoredClip a sample, in the table's order."""
     batches = plan_scoring(samples, loader, batch_size)
-    stream = ShardStream(shards_folder, samples, machine, reader.device.type == "cuda")
+    stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
     return score_batches(
         reader, samples, stream, batches, decode=decode, blind=blind, on_progress=on_progress
     )[0]

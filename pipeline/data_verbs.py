@@ -179,6 +179,7 @@ def _merge(values: "Params", num_jobs: int | None) -> None:
 
 
 def _pack(values: "Params") -> None:
+    from shards.store import open_store
     from stages.pack import pack as run
 
     paths = values.paths
@@ -191,7 +192,7 @@ def _pack(values: "Params") -> None:
             Path(paths.clips),
             Path(paths.crops),
             Path(paths.tracks),
-            Path(paths.shards),
+            open_store(paths.shards, values.machine),
             Path(paths.samples),
             on_progress,
         )

@@ -76,6 +76,7 @@ def train(
     from model.trainer import train as run
     from pipeline.older import OLDER_NAMES
     from pipeline.params import params_text
+    from shards.store import open_store
 
     flags = {name: context.params[name] for name in OLDER_NAMES if name in context.params}
     values = load(params, assignments, preset=preset, config=config, **flags)
@@ -84,7 +85,7 @@ def train(
     with shown("training", "batches") as on_progress:
         job = TrainingJob(
             samples=Path(paths.samples),
-            shards=Path(paths.shards),
+            shards=open_store(paths.shards, values.machine),
             runs=Path(paths.runs),
             checkpoints=Path(paths.checkpoints),
             logs=Path(paths.logs),
@@ -144,6 +145,7 @@ def report(
 
     Example: pipeline report --set report.split=valid
     """
+    from shards.store import open_store
     from stages.score import ReportJob
     from stages.score import report as run
 
@@ -156,7 +158,7 @@ def report(
                 clips=Path(paths.clips),
                 crops=Path(paths.crops),
                 samples=Path(paths.samples),
-                shards=Path(paths.shards),
+                shards=open_store(paths.shards, values.machine),
                 curves=Path(paths.logs) / "curves.csv",
                 report=Path(paths.report),
                 corpus=values.corpus,
@@ -220,6 +222,7 @@ def test(
 
     from pipeline.console import stdout
     from pipeline.summary import print_examples, print_metrics
+    from shards.store import open_store
     from stages.report import split_metrics
     from stages.score import score_checkpoint, shared_speakers
 
@@ -231,7 +234,7 @@ def test(
         _, scored, blind = score_checkpoint(
             checkpoint or Path(paths.checkpoints) / "best_model.pt",
             Path(paths.samples),
-            Path(paths.shards),
+            open_store(paths.shards, values.machine),
             values.report.split,
             loader=values.loader,
             decode=values.decode,

@@ -11,6 +11,8 @@ import re
 import numpy as np
 from numpy.lib import format as npy
 
+from shards.settings import PackParams
+
 _EXTENSIONS = {"raw": "npy"}
 
 # The header that numpy writes for such an array, and no other: matched, not evaluated, since it is untrusted.
@@ -29,9 +31,23 @@ def clip_extension(codec: str) -> str:
     return _EXTENSIONS[codec]
 
 
-def encode_clip(clip_THW: np.ndarray, codec: str) -> bytes:
-    """The payload of a clip, uint8, T×H×W; equal clips, equal bytes. ValueError for anything else."""
+def encode_clip(clip_THW: np.ndarray, params: PackParams) -> bytes:
+    """The payload of a clip, uint8, T×H×W: equal clips, equal bytes. ValueError for anything else."""
+    clip_extension(params.codec)
+    return encode_raw(clip_THW)
+
+
+def decode_clip(payload: bytes, codec: str, num_frames: int) -> np.ndarray:
+    """The clip, uint8, T×H×W, writable; ValueError where the payload is not exactly one clip of `num_frames`."""
     clip_extension(codec)
+    clip_THW = decode_raw(payload)
+    if len(clip_THW) != num_frames:
+        raise ValueError(f"the payload holds {len(clip_THW)} frames, the catalogue says {num_frames}")
+    return clip_THW
+
+
+def encode_raw(clip_THW: np.ndarray) -> bytes:
+    """The clip as .npy."""
     if clip_THW.dtype != np.uint8 or clip_THW.ndim != 3 or clip_THW.size == 0:
         raise ValueError(
             f"a clip is uint8 with three axes, none of them empty; this is {clip_THW.dtype} {clip_THW.shape}"
@@ -41,13 +57,12 @@ def encode_clip(clip_THW: np.ndarray, codec: str) -> bytes:
     return file.getvalue()
 
 
-def decode_clip(payload: bytes, codec: str) -> np.ndarray:
-    """The clip, uint8, T×H×W, writable.
+def decode_raw(payload: bytes) -> np.ndarray:
+    """The clip of an .npy, uint8, T×H×W, writable.
 
     ValueError where the payload is not exactly one clip. Nothing is allocated by what a header claims: the
     claim is compared with the bytes that are there first.
     """
-    clip_extension(codec)
     header = _RAW_HEADER.match(payload)
     if header is None or int.from_bytes(header["size"], "little") != header.end() - _PREAMBLE_BYTES:
         raise ValueError("the payload is no .npy of version 1.0 with uint8 on three axes in C order")

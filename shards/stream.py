@@ -19,6 +19,7 @@ from webdataset.tariterators import tar_file_iterator
 from shards.codec import clip_extension, decode_clip
 from shards.errors import ShardError
 from shards.settings import MachineParams
+from shards.store import ShardStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +45,18 @@ class ClipBatch:
         )
 
 
-def read_sample(shards_folder: Path, row: dict[str, object]) -> tuple[np.ndarray, dict[str, object]]:
+def read_sample(store: ShardStore, row: dict[str, object]) -> tuple[np.ndarray, dict[str, object]]:
     """The clip (uint8, T×H×W) and the metadata of one row of samples.parquet.
 
     Reads just the sample's bytes of its tar. Raises ShardError naming shard and clip where the file is
     missing or cut, or what stands there is not that sample.
     """
-    path, clip_id = shards_folder / str(row["shard"]), str(row["clip_id"])
+    path, clip_id = store.local(str(row["shard"])), str(row["clip_id"])
     payload, metadata = read_payload(path, row)
     try:
-        clip_THW = decode_clip(payload, str(row["codec"]))
+        clip_THW = decode_clip(payload, str(row["codec"]), int(str(row["num_frames"])))
     except ValueError as error:
         raise ShardError(f"{path}: clip {clip_id} cannot be decoded: {error}") from error
-    if clip_THW.shape[0] != row["num_frames"]:
-        raise ShardError(
-            f"{path}: clip {clip_id} has {clip_THW.shape[0]} frames, samples.parquet says {row['num_frames']}"
-        )
     return clip_THW, metadata
 
 
@@ -100,11 +97,11 @@ class ShardStream:
     """Reads planned batches of one split; loader processes live on from epoch to epoch."""
 
     def __init__(
-        self, shards_folder: Path, samples: pa.Table, machine: MachineParams, pin_memory: bool = False
+        self, store: ShardStore, samples: pa.Table, machine: MachineParams, pin_memory: bool = False
     ) -> None:
         self._planned = _PlannedBatches()
         self._loader = DataLoader(
-            _Clips(shards_folder, samples),
+            _Clips(store, samples),
             batch_sampler=self._planned,
             collate_fn=collate,
             num_workers=machine.num_workers,
@@ -141,12 +138,12 @@ class _Clip:
 class _Clips(Dataset[_Clip]):
     """Row number i of the samples table, read when asked for."""
 
-    def __init__(self, shards_folder: Path, samples: pa.Table) -> None:
-        self.shards_folder, self.samples = shards_folder, samples
+    def __init__(self, store: ShardStore, samples: pa.Table) -> None:
+        self.store, self.samples = store, samples
 
     def __getitem__(self, row: int) -> _Clip:
         record = self.samples.slice(row, 1).to_pylist()[0]
-        return _Clip(read_sample(self.shards_folder, record)[0], record, row)
+        return _Clip(read_sample(self.store, record)[0], record, row)
 
 
 class _PlannedBatches(Sampler[list[int]]):

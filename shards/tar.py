@@ -8,9 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-
-from shards.files import atomic_file
+from typing import BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +48,10 @@ class ShardWriter:
 
 
 @contextmanager
-def shard_writer(path: Path) -> Iterator[ShardWriter]:
-    """A writer whose tar appears under `path` when it is whole and synced."""
+def shard_writer(file: BinaryIO) -> Iterator[ShardWriter]:
+    """A writer of one tar into `file`, which stays open."""
     # GNU format, since clip ids of more than 95 characters do not fit a USTAR name
-    with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         yield ShardWriter(tar)
 
 

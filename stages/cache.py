@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.codec import decode_clip, encode_clip
+from shards.codec import decode_raw, encode_raw
 from shards.errors import ClipRejected
 from shards.files import atomic_file, fingerprint, sha256_of
 from shards.schema import MediaKind, Reason
@@ -125,9 +125,7 @@ class ClipCache:
 
     def read_clip(self, clip_key: str) -> NDArray[np.uint8] | None:
         """The clip kept under a key, uint8, T×H×W; None where it is not there (any more)."""
-        return self._read(
-            self._place("clips", clip_key), lambda kept: decode_clip(kept.read(f"{_CLIP}.npy"), "raw")
-        )
+        return self._read(self._place("clips", clip_key), lambda kept: decode_raw(kept.read(f"{_CLIP}.npy")))
 
     # -- sources ---------------------------------------------------------------------------------------
 
@@ -219,7 +217,7 @@ class ClipCache:
             if mouth.transform_T23 is not None:
                 arrays["transform_T23"] = mouth.transform_T23
         self._write(self._place("clips", keys.clip), arrays)
-        return None if mouth is None else len(encode_clip(mouth.clip_THW, "raw"))
+        return None if mouth is None else len(encode_raw(mouth.clip_THW))
 
     # -- files -----------------------------------------------------------------------------------------
 

@@ -15,16 +15,19 @@ import numpy as np
 from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.errors import ShardError, TableError
-from shards.files import Progress, read_table, sha256_of, table_from_rows, write_json, write_table
+from shards.files import Progress, json_bytes, read_table, sha256_of, table_from_rows, write_table
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
+from shards.store import ShardStore
 from shards.tar import shard_writer
 from stages.clip_source import ClipSource
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 
 # the last part is what a pack that was killed leaves behind
-_OURS = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp")
+_OURS = re.compile(
+    r"[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def pack(
     clips_path: Path,
     crops_path: Path,
     tracks_path: Path,
-    shards_folder: Path,
+    store: ShardStore,
     samples_path: Path,
     on_progress: Progress | None = None,
 ) -> PackSummary:
@@ -69,30 +72,26 @@ def pack(
         raise TableError(f"{crops_path} is not of the clips in {clips_path}; run `pipeline crop` again")
     source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
     usable = [row for row in crops if row["status"] == Status.OK]
-    _clear(shards_folder, samples_path)
+    _clear(store, samples_path)
     rows: list[dict[str, Any]] = []
-    shards: list[Path] = []
+    shards: list[dict[str, Any]] = []
     splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
     for split in splits:
         of_split = _shuffled(
             [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
         )
         made: dict[str, int] = {}
-        for row in _write_split(of_split, split, source, crop, pack, shards_folder):
+        for row in _write_split(of_split, split, source, crop, pack, store):
             rows.append(row)
             made[row["shard"]] = made.get(row["shard"], 0) + 1
             if on_progress:
                 on_progress(len(rows), len(usable))
-        paths = [shards_folder / name for name in made]
-        _write_index(shards_folder / split, split, list(zip(paths, made.values(), strict=True)))
-        shards += paths
+        shards += _write_index(store, split, made)
     assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
     write_table(samples_path, table_from_rows(rows, schema.SAMPLES), schema.SAMPLES)
     counts = Counter(row["split"] for row in rows)
     by_split = {split: counts[split] for split in splits}
-    return PackSummary(
-        by_split, len(shards), sum(path.stat().st_size for path in shards), source.num_rendered
-    )
+    return PackSummary(by_split, len(shards), sum(shard["bytes"] for shard in shards), source.num_rendered)
 
 
 def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:
@@ -108,18 +107,18 @@ def _write_split(
     source: ClipSource,
     crop: CropParams,
     pack: PackParams,
-    shards_folder: Path,
+    store: ShardStore,
 ) -> Iterator[dict[str, Any]]:
     """Writes the shards of a split; gives the row of each sample as it is written."""
     waiting = list(reversed(crop_rows))
     number = 0
     while waiting:
         name = f"{split}/{split}-{number:06d}.tar"
-        with shard_writer(shards_folder / name) as shard:
+        with store.writing(name) as file, shard_writer(file) as shard:
             while waiting and shard.num_bytes < pack.shard_mb * 1e6:
                 crop_row = waiting.pop()
                 clip = source.clips[crop_row["clip_id"]]
-                payload = encode_clip(source.read(crop_row), pack.codec)
+                payload = encode_clip(source.read(crop_row), pack)
                 # what the sample itself and samples.parquet both tell
                 shared = {field: clip[field] for field in ("clip_id", "label", "speaker", "topic")} | {
                     "split": split,
@@ -142,28 +141,34 @@ def _write_split(
         number += 1
 
 
-def _write_index(folder: Path, split: str, shards: Sequence[tuple[Path, int]]) -> None:
-    """Last of the split: a folder without it is not a whole pack."""
-    described = [
-        {"name": path.name, "num_samples": count, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path, count in shards
-    ]
-    index = {"split": split, "num_samples": sum(count for _, count in shards), "shards": described}
-    write_json(folder / "index.json", index)
+def _write_index(store: ShardStore, split: str, made: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Last of the split: a folder without it is not a whole pack. Gives what it says of each shard."""
+    described = []
+    for name, count in made.items():
+        path = store.local(name)
+        described.append(
+            {
+                "name": Path(name).name,
+                "num_samples": count,
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+        )
+    index = {"split": split, "num_samples": sum(made.values()), "shards": described}
+    with store.writing(f"{split}/index.json") as file:
+        file.write(json_bytes(index))
+    return described
 
 
-def _clear(shards_folder: Path, samples_path: Path) -> None:
+def _clear(store: ShardStore, samples_path: Path) -> None:
     """Removes a former pack and its catalogue; refuses to touch what is not one."""
-    files = [path for path in sorted(shards_folder.rglob("*")) if not path.is_dir()]
-    foreign = [
-        path for path in files if not _OURS.fullmatch(path.name) or path.parent.parent != shards_folder
-    ]
+    names = store.names()
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
     if foreign:
-        raise ShardError(f"{foreign[0]} is no shard of a former pack; move it out of {shards_folder}")
+        raise ShardError(
+            f"{store.place(foreign[0])} is no shard of a former pack; move it out of {store.place('')}"
+        )
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
     samples_path.unlink(missing_ok=True)
-    for path in sorted(files, key=lambda path: path.name != "index.json"):
-        path.unlink()
-    for folder in {path.parent for path in files}:
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    for name in sorted(names, key=lambda name: not name.endswith("/index.json")):
+        store.remove(name)

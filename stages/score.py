@@ -21,6 +21,7 @@ from shards import schema
 from shards.files import Progress, read_table
 from shards.plan import read_samples
 from shards.settings import LoaderParams, MachineParams
+from shards.store import ShardStore
 from shards.stream import read_sample
 from shards.terms import TRAIN_SPLIT
 from stages.report import write_report
@@ -39,7 +40,7 @@ class ReportJob:
     clips: Path
     crops: Path
     samples: Path
-    shards: Path
+    shards: ShardStore
     curves: Path
     report: Path
     corpus: CorpusParams
@@ -52,7 +53,7 @@ class ReportJob:
 def score_checkpoint(
     checkpoint: Path,
     samples_path: Path,
-    shards_folder: Path,
+    store: ShardStore,
     split: str,
     *,
     loader: LoaderParams,
@@ -73,7 +74,7 @@ def score_checkpoint(
         scored = score_split(
             reader,
             samples,
-            shards_folder,
+            store,
             batch_size=SCORING_BATCH,
             loader=loader,
             machine=machine,

@@ -14,6 +14,11 @@ class CorpusParams(Section):
         "chinese_lips", description="layout: chinese_lips (raw, processed or older header), grid, table"
     )
     root: str = Field(description="folder of the corpus")
+    license: str = Field(
+        "",
+        max_length=200,
+        description="licence of the corpus, an SPDX name where there is one; stands in every pack; empty: unknown",
+    )
     table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
     speaker_overlap: Literal["error", "warn"] = Field(
         "error", description="what to do when one speaker is in two splits"

@@ -11,14 +11,24 @@ import numpy as np
 
 from shards.files import table_from_rows, write_table
 from shards.schema import SAMPLES
+from shards.store import FolderStore
 
 SYLLABLES = "一二三四"
 
 
 @dataclass(frozen=True)
 class Packed:
-    shards: Path
+    store: FolderStore
     samples: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "Packed":
+        """What `pack_clips` left in `folder`."""
+        return cls(FolderStore(folder / "shards"), folder / "samples.parquet")
+
+    @property
+    def shards(self) -> Path:
+        return self.store.folder
 
 
 def toy_clip(label: str, seed: int, frames_a_char: int = 6) -> np.ndarray:
@@ -58,7 +68,7 @@ def pack_clips(folder: Path, clips: list[tuple[str, str, np.ndarray, str]], clip
             path.parent.mkdir(parents=True, exist_ok=True)
             rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard])
     write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
-    return Packed(folder / "shards", folder / "samples.parquet")
+    return Packed.at(folder)
 
 
 def _write_shard(path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]]) -> list[dict]:

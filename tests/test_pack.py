@@ -18,6 +18,7 @@ from shards import schema
 from shards.errors import ShardError, TableError
 from shards.files import read_table, write_table
 from shards.settings import MachineParams, PackParams
+from shards.store import FolderStore
 from shards.stream import read_sample
 from shards.tar import shard_writer
 from stages.cache import ClipCache
@@ -52,7 +53,7 @@ class Packing:
             pack_params,
             self.machine,
             *self.tables,
-            self.folder / name,
+            FolderStore(self.folder / name),
             self.folder / f"{name}.parquet",
             lambda done, total: self.progress.append((done, total)),
         )
@@ -127,7 +128,7 @@ def test_offsets_are_those_of_the_tar(packing: Packing) -> None:
         sample = shard[row["sample_offset"] : row["sample_offset"] + row["sample_size"]]
         with tarfile.open(fileobj=io.BytesIO(sample)) as tar:
             assert [m.name for m in tar] == [f"{row['clip_id']}.npy", f"{row['clip_id']}.json"]
-        clip_THW, described = read_sample(packing.folder / "shards", row)
+        clip_THW, described = read_sample(FolderStore(packing.folder / "shards"), row)
         assert described["label"] == row["label"]
         assert described["fps"] == 25
         kept = ClipCache(packing.folder / "cache").read_clip(
@@ -284,7 +285,11 @@ def test_tables_of_different_runs(own: Packing) -> None:
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "train" / "train-000000.tar"
-    with pytest.raises(KeyboardInterrupt), shard_writer(path) as shard:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        FolderStore(tmp_path).writing("train/train-000000.tar") as file,
+        shard_writer(file) as shard,
+    ):
         shard.add("a", ("npy", b"x" * 10_000), ("json", b"{}"))
         raise KeyboardInterrupt
     assert list(path.parent.iterdir()) == []

@@ -7,6 +7,7 @@ import pytest
 
 from shards.errors import ConfigError, MachineError
 from shards.settings import MachineParams, PackParams
+from shards.store import FolderStore
 from stages.pack import pack
 from stages.settings import CorpusParams, CropParams
 from tests.test_crop_stage import Run, clip_row, write_clips
@@ -56,7 +57,7 @@ def test_pack_takes_clips_from_the_mirror(run: Run) -> None:
     here = machine(run, 1)
     run(machine=here)
     tables = [run.folder / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
-    to = (run.folder / "shards", run.folder / "samples.parquet")
+    to = (FolderStore(run.folder / "shards"), run.folder / "samples.parquet")
     shutil.rmtree(here.cache_dir)
     shutil.rmtree(run.root)
     summary = pack(CorpusParams(root=str(run.root)), CropParams(), PackParams(), here, *tables, *to)

@@ -23,7 +23,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 def all_batches(packed: Packed, num_workers: int, first_step: int = 0) -> list:
     samples = read_samples(packed.samples, "train")
     plan = plan_epoch(samples, LoaderParams(frame_budget=200, window_shards=2), 4, epoch=1)
-    stream = ShardStream(packed.shards, samples, MachineParams(num_workers=num_workers))
+    stream = ShardStream(packed.store, samples, MachineParams(num_workers=num_workers))
     return list(stream.batches(plan.batches, first_step))
 
 
@@ -73,7 +73,7 @@ def test_damage_is_named_with_shard_and_clip(tmp_path: Path, damage: str) -> Non
     else:
         row |= {"num_frames": row["num_frames"] + 1}
     with pytest.raises(ShardError, match=path.name):
-        read_sample(packed.shards, row)
+        read_sample(packed.store, row)
 
 
 def test_a_pickle_in_place_of_a_clip_is_refused(tmp_path: Path) -> None:
@@ -92,4 +92,4 @@ def test_a_pickle_in_place_of_a_clip_is_refused(tmp_path: Path) -> None:
             tar.addfile(member, io.BytesIO(content))
     row |= {"sample_offset": 0, "sample_size": path.stat().st_size}
     with pytest.raises(ShardError, match=row["clip_id"]):
-        read_sample(packed.shards, row)
+        read_sample(packed.store, row)

@@ -57,7 +57,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
     return TrainingJob(
         samples=packed.samples,
-        shards=packed.shards,
+        shards=packed.store,
         runs=folder / "runs",
         checkpoints=folder / "checkpoints",
         logs=folder / "logs",
@@ -119,7 +119,7 @@ def test_it_learns_to_read_with_both_decoders_and_nothing_when_blind(tmp_path: P
         scored = score_split(
             reader,
             samples,
-            packed.shards,
+            packed.store,
             batch_size=4,
             loader=LoaderParams(),
             machine=MachineParams(),
@@ -146,7 +146,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
         "from tests.test_trainer import job_in\n"
         "from model.trainer import train\n"
         "from shards.errors import Interrupted\n"
-        "folder, packed = pathlib.Path(sys.argv[1]), Packed(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
         "def told(epoch, done, total):\n"
         "    print(epoch, done, flush=True)\n"
         "    time.sleep(0.3)\n"
@@ -155,7 +155,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path
         "except Interrupted as error:\n"
         "    sys.exit(f'interrupted: {error}')\n"
     )
-    command = [sys.executable, str(script), str(tmp_path / "killed"), str(packed.shards), str(packed.samples)]
+    command = [sys.executable, str(script), str(tmp_path / "killed"), str(packed.samples.parent)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
     def run_until(wanted: str, number: signal.Signals) -> tuple[int, str]:
@@ -287,7 +287,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_workers
         "    print(epoch, done, flush=True)\n"
         "    time.sleep(0.3)\n"
         "if __name__ == '__main__':\n"
-        "    folder, packed = pathlib.Path(sys.argv[1]), Packed(*map(pathlib.Path, sys.argv[2:4]))\n"
+        "    folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
         "    job = job_in(folder, packed, num_epochs=2)\n"
         "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
         "    try:\n"
@@ -299,8 +299,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_workers
         sys.executable,
         str(script),
         str(tmp_path / "stopped"),
-        str(packed.shards),
-        str(packed.samples),
+        str(packed.samples.parent),
     ]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(

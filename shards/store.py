@@ -1,0 +1,77 @@
+"""Where the shards of a pack lie: a folder here, or any place that fsspec opens."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from shards.errors import ShardError
+from shards.files import atomic_file
+from shards.settings import MachineParams
+
+
+class ShardStore(ABC):
+    """The files of one pack, named as in samples.parquet: `train/train-000000.tar`, `train/index.json`, …"""
+
+    is_remote: bool
+
+    @abstractmethod
+    def place(self, name: str) -> str:
+        """Path or URL of a file, for messages."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Every file below, sorted; none where there is no pack."""
+
+    @abstractmethod
+    def local(self, name: str) -> Path:
+        """The whole file on this machine, to be opened at once. Raises ShardError where it cannot be had."""
+
+    @abstractmethod
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file that appears under its name when it is whole; not at all after an error."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Removes a file that is there."""
+
+
+def open_store(place: str, machine: MachineParams) -> ShardStore:
+    """The store at `paths.shards`: a URL such as s3://bucket/folder, or else a folder."""
+    return FolderStore(Path(place))
+
+
+class FolderStore(ShardStore):
+    """Shards in a folder of this machine."""
+
+    is_remote = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def names(self) -> list[str]:
+        return sorted(
+            str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir()
+        )
+
+    def local(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise ShardError(f"shard {path} is missing; `pipeline pack` makes it")
+        return path
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        with atomic_file(self.folder / name) as file:
+            yield file
+
+    def remove(self, name: str) -> None:
+        """Removes the file, and its folder where it was the last one in it."""
+        path = self.folder / name
+        path.unlink()
+        if path.parent != self.folder and not any(path.parent.iterdir()):
+            path.parent.rmdir()
