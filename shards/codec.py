@@ -63,11 +63,19 @@ def decode_raw(payload: bytes) -> np.ndarray:
     ValueError where the payload is not exactly one clip. Nothing is allocated by what a header claims: the
     claim is compared with the bytes that are there first.
     """
-    header = _RAW_HEADER.match(payload)
+    shape, first_pixel = parse_raw_header(payload)
+    num_bytes = len(payload) - first_pixel
+    if shape[0] * shape[1] * shape[2] != num_bytes:
+        raise ValueError(f"the header claims {shape}, {num_bytes} bytes follow")
+    return np.frombuffer(payload, np.uint8, offset=first_pixel).reshape(shape).copy()
+
+
+def parse_raw_header(head: bytes) -> tuple[tuple[int, int, int], int]:
+    """Shape and place of the first pixel that the head of an .npy claims; ValueError where it is no clip's."""
+    header = _RAW_HEADER.match(head)
     if header is None or int.from_bytes(header["size"], "little") != header.end() - _PREAMBLE_BYTES:
         raise ValueError("the payload is no .npy of version 1.0 with uint8 on three axes in C order")
-    shape = tuple(int(number) for number in header.groups()[1:])
-    num_bytes = len(payload) - header.end()
-    if min(shape) < 1 or shape[0] * shape[1] * shape[2] != num_bytes:
-        raise ValueError(f"the header claims {shape}, {num_bytes} bytes follow")
-    return np.frombuffer(payload, np.uint8, offset=header.end()).reshape(shape).copy()
+    num_frames, height, width = (int(number) for number in header.groups()[1:])
+    if min(num_frames, height, width) < 1:
+        raise ValueError(f"the header claims {(num_frames, height, width)}")
+    return (num_frames, height, width), header.end()

@@ -1,7 +1,7 @@
 """Where the shards of a pack lie: a folder here, or any place that fsspec opens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,9 @@ class ShardStore(ABC):
     @abstractmethod
     def local(self, name: str) -> Path:
         """The whole file on this machine, to be opened at once. Raises ShardError where it cannot be had."""
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Shards that will be asked for, in this order: a remote store fetches them ahead as its cache allows."""
 
     @abstractmethod
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
