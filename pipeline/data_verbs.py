@@ -13,6 +13,13 @@ from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFi
 if TYPE_CHECKING:
     from pipeline.params import Params
 
+HasRights = Annotated[
+    bool,
+    typer.Option(
+        "--i-have-the-rights", help="write shards of a non-commercial, or unknown, licence to a remote place"
+    ),
+]
+
 
 @app.command()
 def init(
@@ -109,12 +116,13 @@ def pack(
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
+    i_have_the_rights: HasRights = False,
 ) -> None:
     """Pack the mouth clips into WebDataset tar shards, with samples.parquet as their catalogue.
 
-    Example: pipeline pack --set pack.shard_mb=512
+    Example: pipeline pack --set pack.codec=jpeg --set pack.shard_mb=512
     """
-    _pack(load(params, assignments, config=config, data_root=data_root))
+    _pack(load(params, assignments, config=config, data_root=data_root), i_have_the_rights)
 
 
 @app.command()
@@ -123,15 +131,23 @@ def preprocess(
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
+    i_have_the_rights: HasRights = False,
 ) -> None:
     """Run ingest, crop and pack in one go, without DVC (`dvc commit` then tells DVC of it).
 
     Example: pipeline preprocess --data-root /data/Chinese-LiPS
     """
+    from shards.store import open_store
+    from stages.licences import refuse_unlicensed
+
     values = load(params, assignments, config=config, data_root=data_root)
+    # now, not after hours of cropping
+    refuse_unlicensed(
+        values.corpus.license, open_store(values.paths.shards, values.machine), i_have_the_rights
+    )
     _ingest(values)
     _crop(values)
-    _pack(values)
+    _pack(values, i_have_the_rights)
 
 
 def _ingest(values: "Params") -> None:
@@ -178,7 +194,7 @@ def _merge(values: "Params", num_jobs: int | None) -> None:
     typer.echo(f"{paths.crops}: {merged}")
 
 
-def _pack(values: "Params") -> None:
+def _pack(values: "Params", has_rights: bool) -> None:
     from shards.store import open_store
     from stages.pack import pack as run
 
@@ -195,5 +211,6 @@ def _pack(values: "Params") -> None:
             open_store(paths.shards, values.machine),
             Path(paths.samples),
             on_progress,
+            has_rights,
         )
     typer.echo(f"{paths.samples}: {summary}")

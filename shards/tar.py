@@ -3,12 +3,16 @@
 With the standard library, since `import webdataset` imports torch, which preprocessing does without.
 """
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +26,21 @@ class SamplePlace:
 
 
 class ShardWriter:
-    """Adds samples to one open tar."""
+    """Adds samples to one open tar. Counts and hashes what goes by: a remote shard is not fetched for that again."""
 
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar = tar
+    def __init__(self, tar: tarfile.TarFile, hashed: "_Hashed") -> None:
+        self._tar, self._hashed = tar, hashed
+        self.num_samples = 0
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tar so far, without its end."""
-        return self._tar.offset
+        """Size of the tar so far; with its end once it is closed."""
+        return self._hashed.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of the tar so far; with its end once it is closed."""
+        return self._hashed.digest.hexdigest()
 
     def add(self, clip_id: str, clip: tuple[str, bytes], metadata: tuple[str, bytes]) -> SamplePlace:
         """Appends `<clip_id>.<extension>` for the clip, then for its metadata."""
@@ -38,6 +48,7 @@ class ShardWriter:
         self._add_member(f"{clip_id}.{clip[0]}", clip[1])
         clip_offset = self._tar.offset - _padded(len(clip[1]))
         self._add_member(f"{clip_id}.{metadata[0]}", metadata[1])
+        self.num_samples += 1
         return SamplePlace(start, self._tar.offset - start, clip_offset, len(clip[1]))
 
     def _add_member(self, name: str, payload: bytes) -> None:
@@ -47,12 +58,31 @@ class ShardWriter:
         self._tar.addfile(member, io.BytesIO(payload))
 
 
+class _Hashed(io.RawIOBase):
+    """Writes on to `file`; counts and hashes on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def write(self, payload: "Buffer") -> int:
+        self.digest.update(payload)
+        self.num_bytes += memoryview(payload).nbytes
+        return self._file.write(payload)
+
+
 @contextmanager
 def shard_writer(file: BinaryIO) -> Iterator[ShardWriter]:
-    """A writer of one tar into `file`, which stays open."""
+    """A writer of one tar into the empty `file`, which stays open."""
+    hashed = _Hashed(file)
     # GNU format, since clip ids of more than 95 characters do not fit a USTAR name
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        yield ShardWriter(tar)
+    with tarfile.open(fileobj=hashed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        yield ShardWriter(tar, hashed)
 
 
 def _padded(num_bytes: int) -> int:

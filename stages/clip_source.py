@@ -1,5 +1,6 @@
 """Mouth clips of the ledger's rows, for pack and qc: from the cache, or cut again by the code that cut them."""
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ class ClipSource:
     """Mouth clips of `ok` rows of crops.parquet; `clips` maps clip_id to its row of clips.parquet.
 
     `read_tracks` gives tracks.parquet; it is asked for once, and only where a face clip is not in the cache any
-    more. `num_rendered` counts the clips that were cut again.
+    more. `num_rendered` counts the clips that were cut again. Threads may share one source.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ClipSource:
         self.mirror = SharedCache(machine.share, self.cache.folder) if machine.share else None
         self.read_tracks = read_tracks
         self.num_rendered = 0
+        self._cutting = threading.Lock()
 
     def read(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
         """The clip, uint8, T×H×W.
@@ -50,8 +52,10 @@ class ClipSource:
             self.mirror.fetch_clip(crop_row["clip_key"])
         clip_THW = self.cache.read_clip(crop_row["clip_key"])
         if clip_THW is None:
-            clip_THW = self._render(crop_row)
-            self.num_rendered += 1
+            # rare: one at a time, since a decoder and its pictures take far more memory than a clip
+            with self._cutting:
+                clip_THW = self._render(crop_row)
+                self.num_rendered += 1
         expected = (crop_row["num_frames"], self.params.size_px, self.params.size_px)
         if clip_THW.shape != expected:
             raise TableError(

@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 import zlib
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,28 @@ import numpy as np
 
 from shards import schema
 from shards.codec import clip_extension, encode_clip
+from shards.cores import usable_cores
 from shards.errors import ShardError, TableError
-from shards.files import Progress, json_bytes, read_table, sha256_of, table_from_rows, write_table
+from shards.files import Progress, json_bytes, read_table, table_from_rows, write_table
+from shards.index import INDEX, IndexedShard
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import ShardStore
 from shards.tar import shard_writer
+from stages.card import CARD, MARK, METADATA, card_files, facts_of
 from stages.clip_source import ClipSource
 from stages.corpora.transcript import split_rank
+from stages.licences import refuse_unlicensed
 from stages.settings import CorpusParams, CropParams
 
-# the last part is what a pack that was killed leaves behind
+# the .tmp are what a pack that was killed leaves behind
 _OURS = re.compile(
     r"[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp)"
+    r"|\.(README\.md|metadata\.json)\..*\.tmp"
 )
+
+AHEAD = 2
+"""Clips for each thread that wait, encoded, for their turn: one that takes long holds up no other thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +66,16 @@ def pack(
     store: ShardStore,
     samples_path: Path,
     on_progress: Progress | None = None,
+    has_rights: bool = False,
 ) -> PackSummary:
-    """Writes `<split>/<split>-000000.tar`…, `<split>/index.json` and samples.parquet: same input, same bytes.
+    """Writes `<split>/<split>-000000.tar`…, the card, `<split>/index.json` and samples.parquet: same input, same bytes.
 
-    Clips of a split are shuffled by `pack.seed`, so that a shard mixes speakers. Shards of a former pack are
-    removed. Raises ShardError where something else lies in the folder, TableError where the tables do not
-    belong together.
+    Clips of a split are shuffled by `pack.seed`, so that a shard mixes speakers; `machine.workers` threads encode
+    them. Shards of a former pack are removed. Raises ShardError where something else lies in the store, TableError
+    where the tables do not belong together, and ConfigError, before anything is touched, where the store is remote
+    and the licence does not allow it, unless the caller says that he `has_rights`.
     """
+    refuse_unlicensed(corpus.license, store, has_rights)
     clips = {
         row["clip_id"]: row for row in read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
     }
@@ -74,24 +87,35 @@ def pack(
     usable = [row for row in crops if row["status"] == Status.OK]
     _clear(store, samples_path)
     rows: list[dict[str, Any]] = []
-    shards: list[dict[str, Any]] = []
     splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
+    shards: dict[str, list[IndexedShard]] = {split: [] for split in splits}
     for split in splits:
         of_split = _shuffled(
             [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
         )
-        made: dict[str, int] = {}
-        for row in _write_split(of_split, split, source, crop, pack, store):
-            rows.append(row)
-            made[row["shard"]] = made.get(row["shard"], 0) + 1
-            if on_progress:
-                on_progress(len(rows), len(usable))
-        shards += _write_index(store, split, made)
+        with _encoded(of_split, source, pack, machine.workers or usable_cores()) as encoded:
+            for row in _write_split(encoded, split, source, crop, pack, store, shards[split]):
+                rows.append(row)
+                if on_progress:
+                    on_progress(len(rows), len(usable))
     assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
+    facts = facts_of(
+        rows,
+        splits,
+        kind=corpus.kind,
+        license=corpus.license,
+        codec=pack.codec,
+        size_px=crop.size_px,
+        fps=crop.target_fps,
+    )
+    for name, content in card_files(facts).items():
+        _write(store, name, content)
+    for split in splits:
+        _write_index(store, split, shards[split])
     write_table(samples_path, table_from_rows(rows, schema.SAMPLES), schema.SAMPLES)
-    counts = Counter(row["split"] for row in rows)
-    by_split = {split: counts[split] for split in splits}
-    return PackSummary(by_split, len(shards), sum(shard["bytes"] for shard in shards), source.num_rendered)
+    by_split = {split: sum(shard.num_samples for shard in shards[split]) for split in splits}
+    made = [shard for of_split in shards.values() for shard in of_split]
+    return PackSummary(by_split, len(made), sum(shard.num_bytes for shard in made), source.num_rendered)
 
 
 def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:
@@ -101,74 +125,123 @@ def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dic
     return [ordered[i] for i in rng.permutation(len(ordered))]
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    crop_row: dict[str, Any]
+    payload: bytes
+    sha256: str
+
+
+@contextmanager
+def _encoded(
+    crop_rows: Sequence[dict[str, Any]], source: ClipSource, pack: PackParams, num_threads: int
+) -> Iterator[Iterator[_Encoded]]:
+    """The clips of `crop_rows`, in this order, as threads encode them; few are in memory at once."""
+
+    def encode(crop_row: dict[str, Any]) -> _Encoded:
+        clip_THW = source.read(crop_row)
+        try:
+            payload = encode_clip(clip_THW, pack)
+        except ValueError as error:
+            raise ShardError(
+                f"clip {crop_row['clip_id']} cannot be packed with pack.codec {pack.codec} ({error}); "
+                "choose another codec, or a lower crop.max_frames"
+            ) from error
+        return _Encoded(crop_row, payload, hashlib.sha256(payload).hexdigest())
+
+    def in_order() -> Iterator[_Encoded]:
+        begun: deque[Future[_Encoded]] = deque()
+        for crop_row in crop_rows:
+            begun.append(pool.submit(encode, crop_row))
+            if len(begun) > AHEAD * num_threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+    pool = ThreadPoolExecutor(num_threads, "encode")
+    try:
+        yield in_order()
+    finally:
+        # after an error nothing more is begun
+        pool.shutdown(cancel_futures=True)
+
+
 def _write_split(
-    crop_rows: Sequence[dict[str, Any]],
+    encoded: Iterator[_Encoded],
     split: str,
     source: ClipSource,
     crop: CropParams,
     pack: PackParams,
     store: ShardStore,
+    shards: list[IndexedShard],
 ) -> Iterator[dict[str, Any]]:
-    """Writes the shards of a split; gives the row of each sample as it is written."""
-    waiting = list(reversed(crop_rows))
-    number = 0
-    while waiting:
-        name = f"{split}/{split}-{number:06d}.tar"
+    """Writes the shards of a split and adds them to `shards`; gives the row of each sample as it is written."""
+    waiting = next(encoded, None)
+    while waiting is not None:
+        name = f"{split}/{split}-{len(shards):06d}.tar"
         with store.writing(name) as file, shard_writer(file) as shard:
-            while waiting and shard.num_bytes < pack.shard_mb * 1e6:
-                crop_row = waiting.pop()
-                clip = source.clips[crop_row["clip_id"]]
-                payload = encode_clip(source.read(crop_row), pack)
+            while waiting is not None and shard.num_bytes < pack.shard_mb * 1e6:
+                clip = source.clips[waiting.crop_row["clip_id"]]
                 # what the sample itself and samples.parquet both tell
                 shared = {field: clip[field] for field in ("clip_id", "label", "speaker", "topic")} | {
                     "split": split,
-                    "num_frames": crop_row["num_frames"],
+                    "num_frames": waiting.crop_row["num_frames"],
                     "codec": pack.codec,
                 }
                 described = json.dumps(
                     shared | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
                 ).encode()
-                place = shard.add(clip["clip_id"], (clip_extension(pack.codec), payload), ("json", described))
+                place = shard.add(
+                    clip["clip_id"],
+                    (clip_extension(pack.codec), waiting.payload),
+                    ("json", described),
+                )
                 yield (
                     shared
                     | asdict(place)
-                    | {
-                        "shard": name,
-                        "sha256": hashlib.sha256(payload).hexdigest(),
-                        "num_chars": clip["num_chars"],
-                    }
+                    | {"shard": name, "sha256": waiting.sha256, "num_chars": clip["num_chars"]}
                 )
-        number += 1
+                waiting = next(encoded, None)
+        shards.append(IndexedShard(name, shard.num_samples, shard.num_bytes, shard.sha256))
 
 
-def _write_index(store: ShardStore, split: str, made: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Last of the split: a folder without it is not a whole pack. Gives what it says of each shard."""
-    described = []
-    for name, count in made.items():
-        path = store.local(name)
-        described.append(
+def _write_index(store: ShardStore, split: str, shards: Sequence[IndexedShard]) -> None:
+    """Last of all: a store without it is not a whole pack."""
+    index = {
+        "split": split,
+        "num_samples": sum(shard.num_samples for shard in shards),
+        "shards": [
             {
-                "name": Path(name).name,
-                "num_samples": count,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
+                "name": Path(shard.name).name,
+                "num_samples": shard.num_samples,
+                "bytes": shard.num_bytes,
+                "sha256": shard.sha256,
             }
-        )
-    index = {"split": split, "num_samples": sum(made.values()), "shards": described}
-    with store.writing(f"{split}/index.json") as file:
-        file.write(json_bytes(index))
-    return described
+            for shard in shards
+        ],
+    }
+    _write(store, f"{split}/{INDEX}", json_bytes(index))
+
+
+def _write(store: ShardStore, name: str, content: bytes) -> None:
+    with store.writing(name) as file:
+        file.write(content)
 
 
 def _clear(store: ShardStore, samples_path: Path) -> None:
     """Removes a former pack and its catalogue; refuses to touch what is not one."""
     names = store.names()
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    foreign = [name for name in names if not (_OURS.fullmatch(name) or _is_card_of_ours(store, name))]
     if foreign:
         raise ShardError(
             f"{store.place(foreign[0])} is no shard of a former pack; move it out of {store.place('')}"
         )
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
     samples_path.unlink(missing_ok=True)
-    for name in sorted(names, key=lambda name: not name.endswith("/index.json")):
+    for name in sorted(names, key=lambda name: not name.endswith(f"/{INDEX}")):
         store.remove(name)
+
+
+def _is_card_of_ours(store: ShardStore, name: str) -> bool:
+    """Other people write a README too."""
+    return name in (CARD, METADATA) and MARK.encode() in store.local(name).read_bytes()

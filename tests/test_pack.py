@@ -20,7 +20,6 @@ from shards.files import read_table, write_table
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.stream import read_sample
-from shards.tar import shard_writer
 from stages.cache import ClipCache
 from stages.crop import crop
 from stages.pack import PackSummary, pack
@@ -44,13 +43,16 @@ class Packing:
     def crop(self) -> None:
         crop(self.corpus, PARAMS, self.machine, *self.tables)
 
+    @staticmethod
+    def params(**options: Any) -> PackParams:
+        return PackParams(**({"shard_mb": 0.5} | options))
+
     def pack(self, name: str, params: CropParams = PARAMS, **options: Any) -> PackSummary:
-        pack_params = PackParams(**({"shard_mb": 0.5} | options))
         self.progress: list[tuple[int, int]] = []
         return pack(
             self.corpus,
             params,
-            pack_params,
+            self.params(**options),
             self.machine,
             *self.tables,
             FolderStore(self.folder / name),
@@ -224,12 +226,13 @@ def test_fewer_shards_leave_no_old_ones(own: Packing) -> None:
     own.pack("shards", shard_mb=0.1)
     torso = own.folder / "shards" / "train" / ".train-000000.tar.abc123.tmp"
     torso.write_bytes(b"what a killed pack leaves")
+    (own.folder / "shards" / ".README.md.abc123.tmp").touch()
     stale = own.folder / "shards" / "old_split"
     stale.mkdir()
     (stale / "old_split-000003.tar").touch()
     own.pack("shards", shard_mb=100)
     assert sorted(own.files("shards")) == sorted(
-        ["table"]
+        ["table", "README.md", "metadata.json"]
         + [f"{split}/{split}-000000.tar" for split in ("test", "train", "unseen-2")]
         + [f"{split}/index.json" for split in ("empty_split", "test", "train", "unseen-2")]
     )
@@ -237,7 +240,15 @@ def test_fewer_shards_leave_no_old_ones(own: Packing) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train/notes.txt", "README.md", "train/deep/train-000000.tar", "x-000000.tar"]
+    "name",
+    [
+        "train/notes.txt",
+        "README.md",
+        "metadata.json",
+        "train/README.md",
+        "train/deep/train-000000.tar",
+        "x-000000.tar",
+    ],
 )
 def test_a_strangers_file_is_not_touched(own: Packing, name: str) -> None:
     own.pack("shards")
@@ -281,15 +292,3 @@ def test_tables_of_different_runs(own: Packing) -> None:
     own.tables[1].unlink()
     with pytest.raises(TableError, match="missing"):
         own.pack("shards")
-
-
-def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "train" / "train-000000.tar"
-    with (
-        pytest.raises(KeyboardInterrupt),
-        FolderStore(tmp_path).writing("train/train-000000.tar") as file,
-        shard_writer(file) as shard,
-    ):
-        shard.add("a", ("npy", b"x" * 10_000), ("json", b"{}"))
-        raise KeyboardInterrupt
-    assert list(path.parent.iterdir()) == []

@@ -57,7 +57,7 @@ class Corpus:
         (folder / "params.yaml").write_text(params_text(params), "utf-8")
         self.pipeline("preprocess")
         self.undisturbed = self.made()
-        assert len(self.undisturbed) == 6, sorted(self.undisturbed)
+        assert len(self.undisturbed) == 7, sorted(self.undisturbed)
 
     @property
     def cache(self) -> Path:
