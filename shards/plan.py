@@ -1,24 +1,41 @@
-"""The epoch plan: which clips stand in which batch, computed before a byte of video is read.
+"""The epoch plan: which clips stand in which batch of which rank, computed before a byte of video is read.
 
-A pure function of (samples, seed, epoch, world size, loader parameters). A position in it (epoch, step) is
-all that resume needs.
+A pure function of (samples, seed, epoch, world size, loader parameters), so each rank computes its own and asks no
+other. A position in it (epoch, step) is all that resume needs.
+
+Shapes: N clips, B batches, S steps, W ranks.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards import schema
-from shards.errors import ConfigError, TrainingError
-from shards.files import fingerprint, read_table
+from shards.errors import TableError, TrainingError
+from shards.identity import PlanIdentity
+from shards.samples import read_samples, samples_hash, splits_of
 from shards.settings import LoaderParams
+from shards.windows import cut, plan_window
 
-PLAN_VERSION = 1
-# Clips are sorted by length times a random factor: neighbours vary from epoch to epoch, padding stays low.
-LENGTH_NOISE = 0.08
+__all__ = [
+    "PLAN_VERSION",
+    "EpochOrder",
+    "EpochPlan",
+    "PlanIdentity",
+    "length_limit",
+    "order_epoch",
+    "plan_epoch",
+    "plan_identity",
+    "plan_scoring",
+    "read_samples",
+    "samples_hash",
+    "shard_numbers",
+    "splits_of",
+]
+
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class EpochPlan:
 
     batches: tuple[np.ndarray, ...]
     left_out: np.ndarray
-    """Rows in no batch of this epoch, for no rank: longer than loader.max_frames, or more than come out even."""
+    """Rows in no batch of any rank: longer than this epoch's limit, or, rarely, more than come out even. int64."""
     num_frames: int
     """Frames of the clips in all ranks' batches."""
     padded_frames: int
@@ -38,30 +55,47 @@ class EpochPlan:
         return 1 - self.num_frames / self.padded_frames if self.padded_frames else 0.0
 
 
-def read_samples(samples_path: Path, split: str) -> pa.Table:
-    """The rows of one split in the order of the table; ConfigError where there are none."""
-    table = read_table(samples_path, schema.SAMPLES, "pipeline pack")
-    chosen = table.filter(pc.equal(table["split"], split))
-    if chosen.num_rows == 0:
-        splits = sorted(set(table["split"].to_pylist()))
-        raise ConfigError(f"{samples_path} has no samples of split '{split}'; it has {splits}")
-    return chosen
+@dataclass(frozen=True)
+class EpochOrder:
+    """Batches of all ranks: at step s rank w has the rows `row_N[first_SW[s, w] : stop_SW[s, w]]`; all int64."""
+
+    row_N: np.ndarray
+    first_SW: np.ndarray
+    stop_SW: np.ndarray
+    longest_SW: np.ndarray
+    """Frames of the longest clip of each batch."""
+    left_out: np.ndarray
+
+    def batches(self, rank: int) -> tuple[np.ndarray, ...]:
+        """One rank's batches, step by step."""
+        edges = zip(self.first_SW[:, rank].tolist(), self.stop_SW[:, rank].tolist(), strict=True)
+        # copies, or one batch would keep the order of the whole epoch in memory
+        return tuple(self.row_N[first:stop].copy() for first, stop in edges)
+
+    @property
+    def padded_SW(self) -> np.ndarray:
+        """Frames of each batch with its padding: what a step costs a rank."""
+        return self.longest_SW * (self.stop_SW - self.first_SW)
 
 
-def splits_of(samples_path: Path) -> set[str]:
-    """The splits that have samples."""
-    return set(read_table(samples_path, schema.SAMPLES, "pipeline pack")["split"].to_pylist())
+def plan_identity(
+    samples: pa.Table | Iterable[pa.RecordBatch], params: LoaderParams, batch_size: int, world_size: int = 1
+) -> PlanIdentity:
+    """What the plans of all epochs depend on; `samples` as `samples_hash` takes them."""
+    loader = params.model_dump(mode="json", exclude={"max_bad_fraction"})
+    return PlanIdentity(PLAN_VERSION, samples_hash(samples), loader, batch_size, world_size)
 
 
-def samples_hash(samples: pa.Table) -> str:
-    """Identity of what is learnt from: clip ids, payload hashes, lengths and labels, in table order."""
-    columns = ["clip_id", "sha256", "num_frames", "label", "shard", "sample_offset"]
-    return fingerprint(*(samples[name].to_pylist() for name in columns))
+def length_limit(params: LoaderParams, epoch: int, longest: int) -> int:
+    """Frames of the longest clip that takes part in `epoch`; `longest` is that of the longest there is.
 
-
-def plan_hash(samples: pa.Table, params: LoaderParams, batch_size: int, world_size: int = 1) -> str:
-    """Two runs with one plan hash see the same batches in the same order, epoch by epoch."""
-    return fingerprint(PLAN_VERSION, samples_hash(samples), params.model_dump(), batch_size, world_size)
+    Rises from curriculum_frames in epoch 0, evenly, to max_frames (or `longest`, where that is 0) in epoch
+    curriculum_epochs, and stays there.
+    """
+    full = params.max_frames or longest
+    if epoch >= params.curriculum_epochs or params.curriculum_frames >= full:
+        return full
+    return params.curriculum_frames + (full - params.curriculum_frames) * epoch // params.curriculum_epochs
 
 
 def plan_epoch(
@@ -72,42 +106,79 @@ def plan_epoch(
     world_size: int = 1,
     rank: int = 0,
 ) -> EpochPlan:
-    """The batches of `rank` in `epoch`, in order; every rank gets the same number.
+    """The batches of `rank` in `epoch`, in order; every rank gets the same number. See `order_epoch`.
 
-    Shards are shuffled; the samples of `window_shards` of them are shuffled together, sorted by length up to
-    a random factor and cut into batches of at most `batch_size` clips and `frame_budget` padded frames;
-    the window's batches are shuffled. Raises TrainingError where a clip is longer than the budget or
-    there are fewer clips than ranks.
+    `samples` needs the columns clip_id, num_frames and shard. Raises TrainingError where a clip is longer than
+    the frame budget, in whatever epoch its turn would come, or there are fewer clips than ranks.
+    """
+    assert 0 <= rank < world_size
+    order = order_epoch(samples, params, batch_size, epoch, world_size)
+    num_frames_N = _lengths(samples)
+    return EpochPlan(
+        batches=order.batches(rank),
+        left_out=order.left_out,
+        num_frames=int(num_frames_N.sum() - num_frames_N[order.left_out].sum()),
+        padded_frames=int(order.padded_SW.sum()),
+    )
+
+
+def order_epoch(
+    samples: pa.Table, params: LoaderParams, batch_size: int, epoch: int, world_size: int = 1
+) -> EpochOrder:
+    """All ranks' batches of `epoch`.
+
+    Clips over the epoch's length limit are left out. The shards are shuffled and cut into super-windows of
+    about `window_shards` a rank. Within one, each rank gets a run of neighbouring shards that costs as many
+    batches as the others'; its clips are sorted by length up to a random factor and cut into batches of at
+    most `batch_size` clips and `frame_budget` padded frames; ranks with fewer batches halve their largest. Then
+    the steps are shuffled, in one way for all ranks, so that at each step all ranks have clips of like length.
     """
     rng = np.random.default_rng([params.seed, epoch])
-    num_frames_N = samples["num_frames"].to_numpy()
-    kept = num_frames_N <= params.max_frames if params.max_frames else np.ones(len(num_frames_N), dtype=bool)
-    rows = np.flatnonzero(kept)
-    _refuse_over_budget(samples, rows, num_frames_N, params.frame_budget)
-    batches: list[np.ndarray] = []
-    for window in _windows(samples, rows, params.window_shards, rng):
-        noise = rng.uniform(1, 1 + LENGTH_NOISE, len(window))
-        ordered = window[np.argsort(num_frames_N[window] * noise, kind="stable")]
-        cut = _cut(ordered, num_frames_N, batch_size, params.frame_budget)
-        batches += [cut[i] for i in rng.permutation(len(cut))]
-    batches, uneven = _even_out(batches, world_size)
-    return EpochPlan(
-        batches=tuple(batches[rank::world_size]),
-        left_out=np.concatenate([np.flatnonzero(~kept), *uneven]).astype(np.int64),
-        num_frames=sum(int(num_frames_N[batch].sum()) for batch in batches),
-        padded_frames=sum(int(num_frames_N[batch].max()) * len(batch) for batch in batches),
-    )
+    num_frames_N = _lengths(samples)
+    longest = int(num_frames_N.max(initial=0))
+    _refuse_over_budget(samples, num_frames_N, params.max_frames or longest, params.frame_budget)
+    limit = length_limit(params, epoch, longest)
+    kept_N = num_frames_N <= limit
+    if (num_kept := int(kept_N.sum())) < world_size:
+        raise TrainingError(
+            f"{num_kept} clips of at most {limit} frames cannot be spread over {world_size} ranks in epoch {epoch}; "
+            "use fewer ranks, or raise loader.curriculum_frames or loader.max_frames"
+        )
+    rows, parts, left_out, base = [], [], [np.flatnonzero(~kept_N)], 0
+    for row_N in _super_windows(shard_numbers(samples), kept_N, params.window_shards, world_size, rng):
+        ordered_N, first_SW, stop_SW, longest_SW = plan_window(
+            row_N, num_frames_N[row_N], world_size, batch_size, params.frame_budget, rng
+        )
+        if (stop_SW - first_SW).sum() < len(row_N):
+            is_used_N = np.zeros(len(row_N), bool)
+            for first, stop in zip(first_SW.ravel(), stop_SW.ravel(), strict=True):
+                is_used_N[first:stop] = True
+            left_out.append(ordered_N[~is_used_N])
+        rows.append(ordered_N)
+        parts.append((first_SW + base, stop_SW + base, longest_SW))
+        base += len(row_N)
+    first_SW, stop_SW, longest_SW = (np.concatenate(matrices) for matrices in zip(*parts, strict=True))
+    return EpochOrder(np.concatenate(rows), first_SW, stop_SW, longest_SW, np.concatenate(left_out))
 
 
 def plan_scoring(samples: pa.Table, params: LoaderParams, batch_size: int) -> tuple[np.ndarray, ...]:
     """Batches for scoring: every clip of the split once, whatever its length, shortest first."""
-    num_frames_N = samples["num_frames"].to_numpy()
-    ordered = np.argsort(num_frames_N, kind="stable")
-    return tuple(_cut(ordered, num_frames_N, batch_size, params.frame_budget))
+    num_frames_N = _lengths(samples)
+    row_N = np.argsort(num_frames_N, kind="stable")
+    batches = cut(num_frames_N[row_N], 0, len(row_N), batch_size, params.frame_budget)
+    return tuple(row_N[first:stop] for first, stop in batches)
 
 
-def _refuse_over_budget(samples: pa.Table, rows: np.ndarray, num_frames_N: np.ndarray, budget: int) -> None:
-    over = rows[num_frames_N[rows] > budget]
+def _lengths(samples: pa.Table) -> np.ndarray:
+    num_frames_N = samples["num_frames"].to_numpy().astype(np.int64)
+    if num_frames_N.min(initial=1) < 1:
+        shortest = samples["clip_id"][int(np.argmin(num_frames_N))].as_py()
+        raise TableError(f"clip {shortest} of samples.parquet has no frames; run `pipeline pack` again")
+    return num_frames_N
+
+
+def _refuse_over_budget(samples: pa.Table, num_frames_N: np.ndarray, limit: int, budget: int) -> None:
+    over = np.flatnonzero((num_frames_N <= limit) & (num_frames_N > budget))
     if len(over):
         worst = over[np.argmax(num_frames_N[over])]
         raise TrainingError(
@@ -117,54 +188,30 @@ def _refuse_over_budget(samples: pa.Table, rows: np.ndarray, num_frames_N: np.nd
         )
 
 
-def _windows(
-    samples: pa.Table, rows: np.ndarray, window_shards: int, rng: np.random.Generator
-) -> list[np.ndarray]:
-    """The rows of groups of `window_shards` shuffled shards, shuffled within each group."""
-    _, shard_N = np.unique(samples["shard"].to_numpy(zero_copy_only=False), return_inverse=True)
-    shard_order = rng.permutation(shard_N.max() + 1) if len(shard_N) else np.empty(0, dtype=int)
-    window_of_shard = np.empty_like(shard_order)
-    window_of_shard[shard_order] = np.arange(len(shard_order)) // window_shards
-    shuffled = rng.permutation(rows)
-    window_N = window_of_shard[shard_N[shuffled]]
-    grouped = shuffled[np.argsort(window_N, kind="stable")]
-    edges = np.flatnonzero(np.diff(np.sort(window_N))) + 1
-    return [window for window in np.split(grouped, edges) if len(window)]
+def shard_numbers(samples: pa.Table) -> np.ndarray:
+    """Each row's shard as its place among the sorted names, however the column is encoded and chunked."""
+    column = samples["shard"]
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.unify_dictionaries()
+    code_N = np.concatenate([chunk.indices.to_numpy() for chunk in column.chunks])
+    names = column.chunk(0).dictionary
+    used = np.flatnonzero(np.bincount(code_N, minlength=len(names)))
+    number_of_code = np.zeros(len(names), np.int64)
+    number_of_code[used] = pc.rank(names.take(pa.array(used)), tiebreaker="dense").to_numpy() - 1
+    return number_of_code[code_N]
 
 
-def _cut(ordered: np.ndarray, num_frames_N: np.ndarray, batch_size: int, budget: int) -> list[np.ndarray]:
-    """Cuts `ordered` into runs of at most `batch_size` clips and `budget` padded frames.
-
-    A clip over the budget gets a batch of its own.
-    """
-    batches, first, longest = [], 0, 0
-    for position, row in enumerate(ordered):
-        longest_with_row = max(longest, int(num_frames_N[row]))
-        count = position - first
-        if count and (count == batch_size or longest_with_row * (count + 1) > budget):
-            batches.append(ordered[first:position])
-            first, longest_with_row = position, int(num_frames_N[row])
-        longest = longest_with_row
-    if first < len(ordered):
-        batches.append(ordered[first:])
-    return batches
-
-
-def _even_out(batches: list[np.ndarray], world_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Batches that come out even over the ranks, and those left out for it.
-
-    The batches of most clips are halved; where all hold one clip, the last few are left out of the epoch (other
-    ones in the next). Raises TrainingError where there are fewer clips than ranks.
-    """
-    batches = list(batches)
-    num_clips = sum(map(len, batches))
-    if batches and num_clips < world_size:
-        raise TrainingError(f"{num_clips} clips cannot be spread over {world_size} ranks; use fewer ranks")
-    while len(batches) % world_size:
-        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-        batch = batches[largest]
-        if len(batch) < 2:
-            even = len(batches) - len(batches) % world_size
-            return batches[:even], batches[even:]
-        batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-    return batches, []
+def _super_windows(
+    shard_N: np.ndarray, kept_N: np.ndarray, window_shards: int, world_size: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """The kept rows of each group of shuffled shards, shard after shard, in table order within a shard."""
+    row_N = np.flatnonzero(kept_N)
+    row_N = row_N[np.argsort(shard_N[row_N], kind="stable")]
+    edges = np.concatenate([[0], np.cumsum(np.bincount(shard_N[row_N]))])
+    shards = rng.permutation(np.flatnonzero(np.diff(edges)))
+    # groups as near to window_shards a rank as equal ones come, none of fewer shards than ranks unless all are
+    wanted = round(len(shards) / (window_shards * world_size))
+    num_windows = max(1, min(wanted, len(shards) // world_size))
+    for window in np.array_split(shards, num_windows):
+        yield np.concatenate([row_N[edges[shard] : edges[shard + 1]] for shard in window])

@@ -1,0 +1,114 @@
+"""samples.parquet: its rows by split, and the hash of what is learnt from, in pieces that fit in memory."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards import schema
+from shards.errors import ConfigError
+from shards.files import read_table_in_pieces
+
+HASHED_COLUMNS = ("clip_id", "sha256", "num_frames", "label", "shard", "sample_offset")
+"""What decides the order of an epoch, and what is learnt in it."""
+PLAN_COLUMNS = ("clip_id", "num_frames", "shard")
+"""What `plan_epoch` and `plan_scoring` look at."""
+_PIECE_ROWS = 1 << 16
+_MADE_BY = "pipeline pack"
+
+
+def read_samples(samples_path: Path, split: str) -> pa.Table:
+    """The rows of one split in the order of the table; ConfigError where there are none."""
+    pieces = list(sample_pieces(samples_path, split, schema.SAMPLES.names))
+    return pa.Table.from_batches(pieces, schema.SAMPLES)
+
+
+def read_plan_columns(samples_path: Path, split: str) -> pa.Table:
+    """`PLAN_COLUMNS` of `read_samples`, row by row the same; shards as a dictionary.
+
+    For catalogues of millions: a rank plans with this table, takes its identity from
+    `plan_identity(sample_pieces(path, split), ...)`, and needs the other columns for the rows of its batches alone.
+    """
+    fields = [schema.SAMPLES.field(name) for name in PLAN_COLUMNS]
+    shard = PLAN_COLUMNS.index("shard")
+    fields[shard] = fields[shard].with_type(pa.dictionary(pa.int32(), pa.string()))
+    columns: list[list[pa.Array]] = [[] for _ in PLAN_COLUMNS]
+    for piece in sample_pieces(samples_path, split, PLAN_COLUMNS):
+        for number, column in enumerate(piece.columns):
+            columns[number].append(column.dictionary_encode() if number == shard else column)
+    chunked = [pa.chunked_array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    return pa.table(chunked, pa.schema(fields)).unify_dictionaries()
+
+
+def sample_pieces(
+    samples_path: Path, split: str, columns: Sequence[str] = HASHED_COLUMNS
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one split in the order of the table, some ten thousand at a time; ConfigError where there are none.
+
+    TableError where the file is missing, damaged or of another schema version.
+    """
+    wanted = list(dict.fromkeys([*columns, "split"]))
+    found: set[str] = set()
+    for piece in read_table_in_pieces(samples_path, schema.SAMPLES, _MADE_BY, wanted, _PIECE_ROWS):
+        of_split = pc.equal(piece["split"], split)
+        num_rows = of_split.true_count
+        if num_rows < piece.num_rows:
+            found.update(piece["split"].unique().to_pylist())
+            piece = piece.filter(of_split)
+        if num_rows:
+            found.add(split)
+            yield piece.select(list(columns))
+    if split not in found:
+        raise ConfigError(f"{samples_path} has no samples of split '{split}'; it has {sorted(found)}")
+
+
+def splits_of(samples_path: Path) -> set[str]:
+    """The splits that have samples."""
+    pieces = read_table_in_pieces(samples_path, schema.SAMPLES, _MADE_BY, ["split"], _PIECE_ROWS)
+    return {split for piece in pieces for split in piece["split"].unique().to_pylist()}
+
+
+def samples_hash(samples: pa.Table | Iterable[pa.RecordBatch]) -> str:
+    """Hex sha256 of `HASHED_COLUMNS` in table order: equal rows, equal hash.
+
+    However the table is cut into chunks and slices, and whether its strings are dictionaries. Takes the pieces
+    of a table too, so that nothing but one of them need be in memory.
+    """
+    columns = {name: _ColumnHash() for name in HASHED_COLUMNS}
+    for piece in samples.to_batches(_PIECE_ROWS) if isinstance(samples, pa.Table) else samples:
+        for name, column_hash in columns.items():
+            column_hash.add(piece[name])
+    whole = hashlib.sha256()
+    for name, column_hash in columns.items():
+        whole.update(name.encode() + column_hash.digest())
+    return whole.hexdigest()
+
+
+class _ColumnHash:
+    """Hash of one column, fed with its chunks: all lengths of the strings in one stream, all bytes in another.
+
+    Two streams, since where a chunk ends must not show; lengths, since "ab", "c" is not "a", "bc".
+    """
+
+    def __init__(self) -> None:
+        self._lengths, self._values = hashlib.sha256(), hashlib.sha256()
+
+    def add(self, column: pa.Array) -> None:
+        assert column.null_count == 0, "hashed columns have no nulls by their schema"
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_integer(column.type):
+            self._values.update(np.ascontiguousarray(column.to_numpy(), "<i8").data)
+        elif len(column):
+            column = column.cast(pa.large_string())
+            _, offsets, text = column.buffers()
+            offset_N = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+            self._lengths.update(np.diff(offset_N).astype("<i8").data)
+            if text is not None:
+                self._values.update(memoryview(text)[offset_N[0] : offset_N[-1]])
+
+    def digest(self) -> bytes:
+        return self._lengths.digest() + self._values.digest()
