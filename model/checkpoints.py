@@ -12,8 +12,9 @@ from model.settings import ModelParams
 from model.text import NORMALISER_VERSION, Tokenizer
 from shards.errors import CheckpointError
 from shards.files import atomic_file
+from shards.identity import PlanIdentity
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 OLDER_KEYS = (
     "epoch",
     "model_state_dict",
@@ -29,13 +30,15 @@ KEYS = (
     "normaliser_version",
     "model_params",
     "text_params",
+    "train_params",
+    "decode_params",
     "tokenizer",
     "with_decoder",
     "ctc_weight",
     "fps",
     "crop_px",
     "progress",
-    "plan_hash",
+    "plan_identity",
     "threads",
     "random_state",
     "cuda_random_state",
@@ -50,10 +53,13 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), file)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's values, tensors on the CPU; CheckpointError where it is missing, damaged or foreign."""
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """The checkpoint's values, tensors on the CPU; CheckpointError where it is missing, damaged or foreign.
+
+    `mapped` leaves the tensors in the file until they are looked at.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
@@ -61,13 +67,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint of weights: {reason}"
         ) from error
+    version = state.get("version", CHECKPOINT_VERSION) if isinstance(state, dict) else CHECKPOINT_VERSION
+    if version != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has version {version}, this program reads {CHECKPOINT_VERSION}; train again"
+        )
     missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else list(KEYS)
     if missing:
         raise CheckpointError(f"checkpoint {path} is not of this program: it lacks {', '.join(missing)}")
-    if state["version"] != CHECKPOINT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has version {state['version']}, this program reads {CHECKPOINT_VERSION}"
-        )
     if state["normaliser_version"] != NORMALISER_VERSION:
         raise CheckpointError(
             f"checkpoint {path} was trained on labels of normaliser version {state['normaliser_version']}, this "
@@ -94,3 +101,11 @@ def refuse_other_model(
         )
     if found:
         raise CheckpointError(f"{path} does not fit:\n  " + "\n  ".join(found))
+
+
+def plan_identity_of(state: Mapping[str, Any], path: Path) -> PlanIdentity:
+    """The epoch plan that the checkpoint followed."""
+    try:
+        return PlanIdentity.from_dict(state["plan_identity"])
+    except TypeError as error:
+        raise CheckpointError(f"checkpoint {path} keeps an epoch plan of another kind ({error})") from error

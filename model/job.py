@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.runs import Curve
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
-from shards.settings import LoaderParams, MachineParams
+from shards.settings import LoaderParams, MachineParams, Section
 from shards.store import ShardStore
 
 OnBatch = Callable[[int, int, int], None]
@@ -31,7 +31,14 @@ class TrainingJob:
     config_text: str
     """The effective configuration, saved beside the weights."""
     resume: Path | None = None
+    accept_new_plan: bool = False
+    """Go on from `resume` though it followed another epoch plan than this run's."""
     on_batch: OnBatch | None = None
+
+    @property
+    def deciding_sections(self) -> dict[str, Section]:
+        """The parameters that, beside those of the plan, decide what is learnt and which model is taken."""
+        return {"model": self.model, "text": self.text, "train": self.train, "decode": self.decode}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Progress:
     loss_sum: float = 0.0
     chars_seen: int = 0
     clips_seen: int = 0
+    bad_clips: int = 0
+    """Left out of this epoch's batches so far."""
     seconds: float = 0.0
     wait_s: float = 0.0
     best_val_cer: float = float("inf")
@@ -65,7 +74,12 @@ class Progress:
     curves: list[Curve] = field(default_factory=list)
 
     def next_epoch(self) -> None:
+        self.epoch += 1
+        self.restart_epoch()
+
+    def restart_epoch(self) -> None:
+        """Back to the first batch of `epoch`."""
         self.total_s += self.seconds
-        self.epoch, self.batches_done = self.epoch + 1, 0
-        self.loss_sum, self.chars_seen, self.clips_seen = 0.0, 0, 0
+        self.batches_done = 0
+        self.loss_sum, self.chars_seen, self.clips_seen, self.bad_clips = 0.0, 0, 0, 0
         self.seconds, self.wait_s = 0.0, 0.0

@@ -45,6 +45,7 @@ class RunFolder:
         self.last = self.folder / "last.pt"
         self.best = self.folder / "best_model.pt"
         self.log = self.folder / "training.log"
+        self.quarantine = self.folder / "quarantine.jsonl"
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"

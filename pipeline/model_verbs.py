@@ -36,6 +36,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="go on from this checkpoint_epoch_N.pt", metavar="FILE")
     ] = None,
+    accept_new_plan: Annotated[
+        bool, typer.Option("--accept-new-plan", help="with --resume: though its batches were others")
+    ] = False,
     data_root: DataRoot = None,
     checkpoint_dir: CheckpointDir = None,
     max_frames: Annotated[int | None, typer.Option(help="longest clip; of preprocessing")] = None,
@@ -64,7 +67,7 @@ def train(
     hidden_dim: Annotated[int | None, typer.Option(help="of the LSTMs")] = None,
     num_lstm_layers: Annotated[int | None, typer.Option(help="of the encoder")] = None,
     dropout: Annotated[float | None, typer.Option(help="between layers")] = None,
-    num_workers: Annotated[int | None, typer.Option(help="loader processes")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="loader threads")] = None,
     prefetch_factor: Annotated[int | None, typer.Option(help="batches ready in each of them")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
 ) -> None:
@@ -76,8 +79,11 @@ def train(
     from model.trainer import train as run
     from pipeline.older import OLDER_NAMES
     from pipeline.params import params_text
+    from shards.errors import ConfigError
     from shards.store import open_store
 
+    if accept_new_plan and resume is None:
+        raise ConfigError("--accept-new-plan is for --resume FILE; without it each plan has a run of its own")
     flags = {name: context.params[name] for name in OLDER_NAMES if name in context.params}
     values = load(params, assignments, preset=preset, config=config, **flags)
     _tell_of_packed(values, params, config)
@@ -97,6 +103,7 @@ def train(
             machine=values.machine,
             config_text=params_text(values),
             resume=resume,
+            accept_new_plan=accept_new_plan,
             on_batch=lambda epoch, done, total: on_progress(epoch * total + done, num_epochs * total),
         )
         summary = run(job)

@@ -56,7 +56,7 @@ class MachineParams(Section):
     ray_address: str = Field(
         "", description="Ray cluster, auto or host:port; empty: start one on this machine"
     )
-    num_workers: int = Field(0, ge=0, description="loader threads; 0: load in the trainer's own thread")
+    num_workers: int = Field(2, ge=0, description="loader threads; 0: load in the trainer's own thread")
     prefetch: int = Field(4, gt=0, description="batches each loader thread keeps ready")
     shard_cache_gb: float = Field(
         50.0, gt=0, description="disk for shards fetched from a remote paths.shards, GB"

@@ -6,13 +6,17 @@ import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from shards.codec import clip_extension, encode_clip
 from shards.files import table_from_rows, write_table
 from shards.schema import SAMPLES
+from shards.settings import PackParams
 from shards.store import FolderStore
 
+Codec = Literal["raw", "jpeg", "h264", "ffv1"]
 SYLLABLES = "一二三四"
 
 
@@ -57,7 +61,12 @@ def toy_clips(
     return clips
 
 
-def pack_clips(folder: Path, clips: list[tuple[str, str, np.ndarray, str]], clips_a_shard: int = 5) -> Packed:
+def pack_clips(
+    folder: Path,
+    clips: list[tuple[str, str, np.ndarray, str]],
+    clips_a_shard: int = 5,
+    codec: Codec = "raw",
+) -> Packed:
     """Writes shards and samples.parquet for (clip_id, split, clip, label)."""
     rows = []
     for split in dict.fromkeys(clip[1] for clip in clips):
@@ -66,20 +75,31 @@ def pack_clips(folder: Path, clips: list[tuple[str, str, np.ndarray, str]], clip
             name = f"{split}/{split}-{shard // clips_a_shard:06d}.tar"
             path = folder / "shards" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard])
+            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard], codec)
     write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
     return Packed.at(folder)
 
 
-def _write_shard(path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]]) -> list[dict]:
+def _payload(clip: np.ndarray, codec: Codec) -> bytes:
+    """Raw ones by numpy; the other codecs are ours."""
+    if codec != "raw":
+        return encode_clip(clip, PackParams(codec=codec))
+    file = io.BytesIO()
+    np.save(file, clip)
+    return file.getvalue()
+
+
+def _write_shard(
+    path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]], codec: Codec
+) -> list[dict]:
     payloads = {}
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    # GNU names where they are too long for the older format
+    is_long = any(len(clip_id) > 95 for clip_id, *_ in clips)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if is_long else tarfile.USTAR_FORMAT) as tar:
         for clip_id, _, clip, label in clips:
-            file = io.BytesIO()
-            np.save(file, clip)
-            payloads[clip_id] = file.getvalue()
+            payloads[clip_id] = _payload(clip, codec)
             for extension, payload in (
-                ("npy", file.getvalue()),
+                (clip_extension(codec), payloads[clip_id]),
                 ("json", json.dumps({"label": label, "fps": 25.0}).encode()),
             ):
                 member = tarfile.TarInfo(f"{clip_id}.{extension}")
@@ -101,7 +121,7 @@ def _write_shard(path: Path, name: str, clips: list[tuple[str, str, np.ndarray, 
                     "clip_offset": first.offset_data,
                     "clip_size": first.size,
                     "sha256": hashlib.sha256(payloads[clip_id]).hexdigest(),
-                    "codec": "raw",
+                    "codec": codec,
                     "num_frames": len(clip),
                     "num_chars": len(label),
                     "label": label,

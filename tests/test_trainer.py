@@ -269,10 +269,10 @@ def test_checkpoints_of_another_program_are_not_overwritten(tmp_path: Path, pack
     assert theirs.read_bytes() == b"a week of work"
 
 
-def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_workers(
+def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads(
     tmp_path: Path, packed: Packed
 ) -> None:
-    """As a terminal sends it: to the trainer and its loader processes alike."""
+    """As a terminal sends it; threads read ahead meanwhile."""
     train(job_in(tmp_path / "whole", packed, num_epochs=2))
     script = tmp_path / "run.py"
     script.write_text(

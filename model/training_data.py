@@ -1,0 +1,79 @@
+"""What training reads: the clips of two splits, what they have in common, and the order they come in."""
+
+import numpy as np
+import pyarrow.compute as pc
+
+from model.job import TrainingJob
+from model.losses import refuse_unspellable
+from model.text import Tokenizer
+from shards.errors import ShardError, TrainingError
+from shards.plan import (
+    EpochPlan,
+    plan_epoch,
+    plan_identity,
+    plan_scoring,
+    read_samples,
+    samples_hash,
+    splits_of,
+)
+from shards.stream import ShardStream, read_sample
+from shards.terms import TRAIN_SPLIT, VALID_SPLIT
+
+
+class TrainingData:
+    """The samples of train and valid. Raises TrainingError where no training of `job` can come of them."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._job = job
+        self.samples = read_samples(job.samples, TRAIN_SPLIT)
+        has_valid = VALID_SPLIT in splits_of(job.samples)
+        self.valid_samples = read_samples(job.samples, VALID_SPLIT) if has_valid else self.samples.slice(0, 0)
+        """Empty where nothing is packed to validate on."""
+        first_THW, metadata = self._first_sample()
+        self.fps = float(str(metadata["fps"]))
+        self.crop_HW: tuple[int, int] = first_THW.shape[1:]
+        if job.model.window_px > self.crop_px:
+            raise TrainingError(
+                f"model.window_px {job.model.window_px} is more than the {self.crop_px} px of the packed crops"
+            )
+        self.tokenizer = Tokenizer.of_labels(self.samples["label"].to_pylist())
+        if job.train.ctc_weight > 0:
+            for table in (self.samples, self.valid_samples):
+                refuse_unspellable(table, self.tokenizer, job.model.temporal_stride)
+        self.plan_identity = plan_identity(self.samples, job.loader, job.train.batch_size)
+        self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
+
+    @property
+    def crop_px(self) -> int:
+        return self.crop_HW[0]
+
+    @property
+    def valid_hash(self) -> str:
+        """Of the clips that the best model is chosen by."""
+        return samples_hash(self.valid_samples)
+
+    def epoch(self, number: int) -> EpochPlan:
+        return plan_epoch(self.samples, self._job.loader, self._job.train.batch_size, number)
+
+    def streams(self, pin_memory: bool) -> tuple[ShardStream, ShardStream]:
+        """Of train, which sets bad samples aside where loader.max_bad_fraction allows it, and of valid, never."""
+        job = self._job
+        quarantine = job.loader.max_bad_fraction > 0
+        return (
+            ShardStream(job.shards, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
+            ShardStream(job.shards, self.valid_samples, job.machine, pin_memory, False, self.crop_HW),
+        )
+
+    def _first_sample(self) -> tuple[np.ndarray, dict[str, object]]:
+        """The first clip and its metadata; where bad samples are allowed, of the first shard that begins well."""
+        shards = self.samples["shard"]
+        names = shards.unique().to_pylist()
+        last = names[-1] if self._job.loader.max_bad_fraction else names[0]
+        for name in names:
+            row = pc.index(shards, name).as_py()
+            try:
+                return read_sample(self._job.shards, self.samples.slice(row, 1).to_pylist()[0])
+            except ShardError:
+                if name == last:
+                    raise
+        raise AssertionError("a split has samples")

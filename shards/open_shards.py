@@ -1,0 +1,92 @@
+"""Shards that are being read, kept open for any number of threads."""
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from shards.errors import MachineError, ShardError
+from shards.store import ShardStore
+
+ADVICE = "`pipeline verify` names what is damaged, `pipeline pack` makes it again"
+_MAX_OPEN = 32  # two windows of 16; an open file keeps its disk though a remote store's cache removed it
+
+
+class OpenShard:
+    """A shard's file, open for reading from any thread; closed when nobody holds it any more."""
+
+    def __init__(self, store: ShardStore, name: str) -> None:
+        self._descriptor = -1
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ShardError(
+                f"samples.parquet names the shard '{name}', which lies outside the pack; {ADVICE}"
+            )
+        self.place = store.place(name)
+        try:
+            self._descriptor = os.open(store.local(name), os.O_RDONLY | os.O_CLOEXEC)
+            self.num_bytes = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise _unreadable(self.place, error) from error
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def read_into(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
+        """Fills the buffers one after the other from `offset` on; the number of bytes that were there."""
+        try:
+            return os.preadv(self._descriptor, buffers, offset)
+        except OSError as error:
+            raise _unreadable(self.place, error) from error
+
+    def read(self, num_bytes: int, offset: int) -> bytes:
+        """At most `num_bytes` from `offset` on."""
+        try:
+            return os.pread(self._descriptor, num_bytes, offset)
+        except OSError as error:
+            raise _unreadable(self.place, error) from error
+
+
+class OpenShards:
+    """Shards of a store that were lately read, kept open; for any number of threads."""
+
+    def __init__(self, store: ShardStore) -> None:
+        self._store = store
+        self._open: OrderedDict[str, OpenShard] = OrderedDict()
+        self._failed: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> OpenShard:
+        """Raises ShardError where the shard cannot be had: once tried, until `try_again`."""
+        with self._lock:
+            if name in self._failed:
+                raise ShardError(self._failed[name])
+            if name in self._open:
+                self._open.move_to_end(name)
+                return self._open[name]
+        try:
+            shard = OpenShard(self._store, name)  # not under the lock: a remote store fetches it now
+        except ShardError as error:
+            with self._lock:
+                self._failed[name] = str(error)
+            raise
+        with self._lock:
+            self._open[name] = shard
+            while len(self._open) > _MAX_OPEN:
+                self._open.popitem(last=False)
+        return shard
+
+    def try_again(self) -> None:
+        """Forgets which shards could not be had."""
+        with self._lock:
+            self._failed.clear()
+
+
+def _unreadable(place: str, error: OSError) -> ShardError | MachineError:
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return MachineError(
+            f"shard {place} cannot be opened ({error}); raise the limit of open files (`ulimit -n`)"
+        )
+    return ShardError(f"shard {place} cannot be read ({error}); {ADVICE}")

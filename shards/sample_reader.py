@@ -1,0 +1,231 @@
+"""Reads single samples out of tar shards.
+
+Neither a shard nor a catalogue is believed: an offset is compared with the file's size before anything is
+allocated, and what stands at it with what the catalogue says of it. Shapes: T frames, H and W px.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib import format as npy
+
+from shards.codec import clip_extension, decode_clip, parse_raw_header
+from shards.errors import ShardError
+from shards.open_shards import ADVICE, OpenShard
+from shards.store import ShardStore
+
+MAX_SAMPLE_BYTES = 1 << 30
+"""116,000 raw frames of 96×96 px: more is no clip."""
+_RAW_HEAD_BYTES = 640  # a tar header, and what numpy writes before the pixels
+_MEMBERS = 2
+# What follows the name in the header of a plain file, as our writer and Python's write it: mode, owner, group; size;
+# time; checksum; type; link, format and names; device numbers; no prefix of the name.
+_PLAIN_HEADER = re.compile(
+    rb"(?:[0-7]{7}\0){3}(?P<size>[0-7]{11})\0[0-7]{11}\0(?P<sum>[0-7]{6})\0 [0\0].{172}(?:[0-7]{7}\0|\0{8}){2}\0",
+    re.DOTALL,
+)
+_NAME_BYTES = 100
+_CHECKSUM = slice(148, 156)
+
+
+class CatalogueRow(NamedTuple):
+    """What samples.parquet says of where a clip stands; see shards/schema.py."""
+
+    clip_id: str
+    shard: str
+    codec: str
+    num_frames: int
+    sample_offset: int
+    sample_size: int
+    clip_offset: int
+    clip_size: int
+
+    @classmethod
+    def of(cls, record: Mapping[str, object]) -> "CatalogueRow":
+        """Of a row of the table as a dictionary."""
+        return cls(*(record[name] for name in cls._fields))  # type: ignore[arg-type]
+
+
+class SampleRows:
+    """Rows of a samples table by number. Numbers and shard names are decoded once, texts when asked for."""
+
+    def __init__(self, samples: pa.Table) -> None:
+        shards = samples["shard"].dictionary_encode().unify_dictionaries()
+        self._shard_names: list[str] = shards.chunk(0).dictionary.to_pylist() if len(shards) else []
+        chunks = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in shards.chunks]
+        self._shard_N = np.concatenate(chunks) if chunks else np.empty(0, np.int32)
+        self._clip_ids, self._labels, self._codecs = (samples[name] for name in ("clip_id", "label", "codec"))
+        self._numbers = tuple(samples[name].to_numpy() for name in CatalogueRow._fields[3:])
+
+    def rows(self, row_N: np.ndarray) -> list[CatalogueRow]:
+        numbers = row_N.tolist()
+        return [
+            CatalogueRow(
+                self._clip_ids[row].as_py(), self._shard_names[shard], self._codecs[row].as_py(), *place
+            )
+            for row, shard, *place in zip(
+                numbers,
+                self._shard_N[row_N].tolist(),
+                *(column[row_N].tolist() for column in self._numbers),
+                strict=True,
+            )
+        ]
+
+    def label(self, row: int) -> str:
+        label: str = self._labels[row].as_py()
+        return label
+
+    def shards_of(self, batches: Sequence[np.ndarray]) -> list[str]:
+        """The shards of these rows, in the order in which they are first needed."""
+        if not len(batches):
+            return []
+        shards, first = np.unique(self._shard_N[np.concatenate(batches)], return_index=True)
+        return [self._shard_names[shard] for shard in shards[np.argsort(first)]]
+
+
+def read_sample(store: ShardStore, row: Mapping[str, object]) -> tuple[np.ndarray, dict[str, object]]:
+    """The clip (uint8, T×H×W) and the metadata of one row of samples.parquet.
+
+    Reads just the sample's bytes of its tar. Raises ShardError naming shard and clip where the file is
+    missing or cut, or what stands there is not that sample.
+    """
+    place = CatalogueRow.of(row)
+    shard = OpenShard(store, place.shard)
+    payload, metadata_json = _members(shard, place)
+    try:
+        metadata = json.loads(metadata_json)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(shard, place, f"its metadata is no JSON ({error})") from error
+    if not isinstance(metadata, dict) or "fps" not in metadata:
+        raise _damaged(shard, place, "its metadata lacks 'fps'")
+    return _decode(shard, place, payload), metadata
+
+
+def read_clip(shard: OpenShard, row: CatalogueRow) -> np.ndarray:
+    """The clip, uint8, T×H×W, of any codec; raises ShardError as `read_sample` does."""
+    return _decode(shard, row, _members(shard, row)[0])
+
+
+def raw_frame_size(shard: OpenShard, row: CatalogueRow) -> tuple[int, int] | None:
+    """Height and width that a raw clip claims; None where `read_clip` must look at it."""
+    if not holds_clip(shard, row):
+        return None
+    try:
+        shape, _ = parse_raw_header(shard.read(_RAW_HEAD_BYTES, row.clip_offset))
+    except ValueError:
+        return None
+    return shape[1:]
+
+
+def holds_clip(shard: OpenShard, row: CatalogueRow) -> bool:
+    """Whether the file is long enough for what the catalogue says of the clip, and that makes sense."""
+    return (
+        0 <= row.sample_offset < row.clip_offset
+        and 0 < row.num_frames <= row.clip_size <= MAX_SAMPLE_BYTES
+        and row.clip_offset + row.clip_size <= row.sample_offset + row.sample_size <= shard.num_bytes
+    )
+
+
+def read_raw_into(frames_THW: np.ndarray, shard: OpenShard, row: CatalogueRow) -> bool:
+    """Fills `frames_THW` (C order) with the raw clip of that shape in one read, straight from the file.
+
+    False where anything before the pixels differs from what our writer puts there, be it as lawful as a long
+    name: then `read_clip` gives the clip, or says what is wrong.
+    """
+    num_head_bytes = row.clip_offset + row.clip_size - frames_THW.nbytes - row.sample_offset
+    if num_head_bytes != _RAW_HEAD_BYTES or row.clip_offset != row.sample_offset + tarfile.BLOCKSIZE:
+        return False
+    head = bytearray(num_head_bytes)
+    if shard.read_into([head, frames_THW.data], row.sample_offset) != num_head_bytes + frames_THW.nbytes:
+        return False
+    header = _PLAIN_HEADER.match(head, _NAME_BYTES)
+    if (
+        header is None
+        or not head.startswith(b"%b.npy\0" % row.clip_id.encode())
+        or int(header["size"], 8) != row.clip_size
+        # the checksum counts itself as spaces
+        or int(header["sum"], 8) != sum(head[: tarfile.BLOCKSIZE]) - sum(head[_CHECKSUM]) + 8 * ord(" ")
+    ):
+        return False
+    return head[tarfile.BLOCKSIZE :] == _raw_header(frames_THW.shape)
+
+
+@lru_cache(4096)
+def _raw_header(shape: tuple[int, int, int]) -> bytes:
+    """What numpy writes before the pixels of a clip of that shape."""
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
+    """The payloads of the sample's two members; raises ShardError unless they are just what they should be."""
+    try:
+        names = [f"{row.clip_id}.{clip_extension(row.codec)}", f"{row.clip_id}.json"]
+    except ValueError as error:
+        raise _damaged(shard, row, str(error)) from error
+    if not holds_clip(shard, row) or row.sample_size > MAX_SAMPLE_BYTES:
+        raise ShardError(
+            f"shard {shard.place} is cut, or of another pack: its {shard.num_bytes} bytes do not hold clip "
+            f"{row.clip_id}, bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}"
+        )
+    sample = memoryview(shard.read(row.sample_size, row.sample_offset))
+    try:
+        members = _files_in(sample)
+    except (tarfile.HeaderError, ValueError) as error:
+        raise _damaged(shard, row, str(error)) from error
+    if [name for name, _ in members] != names:
+        raise ShardError(
+            f"shard {shard.place}: where clip {row.clip_id} should stand are {[name for name, _ in members]}; the "
+            f"shard and samples.parquet are of different packs; {ADVICE}"
+        )
+    (_, clip), (_, metadata) = members
+    if (row.sample_offset + clip.start, clip.stop - clip.start) != (row.clip_offset, row.clip_size):
+        raise _damaged(shard, row, "its place and size are not those of samples.parquet")
+    return sample[clip], bytes(sample[metadata])
+
+
+def _files_in(sample: memoryview) -> list[tuple[str, slice]]:
+    """Names and places of the files in a run of tar blocks.
+
+    ValueError or tarfile.HeaderError for anything else, such as a link or a device, and for a file that is cut.
+    """
+    files: list[tuple[str, slice]] = []
+    start, long_name = 0, ""
+    while start < len(sample):
+        if len(files) == _MEMBERS:
+            raise ValueError(f"there are more than {_MEMBERS} members")
+        header = tarfile.TarInfo.frombuf(
+            bytes(sample[start : start + tarfile.BLOCKSIZE]), tarfile.ENCODING, "surrogateescape"
+        )
+        content = slice(start + tarfile.BLOCKSIZE, start + tarfile.BLOCKSIZE + header.size)
+        name = long_name or header.name
+        if header.size < 0 or content.stop > len(sample):
+            raise ValueError(f"member {name!r} is longer than the sample")
+        if header.type == tarfile.GNUTYPE_LONGNAME and not long_name:
+            long_name = bytes(sample[content]).rstrip(b"\0").decode("utf-8", "surrogateescape")
+        elif header.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            files.append((name, content))
+            long_name = ""
+        else:
+            raise ValueError(f"member {name!r} is of tar type {header.type!r}, no plain file")
+        start = content.start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return files
+
+
+def _decode(shard: OpenShard, row: CatalogueRow, payload: memoryview) -> np.ndarray:
+    try:
+        return decode_clip(bytes(payload), row.codec, row.num_frames)
+    except ValueError as error:
+        raise _damaged(shard, row, f"it cannot be decoded: {error}") from error
+
+
+def _damaged(shard: OpenShard, row: CatalogueRow, why: str) -> ShardError:
+    return ShardError(f"shard {shard.place}: the sample of clip {row.clip_id} is damaged: {why}; {ADVICE}")
