@@ -4,7 +4,6 @@ All variants run in turns in one call, each through the same pool of processes, 
 """
 
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -13,14 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from pipeline.bench.machine import machine_told
 from pipeline.bench.material import lengthened, upscaled, videos_of
 from pipeline.bench.peers import auto_avsr_like, decode_only, mediapipe_loop
 from shards import schema
@@ -35,6 +33,7 @@ TOLERANCES_PX = (0.0, 0.1, 0.25, 0.5, 1.0)
 CHINESE_LIPS_FRAMES = round(100.8 * 3600 * 30)
 HD, FULL_HD = (1280, 720), (1920, 1080)
 LONG_MINUTES = 10
+PACKAGES = ("mediapipe", "ai-edge-litert", "av", "opencv-python", "numpy")
 
 # tracks are compared, so nothing may be turned down for its quality
 _LENIENT = {
@@ -120,7 +119,7 @@ def bench_crop(
         num_frames = sum(
             done.crop_row["source_frames"] for done in _pooled(decode_only, hd, processes, stage.folder)
         )
-        result = CropBench(_machine(), preset, processes, len(hd), num_frames)
+        result = CropBench(machine_told(PACKAGES), preset, processes, len(hd), num_frames)
         _measure_variants(result, stage, rounds, tell)
         every, ours = stage.tracks("every frame"), stage.tracks("crop")
         result.errors = _errors(ours, every)
@@ -285,16 +284,6 @@ def crop_long(video: Path) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
         1e6 if sys.platform == "darwin" else 1e3 / 1.024
     )
-
-
-def _machine() -> dict[str, str]:
-    packages = ("mediapipe", "ai-edge-litert", "av", "opencv-python", "numpy")
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": str(psutil.cpu_count()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "python": platform.python_version(),
-    } | {package: version(package) for package in packages}
 
 
 def _write(result: CropBench, out: Path) -> None:

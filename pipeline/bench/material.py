@@ -31,7 +31,7 @@ def upscaled(sources: Sequence[Path], folder: Path, width: int, height: int, pre
         path = folder / f"{number:04d}_{source.stem}.mp4"
         if not path.exists():
             pictures = (_fitted(picture, width, height) for picture in _pictures(source))
-            _encode(path, pictures, width, height, preset)
+            encode_h264(path, pictures, width, height, preset)
         made.append(path)
     return made
 
@@ -42,7 +42,7 @@ def lengthened(source: Path, path: Path, width: int, height: int, minutes: float
         once = [_fitted(picture, width, height) for picture in _pictures(source)]
         there_and_back = once + once[-2:0:-1]
         count = round(minutes * 60 * 25)
-        _encode(
+        encode_h264(
             path, (there_and_back[i % len(there_and_back)] for i in range(count)), width, height, "veryfast"
         )
     return path
@@ -64,13 +64,14 @@ def _fitted(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8
     return np.pad(rgb, sides, mode="edge")
 
 
-def _encode(
+def encode_h264(
     path: Path,
     pictures: Iterator[NDArray[np.uint8]],
     width: int,
     height: int,
     preset: str,
 ) -> None:
+    """Writes RGB pictures, H×W×3, as an mp4 of 25 fps in yuv420p; it appears under its name when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     with av.open(str(unfinished), "w", format="mp4") as container:

@@ -1,0 +1,17 @@
+"""The machine at hand, as every bench tells it beside its figures."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import psutil
+
+
+def machine_told(packages: Sequence[str]) -> dict[str, str]:
+    """Processor, cores, memory, Python and the versions of `packages`."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": str(psutil.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "python": platform.python_version(),
+    } | {package: version(package) for package in packages}
