@@ -6,7 +6,6 @@ allocated, and what stands at it with what the catalogue says of it. Shapes: T f
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -25,12 +24,6 @@ MAX_SAMPLE_BYTES = 1 << 30
 """116,000 raw frames of 96×96 px: more is no clip."""
 _RAW_HEAD_BYTES = 640  # a tar header, and what numpy writes before the pixels
 _MEMBERS = 2
-# What follows the name in the header of a plain file, as our writer and Python's write it: mode, owner, group; size;
-# time; checksum; type; link, format and names; device numbers; no prefix of the name.
-_PLAIN_HEADER = re.compile(
-    rb"(?:[0-7]{7}\0){3}(?P<size>[0-7]{11})\0[0-7]{11}\0(?P<sum>[0-7]{6})\0 [0\0].{172}(?:[0-7]{7}\0|\0{8}){2}\0",
-    re.DOTALL,
-)
 _NAME_BYTES = 100
 _CHECKSUM = slice(148, 156)
 
@@ -145,16 +138,28 @@ def read_raw_into(frames_THW: np.ndarray, shard: OpenShard, row: CatalogueRow) -
     head = bytearray(num_head_bytes)
     if shard.read_into([head, frames_THW.data], row.sample_offset) != num_head_bytes + frames_THW.nbytes:
         return False
-    header = _PLAIN_HEADER.match(head, _NAME_BYTES)
-    if (
-        header is None
-        or not head.startswith(b"%b.npy\0" % row.clip_id.encode())
-        or int(header["size"], 8) != row.clip_size
-        # the checksum counts itself as spaces
-        or int(header["sum"], 8) != sum(head[: tarfile.BLOCKSIZE]) - sum(head[_CHECKSUM]) + 8 * ord(" ")
-    ):
-        return False
-    return head[tarfile.BLOCKSIZE :] == _raw_header(frames_THW.shape)
+    return head == _tar_header(f"{row.clip_id}.npy", row.clip_size) + _raw_header(frames_THW.shape)
+
+
+def _tar_header(name: str, num_bytes: int) -> bytes:
+    """What our writer puts before a plain file: `tarfile` would build it anew, in ten times the time."""
+    before_sum, after_sum, sum_without_name = _tar_header_without_name(num_bytes)
+    name_bytes = name.encode()
+    return b"%b%b%06o\0 %b" % (
+        name_bytes.ljust(_NAME_BYTES, b"\0"),
+        before_sum,
+        sum_without_name + sum(name_bytes),
+        after_sum,
+    )
+
+
+@lru_cache(4096)
+def _tar_header_without_name(num_bytes: int) -> tuple[bytes, bytes, int]:
+    """Between name and checksum, after the checksum, and the checksum of a file without a name."""
+    member = tarfile.TarInfo()
+    member.size = num_bytes
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    return header[_NAME_BYTES : _CHECKSUM.start], header[_CHECKSUM.stop :], int(header[_CHECKSUM][:6], 8)
 
 
 @lru_cache(4096)

@@ -1,5 +1,6 @@
 """Where the shards of a pack lie: a folder here, or any place that fsspec opens."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -9,6 +10,8 @@ from typing import BinaryIO
 from shards.errors import ShardError
 from shards.files import atomic_file
 from shards.settings import MachineParams
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
 
 
 class ShardStore(ABC):
@@ -42,8 +45,21 @@ class ShardStore(ABC):
 
 
 def open_store(place: str, machine: MachineParams) -> ShardStore:
-    """The store at `paths.shards`: a URL such as s3://bucket/folder, or else a folder."""
+    """The store at `paths.shards`: a URL of any scheme that fsspec knows (s3://bucket/folder), or else a folder.
+
+    Raises ConfigError where the scheme is unknown, or its package is not installed.
+    """
+    if _URL.match(place):
+        from shards.remote_store import RemoteStore  # with fsspec, which a folder does without
+
+        return RemoteStore(place, machine)
     return FolderStore(Path(place))
+
+
+def refuse_climbing(name: str) -> None:
+    """Names come from tables and tars of other people's making; ShardError for one that leaves the store."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ShardError(f"'{name}' is no name of a shard; run `pipeline pack` again")
 
 
 class FolderStore(ShardStore):
@@ -63,6 +79,7 @@ class FolderStore(ShardStore):
         )
 
     def local(self, name: str) -> Path:
+        refuse_climbing(name)
         path = self.folder / name
         if not path.is_file():
             raise ShardError(f"shard {path} is missing; `pipeline pack` makes it")

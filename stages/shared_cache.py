@@ -5,20 +5,15 @@ were. Names are content keys, so machines that make the same entry at once do no
 """
 
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from shards.errors import ConfigError, MachineError
+from shards.errors import MachineError
 from shards.files import atomic_file
+from shards.remote_files import open_file_system, put_whole
 from stages.cache import Keys
-
-_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
-"""Here a file appears whole or not at all, and a rename would copy it; elsewhere it is renamed when it is whole."""
 
 
 class SharedCache:
@@ -26,14 +21,7 @@ class SharedCache:
 
     def __init__(self, url: str, folder: Path) -> None:
         self.folder = folder
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"machine.share: {url} cannot be opened ({error})") from error
-        protocols = self._files.protocol
-        self._is_object_store = bool(
-            _OBJECT_STORES & {*((protocols,) if isinstance(protocols, str) else protocols)}
-        )
+        self._files, self._root = open_file_system(url, "machine.share")
 
     @contextmanager
     def mirrored(self, keys: Keys) -> Iterator[None]:
@@ -46,7 +34,7 @@ class SharedCache:
             # changed: it was made here and now, or what was found was damaged and is made anew
             if now is not None and (now != before[entry] or not self._files.exists(self._place(entry))):
                 try:
-                    self._store(entry)
+                    put_whole(self._files, self.folder / entry, self._place(entry))
                 except (FileNotFoundError, PermissionError) as error:
                     # s3fs says so of a bucket that is not there
                     raise MachineError(
@@ -66,22 +54,6 @@ class SharedCache:
             except FileNotFoundError:
                 return None
         return _stamp(here)
-
-    def _store(self, entry: str) -> None:
-        here, there = str(self.folder / entry), self._place(entry)
-        if self._is_object_store:
-            self._files.put_file(here, there)
-            return
-        folder, _, name = there.rpartition("/")
-        temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
-        self._files.makedirs(folder, exist_ok=True)
-        try:
-            self._files.put_file(here, temporary)
-            self._files.mv(temporary, there)
-        except BaseException:
-            if self._files.exists(temporary):
-                self._files.rm_file(temporary)
-            raise
 
     def _place(self, entry: str) -> str:
         return f"{self._root}/{entry}"

@@ -22,6 +22,8 @@ PREPROCESSING = (
     "stages.crop",
     "stages.pack",
     "stages.qc",
+    "shards.remote_store",
+    "shards.verify",
 )
 TRAINING = (
     "model.trainer",
@@ -101,7 +103,7 @@ def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
 
 def test_the_verbs_of_the_design_exist() -> None:
     stages = {"ingest", "crop", "pack", "stats", "train", "report"}
-    others = {"init", "demo", "preprocess", "test", "inference", "query", "qc", "doctor", "show"}
+    others = {"init", "demo", "preprocess", "test", "inference", "query", "qc", "verify", "doctor", "show"}
     assert stages | others <= set(verbs())
 
 

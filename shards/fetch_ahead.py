@@ -1,0 +1,100 @@
+"""Threads that fetch the shards of an epoch before they are asked for, as far as a share of the cache allows."""
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shards.errors import PipelineError
+from shards.index import IndexedShard
+
+logger = logging.getLogger(__name__)
+
+FETCHERS = 4
+"""Threads, a shard each: one connection rarely fills a network."""
+
+
+class FetchAhead:
+    """Calls `fetch` for each shard expected, in order, while those not yet asked for have at most `max_bytes`.
+
+    `path_of` is where the cache keeps a shard.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[IndexedShard], None],
+        path_of: Callable[[IndexedShard], Path],
+        max_bytes: float,
+    ) -> None:
+        self._fetch, self._path_of, self._max_bytes = fetch, path_of, max_bytes
+        # all that follows changes under this lock
+        self._changed = threading.Condition()
+        self._expected: Sequence[IndexedShard] = ()
+        self._next = 0
+        self._asked: set[str] = set()
+        self._ahead: dict[str, int] = {}
+        """Number in `_expected` of each shard that is fetched ahead and not yet asked for."""
+        self._num_threads = 0
+
+    def expect(self, shards: Sequence[IndexedShard]) -> None:
+        """Replaces what was expected before."""
+        with self._changed:
+            self._expected, self._next = shards, 0
+            self._asked, self._ahead = set(), {}
+            self._changed.notify_all()
+            while self._num_threads < min(FETCHERS, len(shards)):
+                self._num_threads += 1
+                threading.Thread(target=self._work, name="shards ahead", daemon=True).start()
+
+    def note_asked(self, name: str) -> None:
+        """The shard is wanted now: it makes place for another one ahead."""
+        with self._changed:
+            self._asked.add(name)
+            if self._ahead.pop(name, None) is not None:
+                self._changed.notify_all()
+
+    def may_go_for(self, wanted: IndexedShard) -> Callable[[Path], float]:
+        """Which files may make room for `wanted`: infinite for all but what is ahead, -infinite where that is sooner.
+
+        Of what comes later than `wanted` the latest is the highest.
+        """
+        with self._changed:
+            number_wanted = self._ahead.get(wanted.name, -1)
+            numbers = {self._path_of(self._expected[number]): number for number in self._ahead.values()}
+        ranks = {path: number if number > number_wanted else -math.inf for path, number in numbers.items()}
+        return lambda path: ranks.get(path, math.inf)
+
+    def stop(self, within_s: float) -> None:
+        """Waits until the threads have ended what they are at."""
+        self.expect(())
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_threads, within_s)
+
+    def _work(self) -> None:
+        while (shard := self._take()) is not None:
+            try:
+                self._fetch(shard)
+            except PipelineError as error:
+                # whoever needs the shard tries again and gets the error
+                logger.warning("fetching ahead: %s", error)
+                with self._changed:
+                    self._ahead.pop(shard.name, None)
+
+    def _take(self) -> IndexedShard | None:
+        """The next shard to fetch, when there is room; None when all have been fetched or asked for."""
+        with self._changed:
+            while self._next < len(self._expected):
+                shard = self._expected[self._next]
+                num_bytes = sum(self._expected[number].num_bytes for number in self._ahead.values())
+                if shard.name in self._asked:
+                    self._next += 1
+                elif num_bytes + shard.num_bytes <= self._max_bytes:
+                    self._ahead[shard.name] = self._next
+                    self._next += 1
+                    return shard
+                else:
+                    self._changed.wait()
+            self._num_threads -= 1
+            self._changed.notify_all()
+            return None

@@ -1,0 +1,236 @@
+"""Shards at a URL of any file system that fsspec opens, read through a bounded cache on this machine."""
+
+import errno
+import hashlib
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from shards.errors import MachineError, PipelineError, ShardError
+from shards.fetch_ahead import FetchAhead
+from shards.files import fingerprint, sweep_temporaries
+from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
+from shards.remote_files import Patience, RemoteFiles
+from shards.settings import MachineParams
+from shards.shard_cache import ShardCache
+from shards.store import ShardStore, refuse_climbing
+
+logger = logging.getLogger(__name__)
+
+AHEAD_SHARE = 0.5
+"""Of the cache, for shards not yet asked for; the rest holds those that are being read."""
+GRACE_S = 5.0
+"""From `local` until its path may go: time enough to open it."""
+_UPLOAD_LEFT_S = 24 * 3600.0
+
+
+class RemoteStore(ShardStore):
+    """The pack at `url`. Threads may share one; all processes of the machine share the cache below `cache_dir`.
+
+    A shard is fetched whole, in ranges, and compared with the size and sha256 of `<split>/index.json`, which is
+    read once. Failures that pass are waited for as `patience` says, then they are a ShardError.
+    """
+
+    is_remote = True
+
+    def __init__(
+        self,
+        url: str,
+        machine: MachineParams,
+        patience: Patience | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._patience = patience or Patience()
+        self._files = RemoteFiles(url, self._patience)
+        cache_dir = Path(machine.cache_dir)
+        self._cache = ShardCache(
+            cache_dir / "shards", int(machine.shard_cache_gb * 1e9), grace_s, self._patience.total_s
+        )
+        self._folder = self._cache.folder / fingerprint(self._files.url)[:16]
+        self._uploads = cache_dir / "uploads"
+        self._indexes: dict[str, SplitIndex] = {}
+        self._index_lock = threading.Lock()
+        self._fetching: dict[str, Future[None]] = {}
+        self._fetching_lock = threading.Lock()
+        self._fetched: set[str] = set()
+        """In this epoch."""
+        self._is_told = False
+        """That one was fetched twice."""
+        self._ahead = FetchAhead(self._fetch_if_missing, self._path, AHEAD_SHARE * self._cache.max_bytes)
+
+    def place(self, name: str) -> str:
+        return self._files.place(name)
+
+    def names(self) -> list[str]:
+        return self._files.names()
+
+    def local(self, name: str) -> Path:
+        """As for every store; MachineError where the cache cannot hold it. A file that is no tar is read anew."""
+        refuse_climbing(name)
+        if not name.endswith(".tar"):
+            return self._read_anew(name)
+        shard = self._indexed(name)
+        path = self._path(shard)
+        self._cache.has(path)  # used now, before it makes place for another one
+        self._ahead.note_asked(name)
+        while not self._cache.has(path):
+            self._fetch_once(shard)
+        return path
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Fetches ahead in this order, as far as half of the cache; replaces what was expected before."""
+        expected = []
+        for name in dict.fromkeys(names):
+            try:
+                expected.append(self._indexed(name))
+            except ShardError:
+                break  # whoever asks for it is told
+        with self._fetching_lock:
+            self._fetched, self._is_told = set(), False
+        self._ahead.expect(expected)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """As for every store: a file of this machine, uploaded when it is whole."""
+        refuse_climbing(name)
+        with self._on_disk():
+            self._uploads.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(self._uploads, _UPLOAD_LEFT_S)
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._uploads, prefix=".", suffix=".tmp") as file:
+                yield file  # type: ignore[misc]
+                file.flush()
+                self._files.put(name, Path(file.name))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise MachineError(
+                f"{self.place(name)} cannot be written: no space below {self._uploads}; free some, or set "
+                "machine.cache_dir to another disk"
+            ) from error
+        self._forget_index(name)
+
+    def remove(self, name: str) -> None:
+        refuse_climbing(name)
+        self._files.remove(name)
+        self._forget_index(name)
+
+    def close(self) -> None:
+        """Stops fetching ahead and ends the connections; the end of the process does it too."""
+        self._ahead.stop(self._patience.request_s)
+        self._files.close()
+
+    def _path(self, shard: IndexedShard) -> Path:
+        """In the cache: the hash is part of the name, so a later pack under the same names is not taken for it."""
+        return self._folder / f"{shard.name.removesuffix('.tar')}.{shard.sha256[:16]}.tar"
+
+    def _indexed(self, name: str) -> IndexedShard:
+        """What the index of its split says of a shard; ShardError where it knows no such."""
+        split = name.partition("/")[0]
+        with self._index_lock:
+            if split not in self._indexes:
+                content = self._files.read_small(f"{split}/{INDEX}")
+                self._indexes[split] = parse_index(content, split, self.place(f"{split}/{INDEX}"))
+            shard = self._indexes[split].shards.get(name)
+        if shard is None:
+            raise ShardError(
+                f"{self.place(name)}: {split}/{INDEX} knows no such shard; it and samples.parquet are of different "
+                "packs: run `pipeline pack` again"
+            )
+        return shard
+
+    def _forget_index(self, name: str) -> None:
+        split, _, file = name.partition("/")
+        if file == INDEX:
+            with self._index_lock:
+                self._indexes.pop(split, None)
+
+    def _read_anew(self, name: str) -> Path:
+        content, path = self._files.read_small(name), self._folder / name
+        with self._on_disk(), self._cache.alone(path), self._cache.making(path, len(content)) as file:
+            file.write(content)
+        return path
+
+    def _fetch_if_missing(self, shard: IndexedShard) -> None:
+        if not self._cache.has(self._path(shard)):
+            self._fetch_once(shard)
+
+    def _fetch_once(self, shard: IndexedShard) -> None:
+        """Fetches a shard, or waits for the thread that does; all of them get its error."""
+        with self._fetching_lock:
+            future = self._fetching.get(shard.name)
+            is_mine = future is None
+            if future is None:
+                future = self._fetching[shard.name] = Future()
+        if is_mine:
+            try:
+                self._fetch(shard)
+            except PipelineError as error:
+                future.set_exception(error)
+            finally:
+                with self._fetching_lock:
+                    del self._fetching[shard.name]
+                if not future.done():
+                    future.set_result(None)  # also after Ctrl-C: whoever waited looks, and fetches it then
+        future.result()
+
+    def _fetch(self, shard: IndexedShard) -> None:
+        path = self._path(shard)
+        with self._on_disk(), self._cache.alone(path):
+            if self._cache.has(path):
+                return  # another process was quicker
+            for is_last in (False, True):
+                try:
+                    self._download(shard, path)
+                    self._count(shard)
+                    return
+                except _OtherBytes as error:
+                    if is_last:
+                        raise ShardError(
+                            f"{self.place(shard.name)} is not what {INDEX} says: sha256 {error} instead of "
+                            f"{shard.sha256}, also when fetched again; `pipeline verify` names what it costs, "
+                            "`pipeline pack` makes it anew"
+                        ) from None
+                    logger.warning("%s came with sha256 %s; fetched again", self.place(shard.name), error)
+
+    def _download(self, shard: IndexedShard, path: Path) -> None:
+        digest, step = hashlib.sha256(), self._patience.range_bytes
+        with self._cache.making(path, shard.num_bytes, self._ahead.may_go_for(shard)) as file:
+            for start in range(0, shard.num_bytes, step):
+                block = self._files.read_range(shard.name, start, min(start + step, shard.num_bytes))
+                digest.update(block)
+                file.write(block)
+            if digest.hexdigest() != shard.sha256:
+                raise _OtherBytes(digest.hexdigest())
+
+    def _count(self, shard: IndexedShard) -> None:
+        with self._fetching_lock:
+            is_first_again = shard.name in self._fetched and not self._is_told
+            self._fetched.add(shard.name)
+            self._is_told |= is_first_again
+        if is_first_again:
+            logger.warning(
+                "%s is fetched a second time in one epoch: machine.shard_cache_gb %g is too small for the shards "
+                "that are read at once (loader.window_shards)",
+                self.place(shard.name),
+                self._cache.max_bytes / 1e9,
+            )
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise MachineError(
+                f"{self._cache.folder} cannot hold shards ({error}); free some space, lower "
+                "machine.shard_cache_gb, or set machine.cache_dir to another disk"
+            ) from error
+
+
+class _OtherBytes(Exception):
+    """What came has this sha256, not the expected one."""

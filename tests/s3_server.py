@@ -1,0 +1,182 @@
+"""A real S3-compatible server on this machine (moto's), and a proxy before it that fails as networks do."""
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+BUCKET = "lips"
+_HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive"}
+_HANG_AT_MOST_S = 30.0
+
+
+@dataclass
+class FaultyProxy:
+    """Passes requests on to `upstream`, but for what `fault` says of the n-th (from 1).
+
+    It says "" (none), a status such as "503", "cut" (half of the body, then the connection ends), "garbled" (a byte
+    of the body is another), "hang" (no answer) or "trickle" (a byte now and then).
+    """
+
+    upstream: tuple[str, int]
+    fault: Callable[[int, str], str] = lambda number, request: ""
+    requests: list[str] = field(default_factory=list)
+    """Method, path and range of each."""
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def gets(self, name: str) -> list[str]:
+        """The requests that read `name`."""
+        return [request for request in self.requests if request.startswith("GET") and name in request]
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _next(self, request: str) -> str:
+        with self._lock:
+            self.requests.append(request)
+            fault = self.fault(len(self.requests), request)
+            if fault:
+                self.faults.append(fault)
+            return fault
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                self.close_connection = True
+                sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fault = proxy._next(f"{self.command} {self.path} {self.headers.get('Range', '')}")
+                if fault == "hang":
+                    proxy._ended.wait(_HANG_AT_MOST_S)
+                elif fault.isdecimal():
+                    self.send_response(int(fault))
+                    self.send_header("Content-Length", "0")
+                    self.send_header("Connection", "close")
+                    self.end_headers()
+                else:
+                    self.pass_on(sent, fault)
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer
+
+            def pass_on(self, sent: bytes, fault: str) -> None:
+                connection = http.client.HTTPConnection(*proxy.upstream, timeout=10)
+                connection.request(self.command, self.path, sent, dict(self.headers.items()))
+                answer = connection.getresponse()
+                body = bytearray(answer.read())
+                connection.close()
+                self.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in _HOP_BY_HOP:
+                        self.send_header(name, value)
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.flush()
+                if fault == "cut":
+                    self.wfile.write(body[: len(body) // 2])
+                    self.wfile.flush()
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                elif fault == "trickle":
+                    for byte in body:
+                        self.wfile.write(bytes([byte]))
+                        if proxy._ended.wait(0.02):
+                            return
+                else:
+                    if fault == "garbled" and body:
+                        body[len(body) // 2] ^= 1
+                    self.wfile.write(body)
+
+            def handle_one_request(self) -> None:
+                try:
+                    super().handle_one_request()
+                except ConnectionError:
+                    self.close_connection = True  # the client waits no longer
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@contextmanager
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Host and port of an S3 server with the empty `BUCKET`."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host_and_port = server.get_host_and_port()
+        client = s3_client(host_and_port)
+        client.create_bucket(Bucket=BUCKET)
+        yield host_and_port
+        # what moto holds lives on with the process
+        for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
+            client.delete_object(Bucket=BUCKET, Key=entry["Key"])
+        client.delete_bucket(Bucket=BUCKET)
+        client.close()
+    finally:
+        server.stop()
+
+
+@contextmanager
+def faulty_proxy(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy that has no fault yet; the environment has made-up keys and points to it."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "made-up",
+        "AWS_SECRET_ACCESS_KEY": "made-up",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = FaultyProxy(server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def s3_client(server: tuple[str, int]) -> Any:
+    """A client of its own, by boto3: the referee of what lies in the bucket."""
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://{server[0]}:{server[1]}",
+        region_name="us-east-1",
+        aws_access_key_id="made-up",
+        aws_secret_access_key="made-up",
+    )
+
+
+def upload(server: tuple[str, int], folder: Path, prefix: str) -> None:
+    """Copies every file below `folder` to the bucket."""
+    client = s3_client(server)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder)}")
+    client.close()

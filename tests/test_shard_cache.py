@@ -1,0 +1,271 @@
+"""The cache of a remote store: bounded all along, shared by threads and processes, filled ahead."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import MachineError, ShardError
+from shards.plan import plan_epoch, read_samples
+from shards.remote_store import RemoteStore
+from shards.settings import LoaderParams, MachineParams
+from shards.stream import ShardStream
+from tests.packed import Packed, pack_clips, toy_clips
+from tests.remote_packs import (  # noqa: F401
+    FAULTS,
+    GRACE_S,
+    IMPATIENT,
+    ROOT,
+    URL,
+    cache_of,
+    opened_fixture,
+    packed_fixture,
+    proxy_fixture,
+    server_fixture,
+    sizes,
+    tars,
+    watched,
+    write_indexes,
+)
+from tests.s3_server import BUCKET, FaultyProxy, upload
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("scheme", ["s3", "file"])
+def test_a_stream_gives_the_same_batches_from_anywhere(
+    packed: Packed,
+    proxy: FaultyProxy,
+    opened: Callable[..., RemoteStore],
+    tmp_path: Path,
+    num_workers: int,
+    scheme: str,
+) -> None:
+    """Through a network with faults and a cache of two shards and a half; the cache keeps its bound all along."""
+    proxy.fault = FAULTS["each"]
+    samples = read_samples(packed.samples, "train")
+    gigabytes = cache_of(packed, 2.5)
+    remote = opened(URL if scheme == "s3" else packed.shards.as_uri(), gigabytes, IMPATIENT)
+    machine = MachineParams(num_workers=num_workers)
+    streams = [ShardStream(store, samples, machine) for store in (packed.store, remote)]
+    with watched(tmp_path / "cache" / "shards") as totals:
+        for epoch in (1, 2):
+            plan = plan_epoch(samples, LoaderParams(frame_budget=200, window_shards=2), 4, epoch)
+            ours, theirs = (list(stream.batches(plan.batches)) for stream in streams)
+            assert len(ours) == len(theirs) == len(plan.batches)
+            for a, b in zip(ours, theirs, strict=True):
+                assert torch.equal(a.video_BTHW, b.video_BTHW)
+                assert torch.equal(a.num_frames_B, b.num_frames_B)
+                assert (a.clip_ids, a.labels, a.rows) == (b.clip_ids, b.labels, b.rows)
+    assert max(totals) <= gigabytes * 1e9
+    assert max(totals) > 1.5e9 * cache_of(packed, 1)
+    if scheme == "s3":
+        assert {"503", "cut", "hang"} == set(proxy.faults)
+
+
+def test_an_open_file_outlives_its_place_in_the_cache(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    store, names = opened(cache_gb=cache_of(packed, 1.5)), tars(packed)
+    path = store.local(names[0])
+    with path.open("rb") as file:
+        began = time.monotonic()
+        for name in names[1:3]:
+            store.local(name)
+        assert time.monotonic() - began >= 2 * GRACE_S * 0.9  # what was asked for just now is left alone
+        assert not path.exists()
+        assert file.read() == (packed.shards / names[0]).read_bytes()
+    assert store.local(names[0]).exists()
+
+
+def test_many_threads_fetch_a_shard_once(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    store, names = opened(), tars(packed)[:3]
+    store.expect(names)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(store.local, names * 8))
+    for name, path in zip(names * 8, found, strict=True):
+        assert path.read_bytes() == (packed.shards / name).read_bytes()
+    assert proxy.gets(".tar") and len(proxy.gets(".tar")) == len(set(proxy.gets(".tar")))
+
+
+READ_ALL = """
+import sys
+from shards.remote_files import Patience
+from shards.remote_store import RemoteStore
+from shards.settings import MachineParams
+url, cache, *names = sys.argv[1:]
+patience = Patience(6, 0.01, 20, 5, 5, 5, 1 << 18)
+store = RemoteStore(url, MachineParams(cache_dir=cache), patience)
+print("ready", flush=True)
+for name in names:
+    print(store.local(name), flush=True)
+assert "torch" not in sys.modules
+"""
+
+
+def reader(cache: Path, names: list[str]) -> subprocess.Popen[str]:
+    """A process of its own that reads these shards."""
+    return subprocess.Popen(
+        [sys.executable, "-c", READ_ALL, URL, str(cache), *names],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+
+
+def test_two_processes_fetch_a_shard_once(packed: Packed, proxy: FaultyProxy, tmp_path: Path) -> None:
+    names = tars(packed)[:3]
+    processes = [reader(tmp_path / "cache", names) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == outputs[1]
+    for name, path in zip(names, outputs[0].split()[1:], strict=True):
+        assert Path(path).read_bytes() == (packed.shards / name).read_bytes()
+    assert len(proxy.gets("index.json")) == 2
+    assert proxy.gets(".tar") and len(proxy.gets(".tar")) == len(set(proxy.gets(".tar")))
+
+
+def test_what_a_killed_process_left_makes_room(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], tmp_path: Path
+) -> None:
+    names = tars(packed)
+    proxy.fault = lambda number, request: "hang" if number == 4 else ""
+    process = reader(tmp_path / "cache", names[:1])
+    while not proxy.faults and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    left = sizes(tmp_path / "cache")
+    assert list(left.values()) == [(packed.shards / names[0]).stat().st_size]
+    store = opened(cache_gb=cache_of(packed, 1.2))
+    assert store.local(names[1]).read_bytes() == (packed.shards / names[1]).read_bytes()
+    assert not left.keys() & sizes(tmp_path / "cache").keys()
+
+
+def waited_for(condition: Callable[[], bool], limit_s: float = 5) -> bool:
+    began = time.monotonic()
+    while not condition() and time.monotonic() - began < limit_s:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_what_is_expected_is_fetched_ahead_as_far_as_half_of_the_cache(
+    proxy: FaultyProxy, server: tuple[str, int], opened: Callable[..., RemoteStore], tmp_path: Path
+) -> None:
+    """Shards of one size, in one range each, and a cache of four."""
+    folder, cache = tmp_path / "equal", tmp_path / "cache" / "shards"
+    names = [f"train/train-{number:06d}.tar" for number in range(8)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(os.urandom(100_000))
+    write_indexes(folder)
+    upload(server, folder, "equal")
+    store = opened(f"s3://{BUCKET}/equal", cache_gb=400_000e-9)
+
+    def here() -> list[int]:
+        found = [path for path in sizes(cache) if not path.endswith(".tmp")]
+        return [
+            number for number, name in enumerate(names) if any(f"/{name[:-4]}." in path for path in found)
+        ]
+
+    store.expect(names)
+    assert waited_for(lambda: here() == [0, 1])
+    time.sleep(0.1)
+    assert here() == [0, 1]
+    store.local(names[0])
+    assert waited_for(lambda: here() == [0, 1, 2])
+    # another epoch, another order: 2 and 1 are there and come soon, so no more is fetched
+    store.expect([names[2], names[1], names[7]])
+    time.sleep(GRACE_S)
+    assert here() == [0, 1, 2]
+    # what nobody foretold takes the place of what was read before
+    for number in (4, 5, 6):
+        store.local(names[number])
+    assert here() == [1, 2, 5, 6]
+    for number in (2, 1):
+        store.local(names[number])
+    assert waited_for(lambda: 7 in here())
+    assert [len(proxy.gets(name)) for name in names] == [1, 1, 1, 0, 1, 1, 1, 1]
+
+
+def test_fetching_ahead_fails_quietly_and_reading_tells(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    store, names = opened(), tars(packed)
+    proxy.fault = lambda number, request: "404" if names[1] in request else ""
+    store.expect([*names[:3], "train/train-000099.tar"])
+    assert waited_for(lambda: bool(proxy.gets(names[2])))
+    with pytest.raises(ShardError, match=names[1]):
+        store.local(names[1])
+    store.local(names[2])
+
+
+def test_a_cache_smaller_than_a_shard(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    store = opened(cache_gb=cache_of(packed, 0.5))
+    store.expect(tars(packed))
+    with pytest.raises(MachineError, match=r"machine\.shard_cache_gb .* not even one shard"):
+        store.local(tars(packed)[0])
+
+
+def test_a_disk_that_cannot_be_written(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_bytes(b"a file, no folder")
+    with pytest.raises(MachineError, match=r"cannot hold shards .*machine\.cache_dir"):
+        opened().local(tars(packed)[0])
+
+
+def test_a_full_disk(packed: Packed, tmp_path: Path) -> None:
+    """A real one, of a process of its own."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        assert not os.environ.get("FAIL_WITHOUT_UNSHARE"), (
+            "FAIL_WITHOUT_UNSHARE is set, and unshare -rm fails"
+        )
+        pytest.skip("no mounts of one's own here (unshare -rm)")
+    (tmp_path / "cache").mkdir()
+    on_small_disk = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'
+    url, cache, names = packed.shards.as_uri(), str(tmp_path / "cache"), tars(packed)[:2]
+    done = subprocess.run(
+        [
+            "unshare",
+            "-rm",
+            "sh",
+            "-c",
+            on_small_disk,
+            cache,
+            sys.executable,
+            "-c",
+            READ_ALL,
+            url,
+            cache,
+            *names,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert len(done.stdout.split()) == 2, done.stderr  # the first was fetched
+    assert "MachineError" in done.stderr and "free some space" in done.stderr
+
+
+def test_a_later_pack_under_the_same_names_is_no_hit(
+    packed: Packed, tmp_path: Path, opened: Callable[..., RemoteStore]
+) -> None:
+    first = pack_clips(tmp_path / "there", toy_clips(num_train=4, num_valid=1, seed=0))
+    write_indexes(first.shards)
+    name = tars(first)[0]
+    assert opened(first.shards.as_uri()).local(name).read_bytes() == (first.shards / name).read_bytes()
+    second = pack_clips(tmp_path / "there", toy_clips(num_train=4, num_valid=1, seed=1))
+    write_indexes(second.shards)
+    assert opened(first.shards.as_uri()).local(name).read_bytes() == (second.shards / name).read_bytes()
