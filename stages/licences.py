@@ -5,9 +5,11 @@ import re
 from shards.errors import ConfigError
 from shards.store import ShardStore
 
-# parts of SPDX names, and of the names that people give to terms outside its list
-_RESTRICTED = frozenset(
-    {"NC", "NONCOMMERCIAL", "RESEARCH", "ACADEMIC", "EDUCATION", "PROPRIETARY", "PRIVATE"}
+# SPDX names of licences that let everybody share what was derived. Any other name, known to us or not, gives no right:
+# a list of forbidden words would take "All rights reserved" for a permission.
+_SHAREABLE = re.compile(
+    r"CC0-1\.0|CC-PDDC|CC-BY(-SA)?-[1-4]\.[05]|PDDL-1\.0|ODBL-1\.0|ODC-BY-1\.0|CDLA-(PERMISSIVE|SHARING)-[12]\.0"
+    r"|APACHE-2\.0|MIT|BSD-[23]-CLAUSE"
 )
 _UNKNOWN = frozenset({"", "UNKNOWN", "NONE", "NOASSERTION", "OTHER"})
 
@@ -24,14 +26,14 @@ def is_unknown(license: str) -> bool:
 def why_not_shared(license: str) -> str | None:
     """Why shards of a corpus under this licence do not belong where others can fetch them; None where they may.
 
-    A part of the name says so (CC-BY-NC-SA-4.0, LicenseRef-…-research-use), or nothing is known of the licence.
+    They may where the licence, or each one that AND and OR join, is the SPDX name of one that lets everybody share.
     """
     if is_unknown(license):
         return "the licence of the corpus is unknown (corpus.license)"
-    # "non-commercial" is one word here
-    parts = re.split(r"[^A-Z0-9.]+", re.sub(r"NON[-_ ]COMMERCIAL", "NONCOMMERCIAL", license.upper()))
-    found = _RESTRICTED.intersection(parts)
-    return f"corpus.license is {license} ({min(found).lower()})" if found else None
+    parts = [part.strip() for part in re.split(r" AND | OR |[()]", license.strip().upper())]
+    if any(parts) and all(_SHAREABLE.fullmatch(part) for part in parts if part):
+        return None
+    return f"corpus.license is {license}, which does not let everybody share (or is no SPDX name of such a licence)"
 
 
 def refuse_unlicensed(license: str, store: ShardStore, has_rights: bool) -> None:

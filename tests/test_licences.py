@@ -24,12 +24,30 @@ RESTRICTED = (
     "LicenseRef-non-commercial",
     "LicenseRef-GRID-research-use",
     "LicenseRef-Research",
+    "LicenseRef-ours",
+    "CC-BY-ND-4.0",
+    "CC-BY-4.0 AND Evaluation-only",
+    "All rights reserved",
+    "Non–Commercial",
+    "CCBYNC",
+    "TBD",
+    "n/a",
+    "()",
+    "OR",
     "",
     " ",
     "unknown",
     "NOASSERTION",
 )
-FREE = ("CC0-1.0", "CC-BY-4.0", "CC-BY-SA-3.0", "Apache-2.0", "MIT", "ODbL-1.0", "NCSA", "LicenseRef-ours")
+FREE = (
+    "CC0-1.0",
+    "cc-by-4.0",
+    "CC-BY-SA-3.0",
+    "Apache-2.0",
+    "MIT",
+    "ODbL-1.0",
+    "(CC0-1.0 OR MIT) AND CC-BY-4.0",
+)
 
 
 @pytest.mark.parametrize("license", RESTRICTED)
