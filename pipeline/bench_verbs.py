@@ -58,3 +58,76 @@ def bench_crop(
     )
     plot_curve(result, out / "curve.svg")
     print_crop_bench(result, stdout)
+
+
+@bench.command("loader")
+def bench_loader(
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            help="folders of talking-face videos; their mouth clips are kept below --out",
+            exists=True,
+            file_okay=False,
+            metavar="FOLDER...",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="results.json and the material", metavar="DIR")] = Path(
+        "bench-loader"
+    ),
+    clips: Annotated[int, typer.Option(min=1, help="clips in all")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")] = 3,
+    profile: Annotated[bool, typer.Option("--profile", help="also where our time goes")] = False,
+) -> None:
+    """Clips a second out of shards against plain webdataset, mp4 by OpenCV and bare reading; memory and waiting too.
+
+    Example: pipeline bench loader /data/grid/video --clips 200
+    """
+    from pipeline.bench.loader import bench_loader as run
+    from pipeline.bench.loader_show import print_loader_bench
+    from pipeline.console import show_logs, stdout
+
+    show_logs()
+    out.mkdir(parents=True, exist_ok=True)
+    result = run(videos, out, clips, rounds, lambda told: typer.echo(told, err=True), with_profile=profile)
+    print_loader_bench(result, stdout)
+
+
+@bench.command("plan")
+def bench_plan(
+    clips: Annotated[
+        int, typer.Option(min=1, help="train samples of a made-up catalogue, beside one of 30,341")
+    ] = 10_000_000,
+    out: Annotated[Path, typer.Option(help="results.json and the catalogues", metavar="DIR")] = Path(
+        "bench-plan"
+    ),
+) -> None:
+    """Plan an epoch of made-up catalogues for 1, 8 and 1,000 ranks: seconds, memory, padding, shards a rank.
+
+    Example: pipeline bench plan --clips 1000000
+    """
+    from pipeline.bench.plan import CHINESE_LIPS_CLIPS, print_plan_bench
+    from pipeline.bench.plan import bench_plan as run
+    from pipeline.console import stdout
+
+    out.mkdir(parents=True, exist_ok=True)
+    counts = sorted({CHINESE_LIPS_CLIPS, clips})
+    print_plan_bench(run(counts, out, lambda told: typer.echo(told, err=True)), stdout)
+
+
+@bench.command("catalogue")
+def bench_catalogue(
+    clips: Annotated[int, typer.Option(min=1, help="rows of the made-up clips.parquet")] = 10_000_000,
+    out: Annotated[
+        Path, typer.Option(help="results.json, the made-up catalogue (4 GB) and its stats", metavar="DIR")
+    ] = Path("bench-catalogue"),
+) -> None:
+    """Ask a made-up catalogue what people ask, and draw its stats, each in a fresh process: seconds and memory.
+
+    Example: pipeline bench catalogue --clips 1000000
+    """
+    from pipeline.bench.catalogue import bench_catalogue as run
+    from pipeline.bench.catalogue import print_catalogue_bench
+    from pipeline.console import stdout
+
+    out.mkdir(parents=True, exist_ok=True)
+    print_catalogue_bench(run(clips, out, lambda told: typer.echo(told, err=True)), stdout)

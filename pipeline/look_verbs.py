@@ -1,4 +1,4 @@
-"""Verbs that look: stats, qc and query at the data, doctor at the machine.
+"""Verbs that look: stats, qc, query and verify at the data, doctor at the machine.
 
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
@@ -35,8 +35,8 @@ def stats(
     import tempfile
 
     from pipeline.console import stdout
-    from stages.stats import print_stats
     from stages.stats import stats as run
+    from stages.stats_show import print_stats
 
     values = load(params, assignments, config=config, data_root=data_root)
     paths = values.paths
@@ -109,16 +109,50 @@ def query(
     sql: Annotated[str, typer.Argument(help="over clips, crops, tracks, samples, predictions")],
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    format_: Annotated[str, typer.Option("--format", help="table, csv or json")] = "table",
+    format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="write here, not to stdout", metavar="FILE")
+    ] = None,
 ) -> None:
     """Ask the tables in SQL (DuckDB), read only.
 
     Example: pipeline query "SELECT reason, count(*) FROM crops GROUP BY reason"
     """
-    from pipeline.query import print_result, run_query
+    from pipeline.query_formats import write_answer
+
+    write_answer(sql, load(params, assignments).paths, format_, out)
+
+
+@app.command()
+def verify(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    split: Annotated[str | None, typer.Option(help="one split; default: all")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="decode every clip too")] = False,
+    json_: Json = False,
+) -> None:
+    """Compare every byte of the shards with their index and samples.parquet; name what is damaged and what it costs.
+
+    Example: pipeline verify --split train --decode
+    """
+    import json
+
+    from pipeline.console import stdout
+    from pipeline.verification import print_verification
+    from shards.store import open_store
+    from shards.verify import verify as run
 
     values = load(params, assignments)
-    print_result(run_query(sql, values.paths), format_)
+    paths = values.paths
+    store = open_store(paths.shards, values.machine)
+    with shown("verifying", "MB") as on_progress:
+        found = run(store, Path(paths.samples), values.machine, split, decode, on_progress)
+    if json_:
+        typer.echo(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        print_verification(found, stdout)
+    if found.problems:
+        raise SystemExit(1)
 
 
 @app.command()

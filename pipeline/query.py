@@ -1,38 +1,53 @@
 """SQL over the tables: read-only views of the Parquet files, without access to other files or the network."""
 
-import csv
-import json
-import math
 import re
-import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from pipeline.params import PathsParams
-from shards.errors import ConfigError, TableError
-
-FORMATS = ("table", "csv", "json")
+from shards.catalogue import batches, damage, open_catalogue
+from shards.errors import ConfigError, Interrupted, TableError
 
 MEMORY_LIMIT = "2GB"
-MAX_PRINTED_ROWS = 1_000
+BATCH_ROWS = 10_000
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
+_Done = TypeVar("_Done")
 
 
 @dataclass(frozen=True, slots=True)
-class QueryResult:
-    """Columns in the order of the SELECT, and one tuple of Python values a row."""
+class Answer:
+    """What a query gave: columns in the order of the SELECT, and rows that are read once, batch after batch."""
 
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
+    connection: duckdb.DuckDBPyConnection
+    relation: duckdb.DuckDBPyRelation
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.relation.columns)
+
+    def batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """As `shards.catalogue.batches`."""
+        return batches(self.relation, batch_rows)
+
+
+def rows_of(answer: Answer, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
+    """A batch as tuples of the Python values that DuckDB gives; sums of integers are integers."""
+    # DuckDB turns them back: Arrow has a map as a list of pairs, and an interval as three numbers
+    found = answer.connection.cursor().from_arrow(pa.Table.from_batches([batch])).fetchall()
+    wide = [i for i, kind in enumerate(batch.schema.types) if pa.types.is_decimal(kind) and kind.scale == 0]
+    return [_with_integers(row, wide) for row in found] if wide else found
+
+
+def _with_integers(row: tuple[Any, ...], places: list[int]) -> tuple[Any, ...]:
+    return tuple(int(v) if i in places and isinstance(v, Decimal) else v for i, v in enumerate(row))
 
 
 def view_files(paths: PathsParams) -> dict[str, tuple[Path, str]]:
@@ -46,106 +61,52 @@ def view_files(paths: PathsParams) -> dict[str, tuple[Path, str]]:
     }
 
 
-def connect(paths: PathsParams) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection with a view for each table that exists, and access to nothing else.
-
-    Raises TableError where a file is no readable Parquet table.
-    """
-    # Arrow opens the files, so DuckDB needs no right to any. With views over read_parquet and allowed_paths,
-    # `WITH x AS (COPY … TO 'clips.parquet' (use_tmp_file false)) SELECT …` would overwrite the table.
-    connection = duckdb.connect(":memory:")
-    for view, (file, verb) in view_files(paths).items():
-        if not file.is_file():
-            continue
-        try:
-            connection.register(view, pyarrow.dataset.dataset(file, format="parquet"))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise TableError(f"{file} is no readable Parquet file ({error}); run `{verb}` again") from error
-    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-    # without it a large query would spill to a folder in the working directory
-    connection.execute("SET temp_directory = ''")
-    # this also keeps SQL from naming Python variables of this process as tables
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
-
-
-def run_query(sql: str, paths: PathsParams) -> QueryResult:
-    """The result of one SELECT (also FROM, WITH, DESCRIBE, SUMMARIZE, SHOW) over the views.
+def query(sql: str, paths: PathsParams, use: Callable[[Answer], _Done]) -> _Done:
+    """What `use` makes of the answer to one SELECT (also FROM, WITH, DESCRIBE, SUMMARIZE, SHOW) over the views.
 
     Raises ConfigError with DuckDB's message where the SQL is wrong, TableError naming the verb to run where
-    it names a table that is not made yet.
+    it names a table that is not made yet or is damaged, Interrupted after Ctrl-C.
     """
-    with connect(paths) as connection:
-        try:
-            statements = connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise ConfigError(
-                    f"query must be one SELECT statement (DESCRIBE clips lists the columns of a view): {sql}"
-                )
-            connection.execute(statements[0])
-            columns = tuple(column[0] for column in connection.description or ())
-            return QueryResult(columns, connection.fetchall())
-        except duckdb.CatalogException as error:
-            named = _MISSING_TABLE.search(str(error))
-            file, verb = view_files(paths).get(named[1].lower() if named else "", (None, ""))
-            if file is None or file.is_file():
-                raise ConfigError(f"query: {error}") from error
-            raise TableError(f"{file} is missing; `{verb}` makes it") from error
-        except duckdb.OutOfMemoryException as error:
+    files = view_files(paths)
+    with open_catalogue(files, MEMORY_LIMIT) as connection, _told(files):
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise ConfigError(
-                f"query needs more than {MEMORY_LIMIT} of memory; aggregate or LIMIT it: {error}"
-            ) from error
-        except duckdb.Error as error:
-            raise ConfigError(f"query: {error}") from error
-
-
-def print_result(result: QueryResult, format: str = "table", file: TextIO | None = None) -> None:
-    """Writes the result to `file` (default: stdout).
-
-    `table` shows the first MAX_PRINTED_ROWS rows and counts the rest on stderr, `csv` and `json` (a list of
-    objects) write all; values that are not finite are null in JSON. Raises ConfigError for another
-    format than FORMATS, and where JSON would lose a column because another has its name.
-    """
-    if format not in FORMATS:
-        raise ConfigError(f"--format: '{format}' is not allowed; known are {', '.join(FORMATS)}")
-    out = file or sys.stdout
-    if format == "csv":
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(result.columns)
-        writer.writerows(result.rows)
-    elif format == "json":
-        if len(set(result.columns)) < len(result.columns):
-            raise ConfigError(
-                f"query: two columns of {', '.join(result.columns)} share a name; rename one with AS"
+                f"query must be one SELECT statement (DESCRIBE clips lists the columns of a view): {sql}"
             )
-        rows = [dict(zip(result.columns, map(_json_value, row), strict=True)) for row in result.rows]
-        out.write(json.dumps(rows, ensure_ascii=False, indent=2, default=str) + "\n")
-    else:
-        _print_table(result, out)
+        return _interruptible(connection, lambda: use(Answer(connection, connection.sql(statements[0]))))
 
 
-def _print_table(result: QueryResult, out: TextIO) -> None:
-    table = Table()
-    for index, column in enumerate(result.columns):
-        numeric = bool(result.rows) and isinstance(result.rows[0][index], int | float)
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
-    for row in result.rows[:MAX_PRINTED_ROWS]:
-        # Text: a value such as [red] is no markup
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    Console(file=out).print(table)
-    if (rest := len(result.rows) - MAX_PRINTED_ROWS) > 0:
-        Console(stderr=True).print(f"{rest} more rows; --format csv or json writes them all")
+@contextmanager
+def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
+    """DuckDB's errors as ours."""
+    try:
+        yield
+    except duckdb.CatalogException as error:
+        named = _MISSING_TABLE.search(str(error))
+        file, verb = files.get(named[1].lower() if named else "", (None, ""))
+        if file is None or file.is_file():
+            raise ConfigError(f"query: {error}") from error
+        raise TableError(f"{file} is missing; `{verb}` makes it") from error
+    except duckdb.OutOfMemoryException as error:
+        # what DuckDB proposes in the lines after the first is locked
+        raise ConfigError(
+            f"query needs more than {MEMORY_LIMIT} of memory; aggregate or LIMIT it, or take fewer columns: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except duckdb.Error as error:
+        raise damage(error, files) or ConfigError(f"query: {error}") from error
 
 
-def _json_value(value: Any) -> Any:
-    """`value` with lists and structs followed, decimals as floats, and NaN and infinities as None."""
-    if isinstance(value, Decimal):
-        value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    return value
+def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Done]) -> _Done:
+    """`work()` in a thread, so that Ctrl-C ends it at once: DuckDB itself does not look for it while it sorts."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt as error:
+            # again and again: one that comes between two steps of DuckDB is lost
+            while not future.done():
+                connection.interrupt()
+                wait([future], timeout=0.1)
+            raise Interrupted("query: stopped") from error

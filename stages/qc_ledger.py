@@ -12,7 +12,7 @@ from shards.schema import CLIPS, CROPS
 from stages.qc_page import Speaker, Totals
 from stages.quality import QUALITIES, Quality
 from stages.settings import CropParams
-from stages.stats import is_of_clips
+from stages.stats_join import is_of_clips
 
 Row = dict[str, Any]
 

@@ -1,55 +1,40 @@
-"""Stage stats: what a corpus holds, split by split, as JSON, plot data and printed tables."""
+"""Stage stats: what a corpus holds, split by split, as JSON, Parquet, plot data and a picture."""
 
-import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
-import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from shards.errors import TableError
-from shards.files import read_table, write_json, write_text
-from shards.schema import CLIPS, CROPS, SAMPLES
-from shards.terms import TRAIN_SPLIT
+from shards.catalogue import MEMORY_LIMIT, damage, open_catalogue
+from shards.errors import MachineError
+from shards.files import check_table, write_json, write_text
 from stages.corpora.transcript import split_rank
+from stages.stats_characters import Characters, characters_by_split, num_distinct, vocabulary
+from stages.stats_join import TABLES, join_tables
+from stages.stats_plots import plot_stats
+from stages.stats_table import write_stats_table
 
-_log = logging.getLogger(__name__)
-
-HEAD = 50
-"""Characters listed in vocabulary.json, of the most frequent and of those outside the vocabulary."""
 FRAME_BIN = 10
-"""Width of the bins of clip_frames.csv, frames."""
+"""Width of the bins of clip lengths, frames."""
 UNKNOWN = "(unknown)"
 """Topic of clips without one."""
-ROWS_AT_ONCE = 100_000
-
 # One row a group; NULL where the table that would tell is missing. `kept`: what a model is trained and
-# scored on, the ok clips, or every clip while there is no ledger.
+# scored on, the ok clips, or every clip while there is no ledger. Microseconds are added as integers: a sum of
+# fractions depends on the order in which threads bring them.
 _FIGURES = """
     count(*) AS clips,
-    CASE WHEN $has_crops THEN count(*) FILTER (status = 'ok') END AS ok,
-    CASE WHEN $has_crops THEN count(*) FILTER (status = 'rejected') END AS rejected,
+    CASE WHEN $has_crops THEN count(*) FILTER (is_ok) END AS ok,
+    CASE WHEN $has_crops THEN count(*) FILTER (NOT is_ok) END AS rejected,
     CASE WHEN $has_samples THEN count(*) FILTER (packed) END AS packed,
-    CASE WHEN $has_crops THEN round(coalesce(sum(duration_s) FILTER (kept), 0) / 3600, 4) END AS hours,
+    CASE WHEN $has_crops THEN round(coalesce(sum(duration_us) FILTER (kept), 0) / 3.6e9, 4) END AS hours,
     count(DISTINCT speaker) AS speakers,
     coalesce(sum(num_chars) FILTER (kept), 0)::BIGINT AS characters,
     round(avg(num_chars) FILTER (kept), 3) AS mean_chars,
     median(num_chars) FILTER (kept) AS median_chars,
     max(num_chars) FILTER (kept) AS max_chars,
     round(avg(num_frames) FILTER (kept), 3) AS mean_frames
-"""
-_JOINED = """
-    CREATE TEMP TABLE joined AS
-    SELECT c.clip_id, c.split, c.speaker, coalesce(c.topic, $unknown) AS topic, c.label, c.num_chars,
-        r.status, r.reason, r.duration_s::DOUBLE AS duration_s, r.num_frames,
-        s.clip_id IS NOT NULL AS packed, (NOT $has_crops OR r.status = 'ok') AS kept
-    FROM clips c LEFT JOIN crops r USING (clip_id) LEFT JOIN samples s USING (clip_id)
 """
 
 
@@ -61,75 +46,66 @@ def stats(
     *,
     leave_out_others: bool = False,
 ) -> dict[str, Any]:
-    """Writes `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `overlap.json` and the plot
-    data `label_lengths.csv` and `clip_frames.csv` into `stats_folder`; gives the JSON values by file stem.
+    """Writes what `measure` finds into `stats_folder`; gives the JSON values by file stem.
+
+    `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `overlap.json`, `histograms.json` and
+    `shards.json`; all of them, one row a figure, in `stats.parquet`; the plot data `label_lengths.csv` and
+    `clip_frames.csv`; and `stats.svg` to look at.
 
     Hours, frames and characters are of the `ok` clips, or of all clips where `crops_path` is None
     (`splits.json` says which under `counted`); hours are of source video. What a missing table would tell
     is null, or an empty plot. Raises TableError where a table is missing, damaged, or not of these clips; with
     `leave_out_others`, one of other clips (another corpus was ingested since) is told of and taken as missing.
     """
-    tables = {
-        "clips": read_table(clips_path, CLIPS, "pipeline ingest"),
-        "crops": read_table(crops_path, CROPS, "pipeline crop") if crops_path else CROPS.empty_table(),
-        "samples": read_table(samples_path, SAMPLES, "pipeline pack")
-        if samples_path
-        else SAMPLES.empty_table(),
-    }
-    if not tables["clips"].num_rows:
-        raise TableError(f"{clips_path} holds no clip; run `pipeline ingest` on a corpus that has some")
-    with duckdb.connect(":memory:") as connection:
-        for name, table in tables.items():
-            connection.register(name, table)
-        has = {
-            "has_crops": crops_path is not None
-            and is_of_clips(connection, "crops", crops_path, CROPS, leave_out=leave_out_others),
-            "has_samples": samples_path is not None
-            and is_of_clips(connection, "samples", samples_path, SAMPLES, leave_out=leave_out_others),
-        }
-        connection.execute(_JOINED, {"has_crops": has["has_crops"], "unknown": UNKNOWN})
-        characters = _characters_by_split(connection)
-        summary = {
-            "splits": _splits(connection, has, characters),
-            "rejections": _rejections(connection, has["has_crops"]),
-            "topics": _by(connection, "topic", has),
-            "vocabulary": _vocabulary(characters),
-            "overlap": _overlap(connection),
-        }
-        lengths = connection.execute(
-            "SELECT num_chars, count(*) AS clips FROM joined WHERE kept GROUP BY ALL ORDER BY ALL"
-        ).fetchall()
-        frames = connection.execute(
-            f"SELECT num_frames // {FRAME_BIN} * {FRAME_BIN}, count(*) FROM joined "
-            "WHERE kept AND num_frames IS NOT NULL GROUP BY ALL ORDER BY ALL"
-        ).fetchall()
+    summary, characters = measure(clips_path, crops_path, samples_path, leave_out_others=leave_out_others)
     for name, value in summary.items():
         write_json(stats_folder / f"{name}.json", value)
-    _write_plot(stats_folder / "label_lengths.csv", "num_chars", lengths)
-    _write_plot(stats_folder / "clip_frames.csv", "num_frames", frames)
+    _write_plot_data(stats_folder / "label_lengths.csv", "num_chars", summary["histograms"]["label_lengths"])
+    _write_plot_data(stats_folder / "clip_frames.csv", "num_frames", summary["histograms"]["clip_frames"])
+    write_stats_table(stats_folder / "stats.parquet", summary, characters)
+    plot_stats(stats_folder / "stats.svg", summary, characters)
     return summary
 
 
-def is_of_clips(
-    connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, *, leave_out: bool
-) -> bool:
-    """Whether table `name` is of the clips; one that is not is an error, or emptied where it may be left out."""
-    verb, is_whole = {"crops": ("pipeline crop", True), "samples": ("pipeline pack", False)}[name]
-    ((foreign, absent, doubled),) = connection.execute(
-        f"SELECT (SELECT count(*) FROM {name} ANTI JOIN clips USING (clip_id)), "
-        f"(SELECT count(*) FROM clips ANTI JOIN {name} USING (clip_id)), "
-        f"(SELECT count(*) - count(DISTINCT clip_id) FROM {name})"
-    ).fetchall()
-    is_other = foreign or (is_whole and absent)
-    if not is_other and not doubled:
-        return True
-    told = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
-    told += f", {absent} missing)" if is_whole else ")"
-    if doubled or not leave_out:
-        raise TableError(f"{told}; run `{verb}` again")
-    _log.warning("%s: left out of these figures; `%s` makes it anew", told, verb)
-    connection.register(name, schema.empty_table())
-    return False
+def measure(
+    clips_path: Path, crops_path: Path | None, samples_path: Path | None, *, leave_out_others: bool = False
+) -> tuple[dict[str, Any], Characters]:
+    """The figures, see `stats`, and how often each character stands in the labels of each split."""
+    paths = {"clips": clips_path, "crops": crops_path, "samples": samples_path}
+    files = {name: (path, TABLES[name][1]) for name, path in paths.items() if path}
+    for name, (path, verb) in files.items():
+        check_table(path, TABLES[name][0], verb)
+    with open_catalogue(files) as connection, _told(files):
+        for name in paths.keys() - files.keys():
+            connection.register(name, TABLES[name][0].empty_table())
+        has = join_tables(connection, paths, leave_out_others=leave_out_others)
+        characters = characters_by_split(connection, has["has_crops"])
+        summary = {
+            "splits": _splits(connection, has, characters),
+            "rejections": _rejections(connection, has["has_crops"]),
+            "topics": _by(connection, f"coalesce(topic::VARCHAR, '{UNKNOWN}')", has),
+            "vocabulary": vocabulary(characters),
+            "overlap": _overlap(connection),
+            "histograms": {
+                "label_lengths": _histogram(connection, "num_chars", 1),
+                "clip_frames": _histogram(connection, "num_frames", FRAME_BIN),
+            },
+            "shards": _shards(connection, has["has_samples"]),
+        }
+    return summary, characters
+
+
+@contextmanager
+def _told(files: Mapping[str, tuple[Path, str]]) -> Iterator[None]:
+    """DuckDB's errors as ours, where tables or machine are to blame."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise MachineError(f"stats of {files['clips'][0]} need more than {MEMORY_LIMIT}: {error}") from error
+    except duckdb.Error as error:
+        if told := damage(error, files):
+            raise told from error
+        raise
 
 
 def _by(
@@ -144,16 +120,15 @@ def _by(
 
 
 def _splits(
-    connection: duckdb.DuckDBPyConnection, has: Mapping[str, bool], characters: Mapping[str, Counter[str]]
+    connection: duckdb.DuckDBPyConnection, has: Mapping[str, bool], characters: Characters
 ) -> dict[str, Any]:
-    by_split = _by(connection, "split", has)
-    total = _by(connection, "'total'", has)["total"]
-    for split, figures in by_split.items():
+    splits = _ranked(_by(connection, "split", has))
+    for split, figures in splits.items():
         figures["distinct_characters"] = len(characters[split])
-    total["distinct_characters"] = len(_sum(characters))
+    total = _by(connection, "'total'", has)["total"] | {"distinct_characters": num_distinct(characters)}
     return {
         "counted": "ok clips" if has["has_crops"] else "all clips",
-        "splits": {split: by_split[split] for split in sorted(by_split, key=split_rank)},
+        "splits": splits,
         "total": total,
     }
 
@@ -163,7 +138,7 @@ def _rejections(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[
     if not has_crops:
         return {"rejected": None, "by_reason": None, "by_split": None}
     rows = connection.execute(
-        "SELECT split, reason, count(*) FROM joined WHERE status = 'rejected' GROUP BY ALL ORDER BY ALL"
+        "SELECT split, reason, count(*) FROM joined WHERE NOT is_ok GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     by_reason: dict[str, int] = {}
     by_split: dict[str, dict[str, int]] = {}
@@ -173,139 +148,59 @@ def _rejections(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[
     return {
         "rejected": sum(by_reason.values()),
         "by_reason": dict(sorted(by_reason.items())),
-        "by_split": {split: by_split[split] for split in sorted(by_split, key=split_rank)},
+        "by_split": _ranked(by_split),
     }
-
-
-def _characters_by_split(connection: duckdb.DuckDBPyConnection) -> dict[str, Counter[str]]:
-    """How often each character (code point) stands in the labels of the kept clips."""
-    counts: dict[str, Counter[str]] = {
-        split: Counter() for (split,) in connection.execute("SELECT DISTINCT split FROM joined").fetchall()
-    }
-    # counted by numpy: a Python loop over the characters of 10 million labels takes minutes
-    for split, counter in counts.items():
-        result = connection.execute(
-            "SELECT label FROM joined WHERE kept AND split = $split", {"split": split}
-        )
-        while rows := result.fetchmany(ROWS_AT_ONCE):
-            text = "".join(label for (label,) in rows)
-            histogram = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32))
-            for code in np.flatnonzero(histogram):
-                counter[chr(code)] += int(histogram[code])
-    return counts
-
-
-def _sum(characters: Mapping[str, Counter[str]]) -> Counter[str]:
-    return sum(characters.values(), Counter())
-
-
-def _vocabulary(characters: Mapping[str, Counter[str]]) -> dict[str, Any]:
-    """Each split's characters against those of train: what a model trained on train cannot write."""
-    known = characters.get(TRAIN_SPLIT)
-    splits = {}
-    for split in sorted(characters, key=split_rank):
-        own = characters[split]
-        figures: dict[str, Any] = {"characters": own.total(), "distinct": len(own)}
-        if split != TRAIN_SPLIT:
-            unknown = Counter() if known is None else Counter({c: own[c] for c in own.keys() - known.keys()})
-            figures |= {
-                "out_of_vocabulary": None if known is None else unknown.total(),
-                "out_of_vocabulary_distinct": None if known is None else len(unknown),
-                "out_of_vocabulary_rate": None if known is None else _share(unknown.total(), own.total()),
-                "out_of_vocabulary_head": None if known is None else _head(unknown, own.total()),
-            }
-        splits[split] = figures
-    every = _sum(characters)
-    return {
-        "reference": None if known is None else TRAIN_SPLIT,
-        "splits": splits,
-        "most_frequent": _head(every, every.total()),
-    }
-
-
-def _share(count: int, total: int) -> float:
-    return round(count / total, 6) if total else 0.0
-
-
-def _head(characters: Counter[str], total: int) -> list[dict[str, Any]]:
-    """The HEAD most frequent, ties in code point order."""
-    ranked = sorted(characters.items(), key=lambda item: (-item[1], item[0]))
-    return [{"character": c, "count": n, "share": _share(n, total)} for c, n in ranked[:HEAD]]
 
 
 def _overlap(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """Speakers that stand in several splits, and how many clips each has there."""
     rows = connection.execute(
-        "SELECT speaker, split, count(*) FROM joined WHERE speaker IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        "SELECT speaker, split, count(*) FROM joined WHERE speaker IS NOT NULL GROUP BY speaker, split "
+        "QUALIFY count(*) OVER (PARTITION BY speaker) > 1 ORDER BY ALL"
     ).fetchall()
     clips: dict[str, dict[str, int]] = {}
     for speaker, split, count in rows:
         clips.setdefault(speaker, {})[split] = count
-    shared = {
-        speaker: {split: by_split[split] for split in sorted(by_split, key=split_rank)}
-        for speaker, by_split in clips.items()
-        if len(by_split) > 1
-    }
+    shared = {speaker: _ranked(by_split) for speaker, by_split in clips.items()}
     return {"num_speakers": len(shared), "speakers": shared}
 
 
-def _write_plot(path: Path, column: str, rows: Iterable[tuple[int, int]]) -> None:
-    write_text(path, f"{column},clips\n" + "".join(f"{value},{count}\n" for value, count in rows))
+def _histogram(connection: duckdb.DuckDBPyConnection, column: str, width: int) -> dict[str, Any]:
+    """Kept clips by `column`, in bins of `width` named by their lower edge, split by split."""
+    rows = connection.execute(
+        f"SELECT split, {column} // {width} * {width} AS edge, count(*) FROM joined "
+        "WHERE kept AND edge IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    splits: dict[str, dict[str, int]] = {}
+    for split, edge, count in rows:
+        # strings, as JSON has keys
+        splits.setdefault(split, {})[str(edge)] = count
+    return {"of": column, "bin_width": width, "splits": _ranked(splits)}
 
 
-def print_stats(summary: Mapping[str, Any], console: Console) -> None:
-    """Prints what `stats` gave as tables; `-` stands for what is not known yet."""
-    splits = summary["splits"]
-    rows = [*splits["splits"].items(), ("total", splits["total"])]
-    # two tables, so that either fits into 80 columns
-    _print_figures(
-        console, "Splits", "split", rows, ("clips", "ok", "rejected", "packed", "hours", "speakers")
-    )
-    _print_figures(
-        console,
-        f"Labels and frames of {splits['counted']}",
-        "split",
-        rows,
-        ("characters", "distinct_characters", "mean_chars", "median_chars", "max_chars", "mean_frames"),
-    )
-    if splits["total"]["ok"] is None:
-        console.print("No crops.parquet yet: hours, frames and rejections come with `pipeline crop`.")
-    if splits["total"]["packed"] is None:
-        console.print("No samples.parquet yet: packed clips come with `pipeline pack`.")
-    if by_split := summary["rejections"]["by_split"]:
-        reasons = list(summary["rejections"]["by_reason"])
-        counted = [
-            (split, {reason: found.get(reason, 0) for reason in reasons}) for split, found in by_split.items()
-        ]
-        _print_figures(console, "Rejected clips", "split", counted, reasons)
-    if list(summary["topics"]) != [UNKNOWN]:
-        figures = ("clips", "hours", "speakers", "characters")
-        _print_figures(console, "Topics", "topic", summary["topics"].items(), figures)
-    if others := [item for item in summary["vocabulary"]["splits"].items() if item[0] != TRAIN_SPLIT]:
-        _print_figures(
-            console,
-            "Characters that train lacks",
-            "split",
-            others,
-            ("out_of_vocabulary", "out_of_vocabulary_distinct", "out_of_vocabulary_rate"),
+def _shards(connection: duckdb.DuckDBPyConnection, has_samples: bool) -> dict[str, Any] | None:
+    """Shards of each split by codec; `bytes` are of whole samples, without what ends a tar. Null without samples."""
+    if not has_samples:
+        return None
+    rows = connection.execute(
+        "SELECT split, codec, count(DISTINCT shard), count(*), sum(sample_size)::BIGINT, sum(clip_size)::BIGINT "
+        "FROM samples GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    splits: dict[str, dict[str, dict[str, int]]] = {}
+    for split, codec, *figures in rows:
+        splits.setdefault(split, {})[codec] = dict(
+            zip(("shards", "samples", "bytes", "clip_bytes"), figures, strict=True)
         )
-    if shared := summary["overlap"]["speakers"]:
-        names = Text(", ".join(list(shared)[:20]))
-        console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)
+    return _ranked(splits)
 
 
-def _print_figures(
-    console: Console,
-    title: str,
-    name: str,
-    rows: Iterable[tuple[str, Mapping[str, Any]]],
-    columns: Sequence[str],
-) -> None:
-    table = Table(name, title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for key, figures in rows:
-        # Text: names of the corpus are no markup
-        values = ("-" if figures[column] is None else str(figures[column]) for column in columns)
-        table.add_row(Text(key), *values)
-    console.print(table)
+def _ranked(by_split: Mapping[str, Any]) -> dict[str, Any]:
+    return {split: by_split[split] for split in sorted(by_split, key=split_rank)}
+
+
+def _write_plot_data(path: Path, column: str, histogram: Mapping[str, Any]) -> None:
+    total: dict[int, int] = {}
+    for by_edge in histogram["splits"].values():
+        for edge, count in by_edge.items():
+            total[int(edge)] = total.get(int(edge), 0) + count
+    write_text(path, f"{column},clips\n" + "".join(f"{edge},{total[edge]}\n" for edge in sorted(total)))

@@ -3,22 +3,26 @@
 import csv
 import json
 import statistics
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pipeline.bench.made_up import write_catalogue
 from shards.errors import TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
-from stages.stats import FRAME_BIN, UNKNOWN, print_stats, stats
+from stages.stats import FRAME_BIN, UNKNOWN, measure, stats
+from stages.stats_show import print_stats
 
-JSON_FILES = ("splits", "rejections", "topics", "vocabulary", "overlap")
+JSON_FILES = ("splits", "rejections", "topics", "vocabulary", "overlap", "histograms", "shards")
 Row = dict[str, Any]
 
 
@@ -190,7 +194,9 @@ CLIPS_DRAWN = st.lists(
 def test_figures_agree_with_plain_python(tmp_path: Path, drawn: list[tuple[Any, ...]]) -> None:
     clips = [clip(f"c{i}", split, label, speaker) for i, (split, label, speaker, _, _) in enumerate(drawn)]
     crops = [crop(f"c{i}", frames, reason) for i, (*_, frames, reason) in enumerate(drawn)]
-    summary = run(tmp_path, clips, crops[::-1], None)
+    clips_path, crops_path, _ = write(tmp_path, clips, crops[::-1], None)
+    assert clips_path is not None
+    summary, _ = measure(clips_path, crops_path, None)
     assert set(summary["splits"]["splits"]) == {row[0] for row in drawn}
     known = set("".join(label for split, label, _, _, reason in drawn if split == "train" and not reason))
     for split, figures in summary["splits"]["splits"].items():
@@ -205,8 +211,12 @@ def test_figures_agree_with_plain_python(tmp_path: Path, drawn: list[tuple[Any, 
         if split != "train" and any(row[0] == "train" for row in drawn):
             found = summary["vocabulary"]["splits"][split]["out_of_vocabulary"]
             assert found == sum(c not in known for c in text)
-    frames = Counter(row[3] // FRAME_BIN * FRAME_BIN for row in drawn if row[4] is None)
-    assert plot(tmp_path / "stats" / "clip_frames.csv") == frames
+    for name, bins in (
+        ("clip_frames", Counter((r[0], r[3] // FRAME_BIN * FRAME_BIN) for r in drawn if r[4] is None)),
+        ("label_lengths", Counter((r[0], len(r[1])) for r in drawn if r[4] is None)),
+    ):
+        found = summary["histograms"][name]["splits"]
+        assert {(s, int(edge)): n for s, by in found.items() for edge, n in by.items()} == bins
 
 
 def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
@@ -251,6 +261,87 @@ def test_tables_of_another_corpus_can_be_left_out(tmp_path: Path, caplog: pytest
     write_table(paths[1], doubled, CROPS)
     with pytest.raises(TableError, match="1 doubled"):
         stats(paths[0], paths[1], None, tmp_path / "stats", leave_out_others=True)
+
+
+def test_the_tidy_table_tells_every_figure(tmp_path: Path) -> None:
+    samples = [
+        sample(row) | {"sample_size": 100, "clip_size": 60} for row in CLIP_ROWS if row["clip_id"] in "abd"
+    ]
+    samples[1]["shard"] = "train/train-000001.tar"
+    summary = run(tmp_path, CLIP_ROWS, CROP_ROWS, samples)
+    assert summary["shards"] == {
+        "train": {"raw": {"shards": 2, "samples": 2, "bytes": 200, "clip_bytes": 120}},
+        "test": {"raw": {"shards": 1, "samples": 1, "bytes": 100, "clip_bytes": 60}},
+    }
+    table = pq.read_table(tmp_path / "stats" / "stats.parquet")
+    found = {tuple(row.values())[:5]: row["value"] for row in table.to_pylist()}
+    assert len(found) == table.num_rows
+    assert found["splits", "train", None, None, "hours"] == round(175 / 25 / 3600, 4)
+    assert found["splits", None, None, None, "rejected"] == 2
+    assert found["splits", "unseen", None, None, "mean_frames"] is None
+    assert found["topics", None, "KJ", None, "clips"] == 3
+    assert found["rejections", "train", "too_short", None, "clips"] == 1
+    assert found["vocabulary", "test", None, None, "out_of_vocabulary_rate"] == round(5 / 6, 6)
+    assert found["overlap", "test", "s1", None, "clips"] == 1
+    assert found["clip_frames", "train", None, 70, "clips"] == 1
+    assert found["shards", "train", "raw", None, "bytes"] == 200
+    text = "".join(row["label"] for row in CLIP_ROWS if row["split"] == "train" and row["clip_id"] != "c")
+    of_train = {key[2]: value for key, value in found.items() if key[:2] == ("characters", "train")}
+    assert of_train == Counter(text)
+
+
+def test_figures_do_not_depend_on_the_parts_that_are_joined_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [sample(row) for row in CLIP_ROWS if row["clip_id"] in "abd"]
+    whole = run(tmp_path / "whole", CLIP_ROWS, CROP_ROWS, samples)
+    monkeypatch.setattr("stages.stats_join.ROWS_A_PASS", 2)
+    assert run(tmp_path / "parts", CLIP_ROWS, CROP_ROWS[::-1], samples) == whole
+    with pytest.raises(TableError, match=r"\(1 unknown, 1 doubled, 1 missing\)"):
+        run(tmp_path, CLIP_ROWS, [*CROP_ROWS[1:], CROP_ROWS[-1], crop("zz", 5)], None)
+    doubled = [*samples, samples[0]]
+    with pytest.raises(TableError, match=r"samples.parquet .*\(0 unknown, 1 doubled\)"):
+        run(tmp_path, CLIP_ROWS, CROP_ROWS, doubled)
+
+
+def test_figures_of_a_made_up_catalogue_are_those_of_plain_loops(tmp_path: Path) -> None:
+    write_catalogue(tmp_path, 3_000, seed=1)
+    paths = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "samples")]
+    summary, characters = measure(paths[0], paths[1], paths[2])
+    clips, crops = (pq.read_table(path).to_pylist() for path in paths[:2])
+    for split in ("train", "valid", "test"):
+        kept = [
+            (c, r) for c, r in zip(clips, crops, strict=True) if c["split"] == split and r["status"] == "ok"
+        ]
+        figures = summary["splits"]["splits"][split]
+        assert figures["ok"] == figures["packed"] == len(kept)
+        assert figures["hours"] == round(sum(r["duration_s"] for _, r in kept) / 3600, 4)
+        assert figures["median_chars"] == statistics.median(c["num_chars"] for c, _ in kept)
+        assert characters[split] == Counter("".join(c["label"] for c, _ in kept))
+    topics = Counter(c["topic"] for c in clips)
+    assert {topic: figures["clips"] for topic, figures in summary["topics"].items()} == topics
+
+
+@pytest.mark.parametrize("name", ["clips", "crops", "samples"])
+def test_a_table_damaged_within_is_named(tmp_path: Path, name: str) -> None:
+    write_catalogue(tmp_path, 3_000)
+    path = tmp_path / f"{name}.parquet"
+    payload = bytearray(path.read_bytes())
+    payload[4:40_000] = bytes(39_996)
+    path.write_bytes(payload)
+    with pytest.raises(TableError, match=rf"(?s){name}.parquet is damaged .*again"):
+        measure(*(tmp_path / f"{table}.parquet" for table in ("clips", "crops", "samples")))
+
+
+def test_the_picture_is_an_svg_that_tells_what_is_not_known(tmp_path: Path) -> None:
+    labels = [clip("a", "train", "你好", "s1"), clip("b", "odd-split", "", None)]
+    run(tmp_path, labels, None, None)
+    picture = (tmp_path / "stats" / "stats.svg").read_text("utf-8")
+    root = ElementTree.fromstring(picture)
+    assert root.tag.endswith("svg") and float(root.attrib["width"].removesuffix("pt")) == 900
+    # each text stands as a comment beside its outlines
+    for text in ("Hours of video", "not known before `pipeline crop`", "train, mean 2", "odd-split"):
+        assert text in picture
 
 
 @pytest.mark.parametrize("crops", [None, CROP_ROWS])

@@ -1,0 +1,134 @@
+"""The answer to a query as a table, CSV, JSON or Parquet, written while it is read."""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.params import PathsParams
+from pipeline.query import Answer, query, rows_of, view_files
+from shards.errors import ConfigError
+from shards.files import ROW_GROUP_ROWS, atomic_file
+
+FORMATS = ("table", "csv", "json", "parquet")
+MAX_PRINTED_ROWS = 1_000
+
+
+def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path | None = None) -> None:
+    """Writes what `sql` gives to the file `out`, whole or not at all, or to stdout.
+
+    `table` shows the first MAX_PRINTED_ROWS rows and counts the rest on stderr, the others write all; in JSON, a list
+    with one object a line, values that are not finite are null. Memory does not grow with the rows.
+    Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a column because
+    another has its name, for Parquet on a terminal, and where `out` is one of the tables.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"--format: '{format}' is not allowed; known are {', '.join(FORMATS)}")
+    if out and any(file.exists() and out.exists() and out.samefile(file) for file, _ in _tables(paths)):
+        raise ConfigError(f"--out: {out} is one of the tables that queries read; name another file")
+    if format == "parquet" and not out and sys.stdout.isatty():
+        raise ConfigError("--format parquet is not for a terminal; name a file with --out")
+
+    def write(answer: Answer) -> None:
+        if format == "parquet":
+            with atomic_file(out) if out else nullcontext(sys.stdout.buffer) as file:
+                _write_parquet(answer, file)
+        else:
+            write_text = {"table": _write_table, "csv": _write_csv, "json": _write_json}[format]
+            with _text_file(out) if out else nullcontext(sys.stdout) as text:
+                write_text(answer, text)
+
+    query(sql, paths, write)
+
+
+def _tables(paths: PathsParams) -> Iterable[tuple[Path, str]]:
+    return view_files(paths).values()
+
+
+@contextmanager
+def _text_file(path: Path) -> Iterator[TextIO]:
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        yield text
+        # the file is synced and closed by its owner
+        text.detach()
+
+
+def _write_parquet(answer: Answer, file: BinaryIO) -> None:
+    _refuse_shared_names(answer)
+    batches = answer.batches(ROW_GROUP_ROWS)
+    try:
+        with pq.ParquetWriter(file, next(batches).schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    except pa.ArrowNotImplementedError as error:
+        raise ConfigError(f"query: Parquet cannot hold a column ({error}); cast it, as x::VARCHAR") from error
+
+
+def _write_csv(answer: Answer, out: TextIO) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(answer.columns)
+    for batch in answer.batches():
+        writer.writerows(rows_of(answer, batch))
+
+
+def _write_json(answer: Answer, out: TextIO) -> None:
+    _refuse_shared_names(answer)
+    between = "[\n"
+    for batch in answer.batches():
+        for row in rows_of(answer, batch):
+            named = dict(zip(answer.columns, map(_json_value, row), strict=True))
+            out.write(between + json.dumps(named, ensure_ascii=False, default=str))
+            between = ",\n"
+    out.write("[]\n" if between == "[\n" else "\n]\n")
+
+
+def _write_table(answer: Answer, out: TextIO) -> None:
+    shown: list[tuple[Any, ...]] = []
+    num_rows = 0
+    for batch in answer.batches():
+        if len(shown) < MAX_PRINTED_ROWS:
+            shown += rows_of(answer, batch.slice(0, MAX_PRINTED_ROWS - len(shown)))
+        num_rows += batch.num_rows
+    table = Table()
+    for index, column in enumerate(answer.columns):
+        numeric = bool(shown) and isinstance(shown[0][index], int | float | Decimal)
+        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        # Text: a value such as [red] is no markup
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+    Console(file=out).print(table)
+    if (rest := num_rows - len(shown)) > 0:
+        Console(stderr=True).print(f"{rest} more rows; --format csv, json or parquet writes them all")
+
+
+def _refuse_shared_names(answer: Answer) -> None:
+    if len(set(answer.columns)) < len(answer.columns):
+        raise ConfigError(
+            f"query: two columns of {', '.join(answer.columns)} share a name; rename one with AS"
+        )
+
+
+def _json_value(value: Any) -> Any:
+    """`value` with lists and structs followed, decimals as floats, and NaN and infinities as None."""
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    return value

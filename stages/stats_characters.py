@@ -1,0 +1,100 @@
+"""How often each character stands in the labels of a split, and what of it train lacks."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.catalogue import batches
+from shards.terms import TRAIN_SPLIT
+from stages.corpora.transcript import split_rank
+
+HEAD = 50
+"""Characters listed in vocabulary.json, of the most frequent and of those outside the vocabulary."""
+ROWS_AT_ONCE = 20_000
+"""Their characters fit into a core's cache; 100,000 rows take half as long again."""
+_NUM_CODE_POINTS = 0x110000
+
+Characters = Mapping[str, Counter[str]]
+"""Split → how often each character stands in its labels."""
+
+
+def characters_by_split(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> Characters:
+    """How often each character (code point) stands in the labels of the kept clips; every split has an entry."""
+    counts = {
+        split: np.zeros(_NUM_CODE_POINTS, np.int64)
+        for (split,) in connection.execute("SELECT DISTINCT split FROM clips").fetchall()
+    }
+    # the few that are left out are looked up, not the many that are kept
+    left_out = "SEMI JOIN (SELECT clip_id FROM crops WHERE status <> 'ok') USING (clip_id)"
+    for join, sign in (("", 1), (left_out, -1)) if has_crops else (("", 1),):
+        labels = connection.sql(f"SELECT split, label FROM clips {join}")
+        for batch in batches(labels, ROWS_AT_ONCE):
+            # mostly one: a corpus is listed split by split
+            for split in pc.unique(batch["split"]).to_pylist():
+                of_split = batch.filter(pc.equal(batch["split"], split))["label"]
+                found = _code_points(of_split)
+                counts[split][: len(found)] += sign * found
+    return {
+        split: Counter({chr(code): int(count_C[code]) for code in np.flatnonzero(count_C)})
+        for split, count_C in counts.items()
+    }
+
+
+def _code_points(labels: pa.StringArray) -> np.ndarray:
+    """How often each code point stands in `labels`, up to the highest of them.
+
+    Counted on whole buffers: a Python loop over the characters of 10 million labels takes minutes.
+    """
+    if not len(labels):
+        return np.zeros(0, np.int64)
+    _, offsets, utf8 = labels.buffers()
+    ends = np.frombuffer(offsets, np.int32)[labels.offset : labels.offset + len(labels) + 1]
+    text = b"" if utf8 is None else memoryview(utf8)[ends[0] : ends[-1]]
+    return np.bincount(np.frombuffer(str(text, "utf-8").encode("utf-32-le"), np.uint32))
+
+
+def num_distinct(characters: Characters) -> int:
+    return len(_sum(characters))
+
+
+def _sum(characters: Characters) -> Counter[str]:
+    return sum(characters.values(), Counter())
+
+
+def vocabulary(characters: Characters) -> dict[str, Any]:
+    """Each split's characters against those of train: what a model trained on train cannot write."""
+    known = characters.get(TRAIN_SPLIT)
+    splits = {}
+    for split in sorted(characters, key=split_rank):
+        own = characters[split]
+        figures: dict[str, Any] = {"characters": own.total(), "distinct": len(own)}
+        if split != TRAIN_SPLIT:
+            unknown = Counter() if known is None else Counter({c: own[c] for c in own.keys() - known.keys()})
+            figures |= {
+                "out_of_vocabulary": None if known is None else unknown.total(),
+                "out_of_vocabulary_distinct": None if known is None else len(unknown),
+                "out_of_vocabulary_rate": None if known is None else _share(unknown.total(), own.total()),
+                "out_of_vocabulary_head": None if known is None else _head(unknown, own.total()),
+            }
+        splits[split] = figures
+    every = _sum(characters)
+    return {
+        "reference": None if known is None else TRAIN_SPLIT,
+        "splits": splits,
+        "most_frequent": _head(every, every.total()),
+    }
+
+
+def _share(count: int, total: int) -> float:
+    return round(count / total, 6) if total else 0.0
+
+
+def _head(characters: Counter[str], total: int) -> list[dict[str, Any]]:
+    """The HEAD most frequent, ties in code point order."""
+    ranked = sorted(characters.items(), key=lambda item: (-item[1], item[0]))
+    return [{"character": c, "count": n, "share": _share(n, total)} for c, n in ranked[:HEAD]]
