@@ -41,13 +41,13 @@ def clip_extension(codec: str) -> str:
 
 def encode_clip(clip_THW: np.ndarray, params: PackParams) -> bytes:
     """The payload of a clip, uint8, T×H×W: equal clips, equal bytes. ValueError for anything else."""
-    if params.codec == "raw":
-        return encode_raw(clip_THW)
     _check_clip(clip_THW)
     if clip_THW.size > MAX_CLIP_BYTES:
         raise ValueError(
             f"a clip of {clip_THW.shape} is larger than {MAX_CLIP_BYTES} bytes, the most that is read"
         )
+    if params.codec == "raw":
+        return encode_raw(clip_THW)
     if params.codec == "jpeg":
         return encode_jpeg(clip_THW, params.jpeg_quality)
     return encode_video(clip_THW, params.codec, params.h264_crf)

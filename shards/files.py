@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,10 +177,14 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as work goes on."""
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+# once, while there is one thread: two that read it at a time may leave it at 0
+_UMASK = _read_umask()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,8 @@ from shards.errors import ShardError
 
 INDEX = "index.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TAR = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+-\d{6}\.tar")
+"""As pack names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def parse_index(content: bytes, folder: str, place: str) -> SplitIndex:
         if len(index.shards) < len(shards):
             raise ValueError("a shard is named twice")
         for shard in shards:
-            if "/" in shard.name.removeprefix(f"{folder}/") or not _SHA256.fullmatch(shard.sha256):
+            if not _TAR.fullmatch(shard.name) or not _SHA256.fullmatch(shard.sha256):
                 raise ValueError(f"what it says of {shard.name} is no name and sha256 of a shard")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error

@@ -6,6 +6,7 @@ object storage can be minutes after a Ctrl-C.
 
 import atexit
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ Result = TypeVar("Result")
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 JOIN_S = 10.0
+"""At exit, for all of them together."""
 
 
 class ReadingThreads:
@@ -42,11 +44,14 @@ class ReadingThreads:
         self._queue.put((future, function, arguments))
         return future
 
-    def join(self) -> None:
-        """Ends them after the task at hand, which is given `JOIN_S` seconds."""
+    def end(self) -> None:
+        """They end after the task at hand."""
         _end(self._queue, self.must_end, len(self._threads))
+
+    def join(self, deadline_s: float) -> None:
+        """Waits until they have ended, or time.monotonic() is `deadline_s`."""
         for thread in self._threads:
-            thread.join(JOIN_S)
+            thread.join(max(0.0, deadline_s - time.monotonic()))
 
 
 _living: "weakref.WeakSet[ReadingThreads]" = weakref.WeakSet()
@@ -60,8 +65,11 @@ def _end(queue: "SimpleQueue[_Task | None]", must_end: threading.Event, num_thre
 
 @atexit.register
 def _end_all() -> None:
-    for threads in list(_living):
-        threads.join()
+    living, deadline_s = list(_living), time.monotonic() + JOIN_S
+    for threads in living:
+        threads.end()
+    for threads in living:
+        threads.join(deadline_s)
 
 
 def _work(queue: "SimpleQueue[_Task | None]") -> None:

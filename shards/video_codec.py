@@ -65,6 +65,9 @@ _NESTS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl"})
 _LEAVES = frozenset(
     b"ftyp free mdat mvhd tkhd edts udta mdhd hdlr vmhd dinf stsd stts stss ctts stsc stsz stco".split()
 )
+_MAX_DEPTH = 5
+_MAX_EDITS_BYTES = 44
+"""A list of one edit, headers included: FFmpeg copies its table of samples for each."""
 
 
 def encode_video(clip_THW: NDArray[np.uint8], codec: str, crf: int) -> bytes:
@@ -156,7 +159,7 @@ def _check_boxes(payload: bytes, num_frames: int) -> None:
     FFmpeg allocates that table by its count alone, which in a small hostile file may run to gigabytes; so do
     fragments and compressed headers, which our files have none of.
     """
-    tables = [at for name, at in _boxes(payload, 0, len(payload)) if name == b"stsz"]
+    tables = [at for name, at in _boxes(payload, 0, len(payload), 0) if name == b"stsz"]
     if len(tables) != 1 or tables[0] + 12 > len(payload):
         raise ValueError(f"the payload is no .mp4 of one track; it has {len(tables)}")
     count = int.from_bytes(payload[tables[0] + 8 : tables[0] + 12], "big")
@@ -164,17 +167,18 @@ def _check_boxes(payload: bytes, num_frames: int) -> None:
         raise ValueError(f"the payload announces {count} frames, the catalogue says {num_frames}")
 
 
-def _boxes(payload: bytes, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+def _boxes(payload: bytes, start: int, end: int, depth: int) -> Iterator[tuple[bytes, int]]:
     """Name and first byte within of every box between `start` and `end`."""
     while start < end:
         if start + 8 > end:
             raise ValueError("the payload is a cut .mp4")
         size, name = struct.unpack_from(">I4s", payload, start)
-        if size < 8 or start + size > end or name not in _NESTS | _LEAVES:
+        is_ours = name in _LEAVES or (name in _NESTS and depth < _MAX_DEPTH)
+        if not is_ours or size < 8 or start + size > end or (name == b"edts" and size > _MAX_EDITS_BYTES):
             raise ValueError(f"the payload is no .mp4 of ours: a box {name!r} of {size} bytes")
         yield name, start + 8
         if name in _NESTS:
-            yield from _boxes(payload, start + 8, start + size)
+            yield from _boxes(payload, start + 8, start + size, depth + 1)
         start += size
 
 

@@ -145,7 +145,7 @@ def _encoded(
         except ValueError as error:
             raise ShardError(
                 f"clip {crop_row['clip_id']} cannot be packed with pack.codec {pack.codec} ({error}); "
-                "choose another codec, or a lower crop.max_frames"
+                "lower crop.max_frames or crop.size_px, and crop again"
             ) from error
         return _Encoded(crop_row, payload, hashlib.sha256(payload).hexdigest())
 

@@ -53,6 +53,10 @@ class SharedCache:
                     shutil.copyfileobj(there, file)
             except FileNotFoundError:
                 return None
+            except OSError as error:
+                raise MachineError(
+                    f"machine.share: {self._place(entry)} cannot be fetched ({error})"
+                ) from error
         return _stamp(here)
 
     def _place(self, entry: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from shards.codec import MAX_CLIP_BYTES, decode_clip, encode_clip
 from shards.settings import PackParams
-from shards.video_codec import MAX_SIDE_PX
+from shards.video_codec import MAX_SIDE_PX, decode_video, encode_video
 from tests.crops import crop_like, mean_error
 
 CLIP = crop_like(20)
@@ -180,3 +180,33 @@ def test_damage_is_a_value_error_or_a_clip_of_that_length(codec: str) -> None:
         else:
             assert (len(clip_THW), clip_THW.dtype, clip_THW.ndim) == (len(CLIP), np.uint8, 3)
     assert refused > 30
+
+
+def box(name: bytes, content: bytes) -> bytes:
+    return (8 + len(content)).to_bytes(4, "big") + name + content
+
+
+def test_boxes_in_boxes_in_boxes_are_refused() -> None:
+    nested = b""
+    for _ in range(3_000):
+        nested = box(b"moov", nested)
+    with pytest.raises(ValueError, match=r"no \.mp4 of ours"):
+        decode_video(nested, "h264", 1, 1 << 20)
+
+
+def test_a_long_list_of_edits_is_refused() -> None:
+    """FFmpeg copies its table of samples for each: 500 KB became 1.4 GB."""
+    clip_THW = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
+    payload = encode_video(clip_THW, "h264", 18)
+    at = payload.index(b"edts") - 4
+    size = int.from_bytes(payload[at : at + 4], "big")
+    elst = payload[at + 8 : at + size]
+    entry = elst[16:]
+    longer = box(b"edts", box(b"elst", elst[8:12] + (1_000).to_bytes(4, "big") + entry * 1_000))
+    grown = payload[:at] + longer + payload[at + size :]
+    for name in (b"moov", b"trak"):
+        start = grown.index(name) - 4
+        old = int.from_bytes(grown[start : start + 4], "big")
+        grown = grown[:start] + (old + len(longer) - size).to_bytes(4, "big") + grown[start + 4 :]
+    with pytest.raises(ValueError, match="edts"):
+        decode_video(grown, "h264", 50, 1 << 20)
