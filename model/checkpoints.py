@@ -39,6 +39,7 @@ KEYS = (
     "crop_px",
     "progress",
     "plan_identity",
+    "valid_hash",
     "threads",
     "random_state",
     "cuda_random_state",

@@ -46,7 +46,7 @@ class TrainingSummary:
     epochs: int
     best_epoch: int
     best_val_cer: float | None
-    """None where there was nothing to validate on."""
+    """None where nothing was validated that it could be chosen by."""
     num_parameters: int
     seconds: float
     already_done: bool
@@ -65,6 +65,8 @@ class Progress:
     clips_seen: int = 0
     bad_clips: int = 0
     """Left out of this epoch's batches so far."""
+    bad_clips_before: int = 0
+    """Left out of the epochs before, a clip once for each of them."""
     seconds: float = 0.0
     wait_s: float = 0.0
     best_val_cer: float = float("inf")
@@ -73,7 +75,13 @@ class Progress:
     total_s: float = 0.0
     curves: list[Curve] = field(default_factory=list)
 
+    @property
+    def bad_readings(self) -> int:
+        """Left out of all epochs: what the weights have not learnt from."""
+        return self.bad_clips_before + self.bad_clips
+
     def next_epoch(self) -> None:
+        self.bad_clips_before = self.bad_readings
         self.epoch += 1
         self.restart_epoch()
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from model.runs import logger
 from shards.errors import TrainingError
@@ -18,18 +19,23 @@ class Quarantine:
     def __init__(self, file: Path, max_fraction: float) -> None:
         self.file, self.max_fraction = file, max_fraction
 
+    def take_over(self, checkpoint: Path) -> None:
+        """Takes the file of the run that is gone on with from `checkpoint`, in place of what stood here."""
+        theirs = checkpoint.parent / self.file.name
+        if theirs.resolve() == self.file.resolve():
+            return
+        if theirs.exists():
+            write_bytes(self.file, theirs.read_bytes())
+        else:
+            self.file.unlink(missing_ok=True)
+
     def go_on_from(self, epoch: int, batches_done: int) -> None:
         """Forgets the samples of batches from this position on: they are read again."""
         if not self.file.exists():
             return
-        kept = []
-        for line in self.file.read_bytes().splitlines(keepends=True):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break  # a kill tore the last line, of a batch that is read again
-            if (entry["epoch"], entry["batch"]) < (epoch, batches_done):
-                kept.append(line)
+        kept = [
+            line for line, entry in self._lines() if (entry["epoch"], entry["batch"]) < (epoch, batches_done)
+        ]
         if kept:
             write_bytes(self.file, b"".join(kept))
         else:
@@ -46,24 +52,40 @@ class Quarantine:
             file.write("\n".join(lines) + "\n")
 
     def refuse_too_many(self, num_bad: int, num_clips: int, epoch: int) -> None:
-        """TrainingError where more than the allowed share of an epoch's clips is bad."""
+        """TrainingError where more than the allowed share of an epoch's clips is bad.
+
+        To be asked when more have come, so that a run goes on over mended shards whatever it left out before.
+        """
         if num_bad > self.max_fraction * num_clips:
             raise TrainingError(
                 f"{num_bad} of the {num_clips} clips of epoch {epoch} are bad, more than loader.max_bad_fraction "
-                f"{self.max_fraction:g} allows; {self.file} names them, `pipeline verify` looks at all shards, and "
-                "the same command goes on where a higher fraction or mended shards let it"
+                f"{self.max_fraction:g} allows; {self._names(num_bad, epoch)}, `pipeline verify` looks at all shards. "
+                "Mend them or raise the fraction, and the same command goes on; what the run has left out "
+                "until then stays left out"
             )
 
     def tell(self, num_bad: int, num_clips: int, epoch: int) -> None:
         """One line of the log for an epoch that lacks clips."""
         if num_bad:
             logger.warning(
-                "Epoch %d: %d of %d clips (%.2f %%) were bad and left out; %s names them",
+                "Epoch %d: %d of %d clips (%.2f %%) were bad and left out; %s",
                 epoch,
                 num_bad,
                 num_clips,
                 100 * num_bad / num_clips,
-                self.file,
+                self._names(num_bad, epoch),
+            )
+
+    def tell_whole(self, num_bad: int, num_epochs: int) -> None:
+        """One line for a finished run that lacks clips: mended shards alone do not make it train again."""
+        if num_bad:
+            logger.warning(
+                "this run has left out clips as bad %d times in its %d epochs; %s. It stays without them; once "
+                "the shards are mended, remove %s and train again",
+                num_bad,
+                num_epochs,
+                self._names(num_bad),
+                self.file.parent,
             )
 
     def publish(self, logs_folder: Path) -> None:
@@ -74,3 +96,23 @@ class Quarantine:
             return
         with self.file.open("rb") as file, atomic_file(published) as target:
             shutil.copyfileobj(file, target)
+
+    def _names(self, num_bad: int, epoch: int | None = None) -> str:
+        """Whether the file names all of `num_bad` (of one epoch): a checkpoint may have come without it."""
+        lines = self._lines() if self.file.exists() else []
+        num_named = sum(epoch in (None, entry["epoch"]) for _, entry in lines)
+        if num_named >= num_bad:
+            return f"{self.file} names them"
+        return (
+            f"{self.file} names {num_named} of them, the others were left out before --resume, by another run"
+        )
+
+    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """The file's lines, each with what it says; without what a kill tore, of a batch that is read again."""
+        found = []
+        for line in self.file.read_bytes().splitlines(keepends=True):
+            try:
+                found.append((line, json.loads(line)))
+            except ValueError:
+                break
+        return found

@@ -1,9 +1,9 @@
 """The training loop: streams the shards, accumulates, validates, checkpoints, goes on where it stood."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -17,16 +17,15 @@ from model.metrics import total_counts
 from model.network import num_parameters
 from model.quarantine import Quarantine
 from model.reader import as_channels_last
-from model.runs import RunFolder, logger, refuse_foreign_checkpoints, run_fingerprint, training_log
+from model.runs import logger, refuse_foreign_checkpoints, training_log
 from model.scoring import score_batches
 from model.stopping import StopSignals
 from model.training_data import TrainingData
-from model.training_state import TrainingState
-from model.unfinished import told_unfinished
+from model.training_state import TrainingState, run_of
+from model.training_words import tell_left_out, tell_start
 from shards.errors import Interrupted, TrainingError
 from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
-from shards.terms import VALID_SPLIT
 
 SAVE_EVERY_S = 60.0
 
@@ -48,12 +47,7 @@ class _Trainer:
         self.device = choose_device(job.machine.device)
         self.precision = Precision.choose(job.train.mixed_precision, self.device)
         self.data = TrainingData(job)
-        run_id = run_fingerprint(
-            sections=tuple(job.deciding_sections.values()),
-            plan_hash=self.data.plan_identity.hash,
-            valid_hash=self.data.valid_hash,
-        )
-        self.run = RunFolder(job.runs, run_id)
+        self.run = run_of(job, self.data)
         self.quarantine = Quarantine(self.run.quarantine, job.loader.max_bad_fraction)
         torch.manual_seed(job.train.seed)
         self.state = TrainingState(job, self.device, self.precision, self.data)
@@ -75,22 +69,26 @@ class _Trainer:
         refuse_foreign_checkpoints(job.checkpoints)
         resumed_from = self.state.restore(self.run)
         progress = self.progress
+        if job.resume:
+            self.quarantine.take_over(job.resume)
         self.quarantine.go_on_from(progress.epoch, progress.batches_done)
         self.run.start(job.config_text, self.data.tokenizer.to_json())
         finished_before = progress.epoch >= job.train.num_epochs
         if not finished_before:
-            self._tell_start(resumed_from)
+            tell_start(job, self.data, self.state, self.run, self.precision, resumed_from)
             self._train_epochs()
         else:
             logger.info("run %s is finished already: %d epochs", self.run.folder.name, progress.epoch)
             if not self.run.best.exists():
+                progress.best_epoch = progress.epoch - 1
                 save_checkpoint(self.run.best, self.state.as_checkpoint(None))
+        self.quarantine.tell_whole(progress.bad_readings, progress.epoch)
         self._publish_logs()
         self.run.publish(job.checkpoints)
         return TrainingSummary(
             epochs=progress.epoch,
             best_epoch=progress.best_epoch,
-            best_val_cer=progress.best_val_cer if self.data.valid_samples.num_rows else None,
+            best_val_cer=progress.best_val_cer if math.isfinite(progress.best_val_cer) else None,
             num_parameters=num_parameters(self.network),
             seconds=progress.total_s,
             already_done=finished_before,
@@ -104,12 +102,8 @@ class _Trainer:
         with self.stop.noted():
             while progress.epoch < job.train.num_epochs:
                 plan = self.data.epoch(progress.epoch)
-                if len(plan.left_out) and progress.batches_done == 0:
-                    logger.info(
-                        "epoch %d: %d clips are left out (loader.max_frames)",
-                        progress.epoch,
-                        len(plan.left_out),
-                    )
+                if progress.batches_done == 0:
+                    tell_left_out(plan, self.data.samples, job.loader, progress.epoch)
                 self._train_epoch(stream, plan)
                 self._end_epoch(valid_stream, plan)
 
@@ -145,7 +139,8 @@ class _Trainer:
         for number, batch in enumerate(window, progress.batches_done):
             self.quarantine.add(progress.epoch, number, batch.bad)
             progress.bad_clips += len(batch.bad)
-        self.quarantine.refuse_too_many(progress.bad_clips, _num_clips(plan), progress.epoch)
+        if any(batch.bad for batch in window):
+            self.quarantine.refuse_too_many(progress.bad_clips, _num_clips(plan), progress.epoch)
 
     def _stop_if_asked(self, *_: int) -> None:
         if not self.stop.has_come:
@@ -153,7 +148,8 @@ class _Trainer:
         self._save_last()
         raise Interrupted(
             f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; "
-            "the same command goes on from there"
+            + ("the same command without --resume" if self.job.resume else "the same command")
+            + " goes on from there"
         )
 
     def _step(self, window: list[ClipBatch], epochs_done: float, num_batches: int) -> None:
@@ -287,26 +283,6 @@ class _Trainer:
             )
             logger.info(told)
         torch.set_num_threads(self.state.threads)
-
-    def _tell_start(self, resumed_from: Path | None) -> None:
-        logger.info("Train samples: %d", self.data.samples.num_rows)
-        logger.info("Val samples: %d", self.data.valid_samples.num_rows)
-        if not self.data.valid_samples.num_rows:
-            logger.warning(
-                "no clips in split %s: no CER along the way, and the last model is taken", VALID_SPLIT
-            )
-        logger.info("Vocabulary size: %d", self.data.tokenizer.num_tokens)
-        logger.info("Total parameters: %s", f"{num_parameters(self.network):,}")
-        logger.info("Device: %s, %s", self.device, self.precision.name)
-        if resumed_from:
-            logger.info(
-                "Going on from %s: epoch %d, batch %d",
-                resumed_from,
-                self.progress.epoch,
-                self.progress.batches_done,
-            )
-        elif (unfinished := told_unfinished(self.run, self.job, self.data.plan_identity)) is not None:
-            logger.info(unfinished)
 
 
 def _num_clips(plan: EpochPlan) -> int:

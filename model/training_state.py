@@ -1,5 +1,6 @@
 """What training has come to: network, optimiser, random state and position; into a checkpoint and back."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from model.checkpoints import (
 )
 from model.device import Precision
 from model.job import Progress, TrainingJob
-from model.network import build_network
+from model.network import build_network, differences
 from model.reader import LipReader
-from model.runs import RunFolder, logger
+from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
 from model.training_data import TrainingData
 from shards.cores import usable_cores
@@ -30,6 +31,7 @@ class TrainingState:
         self, job: TrainingJob, device: torch.device, precision: Precision, data: TrainingData
     ) -> None:
         self.job, self.device, self.data = job, device, data
+        self.valid_hash = data.valid_hash
         self.with_decoder = job.train.ctc_weight < 1
         self.network = build_network(job.model, data.tokenizer.num_tokens, self.with_decoder).to(device)
         self.optimizer = torch.optim.AdamW(
@@ -82,6 +84,7 @@ class TrainingState:
             "crop_px": self.data.crop_px,
             "progress": vars(progress).copy(),
             "plan_identity": self.data.plan_identity.as_dict(),
+            "valid_hash": self.valid_hash,
             "threads": torch.get_num_threads(),
             "random_state": torch.get_rng_state(),
             "cuda_random_state": torch.cuda.get_rng_state(self.device)
@@ -118,7 +121,7 @@ class TrainingState:
         # the sums of two thread counts differ in the last bit; the same count goes on bit for bit
         self.threads = self.threads or min(state["threads"], usable_cores())
         if job.resume:
-            self._keep_best_of(source, run)
+            self._keep_best_of(source, state, run)
         if other_plan:
             self._leave_plan(source, other_plan)
         return source
@@ -134,25 +137,53 @@ class TrainingState:
             self.progress.restart_epoch()
         logger.warning("%s followed another epoch plan (%s)%s", source, "; ".join(other_plan), anew)
 
-    def _keep_best_of(self, source: Path, run: RunFolder) -> None:
+    def _keep_best_of(self, source: Path, resumed: dict[str, Any], run: RunFolder) -> None:
         """Takes over the best model beside a resumed checkpoint, where it is the one that checkpoint knew.
 
-        Else the best starts anew: a model of later epochs, or of another run, is not this run's best.
+        Else the best starts anew: a model of later epochs, of another run, or chosen by other clips or another
+        decoding, is not this run's best.
         """
         best = source.parent / run.best.name
-        why = "it is of other epochs, or of another run"
-        try:
-            state = load_checkpoint(best)
-            refuse_other_model(state, self.job.model, self.data.tokenizer, self.with_decoder, best)
-            is_known = state["progress"]["curves"] == self.progress.curves[: self.progress.best_epoch + 1]
-        except CheckpointError as error:
-            is_known, why = False, str(error)
-        if is_known:
-            save_checkpoint(run.best, state)
-            return
+        if other_choice := self._other_choice(resumed):
+            why = f"its CER cannot be compared ({'; '.join(other_choice)})"
+            self.progress.best_val_loss = float("inf")
+        else:
+            why = "it is of other epochs, or of another run"
+            try:
+                state = load_checkpoint(best)
+                refuse_other_model(state, self.job.model, self.data.tokenizer, self.with_decoder, best)
+                if state["progress"]["curves"] == self.progress.curves[: self.progress.best_epoch + 1]:
+                    save_checkpoint(run.best, state)
+                    return
+            except CheckpointError as error:
+                why = str(error)
         logger.info("%s is not taken over, the best model starts anew: %s", best, why)
         run.best.unlink(missing_ok=True)
         self.progress.best_val_cer, self.progress.best_epoch = float("inf"), -1
+
+    def _other_choice(self, state: dict[str, Any]) -> list[str]:
+        """What the best model is chosen by, where it differs from that of a checkpoint."""
+        told = ["other valid clips"] if state["valid_hash"] != self.valid_hash else []
+        return told + other_params(self.job, state, ("text", "decode"))
+
+
+def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """A line for each parameter of these of the deciding sections that differs from the checkpoint's."""
+    return [
+        f"{name}.{line}"
+        for name in names
+        for line in differences(job.deciding_sections[name].model_dump(mode="json"), state[f"{name}_params"])
+    ]
+
+
+def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
+    """Where training `job` with `data` stands, or would stand."""
+    run_id = run_fingerprint(
+        sections=tuple(job.deciding_sections.values()),
+        plan_hash=data.plan_identity.hash,
+        valid_hash=data.valid_hash,
+    )
+    return RunFolder(job.runs, run_id)
 
 
 def _told_refusal(source: Path, other_plan: list[str], progress: dict[str, Any]) -> str:

@@ -1,17 +1,28 @@
 """A run that starts afresh may be a mistake: another one of the same folder may wait to be gone on with."""
 
+import shlex
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from model.checkpoints import load_checkpoint, plan_identity_of
+from pydantic import ValidationError
+
+from model.checkpoints import load_checkpoint, plan_identity_of, refuse_other_model
 from model.job import TrainingJob
-from model.network import differences
 from model.runs import RunFolder
-from shards.errors import CheckpointError
+from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
+from model.training_data import TrainingData
+from model.training_state import other_params, run_of
+from shards.errors import CheckpointError, PipelineError
 from shards.identity import PlanIdentity
+from shards.settings import LoaderParams
 
 
-def told_unfinished(run: RunFolder, job: TrainingJob, identity: PlanIdentity) -> str | None:
-    """A line about the latest unfinished run beside `run`: what differs, how to go on with it. None: there is none."""
+def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str | None:
+    """A line about the latest unfinished run beside `run`: what differs, how to go on with it. None: there is none.
+
+    A command stands there only where it works: it is tried, as far as the first step, with today's tables.
+    """
     others = [path for path in job.runs.glob("*/last.pt") if path != run.last]
     for last in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -21,20 +32,36 @@ def told_unfinished(run: RunFolder, job: TrainingJob, identity: PlanIdentity) ->
             continue  # of another version: nothing goes on from it
         epoch, num_epochs = state["progress"]["epoch"], state["train_params"]["num_epochs"]
         if epoch < num_epochs:
-            told = [*_other_params(job, state), *identity.differences(there)]
-            go_on = f"pipeline train --params {last.parent / 'config.yaml'}"
-            if identity.samples != there.samples:
-                go_on = f"pipeline train --resume {last} --accept-new-plan"
+            told = [*other_params(job, state, job.deciding_sections), *data.plan_identity.differences(there)]
+            if state["valid_hash"] != data.valid_hash:
+                told.append("other valid clips")
+            try:
+                go_on = f"to go on with that one: {_command(last, job, state, there)}"
+            except (PipelineError, ValidationError) as error:
+                go_on = f"it cannot be gone on with: {' '.join(str(error).split())}"
             return (
                 f"a fresh run starts, though {last.parent} stands unfinished in epoch {epoch} of {num_epochs} "
-                f"({'; '.join(told) or 'other valid clips'}); to go on with that one: {go_on}"
+                f"({'; '.join(told) or 'by another version of the program'}); {go_on}"
             )
     return None
 
 
-def _other_params(job: TrainingJob, state: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}.{line}"
-        for name, section in job.deciding_sections.items()
-        for line in differences(section.model_dump(mode="json"), state[f"{name}_params"])
-    ]
+def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIdentity) -> str:
+    """Goes on from `last` by its own parameters; raises what that would raise before its first step."""
+    loader = there.loader | {"max_bad_fraction": job.loader.max_bad_fraction}
+    theirs = replace(
+        job,
+        text=TextParams.model_validate(state["text_params"]),
+        model=ModelParams.model_validate(state["model_params"]),
+        train=TrainParams.model_validate(state["train_params"]),
+        decode=DecodeParams.model_validate(state["decode_params"]),
+        loader=LoaderParams.model_validate(loader),
+    )
+    data = TrainingData(theirs)
+    data.epoch(state["progress"]["epoch"])
+    command = f"pipeline train --params {shlex.quote(str(last.parent / 'config.yaml'))}"
+    if run_of(theirs, data).folder == last.parent:
+        return command
+    refuse_other_model(state, theirs.model, data.tokenizer, theirs.train.ctc_weight < 1, last)
+    command += f" --resume {shlex.quote(str(last))}"
+    return f"{command} --accept-new-plan" if data.plan_identity.differences(there) else command

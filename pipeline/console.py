@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TextIO
@@ -80,3 +80,20 @@ def progress(what: str, unit: str) -> Iterator[OnProgress]:
         )
 
     yield line
+
+
+def over_epochs(on_progress: OnProgress, num_epochs: int) -> Callable[[int, int, int], None]:
+    """Progress over all epochs out of (epoch, done, total) of each; gives what is called with these.
+
+    Epochs may differ in length: those not seen are taken to be as long as the present one.
+    """
+    present, before, length = -1, 0, 0
+
+    def on_batch(epoch: int, done: int, total: int) -> None:
+        nonlocal present, before, length
+        if epoch != present:
+            before = epoch * total if present < 0 else before + length
+            present, length = epoch, total
+        on_progress(before + done, before + (num_epochs - epoch) * total)
+
+    return on_batch

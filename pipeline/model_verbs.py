@@ -77,6 +77,7 @@ def train(
     """
     from model.job import TrainingJob
     from model.trainer import train as run
+    from pipeline.console import over_epochs
     from pipeline.older import OLDER_NAMES
     from pipeline.params import params_text
     from shards.errors import ConfigError
@@ -87,7 +88,7 @@ def train(
     flags = {name: context.params[name] for name in OLDER_NAMES if name in context.params}
     values = load(params, assignments, preset=preset, config=config, **flags)
     _tell_of_packed(values, params, config)
-    paths, num_epochs = values.paths, values.train.num_epochs
+    paths = values.paths
     with shown("training", "batches") as on_progress:
         job = TrainingJob(
             samples=Path(paths.samples),
@@ -104,10 +105,10 @@ def train(
             config_text=params_text(values),
             resume=resume,
             accept_new_plan=accept_new_plan,
-            on_batch=lambda epoch, done, total: on_progress(epoch * total + done, num_epochs * total),
+            on_batch=over_epochs(on_progress, values.train.num_epochs),
         )
         summary = run(job)
-    best = "no valid clips to choose by: the last model"
+    best = "no valid CER to choose by: the last model"
     if summary.best_val_cer is not None:
         best = f"best valid CER {summary.best_val_cer:.1%} in epoch {summary.best_epoch}"
     if summary.already_done:

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,7 +97,7 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     """The whole table at `path`, checked against `schema`.
 
     `made_by` is the command that makes it, for the message of the TableError raised where the file is
-    missing, damaged, or of another schema version.
+    missing, damaged, of another schema version, or has another type or a null where the schema allows none.
     """
     try:
         with path.open("rb") as file:
@@ -107,6 +107,7 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     except DAMAGED as error:
         raise _unreadable(path, error, made_by) from error
     _refuse_other_schema(path, table.schema, schema, made_by)
+    _refuse_nulls(path, {name: table[name].null_count for name in schema.names}, schema, made_by)
     return table
 
 
@@ -120,7 +121,9 @@ def read_table_in_pieces(
             _refuse_other_schema(path, parquet.schema_arrow, schema, made_by)
             # one row group after the other: over all of them Arrow keeps what it has read, 1.8 GB of 10 million rows
             for number in range(parquet.num_row_groups):
-                yield from parquet.iter_batches(piece_rows, row_groups=[number], columns=list(columns))
+                for piece in parquet.iter_batches(piece_rows, row_groups=[number], columns=list(columns)):
+                    _refuse_nulls(path, {name: piece[name].null_count for name in columns}, schema, made_by)
+                    yield piece
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
@@ -128,14 +131,17 @@ def read_table_in_pieces(
 
 
 def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
-    """Raises as `read_table` does, but looks at the end of the file alone, where its columns stand."""
+    """Raises as `read_table` does, but looks at the end of the file alone, where columns and their nulls stand."""
     try:
-        found = pq.read_schema(path)
+        metadata = pq.read_metadata(path)
+        found = metadata.schema.to_arrow_schema()
+        null_counts = _null_counts(metadata)
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
         raise _unreadable(path, error, made_by) from error
     _refuse_other_schema(path, found, schema, made_by)
+    _refuse_nulls(path, null_counts, schema, made_by)
 
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -157,6 +163,33 @@ def _refuse_other_schema(path: Path, found: pa.Schema, schema: pa.Schema, made_b
             f"{path} has schema version {version} with columns {found.names}, "
             f"this code reads version {SCHEMA_VERSION} with {schema.names}; run `{made_by}` again"
         )
+    for theirs, ours in zip(found, schema, strict=True):
+        if theirs.type != ours.type:
+            raise TableError(
+                f"{path}: column {ours.name} holds {theirs.type}, this code reads {ours.type}; "
+                f"run `{made_by}` again"
+            )
+
+
+def _refuse_nulls(path: Path, null_counts: Mapping[str, int], schema: pa.Schema, made_by: str) -> None:
+    for name, count in null_counts.items():
+        if count and not schema.field(name).nullable:
+            raise TableError(
+                f"{path}: column {name} is null in {count} rows and must never be; run `{made_by}` again"
+            )
+
+
+def _null_counts(metadata: pq.FileMetaData) -> dict[str, int]:
+    """Nulls of each flat column, by the statistics of its row groups; a column without them counts as without nulls."""
+    counts: dict[str, int] = {}
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            if "." not in column.path_in_schema and (statistics := column.statistics) is not None:
+                counts[column.path_in_schema] = counts.get(column.path_in_schema, 0) + (
+                    statistics.null_count or 0
+                )
+    return counts
 
 
 def sha256_of(path: Path) -> str:

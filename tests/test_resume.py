@@ -3,6 +3,8 @@
 import itertools
 import logging
 import os
+import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +15,19 @@ import numpy as np
 import pytest
 import torch
 
+from model import runs
 from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint
 from model.job import TrainingJob
+from model.settings import DecodeParams, TextParams
 from model.trainer import train
+from pipeline.params import check, load_params, params_text, read_mapping
 from shards.errors import CheckpointError, Interrupted
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
+from shards.store import FolderStore
 from shards.stream import ClipBatch, ShardStream
-from tests.packed import Codec, Packed, pack_clips, toy_clips
-from tests.test_trainer import assert_same_weights, job_in
+from tests.packed import Codec, Packed, pack_clips, toy_clip, toy_clips
+from tests.test_trainer import MODEL, TRAIN, assert_same_weights, job_in
 
 NUM_EPOCHS = 2
 PARAMS = LoaderParams(frame_budget=200, window_shards=2, seed=3)
@@ -206,3 +212,234 @@ def test_a_fresh_run_tells_of_one_that_waits(
         train(job_in(tmp_path, packed))
         train(job_in(tmp_path, packed, num_epochs=1, seed=5))
     assert "fresh run" not in caplog.text
+
+
+@pytest.mark.parametrize("other", ["nothing", "valid clips", "decode", "text"])
+def test_a_best_model_chosen_by_other_clips_or_otherwise_starts_anew(
+    tmp_path: Path, packed: Packed, other: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The old best is made so good that no model could take its place."""
+    last = stopped_in(tmp_path / "a", packed)
+    for path in (last, last.with_name("best_model.pt")):
+        state = load_checkpoint(path)
+        state["progress"] |= {"best_val_cer": -1.0, "best_val_loss": -1.0}
+        torch.save(state, path)
+    job = replace(job_in(tmp_path / "b", packed), resume=last)
+    if other == "valid clips":
+        job = replace(job, samples=pack_clips(tmp_path / "more", toy_clips(23, 3)).samples)
+        job = replace(job, shards=FolderStore(tmp_path / "more/shards"))
+    elif other == "decode":
+        job = replace(job, decode=DecodeParams(decoder="attention"))
+    elif other == "text":
+        job = replace(job, text=TextParams(case_fold=False))
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        summary = train(job)
+    best = load_checkpoint(tmp_path / "b/checkpoints/best_model.pt")
+    if other == "nothing":
+        assert (summary.best_epoch, summary.best_val_cer, best["epoch"]) == (0, -1.0, 0)
+        assert "starts anew" not in caplog.text
+        return
+    assert summary.best_epoch in (1, 2) and best["epoch"] == summary.best_epoch
+    assert summary.best_val_cer == best["val_cer"] >= 0 and best["best_val_loss"] > 0
+    told = {"valid clips": "other valid clips", "decode": "decode.decoder: ctc there, attention here"}
+    told |= {"text": "text.case_fold: True there, False here"}
+    (line,) = [message for message in caplog.messages if "the best model starts anew" in message]
+    assert told[other] in line
+
+
+def test_a_finished_checkpoint_with_other_valid_clips_is_published_without_a_cer(
+    tmp_path: Path, packed: Packed
+) -> None:
+    train(job_in(tmp_path / "a", packed, num_epochs=1))
+    more = pack_clips(tmp_path / "more", toy_clips(23, 3))
+    resume = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
+    summary = train(replace(job_in(tmp_path / "b", more, num_epochs=1), resume=resume))
+    assert (summary.already_done, summary.best_val_cer, summary.best_epoch) == (True, None, 0)
+
+
+# -- what a fresh run tells of one that waits ------------------------------------------------------------
+
+
+def job_of(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
+    """What `pipeline train --params FILE [--resume FILE [--accept-new-plan]]` would be asked to do."""
+    values = load_params(params)
+    return TrainingJob(
+        samples=packed.samples,
+        shards=packed.store,
+        runs=Path(values.paths.runs),
+        checkpoints=Path(values.paths.checkpoints),
+        logs=Path(values.paths.logs),
+        text=values.text,
+        model=values.model,
+        train=values.train,
+        loader=values.loader,
+        decode=values.decode,
+        machine=values.machine,
+        config_text=params_text(values),
+        resume=Path(arguments[arguments.index("--resume") + 1]) if "--resume" in arguments else None,
+        accept_new_plan="--accept-new-plan" in arguments,
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [
+        ("parameters", []),
+        ("valid clips", ["--resume"]),
+        ("program", ["--resume"]),
+        ("train clips and model", ["--resume", "--accept-new-plan"]),
+        ("vocabulary", None),
+        ("crops", None),
+    ],
+)
+def test_the_command_that_a_fresh_run_tells_goes_on(
+    tmp_path: Path,
+    packed: Packed,
+    other: str,
+    options: list[str] | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "my runs"
+    sections = read_mapping(Path(__file__).parents[1] / "params.yaml")
+    sections["paths"] |= {name: str(folder / name) for name in ("runs", "checkpoints", "logs")}
+    sections["model"] |= MODEL.model_dump(mode="json")
+    sections["train"] |= TRAIN.model_dump(mode="json") | {"num_epochs": 1}
+    sections["loader"] |= {"frame_budget": 200}
+    sections["decode"] |= {"decoder": "ctc"}
+    sections["machine"] |= {"threads": 1, "device": "cpu", "num_workers": 0}
+    params = tmp_path / "params.yaml"
+    params.write_text(params_text(check(sections, "params")), "utf-8")
+    with pytest.raises(Interrupted):
+        train(stopping_at(job_of(params, packed, []), 0, 2))
+    (last,) = (folder / "runs").glob("*/last.pt")
+    now = packed
+    changes: dict = {}
+    if other == "parameters":
+        changes = {"train": TRAIN.model_copy(update={"learning_rate": 0.5})}
+    elif other == "valid clips":
+        now = pack_clips(tmp_path / "now", toy_clips(23, 3))
+    elif other == "program":
+        monkeypatch.setattr(runs, "TRAIN_VERSION", runs.TRAIN_VERSION + 1)
+    elif other == "train clips and model":
+        now = pack_clips(tmp_path / "now", toy_clips(20, 2))
+        changes = {"model": MODEL.model_copy(update={"hidden_dim": 24})}
+    elif other == "vocabulary":
+        now = pack_clips(
+            tmp_path / "now", [*toy_clips(23, 2), ("train_new", "train", toy_clip("一二", 9), "五二")]
+        )
+    else:
+        small = [(name, split, clip[:, 8:-8, 8:-8], label) for name, split, clip, label in toy_clips(23, 2)]
+        now = pack_clips(tmp_path / "now", small)
+        changes = {"model": MODEL.model_copy(update={"window_px": 64})}
+    with caplog.at_level(logging.INFO, "pipeline.train"), pytest.raises(Interrupted):
+        train(stopping_at(replace(job_of(params, now, []), **changes), 0, 2))
+    (line,) = [message for message in caplog.messages if "fresh run" in message]
+    differs = {
+        "parameters": "train.learning_rate: 0.01 there, 0.5 here",
+        "valid clips": "(other valid clips)",
+        "program": "(by another version of the program)",
+        "train clips and model": "other clips: samples.parquet was packed anew",
+        "vocabulary": "only there '', only here '五'",
+        "crops": "model.window_px 96 is more than the 80 px of the packed crops",
+    }
+    assert differs[other] in line
+    if options is None:
+        assert "it cannot be gone on with" in line and "pipeline train" not in line
+        return
+    arguments = shlex.split(line.split("go on with that one: ")[1])
+    assert arguments[:3] == ["pipeline", "train", "--params"]
+    assert [argument for argument in arguments[4:] if argument.startswith("--")] == options
+    caplog.clear()
+    steps: list[Position] = []
+    job = job_of(Path(arguments[3]), now, arguments)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        train(replace(job, on_batch=lambda epoch, done, _: steps.append((epoch, done))))
+    assert f"Going on from {last}" in caplog.text and "fresh run" not in caplog.text
+    assert steps[0] == ((0, 2) if "--accept-new-plan" in options else (0, 4))
+
+
+# -- left out as bad ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Packed:
+    """The clips of `packed`, the first shard of train not where it belongs."""
+    packed = pack_clips(tmp_path / "spoilt", toy_clips(23, 2))
+    (packed.shards / "train/train-000000.tar").rename(tmp_path / "away.tar")
+    return packed
+
+
+def mend(packed: Packed) -> None:
+    shutil.move(packed.samples.parents[1] / "away.tar", packed.shards / "train/train-000000.tar")
+
+
+def allowing(job: TrainingJob, fraction: float) -> TrainingJob:
+    return replace(job, loader=job.loader.model_copy(update={"max_bad_fraction": fraction}))
+
+
+def test_a_finished_run_that_lacks_clips_says_so_and_how_to_start_afresh(
+    tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_in(tmp_path, spoilt, num_epochs=2)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        train(allowing(job, 0.5))
+    (run,) = (tmp_path / "runs").iterdir()
+    assert len((run / "quarantine.jsonl").read_bytes().splitlines()) == 10
+    told = f"left out clips as bad 10 times in its 2 epochs; {run / 'quarantine.jsonl'} names them"
+    assert caplog.text.count(told) == 1
+    mend(spoilt)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        assert train(job).already_done
+    (line,) = [record for record in caplog.records if told in record.getMessage()]
+    assert line.levelno == logging.WARNING and f"remove {run} and train again" in line.getMessage()
+    shutil.rmtree(run)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        assert not train(job).already_done
+        assert train(job).already_done
+    assert "left out" not in caplog.text
+
+
+def test_over_mended_shards_the_same_run_goes_on_and_still_tells_what_it_lacks(
+    tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped within an epoch that has left out more than is allowed now."""
+    job = job_in(tmp_path, spoilt, num_epochs=1)
+    with pytest.raises(Interrupted):
+        train(stopping_at(allowing(job, 0.5), 0, 4))
+    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    num_bad = load_checkpoint(last)["progress"]["bad_clips"]
+    assert num_bad > 0
+    mend(spoilt)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        assert train(job).epochs == 1
+    assert f"Epoch 0: {num_bad} of 23 clips" in caplog.text
+    assert f"left out clips as bad {num_bad} times in its 1 epochs" in caplog.text
+
+
+@pytest.mark.parametrize("with_names", [True, False])
+def test_the_names_of_bad_clips_come_along_into_another_run(
+    tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture, with_names: bool
+) -> None:
+    job = allowing(job_in(tmp_path / "a", spoilt, num_epochs=2), 0.5)
+    with pytest.raises(Interrupted):
+        train(stopping_at(job, 1, 4))
+    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
+    num_bad = load_checkpoint(last)["progress"]["bad_clips"]
+    assert num_bad > 0
+    if not with_names:
+        last = last.rename(tmp_path / "alone.pt")
+    elsewhere = allowing(job_in(tmp_path / "b", spoilt, num_epochs=2, learning_rate=0.02), 0.5)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        train(replace(elsewhere, resume=last))
+    file = next((tmp_path / "b/runs").iterdir()) / "quarantine.jsonl"
+    num_named = len(file.read_bytes().splitlines()) if file.exists() else 0
+    assert num_named == (10 if with_names else 5 - num_bad)
+    names = {
+        True: f"{file} names them",
+        False: f"{file} names {num_named} of them, the others were left out before",
+    }
+    assert f"Epoch 1: 5 of 23 clips (21.74 %) were bad and left out; {names[with_names]}" in caplog.text
+    assert f"left out clips as bad 10 times in its 2 epochs; {names[with_names]}" in caplog.text

@@ -1,6 +1,7 @@
 """Training on toy clips: it learns, it can be killed, it refuses what does not fit."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,8 +22,10 @@ from model.runs import RunFolder
 from model.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
 from model.trainer import train
+from model.training_words import tell_left_out
+from pipeline.console import over_epochs
 from shards.errors import CheckpointError, TrainingError
-from shards.plan import read_samples
+from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
 
@@ -369,3 +372,51 @@ def test_time_is_counted(tmp_path: Path, packed: Packed) -> None:
     start = time.monotonic()
     summary = train(job_in(tmp_path, packed, num_epochs=1))
     assert 0 < summary.seconds <= time.monotonic() - start
+
+
+def test_clips_left_out_are_told_with_the_reason(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clips of 12, 18 and 24 frames; a curriculum from 12 frames to all of them in two epochs."""
+    lengths = read_samples(packed.samples, "train")["num_frames"].to_pylist()
+    loader = LoaderParams(frame_budget=200, curriculum_epochs=2, curriculum_frames=12)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        train(replace(job_in(tmp_path, packed), loader=loader))
+    told = [message for message in caplog.messages if "left out" in message]
+    why = "(loader.max_frames, loader.curriculum_epochs)"
+    assert told == [
+        f"epoch {epoch}: {sum(length > limit for length in lengths)} clips are left out, longer than this epoch's "
+        f"limit of {limit} frames {why}"
+        for epoch, limit in ((0, 12), (1, 18))
+    ]
+
+
+def test_clips_left_out_to_come_out_even_are_told_apart(
+    packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = read_samples(packed.samples, "train").slice(0, 7)
+    lengths = samples["num_frames"].to_pylist()
+    params = LoaderParams(frame_budget=24, max_frames=18)
+    plan = plan_epoch(samples, params, 1, 0, world_size=3)
+    num_long = sum(length > 18 for length in lengths)
+    num_even = (len(lengths) - num_long) % 3
+    assert num_long and num_even
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        tell_left_out(plan, samples, params, 4)
+    assert [message.split(" (")[0] for message in caplog.messages] == [
+        f"epoch 4: {num_long} clips are left out, longer than this epoch's limit of 18 frames",
+        f"epoch 4: {num_even} clips are left out, to come out even over the ranks",
+    ]
+
+
+@pytest.mark.parametrize("first_epoch", [0, 1])
+def test_progress_never_jumps_though_epochs_differ_in_length(first_epoch: int) -> None:
+    lengths = [3, 7, 10, 10]
+    shown: list[tuple[int, int]] = []
+    on_batch = over_epochs(lambda done, total: shown.append((done, total)), len(lengths))
+    for epoch in range(first_epoch, len(lengths)):
+        for done in range(1, lengths[epoch] + 1):
+            on_batch(epoch, done, lengths[epoch])
+    steps = [done for done, _ in shown]
+    assert steps == list(range(steps[0], steps[0] + len(steps)))
+    assert all(done < total for done, total in shown[:-1]) and shown[-1][0] == shown[-1][1]
