@@ -1,12 +1,13 @@
 """What training reads: the clips of two splits, what they have in common, and the order they come in."""
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from model.job import TrainingJob
 from model.losses import refuse_unspellable
 from model.text import Tokenizer
 from shards.errors import ShardError, TrainingError
+from shards.open_shards import OpenShards
 from shards.plan import (
     EpochPlan,
     plan_epoch,
@@ -16,7 +17,8 @@ from shards.plan import (
     samples_hash,
     splits_of,
 )
-from shards.stream import ShardStream, read_sample
+from shards.sample_reader import read_sample_of
+from shards.stream import ShardStream
 from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
 
@@ -65,15 +67,25 @@ class TrainingData:
         )
 
     def _first_sample(self) -> tuple[np.ndarray, dict[str, object]]:
-        """The first clip and its metadata; where bad samples are allowed, of the first shard that begins well."""
-        shards = self.samples["shard"]
-        names = shards.unique().to_pylist()
-        last = names[-1] if self._job.loader.max_bad_fraction else names[0]
-        for name in names:
-            row = pc.index(shards, name).as_py()
+        """The first clip and its metadata.
+
+        Where bad samples are allowed, of the first row that is none: the first ones of the shards, then the others,
+        as many as may be bad and one more.
+        """
+        num_allowed = int(self._job.loader.max_bad_fraction * len(self.samples))
+        shards = OpenShards(self._job.shards)
+        rows_N = _shards_first(self.samples)[: num_allowed + 1]
+        for row in rows_N.tolist():
             try:
-                return read_sample(self._job.shards, self.samples.slice(row, 1).to_pylist()[0])
+                return read_sample_of(shards, self.samples.slice(row, 1).to_pylist()[0])
             except ShardError:
-                if name == last:
+                if row == rows_N[-1]:
                     raise
         raise AssertionError("a split has samples")
+
+
+def _shards_first(samples: pa.Table) -> np.ndarray:
+    """All row numbers: the first of each shard, then the others, both in the order of the table."""
+    shards = samples["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
+    firsts = np.sort(np.unique(shards, return_index=True)[1])
+    return np.concatenate([firsts, np.delete(np.arange(len(samples)), firsts)])

@@ -133,6 +133,8 @@ def verify(
 ) -> None:
     """Compare every byte of the shards with their index and samples.parquet; name what is damaged and what it costs.
 
+    Shards of a remote pack are all fetched anew, whatever this machine keeps of them.
+
     Example: pipeline verify --split train --decode
     """
     import json

@@ -8,7 +8,7 @@
     ├── CheckpointError     a checkpoint is damaged, or of another model, vocabulary or plan
     ├── TrainingError       training cannot start or go on (no clips, non-finite loss)
     ├── Interrupted         SIGTERM or Ctrl-C; the position was saved
-    ├── MachineError        the machine lacks something: a system library, memory, disk
+    ├── MachineError        the machine lacks something: a system library, memory, disk, the way to a bucket
     └── ClipRejected        one clip cannot be used; becomes a row of the ledger, never ends a run
 
 Broken invariants of our own are `assert`s, not errors of this tree.
@@ -50,7 +50,7 @@ class Interrupted(PipelineError):
 
 
 class MachineError(PipelineError):
-    """The machine lacks something a stage needs; the message names the package that mends it."""
+    """The machine lacks something a stage needs, a way to its shards included; the message names what mends it."""
 
 
 class ClipRejected(PipelineError):

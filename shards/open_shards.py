@@ -1,14 +1,20 @@
 """Shards that are being read, kept open for any number of threads."""
 
 import errno
+import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from shards.errors import MachineError, ShardError
 from shards.store import ShardStore
+
+logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 ADVICE = "`pipeline verify` names what is damaged, `pipeline pack` makes it again"
 _MAX_OPEN = 32  # two windows of 16; an open file keeps its disk though a remote store's cache removed it
@@ -17,7 +23,8 @@ _MAX_OPEN = 32  # two windows of 16; an open file keeps its disk though a remote
 class OpenShard:
     """A shard's file, open for reading from any thread; closed when nobody holds it any more."""
 
-    def __init__(self, store: ShardStore, name: str) -> None:
+    def __init__(self, store: ShardStore, name: str, is_renewed: bool = False) -> None:
+        self.name, self.is_renewed = name, is_renewed
         self._descriptor = -1
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ShardError(
@@ -57,9 +64,15 @@ class OpenShards:
         self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._failed: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._renewed: set[str] = set()
+        self._renewing = threading.Lock()
 
     def __getitem__(self, name: str) -> OpenShard:
-        """Raises ShardError where the shard cannot be had: once tried, until `try_again`."""
+        """Raises ShardError where the shard is missing or damaged: once tried, until `try_again`.
+
+        MachineError, where it cannot be reached, is raised as often as it is asked for.
+        """
+        is_renewed = name in self._renewed
         with self._lock:
             if name in self._failed:
                 raise ShardError(self._failed[name])
@@ -67,7 +80,8 @@ class OpenShards:
                 self._open.move_to_end(name)
                 return self._open[name]
         try:
-            shard = OpenShard(self._store, name)  # not under the lock: a remote store fetches it now
+            # not under the lock: a remote store fetches it now
+            shard = OpenShard(self._store, name, is_renewed)
         except ShardError as error:
             with self._lock:
                 self._failed[name] = str(error)
@@ -78,13 +92,51 @@ class OpenShards:
                 self._open.popitem(last=False)
         return shard
 
+    def read(self, shard: OpenShard, read: Callable[[OpenShard], _Result]) -> _Result:
+        """What `read` gives of `shard`; tried once more where a remote store's copy of it was damaged on this machine.
+
+        Raises what `read` raises, and as `[]` does.
+        """
+        try:
+            return read(shard)
+        except ShardError as error:
+            if not self._renew(shard):
+                raise
+            logger.warning("%s; fetched anew, lest only this machine's copy is damaged", error)
+        return read(self[shard.name])
+
+    def _renew(self, shard: OpenShard) -> bool:
+        """Whether a newer copy than `shard` is there now."""
+        if shard.is_renewed:
+            return False
+        with self._renewing:  # the threads that meet the same damage wait for the first
+            if shard.name not in self._renewed:
+                if not self._store.renew(shard.name):
+                    return False
+                self._renewed.add(shard.name)
+            with self._lock:
+                if (kept := self._open.get(shard.name)) and not kept.is_renewed:
+                    del self._open[shard.name]
+        return True
+
     def try_again(self) -> None:
         """Forgets which shards could not be had."""
         with self._lock:
             self._failed.clear()
 
 
+_UNREACHABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+    | {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET}
+)
+"""What a folder of the network says when it is gone, or the rights are."""
+
+
 def _unreadable(place: str, error: OSError) -> ShardError | MachineError:
+    if error.errno in _UNREACHABLE:
+        return MachineError(
+            f"shard {place} cannot be reached ({error}); check its rights, and whether its disk is mounted"
+        )
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return MachineError(
             f"shard {place} cannot be opened ({error}); raise the limit of open files (`ulimit -n`)"

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, MachineError, PipelineError, ShardError
+from shards.index import INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _Result = TypeVar("_Result")
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
 """Here a file appears whole or not at all, and a rename would copy it; elsewhere it is renamed when it is whole."""
 
-_HOPELESS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
 """What botocore and google.auth raise where the environment has no keys; named, since neither need be installed."""
 
@@ -79,9 +80,10 @@ def put_whole(files: Any, here: Path, there: str, **options: Any) -> None:
 class RemoteFiles:
     """The files below `url`, named relative to it.
 
-    Every method raises ShardError naming the URL and the last error when `patience` is at its end, at once where
-    the file is not there or must not be touched. Threads may share one. Secrets come from where the file system
-    itself looks for them (for s3 the environment: AWS_…).
+    Every method raises MachineError naming the URL and the last error where the file cannot be reached: when
+    `patience` is at its end, and at once where the keys are missing or give no right. ShardError is for what is
+    certain of the file itself: it is not there, or too short. Threads may share one. Secrets come from where the
+    file system itself looks for them (for s3 the environment: AWS_…).
     """
 
     def __init__(self, url: str, patience: Patience) -> None:
@@ -122,7 +124,16 @@ class RemoteFiles:
                 raise EOFError(f"{len(block)} bytes came of {stop - start} from byte {start} on")
             return block
 
-        return self._tried("read", name, read)
+        try:
+            return self._tried("read", name, read)
+        except MachineError:
+            num_bytes = self._num_bytes(name)
+            if num_bytes is None or num_bytes >= stop:
+                raise
+            raise ShardError(
+                f"{self.place(name)} is cut, or of another pack: it has {num_bytes} bytes, {INDEX} says more; "
+                "`pipeline pack` makes it anew"
+            ) from None
 
     def read_small(self, name: str) -> bytes:
         """The whole of an index.json or the like."""
@@ -162,14 +173,34 @@ class RemoteFiles:
         """A limit in time for one call, where the file system knows of such; others have limits of their own."""
         return {"timeout": seconds or self.patience.request_s} if self._files.async_impl else {}
 
-    def _tried(self, what: str, name: str, request: Callable[[], _Result]) -> _Result:
-        """What `request` gives, tried as `patience` allows."""
+    def _num_bytes(self, name: str) -> int | None:
+        """The size that the file system tells; None where it tells none, asked once."""
+
+        def ask() -> int | None:
+            self._files.invalidate_cache()
+            size: int | None = self._files.info(self._path(name), **self._within())["size"]
+            return size
+
+        try:
+            return self._tried("look at", name, ask, tries=1)
+        except PipelineError:
+            return None  # the caller has an error to tell
+
+    def _tried(
+        self, what: str, name: str, request: Callable[[], _Result], tries: int | None = None
+    ) -> _Result:
+        """What `request` gives, tried as `patience` allows; MachineError, or ShardError where nothing is there."""
         place, patience, began = self.place(name), self.patience, time.monotonic()
-        for number in range(1, patience.tries + 1):
+        tries = tries or patience.tries
+        for number in range(1, tries + 1):
             try:
                 return request()
-            except _HOPELESS as error:
+            except _ABSENT as error:
                 raise ShardError(
+                    f"{place}: cannot {what} it ({type(error).__name__}: {error}); check paths.shards"
+                ) from error
+            except PermissionError as error:
+                raise MachineError(
                     f"{place}: cannot {what} it ({type(error).__name__}: {error}); "
                     "check paths.shards and the rights of the keys in use"
                 ) from error
@@ -180,12 +211,12 @@ class RemoteFiles:
                 wait_s = patience.first_wait_s * 2 ** (number - 1) * random.uniform(0.5, 1.5)
                 gone_s = time.monotonic() - began
                 if type(error).__name__ in _NO_CREDENTIALS:
-                    raise ShardError(
+                    raise MachineError(
                         f"{place}: cannot {what} it ({told}); set the keys in the environment (s3: "
                         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
                     ) from error
-                if number == patience.tries or gone_s + wait_s > patience.total_s:
-                    raise ShardError(
+                if number == tries or gone_s + wait_s > patience.total_s:
+                    raise MachineError(
                         f"{place}: cannot {what} it, tried {number} times in {gone_s:.0f} s ({told}); see whether "
                         "the service and the network are up, then the same command goes on"
                     ) from error
@@ -195,7 +226,7 @@ class RemoteFiles:
                     what,
                     told,
                     number + 1,
-                    patience.tries,
+                    tries,
                     wait_s,
                 )
                 time.sleep(wait_s)

@@ -33,7 +33,8 @@ class RemoteStore(ShardStore):
     """The pack at `url`. Threads may share one; all processes of the machine share the cache below `cache_dir`.
 
     A shard is fetched whole, in ranges, and compared with the size and sha256 of `<split>/index.json`, which is
-    read once. Failures that pass are waited for as `patience` says, then they are a ShardError.
+    read once. Failures that pass are waited for as `patience` says, then they are a MachineError; ShardError is
+    only for what is wrong with the pack.
     """
 
     is_remote = True
@@ -61,6 +62,7 @@ class RemoteStore(ShardStore):
         """In this epoch."""
         self._is_told = False
         """That one was fetched twice."""
+        self._renewed: set[str] = set()
         self._ahead = FetchAhead(self._fetch_if_missing, self._path, AHEAD_SHARE * self._cache.max_bytes)
 
     def place(self, name: str) -> str:
@@ -76,11 +78,23 @@ class RemoteStore(ShardStore):
             return self._read_anew(name)
         shard = self._indexed(name)
         path = self._path(shard)
-        self._cache.has(path)  # used now, before it makes place for another one
+        self._cache.has(path, shard.num_bytes)  # used now, before it makes place for another one
         self._ahead.note_asked(name)
-        while not self._cache.has(path):
+        while not self._cache.has(path, shard.num_bytes):
             self._fetch_once(shard)
         return path
+
+    def renew(self, name: str) -> bool:
+        """As for every store. The old copy stays until the new one is whole: another process may be opening it."""
+        if not name.endswith(".tar"):
+            return False
+        shard = self._indexed(name)
+        with self._fetching_lock:
+            if name in self._renewed:
+                return False
+            self._renewed.add(name)
+        self._fetch(shard, is_anew=True)
+        return True
 
     def expect(self, names: Sequence[str]) -> None:
         """Fetches ahead in this order, as far as half of the cache; replaces what was expected before."""
@@ -157,7 +171,7 @@ class RemoteStore(ShardStore):
         return path
 
     def _fetch_if_missing(self, shard: IndexedShard) -> None:
-        if not self._cache.has(self._path(shard)):
+        if not self._cache.has(self._path(shard), shard.num_bytes):
             self._fetch_once(shard)
 
     def _fetch_once(self, shard: IndexedShard) -> None:
@@ -179,15 +193,16 @@ class RemoteStore(ShardStore):
                     future.set_result(None)  # also after Ctrl-C: whoever waited looks, and fetches it then
         future.result()
 
-    def _fetch(self, shard: IndexedShard) -> None:
+    def _fetch(self, shard: IndexedShard, is_anew: bool = False) -> None:
         path = self._path(shard)
         with self._on_disk(), self._cache.alone(path):
-            if self._cache.has(path):
+            if not is_anew and self._cache.has(path, shard.num_bytes):
                 return  # another process was quicker
             for is_last in (False, True):
                 try:
                     self._download(shard, path)
-                    self._count(shard)
+                    if not is_anew:
+                        self._count(shard)
                     return
                 except _OtherBytes as error:
                     if is_last:

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 
 from shards.codec import clip_extension, decode_clip, parse_raw_header
 from shards.errors import ShardError
-from shards.open_shards import ADVICE, OpenShard
+from shards.open_shards import ADVICE, OpenShard, OpenShards
 from shards.store import ShardStore
 
 MAX_SAMPLE_BYTES = 1 << 30
@@ -87,10 +87,18 @@ def read_sample(store: ShardStore, row: Mapping[str, object]) -> tuple[np.ndarra
     """The clip (uint8, T×H×W) and the metadata of one row of samples.parquet.
 
     Reads just the sample's bytes of its tar. Raises ShardError naming shard and clip where the file is
-    missing or cut, or what stands there is not that sample.
+    missing or cut, or what stands there is not that sample, MachineError where it cannot be reached.
     """
+    return read_sample_of(OpenShards(store), row)
+
+
+def read_sample_of(shards: OpenShards, row: Mapping[str, object]) -> tuple[np.ndarray, dict[str, object]]:
+    """As `read_sample`, of shards that stay open."""
     place = CatalogueRow.of(row)
-    shard = OpenShard(store, place.shard)
+    return shards.read(shards[place.shard], lambda shard: _sample(shard, place))
+
+
+def _sample(shard: OpenShard, place: CatalogueRow) -> tuple[np.ndarray, dict[str, object]]:
     payload, metadata_json = _members(shard, place)
     try:
         metadata = json.loads(metadata_json)

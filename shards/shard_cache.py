@@ -33,8 +33,8 @@ class ShardCache:
         self._used: dict[Path, float] = {}
         """When this process last told the folder that it uses a file; clock of time.monotonic."""
 
-    def has(self, path: Path) -> bool:
-        """Whether the file is here; it counts as used now."""
+    def has(self, path: Path, num_bytes: int) -> bool:
+        """Whether the file is here, with so many bytes; it counts as used now. One of another size is removed."""
         # no system call for most samples: the file keeps three quarters of its grace
         if time.monotonic() - self._used.get(path, -self._grace_s) < self._grace_s / 4:
             return True
@@ -42,6 +42,9 @@ class ShardCache:
             return False
         with self._locked():
             try:
+                if path.stat().st_size != num_bytes:
+                    path.unlink()
+                    return False
                 _touch(path)
             except FileNotFoundError:
                 return False
@@ -77,11 +80,6 @@ class ShardCache:
         # its grace begins now; a long fsync may have used it up
         with self._locked(), suppress(FileNotFoundError):
             _touch(path)
-
-    def drop(self, path: Path) -> None:
-        with self._locked():
-            path.unlink(missing_ok=True)
-        self._used.pop(path, None)
 
     def _make_room(self, file: BinaryIO, num_bytes: int, may_go: Callable[[Path], float]) -> None:
         """Gives the file its size, when so much is free; others see from it how much is taken."""

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import ShardError
+from shards.errors import ConfigError, ShardError
 from shards.files import atomic_file
 from shards.settings import MachineParams
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
+_LACKS_A_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
 class ShardStore(ABC):
@@ -29,7 +30,17 @@ class ShardStore(ABC):
 
     @abstractmethod
     def local(self, name: str) -> Path:
-        """The whole file on this machine, to be opened at once. Raises ShardError where it cannot be had."""
+        """The whole file on this machine, to be opened at once.
+
+        Raises ShardError where it is missing or damaged, MachineError where it cannot be reached.
+        """
+
+    @abstractmethod
+    def renew(self, name: str) -> bool:
+        """Fetches a shard anew over the copy that this machine keeps of it; False where none is kept.
+
+        Done once a shard and store: False afterwards. Raises as `local` does.
+        """
 
     @abstractmethod
     def expect(self, names: Sequence[str]) -> None:
@@ -47,8 +58,13 @@ class ShardStore(ABC):
 def open_store(place: str, machine: MachineParams) -> ShardStore:
     """The store at `paths.shards`: a URL of any scheme that fsspec knows (s3://bucket/folder), or else a folder.
 
-    Raises ConfigError where the scheme is unknown, or its package is not installed.
+    Raises ConfigError where the scheme is unknown, or its package is not installed, or a URL lacks a slash.
     """
+    if lacking := _LACKS_A_SLASH.match(place):
+        scheme, rest = lacking[1], place[lacking.end() :]
+        raise ConfigError(
+            f"paths.shards: {place} is no URL; write {scheme}://{rest}, or ./{place} for a folder of that name"
+        )
     if _URL.match(place):
         from shards.remote_store import RemoteStore  # with fsspec, which a folder does without
 
@@ -84,6 +100,10 @@ class FolderStore(ShardStore):
         if not path.is_file():
             raise ShardError(f"shard {path} is missing; `pipeline pack` makes it")
         return path
+
+    def renew(self, name: str) -> bool:
+        """False: there is no other copy."""
+        return False
 
     def expect(self, names: Sequence[str]) -> None:
         """Nothing: they are here."""

@@ -63,8 +63,9 @@ class ClipBatch:
 class ShardStream:
     """Reads planned batches of one split; its threads live on from epoch to epoch.
 
-    With `quarantine` a bad sample is left out of its batch and told there; else it is a ShardError. `frame_HW`
-    is the size that every frame must have; None: that of the first clip of its batch.
+    With `quarantine` a bad sample is left out of its batch and told there; else it is a ShardError. A shard that
+    cannot be reached is a MachineError always. `frame_HW` is the size that every frame must have; None: that of
+    the first clip of its batch.
     """
 
     def __init__(
@@ -226,16 +227,19 @@ class _BatchReader:
                 and row.num_frames * frame_HW[0] * frame_HW[1] < row.clip_size
             ):
                 return _Found(number, row, shard, None), frame_HW
-        clip_THW = read_clip(shard, row)
+        clip_THW = self._read_clip(shard, row)
         return _Found(number, row, shard, clip_THW), self._same_size(clip_THW, row, frame_HW)
 
     def _fill(self, frames_THW: np.ndarray, clip: _Found) -> None:
         if clip.clip_THW is not None:
             frames_THW[...] = clip.clip_THW
         elif not read_raw_into(frames_THW, clip.shard, clip.row):
-            clip_THW = read_clip(clip.shard, clip.row)
+            clip_THW = self._read_clip(clip.shard, clip.row)
             self._same_size(clip_THW, clip.row, frames_THW.shape[1:])
             frames_THW[...] = clip_THW
+
+    def _read_clip(self, shard: OpenShard, row: CatalogueRow) -> np.ndarray:
+        return self.shards.read(shard, lambda shard: read_clip(shard, row))
 
     def _allocate(
         self, found: Sequence[_Found], frame_HW: tuple[int, int], buffers: _Buffers

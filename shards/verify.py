@@ -67,9 +67,9 @@ def verify(
 ) -> Verification:
     """Looks at every byte of the shards of `split` (None: of all), in several threads.
 
-    With `decode` every clip is decoded too. A remote store's shards are compared with their index as they are
-    fetched; those in its cache were so before. `on_progress` counts megabytes. Raises TableError where
-    samples.parquet itself is damaged, ConfigError where it has no such split.
+    With `decode` every clip is decoded too. A remote store's shards are fetched anew, those in its cache too: what
+    counts is what lies there. `on_progress` counts megabytes. Raises TableError where samples.parquet itself is
+    damaged, ConfigError where it has no such split, MachineError where a shard cannot be reached.
     """
     began = time.monotonic()
     samples = (
@@ -95,13 +95,11 @@ def verify(
         for name in shards.names
         if name not in there
     ]
-    store.expect(present)
     pool = ThreadPoolExecutor(machine.workers or usable_cores(), "verify")
     try:
         problems += chain.from_iterable(pool.map(check, present))
     finally:
         pool.shutdown(cancel_futures=True)
-        store.expect(())
     problems += _foreign(names, {*shards.names, *indexed})
     return Verification(
         len(shards.names), samples.num_rows, counted.num_bytes, time.monotonic() - began, tuple(problems)
@@ -202,6 +200,7 @@ def _check(
     on_bytes: Callable[[int], None],
 ) -> list[Problem]:
     try:
+        store.renew(name)
         with store.local(name).open("rb") as file:
             problems = check_shard(file, name, indexed, rows, decode, on_bytes)
     except (ShardError, OSError) as error:

@@ -1,10 +1,11 @@
 """Bad samples: an error by default; counted, written down, told and capped where some are allowed."""
 
+import errno
 import json
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,23 @@ from model.job import TrainingJob
 from model.quarantine import Quarantine
 from model.runs import RunFolder
 from model.trainer import train
+from model.training_data import TrainingData
 from shards.errors import Interrupted, MachineError, ShardError, TrainingError
 from shards.plan import plan_epoch, read_samples
+from shards.remote_store import RemoteStore
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore
 from shards.stream import BadSample, ClipBatch, ShardStream
 from tests.packed import Codec, Packed, pack_clips, toy_clips
+from tests.remote_packs import (  # noqa: F401
+    HASTY,
+    IMPATIENT,
+    opened_fixture,
+    packed_fixture,
+    proxy_fixture,
+    server_fixture,
+)
+from tests.s3_server import FaultyProxy
 from tests.test_trainer import assert_same_weights, job_in
 
 PARAMS = LoaderParams(frame_budget=200, max_bad_fraction=0.5)
@@ -113,6 +125,50 @@ def test_trouble_of_the_machine_is_never_a_bad_sample(
     )
     with pytest.raises(MachineError, match="open files"):
         next(stream.batches([np.arange(4)]))
+
+
+def test_a_folder_that_is_gone_is_never_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_clips(tmp_path, toy_clips(4, 1))
+    samples = read_samples(packed.samples, "train")
+    for code in (errno.EACCES, errno.ESTALE, errno.ENOTCONN):
+
+        def gone(*_: object, code: int = code) -> int:
+            raise OSError(code, os.strerror(code))
+
+        stream = ShardStream(packed.store, samples, MachineParams(num_workers=0), quarantine=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", gone)
+            with pytest.raises(MachineError, match="cannot be reached"):
+                next(stream.batches([np.arange(4)]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("fault", ["503", "403", "cut", "hang"])
+def test_an_outage_is_never_a_bad_sample(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], num_workers: int, fault: str
+) -> None:
+    """From the beginning, and after the index and two shards came."""
+    samples = read_samples(packed.samples, "train")
+    patience = replace(IMPATIENT, tries=2) if fault == "hang" else HASTY
+    for is_fine in ((), ("index.json", "000000.tar", "000001.tar")):
+        proxy.fault = lambda _, request, fine=is_fine: "" if any(name in request for name in fine) else fault
+        store = opened(patience=patience, cache=f"cache{len(is_fine)}")
+        stream = ShardStream(store, samples, MachineParams(num_workers=num_workers), quarantine=True)
+        seen: list[ClipBatch] = []
+        with pytest.raises(MachineError, match=r"s3://lips/pack/train/.*cannot read it"):
+            for batch in stream.batches([np.arange(i, i + 5) for i in range(0, 20, 5)]):
+                seen.append(batch)
+        assert [batch.bad for batch in seen] == [()] * (2 if is_fine else 0)
+
+
+def test_a_shard_that_is_not_in_its_bucket_costs_its_samples(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    proxy.fault = lambda _, request: "404" if "000001.tar" in request else ""
+    samples = read_samples(packed.samples, "train")
+    stream = ShardStream(opened(), samples, MachineParams(num_workers=2), quarantine=True)
+    bad = [sample for batch in stream.batches([np.arange(15)]) for sample in batch.bad]
+    assert [sample.clip_id for sample in bad] == samples["clip_id"].to_pylist()[5:10]
 
 
 # -- the trainer ------------------------------------------------------------------------------------------
@@ -243,3 +299,38 @@ def test_the_file_of_another_run_is_published_no_longer(tmp_path: Path) -> None:
     quarantine.add(0, 1, [BadSample("a", "train/a.tar", "cut")])
     quarantine.go_on_from(0, 1)
     assert not run.quarantine.exists()
+
+
+@pytest.mark.parametrize("fault", ["503", "403"])
+@pytest.mark.parametrize("fine", ["", "index.json"])
+def test_an_outage_ends_training_before_it_begins(
+    tmp_path: Path,
+    packed: Packed,
+    proxy: FaultyProxy,
+    opened: Callable[..., RemoteStore],
+    fault: str,
+    fine: str,
+) -> None:
+    """With the first shard, not after all of them."""
+    proxy.fault = lambda _, request: "" if fine and fine in request else fault
+    with pytest.raises(MachineError):
+        TrainingData(replace(tolerant(tmp_path, packed, 0.9), shards=opened()))
+    assert not [request for request in proxy.requests if "000001.tar" in request]
+    assert len(proxy.requests) <= HASTY.tries + 2
+
+
+def test_the_first_clips_of_the_only_shard_may_be_bad(tmp_path: Path) -> None:
+    """As many as are allowed; then there is no need to look further."""
+    packed = pack_clips(tmp_path / "packed", toy_clips(), clips_a_shard=24)
+    damage(packed, range(12))
+    data = TrainingData(tolerant(tmp_path, packed, 0.5))
+    assert (data.crop_HW, data.fps) == ((96, 96), 25.0)
+    (name,) = damage(packed, [12])
+    with pytest.raises(ShardError, match=name):
+        TrainingData(tolerant(tmp_path, packed, 0.5))
+
+
+def test_a_good_shard_is_looked_for_first(tmp_path: Path) -> None:
+    packed = pack_clips(tmp_path / "packed", toy_clips())
+    damage(packed, range(15))
+    assert TrainingData(tolerant(tmp_path, packed, 3 / 24)).fps == 25.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, MachineError, ShardError
 from shards.index import parse_index
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
@@ -67,22 +67,45 @@ def test_what_fails_always_ends_soon_and_leaves_no_torso(
         proxy.requests.clear()
         proxy.fault = lambda number, request, fault=fault: fault
         began = time.monotonic()
-        with pytest.raises(ShardError, match=rf"{URL}/{second}: cannot read it, tried 6 times .*: .*network"):
+        with pytest.raises(
+            MachineError, match=rf"{URL}/{second}: cannot read it, tried 6 times .*: .*network"
+        ):
             store.local(second)
         assert time.monotonic() - began < 5
-        assert len(proxy.requests) == 6
+        # then it asks once for the size, lest the shard itself is short
+        assert [request.split()[0] for request in proxy.requests] == ["GET"] * 6 + ["HEAD"]
     assert [size for name, size in sizes(tmp_path / "cache").items() if "000001" in name] == []
 
 
+@pytest.mark.parametrize("num_bytes", [0, RANGE_BYTES, 300_000])
 def test_a_shard_that_is_shorter_than_its_index_says(
-    packed: Packed, opened: Callable[..., RemoteStore], tmp_path: Path
+    packed: Packed, opened: Callable[..., RemoteStore], tmp_path: Path, num_bytes: int
 ) -> None:
     shutil.copytree(packed.shards, tmp_path / "there")
-    os.truncate(tmp_path / "there" / tars(packed)[0], 300_000)
+    os.truncate(tmp_path / "there" / tars(packed)[0], num_bytes)
     with pytest.raises(
-        ShardError, match=r"000000\.tar: cannot read it, tried 6 times .* bytes came of 262144"
+        ShardError, match=rf"000000\.tar is cut.* has {num_bytes} bytes, index\.json says more"
     ):
         opened((tmp_path / "there").as_uri()).local(tars(packed)[0])
+
+
+@pytest.mark.parametrize("num_bytes", [0, RANGE_BYTES, 300_000])
+def test_a_shard_that_is_shorter_in_its_bucket(
+    packed: Packed,
+    proxy: FaultyProxy,
+    server: tuple[str, int],
+    opened: Callable[..., RemoteStore],
+    num_bytes: int,
+) -> None:
+    name, client = tars(packed)[0], s3_client(server)
+    for key, content in {
+        "train/index.json": (packed.shards / "train/index.json").read_bytes(),
+        name: (packed.shards / name).read_bytes()[:num_bytes],
+    }.items():
+        client.put_object(Bucket=BUCKET, Key=f"short/{key}", Body=content)
+    client.close()
+    with pytest.raises(ShardError, match=rf"000000\.tar is cut.* has {num_bytes} bytes"):
+        opened(f"s3://{BUCKET}/short").local(name)
 
 
 def test_silence_is_no_hang(packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]) -> None:
@@ -91,7 +114,7 @@ def test_silence_is_no_hang(packed: Packed, proxy: FaultyProxy, opened: Callable
     for fault in ("hang", "trickle"):
         proxy.fault = lambda number, request, fault=fault: fault
         began = time.monotonic()
-        with pytest.raises(ShardError, match="tried 2 times"):
+        with pytest.raises(MachineError, match="tried 2 times"):
             store.local(tars(packed)[0])
         assert time.monotonic() - began < 4
 
@@ -106,9 +129,10 @@ def test_what_is_not_there_or_forbidden_is_not_tried_again(
     with pytest.raises(ShardError, match=f"gone/{name}: cannot read it .*FileNotFoundError"):
         store.local(name)
     proxy.fault = lambda number, request: "403"
-    with pytest.raises(ShardError, match=r"000002\.tar: cannot read it .*PermissionError.*rights"):
+    with pytest.raises(MachineError, match=r"000002\.tar: cannot read it .*PermissionError.*rights"):
         store.local("train/train-000002.tar")
-    assert len(proxy.requests) == 3  # with the index
+    assert len(proxy.requests) == 4  # with the index, and the size of the last
+    proxy.fault = lambda number, request: ""
     with pytest.raises(ShardError, match=r"nobucket"):
         opened("s3://nobucket/pack").local("train/train-000000.tar")
 
@@ -193,7 +217,7 @@ def test_a_faulty_network_is_written_through(
     assert client.get_object(Bucket=BUCKET, Key="new/train/train-000009.tar")["Body"].read() == content
     proxy.fault = lambda number, request: "503"
     with (
-        pytest.raises(ShardError, match="cannot write it, tried 6 times"),
+        pytest.raises(MachineError, match="cannot write it, tried 6 times"),
         opened().writing("train/x.tar") as file,
     ):
         file.write(content)
@@ -208,6 +232,13 @@ def test_open_store_takes_urls_and_folders(tmp_path: Path) -> None:
         assert open_store(url, machine).is_remote
     with pytest.raises(ConfigError, match=r"paths\.shards: nosuch://x"):
         open_store("nosuch://x", machine)
+    for place in ("s3:/bucket/pack", "S3:/bucket", "gs:/", "file:/data/shards"):
+        with pytest.raises(
+            ConfigError, match=rf"paths\.shards: {place} is no URL; write {place}".replace(":/", ":/+")
+        ):
+            open_store(place, machine)
+    for folder in ("./s3:/bucket", "C:/shards", "a:b/c"):
+        assert isinstance(open_store(folder, machine), FolderStore)
 
 
 def test_a_missing_package_is_named() -> None:
@@ -229,7 +260,7 @@ def test_keys_that_are_not_there_are_told_at_once(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ShardError, match="AWS_ACCESS_KEY_ID"):
+    with pytest.raises(MachineError, match="AWS_ACCESS_KEY_ID"):
         opened().local("train/train-000000.tar")
     assert proxy.requests == []
 

@@ -1,5 +1,6 @@
 """The cache of a remote store: bounded all along, shared by threads and processes, filled ahead."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -8,14 +9,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from shards.errors import MachineError, ShardError
+from shards.index import IndexedShard
 from shards.plan import plan_epoch, read_samples
 from shards.remote_store import RemoteStore
+from shards.sample_reader import read_sample
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
+from shards.verify import verify
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.remote_packs import (  # noqa: F401
     FAULTS,
@@ -269,3 +274,108 @@ def test_a_later_pack_under_the_same_names_is_no_hit(
     second = pack_clips(tmp_path / "there", toy_clips(num_train=4, num_valid=1, seed=1))
     write_indexes(second.shards)
     assert opened(first.shards.as_uri()).local(name).read_bytes() == (second.shards / name).read_bytes()
+
+
+def spoilt_copy(store: RemoteStore, packed: Packed, shard: str) -> Path:
+    """Fetches a shard and spoils every tar header in the copy of this machine."""
+    path = store.local(shard)
+    with path.open("r+b") as file:
+        for row in read_samples(packed.samples, "train").to_pylist():
+            if row["shard"] == shard:
+                file.seek(row["sample_offset"])
+                file.write(b"\xff" * 300)
+    return path
+
+
+@pytest.mark.parametrize("quarantine", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 4])
+def test_a_copy_damaged_on_this_machine_is_fetched_once_more(
+    packed: Packed,
+    proxy: FaultyProxy,
+    opened: Callable[..., RemoteStore],
+    caplog: pytest.LogCaptureFixture,
+    num_workers: int,
+    quarantine: bool,
+) -> None:
+    store, name = opened(), tars(packed)[1]
+    path = spoilt_copy(store, packed, name)
+    before = len(proxy.gets(name))
+    samples, machine = read_samples(packed.samples, "train"), MachineParams(num_workers=num_workers)
+    plan = plan_epoch(samples, LoaderParams(frame_budget=60, window_shards=2), 2, 1)
+    with caplog.at_level(logging.WARNING):
+        ours = list(ShardStream(store, samples, machine, quarantine=quarantine).batches(plan.batches))
+    theirs = ShardStream(packed.store, samples, machine).batches(plan.batches)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.clip_ids, a.bad) == (b.clip_ids, ())
+        assert torch.equal(a.video_BTHW, b.video_BTHW)
+    assert path.read_bytes() == (packed.shards / name).read_bytes()
+    assert len(proxy.gets(name)) == 2 * before
+    assert 1 <= sum("fetched anew" in record.message for record in caplog.records) <= 5
+    spoilt_copy(other := opened(), packed, name)
+    row = samples.slice(5, 1).to_pylist()[0]
+    assert row["shard"] == name and read_sample(other, row)[0].shape[0] == row["num_frames"]
+
+
+def test_what_is_damaged_in_the_pack_itself_is_fetched_once_more_and_then_believed(
+    tmp_path: Path, opened: Callable[..., RemoteStore]
+) -> None:
+    """A pack whose index vouches for broken samples."""
+    packed = pack_clips(tmp_path / "there", toy_clips(num_train=10, num_valid=1))
+    samples = read_samples(packed.samples, "train")
+    name = tars(packed)[0]
+    with (packed.shards / name).open("r+b") as file:
+        for row in samples.to_pylist()[:3]:
+            file.seek(row["sample_offset"])
+            file.write(b"\xff" * 300)
+    write_indexes(packed.shards)
+    fetched = []
+
+    class Counting(RemoteStore):
+        def _download(self, shard: IndexedShard, path: Path) -> None:
+            fetched.append(shard.name)
+            super()._download(shard, path)
+
+    machine = MachineParams(num_workers=4, cache_dir=str(tmp_path / "cache"))
+    stream = ShardStream(Counting(packed.shards.as_uri(), machine), samples, machine, quarantine=True)
+    for _ in range(2):
+        bad = [sample.clip_id for batch in stream.batches(np.arange(10)[:, None]) for sample in batch.bad]
+        assert bad == ["train_000", "train_001", "train_002"]
+    assert sorted(fetched) == [name, name, tars(packed)[1]]
+
+
+def test_a_copy_of_another_size_is_no_hit(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    name = tars(packed)[0]
+    path = opened().local(name)
+    for num_bytes in (0, 1000, path.stat().st_size + 1):
+        os.truncate(path, num_bytes)
+        assert opened().local(name).read_bytes() == (packed.shards / name).read_bytes()
+
+
+def test_a_shard_is_whole_all_the_while_it_is_renewed(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    """Another process may be about to open it."""
+    store, name = opened(), tars(packed)[0]
+    path = store.local(name)
+    inode = path.stat().st_ino
+    with ThreadPoolExecutor(1) as pool:
+        renewing = pool.submit(store.renew, name)
+        while not renewing.done():
+            assert path.stat().st_size == (packed.shards / name).stat().st_size
+    assert renewing.result() and path.stat().st_ino != inode
+    assert not store.renew(name)
+
+
+def test_verify_blames_no_pack_for_a_shard_that_cannot_be_reached(
+    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+) -> None:
+    names = tars(packed)
+    for fault in ("503", "403", "cut"):
+        proxy.fault = lambda number, request, fault=fault: fault if names[2] in request else ""
+        with pytest.raises(MachineError, match=names[2]):
+            verify(opened(), packed.samples, MachineParams(workers=2))
+    proxy.fault = lambda number, request: "404" if names[2] in request else ""
+    result = verify(opened(), packed.samples, MachineParams(workers=2), split="train")
+    assert [problem.shard for problem in result.problems if "cannot be read" in problem.what] == [names[2]]
