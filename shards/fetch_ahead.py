@@ -51,8 +51,8 @@ class FetchAhead:
         """The shard is wanted now: it makes place for another one ahead."""
         with self._changed:
             self._asked.add(name)
-            if self._ahead.pop(name, None) is not None:
-                self._changed.notify_all()
+            self._ahead.pop(name, None)
+            self._changed.notify_all()
 
     def may_go_for(self, wanted: IndexedShard) -> Callable[[Path], float]:
         """Which files may make room for `wanted`: infinite for all but what is ahead, -infinite where that is sooner.
@@ -72,14 +72,20 @@ class FetchAhead:
             self._changed.wait_for(lambda: not self._num_threads, within_s)
 
     def _work(self) -> None:
-        while (shard := self._take()) is not None:
-            try:
-                self._fetch(shard)
-            except PipelineError as error:
-                # whoever needs the shard tries again and gets the error
-                logger.warning("fetching ahead: %s", error)
-                with self._changed:
-                    self._ahead.pop(shard.name, None)
+        try:
+            while (shard := self._take()) is not None:
+                try:
+                    self._fetch(shard)
+                except PipelineError as error:
+                    # whoever needs the shard tries again and gets the error
+                    logger.warning("fetching ahead: %s", error)
+                    with self._changed:
+                        self._ahead.pop(shard.name, None)
+                        self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._num_threads -= 1
+                self._changed.notify_all()
 
     def _take(self) -> IndexedShard | None:
         """The next shard to fetch, when there is room; None when all have been fetched or asked for."""
@@ -95,6 +101,4 @@ class FetchAhead:
                     return shard
                 else:
                     self._changed.wait()
-            self._num_threads -= 1
-            self._changed.notify_all()
             return None

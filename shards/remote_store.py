@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from shards.store import ShardStore, refuse_climbing
 logger = logging.getLogger(__name__)
 
 AHEAD_SHARE = 0.5
-"""Of the cache, for shards not yet asked for; the rest holds those that are being read."""
+"""Of the cache, for shards not yet asked for, of all ranks of the machine; the rest holds those that are being read."""
 GRACE_S = 5.0
 """From `local` until its path may go: time enough to open it."""
 _UPLOAD_LEFT_S = 24 * 3600.0
@@ -63,7 +64,9 @@ class RemoteStore(ShardStore):
         self._is_told = False
         """That one was fetched twice."""
         self._renewed: set[str] = set()
-        self._ahead = FetchAhead(self._fetch_if_missing, self._path, AHEAD_SHARE * self._cache.max_bytes)
+        # torchrun says how many ranks share the cache: each would take the half, and throw out what others need soon
+        share = AHEAD_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._ahead = FetchAhead(self._fetch_if_missing, self._path, share * self._cache.max_bytes)
 
     def place(self, name: str) -> str:
         return self._files.place(name)

@@ -18,6 +18,8 @@ from shards.errors import MachineError
 from shards.files import atomic_file
 
 _WAIT_S = 0.05
+_MAKERS_PATIENCE = 4
+"""Times the patience with one request: how long another process may take for a whole shard."""
 
 
 class ShardCache:
@@ -53,10 +55,17 @@ class ShardCache:
 
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
-        """Waits until no other process or thread makes this file."""
+        """Waits until no other process or thread makes this file; MachineError where that takes unlikely long."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
         with _lock_file(_lock_of(path)) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _is_locked(descriptor):
+                if time.monotonic() - began > _MAKERS_PATIENCE * self._patience_s:
+                    raise MachineError(
+                        f"{path.name} has been in the making by another process for {time.monotonic() - began:.0f} s; "
+                        f"end that one if it hangs or is stopped (it holds {_lock_of(path)})"
+                    )
+                time.sleep(_WAIT_S)
             yield
 
     @contextmanager
@@ -107,15 +116,11 @@ class ShardCache:
             time.sleep(_WAIT_S)
 
     def _sizes(self) -> dict[Path, int]:
-        sizes = {}
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                path = Path(folder, name)
-                try:
-                    sizes[path] = path.stat().st_size
-                except FileNotFoundError:
-                    continue  # made or removed just now
-        return sizes
+        while True:
+            paths = [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
+            # a file that is whole takes its name without the lock: where a listed one is gone, it may be there unlisted
+            with suppress(FileNotFoundError):
+                return {path: path.stat().st_size for path in paths}
 
     def _in_order(
         self, sizes: dict[Path, int], may_go: Callable[[Path], float], waited_s: float
@@ -161,11 +166,16 @@ def _is_in_the_making(temporary: Path) -> bool:
     """Whether the maker of this temporary file of `atomic_file` lives: it holds the lock of the file it makes."""
     made = temporary.name.removeprefix(".").rsplit(".", 2)[0]
     with _lock_file(_lock_of(temporary.with_name(made))) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _is_locked(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether the lock could be taken, now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _touch(path: Path) -> None:

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from shards.cores import usable_cores
 from shards.errors import ShardError
 from shards.files import Progress, read_table
 from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
+from shards.reading_threads import ReadingThreads
 from shards.samples import read_samples
 from shards.settings import MachineParams
 from shards.store import ShardStore
@@ -95,11 +95,15 @@ def verify(
         for name in shards.names
         if name not in there
     ]
-    pool = ThreadPoolExecutor(machine.workers or usable_cores(), "verify")
+    # not an executor, which after a Ctrl-C waits for the shards at hand, remote ones too
+    threads = ReadingThreads(machine.workers or usable_cores())
+    checks = [threads.submit(check, name) for name in present]
     try:
-        problems += chain.from_iterable(pool.map(check, present))
+        problems += chain.from_iterable(future.result() for future in checks)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for future in checks:
+            future.cancel()
+        threads.end()
     problems += _foreign(names, {*shards.names, *indexed})
     return Verification(
         len(shards.names), samples.num_rows, counted.num_bytes, time.monotonic() - began, tuple(problems)

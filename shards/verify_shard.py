@@ -45,6 +45,12 @@ class Problem:
     what: str
     clip_ids: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # names out of foreign files and tars may hold bytes that are no UTF-8, or steer a terminal
+        object.__setattr__(self, "shard", _printable(self.shard))
+        object.__setattr__(self, "what", _printable(self.what))
+        object.__setattr__(self, "clip_ids", tuple(map(_printable, self.clip_ids)))
+
 
 def check_shard(
     file: BinaryIO,
@@ -180,6 +186,8 @@ class _ShardCheck:
         """The member that begins here and ends by `stop`; None for a block of zeros."""
         at, long_name = self.position, None
         while True:
+            if stop - self.position < tarfile.BLOCKSIZE:
+                raise _Damaged(f"it is cut within the tar header at byte {self.position}")
             block = self._read(tarfile.BLOCKSIZE)
             if not any(block):
                 return None
@@ -187,7 +195,7 @@ class _ShardCheck:
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except (tarfile.HeaderError, ValueError) as error:
                 raise _Damaged(f"the tar header at byte {at} is damaged ({error})") from error
-            if not 0 <= _padded(member.size) <= stop - self.position:
+            if member.size < 0 or _padded(member.size) > stop - self.position:
                 raise _Damaged(f"member {member.name!r} claims {member.size} bytes, more than there are")
             if member.type != tarfile.GNUTYPE_LONGNAME or long_name is not None:
                 member.name = member.name if long_name is None else long_name
@@ -256,6 +264,7 @@ class _ShardCheck:
 
     def _read(self, num_bytes: int) -> bytes:
         """The next bytes, exactly so many."""
+        assert num_bytes >= 0
         block = self._file.read(num_bytes)
         if len(block) < num_bytes:
             raise OSError(f"it ended at byte {self.position + len(block)} while it was read")
@@ -286,6 +295,10 @@ def _fault(member: tarfile.TarInfo) -> str:
     if member.name.lower().endswith(_PICKLES):
         return "a pickle, whose loading runs code"
     return ""
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _padded(num_bytes: int) -> int:

@@ -97,13 +97,14 @@ def sizes(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def watched(folder: Path) -> Iterator[list[int]]:
-    """The total size of `folder`, over and over."""
+    """The total size of `folder`, over and over, whenever two looks in a row agree."""
     totals: list[int] = []
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.is_set():
-            totals.append(sum(sizes(folder).values()))
+            if (seen := sizes(folder)) == sizes(folder):
+                totals.append(sum(seen.values()))
             time.sleep(0.001)
 
     thread = threading.Thread(target=watch)

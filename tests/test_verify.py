@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -502,3 +503,34 @@ def test_the_verb(pack: Pack) -> None:
         "clip_ids": ["b"],
     }
     assert (told["num_problems"], told["num_lost"], told["num_samples"]) == (2, 1, 6)
+
+
+def test_a_negative_size_costs_its_sample_alone(pack: Pack) -> None:
+    """In base 256, -1 is ff…ff: rounded up to blocks it is 0."""
+    row = pack.row("b")
+    at = row["clip_offset"] + -(-row["clip_size"] // 512) * 512
+    content = bytearray(pack.path().read_bytes())
+    header = content[at : at + 512]
+    header[124:136] = b"\xff" * 12
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[at : at + 512] = header
+    pack.path().write_bytes(content)
+    found = pack.found()
+    assert only(found, "claims -1 bytes") == {"b"}
+    assert set().union(*found.values()) == {"b"}
+
+
+@pytest.mark.parametrize("num_left", [0, 1, 100, 511, 512, 600])
+def test_a_cut_behind_the_last_sample_costs_none(pack: Pack, num_left: int) -> None:
+    row = pack.row("c")
+    os.truncate(pack.path(), row["sample_offset"] + row["sample_size"] + num_left)
+    result = pack.verify()
+    assert result.problems and result.num_lost == 0
+
+
+def test_names_that_no_terminal_takes_are_escaped(pack: Pack) -> None:
+    (pack.folder / "shards" / os.fsdecode(b"caf\xe9\x1b[31m.tar")).write_bytes(b"")
+    result = pack.verify()
+    assert [problem.shard for problem in result.problems] == [r"caf\udce9\x1b[31m.tar"]
+    json.dumps(result.as_dict(), ensure_ascii=False).encode()

@@ -1,0 +1,55 @@
+"""Fetching ahead goes on past a shard that is too large for it, and a maker that hangs is named."""
+
+import fcntl
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shards.errors import MachineError
+from shards.fetch_ahead import FetchAhead
+from shards.index import IndexedShard
+from shards.shard_cache import ShardCache
+
+
+def shard(name: str, num_bytes: int) -> IndexedShard:
+    return IndexedShard(name, 1, num_bytes, "0" * 64)
+
+
+def test_a_shard_too_large_to_be_fetched_ahead_stops_nothing_behind_it() -> None:
+    """All threads wait at it; it is fetched by whoever asks for it, and the others then ahead."""
+    fetched: set[str] = set()
+    all_small = threading.Event()
+
+    def fetch(wanted: IndexedShard) -> None:
+        fetched.add(wanted.name)
+        if len(fetched) == 4:
+            all_small.set()
+
+    ahead = FetchAhead(fetch, lambda wanted: Path(wanted.name), max_bytes=5)
+    ahead.expect([shard("large", 8), *(shard(f"small{number}", 1) for number in range(4))])
+    time.sleep(0.05)
+    assert not fetched
+    ahead.note_asked("large")
+    assert all_small.wait(5)
+    assert fetched == {"small0", "small1", "small2", "small3"}
+    ahead.stop(5)
+
+
+def test_a_maker_that_never_ends_is_named(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 1 << 20, grace_s=0, patience_s=0.05)
+    made = tmp_path / "train" / "train-000000.tar"
+    with cache.alone(made):
+        pass
+    with made.with_name(f".{made.name}.lock").open("rb+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with (
+            pytest.raises(MachineError, match=r"train-000000\.tar has been in the making"),
+            cache.alone(made),
+        ):
+            raise AssertionError("the lock is taken")
+        assert time.monotonic() - began < 5
+    with cache.alone(made):
+        pass
