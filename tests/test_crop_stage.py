@@ -19,6 +19,7 @@ from shards.errors import ClipRejected, MachineError, TableError
 from shards.files import Progress, read_table, table_from_rows, write_table
 from shards.schema import Reason
 from shards.settings import MachineParams, PackParams
+from shards.store import FolderStore
 from stages.cache import ClipCache
 from stages.clip_work import Clip, crop_one
 from stages.crop import CropSummary, crop
@@ -409,7 +410,7 @@ if __name__ == "__main__":
     assert not (tmp_path / "crops.parquet").exists()
     tables = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
     machine = MachineParams(cache_dir=str(tmp_path / "cache"))
-    made = (tmp_path / "shards", tmp_path / "samples.parquet")
+    made = (FolderStore(tmp_path / "shards"), tmp_path / "samples.parquet")
     with pytest.raises(TableError, match=r"crops.parquet is missing; `pipeline crop` makes it"):
         pack(CorpusParams(root=str(run.root)), CropParams(), PackParams(), machine, *tables, *made)
     assert run().frames_made == 0
