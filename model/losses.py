@@ -79,11 +79,11 @@ def refuse_unspellable(samples: pa.Table, tokenizer: Tokenizer, temporal_stride:
 
     CTC's loss is infinite there: said before training, instead of in the middle of it.
     """
-    columns = (samples[name].to_pylist() for name in ("clip_id", "label", "num_frames"))
     short = [
-        clip_id
-        for clip_id, label, num_frames in zip(*columns, strict=True)
-        if ctc_steps_needed(tokenizer.encode(label)) > -(-num_frames // temporal_stride)
+        row["clip_id"]
+        for piece in samples.select(["clip_id", "label", "num_frames"]).to_batches(max_chunksize=1 << 16)
+        for row in piece.to_pylist()
+        if ctc_steps_needed(tokenizer.encode(row["label"])) > -(-row["num_frames"] // temporal_stride)
     ]
     if short:
         raise TrainingError(

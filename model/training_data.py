@@ -18,6 +18,8 @@ from shards.plan import (
     splits_of,
 )
 from shards.sample_reader import read_sample_of
+from shards.samples import STREAM_COLUMNS, sample_pieces
+from shards.schema import SAMPLES
 from shards.stream import ShardStream
 from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
@@ -27,9 +29,10 @@ class TrainingData:
 
     def __init__(self, job: TrainingJob) -> None:
         self._job = job
-        self.samples = read_samples(job.samples, TRAIN_SPLIT)
+        # what else the catalogue says would stay in memory for as long as training lasts
+        self.samples = read_samples(job.samples, TRAIN_SPLIT, STREAM_COLUMNS)
         has_valid = VALID_SPLIT in splits_of(job.samples)
-        self.valid_samples = read_samples(job.samples, VALID_SPLIT) if has_valid else self.samples.slice(0, 0)
+        self.valid_samples = read_samples(job.samples, VALID_SPLIT) if has_valid else SAMPLES.empty_table()
         """Empty where nothing is packed to validate on."""
         first_THW, metadata = self._first_sample()
         self.fps = float(str(metadata["fps"]))
@@ -38,11 +41,14 @@ class TrainingData:
             raise TrainingError(
                 f"model.window_px {job.model.window_px} is more than the {self.crop_px} px of the packed crops"
             )
-        self.tokenizer = Tokenizer.of_labels(self.samples["label"].to_pylist())
+        labels = self.samples["label"].chunks
+        self.tokenizer = Tokenizer.of_labels(label for chunk in labels for label in chunk.to_pylist())
         if job.train.ctc_weight > 0:
             for table in (self.samples, self.valid_samples):
                 refuse_unspellable(table, self.tokenizer, job.model.temporal_stride)
-        self.plan_identity = plan_identity(self.samples, job.loader, job.train.batch_size)
+        self.plan_identity = plan_identity(
+            sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size
+        )
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
 
     @property

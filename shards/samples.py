@@ -16,14 +16,20 @@ HASHED_COLUMNS = ("clip_id", "sha256", "num_frames", "label", "shard", "sample_o
 """What decides the order of an epoch, and what is learnt in it."""
 PLAN_COLUMNS = ("clip_id", "num_frames", "shard")
 """What `plan_epoch` and `plan_scoring` look at."""
+STREAM_COLUMNS = (
+    *("clip_id", "label", "shard", "codec", "num_frames"),
+    *("sample_offset", "sample_size", "clip_offset", "clip_size"),
+)
+"""What planning, and reading clips with their labels, look at."""
 _PIECE_ROWS = 1 << 16
 _MADE_BY = "pipeline pack"
 
 
-def read_samples(samples_path: Path, split: str) -> pa.Table:
+def read_samples(samples_path: Path, split: str, columns: Sequence[str] = schema.SAMPLES.names) -> pa.Table:
     """The rows of one split in the order of the table; ConfigError where there are none."""
-    pieces = list(sample_pieces(samples_path, split, schema.SAMPLES.names))
-    return pa.Table.from_batches(pieces, schema.SAMPLES)
+    pieces = list(sample_pieces(samples_path, split, columns))
+    fields = [schema.SAMPLES.field(name) for name in columns]
+    return pa.Table.from_batches(pieces, pa.schema(fields, schema.SAMPLES.metadata))
 
 
 def read_plan_columns(samples_path: Path, split: str) -> pa.Table:
