@@ -75,13 +75,13 @@ def train(
 
     Example: pipeline train --preset 12gb --num-epochs 50
     """
-    from model.job import TrainingJob
+    from dataclasses import replace
+
     from model.trainer import train as run
     from pipeline.console import over_epochs
     from pipeline.older import OLDER_NAMES
-    from pipeline.params import params_text
+    from pipeline.training import job_of
     from shards.errors import ConfigError
-    from shards.store import open_store
 
     if accept_new_plan and resume is None:
         raise ConfigError("--accept-new-plan is for --resume FILE; without it each plan has a run of its own")
@@ -90,19 +90,8 @@ def train(
     _tell_of_packed(values, params, config)
     paths = values.paths
     with shown("training", "batches") as on_progress:
-        job = TrainingJob(
-            samples=Path(paths.samples),
-            shards=open_store(paths.shards, values.machine),
-            runs=Path(paths.runs),
-            checkpoints=Path(paths.checkpoints),
-            logs=Path(paths.logs),
-            text=values.text,
-            model=values.model,
-            train=values.train,
-            loader=values.loader,
-            decode=values.decode,
-            machine=values.machine,
-            config_text=params_text(values),
+        job = replace(
+            job_of(values),
             resume=resume,
             accept_new_plan=accept_new_plan,
             on_batch=over_epochs(on_progress, values.train.num_epochs),

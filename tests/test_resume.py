@@ -21,6 +21,7 @@ from model.job import TrainingJob
 from model.settings import DecodeParams, TextParams
 from model.trainer import train
 from pipeline.params import check, load_params, params_text, read_mapping
+from pipeline.training import job_of
 from shards.errors import CheckpointError, Interrupted
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
@@ -260,22 +261,12 @@ def test_a_finished_checkpoint_with_other_valid_clips_is_published_without_a_cer
 # -- what a fresh run tells of one that waits ------------------------------------------------------------
 
 
-def job_of(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
+def told_job(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
     """What `pipeline train --params FILE [--resume FILE [--accept-new-plan]]` would be asked to do."""
-    values = load_params(params)
-    return TrainingJob(
+    return replace(
+        job_of(load_params(params)),
         samples=packed.samples,
         shards=packed.store,
-        runs=Path(values.paths.runs),
-        checkpoints=Path(values.paths.checkpoints),
-        logs=Path(values.paths.logs),
-        text=values.text,
-        model=values.model,
-        train=values.train,
-        loader=values.loader,
-        decode=values.decode,
-        machine=values.machine,
-        config_text=params_text(values),
         resume=Path(arguments[arguments.index("--resume") + 1]) if "--resume" in arguments else None,
         accept_new_plan="--accept-new-plan" in arguments,
     )
@@ -311,7 +302,7 @@ def test_the_command_that_a_fresh_run_tells_goes_on(
     params = tmp_path / "params.yaml"
     params.write_text(params_text(check(sections, "params")), "utf-8")
     with pytest.raises(Interrupted):
-        train(stopping_at(job_of(params, packed, []), 0, 2))
+        train(stopping_at(told_job(params, packed, []), 0, 2))
     (last,) = (folder / "runs").glob("*/last.pt")
     now = packed
     changes: dict = {}
@@ -333,7 +324,7 @@ def test_the_command_that_a_fresh_run_tells_goes_on(
         now = pack_clips(tmp_path / "now", small)
         changes = {"model": MODEL.model_copy(update={"window_px": 64})}
     with caplog.at_level(logging.INFO, "pipeline.train"), pytest.raises(Interrupted):
-        train(stopping_at(replace(job_of(params, now, []), **changes), 0, 2))
+        train(stopping_at(replace(told_job(params, now, []), **changes), 0, 2))
     (line,) = [message for message in caplog.messages if "fresh run" in message]
     differs = {
         "parameters": "train.learning_rate: 0.01 there, 0.5 here",
@@ -352,7 +343,7 @@ def test_the_command_that_a_fresh_run_tells_goes_on(
     assert [argument for argument in arguments[4:] if argument.startswith("--")] == options
     caplog.clear()
     steps: list[Position] = []
-    job = job_of(Path(arguments[3]), now, arguments)
+    job = told_job(Path(arguments[3]), now, arguments)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(replace(job, on_batch=lambda epoch, done, _: steps.append((epoch, done))))
     assert f"Going on from {last}" in caplog.text and "fresh run" not in caplog.text

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ import torch
 
 from pipeline.bench.loader_material import Material, warm
 from pipeline.bench.loader_peers import READERS, PaddedBatch, Reader
+from pipeline.bench.machine import status_mb
 from pipeline.params import check, parse_yaml, recipe_text
 from shards.codec import decode_clip, encode_clip
 from shards.plan import plan_epoch, read_samples
+from shards.samples import STREAM_COLUMNS
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.stream import ShardStream, read_sample
@@ -131,7 +133,7 @@ def memory(task: Task, material: Material) -> Figures:
     batch_size = params.loader.frame_budget if task.full_batches else params.train.batch_size
     plans = [plan_epoch(samples, params.loader, batch_size, epoch) for epoch in range(MEMORY_PASSES)]
     machine = MachineParams(num_workers=MEMORY_WORKERS, prefetch=params.machine.prefetch)
-    before = _status_mb("VmRSS")
+    before = status_mb("VmRSS")
     stream = ShardStream(material.store(task.codec), samples, machine)
     # one long epoch of all passes, so that a large batch too is followed by as many as are kept ready
     batches = iter(stream.batches([batch for plan in plans for batch in plan.batches]))
@@ -143,10 +145,10 @@ def memory(task: Task, material: Material) -> Figures:
             largest = max(largest, batch.video_BTHW.nbytes)
             if not position:
                 time.sleep(FILL_S * task.seconds)
-            highest = max(highest, _status_mb("VmRSS"))
+            highest = max(highest, status_mb("VmRSS"))
         after_pass.append(highest - before)
     return {
-        "peak_mb": _status_mb("VmHWM") - before,
+        "peak_mb": status_mb("VmHWM") - before,
         "workers": MEMORY_WORKERS,
         "pass_mb": after_pass,
         "batch_mb": largest / 1e6,
@@ -154,15 +156,15 @@ def memory(task: Task, material: Material) -> Figures:
 
 
 def catalogue(task: Task, material: Material) -> Figures:
-    """What a stream keeps of a catalogue of `num_rows` made-up clips, MB a million rows."""
+    """What a trainer and its stream keep of a catalogue of `num_rows` made-up clips, MB a million rows."""
     from pipeline.bench.made_up import write_catalogue
 
     with tempfile.TemporaryDirectory(dir=material.folder) as place:
         write_catalogue(Path(place), task.num_rows)
-        samples = read_samples(Path(place) / "samples.parquet", TRAIN_SPLIT)
-        before = _status_mb("VmRSS")
+        samples = read_samples(Path(place) / "samples.parquet", TRAIN_SPLIT, STREAM_COLUMNS)
+        before = status_mb("VmRSS")
         stream = ShardStream(FolderStore(Path(place)), samples, MachineParams())
-        grown = _status_mb("VmRSS") - before
+        grown = status_mb("VmRSS") - before
         assert stream is not None
     millions = samples.num_rows / 1e6
     return {"table_mb": samples.nbytes / 1e6 / millions, "stream_mb": grown / millions}
@@ -173,8 +175,8 @@ def training(task: Task, material: Material) -> Figures:
 
     Before the first epoch the shards are not in the page cache.
     """
-    from model.job import TrainingJob
     from model.trainer import train
+    from pipeline.training import job_of
 
     values = parse_yaml(recipe_text("grid"), "recipe")
     values["train"] |= {"num_epochs": task.num_epochs, "warmup_epochs": 1}
@@ -185,19 +187,13 @@ def training(task: Task, material: Material) -> Figures:
     with tempfile.TemporaryDirectory(dir=material.folder) as place:
         folder = Path(place)
         train(
-            TrainingJob(
+            replace(
+                job_of(params),
                 samples=material.samples_path(task.codec),
                 shards=material.store(task.codec),
                 runs=folder / "runs",
                 checkpoints=folder / "checkpoints",
                 logs=folder / "logs",
-                text=params.text,
-                model=params.model,
-                train=params.train,
-                loader=params.loader,
-                decode=params.decode,
-                machine=params.machine,
-                config_text="",
             )
         )
         with (folder / "logs" / "curves.csv").open(encoding="utf-8", newline="") as file:
@@ -249,14 +245,6 @@ def _cpu_s() -> float:
     children = [one.cpu_times() for one in psutil.Process().children(recursive=True)]
     # psutil counts in hundredths of a second, which is too coarse for what runs without children
     return time.process_time() + sum(times.user + times.system for times in children)
-
-
-def _status_mb(field: str) -> float:
-    """VmRSS or VmHWM of this process. Not getrusage: a child's ru_maxrss begins at its parent's."""
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1_024 / 1e6
-    raise AssertionError(f"the kernel tells no {field}")
 
 
 def _forget(path: Path) -> None:

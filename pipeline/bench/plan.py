@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.bench.machine import machine_told
+from pipeline.bench.machine import machine_told, status_mb
 from pipeline.bench.made_up import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
 from shards.files import write_json
 from shards.plan import EpochOrder, order_epoch, plan_epoch, plan_identity, shard_numbers
@@ -90,7 +90,7 @@ def measure(samples_path: Path, world_size: int) -> PlanBench:
     hashed = time.perf_counter()
     plan = plan_epoch(samples, params, BATCH_SIZE, 0, world_size)
     planned = time.perf_counter()
-    peak_mb = _peak_mb()
+    peak_mb = status_mb("VmHWM")
     order = order_epoch(samples, params, BATCH_SIZE, 0, world_size)
     padded_SW = order.padded_SW
     shard_N = shard_numbers(samples)
@@ -140,14 +140,6 @@ def _in_a_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
         check=True,
     )
     return PlanBench(**json.loads(done.stdout))
-
-
-def _peak_mb() -> float:
-    """Peak resident memory of this process, MB. Not getrusage: a child starts there with its parent's peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError("Linux tells VmHWM")
 
 
 def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:

@@ -1,0 +1,26 @@
+"""What params.yaml asks a training to do."""
+
+from pathlib import Path
+
+from model.job import TrainingJob
+from pipeline.params import Params, params_text
+from shards.store import open_store
+
+
+def job_of(values: Params) -> TrainingJob:
+    """The job of these parameters, fresh and untold; `dataclasses.replace` adds what a command line says."""
+    paths = values.paths
+    return TrainingJob(
+        samples=Path(paths.samples),
+        shards=open_store(paths.shards, values.machine),
+        runs=Path(paths.runs),
+        checkpoints=Path(paths.checkpoints),
+        logs=Path(paths.logs),
+        text=values.text,
+        model=values.model,
+        train=values.train,
+        loader=values.loader,
+        decode=values.decode,
+        machine=values.machine,
+        config_text=params_text(values),
+    )
