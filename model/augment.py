@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from model.cnn3d_bilstm_attention import INPUT_MEAN, INPUT_STD, step_mask
+from model.masks import step_mask
 from model.settings import AugmentParams, ModelParams
 
 # A clip of one gray level has no variance to divide by; a tenth of a gray level of 255, squared.
@@ -42,7 +42,7 @@ def draw_change(params: AugmentParams, seed: int, epoch: int, clip_id: str, dura
     # every value is drawn, used or not: switching one change off leaves the others as they were
     mirror = bool(rng.random() < 0.5) and params.flip
     zoom_y, zoom_x = np.exp(rng.normal(size=2) * params.zoom_sigma)
-    speed = math.exp(rng.normal() * params.warp_sigma)
+    speed = 1 + rng.uniform(-1, 1) * params.speed_change
     shift_y_px, shift_x_px = rng.uniform(-1, 1, 2) * params.shift_px
     gain, offset = math.exp(rng.normal() * params.gain_sigma), rng.normal() * params.gain_sigma
     num_masks = int(rng.poisson(params.time_masks_per_s * duration_s))
@@ -135,8 +135,8 @@ def _normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: M
     mask_BT11 = _mask(num_frames_B, pixels_BTYX)
     if params.subtract_mean:
         pixels_BTYX = pixels_BTYX - params.subtract_mean * _mean_frame(pixels_BTYX, num_frames_B)
-    if params.standardise == "fixed":
-        return (pixels_BTYX - (1 - params.subtract_mean) * INPUT_MEAN) / INPUT_STD * mask_BT11
+    if params.standardise != "clip":
+        return (pixels_BTYX - (1 - params.subtract_mean) * params.input_mean) / params.input_std * mask_BT11
     count_B111 = (num_frames_B * pixels_BTYX.shape[2] * pixels_BTYX.shape[3])[:, None, None, None]
     mean_B111 = (pixels_BTYX * mask_BT11).sum((1, 2, 3), keepdim=True) / count_B111
     centred_BTYX = (pixels_BTYX - mean_B111) * mask_BT11

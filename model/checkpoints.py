@@ -1,20 +1,21 @@
 """Checkpoints: self-contained, written atomically, read with weights_only=True."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.network import differences
-from model.settings import ModelParams
+from model.settings import Head, ModelParams
 from model.text import NORMALISER_VERSION, Tokenizer
+from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
 from shards.files import atomic_file
 from shards.identity import PlanIdentity
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 OLDER_KEYS = (
     "epoch",
     "model_state_dict",
@@ -33,8 +34,9 @@ KEYS = (
     "train_params",
     "decode_params",
     "tokenizer",
-    "with_decoder",
-    "ctc_weight",
+    "syllables",
+    "heads",
+    "training_state_dict",
     "fps",
     "crop_px",
     "progress",
@@ -84,24 +86,44 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     return state
 
 
+def vocabulary_of(state: Mapping[str, Any], path: Path) -> Vocabulary:
+    """The tables of a checkpoint's reader. Raises CheckpointError."""
+    syllables = state["syllables"]
+    return Vocabulary(
+        Tokenizer.from_json(state["tokenizer"], str(path)),
+        Tokenizer.from_json(syllables, f"{path} (syllables)") if syllables is not None else None,
+    )
+
+
 def refuse_other_model(
-    state: Mapping[str, Any], model: ModelParams, tokenizer: Tokenizer, with_decoder: bool, path: Path
+    state: Mapping[str, Any], model: ModelParams, vocabulary: Vocabulary, heads: Sequence[Head], path: Path
 ) -> None:
     """CheckpointError naming each difference where `state` is of another model or vocabulary."""
     found = differences(model.model_dump(mode="json"), state["model_params"])
-    if state["with_decoder"] != with_decoder:
-        here, there = ("with" if flag else "without" for flag in (with_decoder, state["with_decoder"]))
-        found.append(f"{there} attention decoder there, {here} here (train.ctc_weight)")
-    theirs = Tokenizer.from_json(state["tokenizer"], str(path))
-    if theirs != tokenizer:
-        only_there = "".join(sorted(set(theirs.characters) - set(tokenizer.characters)))
-        only_here = "".join(sorted(set(tokenizer.characters) - set(theirs.characters)))
+    if set(state["heads"]) != set(heads):
+        there, here = ", ".join(state["heads"]), ", ".join(heads)
         found.append(
-            f"vocabulary: {len(theirs.characters)} characters there, {len(tokenizer.characters)} here; "
-            f"only there '{only_there[:40]}', only here '{only_here[:40]}'"
+            f"heads: {there} there, {here} here (train.ctc_weight, train.reverse_weight, train.syllable_weight)"
         )
+    theirs = vocabulary_of(state, path)
+    found += _other_units("characters", theirs.characters, vocabulary.characters)
+    if theirs.syllables and vocabulary.syllables:
+        found += _other_units("syllables", theirs.syllables, vocabulary.syllables)
     if found:
         raise CheckpointError(f"{path} does not fit:\n  " + "\n  ".join(found))
+
+
+def _other_units(what: str, theirs: Tokenizer, ours: Tokenizer) -> list[str]:
+    if theirs == ours:
+        return []
+    only_there, only_here = (
+        ours.joiner.join(sorted(set(some.units) - set(others.units)))[:40]
+        for some, others in ((theirs, ours), (ours, theirs))
+    )
+    return [
+        f"vocabulary: {len(theirs.units)} {what} there, {len(ours.units)} here; "
+        f"only there '{only_there}', only here '{only_here}'"
+    ]
 
 
 def plan_identity_of(state: Mapping[str, Any], path: Path) -> PlanIdentity:

@@ -72,6 +72,12 @@ class Progress:
     best_val_cer: float = float("inf")
     best_val_loss: float = float("inf")
     best_epoch: int = -1
+    validations_since_best: int = 0
+    steps: int = 0
+    """Of the optimiser, skipped ones not counted."""
+    skipped_steps: int = 0
+    """Left out because the loss or its gradient was not finite."""
+    skipped_in_a_row: int = 0
     total_s: float = 0.0
     curves: list[Curve] = field(default_factory=list)
 

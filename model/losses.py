@@ -1,4 +1,4 @@
-"""Joint CTC and attention loss (Watanabe et al. 2017), summed over clips and characters.
+"""Joint CTC and attention loss (Watanabe et al. 2017), summed over a clip's characters.
 
 Shapes: B clips, S encoder steps, L label characters, V tokens.
 """
@@ -11,8 +11,11 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
-from model.cnn3d_bilstm_attention import Cnn3dBilstmAttention, step_mask
-from model.text import BLANK_ID, END_ID, Tokenizer
+from model.network import Outputs
+from model.settings import TrainParams
+from model.targets import Targets
+from model.text import BLANK_ID, END_ID
+from model.vocabulary import Vocabulary
 from shards.errors import TrainingError
 
 IGNORED = -100
@@ -20,53 +23,75 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class LossParams:
+    """Shares of the losses, as in TrainParams."""
+
     ctc_weight: float
     label_smoothing: float
-    teacher_forcing: float
+    reverse_weight: float = 0.0
+    syllable_weight: float = 0.0
+
+    @classmethod
+    def of(cls, train: TrainParams) -> "LossParams":
+        return cls(train.ctc_weight, train.label_smoothing, train.reverse_weight, train.syllable_weight)
 
 
-def joint_loss_B(
-    network: Cnn3dBilstmAttention,
-    encoded_BSE: torch.Tensor,
-    num_steps_B: torch.Tensor,
-    targets: Sequence[Sequence[int]],
-    params: LossParams,
-) -> torch.Tensor:
-    """ctc_weight * CTC + (1 - ctc_weight) * cross-entropy of the decoder, in nats a clip (B,)."""
-    device = encoded_BSE.device
-    loss_B = torch.zeros(len(targets), device=device)
-    if params.ctc_weight > 0:
-        log_probs_SBV = functional.log_softmax(network.ctc_logits(encoded_BSE), dim=2).transpose(0, 1)
-        ctc_B = functional.ctc_loss(
-            log_probs_SBV,
-            torch.tensor([token for target in targets for token in target], device=device),
-            num_steps_B,
-            torch.tensor([len(target) for target in targets], device=device),
-            blank=BLANK_ID,
-            reduction="none",
+def joint_loss_B(outputs: Outputs, targets: Targets, params: LossParams) -> torch.Tensor:
+    """Nats a clip (B,): s * CTC(syllables) + (1 - s) * (c * CTC + (1 - c) * ((1 - r) * forward + r * reverse)).
+
+    s, c, r are syllable_weight, ctc_weight and reverse_weight; forward and reverse are cross-entropies of the
+    decoders, with label smoothing.
+    """
+    s, c, r = params.syllable_weight, params.ctc_weight, params.reverse_weight
+    loss_B = torch.zeros(len(outputs.num_steps_B), device=outputs.num_steps_B.device)
+    if s > 0:
+        assert targets.syllables_BK is not None and targets.num_syllables_B is not None
+        loss_B = loss_B + s * _ctc_B(
+            outputs.syllable_logits_BSW, outputs.num_steps_B, targets.syllables_BK, targets.num_syllables_B
         )
-        loss_B = loss_B + params.ctc_weight * ctc_B
-    if params.ctc_weight < 1:
-        assert network.decoder is not None, "a network without decoder cannot have ctc_weight < 1"
-        longest = max(len(target) for target in targets)
-        fed_BL = torch.full((len(targets), longest), END_ID)
-        wanted_BL = torch.full((len(targets), longest + 1), IGNORED)
-        for clip, target in enumerate(targets):
-            fed_BL[clip, : len(target)] = torch.tensor(target)
-            wanted_BL[clip, : len(target) + 1] = torch.tensor([*target, END_ID])
-        padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
-        logits_BLV = network.decoder.teacher_forced(
-            encoded_BSE, padding_BS, fed_BL.to(device), params.teacher_forcing
+    if s < 1 and c > 0:
+        loss_B = loss_B + (1 - s) * c * _ctc_B(
+            outputs.ctc_logits_BSV, outputs.num_steps_B, targets.characters_BL, targets.num_characters_B
         )
-        entropy_BL = functional.cross_entropy(
-            logits_BLV.float().transpose(1, 2),
-            wanted_BL.to(device),
-            ignore_index=IGNORED,
-            label_smoothing=params.label_smoothing,
-            reduction="none",
-        )
-        loss_B = loss_B + (1 - params.ctc_weight) * entropy_BL.sum(dim=1)
+    for weight, logits_BLV, labels_BL in (
+        ((1 - s) * (1 - c) * (1 - r), outputs.decoder_logits_BLV, targets.characters_BL),
+        ((1 - s) * (1 - c) * r, outputs.reverse_logits_BLV, targets.reversed_BL),
+    ):
+        if weight > 0:
+            loss_B = loss_B + weight * _entropy_B(
+                logits_BLV, labels_BL, targets.num_characters_B, params.label_smoothing
+            )
     return loss_B
+
+
+def _ctc_B(
+    logits_BSV: torch.Tensor | None,
+    num_steps_B: torch.Tensor,
+    labels_BL: torch.Tensor,
+    lengths_B: torch.Tensor,
+) -> torch.Tensor:
+    assert logits_BSV is not None, "a weight above 0 needs its head"
+    log_probs_SBV = functional.log_softmax(logits_BSV.float(), dim=2).transpose(0, 1)
+    return functional.ctc_loss(
+        log_probs_SBV, labels_BL, num_steps_B, lengths_B, blank=BLANK_ID, reduction="none"
+    )
+
+
+def _entropy_B(
+    logits_BLV: torch.Tensor | None, labels_BL: torch.Tensor, lengths_B: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
+    """Of each label's characters and the end token after them."""
+    assert logits_BLV is not None, "a weight above 0 needs its head"
+    ends_BL = functional.pad(labels_BL, (0, 1), value=END_ID)
+    position_L = torch.arange(ends_BL.shape[1], device=ends_BL.device)
+    wanted_BL = ends_BL.masked_fill(position_L > lengths_B[:, None], IGNORED)
+    entropy_BL = functional.cross_entropy(
+        logits_BLV.float().transpose(1, 2),
+        wanted_BL,
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
+    return entropy_BL.sum(dim=1)
 
 
 def ctc_steps_needed(target: Sequence[int]) -> int:
@@ -74,7 +99,12 @@ def ctc_steps_needed(target: Sequence[int]) -> int:
     return len(target) + sum(a == b for a, b in itertools.pairwise(target))
 
 
-def refuse_unspellable(samples: pa.Table, tokenizer: Tokenizer, temporal_stride: int) -> None:
+def label_steps_needed(label: str, vocabulary: Vocabulary) -> int:
+    """Fewest encoder steps in which every CTC head can spell `label`."""
+    return max(map(ctc_steps_needed, vocabulary.ctc_targets(label)))
+
+
+def refuse_unspellable(samples: pa.Table, vocabulary: Vocabulary, temporal_stride: int) -> None:
     """TrainingError naming the clips whose label needs more encoder steps than they have.
 
     CTC's loss is infinite there: said before training, instead of in the middle of it.
@@ -83,7 +113,7 @@ def refuse_unspellable(samples: pa.Table, tokenizer: Tokenizer, temporal_stride:
         row["clip_id"]
         for piece in samples.select(["clip_id", "label", "num_frames"]).to_batches(max_chunksize=1 << 16)
         for row in piece.to_pylist()
-        if ctc_steps_needed(tokenizer.encode(row["label"])) > -(-row["num_frames"] // temporal_stride)
+        if label_steps_needed(row["label"], vocabulary) > -(-row["num_frames"] // temporal_stride)
     ]
     if short:
         raise TrainingError(

@@ -1,18 +1,132 @@
-"""Builds the network a ModelParams names, and says what would keep weights from fitting it."""
+"""The whole network: eyes, encoder and heads, as a ModelParams names them.
 
-from collections.abc import Mapping
+Shapes: B clips, T frames, S encoder steps (T / temporal_stride, rounded up), L label characters, V tokens,
+W syllables, F features of a step, E encoder width, C channels, (Y, X) px.
+"""
 
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import torch
 from torch import nn
 
-from model.cnn3d_bilstm_attention import Cnn3dBilstmAttention
-from model.settings import ModelParams
+from model.bilstm_encoder import BilstmEncoder
+from model.cnn3d_frontend import Cnn3dFrontend
+from model.conformer_encoder import ConformerEncoder
+from model.lstm_decoder import LstmDecoder
+from model.masks import step_mask
+from model.presets import Cnn3dSizes
+from model.resnet_frontend import ResNetFrontend
+from model.settings import Head, ModelParams
+from model.targets import Targets
+from model.transformer_decoder import TransformerDecoder
+from model.vocabulary import Vocabulary
 
-PRESETS = {"cnn3d_bilstm_attention": Cnn3dBilstmAttention}
+
+class Outputs(NamedTuple):
+    """What the heads say of a batch, float32 or as autocast gives it; None where there is no such head."""
+
+    num_steps_B: torch.Tensor
+    ctc_logits_BSV: torch.Tensor | None
+    decoder_logits_BLV: torch.Tensor | None
+    """(B, L + 1, V): the characters and the end after them."""
+    reverse_logits_BLV: torch.Tensor | None
+    """As decoder_logits_BLV, of the label from its last character to its first."""
+    syllable_logits_BSW: torch.Tensor | None
 
 
-def build_network(params: ModelParams, num_tokens: int, with_decoder: bool) -> Cnn3dBilstmAttention:
-    """The network with fresh weights, drawn from torch's global random state."""
-    return PRESETS[params.preset](params, num_tokens, with_decoder)
+class LipNetwork(nn.Module):
+    """Normalised video (B, 1, T, Y, X) to encoder output, and to the logits of every head.
+
+    Fresh weights are drawn from torch's global random state.
+    """
+
+    def __init__(self, params: ModelParams, vocabulary: Vocabulary, heads: Collection[Head]) -> None:
+        super().__init__()
+        sizes, dropout, num_tokens = params.sizes, params.dropout, vocabulary.characters.num_tokens
+        self.frontend: Cnn3dFrontend | ResNetFrontend
+        self.encoder: BilstmEncoder | ConformerEncoder
+        self.decoder: LstmDecoder | TransformerDecoder | None = None
+        self.reverse_decoder: LstmDecoder | TransformerDecoder | None = None
+        if isinstance(sizes, Cnn3dSizes):
+            self.frontend = Cnn3dFrontend(sizes, params.temporal_stride)
+            self.encoder = BilstmEncoder(self.frontend.num_features, sizes, dropout)
+            width = self.encoder.width
+            if "decoder" in heads:
+                self.decoder = LstmDecoder(width, sizes, num_tokens, dropout)
+            if "reverse_decoder" in heads:
+                self.reverse_decoder = LstmDecoder(width, sizes, num_tokens, dropout)
+        else:
+            self.frontend = ResNetFrontend(sizes, params.temporal_stride)
+            self.encoder = ConformerEncoder(self.frontend.num_features, sizes, dropout)
+            width = self.encoder.width
+            if "decoder" in heads:
+                self.decoder = TransformerDecoder(width, sizes, sizes.num_decoder_layers, num_tokens, dropout)
+            if "reverse_decoder" in heads:
+                self.reverse_decoder = TransformerDecoder(
+                    width, sizes, sizes.num_reverse_layers, num_tokens, dropout
+                )
+        self.ctc_head = nn.Linear(width, num_tokens) if "ctc" in heads else None
+        self.syllable_head = nn.Linear(width, vocabulary.num_syllables) if "syllables" in heads else None
+
+    def encode(
+        self, video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder output (B, S, E) and the clips' numbers of steps (B,)."""
+        features_BSF, num_steps_B = self.frontend(video_BCTYX, num_frames_B)
+        return self.encoder(features_BSF, num_steps_B), num_steps_B
+
+    def ctc_logits(self, encoded_BSE: torch.Tensor) -> torch.Tensor | None:
+        """Logits (B, S, V) of the characters, float32."""
+        return _in_float32(self.ctc_head, encoded_BSE)
+
+    def syllable_logits(self, encoded_BSE: torch.Tensor) -> torch.Tensor | None:
+        """Logits (B, S, W) of the syllables, float32."""
+        return _in_float32(self.syllable_head, encoded_BSE)
+
+    def outputs(
+        self,
+        encoded_BSE: torch.Tensor,
+        num_steps_B: torch.Tensor,
+        targets: Targets,
+        teacher_forcing: float = 1.0,
+    ) -> Outputs:
+        """What every head says, the decoders being fed `targets`."""
+        padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
+        decoder_logits_BLV, reverse_logits_BLV = None, None
+        if self.decoder is not None:
+            decoder_logits_BLV = self.decoder.teacher_forced(
+                encoded_BSE, padding_BS, targets.characters_BL, teacher_forcing
+            )
+        if self.reverse_decoder is not None:
+            reverse_logits_BLV = self.reverse_decoder.teacher_forced(
+                encoded_BSE, padding_BS, targets.reversed_BL, teacher_forcing
+            )
+        return Outputs(
+            num_steps_B,
+            self.ctc_logits(encoded_BSE),
+            decoder_logits_BLV,
+            reverse_logits_BLV,
+            self.syllable_logits(encoded_BSE),
+        )
+
+    def forward(
+        self,
+        video_BCTYX: torch.Tensor,
+        num_frames_B: torch.Tensor,
+        targets: Targets,
+        teacher_forcing: float = 1.0,
+    ) -> Outputs:
+        """`encode`, then `outputs`: one call, as distributed training wants it."""
+        return self.outputs(*self.encode(video_BCTYX, num_frames_B), targets, teacher_forcing)
+
+
+def _in_float32(head: nn.Linear | None, encoded_BSE: torch.Tensor) -> torch.Tensor | None:
+    if head is None:
+        return None
+    with torch.autocast(encoded_BSE.device.type, enabled=False):
+        logits: torch.Tensor = head(encoded_BSE.float())
+        return logits
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -20,10 +134,12 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """One line for each key whose value differs: `key: theirs, here ours`."""
-    keys = sorted(ours.keys() | theirs.keys())
-    return [
-        f"{key}: {theirs.get(key, 'absent')} there, {ours.get(key, 'absent')} here"
-        for key in keys
-        if ours.get(key) != theirs.get(key)
-    ]
+    """One line for each key whose value differs, those of sections within included."""
+    lines = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        our, their = ours.get(key, "absent"), theirs.get(key, "absent")
+        if isinstance(our, Mapping) and isinstance(their, Mapping):
+            lines += [f"{key}.{line}" for line in differences(our, their)]
+        elif our != their:
+            lines.append(f"{key}: {their} there, {our} here")
+    return lines

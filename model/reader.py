@@ -10,13 +10,15 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from model.augment import network_input
-from model.checkpoints import load_checkpoint
-from model.cnn3d_bilstm_attention import Cnn3dBilstmAttention, step_mask
+from model.checkpoints import load_checkpoint, vocabulary_of
 from model.decoding import greedy_ctc
 from model.device import Precision
-from model.network import build_network
+from model.masks import step_mask
+from model.network import LipNetwork
+from model.pinyin import syllables_of
 from model.settings import DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer
+from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, ConfigError
 
 
@@ -33,14 +35,13 @@ class Reading:
 class LipReader:
     """A network with all it takes to read."""
 
-    network: Cnn3dBilstmAttention
-    tokenizer: Tokenizer
+    network: LipNetwork
+    vocabulary: Vocabulary
     model: ModelParams
     text: TextParams
     fps: float
     device: torch.device
     precision: Precision
-    ctc_weight: float
     crop_px: int
     """Side of the mouth crops it was trained on."""
     epoch: int = -1
@@ -56,20 +57,19 @@ class LipReader:
                 f"checkpoint {path} is of a model that this program does not know: {error.errors()[0]['loc']} "
                 f"{error.errors()[0]['msg']}"
             ) from error
-        tokenizer = Tokenizer.from_json(state["tokenizer"], str(path))
-        network = build_network(model, tokenizer.num_tokens, state["with_decoder"])
+        vocabulary = vocabulary_of(state, path)
+        network = LipNetwork(model, vocabulary, state["heads"])
         network.load_state_dict(state["model_state_dict"])
         network.to(device).eval()
         text = TextParams.model_validate(state["text_params"])
         return cls(
             network,
-            tokenizer,
+            vocabulary,
             model,
             text,
             state["fps"],
             device,
             Precision(None),
-            state["ctc_weight"],
             state["crop_px"],
             epoch=state["epoch"],
         )
@@ -83,6 +83,22 @@ class LipReader:
         with self.precision.autocast(self.device):
             return self.network.encode(as_channels_last(inputs), num_frames_B)
 
+    def decoder(self, params: DecodeParams) -> str:
+        """The decoder that `params` names; ConfigError where the network has not learnt it."""
+        network = self.network
+        learnt = {
+            "attention": network.decoder is not None,
+            "ctc": network.ctc_head is not None,
+            "syllables": network.syllable_head is not None,
+        }
+        name = params.decoder
+        if name == "auto":
+            return next(name for name, is_learnt in learnt.items() if is_learnt)
+        if not learnt[name]:
+            others = ", ".join(other for other, is_learnt in learnt.items() if is_learnt)
+            raise ConfigError(f"decode.decoder: this model has not learnt {name}, it has {others}")
+        return name
+
     def decode(
         self,
         encoded_BSE: torch.Tensor,
@@ -91,29 +107,29 @@ class LipReader:
         params: DecodeParams,
     ) -> list[Reading]:
         """Greedy text of each clip, by the decoder that `params` names."""
-        decoder = params.decoder
-        if decoder == "auto":
-            decoder = "ctc" if self.network.decoder is None else "attention"
-        if decoder == "ctc" and self.ctc_weight == 0:
-            raise ConfigError(
-                "decode.decoder: this model was trained with ctc_weight 0: its CTC head knows nothing"
-            )
-        if decoder == "attention":
-            if self.network.decoder is None:
-                raise ConfigError(
-                    "decode.decoder: this model was trained with ctc_weight 1: it has no attention decoder"
-                )
+        name, network = self.decoder(params), self.network
+        if name == "attention":
+            assert network.decoder is not None
             padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
             duration_s_B = num_frames_B.to(self.device) / self.fps
             max_chars_B = (duration_s_B * params.max_chars_per_s).ceil().long().clamp(min=1)
-            ids, scores = self.network.decoder.greedy(encoded_BSE, padding_BS, max_chars_B)
-            return [self._reading(i, s) for i, s in zip(ids, scores, strict=True)]
-        log_probs_BSV = functional.log_softmax(self.network.ctc_logits(encoded_BSE), dim=2).cpu().numpy()
+            ids, scores = network.decoder.greedy(encoded_BSE, padding_BS, max_chars_B)
+            return [_reading(self.vocabulary.characters, i, s) for i, s in zip(ids, scores, strict=True)]
+        table: Tokenizer | None = self.vocabulary.characters
+        logits = network.ctc_logits(encoded_BSE)
+        if name == "syllables":
+            table, logits = self.vocabulary.syllables, network.syllable_logits(encoded_BSE)
+        assert table is not None and logits is not None
+        log_probs_BSV = functional.log_softmax(logits, dim=2).cpu().numpy()
         paths = [
             greedy_ctc(log_probs_SV[:steps])
             for log_probs_SV, steps in zip(log_probs_BSV, num_steps_B.tolist(), strict=True)
         ]
-        return [self._reading(i, s) for i, s in paths]
+        return [_reading(table, i, s) for i, s in paths]
+
+    def reference(self, label: str, params: DecodeParams) -> str:
+        """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
+        return " ".join(syllables_of(label)) if self.decoder(params) == "syllables" else label
 
     @torch.no_grad()
     def read(
@@ -133,8 +149,9 @@ class LipReader:
         video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
         return self.read(video_BTHW, torch.tensor([len(clip_THW)]), params)[0]
 
-    def _reading(self, ids: Sequence[int], log_probability: float) -> Reading:
-        return Reading(self.tokenizer.decode(ids), log_probability / max(len(ids), 1))
+
+def _reading(table: Tokenizer, ids: Sequence[int], log_probability: float) -> Reading:
+    return Reading(table.decode(ids), log_probability / max(len(ids), 1))
 
 
 def as_channels_last(video_BCTYX: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from model.losses import LossParams, joint_loss_B
 from model.reader import LipReader
 from model.scored import ScoredClip
 from model.settings import DecodeParams, TrainParams
+from model.targets import targets_of
 from shards.files import Progress
 from shards.plan import plan_scoring
 from shards.settings import LoaderParams, MachineParams
@@ -61,16 +62,16 @@ def score_batches(
         encoded_BSE, num_steps_B = reader.encode(batch.video_BTHW, batch.num_frames_B, blind)
         readings = reader.decode(encoded_BSE, num_steps_B, batch.num_frames_B, decode)
         if loss is not None:
-            targets = [reader.tokenizer.encode(label) for label in batch.labels]
-            params = LossParams(loss.ctc_weight, loss.label_smoothing, teacher_forcing=1.0)
-            loss_sum += float(joint_loss_B(reader.network, encoded_BSE, num_steps_B, targets, params).sum())
-            num_chars += sum(map(len, targets))
+            targets = targets_of(batch.labels, reader.vocabulary, reader.device)
+            outputs = reader.network.outputs(encoded_BSE, num_steps_B, targets)
+            loss_sum += float(joint_loss_B(outputs, targets, LossParams.of(loss)).sum())
+            num_chars += sum(map(len, batch.labels))
         for row, reading in zip(batch.rows, readings, strict=True):
             record = samples.slice(row, 1).to_pylist()[0]
             scored[row] = ScoredClip(
                 clip_id=record["clip_id"],
                 split=record["split"],
-                reference=record["label"],
+                reference=reader.reference(record["label"], decode),
                 hypothesis=reading.text,
                 score=reading.score,
                 num_frames=record["num_frames"],

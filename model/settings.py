@@ -1,10 +1,18 @@
 """The sections of params.yaml that `model` owns."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from model.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
 from shards.settings import Section
+
+SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
+"""What tells the two kinds of `model.sizes` apart in pydantic's errors; no key of params.yaml."""
+
+Head = Literal["ctc", "decoder", "reverse_decoder", "syllables"]
+"""What stands on the encoder: CTC and attention decoders over characters, CTC over syllables."""
 
 
 class TextParams(Section):
@@ -14,10 +22,24 @@ class TextParams(Section):
     drop_punctuation: bool = Field(True, description="punctuation and symbols are no part of a label")
 
 
+class _SizesOfPreset(dict[str, Any]):
+    """A preset's sizes and what was given instead, not checked yet."""
+
+    def __init__(self, preset: Sizes, given: Mapping[str, Any]) -> None:
+        super().__init__({**preset.model_dump(), **given})
+        self.preset = preset
+
+
 class ModelParams(Section):
     """Size and shape of the network: a checkpoint of other values is refused."""
 
-    preset: Literal["cnn3d_bilstm_attention"] = Field("cnn3d_bilstm_attention", description="architecture")
+    preset: Literal[
+        "cnn3d_bilstm_attention", "conformer_tiny", "conformer_small", "conformer_base", "conformer_large"
+    ] = Field("cnn3d_bilstm_attention", description="architecture and its sizes (model/presets.py)")
+    sizes: Annotated[
+        Annotated[Cnn3dSizes, Tag(SIZE_FAMILIES[0])] | Annotated[ConformerSizes, Tag(SIZE_FAMILIES[1])],
+        Discriminator(lambda sizes: _family(sizes)),
+    ] = Field(PRESET_SIZES["cnn3d_bilstm_attention"], description="what differs from the preset's sizes")
     window_px: int = Field(
         96,
         ge=16,
@@ -30,33 +52,37 @@ class ModelParams(Section):
     frame_width: int = Field(
         96, ge=16, le=512, description="input width, the window resized on the device, px"
     )
-    channels: tuple[int, int, int, int] = Field(
-        (32, 64, 128, 256), description="of the four 3D convolutions: frontend, frontend, middle, backend"
-    )
     subtract_mean: float = Field(
         0.0,
         ge=0,
         le=1,
         description="share of the clip's mean frame taken from each frame: 1 leaves the motion",
     )
-    standardise: Literal["fixed", "clip"] = Field(
-        "fixed",
-        description="gray levels by the mean and deviation of public lip readers' crops, or of each clip",
+    standardise: Literal["given", "clip", "shards"] = Field(
+        "given",
+        description="gray levels by input_mean and input_std, by each clip's own, or by the training shards'",
     )
+    input_mean: float = Field(0.421, ge=0, le=1, description="of gray levels 0..1; public lip readers' crops")
+    input_std: float = Field(0.165, gt=0, le=1, description="of gray levels 0..1; public lip readers' crops")
     temporal_stride: Literal[1, 2] = Field(1, description="input frames for one encoder step")
-    pool_grid: int = Field(
-        1, ge=1, le=8, description="cells a side kept by the pooling over space; 1: global"
-    )
-    hidden_dim: int = Field(256, ge=8, le=4_096, description="of one direction of the LSTM, and the decoder")
-    num_lstm_layers: int = Field(2, ge=1, le=8, description="layers of the bidirectional LSTM")
-    num_heads: int = Field(4, ge=1, le=64, description="heads of the decoder's attention")
     dropout: float = Field(0.3, ge=0, lt=1, description="between layers")
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelParams":
-        if (2 * self.hidden_dim) % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide 2 * hidden_dim = {2 * self.hidden_dim}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        preset = PRESET_SIZES.get(str(values.get("preset", "cnn3d_bilstm_attention")))
+        given = values.get("sizes", {})
+        if preset is None or not isinstance(given, Mapping):
+            return values
+        return {**values, "sizes": _SizesOfPreset(preset, given)}
+
+
+def _family(sizes: Any) -> str:
+    """Which class checks these sizes."""
+    preset = sizes.preset if isinstance(sizes, _SizesOfPreset) else sizes
+    return SIZE_FAMILIES[0] if isinstance(preset, Cnn3dSizes) else SIZE_FAMILIES[1]
 
 
 class AugmentParams(Section):
@@ -64,8 +90,9 @@ class AugmentParams(Section):
 
     flip: bool = Field(True, description="mirror half of the clips")
     zoom_sigma: float = Field(0.0, ge=0, le=0.5, description="height and width, each by exp(N(0, sigma))")
+    rotation_deg: float = Field(0.0, ge=0, le=45, description="largest turn of the picture, degrees")
     shift_px: float = Field(0.0, ge=0, le=32, description="largest shift of the picture, crop px")
-    warp_sigma: float = Field(0.0, ge=0, le=0.5, description="speed of the clip, by exp(N(0, sigma))")
+    speed_change: float = Field(0.0, ge=0, le=0.5, description="0.1: played at 0.9 to 1.1 of its speed")
     gain_sigma: float = Field(0.0, ge=0, le=0.5, description="contrast and brightness")
     time_masks_per_s: float = Field(0.0, ge=0, le=5, description="masks that hold the clip's mean frame, 1/s")
     time_mask_s: float = Field(0.4, ge=0, le=2, description="longest mask, s")
@@ -77,26 +104,71 @@ class TrainParams(Section):
     batch_size: int = Field(8, ge=1, description="clips in a batch, at most")
     accumulation_steps: int = Field(4, ge=1, description="batches for one optimiser step")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak, after the warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW; not of biases and normalisations")
     num_epochs: int = Field(100, ge=1)
     warmup_epochs: float = Field(5, ge=0, description="linear rise of the learning rate, epochs")
     scheduler: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up, by step")
     gradient_clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the attention decoder's loss")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the attention decoders' loss")
     ctc_weight: float = Field(0.3, ge=0, le=1, description="share of the CTC loss; 1: no attention decoder")
+    reverse_weight: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the decoder that reads backwards in the attention loss; 0: none",
+    )
+    syllable_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of a CTC loss over toneless pinyin; 0: none, 1: syllables alone are learnt and read",
+    )
     teacher_forcing: float = Field(1.0, ge=0, le=1, description="share of true characters fed, first epoch")
     teacher_forcing_end: float = Field(0.5, ge=0, le=1, description="the same, last epoch; linear between")
     mixed_precision: bool = Field(True, description="bfloat16 (float16 where a GPU lacks it)")
+    ema_decay: float = Field(
+        0.0, ge=0, lt=1, description="of the average of the weights that is validated and kept; 0: none"
+    )
+    patience: int = Field(
+        0, ge=0, description="validations without a better CER after which training ends; 0: never"
+    )
+    init_from: str = Field("", description="checkpoint whose weights training starts with; empty: none")
+    freeze: tuple[Literal["frontend", "encoder", "ctc_head", "decoder", "reverse_decoder"], ...] = Field(
+        (), description="parts that stay as they are"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of each layer as a share of the one above it"
+    )
     seed: int = Field(0, ge=0, description="initial weights, dropout, teacher forcing")
     valid_every: int = Field(1, ge=1, description="epochs from one validation to the next")
     checkpoint_every: int = Field(10, ge=1, description="epochs from one checkpoint_epoch_N.pt to the next")
     augment: AugmentParams = AugmentParams()
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads that the loss trains."""
+        heads: list[Head] = []
+        if self.syllable_weight < 1:
+            heads += ["ctc"] if self.ctc_weight > 0 else []
+            heads += ["decoder"] if self.ctc_weight < 1 else []
+            heads += ["reverse_decoder"] if self.ctc_weight < 1 and self.reverse_weight > 0 else []
+        return (*heads, "syllables") if self.syllable_weight > 0 else tuple(heads)
+
+    @model_validator(mode="after")
+    def _reverse_needs_forward(self) -> "TrainParams":
+        if self.reverse_weight > 0 and "decoder" not in self.heads:
+            raise ValueError(
+                "reverse_weight needs the attention decoder: ctc_weight and syllable_weight below 1"
+            )
+        return self
+
 
 class DecodeParams(Section):
     """How the network's output becomes text."""
 
-    decoder: Literal["auto", "ctc", "attention"] = Field(
-        "auto", description="greedy CTC or greedy attention; auto: attention where it was trained"
+    decoder: Literal["auto", "ctc", "attention", "syllables"] = Field(
+        "auto",
+        description="greedy CTC, greedy attention, or greedy CTC over syllables; "
+        "auto: attention where it was trained, else CTC",
     )
     max_chars_per_s: float = Field(12.0, gt=0, description="where the attention decoder stops, characters/s")

@@ -45,50 +45,55 @@ def _kept(character: str, params: TextParams) -> str:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Characters and their ids: blank 0, start 1, end 2, unknown 3, then `characters` in order."""
+    """Units of text and their ids: blank 0, start 1, end 2, unknown 3, then `units` in order.
 
-    characters: tuple[str, ...]
+    Units are characters, or syllables; `joiner` stands between them in a text.
+    """
+
+    units: tuple[str, ...]
+    joiner: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "_ids", {c: i for i, c in enumerate(self.characters, start=len(SPECIAL_TOKENS))}
-        )
+        object.__setattr__(self, "_ids", {c: i for i, c in enumerate(self.units, start=len(SPECIAL_TOKENS))})
 
     @classmethod
-    def of_labels(cls, labels: Iterable[str]) -> "Tokenizer":
-        """The table of every character that occurs, in code point order: independent of the labels' order."""
-        return cls(tuple(sorted({character for label in labels for character in label})))
+    def of_units(cls, units: Iterable[str], joiner: str = "") -> "Tokenizer":
+        """The table of every unit that occurs, in code point order: independent of the units' order."""
+        return cls(tuple(sorted(set(units))), joiner)
 
     @property
     def num_tokens(self) -> int:
-        return len(SPECIAL_TOKENS) + len(self.characters)
+        return len(SPECIAL_TOKENS) + len(self.units)
 
-    def encode(self, label: str) -> list[int]:
-        """One id a character; UNKNOWN_ID for characters outside the table."""
+    def encode(self, units: Iterable[str]) -> list[int]:
+        """One id a unit (a label's characters, say); UNKNOWN_ID for those outside the table."""
         ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
-        return [ids.get(character, UNKNOWN_ID) for character in label]
+        return [ids.get(unit, UNKNOWN_ID) for unit in units]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The characters of `ids`; special tokens are left out."""
+        """The text of `ids`; special tokens are left out."""
         first = len(SPECIAL_TOKENS)
-        return "".join(self.characters[i - first] for i in ids if i >= first)
+        return self.joiner.join(self.units[i - first] for i in ids if i >= first)
 
     def to_json(self) -> dict[str, object]:
-        return {"version": 1, "special_tokens": list(SPECIAL_TOKENS), "characters": list(self.characters)}
+        named = {"version": 1, "special_tokens": list(SPECIAL_TOKENS), "characters": list(self.units)}
+        return named | ({"joiner": self.joiner} if self.joiner else {})
 
     @classmethod
     def from_json(cls, value: object, name: str) -> "Tokenizer":
         """Reads what `to_json` gave; `name` stands in the CheckpointError where it is something else."""
         if not isinstance(value, dict) or value.get("special_tokens") != list(SPECIAL_TOKENS):
             raise CheckpointError(f"{name} is no tokenizer of this program (special_tokens differ)")
-        characters = value.get("characters")
-        if not isinstance(characters, list) or not all(
-            isinstance(c, str) and len(c) == 1 for c in characters
-        ):
+        units, joiner = value.get("characters"), value.get("joiner", "")
+        if not isinstance(units, list) or not all(isinstance(unit, str) and unit for unit in units):
+            raise CheckpointError(f"{name}: 'characters' must be a list of characters (or syllables)")
+        if not joiner and not all(len(unit) == 1 for unit in units):
             raise CheckpointError(f"{name}: 'characters' must be a list of single characters")
-        if len(set(characters)) != len(characters):
+        if joiner not in ("", " "):
+            raise CheckpointError(f"{name}: 'joiner' must be empty or a space, it is {joiner!r}")
+        if len(set(units)) != len(units):
             raise CheckpointError(f"{name}: a character stands twice in 'characters'")
-        return cls(tuple(characters))
+        return cls(tuple(units), joiner)
 
 
 def describe_normaliser(params: TextParams) -> str:

@@ -3,27 +3,26 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from model import schedule
-from model.augment import augmented_input, draw_change
 from model.checkpoints import save_checkpoint
 from model.device import Precision, choose_device, fastest_threads
 from model.job import Progress, TrainingJob, TrainingSummary
-from model.losses import LossParams, ctc_steps_needed, joint_loss_B
 from model.metrics import total_counts
 from model.network import num_parameters
 from model.quarantine import Quarantine
-from model.reader import as_channels_last
 from model.runs import logger, refuse_foreign_checkpoints, training_log
+from model.scored import ScoredClip
 from model.scoring import score_batches
+from model.step import StepFigures, TrainingStep
 from model.stopping import StopSignals
 from model.training_data import TrainingData
 from model.training_state import TrainingState, run_of
 from model.training_words import tell_left_out, tell_start
-from shards.errors import Interrupted, TrainingError
+from model.watching import Watch
+from shards.errors import Interrupted
 from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
 
@@ -51,11 +50,7 @@ class _Trainer:
         self.quarantine = Quarantine(self.run.quarantine, job.loader.max_bad_fraction)
         torch.manual_seed(job.train.seed)
         self.state = TrainingState(job, self.device, self.precision, self.data)
-        self.network, self.optimizer, self.scaler = (
-            self.state.network,
-            self.state.optimizer,
-            self.state.scaler,
-        )
+        self.step = TrainingStep(job, self.data, self.state, self.precision)
         self.stop = StopSignals()
 
     @property
@@ -72,8 +67,9 @@ class _Trainer:
         if job.resume:
             self.quarantine.take_over(job.resume)
         self.quarantine.go_on_from(progress.epoch, progress.batches_done)
-        self.run.start(job.config_text, self.data.tokenizer.to_json())
+        self.run.start(job.config_text, self.data.vocabulary.characters.to_json())
         finished_before = progress.epoch >= job.train.num_epochs
+        self.watch = Watch(job, self.run, progress)
         if not finished_before:
             tell_start(job, self.data, self.state, self.run, self.precision, resumed_from)
             self._train_epochs()
@@ -89,7 +85,7 @@ class _Trainer:
             epochs=progress.epoch,
             best_epoch=progress.best_epoch,
             best_val_cer=progress.best_val_cer if math.isfinite(progress.best_val_cer) else None,
-            num_parameters=num_parameters(self.network),
+            num_parameters=num_parameters(self.state.network),
             seconds=progress.total_s,
             already_done=finished_before,
         )
@@ -112,7 +108,7 @@ class _Trainer:
     def _train_epoch(self, stream: ShardStream, plan: EpochPlan) -> None:
         """The windows of the epoch from where progress stands."""
         progress, accumulation = self.progress, self.job.train.accumulation_steps
-        self.network.train()
+        self.state.network.train()
         batches = stream.batches(plan.batches, progress.batches_done)
         last_save = time.monotonic()
         while progress.batches_done < len(plan.batches):
@@ -122,9 +118,9 @@ class _Trainer:
             progress.wait_s += time.monotonic() - start
             self._set_bad_aside(window, plan)
             if any(batch.clip_ids for batch in window):  # a scaler refuses to step without a gradient
-                self._step(
-                    window, progress.epoch + progress.batches_done / len(plan.batches), len(plan.batches)
-                )
+                # a warm-up that began at 0 would waste its first step: the rate is that at the step's middle
+                middle = (progress.batches_done + size / 2) / len(plan.batches)
+                self._take(self.step(window, progress.epoch, progress.epoch + middle))
             progress.batches_done += size
             progress.seconds += time.monotonic() - start
             if self.job.on_batch:
@@ -133,6 +129,14 @@ class _Trainer:
             if time.monotonic() - last_save > SAVE_EVERY_S:
                 self._save_last()
                 last_save = time.monotonic()
+
+    def _take(self, figures: StepFigures) -> None:
+        progress = self.progress
+        progress.loss_sum += figures.loss_sum
+        progress.chars_seen += figures.num_chars
+        progress.clips_seen += figures.num_clips
+        progress.steps += 1
+        self.watch.step(progress, figures)
 
     def _set_bad_aside(self, window: Sequence[ClipBatch], plan: EpochPlan) -> None:
         progress = self.progress
@@ -152,60 +156,6 @@ class _Trainer:
             + " goes on from there"
         )
 
-    def _step(self, window: list[ClipBatch], epochs_done: float, num_batches: int) -> None:
-        """One optimiser step over the batches of `window`, normalised by all its characters."""
-        train, progress = self.job.train, self.progress
-        # a warm-up that began at 0 would waste its first step: the rate is that at the step's end
-        rate = schedule.learning_rate(train, epochs_done + len(window) / num_batches / 2)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        num_chars = sum(len(label) for batch in window for label in batch.labels)
-        for batch in window:
-            if not batch.clip_ids:
-                continue  # all of its samples are bad
-            loss_B = self._batch_loss(self.network, batch)
-            if not torch.isfinite(loss_B).all():
-                bad = [c for c, ok in zip(batch.clip_ids, torch.isfinite(loss_B), strict=True) if not ok]
-                raise TrainingError(
-                    f"the loss is not finite for {', '.join(bad)} in epoch {progress.epoch}; look at these clips "
-                    "(`pipeline query`), or lower train.learning_rate"
-                )
-            self.scaler.scale(loss_B.sum() / num_chars).backward()
-            progress.loss_sum += float(loss_B.detach().sum())
-            progress.clips_seen += len(batch.clip_ids)
-        progress.chars_seen += num_chars
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), train.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _batch_loss(self, network: torch.nn.Module, batch: ClipBatch) -> torch.Tensor:
-        job, epoch = self.job, self.progress.epoch
-        targets = [self.data.tokenizer.encode(label) for label in batch.labels]
-        changes = []
-        for clip_id, target, num_frames in zip(
-            batch.clip_ids, targets, batch.num_frames_B.tolist(), strict=True
-        ):
-            change = draw_change(
-                job.train.augment, job.loader.seed, epoch, clip_id, duration_s=num_frames / self.data.fps
-            )
-            # a clip is never played so fast that CTC could no longer spell its label
-            fastest = num_frames / (ctc_steps_needed(target) * job.model.temporal_stride + 1)
-            changes.append(replace(change, speed=min(change.speed, max(fastest, 1.0))))
-        video_BCTYX, num_frames_B = augmented_input(
-            batch.video_BTHW.to(self.device, non_blocking=True),
-            batch.num_frames_B.to(self.device, non_blocking=True),
-            changes,
-            job.model,
-        )
-        with self.precision.autocast(self.device):
-            encoded_BSE, num_steps_B = network.encode(as_channels_last(video_BCTYX), num_frames_B)  # type: ignore[operator]
-            params = LossParams(
-                job.train.ctc_weight, job.train.label_smoothing, schedule.teacher_forcing(job.train, epoch)
-            )
-            return joint_loss_B(network, encoded_BSE, num_steps_B, targets, params)  # type: ignore[arg-type]
-
     def _end_epoch(self, valid_stream: ShardStream, plan: EpochPlan) -> None:
         """Validates, logs, checkpoints, and moves on to the next epoch."""
         job, progress, epoch = self.job, self.progress, self.progress.epoch
@@ -213,6 +163,7 @@ class _Trainer:
         train_loss = progress.loss_sum / max(progress.chars_seen, 1)
         is_last = epoch + 1 == job.train.num_epochs
         val_loss, val_cer = None, None
+        scored: list[ScoredClip] = []
         if valid_batches and (epoch % job.train.valid_every == 0 or is_last):
             scored, val_loss = score_batches(
                 self.state.reader(self.precision),
@@ -244,12 +195,13 @@ class _Trainer:
                 "train_loss": train_loss,
                 "val_loss": val_loss,
                 "val_cer": val_cer,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": schedule.learning_rate(job.train, epoch + 1),
                 "clips_per_s": clips_per_s,
                 "data_wait": wait_share,
                 "padding": plan.padding_share,
             }
         )
+        self.watch.epoch(progress.curves[-1], scored)
         # of equals the later one, which has learnt more
         # with nothing to choose by it is the last one
         is_best = is_last and not valid_batches if val_cer is None else val_cer <= progress.best_val_cer
@@ -279,7 +231,8 @@ class _Trainer:
             plan = self.data.epoch(self.progress.epoch)
             batch = next(batch for batch in stream.batches(plan.batches) if batch.clip_ids)
             self.state.threads, told = fastest_threads(
-                self.network, lambda network: self._batch_loss(network, batch).sum()
+                self.state.network,
+                lambda network: self.step.batch_loss_B(network, batch, self.progress.epoch).sum(),
             )
             logger.info(told)
         torch.set_num_threads(self.state.threads)

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from model.job import TrainingJob
 from model.losses import refuse_unspellable
-from model.text import Tokenizer
+from model.vocabulary import Vocabulary
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards
 from shards.plan import (
@@ -42,10 +42,14 @@ class TrainingData:
                 f"model.window_px {job.model.window_px} is more than the {self.crop_px} px of the packed crops"
             )
         labels = self.samples["label"].chunks
-        self.tokenizer = Tokenizer.of_labels(label for chunk in labels for label in chunk.to_pylist())
-        if job.train.ctc_weight > 0:
+        self.vocabulary = Vocabulary.of_labels(
+            (label for chunk in labels for label in chunk.to_pylist()), "syllables" in job.train.heads
+        )
+        if {"ctc", "syllables"} & set(job.train.heads):
             for table in (self.samples, self.valid_samples):
-                refuse_unspellable(table, self.tokenizer, job.model.temporal_stride)
+                refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
+        self.model = job.model
+        """With the gray levels' mean and deviation that the network is given."""
         self.plan_identity = plan_identity(
             sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size
         )

@@ -14,8 +14,9 @@ from model.checkpoints import (
     save_checkpoint,
 )
 from model.device import Precision
+from model.fine_tuning import parameter_groups
 from model.job import Progress, TrainingJob
-from model.network import build_network, differences
+from model.network import LipNetwork, differences
 from model.reader import LipReader
 from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
@@ -32,38 +33,44 @@ class TrainingState:
     ) -> None:
         self.job, self.device, self.data = job, device, data
         self.valid_hash = data.valid_hash
-        self.with_decoder = job.train.ctc_weight < 1
-        self.network = build_network(job.model, data.tokenizer.num_tokens, self.with_decoder).to(device)
+        self.network = LipNetwork(data.model, data.vocabulary, job.train.heads).to(device)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
+            parameter_groups(self.network, job.train),
             lr=job.train.learning_rate,
             betas=(0.9, 0.98),
-            weight_decay=job.train.weight_decay,
+            fused=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
         self.progress = Progress()
         self.threads = job.machine.threads
         """CPU threads of a step; 0: not chosen yet."""
 
+    def set_learning_rate(self, rate: float) -> None:
+        """`rate` is the top layer's; each group has its share of it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["rate_share"]
+
+    def stepped(self) -> None:
+        """After every optimiser step that was taken."""
+
     def reader(self, precision: Precision) -> LipReader:
         """The network as it stands, to validate with."""
         data, job = self.data, self.job
         return LipReader(
             self.network,
-            data.tokenizer,
-            job.model,
+            data.vocabulary,
+            data.model,
             job.text,
             data.fps,
             self.device,
             precision,
-            job.train.ctc_weight,
             data.crop_px,
         )
 
     def as_checkpoint(self, val_loss: float | None) -> dict[str, Any]:
         """Everything that going on needs; `epoch` is the last whole one, as in the older trainer's files."""
         job, progress = self.job, self.progress
-        sections = job.deciding_sections.items()
+        sections, vocabulary = job.deciding_sections.items(), self.data.vocabulary
         return {
             "epoch": progress.epoch - 1,
             "model_state_dict": self.network.state_dict(),
@@ -77,9 +84,11 @@ class TrainingState:
             "version": CHECKPOINT_VERSION,
             "normaliser_version": NORMALISER_VERSION,
             **{f"{name}_params": section.model_dump(mode="json") for name, section in sections},
-            "tokenizer": self.data.tokenizer.to_json(),
-            "with_decoder": self.with_decoder,
-            "ctc_weight": job.train.ctc_weight,
+            "model_params": self.data.model.model_dump(mode="json"),
+            "tokenizer": vocabulary.characters.to_json(),
+            "syllables": vocabulary.syllables.to_json() if vocabulary.syllables else None,
+            "heads": list(job.train.heads),
+            "training_state_dict": None,
             "fps": self.data.fps,
             "crop_px": self.data.crop_px,
             "progress": vars(progress).copy(),
@@ -103,15 +112,16 @@ class TrainingState:
         if source is None:
             return None
         state = load_checkpoint(source)
-        refuse_other_model(state, job.model, self.data.tokenizer, self.with_decoder, source)
+        refuse_other_model(state, self.data.model, self.data.vocabulary, job.train.heads, source)
         other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
         if other_plan and not job.accept_new_plan:
             raise CheckpointError(_told_refusal(source, other_plan, state["progress"]))
         self.network.load_state_dict(state["model_state_dict"])
+        wanted = [(group["weight_decay"], group["rate_share"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
-        for group in self.optimizer.param_groups:
+        for group, (weight_decay, rate_share) in zip(self.optimizer.param_groups, wanted, strict=True):
             # loading brings the older run's settings back; the momenta alone are wanted
-            group["weight_decay"] = job.train.weight_decay
+            group["weight_decay"], group["rate_share"] = weight_decay, rate_share
         if state["scaler_state_dict"]:  # empty where the older run needed none
             self.scaler.load_state_dict(state["scaler_state_dict"])
         self.progress = Progress(**state["progress"])
@@ -151,7 +161,7 @@ class TrainingState:
             why = "it is of other epochs, or of another run"
             try:
                 state = load_checkpoint(best)
-                refuse_other_model(state, self.job.model, self.data.tokenizer, self.with_decoder, best)
+                refuse_other_model(state, self.data.model, self.data.vocabulary, self.job.train.heads, best)
                 if state["progress"]["curves"] == self.progress.curves[: self.progress.best_epoch + 1]:
                     save_checkpoint(run.best, state)
                     return

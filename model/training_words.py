@@ -30,7 +30,7 @@ def tell_start(
     logger.info("Val samples: %d", data.valid_samples.num_rows)
     if not data.valid_samples.num_rows:
         logger.warning("no clips in split %s: no CER along the way, and the last model is taken", VALID_SPLIT)
-    logger.info("Vocabulary size: %d", data.tokenizer.num_tokens)
+    logger.info("Vocabulary size: %d", data.vocabulary.characters.num_tokens)
     logger.info("Total parameters: %s", f"{num_parameters(state.network):,}")
     logger.info("Device: %s, %s", state.device, precision.name)
     if resumed_from:

@@ -27,8 +27,8 @@ OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
     "num_workers": ("machine.num_workers",),
     "prefetch_factor": ("machine.prefetch",),
     "device": ("machine.device",),
-    "hidden_dim": ("model.hidden_dim",),
-    "num_lstm_layers": ("model.num_lstm_layers",),
+    "hidden_dim": ("model.sizes.hidden_dim",),
+    "num_lstm_layers": ("model.sizes.num_lstm_layers",),
     "dropout": ("model.dropout",),
     "checkpoint_dir": ("paths.checkpoints",),
 }
@@ -56,8 +56,11 @@ def sections_of_older_config(values: Mapping[str, Any], name: str) -> dict[str, 
                 f"nor a name of the older trainer ({', '.join(OLDER_NAMES)})"
             )
         for target in OLDER_NAMES[key]:
-            section, _, field = target.partition(".")
-            mapped.setdefault(section, {})[field] = _older_value(key, value)
+            *sections, field = target.split(".")
+            inner = mapped
+            for section in sections:
+                inner = inner.setdefault(section, {})
+            inner[field] = _older_value(key, value)
     return mapped
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
+from model.settings import SIZE_FAMILIES, DecodeParams, ModelParams, TextParams, TrainParams
 from pipeline.older import sections_of_older_config
 from shards.errors import ConfigError
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
@@ -177,6 +177,8 @@ def params_text(params: Params) -> str:
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
+    if "preset" in above and above["preset"] != below.get("preset"):
+        merged.pop("sizes", None)  # they were of the other preset
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = (
@@ -192,7 +194,8 @@ def _set(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "params"
+    loc = [part for part in item["loc"] if part not in SIZE_FAMILIES]
+    key = ".".join(map(str, loc)) or "params"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         return f"{key}: no such key (value {item['input']!r}); look for a typing error"

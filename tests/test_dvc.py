@@ -25,7 +25,7 @@ STAGES = ("ingest", "crop", "pack", "stats", "train", "report")
 FREE_SECTIONS = frozenset(["machine", "paths"])
 """Sections that are no part of DVC's params: one changes no result, the other stands in deps and outs."""
 SMALL = {
-    "model": {"frame_height": 24, "frame_width": 24, "channels": [4, 8, 8, 12], "hidden_dim": 16},
+    "model": {"frame_height": 24, "frame_width": 24, "sizes": {"channels": [4, 8, 8, 12], "hidden_dim": 16}},
     "train": {
         "num_epochs": 1,
         "warmup_epochs": 0,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from model.presets import PRESET_SIZES
 from pipeline.older import OLDER_NAMES, SECTIONS
 from pipeline.params import (
     PRESETS,
@@ -52,7 +53,9 @@ def model_keys(model: type[BaseModel], prefix: str = "") -> set[str]:
 def file_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
     keys: set[str] = set()
     for name, value in values.items():
-        keys |= file_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+        # model.sizes states what differs from the preset's, and may be empty
+        is_section = isinstance(value, dict) and prefix + name != "model.sizes"
+        keys |= file_keys(value, f"{prefix}{name}.") if is_section else {prefix + name}
     return keys
 
 
@@ -97,8 +100,8 @@ def test_chinese_lips_has_the_older_trainers_defaults(tmp_path: Path) -> None:
         "train.mixed_precision": True,
         "model.frame_height": 96,
         "model.frame_width": 96,
-        "model.hidden_dim": 256,
-        "model.num_lstm_layers": 2,
+        "model.sizes.hidden_dim": 256,
+        "model.sizes.num_lstm_layers": 2,
         "model.dropout": 0.3,
         "crop.target_fps": 25.0,
         "crop.max_frames": 1000,
@@ -134,7 +137,7 @@ def test_precedence_rises_from_params_over_preset_and_config_to_set_and_flags(
     assert stated.batch_size not in (2, 5, 6, 7), "each step below must be seen"
     assert load_params(params_file, preset="cpu").train.batch_size == 2
     third = load_params(params_file, preset="cpu", config=config)
-    assert (third.train.batch_size, third.model.hidden_dim) == (5, 64)
+    assert (third.train.batch_size, third.model.sizes.hidden_dim) == (5, 64)
     assert third.train.mixed_precision is False, "what the overlay does not name stays"
     fourth = load_params(params_file, preset="cpu", config=config, assignments=["train.batch_size=6"])
     assert fourth.train.batch_size == 6
@@ -145,13 +148,28 @@ def test_precedence_rises_from_params_over_preset_and_config_to_set_and_flags(
     )
 
 
+def test_a_preset_brings_its_sizes_and_drops_those_of_another(params_file: Path) -> None:
+    stated = load_params(params_file)
+    assert stated.model.sizes != PRESET_SIZES[stated.model.preset], "the recipe changes some"
+    other = next(name for name in PRESET_SIZES if name != stated.model.preset)
+    assert load_params(params_file, assignments=[f"model.preset={other}"]).model.sizes == PRESET_SIZES[other]
+    same = load_params(params_file, assignments=[f"model.preset={stated.model.preset}"])
+    assert same.model.sizes == stated.model.sizes
+    changed = load_params(
+        params_file, assignments=["model.preset=conformer_small", "model.sizes.num_encoder_layers=3"]
+    )
+    assert changed.model.sizes == PRESET_SIZES["conformer_small"].model_copy(update={"num_encoder_layers": 3})
+    with pytest.raises(ConfigError, match=r"model\.sizes\.num_lstm_layers: no such key"):
+        load_params(params_file, assignments=["model.preset=conformer_tiny", "model.sizes.num_lstm_layers=2"])
+
+
 def test_a_nested_value_can_be_set(params_file: Path) -> None:
     params = load_params(
-        params_file, assignments=["train.augment.shift_px=3", "model.channels=[4, 8, 8, 12]"]
+        params_file, assignments=["train.augment.shift_px=3", "model.sizes.channels=[4, 8, 8, 12]"]
     )
     assert params.train.augment.shift_px == 3.0
     assert params.train.augment.zoom_sigma == load_params(params_file).train.augment.zoom_sigma
-    assert params.model.channels == (4, 8, 8, 12)
+    assert params.model.sizes.channels == (4, 8, 8, 12)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +201,8 @@ def test_a_learning_rate_with_an_exponent_is_taken_everywhere(params_file: Path,
         ("train.batch_size=0", ("train.batch_size", "0", "1")),
         ("train.batch_size=many", ("train.batch_size", "many")),
         ("train.scheduler=linear", ("train.scheduler", "linear", "cosine")),
-        ("model.channels=[1, 2]", ("model.channels",)),
-        ("model.num_heads=3", ("num_heads 3", "256")),
+        ("model.sizes.channels=[1, 2]", ("model.sizes.channels",)),
+        ("model.sizes.num_heads=3", ("model.sizes", "num_heads 3", "256")),
         ("corpus.kind=lrs3", ("corpus.kind", "lrs3", "grid")),
         ("corpus.root=null", ("corpus.root", "None")),
         ("train.augment.flips=true", ("train.augment.flips",)),
@@ -261,8 +279,8 @@ OLDER: dict[str, tuple[Any, dict[str, Any]]] = {
     "fps": (30, {"crop.target_fps": 30}),
     "num_workers": (5, {"machine.num_workers": 5}),
     "device": ("cpu", {"machine.device": "cpu"}),
-    "hidden_dim": (32, {"model.hidden_dim": 32}),
-    "num_lstm_layers": (3, {"model.num_lstm_layers": 3}),
+    "hidden_dim": (32, {"model.sizes.hidden_dim": 32}),
+    "num_lstm_layers": (3, {"model.sizes.num_lstm_layers": 3}),
     "dropout": (0.4, {"model.dropout": 0.4}),
     "checkpoint_dir": ("kept", {"paths.checkpoints": "kept"}),
 }
@@ -276,7 +294,9 @@ def test_a_flat_older_name_reaches_its_owner(name: str, params_file: Path, tmp_p
 
 
 def test_every_older_name_maps_to_keys_that_exist() -> None:
-    assert {key for keys in OLDER_NAMES.values() for key in keys} <= model_keys(Params)
+    keys = {key for keys in OLDER_NAMES.values() for key in keys}
+    keys_of_sizes = {f"model.sizes.{key}" for key in PRESET_SIZES["cnn3d_bilstm_attention"].model_dump()}
+    assert keys <= model_keys(Params) | keys_of_sizes
     assert frozenset(Params.model_fields) == SECTIONS
 
 

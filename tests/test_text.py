@@ -50,9 +50,9 @@ def test_no_punctuation_and_no_double_space_is_left(text: str) -> None:
 
 @given(st.lists(st.text(alphabet="一二三四abc ", max_size=8), min_size=1))
 def test_known_text_survives_the_table(labels: list[str]) -> None:
-    tokenizer = Tokenizer.of_labels(labels)
+    tokenizer = Tokenizer.of_units(c for label in labels for c in label)
     assert all(tokenizer.decode(tokenizer.encode(label)) == label for label in labels)
-    assert Tokenizer.of_labels(reversed(labels)) == tokenizer
+    assert Tokenizer.of_units(c for label in reversed(labels) for c in label) == tokenizer
     assert Tokenizer.from_json(tokenizer.to_json(), "here") == tokenizer
 
 

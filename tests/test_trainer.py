@@ -32,12 +32,16 @@ from tests.packed import Packed, pack_clips, toy_clip, toy_clips
 MODEL = ModelParams(
     frame_height=24,
     frame_width=24,
-    channels=(4, 8, 8, 12),
-    hidden_dim=16,
-    num_lstm_layers=1,
-    pool_grid=3,
+    sizes={"channels": (4, 8, 8, 12), "hidden_dim": 16, "num_lstm_layers": 1, "pool_grid": 3},
     dropout=0.1,
 )
+
+
+def with_sizes(**sizes: object) -> ModelParams:
+    values = MODEL.model_dump()
+    return ModelParams.model_validate({**values, "sizes": {**values["sizes"], **sizes}})
+
+
 TRAIN = TrainParams(
     batch_size=4,
     accumulation_steps=2,
@@ -48,7 +52,7 @@ TRAIN = TrainParams(
     teacher_forcing_end=0.8,
     mixed_precision=False,
     checkpoint_every=2,
-    augment=AugmentParams(warp_sigma=0.05, gain_sigma=0.05),
+    augment=AugmentParams(speed_change=0.1, gain_sigma=0.05),
 )
 
 
@@ -114,7 +118,7 @@ def test_it_learns_to_read_with_both_decoders_and_nothing_when_blind(tmp_path: P
     packed = pack_clips(tmp_path, toy_clips(60, 8))
     changes = {"num_epochs": 30, "accumulation_steps": 1, "learning_rate": 5e-3, "valid_every": 10}
     job = job_in(tmp_path, packed, ctc_weight=0.3, teacher_forcing_end=1.0, **changes)
-    summary = train(replace(job, model=MODEL.model_copy(update={"hidden_dim": 48})))
+    summary = train(replace(job, model=with_sizes(hidden_dim=48)))
     reader = LipReader.from_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_29.pt", torch.device("cpu"))
     samples = read_samples(packed.samples, "test")
 
@@ -198,9 +202,7 @@ def test_a_checkpoint_of_another_model_or_vocabulary_is_refused_by_difference(
 ) -> None:
     train(job_in(tmp_path, packed, num_epochs=1))
     checkpoint = tmp_path / "checkpoints/checkpoint_epoch_0.pt"
-    other = replace(
-        job_in(tmp_path / "b", packed), resume=checkpoint, model=MODEL.model_copy(update={"hidden_dim": 32})
-    )
+    other = replace(job_in(tmp_path / "b", packed), resume=checkpoint, model=with_sizes(hidden_dim=32))
     with pytest.raises(CheckpointError, match="hidden_dim: 16 there, 32 here"):
         train(other)
     extra = [*toy_clips(), ("train_new", "train", toy_clip("一二", 9), "五二")]
@@ -355,7 +357,8 @@ def test_a_resumed_run_takes_the_new_weight_decay(tmp_path: Path, packed: Packed
     checkpoint = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
     train(replace(job_in(tmp_path / "b", packed, num_epochs=2, weight_decay=0.2), resume=checkpoint))
     state = load_checkpoint(tmp_path / "b/checkpoints/best_model.pt")
-    assert {group["weight_decay"] for group in state["optimizer_state_dict"]["param_groups"]} == {0.2}
+    groups = state["optimizer_state_dict"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.2}, "none of biases and normalisations"
 
 
 def test_precision_is_float32_when_not_mixed() -> None:

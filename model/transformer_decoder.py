@@ -1,0 +1,170 @@
+"""Transformer decoder over characters (Vaswani et al. 2017; layer norm before each part, Xiong et al. 2020).
+
+Shapes: B clips, S encoder steps, L characters, V tokens, E encoder width, W decoder width, H heads, D = W / H.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from model.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
+from model.presets import ConformerSizes
+from model.text import END_ID, START_ID
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one attention, (B, H, S or L, D) each."""
+
+
+class Attention(nn.Module):
+    """Multi-head attention, keys and values apart from the queries: they are computed once and kept."""
+
+    def __init__(self, width: int, source_width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width, width)
+        self.value = nn.Linear(source_width, width)
+        self.output = nn.Linear(width, width)
+
+    def keys_values(self, source: torch.Tensor) -> KeysValues:
+        return self._heads(self.key(source)), self._heads(self.value(source))
+
+    def forward(
+        self,
+        inputs_BLW: torch.Tensor,
+        keys_values: KeysValues,
+        shown_B11S: torch.Tensor | None = None,
+        causal: bool = False,
+    ) -> torch.Tensor:
+        attended_BHLD = functional.scaled_dot_product_attention(
+            self._heads(self.query(inputs_BLW)),
+            *keys_values,
+            attn_mask=shown_B11S,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+        )
+        return self.output(attended_BHLD.transpose(1, 2).flatten(2))
+
+    def _heads(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class DecoderBlock(nn.Module):
+    """Attention to the characters so far, attention to the encoder's steps, feed-forward."""
+
+    def __init__(self, encoder_width: int, sizes: ConformerSizes, dropout: float) -> None:
+        super().__init__()
+        width = sizes.hidden_dim
+        self.norm_self_attention = nn.LayerNorm(width, NORM_EPSILON)
+        self.self_attention = Attention(width, width, sizes.num_heads, dropout)
+        self.norm_cross_attention = nn.LayerNorm(width, NORM_EPSILON)
+        self.cross_attention = Attention(width, encoder_width, sizes.num_heads, dropout)
+        self.norm_feed_forward = nn.LayerNorm(width, NORM_EPSILON)
+        self.feed_forward = FeedForward(width, sizes.feed_forward_dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BLW: torch.Tensor,
+        encoded: KeysValues,
+        shown_B11S: torch.Tensor,
+        past: KeysValues | None,
+    ) -> tuple[torch.Tensor, KeysValues]:
+        """Output for the characters of `x_BLW`, and the keys and values of these and all before them.
+
+        Without `past` they are the first of the text, and each sees those before it; with `past` it is one
+        character, which sees everything.
+        """
+        inner_BLW = self.norm_self_attention(x_BLW)
+        known = self.self_attention.keys_values(inner_BLW)
+        if past is not None:
+            known = torch.cat([past[0], known[0]], dim=2), torch.cat([past[1], known[1]], dim=2)
+        x_BLW = x_BLW + self.dropout(self.self_attention(inner_BLW, known, causal=past is None))
+        inner_BLW = self.norm_cross_attention(x_BLW)
+        x_BLW = x_BLW + self.dropout(self.cross_attention(inner_BLW, encoded, shown_B11S))
+        x_BLW = x_BLW + self.dropout(self.feed_forward(self.norm_feed_forward(x_BLW)))
+        return x_BLW, known
+
+
+class TransformerDecoder(nn.Module):
+    """Next-character logits from the encoder's output and the characters so far."""
+
+    def __init__(
+        self, encoder_width: int, sizes: ConformerSizes, num_layers: int, num_tokens: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.width = sizes.hidden_dim
+        self.embedding = nn.Embedding(num_tokens, self.width)
+        nn.init.normal_(self.embedding.weight, std=self.width**-0.5)  # `_embedded` scales it to 1
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(encoder_width, sizes, dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(self.width, NORM_EPSILON)
+        self.output = nn.Linear(self.width, num_tokens)
+
+    def logits(
+        self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, fed_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (B, L, V) of the token after each of `fed_BL`, int64, the start token first among them."""
+        x_BLW, shown_B11S = self._embedded(fed_BL, 0), ~padding_BS[:, None, None]
+        for block, encoded in zip(self.blocks, self._encoded(encoded_BSE), strict=True):
+            x_BLW, _ = block(x_BLW, encoded, shown_B11S, past=None)
+        return self.output(self.norm(x_BLW))
+
+    def teacher_forced(
+        self,
+        encoded_BSE: torch.Tensor,
+        padding_BS: torch.Tensor,
+        targets_BL: torch.Tensor,
+        teacher_forcing: float,
+    ) -> torch.Tensor:
+        """Logits (B, L+1, V) for the characters of `targets_BL` and the end token after them.
+
+        All at once, from the true characters: `teacher_forcing`, the LSTM decoder's scheduled sampling, is
+        ignored, since feeding the decoder's own characters would take L passes, one after the other.
+        """
+        del teacher_forcing
+        return self.logits(encoded_BSE, padding_BS, functional.pad(targets_BL, (1, 0), value=START_ID))
+
+    @torch.no_grad()
+    def greedy(
+        self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
+    ) -> tuple[list[list[int]], list[float]]:
+        """Most likely next character until the end token or `max_chars_B`; ids and summed log-probability."""
+        B, shown_B11S = len(encoded_BSE), ~padding_BS[:, None, None]
+        encoded = self._encoded(encoded_BSE)
+        past: list[KeysValues | None] = [None] * len(self.blocks)
+        tokens_B = torch.full((B,), START_ID, device=encoded_BSE.device)
+        log_probability_B = torch.zeros(B, device=encoded_BSE.device)
+        open_B = torch.ones(B, dtype=torch.bool, device=encoded_BSE.device)
+        read: list[torch.Tensor] = []
+        for position in range(int(max_chars_B.max())):
+            x_B1W = self._embedded(tokens_B[:, None], position)
+            for layer, block in enumerate(self.blocks):
+                x_B1W, past[layer] = block(x_B1W, encoded[layer], shown_B11S, past[layer])
+            logits_BV = self.output(self.norm(x_B1W))[:, 0]
+            best_B, tokens_B = functional.log_softmax(logits_BV.float(), dim=1).max(dim=1)
+            open_B = open_B & (position < max_chars_B)
+            log_probability_B += best_B * open_B
+            open_B = open_B & (tokens_B != END_ID)
+            if not open_B.any():
+                break
+            # a clip once closed stays closed, so END_ID marks where its text stops
+            read.append(torch.where(open_B, tokens_B, END_ID))
+        ids_BL = torch.stack(read, dim=1).tolist() if read else [[] for _ in range(B)]
+        return [[token for token in ids if token != END_ID] for ids in ids_BL], log_probability_B.tolist()
+
+    def _encoded(self, encoded_BSE: torch.Tensor) -> list[KeysValues]:
+        """The encoder's steps as each block sees them: the same for every character."""
+        blocks = cast(Iterable[DecoderBlock], self.blocks)
+        return [block.cross_attention.keys_values(encoded_BSE) for block in blocks]
+
+    def _embedded(self, tokens_BL: torch.Tensor, first: int) -> torch.Tensor:
+        """Tokens at positions `first`, `first` + 1, …, scaled as in Vaswani et al. 2017, section 3.4."""
+        positions_L = torch.arange(first, first + tokens_BL.shape[1], device=tokens_BL.device)
+        x_BLW = self.embedding(tokens_BL) * math.sqrt(self.width)
+        return self.dropout(x_BLW + sinusoids(positions_L, self.width).to(x_BLW.dtype))
