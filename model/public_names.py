@@ -95,11 +95,19 @@ RENAMES: Mapping[PublicFormat, Mapping[str, str]] = MappingProxyType(
 """Public module or parameter to ours; # is any number, the same on both sides."""
 
 
+_PATTERNS = {
+    format: [
+        (re.compile(r"(\d{1,4})".join(map(re.escape, public.split("#"))) + _LEAF, re.ASCII), ours)
+        for public, ours in renames.items()
+    ]
+    for format, renames in RENAMES.items()
+}
+
+
 def our_name(format: PublicFormat, public_name: str) -> str | None:
     """Our name of a public checkpoint's parameter or buffer; None where the format has no such name."""
-    for public, ours in RENAMES[format].items():
-        pattern = r"(\d+)".join(re.escape(part) for part in public.split("#")) + _LEAF
-        if match := re.fullmatch(pattern, public_name):
+    for pattern, ours in _PATTERNS[format]:
+        if match := pattern.fullmatch(public_name):
             *numbers, leaf = match.groups()
             return ours.replace("#", "{}").format(*numbers) + leaf
     return None

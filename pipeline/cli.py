@@ -3,16 +3,18 @@
 import atexit
 import os
 import sys
+from pathlib import Path
 
 import typer
 
-from pipeline.command import app
+from pipeline.command import app, is_other_rank
 
 # isort: off
 # imported for the verbs they add, which `--help` lists in this order
 import pipeline.data_verbs
 import pipeline.look_verbs
 import pipeline.model_verbs
+import pipeline.weights_verbs
 import pipeline.bench_verbs  # noqa: F401
 # isort: on
 
@@ -21,16 +23,22 @@ CRASHED = 1
 
 def main() -> None:
     """Entry point: older `--data_root` spellings are taken too; errors are one message and an exit code."""
-    from shards.errors import ConfigError, PipelineError
+    from shards.errors import ConfigError, Interrupted, PipelineError
 
     exit_code = [CRASHED]
     atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
     arguments = [_dashed(argument) for argument in sys.argv[1:]]
+    if is_other_rank():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (results are printed by the first)
     try:
         try:
             app(arguments)
         except ConfigError as error:
             _fail(error, 2)
+        except Interrupted as error:
+            if is_other_rank():
+                raise SystemExit(1) from None  # all were stopped together, and the first says so
+            _fail(error, 1)
         except PipelineError as error:
             _fail(error, 1)
     except SystemExit as done:
@@ -59,7 +67,8 @@ def _dashed(argument: str) -> str:
 
 
 def _fail(error: BaseException | str, code: int) -> None:
-    typer.echo(f"pipeline: {error}", err=True)
+    who = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
+    typer.echo(f"{who}: {error}", err=True)
     raise SystemExit(code)
 
 
