@@ -1,187 +1,232 @@
-"""From uint8 batches to network input, on the device; and the changes made to training clips.
+"""The changes made to training clips, drawn on the CPU and made on the device.
 
 A clip's augmentation is a function of (seed, epoch, clip_id) alone: batching, workers and resuming do
-not change it. Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input, the window.
+not change it. Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input, the window,
+M time masks.
 """
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from model.masks import step_mask
+from model.network_input import inside, mean_frame, normalised, resized, resized_size, window_of
 from model.settings import AugmentParams, ModelParams
-
-# A clip of one gray level has no variance to divide by; a tenth of a gray level of 255, squared.
-SMALLEST_VARIANCE = (0.1 / 255) ** 2
 
 
 @dataclass(frozen=True, slots=True)
 class ClipChange:
-    """What is done to one clip."""
+    """What is done to one clip; the defaults are nothing."""
 
-    mirror: bool
-    zoom_y: float
-    zoom_x: float
-    shift_y_px: float
-    shift_x_px: float
-    speed: float
-    gain: float
-    offset: float
-    masks: tuple[tuple[float, float], ...]
+    mirror: bool = False
+    shift_y_px: int = 0
+    """Of the window over the crop, downwards: the picture moves up."""
+    shift_x_px: int = 0
+    zoom_y: float = 1.0
+    """2: twice as high."""
+    zoom_x: float = 1.0
+    rotation_deg: float = 0.0
+    """Anticlockwise, about the window's middle, after the zoom and before the mirror."""
+    speed: float = 1.0
+    gain: float = 1.0
+    """Contrast: a factor of the normalised gray levels; then `offset` is added, in deviations."""
+    offset: float = 0.0
+    masks: tuple[tuple[float, float], ...] = ()
     """(start, length) as shares of the clip's duration."""
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether every pixel of the crop stays one: mirror and shift alone."""
+        return self.zoom_y == self.zoom_x == 1 and self.rotation_deg == 0
+
+    def num_frames(self, num_frames: int) -> int:
+        """Frames of a clip of `num_frames` when played at `speed`."""
+        return max(1, round(num_frames / self.speed))
 
 
 def draw_change(params: AugmentParams, seed: int, epoch: int, clip_id: str, duration_s: float) -> ClipChange:
     """The change for `clip_id` in `epoch`."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{clip_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    # every value is drawn, used or not: switching one change off leaves the others as they were
-    mirror = bool(rng.random() < 0.5) and params.flip
-    zoom_y, zoom_x = np.exp(rng.normal(size=2) * params.zoom_sigma)
+    # every value is drawn, used or not, and masks, of which the number differs, come last: switching one
+    # change off leaves the others as they were
+    mirror = rng.random() < 0.5
+    zoom_2 = np.exp(rng.normal(size=2) * params.zoom_sigma)
     speed = 1 + rng.uniform(-1, 1) * params.speed_change
-    shift_y_px, shift_x_px = rng.uniform(-1, 1, 2) * params.shift_px
+    farthest_px = math.floor(params.shift_px)
+    shift_2 = np.floor(rng.random(2) * (2 * farthest_px + 1)) - farthest_px  # whole pixels stay sharp
     gain, offset = math.exp(rng.normal() * params.gain_sigma), rng.normal() * params.gain_sigma
-    num_masks = int(rng.poisson(params.time_masks_per_s * duration_s))
-    masks = tuple(
-        (float(rng.random()), float(rng.random()) * params.time_mask_s / max(duration_s, 1e-6))
-        for _ in range(num_masks)
+    rotation_deg = rng.uniform(-1, 1) * params.rotation_deg
+    # the number is the nearest whole one below or above, so that its mean is time_masks_per_s a second
+    num_masks = math.floor(params.time_masks_per_s * duration_s + rng.random())
+    masks = tuple(_draw_mask(rng, params.time_mask_s / max(duration_s, 1e-6)) for _ in range(num_masks))
+    return ClipChange(
+        mirror=params.flip and bool(mirror),
+        shift_y_px=int(shift_2[0]),
+        shift_x_px=int(shift_2[1]),
+        zoom_y=float(zoom_2[0]),
+        zoom_x=float(zoom_2[1]),
+        rotation_deg=float(rotation_deg),
+        speed=float(speed),
+        gain=gain,
+        offset=float(offset),
+        masks=masks,
     )
-    return ClipChange(mirror, zoom_y, zoom_x, shift_y_px, shift_x_px, speed, gain, offset, masks)
 
 
-def network_input(
-    video_BTHW: torch.Tensor, num_frames_B: torch.Tensor, params: ModelParams, blind: bool = False
-) -> torch.Tensor:
-    """uint8 clips as normalised float32 (B, 1, T, Y, X), zero behind each clip's end.
-
-    `blind` shows each frame as the clip's mean frame: what a model reads then, it reads not from the lips.
-    """
-    pixels_BTYX = _middle(_resized(video_BTHW, params), params)
-    if blind:
-        pixels_BTYX = _mean_frame(pixels_BTYX, num_frames_B).expand_as(pixels_BTYX)
-    return _normalised(pixels_BTYX, num_frames_B, params)[:, None]
+def _draw_mask(rng: np.random.Generator, longest: float) -> tuple[float, float]:
+    """Start and length; the mask lies within the clip where it fits."""
+    place, length = rng.random(), rng.random() * longest
+    return place * max(1 - length, 0), length
 
 
 def augmented_input(
     video_BTHW: torch.Tensor,
     num_frames_B: torch.Tensor,
-    changes: list[ClipChange],
+    changes: Sequence[ClipChange],
     params: ModelParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `network_input`, with `changes` made; the second tensor holds the clips' new lengths (speed)."""
-    device = video_BTHW.device
-    pixels_BTYX = _in_space(_resized(video_BTHW, params), changes, video_BTHW.shape[2], params)
-    pixels_BTYX, num_frames_B = _in_time(pixels_BTYX, num_frames_B, changes)
-    hidden_BT = torch.zeros(pixels_BTYX.shape[:2], dtype=torch.bool)
-    for clip, (change, num_frames) in enumerate(zip(changes, num_frames_B.tolist(), strict=True)):
-        for start, length in change.masks:
-            first = int(start * num_frames)
-            hidden_BT[clip, first : first + round(length * num_frames)] = True
-    mean_B1YX = _mean_frame(pixels_BTYX, num_frames_B)
-    pixels_BTYX = torch.where(hidden_BT.to(device)[:, :, None, None], mean_B1YX, pixels_BTYX)
-    gain_B = torch.tensor([change.gain for change in changes], device=device)
-    offset_B = torch.tensor([change.offset for change in changes], device=device)
-    # after the standardisation of single clips, which would undo them
-    changed_BTYX = (
-        _normalised(pixels_BTYX, num_frames_B, params) * gain_B[:, None, None, None]
-        + offset_B[:, None, None, None]
-    )
-    return (changed_BTYX * _mask(num_frames_B, pixels_BTYX))[:, None], num_frames_B
+    """As `network_input`, with `changes` made, on the device of `video_BTHW`; and the clips' new lengths (speed).
 
-
-def _resized(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """Gray levels 0..1 of the whole crop, at the scale at which the window has the network's size.
-
-    Averaging over areas keeps thin lips when shrinking. ValueError where the window is larger than the crop.
+    Lengths stay on the CPU, where they are needed without waiting for the device.
     """
-    pixels_BTHW = video_BTHW.float() / 255
-    sides = pixels_BTHW.shape[2:]
-    if params.window_px > min(sides):
-        raise ValueError(f"model.window_px {params.window_px} is more than the crops' {min(sides)} px")
-    # the margin on each side is a whole number of pixels, so that the middle needs no resampling
-    size = [
-        frame + 2 * round(frame * (side / params.window_px - 1) / 2)
-        for frame, side in zip((params.frame_height, params.frame_width), sides, strict=True)
-    ]
-    if list(sides) == size:
-        return pixels_BTHW
-    if size[0] <= sides[0] and size[1] <= sides[1]:
-        return functional.interpolate(pixels_BTHW, size, mode="area")
-    return functional.interpolate(pixels_BTHW, size, mode="bilinear", align_corners=False)
+    lengths = num_frames_B.tolist()
+    played_B = torch.tensor([change.num_frames(n) for change, n in zip(changes, lengths, strict=True)])
+    drawn = _on_device(changes, lengths, video_BTHW, params)
+    if all(change.keeps_pixels for change in changes):
+        if any(change.mirror or change.shift_y_px or change.shift_x_px for change in changes):
+            video_BTHW = _moved(video_BTHW, drawn)
+        pixels_BTYX = window_of(video_BTHW, params)
+    else:
+        pixels_BTYX = _resampled(resized(video_BTHW, params), drawn.theta_B23, params)
+    if any(change.speed != 1 for change in changes):
+        pixels_BTYX = _played(pixels_BTYX, drawn, int(played_B.max()))
+    values_BTYX = normalised(pixels_BTYX, drawn.played_frames_B, params)
+    if drawn.masks_BM2.shape[1]:
+        values_BTYX = _masked(values_BTYX, drawn)
+    # after the standardisation of single clips, which would undo them
+    values_BTYX = values_BTYX * drawn.gain_B[:, None, None, None] + drawn.offset_B[:, None, None, None]
+    return (values_BTYX * inside(drawn.played_frames_B, values_BTYX))[:, None], played_B
 
 
-def _middle(pixels_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    top = (pixels_BTHW.shape[2] - params.frame_height) // 2
-    left = (pixels_BTHW.shape[3] - params.frame_width) // 2
-    return pixels_BTHW[:, :, top : top + params.frame_height, left : left + params.frame_width]
+class _Drawn(NamedTuple):
+    """The changes of a batch as tensors on the device: float32, numbers of frames int64."""
+
+    sign_B: torch.Tensor
+    """-1 where mirrored."""
+    shift_B2: torch.Tensor
+    """y, x"""
+    theta_B23: torch.Tensor
+    """From places in the window to those in the crop that are seen there, as affine_grid takes it."""
+    speed_B: torch.Tensor
+    gain_B: torch.Tensor
+    offset_B: torch.Tensor
+    num_frames_B: torch.Tensor
+    played_frames_B: torch.Tensor
+    """At `speed_B`."""
+    masks_BM2: torch.Tensor
+    """First frame of each mask, and the first one after it."""
 
 
-def _mask(num_frames_B: torch.Tensor, pixels_BTYX: torch.Tensor) -> torch.Tensor:
-    return step_mask(num_frames_B, pixels_BTYX.shape[1])[:, :, None, None]
-
-
-def _mean_frame(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
-    """(B, 1, Y, X): the mean over each clip's own frames."""
-    total_B1YX = (pixels_BTYX * _mask(num_frames_B, pixels_BTYX)).sum(1, keepdim=True)
-    return total_B1YX / num_frames_B[:, None, None, None]
-
-
-def _normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """Mean 0 and deviation about 1, zero behind each clip's end."""
-    mask_BT11 = _mask(num_frames_B, pixels_BTYX)
-    if params.subtract_mean:
-        pixels_BTYX = pixels_BTYX - params.subtract_mean * _mean_frame(pixels_BTYX, num_frames_B)
-    if params.standardise != "clip":
-        return (pixels_BTYX - (1 - params.subtract_mean) * params.input_mean) / params.input_std * mask_BT11
-    count_B111 = (num_frames_B * pixels_BTYX.shape[2] * pixels_BTYX.shape[3])[:, None, None, None]
-    mean_B111 = (pixels_BTYX * mask_BT11).sum((1, 2, 3), keepdim=True) / count_B111
-    centred_BTYX = (pixels_BTYX - mean_B111) * mask_BT11
-    variance_B111 = centred_BTYX.square().sum((1, 2, 3), keepdim=True) / count_B111
-    return centred_BTYX / (variance_B111 + SMALLEST_VARIANCE).sqrt()
-
-
-def _in_space(
-    pixels_BTHW: torch.Tensor, changes: list[ClipChange], crop_px: int, params: ModelParams
-) -> torch.Tensor:
-    """The window, mirrored, zoomed and shifted: one affine resampling for all of a clip's frames."""
-    height, width = params.frame_height, params.frame_width
-    share_y, share_x = height / pixels_BTHW.shape[2], width / pixels_BTHW.shape[3]
-    theta_B23 = torch.tensor(
-        [
-            [
-                [(-1 if c.mirror else 1) * share_x / c.zoom_x, 0, 2 * c.shift_x_px / crop_px],
-                [0, share_y / c.zoom_y, 2 * c.shift_y_px / crop_px],
-            ]
-            for c in changes
-        ],
-        dtype=torch.float32,
-        device=pixels_BTHW.device,
+def _on_device(
+    changes: Sequence[ClipChange], lengths: Sequence[int], video_BTHW: torch.Tensor, params: ModelParams
+) -> _Drawn:
+    """In one small copy: what is computed of them on the device would wait for many."""
+    crop_HW = video_BTHW.shape[2:]
+    num_masks = max((len(change.masks) for change in changes), default=0)
+    values_BK = np.zeros((len(changes), 14 + 2 * num_masks), np.float32)
+    for values_K, change, num_frames in zip(values_BK, changes, lengths, strict=True):
+        played = change.num_frames(num_frames)
+        masks = [
+            edge
+            for start, length in change.masks
+            for edge in (int(start * played), int(start * played) + round(length * played))
+        ]
+        values_K[: 14 + len(masks)] = (
+            *(-1 if change.mirror else 1, change.shift_y_px, change.shift_x_px),
+            *_theta(change, crop_HW, params),
+            *(change.speed, change.gain, change.offset, num_frames, played),
+            *masks,
+        )
+    sign_B1, shift_B2, theta_B6, speed_B1, gain_B1, offset_B1, num_frames_B1, played_B1, masks_BE = (
+        torch.from_numpy(values_BK)
+        .to(video_BTHW.device, non_blocking=True)
+        .split([1, 2, 6, 1, 1, 1, 1, 1, 2 * num_masks], dim=1)
     )
-    B, T = pixels_BTHW.shape[:2]
-    grid = functional.affine_grid(theta_B23, [B, T, height, width], align_corners=False)
+    return _Drawn(
+        sign_B=sign_B1[:, 0],
+        shift_B2=shift_B2,
+        theta_B23=theta_B6.unflatten(1, (2, 3)),
+        speed_B=speed_B1[:, 0],
+        gain_B=gain_B1[:, 0],
+        offset_B=offset_B1[:, 0],
+        num_frames_B=num_frames_B1[:, 0].long(),
+        played_frames_B=played_B1[:, 0].long(),
+        masks_BM2=masks_BE.unflatten(1, (num_masks, 2)),
+    )
+
+
+def _theta(change: ClipChange, crop_HW: Sequence[int], params: ModelParams) -> Sequence[float]:
+    """The 2×3 matrix, row by row, that undoes the mirror, then the turn, then the zoom, then the shift.
+
+    It takes (x, y) in half-sides of the window, from its middle, and gives them in half-sides of the crop.
+    """
+    H, W = crop_HW
+    resized_H, resized_W = resized_size(crop_HW, params)
+    # half-sides of the window in crop px; a window of other proportions is turned as the crop is
+    half_y, half_x = params.frame_height / resized_H * H, params.frame_width / resized_W * W
+    sign = -1 if change.mirror else 1
+    cos, sin = math.cos(math.radians(change.rotation_deg)), math.sin(math.radians(change.rotation_deg))
+    return (
+        *(sign * cos / change.zoom_x * half_x / W, -sin / change.zoom_x * half_y / W),
+        2 * change.shift_x_px / W,
+        *(sign * sin / change.zoom_y * half_x / H, cos / change.zoom_y * half_y / H),
+        2 * change.shift_y_px / H,
+    )
+
+
+def _moved(video_BTHW: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
+    """Mirrored and shifted by whole pixels, exactly; the border's pixels go on behind it."""
+    H, W = video_BTHW.shape[2:]
+    row_H = torch.arange(H, device=video_BTHW.device)
+    column_W = torch.arange(W, device=video_BTHW.device)
+    shift_B2 = drawn.shift_B2.long()
+    row_BH = (row_H + shift_B2[:, :1]).clamp(0, H - 1)
+    column_BW = torch.where(drawn.sign_B[:, None] < 0, W - 1 - column_W, column_W)
+    column_BW = (column_BW + shift_B2[:, 1:]).clamp(0, W - 1)
+    place_BP = (row_BH[:, :, None] * W + column_BW[:, None]).flatten(1)
+    place_BTP = place_BP[:, None].expand(-1, video_BTHW.shape[1], -1)
+    return video_BTHW.flatten(2).gather(2, place_BTP).unflatten(2, (H, W))
+
+
+def _resampled(pixels_BTHW: torch.Tensor, theta_B23: torch.Tensor, params: ModelParams) -> torch.Tensor:
+    """The window, zoomed, turned, mirrored and shifted: one bilinear resampling for all of a clip's frames."""
+    size = [*pixels_BTHW.shape[:2], params.frame_height, params.frame_width]
+    grid = functional.affine_grid(theta_B23, size, align_corners=False)
     return functional.grid_sample(pixels_BTHW, grid, padding_mode="border", align_corners=False)
 
 
-def _in_time(
-    pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, changes: list[ClipChange]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plays each clip at its speed, linear between frames."""
-    if all(change.speed == 1 for change in changes):
-        return pixels_BTYX, num_frames_B
-    device = pixels_BTYX.device
-    speed_B = torch.tensor([change.speed for change in changes], device=device)
-    new_num_frames_B = (num_frames_B / speed_B).round().long().clamp(min=1)
-    position_BT = torch.arange(int(new_num_frames_B.max()), device=device)[None] * speed_B[:, None]
-    last_B1 = (num_frames_B - 1)[:, None]
-    position_BT = position_BT.clamp(max=last_B1)
+def _played(pixels_BTYX: torch.Tensor, drawn: _Drawn, num_frames: int) -> torch.Tensor:
+    """Each clip at its speed, linear between frames; the longest has `num_frames` then."""
+    last_B1 = (drawn.num_frames_B - 1)[:, None]
+    position_BT = torch.arange(num_frames, device=pixels_BTYX.device) * drawn.speed_B[:, None]
+    position_BT = torch.minimum(position_BT, last_B1)
     before_BT = position_BT.floor().long()
     after_BT = torch.minimum(before_BT + 1, last_B1)
     share_BT11 = (position_BT - before_BT)[:, :, None, None]
-    clip_B1 = torch.arange(len(changes), device=device)[:, None]
-    return torch.lerp(
-        pixels_BTYX[clip_B1, before_BT], pixels_BTYX[clip_B1, after_BT], share_BT11
-    ), new_num_frames_B
+    clip_B1 = torch.arange(len(pixels_BTYX), device=pixels_BTYX.device)[:, None]
+    return torch.lerp(pixels_BTYX[clip_B1, before_BT], pixels_BTYX[clip_B1, after_BT], share_BT11)
+
+
+def _masked(values_BTYX: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
+    """The clip's mean frame wherever a mask lies."""
+    frame_T = torch.arange(values_BTYX.shape[1], device=values_BTYX.device)
+    first_BM1, stop_BM1 = drawn.masks_BM2[:, :, :1], drawn.masks_BM2[:, :, 1:]
+    hidden_BT = ((first_BM1 <= frame_T) & (frame_T < stop_BM1)).any(dim=1)
+    mean_B1YX = mean_frame(values_BTYX, drawn.played_frames_B)
+    return torch.where(hidden_BT[:, :, None, None], mean_B1YX, values_BTYX)

@@ -42,7 +42,7 @@ def joint_loss_B(outputs: Outputs, targets: Targets, params: LossParams) -> torc
     decoders, with label smoothing.
     """
     s, c, r = params.syllable_weight, params.ctc_weight, params.reverse_weight
-    loss_B = torch.zeros(len(outputs.num_steps_B), device=outputs.num_steps_B.device)
+    loss_B = torch.zeros(len(outputs.num_steps_B), device=targets.characters_BL.device)
     if s > 0:
         assert targets.syllables_BK is not None and targets.num_syllables_B is not None
         loss_B = loss_B + s * _ctc_B(
@@ -71,6 +71,7 @@ def _ctc_B(
 ) -> torch.Tensor:
     assert logits_BSV is not None, "a weight above 0 needs its head"
     log_probs_SBV = functional.log_softmax(logits_BSV.float(), dim=2).transpose(0, 1)
+    # on a GPU torch reads lengths back that lie there; from the CPU it sends them, and waits for that by itself
     return functional.ctc_loss(
         log_probs_SBV, labels_BL, num_steps_B, lengths_B, blank=BLANK_ID, reduction="none"
     )
@@ -83,7 +84,8 @@ def _entropy_B(
     assert logits_BLV is not None, "a weight above 0 needs its head"
     ends_BL = functional.pad(labels_BL, (0, 1), value=END_ID)
     position_L = torch.arange(ends_BL.shape[1], device=ends_BL.device)
-    wanted_BL = ends_BL.masked_fill(position_L > lengths_B[:, None], IGNORED)
+    lengths_B1 = lengths_B.to(ends_BL.device, non_blocking=True)[:, None]
+    wanted_BL = ends_BL.masked_fill(position_L > lengths_B1, IGNORED)
     entropy_BL = functional.cross_entropy(
         logits_BLV.float().transpose(1, 2),
         wanted_BL,

@@ -13,7 +13,7 @@ from model.vocabulary import Vocabulary
 
 
 class Targets(NamedTuple):
-    """Labels of a batch, padded with END_ID; `num_…_B` are their lengths. On the device of the network."""
+    """Labels of a batch, padded with END_ID, on the device of the network; `num_…_B` are their lengths, on the CPU."""
 
     characters_BL: torch.Tensor
     num_characters_B: torch.Tensor
@@ -41,4 +41,4 @@ def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.T
     padded = torch.full((len(ids), max(map(len, ids), default=0)), END_ID)
     for row, one in enumerate(ids):
         padded[row, : len(one)] = torch.tensor(one, dtype=torch.long)
-    return padded.to(device, non_blocking=True), lengths_B.to(device, non_blocking=True)
+    return padded.to(device, non_blocking=True), lengths_B

@@ -1,0 +1,90 @@
+"""From uint8 crops to what the network sees: the window at its size, normalised.
+
+Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input, the window.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from model.masks import step_mask
+from model.settings import ModelParams
+
+# A clip of one gray level has no variance to divide by; a tenth of a gray level of 255, squared.
+SMALLEST_VARIANCE = (0.1 / 255) ** 2
+
+
+def network_input(
+    video_BTHW: torch.Tensor, num_frames_B: torch.Tensor, params: ModelParams, blind: bool = False
+) -> torch.Tensor:
+    """uint8 clips as normalised float32 (B, 1, T, Y, X), zero behind each clip's end.
+
+    `blind` shows each frame as the clip's mean frame: what a model reads then, it reads not from the lips.
+    """
+    pixels_BTYX = window_of(video_BTHW, params)
+    if blind:
+        pixels_BTYX = mean_frame(pixels_BTYX, num_frames_B).expand_as(pixels_BTYX)
+    return normalised(pixels_BTYX, num_frames_B, params)[:, None]
+
+
+def window_of(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
+    """Gray levels 0..1, float32 (B, T, Y, X), of uint8 crops: the middle that the network sees, at its size.
+
+    ValueError where the window is larger than the crop.
+    """
+    pixels_BTHW = resized(video_BTHW, params)
+    top = (pixels_BTHW.shape[2] - params.frame_height) // 2
+    left = (pixels_BTHW.shape[3] - params.frame_width) // 2
+    return pixels_BTHW[:, :, top : top + params.frame_height, left : left + params.frame_width]
+
+
+def resized(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
+    """Gray levels 0..1 of the whole crop, at the scale at which the window has the network's size.
+
+    Averaging over areas keeps thin lips when shrinking. ValueError where the window is larger than the crop.
+    """
+    sides, size = list(video_BTHW.shape[2:]), list(resized_size(video_BTHW.shape[2:], params))
+    pixels_BTHW = video_BTHW.float() / 255
+    if sides == size:
+        return pixels_BTHW
+    if size[0] <= sides[0] and size[1] <= sides[1]:
+        return functional.interpolate(pixels_BTHW, size, mode="area")
+    return functional.interpolate(pixels_BTHW, size, mode="bilinear", align_corners=False)
+
+
+def resized_size(crop_HW: Sequence[int], params: ModelParams) -> tuple[int, int]:
+    """Height and width that `resized` gives a crop of `crop_HW`; ValueError as there."""
+    if params.window_px > min(crop_HW):
+        raise ValueError(f"model.window_px {params.window_px} is more than the crops' {min(crop_HW)} px")
+    # the margin on each side is a whole number of pixels, so that the middle needs no resampling
+    height, width = (
+        frame + 2 * round(frame * (side / params.window_px - 1) / 2)
+        for frame, side in zip((params.frame_height, params.frame_width), crop_HW, strict=True)
+    )
+    return height, width
+
+
+def inside(num_frames_B: torch.Tensor, pixels_BTYX: torch.Tensor) -> torch.Tensor:
+    """(B, T, 1, 1) bool: true within each clip."""
+    return step_mask(num_frames_B, pixels_BTYX.shape[1])[:, :, None, None]
+
+
+def mean_frame(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
+    """(B, 1, Y, X): the mean over each clip's own frames."""
+    total_B1YX = (pixels_BTYX * inside(num_frames_B, pixels_BTYX)).sum(1, keepdim=True)
+    return total_B1YX / num_frames_B[:, None, None, None]
+
+
+def normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: ModelParams) -> torch.Tensor:
+    """Mean 0 and deviation about 1, zero behind each clip's end."""
+    mask_BT11 = inside(num_frames_B, pixels_BTYX)
+    if params.subtract_mean:
+        pixels_BTYX = pixels_BTYX - params.subtract_mean * mean_frame(pixels_BTYX, num_frames_B)
+    if params.standardise != "clip":
+        return (pixels_BTYX - (1 - params.subtract_mean) * params.input_mean) / params.input_std * mask_BT11
+    count_B111 = (num_frames_B * pixels_BTYX.shape[2] * pixels_BTYX.shape[3])[:, None, None, None]
+    mean_B111 = (pixels_BTYX * mask_BT11).sum((1, 2, 3), keepdim=True) / count_B111
+    centred_BTYX = (pixels_BTYX - mean_B111) * mask_BT11
+    variance_B111 = centred_BTYX.square().sum((1, 2, 3), keepdim=True) / count_B111
+    return centred_BTYX / (variance_B111 + SMALLEST_VARIANCE).sqrt()
