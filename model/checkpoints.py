@@ -1,12 +1,17 @@
 """Checkpoints: self-contained, written atomically, read with weights_only=True."""
 
+import os
 import pickle
-from collections.abc import Mapping, Sequence
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from model.full_disk import full_disk_told
 from model.network import differences
 from model.settings import Head, ModelParams
 from model.text import NORMALISER_VERSION, Tokenizer
@@ -37,6 +42,7 @@ KEYS = (
     "syllables",
     "heads",
     "training_state_dict",
+    "averaged_steps",
     "fps",
     "crop_px",
     "progress",
@@ -48,24 +54,62 @@ KEYS = (
 )
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes `state` (tensors and plain values only), whole or not at all."""
+def save_checkpoint(
+    path: Path, state: Mapping[str, Any], before_rename: Callable[[], None] | None = None
+) -> None:
+    """Writes `state` (tensors and plain values only), whole or not at all.
+
+    `before_rename` is called when the new file is whole and on the disk, before it takes its name.
+    Raises MachineError where the disk is full; what stood at `path` stays.
+    """
     missing = [key for key in KEYS if key not in state]
     assert not missing, f"checkpoint lacks {missing}"
-    with atomic_file(path) as file:
+    with full_disk_told(path, num_bytes(state)), atomic_file(path) as file:
         torch.save(dict(state), file)
+        if before_rename:
+            file.flush()
+            os.fsync(file.fileno())
+            before_rename()
+
+
+def num_bytes(state: Mapping[str, Any]) -> int:
+    """Of the tensors: what a checkpoint takes on the disk, within a percent."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
+
+
+DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+"""What reading a file raises where bytes of it are wrong or missing (a test flips each)."""
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """The checkpoint's values, tensors on the CPU; CheckpointError where it is missing, damaged or foreign.
 
-    `mapped` leaves the tensors in the file until they are looked at.
+    `mapped` leaves the tensors in the file until they are looked at, so that damage in them is not noticed.
     """
     try:
+        if not mapped:
+            refuse_wrong_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint of weights: {reason}"
@@ -84,6 +128,18 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             f"program has {NORMALISER_VERSION}; train again"
         )
     return state
+
+
+def refuse_wrong_checksums(path: Path) -> None:
+    """BadZipFile where a tensor of the file that torch.save wrote is not what it was, OSError where there is none.
+
+    torch.load (2.13) looks at no checksum: a flipped bit would be read as another number.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if packed := [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+            raise zipfile.BadZipFile(f"{packed[0].filename} in it is compressed, torch compresses nothing")
+        if wrong := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {wrong} in it is wrong")
 
 
 def vocabulary_of(state: Mapping[str, Any], path: Path) -> Vocabulary:

@@ -1,6 +1,6 @@
 """A trained lip reader: frames in, text out. Scoring and inference read with this one class."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +9,15 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from model.augment import network_input
+from model.altered import altered_told
 from model.checkpoints import load_checkpoint, vocabulary_of
 from model.decoding import greedy_ctc
 from model.device import Precision
 from model.masks import step_mask
 from model.network import LipNetwork
+from model.network_input import network_input
 from model.pinyin import syllables_of
-from model.settings import DecodeParams, ModelParams, TextParams
+from model.settings import HEAD_OF_MODULE, DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, ConfigError
@@ -48,8 +49,12 @@ class LipReader:
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
-        """In float32 on `device`. Raises CheckpointError as `load_checkpoint` does."""
+        """In float32 on `device`.
+
+        Raises CheckpointError as `load_checkpoint` does, and where an import left parts fresh that reading takes.
+        """
         state = load_checkpoint(path)
+        _refuse_unlearnt(state.get("learnt_parts"), path)
         try:
             model = ModelParams.model_validate(state["model_params"])
         except ValidationError as error:
@@ -58,10 +63,11 @@ class LipReader:
                 f"{error.errors()[0]['msg']}"
             ) from error
         vocabulary = vocabulary_of(state, path)
-        network = LipNetwork(model, vocabulary, state["heads"])
-        network.load_state_dict(state["model_state_dict"])
+        with altered_told(path):
+            network = LipNetwork(model, vocabulary, state["heads"])
+            network.load_state_dict(state["model_state_dict"])
+            text = TextParams.model_validate(state["text_params"])
         network.to(device).eval()
-        text = TextParams.model_validate(state["text_params"])
         return cls(
             network,
             vocabulary,
@@ -77,11 +83,12 @@ class LipReader:
     def encode(
         self, video_BTHW: torch.Tensor, num_frames_B: torch.Tensor, blind: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder output (B, S, E) and number of steps (B,) of uint8 clips."""
+        """Encoder output (B, S, E), float32, and number of steps (B,) of uint8 clips."""
         num_frames_B = num_frames_B.to(self.device)
         inputs = network_input(video_BTHW.to(self.device), num_frames_B, self.model, blind)
         with self.precision.autocast(self.device):
-            return self.network.encode(as_channels_last(inputs), num_frames_B)
+            encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
+        return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32
 
     def decoder(self, params: DecodeParams) -> str:
         """The decoder that `params` names; ConfigError where the network has not learnt it."""
@@ -150,10 +157,18 @@ class LipReader:
         return self.read(video_BTHW, torch.tensor([len(clip_THW)]), params)[0]
 
 
+def _refuse_unlearnt(learnt: Collection[str] | None, path: Path) -> None:
+    """CheckpointError where frontend, encoder or every head of an import are fresh; None: it is a training's."""
+    if learnt is None:
+        return
+    fresh = [part for part in ("frontend", "encoder") if part not in learnt]
+    fresh += [] if HEAD_OF_MODULE.keys() & set(learnt) else ["every head"]
+    if fresh:
+        raise CheckpointError(
+            f"checkpoint {path} has taken over {' and '.join(learnt)} alone (pipeline import-weights), "
+            f"{' and '.join(fresh)} in it is fresh and reads nothing; train with --set train.init_from={path} first"
+        )
+
+
 def _reading(table: Tokenizer, ids: Sequence[int], log_probability: float) -> Reading:
     return Reading(table.decode(ids), log_probability / max(len(ids), 1))
-
-
-def as_channels_last(video_BCTYX: torch.Tensor) -> torch.Tensor:
-    """The memory order in which 3D convolutions run faster (docs/benchmarks.md)."""
-    return video_BCTYX.contiguous(memory_format=torch.channels_last_3d)

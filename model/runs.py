@@ -10,15 +10,19 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from model.full_disk import full_disk_told
 from shards.errors import CheckpointError
-from shards.files import atomic_file, fingerprint, write_json, write_text
+from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
 from shards.settings import Section
 
-TRAIN_VERSION = 1
+TRAIN_VERSION = 2
+"""Goes up where the same parameters train differently."""
+TORSO_AGE_S = 600.0
+"""Older than any checkpoint takes to write: what a killed process left of one."""
 MANIFEST = "published.json"
 """Names what a run published, so that nothing else in the folder is ever removed."""
 LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"
@@ -28,13 +32,16 @@ logger = logging.getLogger("pipeline.train")
 Curve = dict[str, float | int | None]
 
 
-def run_fingerprint(*, sections: Sequence[Section], plan_hash: str, valid_hash: str) -> str:
+def run_fingerprint(
+    *, sections: Sequence[Section], plan_hash: str, valid_hash: str, init_hash: str = ""
+) -> str:
     """Equal where training would do, and choose, the same from the first step to the last.
 
-    `sections` are the parameters that decide it; `valid_hash` is of the clips that the best model is chosen by.
+    `sections` are the parameters that decide it; `valid_hash` is of the clips that the best model is chosen by,
+    `init_hash` of the file that training starts from.
     """
     values = [section.model_dump(mode="json") for section in sections]
-    return fingerprint(TRAIN_VERSION, values, plan_hash, valid_hash)[:16]
+    return fingerprint(TRAIN_VERSION, values, plan_hash, valid_hash, init_hash)[:16]
 
 
 class RunFolder:
@@ -43,7 +50,12 @@ class RunFolder:
     def __init__(self, runs_folder: Path, run_id: str) -> None:
         self.folder = runs_folder / run_id
         self.last = self.folder / "last.pt"
+        self.before_last = self.folder / "before_last.pt"
+        """The one that last.pt took the place of (model/last_checkpoint.py)."""
+        self.last_is_damaged = False
         self.best = self.folder / "best_model.pt"
+        self.weights = self.folder / "model.safetensors"
+        self.reader_config = self.folder / "config.json"
         self.log = self.folder / "training.log"
         self.quarantine = self.folder / "quarantine.jsonl"
 
@@ -51,7 +63,11 @@ class RunFolder:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"
 
     def start(self, config_text: str, tokenizer_json: Mapping[str, Any]) -> None:
-        """Writes what a run is known by: the effective configuration and the character table."""
+        """Writes what a run is known by: the effective configuration and the character table.
+
+        Torsos that killed processes left are removed: a few of a large network's would fill a disk.
+        """
+        sweep_temporaries(self.folder, TORSO_AGE_S)
         write_text(self.folder / "config.yaml", config_text)
         write_json(self.folder / "tokenizer.json", tokenizer_json)
 
@@ -71,6 +87,7 @@ class RunFolder:
             self.folder / "config.yaml",
             self.folder / "tokenizer.json",
             self.best,
+            *(path for path in (self.weights, self.reader_config) if path.exists()),
             *sorted(self.folder.glob("checkpoint_epoch_*.pt")),
         ]
         names = [source.name for source in ours]
@@ -80,8 +97,13 @@ class RunFolder:
                 (checkpoints_folder / Path(stale).name).unlink(missing_ok=True)
         write_json(manifest, {"run": self.folder.name, "files": names})
         for source in ours:
-            with source.open("rb") as file, atomic_file(checkpoints_folder / source.name) as target:
-                shutil.copyfileobj(file, target)
+            target = checkpoints_folder / source.name
+            with (
+                full_disk_told(target, source.stat().st_size),
+                source.open("rb") as file,
+                atomic_file(target) as copy,
+            ):
+                shutil.copyfileobj(file, copy)
 
 
 def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
@@ -98,26 +120,47 @@ def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
         )
 
 
+class _LogFile(logging.Handler):
+    """Appends lines to a file. A full disk costs the line, not the run: the next checkpoint tells of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        # logging.FileHandler keeps what it could not write, and raises once more when it is closed
+        self._file = path.open("ab", buffering=0)
+        self.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATE_FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self._file.write(f"{self.format(record)}\n".encode())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 @contextmanager
 def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
-    """Timestamped lines go to the run's log, which survives, and to `logs/training.log`, which is published."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    logs_folder.mkdir(parents=True, exist_ok=True)
-    published = logs_folder / "training.log"
-    if run.log.exists():
-        shutil.copyfile(run.log, published)
-    else:
-        published.unlink(missing_ok=True)
-    handlers = [logging.FileHandler(path, encoding="utf-8") for path in (run.log, published)]
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATE_FORMAT))
-        logger.addHandler(handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    """Timestamped lines go to the run's log, which survives, and to `logs/training.log`, which is published.
+
+    Raises MachineError where anything inside meets a full disk.
+    """
+    with full_disk_told(f"{run.folder} or {logs_folder}"):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        logs_folder.mkdir(parents=True, exist_ok=True)
+        published = logs_folder / "training.log"
+        if run.log.exists():
+            shutil.copyfile(run.log, published)
+        else:
+            published.unlink(missing_ok=True)
+        handlers = [_LogFile(path) for path in (run.log, published)]
         for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
+            logger.addHandler(handler)
+        level = logger.level
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            for handler in handlers:
+                logger.removeHandler(handler)
+                handler.close()

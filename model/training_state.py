@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from model.altered import altered_told
+from model.averaging import WeightAverage
 from model.checkpoints import (
     CHECKPOINT_VERSION,
     load_checkpoint,
@@ -13,27 +16,41 @@ from model.checkpoints import (
     refuse_other_model,
     save_checkpoint,
 )
-from model.device import Precision
-from model.fine_tuning import parameter_groups
+from model.device import Precision, channels_last_weights
+from model.fine_tuning import parameter_groups, start_from
 from model.job import Progress, TrainingJob
+from model.last_checkpoint import load_last
 from model.network import LipNetwork, differences
+from model.ranks import ALONE, Ranks
 from model.reader import LipReader
 from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
 from model.training_data import TrainingData
 from shards.cores import usable_cores
 from shards.errors import CheckpointError
+from shards.files import sha256_of
 
 
 class TrainingState:
     """Fresh weights, drawn from torch's global random state; `restore` takes others."""
 
     def __init__(
-        self, job: TrainingJob, device: torch.device, precision: Precision, data: TrainingData
+        self,
+        job: TrainingJob,
+        device: torch.device,
+        precision: Precision,
+        data: TrainingData,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.job, self.device, self.data = job, device, data
+        self.job, self.device, self.data, self.ranks = job, device, data, ranks
         self.valid_hash = data.valid_hash
         self.network = LipNetwork(data.model, data.vocabulary, job.train.heads).to(device)
+        if device.type == "cuda":
+            channels_last_weights(self.network)
+        self.learner: nn.Module = self.network
+        """The network as a step calls it: with several ranks, the trainer wraps it."""
+        decay = job.train.ema_decay
+        self.average = WeightAverage(self.network, decay) if decay else None
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.network, job.train),
             lr=job.train.learning_rate,
@@ -52,12 +69,19 @@ class TrainingState:
 
     def stepped(self) -> None:
         """After every optimiser step that was taken."""
+        if self.average:
+            self.average.step()
+
+    @property
+    def reading_network(self) -> LipNetwork:
+        """What is validated and kept: the average of the weights, or the weights themselves."""
+        return self.average.network if self.average else self.network
 
     def reader(self, precision: Precision) -> LipReader:
         """The network as it stands, to validate with."""
         data, job = self.data, self.job
         return LipReader(
-            self.network,
+            self.reading_network,
             data.vocabulary,
             data.model,
             job.text,
@@ -68,12 +92,15 @@ class TrainingState:
         )
 
     def as_checkpoint(self, val_loss: float | None) -> dict[str, Any]:
-        """Everything that going on needs; `epoch` is the last whole one, as in the older trainer's files."""
-        job, progress = self.job, self.progress
+        """Everything that going on needs; `epoch` is the last whole one, as in the older trainer's files.
+
+        All ranks call it alike, for the random state of each; what it gives is the same on all.
+        """
+        job, progress, ranks = self.job, self.progress, self.ranks
         sections, vocabulary = job.deciding_sections.items(), self.data.vocabulary
         return {
             "epoch": progress.epoch - 1,
-            "model_state_dict": self.network.state_dict(),
+            "model_state_dict": self.reading_network.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": {"epoch": progress.epoch, "batches_done": progress.batches_done},
             "scaler_state_dict": self.scaler.state_dict(),
@@ -88,15 +115,17 @@ class TrainingState:
             "tokenizer": vocabulary.characters.to_json(),
             "syllables": vocabulary.syllables.to_json() if vocabulary.syllables else None,
             "heads": list(job.train.heads),
-            "training_state_dict": None,
+            "training_state_dict": self.network.state_dict() if self.average else None,
+            "averaged_steps": self.average.num_steps if self.average else 0,
             "fps": self.data.fps,
             "crop_px": self.data.crop_px,
             "progress": vars(progress).copy(),
             "plan_identity": self.data.plan_identity.as_dict(),
             "valid_hash": self.valid_hash,
             "threads": torch.get_num_threads(),
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state(self.device)
+            # a row for each rank
+            "random_state": ranks.gathered(torch.get_rng_state()),
+            "cuda_random_state": ranks.gathered(torch.cuda.get_rng_state(self.device))
             if self.device.type == "cuda"
             else None,
         }
@@ -104,37 +133,100 @@ class TrainingState:
     def restore(self, run: RunFolder) -> Path | None:
         """Loads --resume, or the position of the same run; the file gone on from, None for a fresh start.
 
-        Raises CheckpointError where the file is of another model or vocabulary, or followed another epoch plan
-        and `job.accept_new_plan` is not set.
+        Raises CheckpointError where the file is of another model or vocabulary, was altered, or followed another
+        epoch plan and `job.accept_new_plan` is not set.
         """
         job = self.job
-        source = job.resume or (run.last if run.last.exists() else None)
-        if source is None:
+        found = (load_checkpoint(job.resume), job.resume) if job.resume else load_last(run)
+        if found is None:
+            self._start()
             return None
-        state = load_checkpoint(source)
-        refuse_other_model(state, self.data.model, self.data.vocabulary, job.train.heads, source)
-        other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
-        if other_plan and not job.accept_new_plan:
-            raise CheckpointError(_told_refusal(source, other_plan, state["progress"]))
-        self.network.load_state_dict(state["model_state_dict"])
-        wanted = [(group["weight_decay"], group["rate_share"]) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer_state_dict"])
-        for group, (weight_decay, rate_share) in zip(self.optimizer.param_groups, wanted, strict=True):
-            # loading brings the older run's settings back; the momenta alone are wanted
-            group["weight_decay"], group["rate_share"] = weight_decay, rate_share
-        if state["scaler_state_dict"]:  # empty where the older run needed none
-            self.scaler.load_state_dict(state["scaler_state_dict"])
-        self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["random_state"])
-        if self.device.type == "cuda" and state["cuda_random_state"] is not None:
-            torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
-        # the sums of two thread counts differ in the last bit; the same count goes on bit for bit
-        self.threads = self.threads or min(state["threads"], usable_cores())
+        state, source = found
+        if state["optimizer_state_dict"] is None:
+            raise CheckpointError(
+                f"{source} holds weights and no training to go on with (pipeline import-weights made it); "
+                f"start from it with --set train.init_from={source}"
+            )
+        with altered_told(source):
+            other_plan = self._take_over(state, source)
         if job.resume:
             self._keep_best_of(source, state, run)
         if other_plan:
             self._leave_plan(source, other_plan)
         return source
+
+    def _take_over(self, state: dict[str, Any], source: Path) -> list[str]:
+        """All of a checkpoint that fits; in what its epoch plan differs."""
+        job = self.job
+        refuse_other_model(state, self.data.model, self.data.vocabulary, job.train.heads, source)
+        progress = Progress.of(state["progress"])
+        other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
+        if other_plan and not job.accept_new_plan:
+            raise CheckpointError(_told_refusal(source, other_plan, progress))
+        self._refuse_other_groups(state, source)
+        self._restore_weights(state, source)
+        self._restore_momenta(state["optimizer_state_dict"])
+        if state["scaler_state_dict"]:  # empty where the older run needed none
+            self.scaler.load_state_dict(state["scaler_state_dict"])
+        self.progress = progress
+        self._restore_random_state(state)
+        # the sums of two thread counts differ in the last bit; the same count goes on bit for bit
+        self.threads = self.threads or min(state["threads"], usable_cores())
+        return other_plan
+
+    def _start(self) -> None:
+        """Fresh weights give way to those of train.init_from."""
+        train, data = self.job.train, self.data
+        if train.init_from:
+            path = Path(train.init_from)
+            for line in start_from(self.network, data.vocabulary, data.model, path, train.seed):
+                logger.info("%s", line)
+            if self.average:
+                self.average.restore(self.network.state_dict(), 0)
+
+    def _refuse_other_groups(self, state: dict[str, Any], source: Path) -> None:
+        """Momenta belong to parameters by their places in the groups."""
+        groups = (state["optimizer_state_dict"]["param_groups"], self.optimizer.param_groups)
+        there, here = ([len(group["params"]) for group in some] for some in groups)
+        if there != here:
+            raise CheckpointError(
+                f"{source} was trained with other train.freeze or train.layer_decay ({sum(there)} tensors learnt "
+                f"in {len(there)} groups there, {sum(here)} in {len(here)} here); set them as there, or start anew "
+                f"from its weights with --set train.init_from={source}"
+            )
+
+    def _restore_weights(self, state: dict[str, Any], source: Path) -> None:
+        """Those of training, and their average where one is kept: the checkpoint's, or one that starts here."""
+        average, weights = state["model_state_dict"], state["training_state_dict"]
+        self.network.load_state_dict(weights or average)
+        if self.average and weights:
+            self.average.restore(average, state["averaged_steps"])
+        elif self.average:
+            self.average.restore(average, 0)
+            logger.info("%s keeps no average of the weights: one starts here (train.ema_decay)", source)
+        elif weights:
+            logger.info("%s keeps an average of the weights, which ends here (train.ema_decay)", source)
+
+    def _restore_momenta(self, theirs: dict[str, Any]) -> None:
+        """And not the older run's settings, which come with them. ValueError where a shape is not its parameter's."""
+        wanted = [(group["weight_decay"], group["rate_share"]) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(theirs)
+        for group, (weight_decay, rate_share) in zip(self.optimizer.param_groups, wanted, strict=True):
+            group["weight_decay"], group["rate_share"] = weight_decay, rate_share
+        for parameter, values in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):  # torch looks at no shape here
+                if values[name].shape != parameter.shape:
+                    raise ValueError(
+                        f"{name} {list(values[name].shape)} of a {list(parameter.shape)} parameter"
+                    )
+
+    def _restore_random_state(self, state: dict[str, Any]) -> None:
+        """Each rank its own; one that the checkpoint knows nothing of keeps what it has."""
+        rank, ours, cuda = self.ranks.rank, state["random_state"], state["cuda_random_state"]
+        if rank < len(ours):
+            torch.set_rng_state(ours[rank].clone())  # torch 2.13 crashes on a view
+        if self.device.type == "cuda" and cuda is not None and rank < len(cuda):
+            torch.cuda.set_rng_state(cuda[rank].clone(), self.device)
 
     def _leave_plan(self, source: Path, other_plan: list[str]) -> None:
         """Positions of two plans are not comparable: an epoch under way starts anew."""
@@ -161,15 +253,22 @@ class TrainingState:
             why = "it is of other epochs, or of another run"
             try:
                 state = load_checkpoint(best)
-                refuse_other_model(state, self.data.model, self.data.vocabulary, self.job.train.heads, best)
-                if state["progress"]["curves"] == self.progress.curves[: self.progress.best_epoch + 1]:
-                    save_checkpoint(run.best, state)
+                with altered_told(best):
+                    refuse_other_model(
+                        state, self.data.model, self.data.vocabulary, self.job.train.heads, best
+                    )
+                    curves = Progress.of(state["progress"]).curves
+                if curves == self.progress.curves[: self.progress.best_epoch + 1]:
+                    if self.ranks.is_first:
+                        save_checkpoint(run.best, state)
                     return
             except CheckpointError as error:
                 why = str(error)
         logger.info("%s is not taken over, the best model starts anew: %s", best, why)
-        run.best.unlink(missing_ok=True)
+        if self.ranks.is_first:
+            run.best.unlink(missing_ok=True)
         self.progress.best_val_cer, self.progress.best_epoch = float("inf"), -1
+        self.progress.validations_since_best = 0
 
     def _other_choice(self, state: dict[str, Any]) -> list[str]:
         """What the best model is chosen by, where it differs from that of a checkpoint."""
@@ -187,17 +286,21 @@ def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) 
 
 
 def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
-    """Where training `job` with `data` stands, or would stand."""
+    """Where training `job` with `data` stands, or would stand. Raises CheckpointError: nothing to start from."""
+    init_from = Path(job.train.init_from)
+    if job.train.init_from and not init_from.is_file():
+        raise CheckpointError(f"train.init_from: {init_from} is missing")
     run_id = run_fingerprint(
         sections=tuple(job.deciding_sections.values()),
         plan_hash=data.plan_identity.hash,
         valid_hash=data.valid_hash,
+        init_hash=sha256_of(init_from) if job.train.init_from else "",
     )
     return RunFolder(job.runs, run_id)
 
 
-def _told_refusal(source: Path, other_plan: list[str], progress: dict[str, Any]) -> str:
-    anew = f", epoch {progress['epoch']} anew from its first batch" if progress["batches_done"] else ""
+def _told_refusal(source: Path, other_plan: list[str], progress: Progress) -> str:
+    anew = f", epoch {progress.epoch} anew from its first batch" if progress.batches_done else ""
     lines = "\n  ".join(other_plan)
     return (
         f"{source} followed another epoch plan:\n  {lines}\n"

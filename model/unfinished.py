@@ -7,8 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.checkpoints import load_checkpoint, plan_identity_of, refuse_other_model
-from model.job import TrainingJob
+from model.altered import altered_told
+from model.checkpoints import plan_identity_of, refuse_other_model
+from model.job import Progress, TrainingJob
+from model.last_checkpoint import newest_whole
+from model.ranks import Ranks
 from model.runs import RunFolder
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.training_data import TrainingData
@@ -23,30 +26,40 @@ def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str
 
     A command stands there only where it works: it is tried, as far as the first step, with today's tables.
     """
-    others = [path for path in job.runs.glob("*/last.pt") if path != run.last]
-    for last in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+    folders = {path.parent for path in job.runs.glob("*/*last.pt")} - {run.folder}
+    for folder in sorted(folders, key=_written, reverse=True):
         try:
-            state = load_checkpoint(last, mapped=True)
+            found = newest_whole(RunFolder(job.runs, folder.name), mapped=True)
+            assert found is not None, "one of the two was there"
+            state, last, _ = found
             there = plan_identity_of(state, last)
-        except CheckpointError:
-            continue  # of another version: nothing goes on from it
-        epoch, num_epochs = state["progress"]["epoch"], state["train_params"]["num_epochs"]
-        if epoch < num_epochs:
-            told = [*other_params(job, state, job.deciding_sections), *data.plan_identity.differences(there)]
+            theirs = TrainParams.model_validate(state["train_params"])
+            with altered_told(last):
+                progress = Progress.of(state["progress"])
+                told = other_params(job, state, job.deciding_sections)
+        except (CheckpointError, ValidationError):
+            continue  # of another version, or altered: nothing goes on from it
+        if not progress.is_over(theirs):
+            told += data.plan_identity.differences(there)
             if state["valid_hash"] != data.valid_hash:
                 told.append("other valid clips")
             try:
-                go_on = f"to go on with that one: {_command(last, job, state, there)}"
+                go_on = f"to go on with that one: {_command(last, job, state, there, data.ranks)}"
             except (PipelineError, ValidationError) as error:
                 go_on = f"it cannot be gone on with: {' '.join(str(error).split())}"
             return (
-                f"a fresh run starts, though {last.parent} stands unfinished in epoch {epoch} of {num_epochs} "
+                f"a fresh run starts, though {last.parent} stands unfinished in epoch {progress.epoch} of "
+                f"{theirs.num_epochs} "
                 f"({'; '.join(told) or 'by another version of the program'}); {go_on}"
             )
     return None
 
 
-def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIdentity) -> str:
+def _written(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in folder.glob("*last.pt"))
+
+
+def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIdentity, ranks: Ranks) -> str:
     """Goes on from `last` by its own parameters; raises what that would raise before its first step."""
     loader = there.loader | {"max_bad_fraction": job.loader.max_bad_fraction}
     theirs = replace(
@@ -57,7 +70,7 @@ def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIde
         decode=DecodeParams.model_validate(state["decode_params"]),
         loader=LoaderParams.model_validate(loader),
     )
-    data = TrainingData(theirs)
+    data = TrainingData(theirs, ranks)
     data.epoch(state["progress"]["epoch"])
     command = f"pipeline train --params {shlex.quote(str(last.parent / 'config.yaml'))}"
     if run_of(theirs, data).folder == last.parent:

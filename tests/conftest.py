@@ -3,7 +3,8 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+OnSmallDisk = Callable[..., "subprocess.CompletedProcess[str]"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -67,3 +69,30 @@ def cuda() -> str:
             return "cuda"
     _lacking("torch sees no CUDA device", "FAIL_WITHOUT_GPU")
     raise AssertionError("unreachable: the line above skips or fails")
+
+
+@pytest.fixture(scope="session")
+def on_small_disk() -> OnSmallDisk:
+    """Runs a command that finds a real file system of its own, `size` small, in the folder `place`.
+
+    Nobody else sees it, and it is gone with the command, which may make it larger:
+    `mount -o remount,size=64m PLACE`.
+    """
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        _lacking("no mounts of one's own here (unshare -rm)", "FAIL_WITHOUT_UNSHARE")
+
+    def run(
+        place: Path, size: str, command: Sequence[str], cwd: Path, environment: Mapping[str, str] = os.environ
+    ) -> "subprocess.CompletedProcess[str]":
+        place.mkdir(exist_ok=True)
+        mounted = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
+        return subprocess.run(
+            ["unshare", "-rm", "sh", "-c", mounted, str(place.resolve()), *command],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

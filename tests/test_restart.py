@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pipeline.params import load_params, params_text, recipe_text
+from tests.conftest import OnSmallDisk
 from tests.videos import write_face, write_mouth
 
 ROOT = Path(__file__).parent.parent
@@ -187,7 +188,6 @@ def test_torsos_of_killed_processes_are_removed_when_old(corpus: Corpus) -> None
 
 FULL = """
 set -e
-mount -t tmpfs -o size=$SMALL tmpfs $PLACE
 if "$PIPELINE" crop; then exit 9; fi
 ls -A $PLACE >&2
 mount -o remount,size=64m $PLACE
@@ -197,54 +197,39 @@ cp -r $PLACE/. "$KEPT"
 """
 
 
-def on_a_full_disk(corpus: Corpus, place: str, small: str, kept: Path) -> str:
+def on_a_full_disk(on_small_disk: OnSmallDisk, corpus: Corpus, place: str, small: str, kept: Path) -> str:
     """Crop, with a real small file system at `place`; then again with more room. Gives what was said."""
-    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
-        assert not os.environ.get("FAIL_WITHOUT_UNSHARE"), (
-            "FAIL_WITHOUT_UNSHARE is set, and unshare -rm fails"
-        )
-        pytest.skip("no mounts of one's own here (unshare -rm)")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PIPELINE": PIPELINE,
         "PLACE": place,
-        "SMALL": small,
         "KEPT": str(kept),
     }
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", FULL],
-        cwd=corpus.folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = on_small_disk(corpus.folder / place, small, ["sh", "-c", FULL], corpus.folder, environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pipeline: the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
 
-def test_the_disk_of_the_cache_is_full(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_disk_of_the_cache_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
     shutil.rmtree(corpus.cache, ignore_errors=True)
     corpus.cache.mkdir()
-    told = on_a_full_disk(corpus, "cache", "1m", tmp_path)
+    told = on_a_full_disk(on_small_disk, corpus, "cache", "1m", tmp_path)
     num_cached = int(told.split(" from the cache")[0].rpartition(" ")[2])
     assert 3 <= num_cached < NUM_MOUTHS
     assert corpus.made() == corpus.undisturbed
     assert not [*tmp_path.rglob("*.tmp")]
 
 
-def test_the_disk_of_the_tables_is_full(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_disk_of_the_tables_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
     clips = corpus.folder / "data" / "clips.parquet"
     before = corpus.made()
-    small = corpus.folder / "small"
-    small.mkdir()
     text = (corpus.folder / "params.yaml").read_text("utf-8")
     try:
         there = text.replace("data/crops", "small/crops").replace("data/tracks", "small/tracks")
         (corpus.folder / "params.yaml").write_text(there, "utf-8")
-        on_a_full_disk(corpus, "small", "8k", tmp_path)
+        on_a_full_disk(on_small_disk, corpus, "small", "8k", tmp_path)
     finally:
         (corpus.folder / "params.yaml").write_text(text, "utf-8")
     assert clips.exists()

@@ -1,39 +1,39 @@
 """A position (epoch, step) is all that going on needs: what comes after it is bit for bit what would have come."""
 
 import itertools
-import logging
 import os
-import shlex
-import shutil
+import random
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from model import runs
-from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint
+from model.bilstm_encoder import BilstmEncoder
+from model.checkpoints import load_checkpoint
 from model.job import TrainingJob
-from model.settings import DecodeParams, TextParams
+from model.settings import DecodeParams, ModelParams
+from model.step import TrainingStep
 from model.trainer import train
-from pipeline.params import check, load_params, params_text, read_mapping
-from pipeline.training import job_of
-from shards.errors import CheckpointError, Interrupted
+from shards.errors import Interrupted
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
-from shards.store import FolderStore
 from shards.stream import ClipBatch, ShardStream
-from tests.packed import Codec, Packed, pack_clips, toy_clip, toy_clips
-from tests.test_trainer import MODEL, TRAIN, assert_same_weights, job_in
+from tests.killed_runs import INTERRUPTED, Death, run, steps_of, with_same
+from tests.packed import Codec, Packed, pack_clips, toy_clips
+from tests.resuming import Position, stopping_at
+from tests.test_quarantine import damage
+from tests.test_trainer import job_in
 
 NUM_EPOCHS = 2
 PARAMS = LoaderParams(frame_budget=200, window_shards=2, seed=3)
 
-Position = tuple[int, int]
 Flat = tuple[object, ...]
 
 
@@ -107,330 +107,176 @@ def test_it_holds_for_real_clips_of_every_codec(realdata: Path, tmp_path: Path, 
             np.testing.assert_array_equal(video_BTHW[number, : lengths[clip_id]], clip_THW)
 
 
-# -- the trainer ------------------------------------------------------------------------------------------
+# -- the trainer, killed ----------------------------------------------------------------------------------
 
-
-def stopping_at(job: TrainingJob, epoch: int, batches_done: int) -> TrainingJob:
-    """The same job, which is sent SIGTERM when it stands there."""
-
-    def tell(now: int, done: int, _: int) -> None:
-        if (now, done) == (epoch, batches_done):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return replace(job, on_batch=tell)
-
-
-def stopped_in(folder: Path, packed: Packed) -> Path:
-    """The checkpoint of a run that stands in the middle of epoch 1."""
-    with pytest.raises(Interrupted, match="epoch 1 after 2 batches"):
-        train(stopping_at(job_in(folder, packed), 1, 2))
-    (last,) = (folder / "runs").glob("*/last.pt")
-    return last
-
-
-def test_a_checkpoint_within_an_epoch_goes_on_elsewhere_exactly(tmp_path: Path, packed: Packed) -> None:
-    last = stopped_in(tmp_path / "stopped", packed)
-    threads = MachineParams(threads=1, device="cpu", num_workers=2)
-    train(replace(job_in(tmp_path / "resumed", packed), resume=last, machine=threads))
-    train(job_in(tmp_path / "whole", packed))
-    name = "checkpoints/checkpoint_epoch_2.pt"
-    assert_same_weights(tmp_path / "whole" / name, tmp_path / "resumed" / name)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"loader": LoaderParams(frame_budget=200, seed=1)}, r"loader\.seed is 1, the checkpoint has 0"),
-        ({"loader": LoaderParams(frame_budget=180)}, r"loader\.frame_budget is 180, the checkpoint has 200"),
-        ({"batch_size": 3}, r"train\.batch_size 3 here, 4 there"),
-        ({"clips": 22}, "other clips: samples.parquet"),
-    ],
-)
-def test_another_plan_is_refused_with_what_differs_and_the_flag(
-    tmp_path: Path, packed: Packed, change: dict, told: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    last = stopped_in(tmp_path / "a", packed)
-    if "clips" in change:
-        packed = pack_clips(tmp_path / "fewer", toy_clips(change["clips"], 2))
-    job = replace(job_in(tmp_path / "b", packed), resume=last)
-    if "loader" in change:
-        job = replace(job, loader=change["loader"])
-    if "batch_size" in change:
-        job = replace(job, train=job.train.model_copy(update=change))
-    with pytest.raises(CheckpointError, match=rf"(?s){told}.*--accept-new-plan.*epoch 1 anew"):
-        train(job)
-    steps: list[Position] = []
-    accepted = replace(job, accept_new_plan=True, on_batch=lambda epoch, done, _: steps.append((epoch, done)))
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        assert train(accepted).epochs == 3
-    assert "epoch 1 starts anew from its first batch, not after batch 2" in caplog.text
-    assert steps[0] == (1, 2)  # the first window of the epoch: two batches
-    state = load_checkpoint(tmp_path / "b/checkpoints/checkpoint_epoch_2.pt")
-    assert state["progress"]["epoch"] == 3
-    # its own plan from now on: the same command without the flag goes on, or finds itself finished
-    assert train(replace(job, resume=None)).already_done
-
-
-def test_bad_samples_allowed_later_are_no_other_plan(tmp_path: Path, packed: Packed) -> None:
-    last = stopped_in(tmp_path / "a", packed)
-    loader = LoaderParams(frame_budget=200, max_bad_fraction=0.1)
-    job = replace(job_in(tmp_path / "a", packed), loader=loader)
-    assert not train(job).already_done
-    assert load_checkpoint(last)["progress"]["epoch"] == 3
-    assert len(list((tmp_path / "a/runs").iterdir())) == 1
-
-
-def test_a_checkpoint_of_version_1_is_refused_by_its_version(tmp_path: Path, packed: Packed) -> None:
-    train(job_in(tmp_path, packed, num_epochs=1))
-    path = tmp_path / "checkpoints/best_model.pt"
-    state = load_checkpoint(path)
-    del state["plan_identity"]
-    torch.save(state | {"version": 1, "plan_hash": "0" * 64}, path)
-    with pytest.raises(CheckpointError, match=f"version 1, this program reads {CHECKPOINT_VERSION}"):
-        load_checkpoint(path)
-
-
-def test_a_fresh_run_tells_of_one_that_waits(
-    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        last = stopped_in(tmp_path, packed)
-        assert "fresh run" not in caplog.text
-        train(job_in(tmp_path, packed, num_epochs=1, learning_rate=0.005))
-    (line,) = [message for message in caplog.messages if "fresh run" in message]
-    assert f"though {last.parent} stands unfinished in epoch 1 of 3" in line
-    assert "train.learning_rate: 0.01 there, 0.005 here; train.num_epochs: 3 there, 1 here" in line
-    assert line.endswith(f"pipeline train --params {last.parent / 'config.yaml'}")
-    caplog.clear()
-    fewer = pack_clips(tmp_path / "fewer", toy_clips(20, 2))
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        train(job_in(tmp_path, fewer, num_epochs=1))
-    (line,) = [message for message in caplog.messages if "fresh run" in message]
-    assert "other clips" in line and line.endswith(f"--resume {last} --accept-new-plan")
-    caplog.clear()
-    # gone on with and finished, it is told of no more
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        train(job_in(tmp_path, packed))
-        train(job_in(tmp_path, packed, num_epochs=1, seed=5))
-    assert "fresh run" not in caplog.text
-
-
-@pytest.mark.parametrize("other", ["nothing", "valid clips", "decode", "text"])
-def test_a_best_model_chosen_by_other_clips_or_otherwise_starts_anew(
-    tmp_path: Path, packed: Packed, other: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The old best is made so good that no model could take its place."""
-    last = stopped_in(tmp_path / "a", packed)
-    for path in (last, last.with_name("best_model.pt")):
-        state = load_checkpoint(path)
-        state["progress"] |= {"best_val_cer": -1.0, "best_val_loss": -1.0}
-        torch.save(state, path)
-    job = replace(job_in(tmp_path / "b", packed), resume=last)
-    if other == "valid clips":
-        job = replace(job, samples=pack_clips(tmp_path / "more", toy_clips(23, 3)).samples)
-        job = replace(job, shards=FolderStore(tmp_path / "more/shards"))
-    elif other == "decode":
-        job = replace(job, decode=DecodeParams(decoder="attention"))
-    elif other == "text":
-        job = replace(job, text=TextParams(case_fold=False))
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        summary = train(job)
-    best = load_checkpoint(tmp_path / "b/checkpoints/best_model.pt")
-    if other == "nothing":
-        assert (summary.best_epoch, summary.best_val_cer, best["epoch"]) == (0, -1.0, 0)
-        assert "starts anew" not in caplog.text
-        return
-    assert summary.best_epoch in (1, 2) and best["epoch"] == summary.best_epoch
-    assert summary.best_val_cer == best["val_cer"] >= 0 and best["best_val_loss"] > 0
-    told = {"valid clips": "other valid clips", "decode": "decode.decoder: ctc there, attention here"}
-    told |= {"text": "text.case_fold: True there, False here"}
-    (line,) = [message for message in caplog.messages if "the best model starts anew" in message]
-    assert told[other] in line
-
-
-def test_a_finished_checkpoint_with_other_valid_clips_is_published_without_a_cer(
-    tmp_path: Path, packed: Packed
-) -> None:
-    train(job_in(tmp_path / "a", packed, num_epochs=1))
-    more = pack_clips(tmp_path / "more", toy_clips(23, 3))
-    resume = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
-    summary = train(replace(job_in(tmp_path / "b", more, num_epochs=1), resume=resume))
-    assert (summary.already_done, summary.best_val_cer, summary.best_epoch) == (True, None, 0)
-
-
-# -- what a fresh run tells of one that waits ------------------------------------------------------------
-
-
-def told_job(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
-    """What `pipeline train --params FILE [--resume FILE [--accept-new-plan]]` would be asked to do."""
-    return replace(
-        job_of(load_params(params)),
-        samples=packed.samples,
-        shards=packed.store,
-        resume=Path(arguments[arguments.index("--resume") + 1]) if "--resume" in arguments else None,
-        accept_new_plan="--accept-new-plan" in arguments,
-    )
-
-
-@pytest.mark.parametrize(
-    ("other", "options"),
-    [
-        ("parameters", []),
-        ("valid clips", ["--resume"]),
-        ("program", ["--resume"]),
-        ("train clips and model", ["--resume", "--accept-new-plan"]),
-        ("vocabulary", None),
-        ("crops", None),
-    ],
-)
-def test_the_command_that_a_fresh_run_tells_goes_on(
-    tmp_path: Path,
-    packed: Packed,
-    other: str,
-    options: list[str] | None,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "my runs"
-    sections = read_mapping(Path(__file__).parents[1] / "params.yaml")
-    sections["paths"] |= {name: str(folder / name) for name in ("runs", "checkpoints", "logs")}
-    sections["model"] |= MODEL.model_dump(mode="json")
-    sections["train"] |= TRAIN.model_dump(mode="json") | {"num_epochs": 1}
-    sections["loader"] |= {"frame_budget": 200}
-    sections["decode"] |= {"decoder": "ctc"}
-    sections["machine"] |= {"threads": 1, "device": "cpu", "num_workers": 0}
-    params = tmp_path / "params.yaml"
-    params.write_text(params_text(check(sections, "params")), "utf-8")
-    with pytest.raises(Interrupted):
-        train(stopping_at(told_job(params, packed, []), 0, 2))
-    (last,) = (folder / "runs").glob("*/last.pt")
-    now = packed
-    changes: dict = {}
-    if other == "parameters":
-        changes = {"train": TRAIN.model_copy(update={"learning_rate": 0.5})}
-    elif other == "valid clips":
-        now = pack_clips(tmp_path / "now", toy_clips(23, 3))
-    elif other == "program":
-        monkeypatch.setattr(runs, "TRAIN_VERSION", runs.TRAIN_VERSION + 1)
-    elif other == "train clips and model":
-        now = pack_clips(tmp_path / "now", toy_clips(20, 2))
-        changes = {"model": MODEL.model_copy(update={"hidden_dim": 24})}
-    elif other == "vocabulary":
-        now = pack_clips(
-            tmp_path / "now", [*toy_clips(23, 2), ("train_new", "train", toy_clip("一二", 9), "五二")]
-        )
-    else:
-        small = [(name, split, clip[:, 8:-8, 8:-8], label) for name, split, clip, label in toy_clips(23, 2)]
-        now = pack_clips(tmp_path / "now", small)
-        changes = {"model": MODEL.model_copy(update={"window_px": 64})}
-    with caplog.at_level(logging.INFO, "pipeline.train"), pytest.raises(Interrupted):
-        train(stopping_at(replace(told_job(params, now, []), **changes), 0, 2))
-    (line,) = [message for message in caplog.messages if "fresh run" in message]
-    differs = {
-        "parameters": "train.learning_rate: 0.01 there, 0.5 here",
-        "valid clips": "(other valid clips)",
-        "program": "(by another version of the program)",
-        "train clips and model": "other clips: samples.parquet was packed anew",
-        "vocabulary": "only there '', only here '五'",
-        "crops": "model.window_px 96 is more than the 80 px of the packed crops",
+CONFORMER = ModelParams.model_validate(
+    {
+        "preset": "conformer_tiny",
+        "frame_height": 24,
+        "frame_width": 24,
+        "sizes": {
+            "channels": (4, 4, 6, 8),
+            "hidden_dim": 16,
+            "num_heads": 2,
+            "feed_forward_dim": 24,
+            "num_encoder_layers": 1,
+            "conv_kernel": 5,
+            "num_decoder_layers": 1,
+        },
+        "dropout": 0.1,
     }
-    assert differs[other] in line
-    if options is None:
-        assert "it cannot be gone on with" in line and "pipeline train" not in line
-        return
-    arguments = shlex.split(line.split("go on with that one: ")[1])
-    assert arguments[:3] == ["pipeline", "train", "--params"]
-    assert [argument for argument in arguments[4:] if argument.startswith("--")] == options
-    caplog.clear()
-    steps: list[Position] = []
-    job = told_job(Path(arguments[3]), now, arguments)
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        train(replace(job, on_batch=lambda epoch, done, _: steps.append((epoch, done))))
-    assert f"Going on from {last}" in caplog.text and "fresh run" not in caplog.text
-    assert steps[0] == ((0, 2) if "--accept-new-plan" in options else (0, 4))
+)
 
 
-# -- left out as bad ---------------------------------------------------------------------------------------
+def job_of(folder: Path, packed: Packed, network: str) -> TrainingJob:
+    """Of three epochs; both kinds of decoder learn, and one of them reads the valid clips."""
+    job = job_in(folder, packed, ema_decay=0.9, teacher_forcing_end=0.5, reverse_weight=0.3)
+    if network == "conformer":
+        return replace(job, model=CONFORMER, decode=DecodeParams(decoder="attention"))
+    return job
 
 
-@pytest.fixture
-def spoilt(tmp_path: Path) -> Packed:
-    """The clips of `packed`, the first shard of train not where it belongs."""
-    packed = pack_clips(tmp_path / "spoilt", toy_clips(23, 2))
-    (packed.shards / "train/train-000000.tar").rename(tmp_path / "away.tar")
-    return packed
+@pytest.fixture(scope="module", params=["baseline", "conformer"])
+def undisturbed(
+    request: pytest.FixtureRequest, packed: Packed, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainingJob, Path]:
+    """A training that nothing happened to, and where it is."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = job_of(folder, packed, request.param)
+    assert run(job, folder, save_every_s=60) == 0
+    return job, folder
 
 
-def mend(packed: Packed) -> None:
-    shutil.move(packed.samples.parents[1] / "away.tar", packed.shards / "train/train-000000.tar")
+RANDOM = random.Random(5)
+DEATHS = {
+    # before the first checkpoint, after every second step, once an epoch only
+    "at random steps": (-1.0, [Death("step", RANDOM.randint(1, 4)) for _ in range(5)]),
+    "back to the epoch's start": (60.0, [Death("step", RANDOM.randint(1, 9)) for _ in range(4)]),
+    "as checkpoints are written": (
+        -1.0,
+        [Death("write", 1), Death("write", 3), Death("rename", 1), Death("rename", 2), Death("write", 2)],
+    ),
+    "as valid is read": (-1.0, [Death("validation", 1), Death("validation", 2)]),
+    # after the first of two pieces, twice, then after the last one, by which the window is whole
+    "by SIGTERM within a window": (60.0, [Death("piece", number, signal.SIGTERM) for number in (1, 3, 4)]),
+    "by SIGTERM": (60.0, [Death("step", 3, signal.SIGTERM), Death("validation", 1, signal.SIGTERM)]),
+}
 
 
-def allowing(job: TrainingJob, fraction: float) -> TrainingJob:
-    return replace(job, loader=job.loader.model_copy(update={"max_bad_fraction": fraction}))
-
-
-def test_a_finished_run_that_lacks_clips_says_so_and_how_to_start_afresh(
-    tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", DEATHS)
+def test_killed_and_gone_on_with_it_does_what_it_would_have_done(
+    tmp_path: Path, undisturbed: tuple[TrainingJob, Path], name: str
 ) -> None:
-    job = job_in(tmp_path, spoilt, num_epochs=2)
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        train(allowing(job, 0.5))
-    (run,) = (tmp_path / "runs").iterdir()
-    assert len((run / "quarantine.jsonl").read_bytes().splitlines()) == 10
-    told = f"left out clips as bad 10 times in its 2 epochs; {run / 'quarantine.jsonl'} names them"
-    assert caplog.text.count(told) == 1
-    mend(spoilt)
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        assert train(job).already_done
-    (line,) = [record for record in caplog.records if told in record.getMessage()]
-    assert line.levelno == logging.WARNING and f"remove {run} and train again" in line.getMessage()
-    shutil.rmtree(run)
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        assert not train(job).already_done
-        assert train(job).already_done
-    assert "left out" not in caplog.text
+    """Losses, batches, learning rates, random state and weights: to the last bit."""
+    job, there = undisturbed
+    job = with_same(job, tmp_path)
+    save_every_s, deaths = DEATHS[name]
+    for death in deaths:
+        status = run(job, tmp_path, death, save_every_s)
+        assert status == (-death.by if death.by == signal.SIGKILL else INTERRUPTED)
+    assert run(job, tmp_path, save_every_s=save_every_s) == 0
+    expected = {tuple(step["position"]): step for step in steps_of(there)}
+    steps = steps_of(tmp_path)
+    assert {tuple(step["position"]) for step in steps} == expected.keys()
+    assert len(expected) > 8
+    for step in steps:
+        assert step == expected[tuple(step["position"])]
+    for path in (there / "checkpoints").glob("*.pt"):
+        assert_same_state(load_checkpoint(path), load_checkpoint(tmp_path / "checkpoints" / path.name))
+    for path in (there / "checkpoints").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "checkpoints" / path.name).read_bytes()
 
 
-def test_over_mended_shards_the_same_run_goes_on_and_still_tells_what_it_lacks(
-    tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Stopped within an epoch that has left out more than is allowed now."""
-    job = job_in(tmp_path, spoilt, num_epochs=1)
-    with pytest.raises(Interrupted):
-        train(stopping_at(allowing(job, 0.5), 0, 4))
+def test_sigterm_within_a_window_is_answered_after_its_piece(tmp_path: Path, packed: Packed) -> None:
+    job = job_of(tmp_path, packed, "baseline")
+    assert run(job, tmp_path, Death("piece", 3, signal.SIGTERM), save_every_s=60) == INTERRUPTED
+    assert len(steps_of(tmp_path)) == 1
     (last,) = (tmp_path / "runs").glob("*/last.pt")
-    num_bad = load_checkpoint(last)["progress"]["bad_clips"]
-    assert num_bad > 0
-    mend(spoilt)
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        assert train(job).epochs == 1
-    assert f"Epoch 0: {num_bad} of 23 clips" in caplog.text
-    assert f"left out clips as bad {num_bad} times in its 1 epochs" in caplog.text
+    progress = load_checkpoint(last)["progress"]
+    assert (progress["epoch"], progress["batches_done"], progress["steps"]) == (0, 2, 1)
 
 
-@pytest.mark.parametrize("with_names", [True, False])
-def test_the_names_of_bad_clips_come_along_into_another_run(
-    tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture, with_names: bool
+def test_bad_samples_of_a_window_that_was_left_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = allowing(job_in(tmp_path / "a", spoilt, num_epochs=2), 0.5)
-    with pytest.raises(Interrupted):
-        train(stopping_at(job, 1, 4))
-    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
-    num_bad = load_checkpoint(last)["progress"]["bad_clips"]
-    assert num_bad > 0
-    if not with_names:
-        last = last.rename(tmp_path / "alone.pt")
-    elsewhere = allowing(job_in(tmp_path / "b", spoilt, num_epochs=2, learning_rate=0.02), 0.5)
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        train(replace(elsewhere, resume=last))
-    file = next((tmp_path / "b/runs").iterdir()) / "quarantine.jsonl"
-    num_named = len(file.read_bytes().splitlines()) if file.exists() else 0
-    assert num_named == (10 if with_names else 5 - num_bad)
-    names = {
-        True: f"{file} names them",
-        False: f"{file} names {num_named} of them, the others were left out before",
-    }
-    assert f"Epoch 1: 5 of 23 clips (21.74 %) were bad and left out; {names[with_names]}" in caplog.text
-    assert f"left out clips as bad 10 times in its 2 epochs; {names[with_names]}" in caplog.text
+    packed = pack_clips(tmp_path, toy_clips(num_train=23, num_valid=2))
+    job = job_of(tmp_path, packed, "baseline")
+    job = replace(job, loader=job.loader.model_copy(update={"max_bad_fraction": 0.5}))
+    (batch, *_) = plan_epoch(read_samples(packed.samples, "train"), job.loader, 4, 0).batches
+    damage(packed, batch[:1].tolist())
+    backward = TrainingStep._piece_backward
+
+    def asked(*arguments: Any) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return backward(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(TrainingStep, "_piece_backward", asked)
+        train(job)
+    train(job)
+    state = load_checkpoint(job.checkpoints / "checkpoint_epoch_2.pt")
+    assert state["progress"]["bad_clips_before"] == 3  # one in each epoch
+
+
+def test_pieces_stay_as_small_as_memory_has_made_them(
+    tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on where memory is enough: only the checkpoint knows that it was not.
+
+    Batches that were whole again would draw other dropout, and have other statistics.
+    """
+    forward = BilstmEncoder.forward
+
+    def starved(self: BilstmEncoder, features_BSF: torch.Tensor, num_steps_B: torch.Tensor) -> torch.Tensor:
+        if self.training and len(features_BSF) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, features_BSF, num_steps_B)
+
+    whole, stopped = (
+        job_of(tmp_path / "whole", packed, "baseline"),
+        job_of(tmp_path / "b", packed, "baseline"),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(BilstmEncoder, "forward", starved)
+        train(whole)
+        with pytest.raises(Interrupted):
+            train(stopping_at(stopped, 0, 2))
+    train(stopped)
+    for path in whole.checkpoints.glob("*.pt"):
+        ours, theirs = load_checkpoint(path), load_checkpoint(stopped.checkpoints / path.name)
+        assert ours["progress"]["piece_frames"] == theirs["progress"]["piece_frames"] is not None
+        assert_same_state(ours, theirs)
+
+
+def test_sigterm_in_validation_is_answered_there(tmp_path: Path, packed: Packed) -> None:
+    """After the batch that is read then, of two; not after all of valid."""
+    more = pack_clips(tmp_path / "more", toy_clips(num_train=8, num_valid=12))
+    job = job_of(tmp_path, more, "baseline")
+    start = time.monotonic()
+    assert run(job, tmp_path, Death("validation", 1, signal.SIGTERM), save_every_s=60) == INTERRUPTED
+    assert time.monotonic() - start < 20
+    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    state = load_checkpoint(last)
+    assert (state["progress"]["epoch"], state["progress"]["curves"]) == (0, [])
+    assert state["progress"]["batches_done"] > 0
+
+
+MEASURED = ("seconds", "wait_s", "total_s", "clips_per_s", "data_wait", "peak_memory_mb")
+"""What a clock or the kernel says."""
+
+
+def assert_same_state(ours: Any, theirs: Any, where: str = "") -> None:
+    """Bit for bit, leaving out what a clock says."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours.keys() - set(MEASURED):
+            assert_same_state(ours[key], theirs[key], f"{where}/{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same_state(*pair, f"{where}/{number}")
+    else:
+        assert ours == theirs, where

@@ -21,6 +21,7 @@ from shards.sample_reader import read_sample
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
 from shards.verify import verify
+from tests.conftest import OnSmallDisk
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.remote_packs import (  # noqa: F401
     FAULTS,
@@ -230,36 +231,10 @@ def test_a_disk_that_cannot_be_written(
         opened().local(tars(packed)[0])
 
 
-def test_a_full_disk(packed: Packed, tmp_path: Path) -> None:
+def test_a_full_disk(packed: Packed, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
     """A real one, of a process of its own."""
-    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
-        assert not os.environ.get("FAIL_WITHOUT_UNSHARE"), (
-            "FAIL_WITHOUT_UNSHARE is set, and unshare -rm fails"
-        )
-        pytest.skip("no mounts of one's own here (unshare -rm)")
-    (tmp_path / "cache").mkdir()
-    on_small_disk = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'
-    url, cache, names = packed.shards.as_uri(), str(tmp_path / "cache"), tars(packed)[:2]
-    done = subprocess.run(
-        [
-            "unshare",
-            "-rm",
-            "sh",
-            "-c",
-            on_small_disk,
-            cache,
-            sys.executable,
-            "-c",
-            READ_ALL,
-            url,
-            cache,
-            *names,
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    url, cache, names = packed.shards.as_uri(), tmp_path / "cache", tars(packed)[:2]
+    done = on_small_disk(cache, "1m", [sys.executable, "-c", READ_ALL, url, str(cache), *names], ROOT)
     assert len(done.stdout.split()) == 2, done.stderr  # the first was fetched
     assert "MachineError" in done.stderr and "free some space" in done.stderr
 

@@ -1,0 +1,46 @@
+"""A trained reader for other programs: model.safetensors, and config.json that says how to read with it."""
+
+from typing import Any
+
+import safetensors.torch
+
+from model.checkpoints import load_checkpoint
+from model.full_disk import full_disk_told
+from model.runs import RunFolder
+from model.settings import TextParams
+from model.text import describe_normaliser
+from shards.files import write_bytes, write_json
+
+CONFIG_VERSION = 1
+
+
+def write_weights(run: RunFolder) -> None:
+    """Writes the best model's weights and configuration beside it. Raises CheckpointError, MachineError."""
+    state = load_checkpoint(run.best)
+    weights = {name: tensor.contiguous() for name, tensor in state["model_state_dict"].items()}
+    with full_disk_told(run.weights, sum(tensor.nbytes for tensor in weights.values())):
+        write_bytes(run.weights, safetensors.torch.save(weights, {"format": "pt"}))
+    write_json(run.reader_config, reader_config(state))
+
+
+def reader_config(state: dict[str, Any]) -> dict[str, Any]:
+    """What a reader needs beside the weights of checkpoint `state`; plain JSON values."""
+    return {
+        "version": CONFIG_VERSION,
+        "epoch": state["epoch"],
+        "valid_cer": state["val_cer"],
+        "fps": state["fps"],
+        "crop_px": state["crop_px"],
+        # what the network is built from
+        "model": state["model_params"],
+        "heads": list(state["heads"]),
+        "characters": state["tokenizer"],
+        "syllables": state["syllables"],
+        # what its text is
+        "normaliser": {
+            "version": state["normaliser_version"],
+            "description": describe_normaliser(TextParams.model_validate(state["text_params"])),
+            "params": state["text_params"],
+        },
+        "decode": state["decode_params"],
+    }
