@@ -33,6 +33,10 @@ def tell_start(
     logger.info("Vocabulary size: %d", data.vocabulary.characters.num_tokens)
     logger.info("Total parameters: %s", f"{num_parameters(state.network):,}")
     logger.info("Device: %s, %s", state.device, precision.name)
+    if data.model.standardise == "shards":
+        mean, deviation = data.model.input_mean, data.model.input_std
+        logger.info("Gray levels of the training shards: mean %.4f, deviation %.4f", mean, deviation)
+    logger.info("To watch it: tensorboard --logdir %s", run.folder.parent)
     if resumed_from:
         progress = state.progress
         logger.info(

@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeft
+from rich.table import Column
 from rich.text import Text
 
 from model.runs import LOG_DATE_FORMAT, LOG_FORMAT
-from shards.files import Progress as OnProgress
 
 LINE_EVERY_S = 10.0
 RATE_OVER_LINES = 6
@@ -49,25 +49,47 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(_whole())
         self.unit = unit
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.1f} {self.unit}/s", style="dim")
 
 
+def _whole() -> Column:
+    """A column that a narrow terminal does not cut: the bar and what stands beside it give way."""
+    return Column(no_wrap=True)
+
+
+class Shown(Protocol):
+    """Called with what is done of how much, and with what else is to be seen beside it."""
+
+    def __call__(self, done: int, total: int, beside: str = "") -> None: ...
+
+
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[OnProgress]:
+def progress(what: str, unit: str) -> Iterator[Shown]:
     """Yields a function of (done, total) that shows how far `what` is, its rate and the time left."""
     if stderr.is_terminal:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeLeft())
+        columns = (
+            TextColumn(what),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(table_column=_whole()),
+            _Rate(unit),
+            TimeLeft(table_column=_whole()),
+            TextColumn("{task.fields[beside]}", style="dim", table_column=Column()),
+        )
         with Progress(*columns, console=stderr) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(what, total=None, beside="")
+
+            def move(done: int, total: int, beside: str = "") -> None:
+                bar.update(task, completed=done, total=total, beside=beside)
+
+            yield move
         return
     told = deque([(time.monotonic(), 0)], maxlen=RATE_OVER_LINES)
 
-    def line(done: int, total: int) -> None:
+    def line(done: int, total: int, beside: str = "") -> None:
         now = time.monotonic()
         if now - told[-1][0] < LINE_EVERY_S and done < total:
             return
@@ -75,25 +97,25 @@ def progress(what: str, unit: str) -> Iterator[OnProgress]:
         told.append((now, done))
         rate = (done - done_then) / max(now - since, 1e-9)
         left = timedelta(seconds=round((total - done) / rate)) if rate else "?"
-        print(  # noqa: T201
-            f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left", file=sys.stderr, flush=True
-        )
+        figures = [f"{done}/{total} {unit}", f"{rate:.1f} {unit}/s", f"{left} left", *filter(None, [beside])]
+        print(f"{what}: {', '.join(figures)}", file=sys.stderr, flush=True)  # noqa: T201
 
     yield line
 
 
-def over_epochs(on_progress: OnProgress, num_epochs: int) -> Callable[[int, int, int], None]:
-    """Progress over all epochs out of (epoch, done, total) of each; gives what is called with these.
+def over_epochs(on_progress: Shown, num_epochs: int) -> Callable[[int, int, int, float], None]:
+    """Progress over all epochs out of (epoch, batches done, batches, loss) of each; gives what is called with these.
 
     Epochs may differ in length: those not seen are taken to be as long as the present one.
     """
     present, before, length = -1, 0, 0
 
-    def on_batch(epoch: int, done: int, total: int) -> None:
+    def on_batch(epoch: int, done: int, total: int, loss: float) -> None:
         nonlocal present, before, length
         if epoch != present:
             before = epoch * total if present < 0 else before + length
             present, length = epoch, total
-        on_progress(before + done, before + (num_epochs - epoch) * total)
+        beside = f"epoch {epoch} of {num_epochs}, batch {done}/{total}, loss {loss:.3f}"
+        on_progress(before + done, before + (num_epochs - epoch) * total, beside)
 
     return on_batch

@@ -31,6 +31,10 @@ CURVE_COLUMNS = (
     "clips_per_s",
     "data_wait",
     "padding",
+    "gradient_norm",
+    "peak_memory_mb",
+    "skipped",
+    "flop_utilisation",
 )
 
 

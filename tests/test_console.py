@@ -1,10 +1,12 @@
 """What goes to the terminal and what to native.log, once native code's stderr is sent there."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipeline import console
 
@@ -50,3 +52,32 @@ def test_lines_tell_the_rate_of_late_and_the_time_left(
     assert len(lines) == 12
     assert lines[0] == "cropping: 510/1000 clips, 51.0 clips/s, 0:00:10 left"
     assert lines[-1] == "cropping: 620/1000 clips, 1.0 clips/s, 0:06:20 left"
+
+
+@pytest.mark.parametrize("first_epoch", [0, 1])
+def test_progress_never_jumps_though_epochs_differ_in_length(first_epoch: int) -> None:
+    lengths = [3, 7, 10, 10]
+    shown: list[tuple[int, int]] = []
+    on_batch = console.over_epochs(lambda done, total, beside="": shown.append((done, total)), len(lengths))
+    for epoch in range(first_epoch, len(lengths)):
+        for done in range(1, lengths[epoch] + 1):
+            on_batch(epoch, done, lengths[epoch], 0.5)
+    steps = [done for done, _ in shown]
+    assert steps == list(range(steps[0], steps[0] + len(steps)))
+    assert all(done < total for done, total in shown[:-1]) and shown[-1][0] == shown[-1][1]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_training_tells_epoch_batch_and_loss(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], is_terminal: bool
+) -> None:
+    terminal = io.StringIO()
+    shown_on = Console(file=terminal, force_terminal=is_terminal, width=140)
+    monkeypatch.setattr(console, "stderr", shown_on)
+    with console.progress("training", "batches") as on_progress:
+        on_batch = console.over_epochs(on_progress, 2)
+        for done in range(1, 6):
+            on_batch(1, done, 5, 2.5 - 0.25 * done)
+    told = terminal.getvalue() if is_terminal else capfd.readouterr().err
+    for figure in ("training", "10/10", "batches/s", "epoch 1 of 2, batch 5/5, loss 1.250"):
+        assert figure in told

@@ -263,6 +263,57 @@ def test_a_stage_declares_the_files_it_reads_and_writes(
         assert any(_among(name, {dep}) for name in recorded.read), f"{verb} never opens its dep {dep}"
 
 
+# --- experiments -----------------------------------------------------------------------------------------------
+
+
+def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
+    """`dvc exp run -S`, `dvc exp show` and `dvc plots diff` in a git repository with packed clips of its own."""
+    from tests.packed import pack_clips, toy_clips
+
+    params = params_of(ROOT / "params.yaml")
+    for section, values in SMALL.items():
+        params[section] |= values
+    params["train"]["num_epochs"] = 2
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+    whole = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
+    logs = [plot for plot in whole["plots"] if next(iter(plot)).startswith("${paths.logs}")]
+    of_train = {"stages": {"train": whole["stages"]["train"]}, "metrics": whole["metrics"], "plots": logs}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(of_train), "utf-8")
+    for name in [".gitignore", *(file for file, _ in DECLARED["train"].constants)]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    pack_clips(tmp_path / "data", toy_clips(8, 4))
+    for command in ("init -q", "config user.name a", "config user.email a@example.org"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    dvc(tmp_path, "init", "-q")
+    for command in ("add -A", "commit -qm base"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    rates = {"high": 1e-2, "low": 2e-4}
+    for name, rate in rates.items():
+        dvc(tmp_path, "exp", "run", "-n", name, "-S", f"train.learning_rate={rate:g}")
+    told = json.loads(dvc(tmp_path, "exp", "show", "--json", "--no-pager"))
+    (base,) = [entry for entry in told if entry["rev"] != "workspace"]
+    shown = {entry["name"]: entry["revs"][0]["data"] for entry in base["experiments"]}
+    assert shown.keys() == rates.keys()
+    for name, data in shown.items():
+        assert data["params"]["params.yaml"]["data"]["train"]["learning_rate"] == rates[name]
+        metrics = data["metrics"]["logs/dvclive/metrics.json"]["data"]
+        assert metrics["step"] == 1 and 0 < metrics["best_val_cer"] <= metrics["val_cer"]
+    plots = json.loads(dvc(tmp_path, "plots", "diff", "high", "low", "--json"))
+    assert "errors" not in plots
+    drawn = {Path(name).name: plot for name, plot in plots["data"].items()}
+    for table in ("train_loss.tsv", "val_cer.tsv", "gradient_norm.tsv"):
+        (plot,) = drawn[table]
+        points = plot["content"]["data"]["values"]
+        assert {(point["rev"], point["step"]) for point in points} == {
+            (name, step) for name in rates for step in ("0", "1")
+        }
+    status = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert {line[3:] for line in status.stdout.splitlines()} <= {"dvc.lock", "params.yaml"}
+
+
 def below(path: str, folder: str) -> bool:
     return Path(path) == Path(folder) or Path(folder) in Path(path).parents
 

@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import psutil
 
@@ -16,11 +15,3 @@ def machine_told(packages: Sequence[str]) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "python": platform.python_version(),
     } | {package: version(package) for package in packages}
-
-
-def status_mb(name: str) -> float:
-    """VmRSS or VmHWM of this process, MB. Not getrusage: there a child starts with its parent's peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError(f"Linux tells {name}")
