@@ -157,7 +157,7 @@ class ConformerEncoder(nn.Module):
     def forward(self, features_BSF: torch.Tensor, num_steps_B: torch.Tensor) -> torch.Tensor:
         """Encoder output (B, S, E) of features (B, S, F); behind a clip's end it is finite and means nothing."""
         S = features_BSF.shape[1]
-        padding_BS = ~step_mask(num_steps_B, S)
+        padding_BS = ~step_mask(num_steps_B.to(features_BSF.device, non_blocking=True), S)
         offsets_RE = self.dropout(offset_sinusoids(S, self.width, features_BSF.device))
         x_BSE = self.dropout(self.project(features_BSF) * math.sqrt(self.width))
         for block in self.blocks:

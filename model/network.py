@@ -44,6 +44,7 @@ class LipNetwork(nn.Module):
     def __init__(self, params: ModelParams, vocabulary: Vocabulary, heads: Collection[Head]) -> None:
         super().__init__()
         sizes, dropout, num_tokens = params.sizes, params.dropout, vocabulary.characters.num_tokens
+        self.temporal_stride = params.temporal_stride
         self.frontend: Cnn3dFrontend | ResNetFrontend
         self.encoder: BilstmEncoder | ConformerEncoder
         self.decoder: LstmDecoder | TransformerDecoder | None = None
@@ -72,8 +73,12 @@ class LipNetwork(nn.Module):
     def encode(
         self, video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder output (B, S, E) and the clips' numbers of steps (B,)."""
-        features_BSF, num_steps_B = self.frontend(video_BCTYX, num_frames_B)
+        """Encoder output (B, S, E) and the clips' numbers of steps (B,).
+
+        These are where `num_frames_B` is; on the CPU, nobody who asks for them waits for the device.
+        """
+        num_steps_B = (num_frames_B + self.temporal_stride - 1) // self.temporal_stride
+        features_BSF, _ = self.frontend(video_BCTYX, num_frames_B.to(video_BCTYX.device, non_blocking=True))
         return self.encoder(features_BSF, num_steps_B), num_steps_B
 
     def ctc_logits(self, encoded_BSE: torch.Tensor) -> torch.Tensor | None:
@@ -92,7 +97,7 @@ class LipNetwork(nn.Module):
         teacher_forcing: float = 1.0,
     ) -> Outputs:
         """What every head says, the decoders being fed `targets`."""
-        padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
+        padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device, non_blocking=True), encoded_BSE.shape[1])
         decoder_logits_BLV, reverse_logits_BLV = None, None
         if self.decoder is not None:
             decoder_logits_BLV = self.decoder.teacher_forced(

@@ -62,14 +62,13 @@ Sizes = Cnn3dSizes | ConformerSizes
 PRESET_SIZES: Mapping[str, Sizes] = {
     "cnn3d_bilstm_attention": Cnn3dSizes(),
     "conformer_tiny": ConformerSizes(
-        channels=(32, 48, 64, 96),
+        channels=(16, 32, 64, 128),
         blocks_per_stage=1,
-        pool_grid=2,
-        hidden_dim=192,
+        hidden_dim=176,
         num_heads=4,
-        feed_forward_dim=512,
+        feed_forward_dim=704,
         num_encoder_layers=4,
-        num_decoder_layers=2,
+        num_decoder_layers=1,
         num_reverse_layers=1,
     ),
     "conformer_small": ConformerSizes(

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from model.ranks import ALONE, Ranks
 from model.runs import logger
 from shards.errors import TrainingError
 from shards.files import atomic_file, write_bytes
@@ -14,10 +15,13 @@ from shards.stream import BadSample
 
 
 class Quarantine:
-    """`quarantine.jsonl` of a run: one line a bad sample, with the epoch and batch that lack it."""
+    """`quarantine.jsonl` of a run: one line a bad sample, with the epoch and batch that lack it.
 
-    def __init__(self, file: Path, max_fraction: float) -> None:
-        self.file, self.max_fraction = file, max_fraction
+    The first rank writes it.
+    """
+
+    def __init__(self, file: Path, max_fraction: float, ranks: Ranks = ALONE) -> None:
+        self.file, self.max_fraction, self.ranks = file, max_fraction, ranks
 
     def take_over(self, checkpoint: Path) -> None:
         """Takes the file of the run that is gone on with from `checkpoint`, in place of what stood here."""
@@ -41,15 +45,22 @@ class Quarantine:
         else:
             self.file.unlink()
 
-    def add(self, epoch: int, batch: int, bad: Sequence[BadSample]) -> None:
-        if not bad:
-            return
-        lines = [
-            json.dumps({"epoch": epoch, "batch": batch, **asdict(sample)}, ensure_ascii=False)
-            for sample in bad
-        ]
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    def add(self, epoch: int, first_batch: int, bad: Sequence[Sequence[BadSample]]) -> int:
+        """Sets aside the bad samples of each batch from `first_batch` on; how many these are over all ranks.
+
+        The file names those of all ranks.
+        """
+        lines = self.ranks.lines(
+            [
+                json.dumps({"epoch": epoch, "batch": batch, **asdict(sample)}, ensure_ascii=False)
+                for batch, samples in enumerate(bad, first_batch)
+                for sample in samples
+            ]
+        )
+        if lines and self.ranks.is_first:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        return len(lines)
 
     def refuse_too_many(self, num_bad: int, num_clips: int, epoch: int) -> None:
         """TrainingError where more than the allowed share of an epoch's clips is bad.

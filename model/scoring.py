@@ -1,6 +1,7 @@
 """Reads every clip of a split, with or without sight of the lips."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +34,21 @@ def score_split(
     """One ScoredClip a sample, in the table's order."""
     batches = plan_scoring(samples, loader, batch_size)
     stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
-    return score_batches(
+    scored = score_batches(
         reader, samples, stream, batches, decode=decode, blind=blind, on_progress=on_progress
-    )[0]
+    ).clips
+    assert len(scored) == samples.num_rows, f"{samples.num_rows} samples, {len(scored)} scored"
+    return scored
+
+
+class Scores(NamedTuple):
+    """The clips of some batches in the table's order, and their loss."""
+
+    clips: list[ScoredClip]
+    loss_sum: float
+    """Nats; 0 where it was not asked for."""
+    num_chars: int
+    """Of the labels."""
 
 
 @torch.no_grad()
@@ -49,8 +62,8 @@ def score_batches(
     blind: bool = False,
     loss: TrainParams | None = None,
     on_progress: Progress | None = None,
-) -> tuple[list[ScoredClip], float | None]:
-    """One ScoredClip a sample, in the table's order, and the mean loss a character where `loss` is given.
+) -> Scores:
+    """What the reader makes of the samples of `batches`, and their loss where `loss` is given.
 
     The loss is that of training, with the network in eval mode and the decoder fed the true characters.
     `stream` may live on between calls.
@@ -65,7 +78,7 @@ def score_batches(
             targets = targets_of(batch.labels, reader.vocabulary, reader.device)
             outputs = reader.network.outputs(encoded_BSE, num_steps_B, targets)
             loss_sum += float(joint_loss_B(outputs, targets, LossParams.of(loss)).sum())
-            num_chars += sum(map(len, batch.labels))
+        num_chars += sum(map(len, batch.labels))
         for row, reading in zip(batch.rows, readings, strict=True):
             record = samples.slice(row, 1).to_pylist()[0]
             scored[row] = ScoredClip(
@@ -80,6 +93,4 @@ def score_batches(
             )
         if on_progress:
             on_progress(len(scored), samples.num_rows)
-    assert len(scored) == samples.num_rows, f"{samples.num_rows} samples, {len(scored)} scored"
-    mean_loss = loss_sum / max(num_chars, 1) if loss is not None else None
-    return [scored[row] for row in range(samples.num_rows)], mean_loss
+    return Scores([scored[row] for row in sorted(scored)], loss_sum, num_chars)

@@ -14,6 +14,14 @@ SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
 Head = Literal["ctc", "decoder", "reverse_decoder", "syllables"]
 """What stands on the encoder: CTC and attention decoders over characters, CTC over syllables."""
 
+HEAD_OF_MODULE: Mapping[str, Head] = {
+    "ctc_head": "ctc",
+    "syllable_head": "syllables",
+    "decoder": "decoder",
+    "reverse_decoder": "reverse_decoder",
+}
+"""What the network calls the module of each head: the first part of its tensors' names, and in train.freeze."""
+
 
 class TextParams(Section):
     """The declared normaliser: how a transcript becomes a label (model/text.py)."""
@@ -91,7 +99,7 @@ class AugmentParams(Section):
     flip: bool = Field(True, description="mirror half of the clips")
     zoom_sigma: float = Field(0.0, ge=0, le=0.5, description="height and width, each by exp(N(0, sigma))")
     rotation_deg: float = Field(0.0, ge=0, le=45, description="largest turn of the picture, degrees")
-    shift_px: float = Field(0.0, ge=0, le=32, description="largest shift of the picture, crop px")
+    shift_px: float = Field(0.0, ge=0, le=32, description="largest shift of the picture, whole crop px")
     speed_change: float = Field(0.0, ge=0, le=0.5, description="0.1: played at 0.9 to 1.1 of its speed")
     gain_sigma: float = Field(0.0, ge=0, le=0.5, description="contrast and brightness")
     time_masks_per_s: float = Field(0.0, ge=0, le=5, description="masks that hold the clip's mean frame, 1/s")
@@ -109,7 +117,9 @@ class TrainParams(Section):
     warmup_epochs: float = Field(5, ge=0, description="linear rise of the learning rate, epochs")
     scheduler: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up, by step")
     gradient_clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the attention decoders' loss")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="of the attention decoders' loss; no effect with ctc_weight 1"
+    )
     ctc_weight: float = Field(0.3, ge=0, le=1, description="share of the CTC loss; 1: no attention decoder")
     reverse_weight: float = Field(
         0.0,
@@ -123,9 +133,20 @@ class TrainParams(Section):
         le=1,
         description="share of a CTC loss over toneless pinyin; 0: none, 1: syllables alone are learnt and read",
     )
-    teacher_forcing: float = Field(1.0, ge=0, le=1, description="share of true characters fed, first epoch")
+    teacher_forcing: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="of the baseline's LSTM decoder: share of true characters fed, first epoch; no effect with "
+        "ctc_weight 1",
+    )
     teacher_forcing_end: float = Field(0.5, ge=0, le=1, description="the same, last epoch; linear between")
     mixed_precision: bool = Field(True, description="bfloat16 (float16 where a GPU lacks it)")
+    compile: bool = Field(
+        False,
+        description="let torch.compile fuse the network's kernels: minutes at first, then faster on a GPU; clips are "
+        "padded to few lengths",
+    )
     ema_decay: float = Field(
         0.0, ge=0, lt=1, description="of the average of the weights that is validated and kept; 0: none"
     )
@@ -133,9 +154,9 @@ class TrainParams(Section):
         0, ge=0, description="validations without a better CER after which training ends; 0: never"
     )
     init_from: str = Field("", description="checkpoint whose weights training starts with; empty: none")
-    freeze: tuple[Literal["frontend", "encoder", "ctc_head", "decoder", "reverse_decoder"], ...] = Field(
-        (), description="parts that stay as they are"
-    )
+    freeze: tuple[
+        Literal["frontend", "encoder", "ctc_head", "syllable_head", "decoder", "reverse_decoder"], ...
+    ] = Field((), description="parts that stay as they are")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="learning rate of each layer as a share of the one above it"
     )
@@ -171,4 +192,8 @@ class DecodeParams(Section):
         description="greedy CTC, greedy attention, or greedy CTC over syllables; "
         "auto: attention where it was trained, else CTC",
     )
-    max_chars_per_s: float = Field(12.0, gt=0, description="where the attention decoder stops, characters/s")
+    max_chars_per_s: float = Field(
+        12.0,
+        gt=0,
+        description="where the attention decoder stops, characters/s; no effect with train.ctc_weight 1",
+    )

@@ -1,76 +1,114 @@
-"""One optimiser step over a window of batches, normalised by all its characters."""
+"""One optimiser step over a window of batches, normalised by all its characters on all ranks."""
 
+import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from model import schedule
 from model.batch_input import training_input
 from model.device import Precision
 from model.job import TrainingJob
 from model.losses import LossParams, joint_loss_B
-from model.network import LipNetwork
+from model.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
+from model.ranks import ALONE, Ranks
+from model.runs import logger
+from model.stopping import StopSignals
 from model.training_data import TrainingData
 from model.training_state import TrainingState
-from shards.errors import TrainingError
+from shards.errors import Interrupted, TrainingError
 from shards.stream import ClipBatch
+
+BLACK_FRAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StepFigures:
-    """What a step came to."""
+    """What a step came to, over all ranks but for `skipped`."""
 
     loss_sum: float
-    """Nats, over all characters of the window."""
+    """Nats, over all characters of the window; 0 where the step was not taken."""
     num_chars: int
+    """0 where the step was not taken."""
     num_clips: int
     gradient_norm: float
-    """Before it was clipped."""
+    """Before it was clipped; infinite where float16 overflowed."""
     learning_rate: float
+    skipped: tuple[str, ...] = ()
+    """Clips of this rank for which the step was not taken: of a loss that is not finite, else of the window."""
+    was_taken: bool = True
+    """False on all ranks alike where a loss or the gradient is not finite, and all is as it was before.
+
+    An overflow of float16, after which the scaler lowers its scale and goes on, counts as taken.
+    """
 
 
 class TrainingStep:
     """Steps the state of a training."""
 
     def __init__(
-        self, job: TrainingJob, data: TrainingData, state: TrainingState, precision: Precision
+        self,
+        job: TrainingJob,
+        data: TrainingData,
+        state: TrainingState,
+        precision: Precision,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.job, self.data, self.state, self.precision = job, data, state, precision
+        self.job, self.data, self.state, self.precision, self.ranks = job, data, state, precision, ranks
         self.loss_params = LossParams.of(job.train)
+        self.micro_batches = MicroBatches()
+        self.stop = StopSignals()
+        """The trainer's: looked at between two pieces of a window."""
 
     def __call__(self, window: Sequence[ClipBatch], epoch: int, epochs_done: float) -> StepFigures:
-        """One step over the batches of `window`, of which at least one holds a clip.
+        """One step over the batches of `window`, in which at least one rank has a clip.
 
-        `epochs_done` is the place of the window's middle, by which the learning rate goes.
+        `epochs_done` is the place of the window's middle, by which the learning rate goes. All ranks call it
+        together. Where memory runs out the window is done again in micro-batches, with the random draws of the
+        first try where these have the same shapes; with several ranks, which may be exchanging gradients at that
+        moment, it is a TrainingError. So is a clip that does not fit by itself.
+
+        Interrupted, with all as it was before the window, where a single process is asked to stop before its last
+        piece: a window of a large network takes minutes on a CPU.
         """
-        train, state = self.job.train, self.state
-        rate = schedule.learning_rate(train, epochs_done)
+        state = self.state
+        rate = schedule.learning_rate(self.job.train, epochs_done)
         state.set_learning_rate(rate)
-        num_chars = sum(len(label) for batch in window for label in batch.labels)
-        loss_sum, num_clips = 0.0, 0
-        for batch in window:
-            if not batch.clip_ids:
-                continue  # all of its samples are bad
-            loss_B = self.batch_loss_B(state.network, batch, epoch)
-            if not torch.isfinite(loss_B).all():
-                bad = [c for c, ok in zip(batch.clip_ids, torch.isfinite(loss_B), strict=True) if not ok]
-                raise TrainingError(
-                    f"the loss is not finite for {', '.join(bad)} in epoch {epoch}; look at these clips "
-                    "(`pipeline query`), or lower train.learning_rate"
-                )
-            state.scaler.scale(loss_B.sum() / num_chars).backward()
-            loss_sum += float(loss_B.detach().sum())
-            num_clips += len(batch.clip_ids)
+        window = [batch for batch in window if batch.clip_ids]  # of the others all samples are bad
+        chars = sum(len(label) for batch in window for label in batch.labels)
+        clip_ids = tuple(clip_id for batch in window for clip_id in batch.clip_ids)
+        num_chars, num_clips = (int(value) for value in self.ranks.sum([chars, len(clip_ids)]))
+        buffers = _Buffers(state.network)
+        # distributed training averages the ranks' gradients: times their number it is the sum
+        share = self.ranks.world_size / num_chars
+        if window:
+            losses = self._backward(window, epoch, share, buffers)
+        else:
+            self._backward([_black_clip(self.data)], epoch, 0.0, buffers)
+            buffers.put_back()
+            losses = []
         state.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), train.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.job.train.gradient_clip)
+        # here alone the step waits for the device
+        norm_value, *loss_N = torch.cat([norm.detach()[None], *losses]).tolist()
+        bad = tuple(c for c, loss in zip(clip_ids, loss_N, strict=True) if not math.isfinite(loss))
+        loss_sum, num_bad = self.ranks.sum([math.fsum(loss_N) if not bad else 0.0, len(bad)])
+        if num_bad or (not math.isfinite(norm_value) and not self._is_overflow()):
+            skipped = bad if num_bad else clip_ids
+            _tell_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
+            self._leave_out(buffers)
+            return StepFigures(0.0, 0, num_clips, norm_value, rate, skipped, was_taken=False)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        state.stepped()
-        return StepFigures(loss_sum, num_chars, num_clips, float(norm), rate)
+        if math.isfinite(norm_value):
+            state.stepped()
+        return StepFigures(loss_sum, num_chars, num_clips, norm_value, rate)
 
-    def batch_loss_B(self, network: LipNetwork, batch: ClipBatch, epoch: int) -> torch.Tensor:
+    def batch_loss_B(self, network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
         """Nats a clip (B,)."""
         video_BCTYX, num_frames_B, targets = training_input(
             batch, self.job, self.data, epoch, self.state.device
@@ -80,3 +118,116 @@ class TrainingStep:
                 video_BCTYX, num_frames_B, targets, schedule.teacher_forcing(self.job.train, epoch)
             )
             return joint_loss_B(outputs, targets, self.loss_params)
+
+    # -- the gradient ----------------------------------------------------------------------------------
+
+    def _backward(
+        self, window: Sequence[ClipBatch], epoch: int, share: float, buffers: "_Buffers"
+    ) -> list[torch.Tensor]:
+        """Adds up the gradient of `share` times the losses of `window`; gives these, nats, on the device."""
+        progress, random_state = self.state.progress, _RandomState(self.state.device)
+        self.micro_batches.max_frames = progress.piece_frames
+        while True:
+            losses: list[torch.Tensor] = []
+            pieces = [piece for batch in window for piece in self.micro_batches.pieces(batch)]
+            try:
+                for piece in pieces:
+                    if self.stop.has_come and self.ranks.world_size == 1:
+                        raise Interrupted("stopped between two pieces of a window")
+                    is_last = len(losses) + 1 == len(pieces)
+                    losses.append(self._piece_backward(piece, epoch, share, is_last))
+                return losses
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._make_smaller(pieces[len(losses)], error)
+                progress.piece_frames = self.micro_batches.max_frames
+            except Interrupted:
+                self._take_back(buffers, random_state)
+                raise
+            # behind the except block: as long as the error lives, so does all that its traceback holds
+            self._take_back(buffers, random_state)
+            if self.state.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _take_back(self, buffers: "_Buffers", random_state: "_RandomState") -> None:
+        """What a part of a window has left."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+        buffers.put_back()
+        random_state.put_back()
+
+    def _piece_backward(self, piece: ClipBatch, epoch: int, share: float, is_last: bool) -> torch.Tensor:
+        learner, ranks = self.state.learner, self.ranks
+        with contextlib.nullcontext() if is_last else ranks.unsynchronised(learner):
+            loss_B = self.batch_loss_B(learner, piece, epoch)
+            self.state.scaler.scale(loss_B.sum() * share).backward()
+        return loss_B.detach()
+
+    def _make_smaller(self, piece: ClipBatch, error: BaseException) -> None:
+        if self.ranks.world_size > 1:
+            learnt = [p for p in self.state.network.parameters() if p.requires_grad]
+            gradients_mb = sum(p.numel() * p.element_size() for p in learnt) / 1e6
+            raise TrainingError(
+                f"out of memory in {len(piece.clip_ids)} clips, {padded_frames(piece)} padded frames, on rank "
+                f"{self.ranks.rank}; the other ranks wait for its gradient, so it cannot be done again in smaller "
+                "pieces: lower loader.frame_budget below what `pipeline train --find-budget` finds in one process; "
+                f"each of several keeps its gradients twice, {gradients_mb:,.0f} MB more ({error})"
+            ) from error
+        self.micro_batches.shrink(piece, error)
+
+    # -- what is not finite ------------------------------------------------------------------------------
+
+    def _is_overflow(self) -> bool:
+        """Whether a smaller scale of float16's gradients may be all that it takes."""
+        return bool(self.state.scaler.get_scale() > 1)
+
+    def _leave_out(self, buffers: "_Buffers") -> None:
+        """All but the random state as before the window."""
+        state = self.state
+        buffers.put_back()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.scaler.update(state.scaler.get_scale())  # forgets that it saw an overflow
+
+
+def _tell_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) -> None:
+    if skipped:  # else another rank tells
+        logger.warning(
+            "epoch %d: the %s is not finite for %s: the step over %d clips is left out, weights and statistics stay "
+            "as they were; look at these clips (`pipeline query`), or lower train.learning_rate",
+            epoch,
+            what,
+            ", ".join(skipped),
+            num_clips,
+        )
+
+
+class _Buffers:
+    """The statistics of batch normalisations, as they are when it is made."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for buffer, kept in self._kept:
+                buffer.copy_(kept)
+
+
+class _RandomState:
+    """What dropout and scheduled sampling draw from, as it is when it is made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def _black_clip(data: TrainingData) -> ClipBatch:
+    """For a rank that has no clip: with it the rank takes part in the exchange of gradients."""
+    frames_BTHW = torch.zeros((1, BLACK_FRAMES, *data.crop_HW), dtype=torch.uint8)
+    return ClipBatch(frames_BTHW, torch.tensor([BLACK_FRAMES]), ("black",), ("",), (-1,))

@@ -7,15 +7,20 @@ from types import FrameType
 
 
 class StopSignals:
-    """Notes a signal; a second one raises KeyboardInterrupt at once."""
+    """Notes a signal; a second Ctrl-C raises KeyboardInterrupt at once.
+
+    SIGTERM may come twice for one stop: from the batch system to every process, and from torchrun to its own.
+    """
 
     def __init__(self) -> None:
         self.has_come = False
+        self._was_ctrl_c = False
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.has_come:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        is_ctrl_c = number == signal.SIGINT
+        if is_ctrl_c and self._was_ctrl_c:
             raise KeyboardInterrupt
-        self.has_come = True
+        self.has_come, self._was_ctrl_c = True, self._was_ctrl_c or is_ctrl_c
 
     @contextmanager
     def noted(self) -> Iterator[None]:

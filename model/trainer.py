@@ -1,57 +1,73 @@
 """The training loop: streams the shards, accumulates, validates, checkpoints, goes on where it stood."""
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from model import schedule
 from model.checkpoints import save_checkpoint
-from model.device import Precision, choose_device, fastest_threads
+from model.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
+from model.fine_tuning import to_training_mode
+from model.first_batch import FirstBatch
 from model.job import Progress, TrainingJob, TrainingSummary
-from model.metrics import total_counts
+from model.last_checkpoint import save_last
 from model.network import num_parameters
 from model.quarantine import Quarantine
+from model.ranks import Ranks, joined, warnings_alone
 from model.runs import logger, refuse_foreign_checkpoints, training_log
-from model.scored import ScoredClip
-from model.scoring import score_batches
-from model.step import StepFigures, TrainingStep
+from model.safetensors_export import write_weights
+from model.set_up import set_up
+from model.step import StepFigures
 from model.stopping import StopSignals
 from model.training_data import TrainingData
-from model.training_state import TrainingState, run_of
+from model.training_state import run_of
 from model.training_words import tell_left_out, tell_start
+from model.validation import Validated, validate
 from model.watching import Watch
-from shards.errors import Interrupted
+from shards.errors import Interrupted, TrainingError
 from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
 
 SAVE_EVERY_S = 60.0
+SKIPPED_IN_A_ROW = 3
+"""Steps left out one after the other that end a training."""
 
 
 def train(job: TrainingJob) -> TrainingSummary:
     """Trains to the end, or says that it was done before; publishes to `job.checkpoints` and `job.logs`.
 
-    Goes on by itself where a run of the same fingerprint was interrupted. Raises TrainingError, ShardError,
-    CheckpointError; Interrupted after SIGTERM or Ctrl-C.
+    Goes on by itself where a run of the same fingerprint was interrupted. Started by torchrun, the processes
+    train one model together, and the first of them writes. Raises TrainingError, ShardError, CheckpointError,
+    MachineError; Interrupted after SIGTERM or Ctrl-C.
     """
-    trainer = _Trainer(job)
-    with training_log(trainer.run, job.logs):
-        return trainer.train()
+    with joined() as ranks:
+        trainer = _Trainer(job, ranks)
+        with training_log(trainer.run, job.logs) if ranks.is_first else warnings_alone(logger):
+            try:
+                return trainer.train()
+            finally:
+                trainer.state.learner = trainer.state.network  # see Ranks.wrap
 
 
 class _Trainer:
-    def __init__(self, job: TrainingJob) -> None:
-        self.job = job
-        self.device = choose_device(job.machine.device)
-        self.precision = Precision.choose(job.train.mixed_precision, self.device)
-        self.data = TrainingData(job)
+    """The same on all ranks, which take the same way: what calls a method of `ranks` is called by all of them."""
+
+    def __init__(self, job: TrainingJob, ranks: Ranks) -> None:
+        self.job, self.ranks = job, ranks
+        self.device = ranks.device(job.machine.device)
+        self.data = TrainingData(job, ranks)
         self.run = run_of(job, self.data)
-        self.quarantine = Quarantine(self.run.quarantine, job.loader.max_bad_fraction)
-        torch.manual_seed(job.train.seed)
-        self.state = TrainingState(job, self.device, self.precision, self.data)
-        self.step = TrainingStep(job, self.data, self.state, self.precision)
-        self.stop = StopSignals()
+        self.quarantine = Quarantine(self.run.quarantine, job.loader.max_bad_fraction, ranks)
+        self.step = set_up(job, self.data, self.device, ranks)
+        self.state, self.precision = self.step.state, self.step.precision
+        # what cannot be read with is said before an epoch is trained
+        self.state.reader(self.precision).decoder(job.decode)
+        self.stop = self.step.stop = StopSignals()
+        self.watch: Watch | None = None
+        """Of the first rank."""
 
     @property
     def progress(self) -> Progress:
@@ -60,27 +76,30 @@ class _Trainer:
     # -- the whole -------------------------------------------------------------------------------------
 
     def train(self) -> TrainingSummary:
-        job = self.job
+        job, run = self.job, self.run
         refuse_foreign_checkpoints(job.checkpoints)
-        resumed_from = self.state.restore(self.run)
+        resumed_from = self.state.restore(run)
         progress = self.progress
-        if job.resume:
-            self.quarantine.take_over(job.resume)
-        self.quarantine.go_on_from(progress.epoch, progress.batches_done)
-        self.run.start(job.config_text, self.data.vocabulary.characters.to_json())
-        finished_before = progress.epoch >= job.train.num_epochs
-        self.watch = Watch(job, self.run, progress)
-        if not finished_before:
-            tell_start(job, self.data, self.state, self.run, self.precision, resumed_from)
-            self._train_epochs()
-        else:
-            logger.info("run %s is finished already: %d epochs", self.run.folder.name, progress.epoch)
-            if not self.run.best.exists():
-                progress.best_epoch = progress.epoch - 1
-                save_checkpoint(self.run.best, self.state.as_checkpoint(None))
-        self.quarantine.tell_whole(progress.bad_readings, progress.epoch)
-        self._publish_logs()
-        self.run.publish(job.checkpoints)
+        self._refuse_torn_ranks()
+        self.state.learner = self.ranks.wrap(self.state.network)
+        finished_before = progress.is_over(job.train)
+        if self.ranks.is_first:
+            if job.resume:
+                self.quarantine.take_over(job.resume)
+            self.quarantine.go_on_from(progress.epoch, progress.batches_done)
+            run.start(job.config_text, self.data.vocabulary.characters.to_json())
+            if not finished_before:
+                tell_start(job, self.data, self.state, run, self.precision, resumed_from)
+        with self._watching():
+            if finished_before:
+                self._tell_finished()
+            else:
+                self._train_epochs()
+        if self.ranks.is_first:
+            self.quarantine.tell_whole(progress.bad_readings, progress.epoch)
+            self._publish_logs()
+            write_weights(run)
+            run.publish(job.checkpoints)
         return TrainingSummary(
             epochs=progress.epoch,
             best_epoch=progress.best_epoch,
@@ -93,61 +112,104 @@ class _Trainer:
     def _train_epochs(self) -> None:
         job, progress = self.job, self.progress
         stream, valid_stream = self.data.streams(pin_memory=self.device.type == "cuda")
-        if self.device.type == "cpu":
-            self._choose_threads(stream)
+        first = FirstBatch(self.data, self.state, self.step, stream)
+        first.choose_threads()
+        self.flops_a_frame = first.flops_a_frame()
         with self.stop.noted():
-            while progress.epoch < job.train.num_epochs:
+            while not progress.is_over(job.train):
                 plan = self.data.epoch(progress.epoch)
                 if progress.batches_done == 0:
                     tell_left_out(plan, self.data.samples, job.loader, progress.epoch)
                 self._train_epoch(stream, plan)
                 self._end_epoch(valid_stream, plan)
 
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        if not self.ranks.is_first:
+            yield
+            return
+        with contextlib.closing(Watch(self.job, self.run, self.progress)) as self.watch:
+            yield
+
+    def _refuse_torn_ranks(self) -> None:
+        """TrainingError where the ranks would go on from different places."""
+        progress = self.progress
+        places = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
+        if (places != places[0]).any():
+            raise TrainingError(
+                f"the processes found different checkpoints, {places.tolist()} (epoch, batches, steps): "
+                f"{self.job.resume or self.run.folder} must be a file or folder that all machines share"
+            )
+
     # -- one epoch -------------------------------------------------------------------------------------
 
     def _train_epoch(self, stream: ShardStream, plan: EpochPlan) -> None:
         """The windows of the epoch from where progress stands."""
+        num_batches = len(plan.batches)
         progress, accumulation = self.progress, self.job.train.accumulation_steps
-        self.state.network.train()
+        to_training_mode(self.state.network, self.job.train)
         batches = stream.batches(plan.batches, progress.batches_done)
         last_save = time.monotonic()
-        while progress.batches_done < len(plan.batches):
+        while progress.batches_done < num_batches:
             start = time.monotonic()
-            size = min(accumulation, len(plan.batches) - progress.batches_done)
+            size = min(accumulation, num_batches - progress.batches_done)
             window = [next(batches) for _ in range(size)]
             progress.wait_s += time.monotonic() - start
-            self._set_bad_aside(window, plan)
-            if any(batch.clip_ids for batch in window):  # a scaler refuses to step without a gradient
+            bad_clips = progress.bad_clips
+            if self._set_bad_aside(window, plan):
                 # a warm-up that began at 0 would waste its first step: the rate is that at the step's middle
-                middle = (progress.batches_done + size / 2) / len(plan.batches)
-                self._take(self.step(window, progress.epoch, progress.epoch + middle))
+                middle = (progress.batches_done + size / 2) / num_batches
+                try:
+                    self._take(self.step(window, progress.epoch, progress.epoch + middle))
+                except Interrupted:
+                    progress.bad_clips = bad_clips  # the window is read again
+                    self._stop_if_asked()
+                    raise
             progress.batches_done += size
             progress.seconds += time.monotonic() - start
-            if self.job.on_batch:
-                self.job.on_batch(progress.epoch, progress.batches_done, len(plan.batches))
+            if self.job.on_batch and self.ranks.is_first:
+                self.job.on_batch(progress.epoch, progress.batches_done, num_batches, progress.mean_loss)
             self._stop_if_asked()
-            if time.monotonic() - last_save > SAVE_EVERY_S:
+            if self.ranks.any(self.ranks.is_first and time.monotonic() - last_save > SAVE_EVERY_S):
                 self._save_last()
                 last_save = time.monotonic()
 
     def _take(self, figures: StepFigures) -> None:
         progress = self.progress
-        progress.loss_sum += figures.loss_sum
-        progress.chars_seen += figures.num_chars
         progress.clips_seen += figures.num_clips
-        progress.steps += 1
-        self.watch.step(progress, figures)
+        if figures.was_taken:
+            progress.loss_sum += figures.loss_sum
+            progress.chars_seen += figures.num_chars
+            progress.steps += 1
+            if math.isfinite(figures.gradient_norm):  # it is not where float16 overflowed
+                progress.gradient_norm_sum += figures.gradient_norm
+                progress.steps_in_epoch += 1
+            progress.skipped_in_a_row = []
+        else:
+            progress.skipped_steps += 1
+            progress.skipped_in_a_row.append(", ".join(self.ranks.lines(figures.skipped)))
+        if self.watch:
+            self.watch.step(progress, figures)
+        if len(progress.skipped_in_a_row) >= SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{len(progress.skipped_in_a_row)} steps in a row had no finite loss or gradient, in epoch "
+                f"{progress.epoch}: {'; '.join(progress.skipped_in_a_row)}. Look at these clips (`pipeline query`), "
+                "or lower train.learning_rate"
+            )
 
-    def _set_bad_aside(self, window: Sequence[ClipBatch], plan: EpochPlan) -> None:
-        progress = self.progress
-        for number, batch in enumerate(window, progress.batches_done):
-            self.quarantine.add(progress.epoch, number, batch.bad)
-            progress.bad_clips += len(batch.bad)
-        if any(batch.bad for batch in window):
-            self.quarantine.refuse_too_many(progress.bad_clips, _num_clips(plan), progress.epoch)
+    def _set_bad_aside(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
+        """Tells of the bad samples of all ranks; whether any rank has a clip left."""
+        progress, quarantine = self.progress, self.quarantine
+        if quarantine.max_fraction == 0:
+            return True  # a bad sample is an error of the stream
+        if num_bad := quarantine.add(progress.epoch, progress.batches_done, [batch.bad for batch in window]):
+            progress.bad_clips += num_bad
+            quarantine.refuse_too_many(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+        return self.ranks.any(any(batch.clip_ids for batch in window))
 
-    def _stop_if_asked(self, *_: int) -> None:
-        if not self.stop.has_come:
+    def _stop_if_asked(self) -> None:
+        """Interrupted on all ranks as soon as a signal has come to one of them."""
+        if not self.ranks.any(self.stop.has_come):
             return
         self._save_last()
         raise Interrupted(
@@ -156,87 +218,82 @@ class _Trainer:
             + " goes on from there"
         )
 
+    # -- the end of an epoch -----------------------------------------------------------------------------
+
     def _end_epoch(self, valid_stream: ShardStream, plan: EpochPlan) -> None:
         """Validates, logs, checkpoints, and moves on to the next epoch."""
-        job, progress, epoch = self.job, self.progress, self.progress.epoch
-        valid_batches = self.data.valid_batches
-        train_loss = progress.loss_sum / max(progress.chars_seen, 1)
+        job, data, progress, epoch = self.job, self.data, self.progress, self.progress.epoch
         is_last = epoch + 1 == job.train.num_epochs
-        val_loss, val_cer = None, None
-        scored: list[ScoredClip] = []
-        if valid_batches and (epoch % job.train.valid_every == 0 or is_last):
-            scored, val_loss = score_batches(
-                self.state.reader(self.precision),
-                self.data.valid_samples,
-                valid_stream,
-                valid_batches,
-                decode=job.decode,
-                loss=job.train,
-                on_progress=self._stop_if_asked,
+        validated: Validated | None = None
+        if data.valid_batches and (epoch % job.train.valid_every == 0 or is_last):
+            reader = self.state.reader(self.precision)
+            validated = validate(job, data, reader, valid_stream, self.ranks, self._stop_if_asked)
+        # with nothing to choose by, the last one is the best
+        is_best = is_last and not data.valid_batches
+        if validated:
+            is_best = progress.take_validated(validated.loss, validated.cer)
+        progress.best_epoch = epoch if is_best else progress.best_epoch
+        self._tell_epoch(plan, validated)
+        if progress.stopped_early(job.train):
+            logger.info(
+                "%d validations without a better CER than %.4f of epoch %d: training ends (train.patience)",
+                job.train.patience,
+                progress.best_val_cer,
+                progress.best_epoch,
             )
-            assert val_loss is not None
-            val_cer = total_counts((clip.reference, clip.hypothesis) for clip in scored).cer
-            progress.best_val_loss = min(progress.best_val_loss, val_loss)
-        clips_per_s = progress.clips_seen / max(progress.seconds, 1e-9)
-        wait_share = progress.wait_s / max(progress.seconds, 1e-9)
-        told = "" if val_loss is None else f", val_loss={val_loss:.4f}, CER={val_cer:.4f}"
-        logger.info(
-            "Epoch %d: train_loss=%.4f%s, %.1f clips/s, waited %.1f %% for data",
-            epoch,
-            train_loss,
-            told,
-            clips_per_s,
-            100 * wait_share,
-        )
-        self.quarantine.tell(progress.bad_clips, _num_clips(plan), epoch)
-        progress.curves.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "val_cer": val_cer,
-                "learning_rate": schedule.learning_rate(job.train, epoch + 1),
-                "clips_per_s": clips_per_s,
-                "data_wait": wait_share,
-                "padding": plan.padding_share,
-            }
-        )
-        self.watch.epoch(progress.curves[-1], scored)
-        # of equals the later one, which has learnt more
-        # with nothing to choose by it is the last one
-        is_best = is_last and not valid_batches if val_cer is None else val_cer <= progress.best_val_cer
-        if is_best:
-            progress.best_epoch = epoch
-            progress.best_val_cer = progress.best_val_cer if val_cer is None else val_cer
+            is_last = True
         progress.next_epoch()
-        state = self.state.as_checkpoint(val_loss)
-        if is_best:
-            save_checkpoint(self.run.best, state)
+        files = [self.run.best] if is_best else []
         if epoch % job.train.checkpoint_every == 0 or is_last:
-            save_checkpoint(self.run.epoch_checkpoint(epoch), state)
-        save_checkpoint(self.run.last, state)
-        self._publish_logs()
+            files.append(self.run.epoch_checkpoint(epoch))
+        state = self.state.as_checkpoint(validated.loss if validated else None)
+        if self.ranks.is_first:
+            for file in files:
+                save_checkpoint(file, state)
+            save_last(self.run, state)
+            self._publish_logs()
+
+    def _tell_epoch(self, plan: EpochPlan, validated: Validated | None) -> None:
+        """A row of the curves, and a line of the log."""
+        job, progress = self.job, self.progress
+        curve = curve_of(
+            progress,
+            plan,
+            schedule.learning_rate(job.train, progress.epoch + 1),
+            validated.loss if validated else None,
+            validated.cer if validated else None,
+            peak_memory_mb(self.device),
+            self._flop_utilisation(plan),
+        )
+        logger.info(epoch_line(curve))
+        progress.curves.append(curve)
+        if self.watch:
+            self.quarantine.tell(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+            self.watch.epoch(curve, validated.clips if validated else [])
+
+    def _flop_utilisation(self, plan: EpochPlan) -> float | None:
+        """Of this rank's device, over the whole epoch, with what it waited for data."""
+        flops = self.flops_a_frame * plan.padded_frames / self.ranks.world_size
+        return flop_utilisation(flops, self.progress.seconds, self.device)
+
+    # -- what is written ---------------------------------------------------------------------------------
 
     def _publish_logs(self) -> None:
         self.run.write_curves(self.progress.curves, self.job.logs)
         self.quarantine.publish(self.job.logs)
 
     def _save_last(self) -> None:
-        save_checkpoint(self.run.last, self.state.as_checkpoint(None))
+        state = self.state.as_checkpoint(None)
+        if self.ranks.is_first:
+            save_last(self.run, state)
 
-    # -- before the first step ---------------------------------------------------------------------------
-
-    def _choose_threads(self, stream: ShardStream) -> None:
-        if not self.state.threads:
-            plan = self.data.epoch(self.progress.epoch)
-            batch = next(batch for batch in stream.batches(plan.batches) if batch.clip_ids)
-            self.state.threads, told = fastest_threads(
-                self.state.network,
-                lambda network: self.step.batch_loss_B(network, batch, self.progress.epoch).sum(),
-            )
-            logger.info(told)
-        torch.set_num_threads(self.state.threads)
-
-
-def _num_clips(plan: EpochPlan) -> int:
-    return sum(map(len, plan.batches))
+    def _tell_finished(self) -> None:
+        """Of a run that was resumed from a checkpoint alone, that is the best model."""
+        progress, is_missing = self.progress, not self.run.best.exists()
+        why = ", for want of a better CER (train.patience)" if progress.stopped_early(self.job.train) else ""
+        logger.info("run %s is finished already: %d epochs%s", self.run.folder.name, progress.epoch, why)
+        if is_missing:
+            progress.best_epoch = progress.epoch - 1
+        state = self.state.as_checkpoint(None)
+        if is_missing and self.ranks.is_first:
+            save_checkpoint(self.run.best, state)

@@ -1,10 +1,14 @@
 """What training reads: the clips of two splits, what they have in common, and the order they come in."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 
+from model.gray_levels import with_gray_levels
 from model.job import TrainingJob
 from model.losses import refuse_unspellable
+from model.ranks import ALONE, Ranks
 from model.vocabulary import Vocabulary
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards
@@ -25,10 +29,13 @@ from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
 
 class TrainingData:
-    """The samples of train and valid. Raises TrainingError where no training of `job` can come of them."""
+    """The samples of train and valid, and the batches of this rank.
 
-    def __init__(self, job: TrainingJob) -> None:
-        self._job = job
+    Raises TrainingError where no training of `job` can come of them.
+    """
+
+    def __init__(self, job: TrainingJob, ranks: Ranks = ALONE) -> None:
+        self._job, self.ranks = job, ranks
         # what else the catalogue says would stay in memory for as long as training lasts
         self.samples = read_samples(job.samples, TRAIN_SPLIT, STREAM_COLUMNS)
         has_valid = VALID_SPLIT in splits_of(job.samples)
@@ -48,12 +55,25 @@ class TrainingData:
         if {"ctc", "syllables"} & set(job.train.heads):
             for table in (self.samples, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
-        self.model = job.model
+        self.model = with_gray_levels(
+            job.model, job.shards, self.samples, leave_out_bad=job.loader.max_bad_fraction > 0
+        )
         """With the gray levels' mean and deviation that the network is given."""
         self.plan_identity = plan_identity(
-            sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size
+            sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size, ranks.world_size
         )
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
+        """Of all ranks."""
+
+    def without_tables(self, job: TrainingJob) -> "TrainingData":
+        """The same for a process that reads none of the clips, of a `job` that may hold no shards."""
+        bare = copy.copy(self)
+        bare._job = job
+        bare.samples, bare.valid_samples = (
+            table.schema.empty_table() for table in (self.samples, self.valid_samples)
+        )
+        bare.valid_batches = ()
+        return bare
 
     @property
     def crop_px(self) -> int:
@@ -65,7 +85,14 @@ class TrainingData:
         return samples_hash(self.valid_samples)
 
     def epoch(self, number: int) -> EpochPlan:
-        return plan_epoch(self.samples, self._job.loader, self._job.train.batch_size, number)
+        job, ranks = self._job, self.ranks
+        return plan_epoch(
+            self.samples, job.loader, job.train.batch_size, number, ranks.world_size, ranks.rank
+        )
+
+    def num_clips(self, plan: EpochPlan) -> int:
+        """In all ranks' batches of an epoch."""
+        return self.samples.num_rows - len(plan.left_out)
 
     def streams(self, pin_memory: bool) -> tuple[ShardStream, ShardStream]:
         """Of train, which sets bad samples aside where loader.max_bad_fraction allows it, and of valid, never."""

@@ -1,8 +1,9 @@
 """What every verb shares: the app, its common options, parameters and progress."""
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,9 +57,14 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
     return load_params(params, preset=preset, config=config, assignments=assignments or (), flags=dotted)
 
 
+def is_other_rank() -> bool:
+    """Whether torchrun started this process beside a first one, which speaks for all (model/ranks.py)."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
 @contextmanager
 def shown(what: str, unit: str) -> Iterator[Any]:
-    """Yields a function of (done, total) that shows the progress.
+    """Yields a function of (done, total) that shows the progress; on the first rank alone.
 
     Ctrl-C and SIGTERM (a batch system's time limit) become a message and exit code 1.
     """
@@ -66,10 +72,14 @@ def shown(what: str, unit: str) -> Iterator[Any]:
     from shards.errors import Interrupted
 
     try:
-        with _terminable(), progress(what, unit) as on_progress:
+        with _terminable(), nullcontext(_unseen) if is_other_rank() else progress(what, unit) as on_progress:
             yield on_progress
     except KeyboardInterrupt as error:
         raise Interrupted(f"{what}: stopped. What is done is kept; the same command goes on") from error
+
+
+def _unseen(*_: object) -> None:
+    pass
 
 
 @contextmanager

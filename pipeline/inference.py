@@ -71,7 +71,8 @@ def _read(path: Path, reader: LipReader, params: Params, ground_truth: str | Non
     reading = reader.read_clip(mouth.clip_THW, params.decode)
     cer = None
     if ground_truth is not None:
-        cer = edit_counts(normalise(ground_truth, reader.text), reading.text).cer
+        reference = reader.reference(normalise(ground_truth, reader.text), params.decode)
+        cer = edit_counts(reference, reading.text).cer
     confidence = math.exp(reading.score)
     num_frames = len(mouth.clip_THW)
     whole = Segment(0.0, num_frames / params.crop.target_fps, reading.text, confidence)

@@ -39,6 +39,10 @@ def train(
     accept_new_plan: Annotated[
         bool, typer.Option("--accept-new-plan", help="with --resume: though its batches were others")
     ] = False,
+    find_budget: Annotated[
+        bool,
+        typer.Option("--find-budget", help="train nothing: print the largest loader.frame_budget that fits"),
+    ] = False,
     data_root: DataRoot = None,
     checkpoint_dir: CheckpointDir = None,
     max_frames: Annotated[int | None, typer.Option(help="longest clip; of preprocessing")] = None,
@@ -88,6 +92,9 @@ def train(
     flags = {name: context.params[name] for name in OLDER_NAMES if name in context.params}
     values = load(params, assignments, preset=preset, config=config, **flags)
     _tell_of_packed(values, params, config)
+    if find_budget:
+        _find_budget(values)
+        return
     paths = values.paths
     with shown("training", "batches") as on_progress:
         job = replace(
@@ -106,6 +113,15 @@ def train(
         f"{paths.checkpoints}: {summary.num_parameters:,} parameters, {summary.epochs} epochs, {best}, "
         f"{summary.seconds:.0f} s of training"
     )
+
+
+def _find_budget(values: "Params") -> None:
+    from model.find_budget import find_budget
+    from pipeline.budget_table import print_budget
+    from pipeline.console import stdout
+    from pipeline.training import job_of
+
+    print_budget(find_budget(job_of(values)), stdout)
 
 
 def _tell_of_packed(values: "Params", params: Path, config: Path | None) -> None:

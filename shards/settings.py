@@ -62,10 +62,6 @@ class MachineParams(Section):
         50.0, gt=0, description="disk for shards fetched from a remote paths.shards, GB"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    compile: bool = Field(
-        False,
-        description="let torch.compile fuse the network's kernels; minutes at first, then faster on a GPU",
-    )
     threads: int = Field(
         0, ge=0, description="CPU threads of a training step; 0: times a step and takes the faster"
     )

@@ -223,7 +223,7 @@ def test_a_window_without_a_clip_makes_no_step_but_counts(tmp_path: Path) -> Non
     damage(packed, plan.batches[1].tolist())
     steps = []
     job = tolerant(tmp_path, packed, num_epochs=1, accumulation_steps=1)
-    train(replace(job, on_batch=lambda _, done, total: steps.append((done, total))))
+    train(replace(job, on_batch=lambda _, done, total, _loss: steps.append((done, total))))
     assert steps == [(done, len(plan.batches)) for done in range(1, len(plan.batches) + 1)]
     state = torch.load(tmp_path / "checkpoints/best_model.pt", weights_only=True)["optimizer_state_dict"][
         "state"
@@ -254,7 +254,7 @@ def test_stopped_and_resumed_it_learns_the_same_and_writes_nothing_twice(
     train(tolerant(tmp_path / "whole", packed))
 
     def stop_at(epoch: int, batches_done: int) -> None:
-        def tell(now: int, done: int, _: int) -> None:
+        def tell(now: int, done: int, *_: object) -> None:
             if (now, done) == (epoch, batches_done):
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -296,7 +296,7 @@ def test_the_file_of_another_run_is_published_no_longer(tmp_path: Path) -> None:
     quarantine = Quarantine(run.quarantine, 0.1)
     quarantine.publish(tmp_path / "logs")
     assert not (tmp_path / "logs/quarantine.jsonl").exists()
-    quarantine.add(0, 1, [BadSample("a", "train/a.tar", "cut")])
+    quarantine.add(0, 1, [[BadSample("a", "train/a.tar", "cut")]])
     quarantine.go_on_from(0, 1)
     assert not run.quarantine.exists()
 

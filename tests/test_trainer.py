@@ -2,11 +2,13 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +17,17 @@ import torch
 
 from model.checkpoints import OLDER_KEYS, load_checkpoint
 from model.device import Precision
-from model.job import TrainingJob
+from model.job import Progress, TrainingJob
 from model.metrics import total_counts
 from model.reader import LipReader
 from model.runs import RunFolder
 from model.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
+from model.step import StepFigures, TrainingStep
+from model.stopping import StopSignals
 from model.trainer import train
 from model.training_words import tell_left_out
-from pipeline.console import over_epochs
-from shards.errors import CheckpointError, TrainingError
+from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
@@ -97,6 +100,8 @@ def test_a_run_leaves_what_the_older_trainer_left(tmp_path: Path, packed: Packed
         "tokenizer.json",
         "published.json",
         "best_model.pt",
+        "model.safetensors",
+        "config.json",
         "checkpoint_epoch_0.pt",
         "checkpoint_epoch_2.pt",
     }
@@ -140,50 +145,6 @@ def test_it_learns_to_read_with_both_decoders_and_nothing_when_blind(tmp_path: P
     assert cer("ctc", blind=False) <= 0.05
     assert cer("attention", blind=False) <= 0.2
     assert cer("ctc", blind=True) >= 0.6
-
-
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, packed: Packed) -> None:
-    """SIGTERM within an epoch and SIGKILL, each on a real process; bit for bit on the CPU."""
-    train(job_in(tmp_path / "whole", packed))
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, time, pathlib\n"
-        "from dataclasses import replace\n"
-        "from tests.packed import Packed\n"
-        "from tests.test_trainer import job_in\n"
-        "from model.trainer import train\n"
-        "from shards.errors import Interrupted\n"
-        "folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
-        "def told(epoch, done, total):\n"
-        "    print(epoch, done, flush=True)\n"
-        "    time.sleep(0.3)\n"
-        "try:\n"
-        "    train(replace(job_in(folder, packed), on_batch=told))\n"
-        "except Interrupted as error:\n"
-        "    sys.exit(f'interrupted: {error}')\n"
-    )
-    command = [sys.executable, str(script), str(tmp_path / "killed"), str(packed.samples.parent)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-
-    def run_until(wanted: str, number: signal.Signals) -> tuple[int, str]:
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        ) as process:
-            assert process.stdout and process.stderr
-            for line in process.stdout:
-                if line.strip() == wanted:
-                    process.send_signal(number)
-                    break
-            stderr = process.stderr.read()
-            return process.wait(60), stderr
-
-    code, stderr = run_until("1 2", signal.SIGTERM)
-    assert code == 1 and "interrupted: stopped in epoch 1" in stderr, stderr
-    code, _ = run_until("2 2", signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    train(job_in(tmp_path / "killed", packed))
-    for name in ("checkpoint_epoch_2.pt", "best_model.pt"):
-        assert_same_weights(tmp_path / "whole/checkpoints" / name, tmp_path / "killed/checkpoints" / name)
 
 
 def test_resume_from_an_epochs_checkpoint_goes_on_exactly(tmp_path: Path, packed: Packed) -> None:
@@ -288,7 +249,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
         "from tests.packed import Packed\n"
         "from tests.test_trainer import job_in\n"
         "from model.trainer import train\n"
-        "def told(epoch, done, total):\n"
+        "def told(epoch, done, total, loss):\n"
         "    print(epoch, done, flush=True)\n"
         "    time.sleep(0.3)\n"
         "if __name__ == '__main__':\n"
@@ -371,6 +332,37 @@ def test_training_on_the_gpu(tmp_path: Path, packed: Packed, cuda: str) -> None:
     assert train(replace(job, machine=MachineParams(device=cuda))).epochs == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_a_conformer_with_every_head_is_validated_in_any_precision(
+    tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(Precision, "choose", classmethod(lambda cls, mixed, device: cls(dtype)))
+    sizes = {
+        "channels": (4, 4, 8, 8),
+        "hidden_dim": 16,
+        "num_heads": 2,
+        "feed_forward_dim": 32,
+        "num_encoder_layers": 1,
+    }
+    model = ModelParams.model_validate(
+        {**MODEL.model_dump(exclude={"sizes", "preset"}), "preset": "conformer_tiny", "sizes": sizes}
+    )
+    job = job_in(
+        tmp_path, packed, num_epochs=1, reverse_weight=0.3, syllable_weight=0.2, mixed_precision=True
+    )
+    summary = train(replace(job, model=model, decode=DecodeParams(decoder="attention")))
+    assert summary.best_val_cer is not None
+
+
+def test_a_decoder_that_is_not_learnt_is_refused_before_training(tmp_path: Path, packed: Packed) -> None:
+    job = job_in(tmp_path, packed, ctc_weight=1.0)
+    steps: list[int] = []
+    job = replace(job, decode=DecodeParams(decoder="attention"), on_batch=lambda *figures: steps.append(1))
+    with pytest.raises(ConfigError, match="has not learnt attention, it has ctc"):
+        train(job)
+    assert not steps
+
+
 def test_time_is_counted(tmp_path: Path, packed: Packed) -> None:
     start = time.monotonic()
     summary = train(job_in(tmp_path, packed, num_epochs=1))
@@ -412,14 +404,102 @@ def test_clips_left_out_to_come_out_even_are_told_apart(
     ]
 
 
-@pytest.mark.parametrize("first_epoch", [0, 1])
-def test_progress_never_jumps_though_epochs_differ_in_length(first_epoch: int) -> None:
-    lengths = [3, 7, 10, 10]
-    shown: list[tuple[int, int]] = []
-    on_batch = over_epochs(lambda done, total: shown.append((done, total)), len(lengths))
-    for epoch in range(first_epoch, len(lengths)):
-        for done in range(1, lengths[epoch] + 1):
-            on_batch(epoch, done, lengths[epoch])
-    steps = [done for done, _ in shown]
-    assert steps == list(range(steps[0], steps[0] + len(steps)))
-    assert all(done < total for done, total in shown[:-1]) and shown[-1][0] == shown[-1][1]
+# -- ended early -------------------------------------------------------------------------------------------
+
+
+def test_training_ends_when_the_cer_gets_no_better(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a learning rate of next to nothing, where only the statistics of batches change."""
+    job = job_in(tmp_path, packed, num_epochs=40, learning_rate=1e-12, patience=2, valid_every=2)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        summary = train(job)
+    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    cers = [curve["val_cer"] for curve in load_checkpoint(last)["progress"]["curves"][::2]]
+    assert len(cers) >= 3 and min(cers[-2:]) >= min(cers[:-2])
+    for number in range(1, len(cers) - 1):
+        assert min(cers[number - 1 : number + 1]) < min([2.0, *cers[: number - 1]])
+    epoch = summary.epochs - 1
+    assert epoch == 2 * (len(cers) - 1) < 39
+    assert "2 validations without a better CER than" in caplog.text
+    assert (tmp_path / f"checkpoints/checkpoint_epoch_{epoch}.pt").exists()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        again = train(job)
+    assert again.already_done and again.epochs == summary.epochs
+    assert f"finished already: {summary.epochs} epochs, for want of a better CER" in caplog.text
+
+
+def test_patience_counts_validations_since_the_best() -> None:
+    progress, params = Progress(), TRAIN.model_copy(update={"patience": 2})
+    cers = (0.9, 0.8, 0.8, 0.7, 0.75, 0.7)
+    bests, ends = zip(
+        *((progress.take_validated(1.0, cer), progress.stopped_early(params)) for cer in cers), strict=True
+    )
+    assert bests == (True, True, True, True, False, True)
+    assert ends == (False,) * 5 + (True,)
+    assert not progress.stopped_early(TRAIN)
+
+
+class Poisoned(TrainingStep):
+    """A step whose losses are no numbers in some windows."""
+
+    windows: frozenset[int] = frozenset()
+    num_windows = 0
+
+    def __call__(self, window, epoch: int, epochs_done: float) -> StepFigures:
+        Poisoned.num_windows += 1
+        return super().__call__(window, epoch, epochs_done)
+
+    def batch_loss_B(self, network, batch, epoch: int) -> torch.Tensor:
+        loss_B = super().batch_loss_B(network, batch, epoch)
+        return loss_B * float("nan") if Poisoned.num_windows in self.windows else loss_B
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    def poison(windows: set[int]) -> None:
+        monkeypatch.setattr(Poisoned, "windows", frozenset(windows))
+        monkeypatch.setattr(Poisoned, "num_windows", 0)
+        monkeypatch.setattr("model.set_up.TrainingStep", Poisoned)
+
+    return poison
+
+
+def test_three_steps_in_a_row_without_a_finite_loss_end_training_by_their_clips(
+    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({2, 3, 4})
+    plan = plan_epoch(read_samples(packed.samples, "train"), LoaderParams(frame_budget=200), 4, 0)
+    ids = read_samples(packed.samples, "train")["clip_id"].to_pylist()
+    windows = [[ids[row] for batch in plan.batches[n : n + 2] for row in batch] for n in (2, 4)]
+    with pytest.raises(TrainingError, match="3 steps in a row had no finite loss") as caught:
+        train(job_in(tmp_path, packed))
+    for window in windows:
+        assert ", ".join(window) in str(caught.value)
+
+
+def test_two_skipped_steps_are_counted_and_forgotten_by_the_next_one(
+    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({1, 2, 4, 5})
+    train(job_in(tmp_path, packed))
+    state = load_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_2.pt")
+    progress = state["progress"]
+    assert (progress["skipped_steps"], progress["skipped_in_a_row"]) == (4, [])
+    assert progress["steps"] == Poisoned.num_windows - 4
+    assert [curve["skipped"] for curve in progress["curves"]] == [2, 2, 0]
+    assert all(math.isfinite(curve["train_loss"]) for curve in progress["curves"])
+    assert "2 steps skipped" in (tmp_path / "logs/training.log").read_text()
+
+
+def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
+    """The batch system sends SIGTERM to every process, and torchrun to its own once more."""
+    stop = StopSignals()
+    with stop.noted():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.has_come
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

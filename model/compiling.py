@@ -1,0 +1,121 @@
+"""`train.compile`: torch.compile for the network's parts, in place, without compiling for ever.
+
+Every length of a clip would be compiled anew, so clips are padded to few lengths; their number stays open. Shapes:
+B clips, T frames, (Y, X) px.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.nn import functional
+
+from model.cnn3d_frontend import Cnn3dFrontend
+from model.conformer_encoder import ConformerBlock
+from model.resnet_frontend import ResNetFrontend
+from model.transformer_decoder import DecoderBlock, KeysValues
+from shards.errors import ConfigError
+
+SHORTEST = 16
+STEPS_A_DOUBLING = 4
+MOST_GRAPHS = 64
+"""Of one function: more than lengths up to any clip's need, with and without gradients."""
+
+
+def bucket_length(num_frames: int) -> int:
+    """The least of 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, … that is not below `num_frames`: 4 to a doubling."""
+    step = SHORTEST // STEPS_A_DOUBLING
+    while num_frames > 2 * STEPS_A_DOUBLING * step:
+        step *= 2
+    return max(SHORTEST, -(-num_frames // step) * step)
+
+
+def to_bucket(video_BCTYX: torch.Tensor) -> torch.Tensor:
+    """The clips with zeros behind them, up to one of few lengths. What is read of a clip stays the same.
+
+    In training the batch statistics of BatchNorm count them, as they count any padding.
+    """
+    num_frames = video_BCTYX.shape[2]
+    padding = bucket_length(num_frames) - num_frames
+    return functional.pad(video_BCTYX, (0, 0, 0, 0, 0, padding)) if padding else video_BCTYX
+
+
+def compile_parts(network: nn.Module, device: torch.device) -> None:
+    """Compiles frontend, Conformer blocks and Transformer decoder blocks, each when training first calls it.
+
+    Equal blocks share what was compiled. Scoring runs uncompiled: its batches have any length and come once an
+    epoch. So does a deepcopy, and the LSTMs keep their own kernels. Names of the state stay. Raises ConfigError
+    where this machine cannot compile.
+    """
+    refuse_without_compiler(device)
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    for kind, leave_open in _OPEN_SIZES.items():
+        compiled = torch.compile(kind.forward, dynamic=False)
+        for module in network.modules():
+            if isinstance(module, kind):
+                _use(module, compiled, leave_open)
+
+
+def refuse_without_compiler(device: torch.device) -> None:
+    """ConfigError where nothing can be compiled for `device`, tried on the smallest of functions."""
+    try:
+        torch.compile(_tried, dynamic=False)(torch.ones(2, device=device))
+    except (BackendCompilerFailed, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"train.compile: torch.compile fails on this machine ({reason}); install a C++ compiler"
+            f"{' and triton' if device.type == 'cuda' else ''}, or set train.compile to false"
+        ) from error
+
+
+def _tried(values: torch.Tensor) -> torch.Tensor:
+    return values * 2 + 1
+
+
+def _use(module: nn.Module, compiled: Callable[..., Any], leave_open: Callable[..., None]) -> None:
+    """Calls of `module` that compute gradients go to `compiled`."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return module._call_impl(*arguments, **named)
+        leave_open(*arguments, **named)
+        return compiled(module, *arguments, **named)
+
+    # as nn.Module.compile does, which could not mark the sizes first: a copy leaves it behind
+    module._compiled_call_impl = call
+
+
+def _open_frontend(video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor) -> None:
+    _open(video_BCTYX, 0)
+    _open(num_frames_B, 0)
+
+
+def _open_conformer(x_BSE: torch.Tensor, offsets_RE: torch.Tensor, padding_BS: torch.Tensor) -> None:
+    _open(x_BSE, 0)
+    _open(padding_BS, 0)
+
+
+def _open_decoder(
+    x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor, past: KeysValues | None = None
+) -> None:
+    """Labels have many lengths for each length of a clip: one graph for all of both."""
+    _open(x_BLW, 0, 1)
+    for tensor_BHSD in encoded:
+        _open(tensor_BHSD, 0, 2)
+    _open(shown_B11S, 0, 3)
+
+
+def _open(tensor: torch.Tensor, *dims: int) -> None:
+    """Sizes that one graph serves any of, but for 1, which has a graph of its own."""
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+_OPEN_SIZES: dict[type[nn.Module], Callable[..., None]] = {
+    Cnn3dFrontend: _open_frontend,
+    ResNetFrontend: _open_frontend,
+    ConformerBlock: _open_conformer,
+    DecoderBlock: _open_decoder,
+}

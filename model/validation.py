@@ -1,0 +1,65 @@
+"""Validation while training: the ranks share the clips of valid, and their figures are summed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from model.job import TrainingJob
+from model.metrics import EditCounts, total_counts
+from model.ranks import Ranks
+from model.reader import LipReader
+from model.scored import ScoredClip
+from model.scoring import score_batches
+from model.training_data import TrainingData
+from shards.stream import ShardStream
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What a model makes of the clips of valid."""
+
+    loss: float
+    """Nats a character, over all clips."""
+    cer: float
+    """Over all clips."""
+    clips: list[ScoredClip]
+    """This rank's, in the table's order."""
+
+
+def validate(
+    job: TrainingJob,
+    data: TrainingData,
+    reader: LipReader,
+    stream: ShardStream,
+    ranks: Ranks,
+    between_batches: Callable[[], None],
+) -> Validated:
+    """Scores valid; each rank reads its share of the batches. `between_batches` is called as often on every rank."""
+    ranks.take_first_buffers(reader.network)
+    own = data.valid_batches[ranks.rank :: ranks.world_size]
+    scores = score_batches(
+        reader,
+        data.valid_samples,
+        stream,
+        own,
+        decode=job.decode,
+        loss=job.train,
+        on_progress=lambda *_: between_batches(),
+    )
+    for _ in range(-(-len(data.valid_batches) // ranks.world_size) - len(own)):
+        between_batches()
+    counts = total_counts((clip.reference, clip.hypothesis) for clip in scores.clips)
+    loss_sum, num_chars, num_clips, *edits = ranks.sum(
+        [
+            scores.loss_sum,
+            scores.num_chars,
+            len(scores.clips),
+            counts.substitutions,
+            counts.deletions,
+            counts.insertions,
+            counts.num_chars,
+        ]
+    )
+    assert num_clips == data.valid_samples.num_rows, (
+        f"{data.valid_samples.num_rows} samples, {num_clips} scored"
+    )
+    return Validated(loss_sum / max(num_chars, 1), EditCounts(*map(int, edits)).cer, scores.clips)
