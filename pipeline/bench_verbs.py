@@ -131,3 +131,57 @@ def bench_catalogue(
 
     out.mkdir(parents=True, exist_ok=True)
     print_catalogue_bench(run(clips, out, lambda told: typer.echo(told, err=True)), stdout)
+
+
+@bench.command("train")
+def bench_train(
+    out: Annotated[Path, typer.Option(help="results.json and the made-up clips", metavar="DIR")] = Path(
+        "bench-train"
+    ),
+    params: Annotated[
+        Path | None,
+        typer.Option(help="a params.yaml whose paths name a pack to train on, instead of made-up clips"),
+    ] = None,
+    model_preset: Annotated[
+        str,
+        typer.Option(help="conformer compared with its eager self; else conformer_large, on a CPU _tiny"),
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="clips in a batch")] = 8,
+    frames: Annotated[int, typer.Option(min=10, help="of each made-up clip")] = 75,
+    rounds: Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")] = 3,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads; 0: one a core, which a busy machine makes slower")
+    ] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="training, inference, conformer, loop; may be given again")
+    ] = None,
+) -> None:
+    """Clips a second of training and reading against plain eager torch, on the GPU or else the CPU; peak memory.
+
+    Example: pipeline bench train --rounds 5 --only training --only loop
+    """
+    from model.device import choose_device
+    from pipeline.bench.train import GROUPS
+    from pipeline.bench.train import bench_train as run
+    from pipeline.bench.train_show import print_train_bench
+    from pipeline.console import stdout
+    from pipeline.params import load_params
+
+    out.mkdir(parents=True, exist_ok=True)
+    pack = None
+    if params:
+        paths = load_params(params).paths
+        pack, frames = (paths.shards, Path(paths.samples)), 0
+    result = run(
+        out,
+        lambda told: typer.echo(told, err=True),
+        on_gpu=choose_device("auto").type == "cuda",
+        preset=model_preset,
+        batch=batch,
+        frames=frames,
+        rounds=rounds,
+        only=only or GROUPS,
+        threads=threads,
+        pack=pack,
+    )
+    print_train_bench(result, stdout)

@@ -14,9 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.bench.machine import machine_told, status_mb
+from pipeline.bench.machine import machine_told
 from pipeline.bench.made_up import write_catalogue
 from shards.files import write_json
+from shards.memory import status_mb
 
 QUERIES = {
     "clips by split": "SELECT split, count(*), sum(num_chars) FROM clips GROUP BY split",

@@ -24,9 +24,9 @@ import torch
 
 from pipeline.bench.loader_material import Material, warm
 from pipeline.bench.loader_peers import READERS, PaddedBatch, Reader
-from pipeline.bench.machine import status_mb
 from pipeline.params import check, parse_yaml, recipe_text
 from shards.codec import decode_clip, encode_clip
+from shards.memory import status_mb
 from shards.plan import plan_epoch, read_samples
 from shards.samples import STREAM_COLUMNS
 from shards.settings import MachineParams, PackParams

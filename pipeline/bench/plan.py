@@ -16,9 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.bench.machine import machine_told, status_mb
+from pipeline.bench.machine import machine_told
 from pipeline.bench.made_up import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
 from shards.files import write_json
+from shards.memory import status_mb
 from shards.plan import EpochOrder, order_epoch, plan_epoch, plan_identity, shard_numbers
 from shards.samples import read_plan_columns, sample_pieces
 from shards.settings import LoaderParams

@@ -1,0 +1,226 @@
+"""`pipeline bench train`: a tiny run gives every figure that this machine can, and says what it cannot."""
+
+import functools
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch._dynamo.utils import counters
+from typer.testing import CliRunner
+
+from pipeline.bench import train_measure
+from pipeline.bench.train import (
+    BASELINE,
+    GROUPS,
+    LARGE,
+    TOLD_LINES,
+    TrainBench,
+    bench_train,
+    in_process_of_its_own,
+)
+from pipeline.bench.train_material import write_pack
+from pipeline.bench.train_measure import Figures, Task, figures
+from pipeline.bench.train_show import print_train_bench
+from pipeline.cli import app
+from shards.errors import ConfigError, PipelineError
+from shards.plan import read_samples
+from shards.store import FolderStore
+from shards.stream import read_sample
+from shards.terms import TRAIN_SPLIT
+
+BATCH, FRAMES = 2, 12
+CNN3D = {"channels": (2, 2, 2, 4), "hidden_dim": 8, "num_heads": 2}
+CONFORMER = {
+    "channels": (2, 2, 2, 4),
+    "hidden_dim": 8,
+    "num_heads": 2,
+    "feed_forward_dim": 8,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+}
+CPU_TASKS = (
+    *("training", "training, plain", "training, plain, kept", "inference, ctc", "inference, attention"),
+    *("conformer", "conformer, plain", "loop, cached", "loop, shards"),
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    shards, samples = write_pack(tmp_path_factory.mktemp("pack"), 3 * BATCH, FRAMES)
+    return Task(
+        "training", str(shards), str(samples), BASELINE, BATCH, CNN3D, device="cpu", threads=1, seconds=0.01
+    )
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def here(task: Task) -> Figures:
+    """In this process, with small networks."""
+    return figures(replace(task, sizes=CNN3D if task.preset == BASELINE else CONFORMER))
+
+
+@pytest.fixture(scope="module")
+def result(out: Path) -> TrainBench:
+    told: list[str] = []
+    return bench_train(
+        out, told.append, on_gpu=False, batch=BATCH, frames=FRAMES, rounds=1, seconds=0.01, threads=1, run=here
+    )  # fmt: skip
+
+
+def test_a_tiny_run_gives_every_figure(result: TrainBench, out: Path) -> None:
+    assert tuple(result.figures) == CPU_TASKS
+    for one in result.figures.values():
+        assert min(one["clips_per_s"], one["clips_per_cpu_s"], one["peak_mb"]) > 0
+    assert result.figures["training"]["parameters"] == result.figures["training, plain"]["parameters"]
+    assert len(result.ratios()) == 4
+    written = json.loads((out / "results.json").read_text("utf-8"))
+    assert written["figures"] == result.figures
+    assert written["ratios"] == result.ratios()
+    assert [goal["figure"] for goal in written["goals"]] == [goal.figure for goal in result.goals()]
+
+
+def test_goals_are_of_the_named_figures(result: TrainBench) -> None:
+    goals, speed = result.goals(), result.figures
+    assert [goal.figure is None for goal in goals] == [True, True, True, True, False, False, False]
+    loop, cpu, memory = goals[4:]
+    assert loop.figure == speed["loop, shards"]["clips_per_s"] / speed["loop, cached"]["clips_per_s"]
+    assert cpu.figure == speed["training"]["clips_per_s"] / speed["training, plain"]["clips_per_s"]
+    assert (memory.figure, memory.sense) == (speed["training"]["peak_mb"], "≤")
+
+
+def test_on_a_gpu_the_goals_are_the_gpus() -> None:
+    figures = {name: {"clips_per_s": 2.0, "peak_mb": 5.0} for name in CPU_TASKS}
+    figures["conformer"] |= {"clips_per_s": 8.0, "flop_utilisation": 0.4}
+    result = TrainBench({}, True, LARGE, 8, 75, figures)
+    assert [goal.figure for goal in result.goals()] == [2.0, 2.0, 4.0, 0.4, 1.0, None, 5.0]
+    assert [goal.is_reached for goal in result.goals()] == [False, False, True, True, True, None, True]
+    small = replace(result, preset="conformer_small")
+    assert [goal.figure for goal in small.goals()][2:4] == [None, None], "of another network than the goal's"
+
+
+def test_the_tables_say_what_was_not_run_and_how_to(result: TrainBench) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_train_bench(result, console)
+    told = console.export_text()
+    assert all(name in told for name in (*result.figures, *result.ratios()))
+    assert told.count("not run") == 4
+    assert told.count("pipeline bench train --only conformer") == 2
+    assert told.count("missed") == sum(goal.is_reached is False for goal in result.goals())
+
+
+def test_the_median_of_the_rounds_counts(out: Path) -> None:
+    speeds = iter([1.0, 100.0, 3.0])
+
+    def run(task: Task) -> Figures:
+        return {"clips_per_s": next(speeds) if task.settings == "ours" else 1.0, "peak_mb": 1.0}
+
+    pack = ("shards", Path("samples.parquet"))
+    told = bench_train(
+        out / "m", lambda _: None, on_gpu=False, rounds=3, only=["training"], pack=pack, run=run
+    )  # fmt: skip
+    assert told.figures["training"]["clips_per_s"] == 3.0
+    assert told.ratios()["baseline training against plain eager float32"] == 3.0
+
+
+def test_made_up_clips_are_a_pack(tmp_path: Path) -> None:
+    shards, samples_path = write_pack(tmp_path, 5, 7)
+    rows = read_samples(samples_path, TRAIN_SPLIT).to_pylist()
+    assert len({row["clip_id"] for row in rows}) == 5
+    clips = [read_sample(FolderStore(shards), row)[0] for row in rows]
+    assert all(clip_THW.shape == (7, 96, 96) and clip_THW.dtype == np.uint8 for clip_THW in clips)
+    assert not np.array_equal(clips[0], clips[1])
+
+
+@pytest.mark.parametrize("source", ["cached", "shards"])
+def test_the_loop_steps_on_whole_batches(task: Task, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+    step = train_measure.TrainingStep.__call__
+
+    def noting(self, window, *rest):  # type: ignore[no-untyped-def]
+        seen.append(window[0].clip_ids)
+        return step(self, window, *rest)
+
+    monkeypatch.setattr(train_measure.TrainingStep, "__call__", noting)
+    told = figures(replace(task, source=source, seconds=0.5))
+    seen = seen[train_measure.WARM_UP_STEPS :]
+    assert all(len(clip_ids) == BATCH for clip_ids in seen)
+    assert len(seen) == told["steps"]
+    assert (len(set(seen)) == 1) == (source == "cached")
+
+
+def test_plain_is_eager_float32_contiguous(task: Task) -> None:
+    for settings, fused, precision in (("ours", True, None), ("plain", False, "float32")):
+        step = train_measure._set_up(replace(task, settings=settings))
+        state = step.state
+        assert bool(state.optimizer.defaults["fused"]) == fused
+        assert precision in (None, step.precision.name)
+        assert all(parameter.is_contiguous() for parameter in state.network.parameters())
+        learnt = {id(parameter) for group in state.optimizer.param_groups for parameter in group["params"]}
+        assert learnt == {id(parameter) for parameter in state.network.parameters()}
+
+
+# the compiler's own imports, and its looks at tensors between two graphs
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+def test_it_compiles_what_it_says_it_does(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    task = replace(task, preset="conformer_tiny", sizes=CONFORMER)
+    graphs = []
+    with torch._dynamo.config.patch(recompile_limit=8):  # put back afterwards
+        for one in (task, replace(task, compile=True, settings="plain"), replace(task, compile=True)):
+            torch._dynamo.reset()
+            step = train_measure._set_up(one)
+            counters.clear()  # of the trial whether this machine can
+            step([next(train_measure._batches(one, step.data))], 0, 0.5)
+            graphs.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert graphs == [0, 0, 3]  # frontend, Conformer block, decoder block
+
+
+def test_a_task_runs_in_a_process_of_its_own(task: Task) -> None:
+    assert in_process_of_its_own(task)["clips_per_s"] > 0
+
+
+def test_a_process_that_fails_is_told_in_its_last_lines(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError) as missing:
+        in_process_of_its_own(replace(task, samples=str(tmp_path / "missing.parquet")))
+    assert "missing.parquet" in str(missing.value) and "Traceback" not in str(missing.value)
+    with pytest.raises(PipelineError, match=r"\(dreaming, ours\) ended with 1: ") as crashed:
+        in_process_of_its_own(replace(task, kind="dreaming"))
+    told = str(crashed.value).splitlines()
+    assert told[-1] == "KeyError: 'dreaming'" and len(told) <= TOLD_LINES
+
+
+def test_batches_larger_than_the_pack_are_refused(task: Task) -> None:
+    with pytest.raises(ConfigError, match=f"--batch 400: the pack's batches have at most {3 * BATCH} clips"):
+        figures(replace(task, batch=400))
+
+
+def test_a_preset_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--model-preset cnn3d.*: known are conformer_tiny, conformer_small"
+    ):
+        bench_train(tmp_path, lambda _: None, on_gpu=False, preset=BASELINE, run=here)
+    assert "--model-preset" in CliRunner().invoke(app, ["bench", "train", "--help"]).stdout
+
+
+def test_a_group_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--only tranining: there is no such group; known are training"):
+        bench_train(tmp_path, lambda _: None, on_gpu=False, only=["tranining"], run=here)
+    told = CliRunner().invoke(app, ["bench", "train", "--help"])
+    assert all(group in told.stdout for group in GROUPS)
