@@ -23,7 +23,7 @@ HasRights = Annotated[
 
 @app.command()
 def init(
-    recipe: Annotated[str, typer.Option(help="demo, grid or chinese_lips")],
+    recipe: Annotated[str, typer.Option(help="demo, grid, chinese_lips or chinese_lips_conformer")],
     corpus_root: Annotated[str | None, typer.Option(help="folder of your corpus", metavar="DIR")] = None,
     params: ParamsFile = PARAMS,
     force: Annotated[bool, typer.Option("--force", help="overwrite an edited file")] = False,

@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, ModelParams, TextParams, TrainParams
 from pipeline.older import sections_of_older_config
 from shards.errors import ConfigError
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, ReportParams
 
-RECIPES = ("demo", "grid", "chinese_lips")
+RECIPES = ("demo", "grid", "chinese_lips", "chinese_lips_conformer")
 
 
 class PathsParams(Section):
@@ -158,7 +159,7 @@ def check(values: Mapping[str, Any], name: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item, values) for item in error.errors()]
         told = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines)
         raise ConfigError(f"{name}: {told}") from error
 
@@ -171,14 +172,21 @@ def recipe_text(name: str) -> str:
 
 
 def params_text(params: Params) -> str:
-    """The effective configuration as YAML that `load_params` reads back to the same values."""
-    return yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The effective configuration as YAML that `load_params` reads back to the same values.
+
+    Of model.sizes what differs from the preset's alone: who edits model.preset in it gets the sizes of that one.
+    """
+    values = params.model_dump(mode="json")
+    of_preset = PRESET_SIZES[params.model.preset].model_dump(mode="json")
+    sizes = values["model"]["sizes"]
+    values["model"]["sizes"] = {name: size for name, size in sizes.items() if size != of_preset[name]}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
-    if "preset" in above and above["preset"] != below.get("preset"):
-        merged.pop("sizes", None)  # they were of the other preset
+    if "preset" in above and ("sizes" in above or above["preset"] != below.get("preset")):
+        merged.pop("sizes", None)  # they were of the other preset, or all that differs from it is stated anew
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = (
@@ -193,10 +201,16 @@ def _set(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     return _overlay(values, value)
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, values: Mapping[str, Any]) -> str:
     loc = [part for part in item["loc"] if part not in SIZE_FAMILIES]
     key = ".".join(map(str, loc)) or "params"
     message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden" and loc[:2] == ["model", "sizes"]:
+        preset = values["model"].get("preset", ModelParams.model_fields["preset"].default)
+        known = ", ".join(PRESET_SIZES[preset].model_dump())
+        return f"{key}: not a size of model.preset {preset}; it has {known}"
+    if item["type"] == "tuple_type" and isinstance(item["input"], str):
+        return f"{key}: {item['input']!r} is no list; write [{item['input']}]"
     if item["type"] == "extra_forbidden":
         return f"{key}: no such key (value {item['input']!r}); look for a typing error"
     if item["type"] == "missing":

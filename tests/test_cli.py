@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
 README = (ROOT / "README.md").read_text("utf-8")
 SMALL = {
-    "model": {"frame_height": 24, "frame_width": 24, "channels": [4, 8, 8, 12], "hidden_dim": 16},
+    "model": {"frame_height": 24, "frame_width": 24, "sizes": {"channels": [4, 8, 8, 12], "hidden_dim": 16}},
     "train": {"warmup_epochs": 0, "batch_size": 4, "mixed_precision": False, "valid_every": 1},
     "report": {"num_examples": 1},
     "machine": {"workers": 1, "threads": 1, "device": "cpu"},

@@ -63,7 +63,7 @@ def test_free(license: str) -> None:
 def test_the_recipes_say_what_their_corpora_say() -> None:
     from tests.test_recipes import RECIPES
 
-    restricted = {"demo": False, "grid": True, "chinese_lips": True}
+    restricted = {"demo": False, "grid": True, "chinese_lips": True, "chinese_lips_conformer": True}
     assert set(restricted) == set(RECIPES)
     for recipe, expected in restricted.items():
         path = Path(__file__).parent.parent / "recipes" / f"{recipe}.yaml"

@@ -149,8 +149,10 @@ def test_precedence_rises_from_params_over_preset_and_config_to_set_and_flags(
 
 
 def test_a_preset_brings_its_sizes_and_drops_those_of_another(params_file: Path) -> None:
+    changes = ["model.sizes.hidden_dim=64"]
+    params_file.write_text(params_text(load_params(params_file, assignments=changes)), "utf-8")
     stated = load_params(params_file)
-    assert stated.model.sizes != PRESET_SIZES[stated.model.preset], "the recipe changes some"
+    assert stated.model.sizes != PRESET_SIZES[stated.model.preset]
     other = next(name for name in PRESET_SIZES if name != stated.model.preset)
     assert load_params(params_file, assignments=[f"model.preset={other}"]).model.sizes == PRESET_SIZES[other]
     same = load_params(params_file, assignments=[f"model.preset={stated.model.preset}"])
@@ -159,8 +161,50 @@ def test_a_preset_brings_its_sizes_and_drops_those_of_another(params_file: Path)
         params_file, assignments=["model.preset=conformer_small", "model.sizes.num_encoder_layers=3"]
     )
     assert changed.model.sizes == PRESET_SIZES["conformer_small"].model_copy(update={"num_encoder_layers": 3})
-    with pytest.raises(ConfigError, match=r"model\.sizes\.num_lstm_layers: no such key"):
-        load_params(params_file, assignments=["model.preset=conformer_tiny", "model.sizes.num_lstm_layers=2"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "has"),
+    [
+        ("conformer_base", "num_lstm_layers", "it has channels, blocks_per_stage"),
+        ("cnn3d_bilstm_attention", "conv_kernel", "pool_grid, hidden_dim, num_lstm_layers, num_heads"),
+        (None, "hiden_dim", "it has channels"),
+    ],
+)
+def test_an_unknown_size_is_told_with_those_of_the_preset(
+    preset: str | None, size: str, has: str, params_file: Path
+) -> None:
+    assignments = [f"model.preset={preset}"] if preset else []
+    preset = preset or load_params(params_file).model.preset
+    told = rf"model\.sizes\.{size}: not a size of model\.preset {preset}; .*{has}"
+    with pytest.raises(ConfigError, match=told):
+        load_params(params_file, assignments=[*assignments, f"model.sizes.{size}=2"])
+
+
+def test_a_saved_configuration_takes_the_sizes_of_another_preset(params_file: Path, tmp_path: Path) -> None:
+    changed = load_params(params_file, assignments=["model.sizes.channels=[4, 8, 8, 12]"])
+    saved = overlay(tmp_path, params_text(changed))
+    assert read_mapping(saved)["model"]["sizes"] == {"channels": [4, 8, 8, 12]}
+    saved.write_text(params_text(load_params(params_file)), "utf-8")
+    assert read_mapping(saved)["model"]["sizes"] == {}
+    edited = saved.read_text("utf-8").replace("conformer_tiny", "conformer_small")
+    for file in (overlay(tmp_path, edited), params_file):
+        params = load_params(
+            file, config=saved
+        )  # both ways: by itself, and laid over a file of another preset
+        assert (
+            params.model.sizes == PRESET_SIZES["conformer_small"] and params.model.preset == "conformer_small"
+        )
+
+
+def test_a_saved_configuration_brings_all_its_sizes(params_file: Path, tmp_path: Path) -> None:
+    """Also where the file below it changes some of the same preset."""
+    saved = overlay(tmp_path, params_text(load_params(params_file)))
+    params_file.write_text(
+        params_text(load_params(params_file, assignments=["model.sizes.hidden_dim=64"])), "utf-8"
+    )
+    assert load_params(params_file).model.sizes.hidden_dim == 64
+    assert load_params(params_file, config=saved) == load_params(saved)
 
 
 def test_a_nested_value_can_be_set(params_file: Path) -> None:
@@ -202,10 +246,12 @@ def test_a_learning_rate_with_an_exponent_is_taken_everywhere(params_file: Path,
         ("train.batch_size=many", ("train.batch_size", "many")),
         ("train.scheduler=linear", ("train.scheduler", "linear", "cosine")),
         ("model.sizes.channels=[1, 2]", ("model.sizes.channels",)),
-        ("model.sizes.num_heads=3", ("model.sizes", "num_heads 3", "256")),
+        ("model.sizes.num_heads=3", ("model.sizes", "num_heads 3", "must divide hidden_dim")),
         ("corpus.kind=lrs3", ("corpus.kind", "lrs3", "grid")),
         ("corpus.root=null", ("corpus.root", "None")),
         ("train.augment.flips=true", ("train.augment.flips",)),
+        ("train.freeze=frontend", ("train.freeze", "'frontend' is no list", "write [frontend]")),
+        ("train.freeze=frontend, encoder", ("write [frontend, encoder]",)),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(
@@ -286,10 +332,18 @@ OLDER: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture
+def baseline_file(tmp_path: Path) -> Path:
+    """Of the model that the older trainer had."""
+    file = tmp_path / "params.yaml"
+    file.write_text(recipe_text("chinese_lips"), "utf-8")
+    return file
+
+
 @pytest.mark.parametrize("name", OLDER)
-def test_a_flat_older_name_reaches_its_owner(name: str, params_file: Path, tmp_path: Path) -> None:
+def test_a_flat_older_name_reaches_its_owner(name: str, baseline_file: Path, tmp_path: Path) -> None:
     value, owners = OLDER[name]
-    params = load_params(params_file, config=overlay(tmp_path, f"{name}: {value}\n"))
+    params = load_params(baseline_file, config=overlay(tmp_path, f"{name}: {value}\n"))
     assert {key: value_at(params, key) for key in owners} == owners
 
 
@@ -300,9 +354,9 @@ def test_every_older_name_maps_to_keys_that_exist() -> None:
     assert frozenset(Params.model_fields) == SECTIONS
 
 
-def test_a_whole_older_config_is_taken(params_file: Path, tmp_path: Path) -> None:
+def test_a_whole_older_config_is_taken(baseline_file: Path, tmp_path: Path) -> None:
     text = "".join(f"{name}: {value}\n" for name, (value, _) in OLDER.items() if name != "frame_size")
-    params = load_params(params_file, config=overlay(tmp_path, text))
+    params = load_params(baseline_file, config=overlay(tmp_path, text))
     assert (params.train.batch_size, params.model.frame_width, params.corpus.root) == (3, 80, "/data/lips")
 
 

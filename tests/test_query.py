@@ -372,7 +372,7 @@ def test_memory_does_not_grow_with_the_rows(paths: PathsParams) -> None:
     program = """
 import sys
 from pathlib import Path
-from pipeline.bench.machine import status_mb
+from shards.memory import status_mb
 from pipeline.params import PathsParams
 from pipeline.query_formats import write_answer
 sql = f"SELECT lpad(range::VARCHAR, 800, 'x') AS x FROM range({sys.argv[2]})"
