@@ -93,6 +93,10 @@ class ResNetFrontend(nn.Module):
         pictures_NCYX = self.stem(video_BTYX)
         for stage in self.stages:
             pictures_NCYX = stage(pictures_NCYX)
-        features_NF = functional.adaptive_avg_pool2d(pictures_NCYX, self.pool_grid).flatten(1)
+        if self.pool_grid == 1:
+            # the same, and adaptive pooling is slow in bfloat16 on a CPU
+            features_NF = pictures_NCYX.mean((2, 3))
+        else:
+            features_NF = functional.adaptive_avg_pool2d(pictures_NCYX, self.pool_grid).flatten(1)
         stride = self.stem.temporal_stride
         return features_NF.unflatten(0, (B, -1)), (num_frames_B + stride - 1) // stride
