@@ -5,10 +5,10 @@ Shapes: B clips, S encoder steps, L label characters, V tokens, H hidden size, E
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from model.greedy import read_greedily
 from model.presets import Cnn3dSizes
-from model.text import END_ID, START_ID
+from model.text import START_ID
 
 
 class LstmDecoder(nn.Module):
@@ -84,20 +84,11 @@ class LstmDecoder(nn.Module):
         self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
     ) -> tuple[list[list[int]], list[float]]:
         """Most likely next character until the end token or `max_chars_B`; ids and summed log-probability."""
-        tokens_B, state, context_BE = self.start(encoded_BSE)
-        B = len(tokens_B)
-        ids: list[list[int]] = [[] for _ in range(B)]
-        log_probability_B = encoded_BSE.new_zeros(B)
-        open_B = torch.ones(B, dtype=torch.bool, device=encoded_BSE.device)
-        for position in range(int(max_chars_B.max())):
+        _, state, context_BE = self.start(encoded_BSE)
+
+        def next_logits(tokens_B: torch.Tensor) -> torch.Tensor:
+            nonlocal state, context_BE
             logits_BV, state, context_BE = self.step(tokens_B, state, context_BE, encoded_BSE, padding_BS)
-            best_B, tokens_B = functional.log_softmax(logits_BV.float(), dim=1).max(dim=1)
-            open_B = open_B & (position < max_chars_B)
-            log_probability_B += best_B * open_B
-            open_B = open_B & (tokens_B != END_ID)
-            if not open_B.any():
-                break
-            for clip, (token, is_open) in enumerate(zip(tokens_B.tolist(), open_B.tolist(), strict=True)):
-                if is_open:
-                    ids[clip].append(token)
-        return ids, log_probability_B.tolist()
+            return logits_BV
+
+        return read_greedily(next_logits, max_chars_B)

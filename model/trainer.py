@@ -68,6 +68,8 @@ class _Trainer:
         self.stop = self.step.stop = StopSignals()
         self.watch: Watch | None = None
         """Of the first rank."""
+        self.flops_a_frame = 0.0
+        """Of a training step; 0 until the first batch was seen, and where no device's peak is known."""
 
     @property
     def progress(self) -> Progress:

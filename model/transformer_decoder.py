@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from model.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
+from model.greedy import read_greedily
 from model.presets import ConformerSizes
-from model.text import END_ID, START_ID
+from model.text import START_ID
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one attention, (B, H, S or L, D) each."""
@@ -135,28 +136,20 @@ class TransformerDecoder(nn.Module):
         self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
     ) -> tuple[list[list[int]], list[float]]:
         """Most likely next character until the end token or `max_chars_B`; ids and summed log-probability."""
-        B, shown_B11S = len(encoded_BSE), ~padding_BS[:, None, None]
-        encoded = self._encoded(encoded_BSE)
+        shown_B11S, encoded = ~padding_BS[:, None, None], self._encoded(encoded_BSE)
         past: list[KeysValues | None] = [None] * len(self.blocks)
-        tokens_B = torch.full((B,), START_ID, device=encoded_BSE.device)
-        log_probability_B = torch.zeros(B, device=encoded_BSE.device)
-        open_B = torch.ones(B, dtype=torch.bool, device=encoded_BSE.device)
-        read: list[torch.Tensor] = []
-        for position in range(int(max_chars_B.max())):
+        position = 0
+
+        def next_logits(tokens_B: torch.Tensor) -> torch.Tensor:
+            nonlocal position
             x_B1W = self._embedded(tokens_B[:, None], position)
+            position += 1
             for layer, block in enumerate(self.blocks):
                 x_B1W, past[layer] = block(x_B1W, encoded[layer], shown_B11S, past[layer])
-            logits_BV = self.output(self.norm(x_B1W))[:, 0]
-            best_B, tokens_B = functional.log_softmax(logits_BV.float(), dim=1).max(dim=1)
-            open_B = open_B & (position < max_chars_B)
-            log_probability_B += best_B * open_B
-            open_B = open_B & (tokens_B != END_ID)
-            if not open_B.any():
-                break
-            # a clip once closed stays closed, so END_ID marks where its text stops
-            read.append(torch.where(open_B, tokens_B, END_ID))
-        ids_BL = torch.stack(read, dim=1).tolist() if read else [[] for _ in range(B)]
-        return [[token for token in ids if token != END_ID] for ids in ids_BL], log_probability_B.tolist()
+            logits_B1V: torch.Tensor = self.output(self.norm(x_B1W))
+            return logits_B1V[:, 0]
+
+        return read_greedily(next_logits, max_chars_B)
 
     def _encoded(self, encoded_BSE: torch.Tensor) -> list[KeysValues]:
         """The encoder's steps as each block sees them: the same for every character."""

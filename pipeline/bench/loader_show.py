@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.bench.loader import LoaderBench
+from pipeline.bench.tables import figures_table
 
 
 def print_loader_bench(result: LoaderBench, console: Console) -> None:
@@ -26,7 +27,7 @@ def print_loader_bench(result: LoaderBench, console: Console) -> None:
 
 
 def _goals(result: LoaderBench) -> Table:
-    table = _table("goals", "", "here", "goal", "")
+    table = figures_table("goals", "", "here", "goal", "")
     for name, (figure, goal, sense) in result.goals().items():
         reached = figure >= goal if sense == "≥" else figure <= goal
         table.add_row(name, _short(figure), f"{sense} {_short(goal)}", "" if reached else "missed")
@@ -41,14 +42,14 @@ def _speeds(result: LoaderBench) -> Table:
         f"{result.num_clips} clips of {result.mean_frames:.1f} frames on one core, padded uint8 batches of 16 at the "
         "consumer"
     )
-    table = _table(title, "", "clips/s", "clips a processor second")
+    table = figures_table(title, "", "clips/s", "clips a processor second")
     for name, speed in result.clips_per_s.items():
         table.add_row(name, f"{speed:,.0f}", f"{result.clips_per_cpu_s[name]:,.0f}")
     return table
 
 
 def _codecs(result: LoaderBench) -> Table:
-    table = _table(
+    table = figures_table(
         "codecs, one thread", "", "KB/clip", "encoded clips/s", "decoded clips/s", "mean error", "max error"
     )
     for codec, figures in result.codecs.items():
@@ -64,7 +65,7 @@ def _codecs(result: LoaderBench) -> Table:
 
 
 def _memory(result: LoaderBench) -> Table:
-    table = _table(
+    table = figures_table(
         "memory above that after imports, MB",
         "",
         "largest batch",
@@ -82,13 +83,6 @@ def _memory(result: LoaderBench) -> Table:
             figures["pass_mb"][-1],
         )
         table.add_row(name, *(f"{value:.0f}" for value in values))
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
     return table
 
 

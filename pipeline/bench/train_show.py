@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.bench.tables import figures_table
 from pipeline.bench.train import TrainBench
 
 
@@ -14,7 +15,7 @@ def print_train_bench(result: TrainBench, console: Console) -> None:
 
 
 def _goals(result: TrainBench) -> Table:
-    table = _table("goals", "", "here", "goal", "")
+    table = figures_table("goals", "", "here", "goal", "")
     for goal in result.goals():
         reached = {True: "", False: "missed", None: goal.command}[goal.is_reached]
         here = "not run" if goal.figure is None else _short(goal.figure)
@@ -29,7 +30,7 @@ def _goals(result: TrainBench) -> Table:
 def _figures(result: TrainBench) -> Table:
     clips = f"clips of {result.frames} frames" if result.frames else "clips of the given pack"
     title = f"{clips}, batches of {result.batch}; conformer: {result.preset}"
-    table = _table(
+    table = figures_table(
         title, "", "clips/s", "clips a processor second", "peak MB", "parameters", "FLOP utilisation"
     )
     for name, figures in result.figures.items():
@@ -42,13 +43,6 @@ def _figures(result: TrainBench) -> Table:
             "" if parameters is None else f"{parameters:,.0f}",
             "" if utilisation is None else f"{utilisation:.1%}",
         )
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
     return table
 
 
