@@ -6,7 +6,7 @@ Shapes: B clips, S encoder steps, L label characters, V tokens, H hidden size, E
 import torch
 from torch import nn
 
-from model.greedy import read_greedily
+from model.decoders.attention_greedy import read_greedily
 from model.presets import Cnn3dSizes
 from model.text import START_ID
 

@@ -11,25 +11,17 @@ from torch.nn import functional
 
 from model.altered import altered_told
 from model.checkpoints import load_checkpoint, vocabulary_of
-from model.decoding import greedy_ctc
+from model.decoders.ctc_greedy import greedy_ctc
 from model.device import Precision
 from model.masks import step_mask
 from model.network import LipNetwork
 from model.network_input import network_input
 from model.pinyin import syllables_of
+from model.reading import Reading
 from model.settings import HEAD_OF_MODULE, DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What was read from one clip."""
-
-    text: str
-    score: float
-    """Log-probability a character, nats; the blank path's for an empty text."""
 
 
 @dataclass
@@ -150,6 +142,14 @@ class LipReader:
         assert not self.network.training, "a reader scores in eval mode"
         encoded_BSE, num_steps_B = self.encode(video_BTHW, num_frames_B, blind)
         return self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
+
+    @torch.no_grad()
+    def ctc_log_probs(self, clip_THW: np.ndarray) -> np.ndarray | None:
+        """Log-probabilities (S, V) of the characters at each encoder step of one uint8 clip; None: no such head."""
+        video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
+        encoded_BSE, _ = self.encode(video_BTHW, torch.tensor([len(clip_THW)]))
+        logits_BSV = self.network.ctc_logits(encoded_BSE)
+        return None if logits_BSV is None else functional.log_softmax(logits_BSV[0], dim=1).cpu().numpy()
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
         """Text of one uint8 clip."""

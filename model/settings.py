@@ -28,6 +28,10 @@ class TextParams(Section):
 
     case_fold: bool = Field(True, description="A and a are one character")
     drop_punctuation: bool = Field(True, description="punctuation and symbols are no part of a label")
+    digits: Literal["keep", "chinese"] = Field(
+        "keep", description="chinese: 2024 is 二零二四, as it may be spoken"
+    )
+    simplify: bool = Field(False, description="traditional characters become simplified ones")
 
 
 class _SizesOfPreset(dict[str, Any]):
@@ -187,13 +191,47 @@ class TrainParams(Section):
 class DecodeParams(Section):
     """How the network's output becomes text."""
 
-    decoder: Literal["auto", "ctc", "attention", "syllables"] = Field(
+    decoder: Literal[
+        "auto", "ctc", "ctc_beam", "attention", "attention_beam", "joint_beam", "syllables", "pinyin"
+    ] = Field(
         "auto",
-        description="greedy CTC, greedy attention, or greedy CTC over syllables; "
-        "auto: attention where it was trained, else CTC",
+        description="greedy: ctc, attention, syllables (pinyin is written), auto: the first of attention, ctc, "
+        "syllables that was trained; beam search: ctc_beam, attention_beam, joint_beam (CTC and attention together), "
+        "pinyin (characters out of the syllable head by the language model)",
     )
+    beam: int = Field(10, ge=1, le=500, description="texts that a beam search keeps")
+    num_candidates: int = Field(5, ge=1, le=100, description="of these, those that are told, the best first")
+    ctc_share: float = Field(
+        0.3, ge=0, le=1, description="joint_beam: share of CTC in the score, the rest attention"
+    )
+    syllable_weight: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="beam searches: weight of the syllable head's log-probability, where there is one",
+    )
+    lm_weight: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="beam searches: weight of the language model's log-probability (paths.lm)",
+    )
+    length_bonus: float = Field(0.0, ge=-5, le=5, description="beam searches: added for each character, nats")
     max_chars_per_s: float = Field(
         12.0,
         gt=0,
-        description="where the attention decoder stops, characters/s; no effect with train.ctc_weight 1",
+        description="where an attention decoder stops, characters/s; no effect with train.ctc_weight 1",
+    )
+
+    def while_training(self) -> "DecodeParams":
+        """How valid is read: greedily, so that no beam makes an epoch longer, nor a change of it another run."""
+        return DecodeParams(max_chars_per_s=self.max_chars_per_s)
+
+
+class LmParams(Section):
+    """The character language model that beam searches may ask (model/decoders/ngram.py)."""
+
+    order: int = Field(4, ge=1, le=6, description="characters of its longest n-grams")
+    text_file: str = Field(
+        "", description="learns from this file, a sentence a line, instead of the training split's labels"
     )

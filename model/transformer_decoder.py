@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
-from model.greedy import read_greedily
+from model.decoders.attention_greedy import read_greedily
 from model.presets import ConformerSizes
 from model.text import START_ID
 

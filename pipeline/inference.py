@@ -8,12 +8,12 @@ from pathlib import Path
 
 import typer
 
-from model.device import choose_device
 from model.metrics import edit_counts
-from model.reader import LipReader
+from model.reading import ClipReader
 from model.text import normalise
 from pipeline.params import Params
-from shards.errors import CheckpointError, ClipRejected
+from pipeline.readers import open_reader
+from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.chatter import NATIVE_LOG, native_stderr_to
 from stages.cropping import crop_video
@@ -52,16 +52,14 @@ def read_videos(
     `ground_truth` is normalised as the labels of training were. Raises CheckpointError.
     """
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
-    if not math.isclose(reader.fps, params.crop.target_fps):
-        raise CheckpointError(
-            f"{checkpoint} was trained at {reader.fps:g} frames/s, crop.target_fps is "
-            f"{params.crop.target_fps:g}; use the params.yaml it was trained with (config.yaml beside it)"
-        )
-    return [_read(path, reader, params, ground_truth) for path in paths]
+    reader = open_reader(checkpoint, params)
+    return [read_video(path, reader, params, ground_truth) for path in paths]
 
 
-def _read(path: Path, reader: LipReader, params: Params, ground_truth: str | None) -> VideoReading:
+def read_video(
+    path: Path, reader: ClipReader, params: Params, ground_truth: str | None = None
+) -> VideoReading:
+    """What is said in one video."""
     try:
         if not path.is_file():
             raise ClipRejected(Reason.MISSING_FILE, f"{path} is not there")

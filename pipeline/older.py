@@ -34,7 +34,21 @@ OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 SECTIONS = frozenset(
-    ["corpus", "text", "crop", "pack", "loader", "model", "train", "decode", "report", "machine", "paths"]
+    [
+        "corpus",
+        "text",
+        "crop",
+        "pack",
+        "loader",
+        "model",
+        "train",
+        "lm",
+        "decode",
+        "report",
+        "inference",
+        "machine",
+        "paths",
+    ]
 )
 
 

@@ -13,11 +13,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from model.presets import PRESET_SIZES
-from model.settings import SIZE_FAMILIES, DecodeParams, ModelParams, TextParams, TrainParams
+from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
 from pipeline.older import sections_of_older_config
 from shards.errors import ConfigError
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
-from stages.settings import CorpusParams, CropParams, ReportParams
+from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
 
 RECIPES = ("demo", "grid", "chinese_lips", "chinese_lips_conformer")
 
@@ -30,6 +30,7 @@ class PathsParams(Section):
     tracks: str = "data/tracks.parquet"
     shards: str = "data/shards"
     samples: str = "data/samples.parquet"
+    lm: str = "data/lm.arpa"
     stats: str = "stats"
     checkpoints: str = "checkpoints"
     logs: str = "logs"
@@ -47,8 +48,10 @@ class Params(Section):
     loader: LoaderParams
     model: ModelParams
     train: TrainParams
+    lm: LmParams
     decode: DecodeParams
     report: ReportParams
+    inference: InferenceParams
     machine: MachineParams
     paths: PathsParams
 

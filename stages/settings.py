@@ -89,4 +89,25 @@ class ReportParams(Section):
 
     split: str = Field("test", description="split that is scored")
     seed: int = Field(0, ge=0, description="permutation of the chance CER")
-    num_examples: int = Field(6, ge=1, le=100, description="worst, and best, clips shown as film strips")
+    num_examples: int = Field(
+        6, ge=1, le=100, description="worst, median and best clips shown as film strips"
+    )
+    resamples: int = Field(2_000, ge=100, le=100_000, description="of speakers, for the 95 % interval")
+
+
+class InferenceParams(Section):
+    """How a video of any length is cut into clips that the model reads."""
+
+    longest_s: float = Field(10.0, ge=1, le=60, description="a longer stretch is cut, s")
+    min_pause_s: float = Field(
+        0.4, ge=0.1, le=5, description="stillness of the mouth that parts sentences, s"
+    )
+    overlap_s: float = Field(
+        1.0, ge=0, le=10, description="shared by neighbouring windows where a stretch has no pause, s"
+    )
+
+    @model_validator(mode="after")
+    def _overlap_leaves_something(self) -> "InferenceParams":
+        if self.overlap_s > self.longest_s / 2:
+            raise ValueError("overlap_s must be at most half of longest_s")
+        return self

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.decoding import greedy_ctc
+from model.decoders.ctc_greedy import greedy_ctc
 from model.device import Precision
 from model.network import LipNetwork
 from model.reader import LipReader

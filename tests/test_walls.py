@@ -33,7 +33,7 @@ TRAINING = (
     "stages.score",
     "stages.report",
 )
-LIGHT = ("model.text", "model.decoding", "model.metrics")
+LIGHT = ("model.text", "model.decoders.ctc_greedy", "model.reading", "model.spikes", "model.metrics")
 
 
 def loaded_by(*modules: str) -> set[str]:

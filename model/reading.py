@@ -1,0 +1,45 @@
+"""What a reader of any kind says of a clip, and what every reader can do. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from model.settings import DecodeParams, TextParams
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A text that a clip may say."""
+
+    text: str
+    log_probability: float
+    """Of the text, given the clip, by the heads that the decoder uses, nats: without language model and bonus."""
+    rank_score: float
+    """What the decoder ordered its candidates by, nats: language model and length bonus included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read from one clip."""
+
+    text: str
+    score: float
+    """Log-probability a character, nats; the blank path's for an empty text."""
+    candidates: tuple[Candidate, ...] = ()
+    """The best texts, `text` first; a greedy decoder knows no others and gives none."""
+
+
+class ClipReader(Protocol):
+    """A trained model with all it takes to read: LipReader with torch, OnnxReader without."""
+
+    fps: float
+    crop_px: int
+    """Side of the mouth crops it was trained on."""
+    text: TextParams
+
+    def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
+        """Text of one uint8 clip."""
+
+    def reference(self, label: str, params: DecodeParams) -> str:
+        """What a reading of `label` by this decoder is compared with: the label, or its syllables."""

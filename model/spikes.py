@@ -1,0 +1,41 @@
+"""When a CTC head says what: the probability of the blank and of each character over a clip. Imports no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.text import BLANK_ID, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """One character of the best path, at the step where it is surest."""
+
+    step: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spikes:
+    """A clip's best path over time."""
+
+    blank_S: tuple[float, ...]
+    """Probability of the blank at each encoder step."""
+    spikes: tuple[Spike, ...]
+    """In time's order; their texts join to greedy CTC's."""
+
+
+def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer) -> Spikes:
+    """The best path of log-probabilities: one spike a run of the same token, blanks left out."""
+    best_S, sure_S = log_probs_SV.argmax(axis=1), np.exp(log_probs_SV.max(axis=1))
+    spikes: list[Spike] = []
+    start = 0
+    for step in range(1, len(best_S) + 1):
+        if step == len(best_S) or best_S[step] != best_S[start]:
+            text = table.decode([int(best_S[start])])
+            if text:
+                surest = start + int(sure_S[start:step].argmax())
+                spikes.append(Spike(surest, text, float(sure_S[surest])))
+            start = step
+    return Spikes(tuple(np.exp(log_probs_SV[:, BLANK_ID]).tolist()), tuple(spikes))

@@ -1,0 +1,58 @@
+"""The verb test.
+
+Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.command import PARAMS, Assignments, CheckpointDir, DataRoot, Json, ParamsFile, app, load, shown
+
+
+@app.command()
+def test(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")] = None,
+    checkpoint_dir: CheckpointDir = None,
+    split: Annotated[str | None, typer.Option(help="default: report.split")] = None,
+    data_root: DataRoot = None,
+    batch_size: Annotated[int | None, typer.Option(help="taken for older scripts; changes no result")] = None,
+    json_: Json = False,
+) -> None:
+    """Score a checkpoint on a split and print the figures; writes nothing.
+
+    Example: pipeline test --checkpoint checkpoints/best_model.pt --split valid
+    """
+    import json
+
+    from pipeline.console import stdout
+    from pipeline.summary import print_examples, print_metrics
+    from shards.store import open_store
+    from stages.report import split_metrics
+    from stages.score import score_checkpoint, shared_speakers
+
+    values = load(
+        params, assignments, data_root=data_root, checkpoint_dir=checkpoint_dir, report__split=split
+    )
+    paths = values.paths
+    with shown("reading clips", "clips") as on_progress:
+        _, scored, blind = score_checkpoint(
+            checkpoint or Path(paths.checkpoints) / "best_model.pt",
+            Path(paths.samples),
+            open_store(paths.shards, values.machine),
+            values.report.split,
+            loader=values.loader,
+            decode=values.decode,
+            machine=values.machine,
+            on_progress=on_progress,
+        )
+    overlap = len(shared_speakers(Path(paths.samples), values.report.split))
+    metrics = split_metrics(scored, blind, values.report.split, values.report.seed, overlap)
+    if json_:
+        typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
+    else:
+        print_examples(scored, stdout)
+        print_metrics(metrics, stdout)
