@@ -97,9 +97,7 @@ def _open_conformer(x_BSE: torch.Tensor, offsets_RE: torch.Tensor, padding_BS: t
     _open(padding_BS, 0)
 
 
-def _open_decoder(
-    x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor, past: KeysValues | None = None
-) -> None:
+def _open_decoder(x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor) -> None:
     """Labels have many lengths for each length of a clip: one graph for all of both."""
     _open(x_BLW, 0, 1)
     for tensor_BHSD in encoded:

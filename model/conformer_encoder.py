@@ -75,7 +75,7 @@ class RelativeAttention(nn.Module):
         )
         position_1HRD = self._heads(self.position(offsets_RE)[None])
         position_query_BHSD = query_BHSD + self.position_bias[:, None].to(query_BHSD.dtype)
-        scores_BHSR = (position_query_BHSD @ position_1HRD.mT) * query_BHSD.shape[3] ** -0.5
+        scores_BHSR = (position_query_BHSD @ position_1HRD.transpose(2, 3)) * query_BHSD.shape[3] ** -0.5
         scores_BHSS = by_key(scores_BHSR).masked_fill(padding_BS[:, None, None], -math.inf)
         attended_BHSD = functional.scaled_dot_product_attention(
             query_BHSD + self.content_bias[:, None].to(query_BHSD.dtype),
@@ -87,7 +87,10 @@ class RelativeAttention(nn.Module):
         return self.output(attended_BHSD.transpose(1, 2).flatten(2))
 
     def _heads(self, inputs_BSE: torch.Tensor) -> torch.Tensor:
-        return inputs_BSE.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        B, S, _ = inputs_BSE.shape
+        return inputs_BSE.view(B, S, self.num_heads, -1).transpose(
+            1, 2
+        )  # unflatten would be frozen in an ONNX export
 
 
 def by_key(scores_BHSR: torch.Tensor) -> torch.Tensor:

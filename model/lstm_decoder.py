@@ -1,6 +1,7 @@
 """The baseline's decoder: one LSTM cell over characters that attends to the encoder's steps.
 
-Shapes: B clips, S encoder steps, L label characters, V tokens, H hidden size, E encoder width.
+Shapes: B clips, S encoder steps, L label characters, V tokens, H hidden size, E encoder width;
+while reading K texts (beams) of each clip, N = B * K texts in all; in training N = B.
 """
 
 import torch
@@ -35,24 +36,24 @@ class LstmDecoder(nn.Module):
 
     def step(
         self,
-        tokens_B: torch.Tensor,
+        tokens_N: torch.Tensor,
         state: tuple[torch.Tensor, torch.Tensor],
-        context_BE: torch.Tensor,
+        context_NE: torch.Tensor,
         encoded_BSE: torch.Tensor,
         padding_BS: torch.Tensor,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Logits (B, V) of the next character, and the new state and context."""
-        inputs = torch.cat([self.dropout(self.embedding(tokens_B)), context_BE], dim=1)
-        state = self.cell(inputs, state)
-        context_B1E, _ = self.attention(
-            self.query(state[0])[:, None],
+        """Logits (N, V) of the next character, and the new state and context; the texts of a clip stand together."""
+        inputs_NI = torch.cat([self.dropout(self.embedding(tokens_N)), context_NE], dim=1)
+        state = self.cell(inputs_NI, state)
+        context_BKE, _ = self.attention(
+            self.query(state[0]).unflatten(0, (len(encoded_BSE), -1)),
             encoded_BSE,
             encoded_BSE,
             key_padding_mask=padding_BS,
             need_weights=False,
         )
-        context_BE = context_B1E[:, 0]
-        return self.output(self.dropout(torch.cat([state[0], context_BE], dim=1))), state, context_BE
+        context_NE = context_BKE.flatten(0, 1)
+        return self.output(self.dropout(torch.cat([state[0], context_NE], dim=1))), state, context_NE
 
     def teacher_forced(
         self,
@@ -83,12 +84,34 @@ class LstmDecoder(nn.Module):
     def greedy(
         self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
     ) -> tuple[list[list[int]], list[float]]:
-        """Most likely next character until the end token or `max_chars_B`; ids and summed log-probability."""
-        _, state, context_BE = self.start(encoded_BSE)
+        """Most likely next character until the end token; ids and log-probability (`read_greedily`)."""
+        return read_greedily(self.stepping(encoded_BSE, padding_BS), max_chars_B)
 
-        def next_logits(tokens_B: torch.Tensor) -> torch.Tensor:
-            nonlocal state, context_BE
-            logits_BV, state, context_BE = self.step(tokens_B, state, context_BE, encoded_BSE, padding_BS)
-            return logits_BV
+    def stepping(self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> "LstmStepping":
+        """At the start of these clips."""
+        return LstmStepping(self, encoded_BSE, padding_BS)
 
-        return read_greedily(next_logits, max_chars_B)
+
+class LstmStepping:
+    """An LSTM decoder on its way through some clips (model/decoders/stepping.py)."""
+
+    def __init__(self, decoder: LstmDecoder, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> None:
+        self._decoder = decoder
+        self._encoded_BSE, self._padding_BS = encoded_BSE, padding_BS
+        _, self._state, self._context_NE = decoder.start(encoded_BSE)
+
+    def logits(self, tokens_BK: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, V) of what follows `tokens_BK`."""
+        logits_NV, self._state, self._context_NE = self._decoder.step(
+            tokens_BK.flatten(), self._state, self._context_NE, self._encoded_BSE, self._padding_BS
+        )
+        return logits_NV.view(*tokens_BK.shape, -1)
+
+    def reorder(self, clips_A: torch.Tensor, beams_AK: torch.Tensor) -> None:
+        """Goes on with these clips and texts. The encoder's side is one for all texts of a clip."""
+        num_beams = len(self._context_NE) // len(self._encoded_BSE)
+        texts_N = (clips_A[:, None] * num_beams + beams_AK).flatten()
+        self._state = self._state[0][texts_N], self._state[1][texts_N]
+        self._context_NE = self._context_NE[texts_N]
+        if len(clips_A) < len(self._encoded_BSE):
+            self._encoded_BSE, self._padding_BS = self._encoded_BSE[clips_A], self._padding_BS[clips_A]

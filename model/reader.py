@@ -1,6 +1,6 @@
 """A trained lip reader: frames in, text out. Scoring and inference read with this one class."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +11,16 @@ from torch.nn import functional
 
 from model.altered import altered_told
 from model.checkpoints import load_checkpoint, vocabulary_of
-from model.decoders.ctc_greedy import greedy_ctc
+from model.decoders.arpa import load_language_model
+from model.decoders.choice import asks_language_model, chosen_decoder
+from model.decoders.ngram import LanguageModel
+from model.decoding import Encoded, readings_by_attention, readings_by_ctc
 from model.device import Precision
-from model.masks import step_mask
 from model.network import LipNetwork
 from model.network_input import network_input
 from model.pinyin import syllables_of
 from model.reading import Reading
-from model.settings import HEAD_OF_MODULE, DecodeParams, ModelParams, TextParams
-from model.text import Tokenizer
+from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, ConfigError
 
@@ -38,6 +39,8 @@ class LipReader:
     crop_px: int
     """Side of the mouth crops it was trained on."""
     epoch: int = -1
+    language_model: LanguageModel | None = None
+    """Over the vocabulary's characters; what beam searches ask."""
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
@@ -82,22 +85,30 @@ class LipReader:
             encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
         return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32
 
+    @property
+    def heads(self) -> list[Head]:
+        """What the network has learnt to read by."""
+        return [head for module, head in HEAD_OF_MODULE.items() if getattr(self.network, module) is not None]
+
     def decoder(self, params: DecodeParams) -> str:
-        """The decoder that `params` names; ConfigError where the network has not learnt it."""
-        network = self.network
-        learnt = {
-            "attention": network.decoder is not None,
-            "ctc": network.ctc_head is not None,
-            "syllables": network.syllable_head is not None,
-        }
-        name = params.decoder
-        if name == "auto":
-            return next(name for name, is_learnt in learnt.items() if is_learnt)
-        if not learnt[name]:
-            others = ", ".join(other for other, is_learnt in learnt.items() if is_learnt)
-            raise ConfigError(f"decode.decoder: this model has not learnt {name}, it has {others}")
+        """The decoder that `params` names; ConfigError where the network has not learnt it, or it lacks something."""
+        name = chosen_decoder(params, self.heads)
+        if self.language_model is None and asks_language_model(name, params):
+            raise ConfigError(
+                f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
+                "makes one, or set decode.lm_weight=0"
+            )
         return name
 
+    def open_language_model(self, path: Path, params: DecodeParams) -> None:
+        """Opens the ARPA file at `path` where the decoder of `params` asks a language model.
+
+        Raises TableError where there is none, or a damaged one.
+        """
+        if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
+            self.language_model = load_language_model(path, self.vocabulary.characters)
+
+    @torch.no_grad()
     def decode(
         self,
         encoded_BSE: torch.Tensor,
@@ -105,26 +116,13 @@ class LipReader:
         num_frames_B: torch.Tensor,
         params: DecodeParams,
     ) -> list[Reading]:
-        """Greedy text of each clip, by the decoder that `params` names."""
-        name, network = self.decoder(params), self.network
-        if name == "attention":
-            assert network.decoder is not None
-            padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
-            duration_s_B = num_frames_B.to(self.device) / self.fps
-            max_chars_B = (duration_s_B * params.max_chars_per_s).ceil().long().clamp(min=1)
-            ids, scores = network.decoder.greedy(encoded_BSE, padding_BS, max_chars_B)
-            return [_reading(self.vocabulary.characters, i, s) for i, s in zip(ids, scores, strict=True)]
-        table: Tokenizer | None = self.vocabulary.characters
-        logits = network.ctc_logits(encoded_BSE)
-        if name == "syllables":
-            table, logits = self.vocabulary.syllables, network.syllable_logits(encoded_BSE)
-        assert table is not None and logits is not None
-        log_probs_BSV = functional.log_softmax(logits, dim=2).cpu().numpy()
-        paths = [
-            greedy_ctc(log_probs_SV[:steps])
-            for log_probs_SV, steps in zip(log_probs_BSV, num_steps_B.tolist(), strict=True)
-        ]
-        return [_reading(table, i, s) for i, s in paths]
+        """Text of each clip, by the decoder that `params` names."""
+        name, encoded = self.decoder(params), Encoded(encoded_BSE, num_steps_B, num_frames_B / self.fps)
+        if name in ("attention", "attention_beam", "joint_beam"):
+            return readings_by_attention(
+                name, self.network, self.vocabulary, encoded, params, self.language_model
+            )
+        return readings_by_ctc(name, self.network, self.vocabulary, encoded, params, self.language_model)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
@@ -168,7 +166,3 @@ def _refuse_unlearnt(learnt: Collection[str] | None, path: Path) -> None:
             f"checkpoint {path} has taken over {' and '.join(learnt)} alone (pipeline import-weights), "
             f"{' and '.join(fresh)} in it is fresh and reads nothing; train with --set train.init_from={path} first"
         )
-
-
-def _reading(table: Tokenizer, ids: Sequence[int], log_probability: float) -> Reading:
-    return Reading(table.decode(ids), log_probability / max(len(ids), 1))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.reading import Candidate
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredClip:
@@ -15,3 +17,5 @@ class ScoredClip:
     num_frames: int
     speaker: str | None
     topic: str | None
+    candidates: tuple[Candidate, ...] = ()
+    """The best texts, `hypothesis` first; none of a greedy decoder."""

@@ -1,6 +1,8 @@
 """Reads every clip of a split, with or without sight of the lips."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from model.losses import LossParams, joint_loss_B
 from model.reader import LipReader
+from model.reading import Reading
 from model.scored import ScoredClip
 from model.settings import DecodeParams, TrainParams
 from model.targets import targets_of
@@ -39,6 +42,55 @@ def score_split(
     ).clips
     assert len(scored) == samples.num_rows, f"{samples.num_rows} samples, {len(scored)} scored"
     return scored
+
+
+@dataclass
+class DecoderScores:
+    """What one decoder made of a split."""
+
+    decoder: str
+    clips: list[ScoredClip]
+    """In the table's order."""
+    decode_s: float = 0.0
+    """From the encoder's output to text, over all clips."""
+
+
+@torch.no_grad()
+def score_decoders(
+    reader: LipReader,
+    samples: pa.Table,
+    store: ShardStore,
+    decodes: Sequence[DecodeParams],
+    *,
+    batch_size: int,
+    loader: LoaderParams,
+    machine: MachineParams,
+    on_progress: Progress | None = None,
+) -> tuple[list[DecoderScores], float]:
+    """The split as each of `decodes` reads it, encoded once for all, and the seconds that encoding took."""
+    reader.network.eval()
+    told = [DecoderScores(reader.decoder(decode), []) for decode in decodes]
+    scored: list[dict[int, ScoredClip]] = [{} for _ in decodes]
+    stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
+    encode_s = 0.0
+    for batch in stream.batches(plan_scoring(samples, loader, batch_size)):
+        start = time.perf_counter()
+        encoded_BSE, num_steps_B = reader.encode(batch.video_BTHW, batch.num_frames_B)
+        if reader.device.type == "cuda":
+            torch.cuda.synchronize(reader.device)
+        encode_s += time.perf_counter() - start
+        for decode, one, of_decoder in zip(decodes, told, scored, strict=True):
+            start = time.perf_counter()
+            # ends with text, so the device is done
+            readings = reader.decode(encoded_BSE, num_steps_B, batch.num_frames_B, decode)
+            one.decode_s += time.perf_counter() - start
+            of_decoder |= _scored_clips(reader, samples, batch.rows, readings, decode)
+        if on_progress:
+            on_progress(len(scored[0]), samples.num_rows)
+    for one, of_decoder in zip(told, scored, strict=True):
+        assert len(of_decoder) == samples.num_rows, f"{samples.num_rows} samples, {len(of_decoder)} scored"
+        one.clips = [of_decoder[row] for row in sorted(of_decoder)]
+    return told, encode_s
 
 
 class Scores(NamedTuple):
@@ -79,18 +131,32 @@ def score_batches(
             outputs = reader.network.outputs(encoded_BSE, num_steps_B, targets)
             loss_sum += float(joint_loss_B(outputs, targets, LossParams.of(loss)).sum())
         num_chars += sum(map(len, batch.labels))
-        for row, reading in zip(batch.rows, readings, strict=True):
-            record = samples.slice(row, 1).to_pylist()[0]
-            scored[row] = ScoredClip(
-                clip_id=record["clip_id"],
-                split=record["split"],
-                reference=reader.reference(record["label"], decode),
-                hypothesis=reading.text,
-                score=reading.score,
-                num_frames=record["num_frames"],
-                speaker=record["speaker"],
-                topic=record["topic"],
-            )
+        scored |= _scored_clips(reader, samples, batch.rows, readings, decode)
         if on_progress:
             on_progress(len(scored), samples.num_rows)
     return Scores([scored[row] for row in sorted(scored)], loss_sum, num_chars)
+
+
+def _scored_clips(
+    reader: LipReader,
+    samples: pa.Table,
+    rows: Sequence[int],
+    readings: Sequence[Reading],
+    decode: DecodeParams,
+) -> dict[int, ScoredClip]:
+    """By row of the table."""
+    scored = {}
+    for row, reading in zip(rows, readings, strict=True):
+        record = samples.slice(row, 1).to_pylist()[0]
+        scored[row] = ScoredClip(
+            clip_id=record["clip_id"],
+            split=record["split"],
+            reference=reader.reference(record["label"], decode),
+            hypothesis=reading.text,
+            score=reading.score,
+            num_frames=record["num_frames"],
+            speaker=record["speaker"],
+            topic=record["topic"],
+            candidates=reading.candidates,
+        )
+    return scored

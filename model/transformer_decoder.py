@@ -1,6 +1,7 @@
 """Transformer decoder over characters (Vaswani et al. 2017; layer norm before each part, Xiong et al. 2020).
 
-Shapes: B clips, S encoder steps, L characters, V tokens, E encoder width, W decoder width, H heads, D = W / H.
+Shapes: B clips, S encoder steps, L characters, V tokens, E encoder width, W decoder width, H heads, D = W / H;
+while reading K texts (beams) of each clip, N = B * K texts in all.
 """
 
 import math
@@ -69,27 +70,29 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(width, sizes.feed_forward_dim, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x_BLW: torch.Tensor,
-        encoded: KeysValues,
-        shown_B11S: torch.Tensor,
-        past: KeysValues | None,
-    ) -> tuple[torch.Tensor, KeysValues]:
-        """Output for the characters of `x_BLW`, and the keys and values of these and all before them.
-
-        Without `past` they are the first of the text, and each sees those before it; with `past` it is one
-        character, which sees everything.
-        """
+    def forward(self, x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor) -> torch.Tensor:
+        """Output for the first characters of each text, each of which sees those before it."""
         inner_BLW = self.norm_self_attention(x_BLW)
         known = self.self_attention.keys_values(inner_BLW)
+        x_BLW = x_BLW + self.dropout(self.self_attention(inner_BLW, known, causal=True))
+        return self._seen(x_BLW, encoded, shown_B11S)
+
+    def next(
+        self, x_BKW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor, past: KeysValues | None
+    ) -> tuple[torch.Tensor, KeysValues]:
+        """Output for one more character of each text, and the keys and values (N, H, L, D) of it and all before it."""
+        inner_N1W = self.norm_self_attention(x_BKW).flatten(0, 1)[:, None]
+        known = self.self_attention.keys_values(inner_N1W)
         if past is not None:
             known = torch.cat([past[0], known[0]], dim=2), torch.cat([past[1], known[1]], dim=2)
-        x_BLW = x_BLW + self.dropout(self.self_attention(inner_BLW, known, causal=past is None))
+        x_BKW = x_BKW + self.dropout(self.self_attention(inner_N1W, known).view(x_BKW.shape))
+        return self._seen(x_BKW, encoded, shown_B11S), known
+
+    def _seen(self, x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor) -> torch.Tensor:
+        """What comes after self-attention: each of the L asks for itself, be they characters or texts."""
         inner_BLW = self.norm_cross_attention(x_BLW)
         x_BLW = x_BLW + self.dropout(self.cross_attention(inner_BLW, encoded, shown_B11S))
-        x_BLW = x_BLW + self.dropout(self.feed_forward(self.norm_feed_forward(x_BLW)))
-        return x_BLW, known
+        return x_BLW + self.dropout(self.feed_forward(self.norm_feed_forward(x_BLW)))
 
 
 class TransformerDecoder(nn.Module):
@@ -101,7 +104,7 @@ class TransformerDecoder(nn.Module):
         super().__init__()
         self.width = sizes.hidden_dim
         self.embedding = nn.Embedding(num_tokens, self.width)
-        nn.init.normal_(self.embedding.weight, std=self.width**-0.5)  # `_embedded` scales it to 1
+        nn.init.normal_(self.embedding.weight, std=self.width**-0.5)  # `embedded` scales it to 1
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(DecoderBlock(encoder_width, sizes, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(self.width, NORM_EPSILON)
@@ -111,9 +114,9 @@ class TransformerDecoder(nn.Module):
         self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, fed_BL: torch.Tensor
     ) -> torch.Tensor:
         """Logits (B, L, V) of the token after each of `fed_BL`, int64, the start token first among them."""
-        x_BLW, shown_B11S = self._embedded(fed_BL, 0), ~padding_BS[:, None, None]
-        for block, encoded in zip(self.blocks, self._encoded(encoded_BSE), strict=True):
-            x_BLW, _ = block(x_BLW, encoded, shown_B11S, past=None)
+        x_BLW, shown_B11S = self.embedded(fed_BL, 0), ~padding_BS[:, None, None]
+        for block, encoded in zip(self.blocks, self.encoded(encoded_BSE), strict=True):
+            x_BLW = block(x_BLW, encoded, shown_B11S)
         return self.output(self.norm(x_BLW))
 
     def teacher_forced(
@@ -135,29 +138,55 @@ class TransformerDecoder(nn.Module):
     def greedy(
         self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
     ) -> tuple[list[list[int]], list[float]]:
-        """Most likely next character until the end token or `max_chars_B`; ids and summed log-probability."""
-        shown_B11S, encoded = ~padding_BS[:, None, None], self._encoded(encoded_BSE)
-        past: list[KeysValues | None] = [None] * len(self.blocks)
-        position = 0
+        """Most likely next character until the end token; ids and log-probability (`read_greedily`)."""
+        return read_greedily(self.stepping(encoded_BSE, padding_BS), max_chars_B)
 
-        def next_logits(tokens_B: torch.Tensor) -> torch.Tensor:
-            nonlocal position
-            x_B1W = self._embedded(tokens_B[:, None], position)
-            position += 1
-            for layer, block in enumerate(self.blocks):
-                x_B1W, past[layer] = block(x_B1W, encoded[layer], shown_B11S, past[layer])
-            logits_B1V: torch.Tensor = self.output(self.norm(x_B1W))
-            return logits_B1V[:, 0]
+    def stepping(self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> "TransformerStepping":
+        """At the start of these clips."""
+        return TransformerStepping(self, encoded_BSE, padding_BS)
 
-        return read_greedily(next_logits, max_chars_B)
-
-    def _encoded(self, encoded_BSE: torch.Tensor) -> list[KeysValues]:
+    def encoded(self, encoded_BSE: torch.Tensor) -> list[KeysValues]:
         """The encoder's steps as each block sees them: the same for every character."""
         blocks = cast(Iterable[DecoderBlock], self.blocks)
         return [block.cross_attention.keys_values(encoded_BSE) for block in blocks]
 
-    def _embedded(self, tokens_BL: torch.Tensor, first: int) -> torch.Tensor:
+    def embedded(self, tokens_BL: torch.Tensor, first: int) -> torch.Tensor:
         """Tokens at positions `first`, `first` + 1, …, scaled as in Vaswani et al. 2017, section 3.4."""
         positions_L = torch.arange(first, first + tokens_BL.shape[1], device=tokens_BL.device)
         x_BLW = self.embedding(tokens_BL) * math.sqrt(self.width)
         return self.dropout(x_BLW + sinusoids(positions_L, self.width).to(x_BLW.dtype))
+
+
+class TransformerStepping:
+    """A Transformer decoder on its way through some clips (model/decoders/stepping.py)."""
+
+    def __init__(
+        self, decoder: TransformerDecoder, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor
+    ) -> None:
+        self._decoder = decoder
+        self._encoded = decoder.encoded(encoded_BSE)
+        self._shown_B11S = ~padding_BS[:, None, None]
+        self._past: list[KeysValues | None] = [None] * len(decoder.blocks)
+        self._position = 0
+        self._num_beams = 1
+
+    def logits(self, tokens_BK: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, V) of what follows `tokens_BK`."""
+        decoder, self._num_beams = self._decoder, tokens_BK.shape[1]
+        x_N1W = decoder.embedded(tokens_BK.flatten()[:, None], self._position)
+        self._position += 1
+        x_BKW = x_N1W.view(*tokens_BK.shape, -1)
+        for layer, block in enumerate(cast(Iterable[DecoderBlock], decoder.blocks)):
+            x_BKW, self._past[layer] = block.next(
+                x_BKW, self._encoded[layer], self._shown_B11S, self._past[layer]
+            )
+        logits_BKV: torch.Tensor = decoder.output(decoder.norm(x_BKW))
+        return logits_BKV
+
+    def reorder(self, clips_A: torch.Tensor, beams_AK: torch.Tensor) -> None:
+        """Goes on with these clips and texts. The encoder's side is one for all texts of a clip."""
+        texts_N = (clips_A[:, None] * self._num_beams + beams_AK).flatten()
+        self._past = [past and (past[0][texts_N], past[1][texts_N]) for past in self._past]
+        if len(clips_A) < len(self._shown_B11S):
+            self._encoded = [(keys[clips_A], values[clips_A]) for keys, values in self._encoded]
+            self._shown_B11S = self._shown_B11S[clips_A]

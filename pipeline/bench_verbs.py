@@ -185,3 +185,68 @@ def bench_train(
         pack=pack,
     )
     print_train_bench(result, stdout)
+
+
+@bench.command("decode")
+def bench_decode(
+    out: Annotated[Path, typer.Option(help="results.json", metavar="DIR")] = Path("bench-decode"),
+    model_preset: Annotated[
+        str, typer.Option(help="a conformer; else conformer_large, on a CPU conformer_tiny")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="turns of every decoder; the median counts")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a core")] = 0,
+) -> None:
+    """Seconds from a 10 s clip's encoder output to its text: every decoder, beams of 1, 10 and 40, in one run.
+
+    Example: pipeline bench decode --rounds 5 --threads 2
+    """
+    from model.device import choose_device
+    from pipeline.bench.decode import bench_decode as run
+    from pipeline.bench.decode_show import print_decode_bench
+    from pipeline.console import stdout
+
+    out.mkdir(parents=True, exist_ok=True)
+    result = run(
+        out,
+        lambda told: typer.echo(told, err=True),
+        on_gpu=choose_device("auto").type == "cuda",
+        preset=model_preset,
+        rounds=rounds,
+        threads=threads,
+    )
+    print_decode_bench(result, stdout)
+
+
+@bench.command("inference")
+def bench_inference(
+    videos: Annotated[
+        Path,
+        typer.Argument(
+            help="folder of talking-face videos; the first one is played until it is long enough",
+            exists=True,
+            file_okay=False,
+            metavar="FOLDER",
+        ),
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="checkpoint or exported model", metavar="FILE")] = Path(
+        "checkpoints/best_model.pt"
+    ),
+    params: Annotated[Path, typer.Option(help="parameters", metavar="FILE")] = Path("params.yaml"),
+    minutes: Annotated[
+        list[float] | None, typer.Option(min=0.1, help="lengths, may be given again; 1 and 10")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="results.json and the long videos", metavar="DIR")] = Path(
+        "bench-inference"
+    ),
+) -> None:
+    """Read long 720p videos, each in a fresh process: real-time factor and peak memory.
+
+    Example: pipeline bench inference /data/grid --checkpoint checkpoints/best_model.pt
+    """
+    from pipeline.bench.inference import bench_inference as run
+    from pipeline.bench.inference import print_inference_bench
+    from pipeline.console import stdout
+
+    out.mkdir(parents=True, exist_ok=True)
+    told = run(videos, checkpoint, params, out, minutes or [1, 10], lambda line: typer.echo(line, err=True))
+    print_inference_bench(told, stdout)

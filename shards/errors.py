@@ -3,7 +3,7 @@
     PipelineError (ValueError)
     ├── ConfigError         params.yaml, --set, --config, a flag: exit code 2
     ├── CorpusError         the transcript tables are untrue: wrong header, doubled id, broken encoding
-    ├── TableError          a Parquet table is missing, damaged or of another schema version
+    ├── TableError          a Parquet table is missing, damaged or of another schema version; a language model too
     ├── ShardError          a tar shard or a sample in it is missing, damaged or refused
     ├── CheckpointError     a checkpoint is damaged, or of another model, vocabulary or plan
     ├── TrainingError       training cannot start or go on (no clips, non-finite loss)
@@ -30,7 +30,7 @@ class CorpusError(PipelineError):
 
 
 class TableError(PipelineError):
-    """A Parquet table is missing, damaged, or written by another schema version."""
+    """A Parquet table (or a language model's table of n-grams) is missing, damaged, or of another schema version."""
 
 
 class ShardError(PipelineError):

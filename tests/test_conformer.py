@@ -10,7 +10,7 @@ from torch.nn import functional
 from model.conformer_encoder import ConformerEncoder, RelativeAttention, offset_sinusoids, sinusoids
 from model.presets import ConformerSizes
 from model.resnet_frontend import ResNetFrontend, Stem
-from model.text import END_ID, START_ID
+from model.text import END_ID, START_ID, UNKNOWN_ID
 from model.transformer_decoder import TransformerDecoder
 
 NUM_TOKENS = 9
@@ -151,14 +151,16 @@ def test_greedy_reads_what_full_recomputation_reads() -> None:
     for clip in range(clips):
         read: list[int] = []
         score, ended = 0.0, False
-        while len(read) < max_chars[clip] and not ended:
+        while not ended:
             logits = decoder.teacher_forced(
                 encoded[clip : clip + 1, : num_steps[clip]],
                 padding[clip : clip + 1, : num_steps[clip]],
                 torch.tensor([read], dtype=torch.long),
                 1.0,
             )
-            best, token = logits[0, -1].log_softmax(0).max(0)
+            log_probs = logits[0, -1].log_softmax(0)
+            log_probs[: START_ID + 1] = log_probs[UNKNOWN_ID] = -math.inf
+            best, token = log_probs.max(0) if len(read) < max_chars[clip] else (log_probs[END_ID], END_ID)
             score, ended = score + float(best), int(token) == END_ID
             read += [] if ended else [int(token)]
         assert ids[clip] == read

@@ -3,28 +3,26 @@
 Shapes: B clips, L characters read, V tokens.
 """
 
-from collections.abc import Callable
-
 import torch
-from torch.nn import functional
 
+from model.decoders.stepping import Stepping, next_log_probs
 from model.text import END_ID, START_ID
-
-NextLogits = Callable[[torch.Tensor], torch.Tensor]
-"""From the last token of each clip (B,) to the logits of the next (B, V); keeps its own state."""
 
 
 @torch.no_grad()
-def read_greedily(next_logits: NextLogits, max_chars_B: torch.Tensor) -> tuple[list[list[int]], list[float]]:
-    """Most likely next character until the end token or `max_chars_B`; ids and summed log-probability, nats."""
+def read_greedily(stepping: Stepping, max_chars_B: torch.Tensor) -> tuple[list[list[int]], list[float]]:
+    """Most likely next character until the end token, which must come after `max_chars_B` at the latest.
+
+    Returns ids and the log-probability of each text and its end, nats.
+    """
     B, device = len(max_chars_B), max_chars_B.device
     tokens_B = torch.full((B,), START_ID, device=device)
     log_probability_B = torch.zeros(B, device=device)
     open_B = torch.ones(B, dtype=torch.bool, device=device)
     read: list[torch.Tensor] = []
-    for position in range(int(max_chars_B.max())):
-        best_B, tokens_B = functional.log_softmax(next_logits(tokens_B).float(), dim=1).max(dim=1)
-        open_B = open_B & (position < max_chars_B)
+    for position in range(int(max_chars_B.max()) + 1):
+        log_probs_B1V = next_log_probs(stepping.logits(tokens_B[:, None]), position >= max_chars_B)
+        best_B, tokens_B = log_probs_B1V[:, 0].max(dim=1)
         log_probability_B += best_B * open_B
         open_B = open_B & (tokens_B != END_ID)
         if not open_B.any():

@@ -1,0 +1,168 @@
+"""Beam search by an attention decoder, alone or together with CTC, over all clips of a batch at once.
+
+The score is that of Watanabe et al. 2017 (section III), with a language model by shallow fusion:
+(1 - ctc_share) * attention + ctc_share * CTC prefix + lm_weight * language model + length_bonus * characters.
+
+Shapes: B clips still open, A of them that go on, K open texts (beams) of each clip, V tokens, N = B * K.
+"""
+
+import heapq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from model.decoders.ctc_prefix import CtcPrefixes
+from model.decoders.ngram import LanguageModel
+from model.decoders.stepping import Stepping, next_log_probs
+from model.settings import DecodeParams
+from model.text import END_ID, START_ID
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Found:
+    """A text that was read to its end; the better one is the greater."""
+
+    rank_score: float
+    log_probability: float
+    """Of attention and CTC by their shares, nats."""
+    ids: tuple[int, ...]
+
+
+@torch.no_grad()
+def joint_beam(
+    stepping: Stepping,
+    ctc: CtcPrefixes | None,
+    lm: LanguageModel | None,
+    max_chars_B: torch.Tensor,
+    params: DecodeParams,
+) -> list[list[Found]]:
+    """The best texts of each clip, at most `params.beam` and at least one, the best first.
+
+    Each step keeps the `params.beam` best of all that goes on or ends; what ends is set aside. A clip is done when
+    none of its open texts can come among the `params.num_candidates` best of those: every part of the score but the
+    length bonus only falls as a text grows. After `max_chars_B` characters a text must end. Without `ctc`, or with
+    `params.ctc_share` 0, the attention decoder reads alone; `lm` is asked where `params.lm_weight` is not 0. With
+    beam 1 and neither CTC, language model nor bonus this is `read_greedily`.
+    """
+    # a share of 0 is none: CTC may hold impossible what attention reads, and 0 times infinity is no number
+    ctc = ctc if params.ctc_share > 0 else None
+    lm = lm if params.lm_weight > 0 else None
+    search = _Search(stepping, ctc, lm, max_chars_B, params)
+    while search.clips:
+        scores = search.scores()
+        search.go_on(scores, search.set_aside(scores))
+    return search.found
+
+
+class _Scores(NamedTuple):
+    """Of every open text with every token behind it, nats."""
+
+    attention_BKV: torch.Tensor
+    heads_BKV: torch.Tensor
+    """Attention and CTC by their shares."""
+    fluency_BKV: torch.Tensor | None
+    """Of the language model."""
+    ranks_BKV: torch.Tensor
+    """All together; -inf for what cannot be."""
+
+
+class _Search:
+    """The open texts of all clips; `clips` are those not done, in the order of the rows."""
+
+    def __init__(
+        self,
+        stepping: Stepping,
+        ctc: CtcPrefixes | None,
+        lm: LanguageModel | None,
+        max_chars_B: torch.Tensor,
+        params: DecodeParams,
+    ) -> None:
+        self.stepping, self.ctc, self.lm, self.params = stepping, ctc, lm, params
+        self.device = max_chars_B.device
+        self.max_chars = [int(most) for most in max_chars_B.tolist()]
+        self.clips = list(range(len(self.max_chars)))
+        self.found: list[list[Found]] = [[] for _ in self.clips]
+        self.num_chars = 0
+        self.texts: list[list[tuple[int, ...]]] = [[()] for _ in self.clips]
+        shape = len(self.clips), 1
+        self.tokens_BK = torch.full(shape, START_ID, device=self.device)
+        self.is_open_BK = torch.ones(shape, dtype=torch.bool, device=self.device)
+        self.attention_BK = torch.zeros(shape, device=self.device)
+        self.fluency_BK = torch.zeros(shape, device=self.device)
+        self.states_BK: np.ndarray = np.full(shape, lm.start() if lm else 0)
+
+    def scores(self) -> _Scores:
+        params = self.params
+        must_end_B = torch.tensor([self.num_chars >= self.max_chars[clip] for clip in self.clips])
+        next_BKV = next_log_probs(self.stepping.logits(self.tokens_BK), must_end_B.to(self.device))
+        attention_BKV = self.attention_BK[..., None] + next_BKV
+        heads_BKV = attention_BKV
+        if self.ctc is not None:
+            heads_BKV = (1 - params.ctc_share) * attention_BKV + params.ctc_share * self.ctc.scores()
+        ranks_BKV = heads_BKV + params.length_bonus * (self.num_chars + 1)
+        ranks_BKV[..., END_ID] -= params.length_bonus
+        fluency_BKV = None
+        if self.lm is not None:
+            rows_NV = torch.from_numpy(self.lm.log_probs(self.states_BK.ravel())).to(self.device)
+            fluency_BKV = self.fluency_BK[..., None] + rows_NV.view(attention_BKV.shape)
+            ranks_BKV += params.lm_weight * fluency_BKV
+        cannot_be_BKV = attention_BKV.isneginf() | ~self.is_open_BK[..., None]
+        return _Scores(
+            attention_BKV, heads_BKV, fluency_BKV, ranks_BKV.masked_fill(cannot_be_BKV, -torch.inf)
+        )
+
+    def set_aside(self, scores: _Scores) -> list[list[int]]:
+        """Takes the texts that end here; of each clip those that go on, as places in its (K, V), the best first."""
+        num_tokens, params = scores.ranks_BKV.shape[2], self.params
+        ranks_BM = scores.ranks_BKV.flatten(1)
+        ranks_BK, places_BK = ranks_BM.topk(min(params.beam, ranks_BM.shape[1]), dim=1)
+        heads_BK = scores.heads_BKV.flatten(1).gather(1, places_BK)
+        going = []
+        for row, (ranks, heads, places) in enumerate(
+            zip(ranks_BK.tolist(), heads_BK.tolist(), places_BK.tolist(), strict=True)
+        ):
+            clip = self.clips[row]
+            ended, longer = self.found[clip], []
+            for rank, head, place in zip(ranks, heads, places, strict=True):
+                beam, token = divmod(place, num_tokens)
+                if rank > -np.inf and token == END_ID:
+                    ended.append(Found(rank, head, self.texts[row][beam]))
+                elif rank > -np.inf:
+                    longer.append((rank, place))
+            self.found[clip] = ended = heapq.nlargest(params.beam, ended)
+            most_to_come = max(params.length_bonus, 0.0) * (self.max_chars[clip] - self.num_chars - 1)
+            wanted = min(params.num_candidates, params.beam)
+            to_beat = ended[wanted - 1].rank_score if len(ended) >= wanted else -np.inf
+            going.append([place for rank, place in longer if rank + most_to_come > to_beat])
+        return going
+
+    def go_on(self, scores: _Scores, going: list[list[int]]) -> None:
+        """Every open text longer by a character; clips without any are done."""
+        rows = [row for row, places in enumerate(going) if places]
+        self.clips = [self.clips[row] for row in rows]
+        self.num_chars += 1
+        if not rows:
+            return
+        # where other clips have more open texts, copies that are not open fill up
+        K = max(map(len, going))
+        places_AK = np.array([(going[row] + going[row][:1] * K)[:K] for row in rows])
+        is_open_AK = np.array([[beam < len(going[row]) for beam in range(K)] for row in rows])
+        beams_AK, tokens_AK = np.divmod(places_AK, scores.ranks_BKV.shape[2])
+        self.texts = [
+            [(*self.texts[row][beam], token) for beam, token in zip(beams, tokens, strict=True)]
+            for row, beams, tokens in zip(rows, beams_AK.tolist(), tokens_AK.tolist(), strict=True)
+        ]
+        clips_A, kept_AK, texts_AK, self.tokens_BK, self.is_open_BK = (
+            torch.from_numpy(array).to(self.device)
+            for array in (np.array(rows), places_AK, beams_AK, tokens_AK, is_open_AK)
+        )
+        self.stepping.reorder(clips_A, texts_AK)
+        self.attention_BK = scores.attention_BKV.flatten(1)[clips_A].gather(1, kept_AK)
+        if self.ctc is not None:
+            self.ctc.extend(clips_A, texts_AK, self.tokens_BK)
+        if self.lm is not None and scores.fluency_BKV is not None:
+            self.fluency_BK = scores.fluency_BKV.flatten(1)[clips_A].gather(1, kept_AK)
+            states_AK = np.take_along_axis(self.states_BK[rows], beams_AK, axis=1)
+            self.states_BK = self.lm.advance(states_AK.ravel(), tokens_AK.ravel()).reshape(len(rows), K)

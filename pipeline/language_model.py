@@ -1,0 +1,79 @@
+"""Trains the language model from the training labels or a text file, and measures it on valid."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from model.decoders.arpa import write_arpa
+from model.decoders.kneser_ney import train
+from model.decoders.ngram import perplexity
+from model.settings import TextParams
+from model.text import normalise
+from pipeline.params import Params
+from shards.errors import ConfigError
+from shards.samples import read_samples, splits_of
+from shards.terms import TRAIN_SPLIT, VALID_SPLIT
+
+
+def make_language_model(params: Params) -> dict[str, Any]:
+    """Writes paths.lm; gives what it learnt from, its n-grams by order, and its perplexity on valid."""
+    samples, text_file = Path(params.paths.samples), params.lm.text_file
+    if text_file:
+        labels = [label for label in _labels_of(Path(text_file), params.text) if label]
+    else:
+        labels = _labels(samples, TRAIN_SPLIT)
+    model = train(labels, params.lm.order)
+    write_arpa(Path(params.paths.lm), model)
+    figures: dict[str, Any] = {
+        "file": params.paths.lm,
+        "learnt_from": text_file or f"{samples}, split {TRAIN_SPLIT}",
+        "sentences": len(labels),
+        "characters": sum(map(len, labels)),
+        "ngrams": list(model.counts),
+        "valid": None,
+    }
+    # with a text file, clips need not be packed yet
+    if samples.exists() and VALID_SPLIT in splits_of(samples):
+        foreseen = perplexity(model, _labels(samples, VALID_SPLIT))
+        figures["valid"] = {
+            "sentences": foreseen.num_texts,
+            "characters": foreseen.num_chars,
+            "perplexity": round(foreseen.perplexity, 3),
+            "out_of_vocabulary_rate": round(foreseen.num_unknown / max(foreseen.num_chars, 1), 6),
+        }
+    return figures
+
+
+def told(figures: dict[str, Any]) -> str:
+    counts = ", ".join(
+        f"{count:,} of order {order}" for order, count in enumerate(figures["ngrams"], start=1)
+    )
+    lines = [
+        f"{figures['file']}: {figures['sentences']:,} sentences, {figures['characters']:,} characters "
+        f"({figures['learnt_from']})",
+        f"n-grams: {counts}",
+    ]
+    if valid := figures["valid"]:
+        lines.append(
+            f"valid: perplexity {valid['perplexity']:.1f} a character, ends of sentences included; "
+            f"{valid['out_of_vocabulary_rate']:.2%} of {valid['characters']:,} characters are unknown to it"
+        )
+    return "\n".join(lines)
+
+
+def _labels(samples: Path, split: str) -> list[str]:
+    labels: list[str] = read_samples(samples, split, ["label"])["label"].to_pylist()
+    return labels
+
+
+def _labels_of(file: Path, params: TextParams) -> Iterator[str]:
+    """The lines of a UTF-8 file, normalised as transcripts are."""
+    number = 0
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield normalise(line.decode("utf-8-sig" if number == 1 else "utf-8"), params)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"lm.text_file: {file}, line {number} is no UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"lm.text_file: {file} cannot be read: {error}") from error

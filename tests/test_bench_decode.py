@@ -1,0 +1,59 @@
+"""`pipeline bench decode`: every decoder reads the made-up sentence, and its goals are told as they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.settings import DecodeParams
+from pipeline.bench import decode
+from shards.errors import ConfigError
+
+
+def test_every_decoder_reads_what_the_heads_are_biased_to() -> None:
+    """So that what is timed is reading: a text of the length that clips have."""
+    speaker = decode._Speaker("conformer_tiny", torch.device("cpu"), 2.0, 60)
+    assert speaker.encode() > 0
+    for name in ("attention", "ctc", "ctc_beam", "attention_beam", "joint_beam"):
+        assert speaker.decode(name, 5) > 0
+        speaker.position = 0
+        (reading,) = speaker.reader.decode(
+            *speaker.encoded, speaker.num_frames_B, DecodeParams.model_validate({"decoder": name})
+        )
+        assert reading.text == speaker.sentence, name
+    assert len(speaker.sentence) == round(decode.CHARS_PER_S * 2.0)
+
+
+def test_figures_of_all_decoders_and_beams_are_written(tmp_path: Path) -> None:
+    told: list[str] = []
+    result = decode.bench_decode(
+        tmp_path,
+        told.append,
+        on_gpu=False,
+        beams=(1, 40),
+        rounds=1,
+        threads=1,
+        clip_s=1.0,
+        num_characters=40,
+    )
+    assert {
+        "ctc",
+        "attention",
+        "ctc_beam 40",
+        "joint_beam 1",
+        "joint_beam 40",
+        "pinyin 40",
+    } <= result.seconds.keys()
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["seconds"] == result.seconds and written["encode_s"] > 0
+    on_gpu, on_cpu = written["goals"]
+    assert (on_gpu["figure"], on_gpu["is_reached"]) == (None, None)
+    assert on_cpu["figure"] == result.seconds["ctc_beam 40"] / 1.0
+    result.seconds["ctc_beam 40"] = 1.5
+    assert result.goals()[1]["is_reached"] is False
+
+
+def test_a_preset_that_is_no_conformer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--model-preset cnn3d_bilstm_attention: known are conformer_tiny"):
+        decode.bench_decode(tmp_path, print, on_gpu=False, preset="cnn3d_bilstm_attention")

@@ -1,0 +1,99 @@
+"""`pipeline lm`: from packed labels or a text file to an ARPA file, with perplexity on valid."""
+
+import json
+import math
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.decoders.arpa import read_arpa, write_arpa
+from model.decoders.kneser_ney import train
+from model.decoders.ngram import perplexity
+from pipeline.language_model import make_language_model
+from pipeline.params import load_params, read_mapping
+from shards.errors import ConfigError
+from tests.packed import pack_clips, toy_clips
+
+ROOT = Path(__file__).parent.parent
+PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
+CLIPS = toy_clips(12, 5)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with packed clips and params.yaml."""
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(read_mapping(ROOT / "params.yaml")), "utf-8")
+    pack_clips(tmp_path / "data", CLIPS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def labels(split: str) -> list[str]:
+    return [label for _, of_split, _, label in CLIPS if of_split == split]
+
+
+def made(*assignments: str) -> dict[str, object]:
+    return make_language_model(load_params(Path("params.yaml"), assignments=assignments))
+
+
+def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
+    command = [PIPELINE, "lm", "--json", "--set", "lm.order=3"]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    expected = train(labels("train"), 3)
+    write_arpa(workplace / "expected.arpa", expected)
+    assert (workplace / "data/lm.arpa").read_bytes() == (workplace / "expected.arpa").read_bytes()
+    assert figures["sentences"] == 12
+    assert figures["characters"] == sum(map(len, labels("train")))
+    assert figures["ngrams"] == list(expected.counts)
+    assert figures["valid"]["perplexity"] == round(perplexity(expected, labels("valid")).perplexity, 3)
+    assert figures["valid"]["out_of_vocabulary_rate"] == 0
+    told = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False).stdout
+    assert "data/lm.arpa: 12 sentences" in told and "of order 4" in told and "valid: perplexity" in told
+
+
+def test_a_text_file_is_normalised_as_labels_are(workplace: Path) -> None:
+    Path("novel.txt").write_text("\ufeff一二，三！\n\n  Ab c\r\n", "utf-8")
+    figures = made("lm.text_file=novel.txt")
+    assert (figures["sentences"], figures["characters"]) == (2, 3 + 4)
+    assert set(read_arpa(Path("data/lm.arpa")).words) == {"<unk>", "<s>", "</s>", *"一二三abc "}
+    valid = figures["valid"]
+    assert isinstance(valid, dict)
+    unknown = sum(label.count("四") for label in labels("valid"))
+    assert valid["out_of_vocabulary_rate"] == pytest.approx(unknown / valid["characters"], abs=1e-6) != 0
+
+
+def test_a_text_file_needs_no_packed_clips(workplace: Path) -> None:
+    (workplace / "data/samples.parquet").unlink()
+    Path("novel.txt").write_text("一二三\n", "utf-8")
+    assert made("lm.text_file=novel.txt")["valid"] is None
+    with pytest.raises(ValueError, match="pipeline pack"):
+        made()
+
+
+def test_a_text_that_shares_no_character_has_no_perplexity_but_that_of_ends(workplace: Path) -> None:
+    Path("latin.txt").write_text("ab\nba\n", "utf-8")
+    valid = made("lm.text_file=latin.txt")["valid"]
+    assert isinstance(valid, dict)
+    assert valid["out_of_vocabulary_rate"] == 1
+    assert math.isfinite(valid["perplexity"])
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        (b"\xe4\xb8\x80\n\xff\xfe\n", "line 2 is no UTF-8"),
+        (b"\n!!\n", "every line is empty"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_text_file_that_teaches_nothing(workplace: Path, payload: bytes | None, told: str) -> None:
+    if payload is not None:
+        Path("bad.txt").write_bytes(payload)
+    with pytest.raises(ConfigError, match=told):
+        made("lm.text_file=bad.txt")
+    assert not Path("data/lm.arpa").exists()
