@@ -14,7 +14,7 @@ import torch
 from model.full_disk import full_disk_told
 from model.network import differences
 from model.settings import Head, ModelParams
-from model.text import NORMALISER_VERSION, Tokenizer
+from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
 from shards.files import atomic_file
@@ -122,10 +122,10 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else list(KEYS)
     if missing:
         raise CheckpointError(f"checkpoint {path} is not of this program: it lacks {', '.join(missing)}")
-    if state["normaliser_version"] != NORMALISER_VERSION:
+    if state["normaliser_version"] not in READABLE_NORMALISERS:
         raise CheckpointError(
             f"checkpoint {path} was trained on labels of normaliser version {state['normaliser_version']}, this "
-            f"program has {NORMALISER_VERSION}; train again"
+            f"program reads {', '.join(map(str, READABLE_NORMALISERS))}; train again"
         )
     return state
 

@@ -6,11 +6,14 @@ of the references, spaces included.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 
 from rapidfuzz.distance import Levenshtein
+
+from model.text import is_han, units_of
 
 Pair = tuple[str, str]
 """(reference, hypothesis)."""
@@ -96,6 +99,16 @@ def edit_counts(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCoun
     return EditCounts(counted["replace"], counted["delete"], counted["insert"], len(reference))
 
 
+def unit_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[str, str]]:
+    """What was said over what was read, unit by unit along the alignment; "" where either is missing."""
+    pairs: list[tuple[str, str]] = []
+    for step in Levenshtein.opcodes(reference, hypothesis):
+        said = reference[step.src_start : step.src_end]
+        read = hypothesis[step.dest_start : step.dest_end]
+        pairs += zip_longest(said, read, fillvalue="")
+    return pairs
+
+
 def total_counts(pairs: Iterable[Pair]) -> EditCounts:
     """Counts by character over all pairs; its `.cer` is the micro CER."""
     return sum((edit_counts(reference, hypothesis) for reference, hypothesis in pairs), EditCounts())
@@ -110,10 +123,29 @@ def has_spaces(references: Iterable[str]) -> bool:
     return bool(with_space) and 2 * sum(with_space) >= len(with_space)
 
 
+def unit_error_rate(pairs: Iterable[Pair], units: Callable[[str], Sequence[str]]) -> float:
+    """The micro error rate over other units than characters: those that `units` makes of a text."""
+    counts = (edit_counts(units(reference), units(hypothesis)) for reference, hypothesis in pairs)
+    return sum(counts, EditCounts()).cer
+
+
 def word_error_rate(pairs: Iterable[Pair]) -> float:
     """The micro error rate by words, parted at white space; meant for text that `has_spaces`."""
-    counts = (edit_counts(reference.split(), hypothesis.split()) for reference, hypothesis in pairs)
-    return sum(counts, EditCounts()).cer
+    return unit_error_rate(pairs, str.split)
+
+
+def mixed_error_rate(pairs: Iterable[Pair]) -> float:
+    """The micro error rate over Han characters and words of other scripts, as code-switched speech is scored.
+
+    Shi et al. 2020, "The ASRU 2019 Mandarin-English code-switching speech recognition challenge".
+    """
+    return unit_error_rate(pairs, units_of)
+
+
+def mixes_scripts(references: Iterable[str]) -> bool:
+    """Whether there are Han characters and words of other scripts, so that the mixed error rate says something."""
+    kinds = {is_han(unit) for reference in references for unit in units_of(reference)}
+    return len(kinds) == 2
 
 
 def chance_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair] | None:

@@ -4,11 +4,18 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from model.settings import TextParams
 from shards.errors import CheckpointError
 
-NORMALISER_VERSION = 1
+if TYPE_CHECKING:
+    from opencc import OpenCC
+
+NORMALISER_VERSION = 2
+READABLE_NORMALISERS = (1, 2)
+"""Versions whose labels are the same where the switches that they did not have yet are off."""
 
 BLANK_ID, START_ID, END_ID, UNKNOWN_ID = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<blank>", "<start>", "<end>", "<unknown>")
@@ -16,20 +23,52 @@ SPECIAL_TOKENS = ("<blank>", "<start>", "<end>", "<unknown>")
 # The blocks whose characters are written without spaces between words (Unicode 16, chapter 18).
 _HAN = "\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _SPACE_BESIDE_HAN = re.compile(rf"(?<=[{_HAN}]) | (?=[{_HAN}])")
+_IS_HAN = re.compile(rf"[{_HAN}]")
+_HAN_OR_WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
+_CHINESE_DIGITS = str.maketrans("0123456789", "零一二三四五六七八九")
 
 
 def normalise(text: str, params: TextParams) -> str:
     """The label of a transcript: NFKC, case folded, without punctuation, one space between words.
 
     Spaces beside Han characters go, spaces between words of other scripts stay. Applying it twice changes
-    nothing.
+    nothing. `params.digits` reads every digit by itself, 100 is 一零零, wherever it stands: a rule for the
+    neighbours of Han characters alone would read iPhone 15 in two ways.
     """
     text = unicodedata.normalize("NFKC", text)
     if params.case_fold:
         # folding can leave a form that NFKC changes once more; the second pass settles it
         text = unicodedata.normalize("NFKC", text.casefold())
     text = "".join(_kept(character, params) for character in text)
-    return _SPACE_BESIDE_HAN.sub("", " ".join(text.split()))
+    if params.digits == "chinese":
+        text = text.translate(_CHINESE_DIGITS)
+    text = _SPACE_BESIDE_HAN.sub("", " ".join(text.split()))
+    return _simplified(text) if params.simplify else text
+
+
+def _simplified(text: str) -> str:
+    """Traditional characters as simplified ones, by OpenCC's phrases: 乾隆 stays, 乾燥 is 干燥."""
+    # a second pass may find more: 薴 is 苧, the traditional form of 苎
+    while (simpler := _opencc().convert(text)) != text:
+        text = simpler
+    return text
+
+
+@lru_cache(1)  # loaded only where it is on
+def _opencc() -> "OpenCC":
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+def is_han(character: str) -> bool:
+    """Whether it is written without spaces around it: a Han character or radical."""
+    return _IS_HAN.match(character) is not None
+
+
+def units_of(text: str) -> list[str]:
+    """Each Han character by itself, and the words of other scripts: the units of the mixed error rate."""
+    return _HAN_OR_WORD.findall(text)
 
 
 def _kept(character: str, params: TextParams) -> str:
@@ -104,4 +143,8 @@ def describe_normaliser(params: TextParams) -> str:
     if params.drop_punctuation:
         steps.append("without punctuation and symbols")
     steps.append("no spaces beside Han characters")
+    if params.digits == "chinese":
+        steps.append("digits as Chinese characters, one by one")
+    if params.simplify:
+        steps.append("traditional characters simplified (OpenCC t2s)")
     return f"{', '.join(steps)} (version {NORMALISER_VERSION})"

@@ -42,6 +42,7 @@ def report(
                 loader=values.loader,
                 decode=values.decode,
                 machine=values.machine,
+                lm=Path(paths.lm),
             ),
             on_progress,
         )

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from model.metrics import edit_counts
 from model.scored import ScoredClip
+from stages.report_figures import interval_about
 
 EXAMPLES = 3
 
@@ -18,19 +19,49 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")
+    if metrics.get("decoder"):
+        table.caption = f"decoder {metrics['decoder']}"
     counts = f"{metrics['substitutions']} + {metrics['deletions']} + {metrics['insertions']}"
     table.add_row("CER", _percent(metrics["cer"]), f"(S + D + I) / N = ({counts}) / {metrics['num_chars']}")
+    if metrics.get("cer_low") is not None:
+        table.add_row(
+            "95 % interval",
+            f"{_percent(metrics['cer_low'])} to {_percent(metrics['cer_high'])}",
+            f"bootstrap {interval_about(metrics['cer_interval_over'], metrics.get('num_speakers'))}",
+        )
     table.add_row("CER, mean a clip", _percent(metrics["cer_mean"]), "each clip counts the same")
     table.add_row("accuracy", _percent(metrics["accuracy"]), "1 - CER")
     if "wer" in metrics:
         table.add_row("WER", _percent(metrics["wer"]), "by words")
+    if "mer" in metrics:
+        table.add_row("MER", _percent(metrics["mer"]), "by Han characters and words of other scripts")
+    if metrics.get("syllable_error_rate") is not None:
+        table.add_row("syllable error rate", _percent(metrics["syllable_error_rate"]), "toneless pinyin")
+        table.add_row("viseme error rate", _percent(metrics["viseme_error_rate"]), "homophenes count as one")
     table.add_row("blind CER", _percent(metrics["blind_cer"]), "the same model on each clip's mean frame")
     table.add_row("chance CER", _percent(metrics["chance_cer"]), "the same texts against other clips")
     console.print(table)
-    # a report of before this figure was counted has none
-    if overlap := metrics.get("speaker_overlap", 0):
+    if unwritable := metrics.get("num_unwritable"):
         console.print(
-            f"{overlap} speakers of split {metrics['split']} were also trained on: these scores flatter, the CER on "
+            f"{unwritable} characters of the references are none that the model can write: each is an error.",
+            markup=False,
+            highlight=False,
+        )
+    if metrics.get("decoder") == "syllables":
+        console.print(
+            "Read as toneless pinyin: its CER is of letters, not to be compared with a CER of characters.",
+            markup=False,
+            highlight=False,
+        )
+    # a report of before this figure was counted has none
+    print_overlap(metrics.get("speaker_overlap", 0), metrics["split"], console)
+
+
+def print_overlap(num_speakers: int, split: str, console: Console) -> None:
+    """That a score flatters, where speakers of the split were trained on."""
+    if num_speakers:
+        console.print(
+            f"Trained on too: {num_speakers} of the speakers of split {split}. These scores flatter, the CER on "
             "people the model has never seen will be higher.",
             markup=False,
             highlight=False,

@@ -144,6 +144,12 @@ PREDICTIONS = _schema(
     [
         _field("clip_id", _string, "row of samples"),
         _field("split", _string, "scored split"),
+        _field("speaker", _string, "speaker, null where unknown", nullable=True),
+        _field("gender", _string, "as the corpus gives it", nullable=True),
+        _field("age", _int32, "age of the speaker", "years", nullable=True),
+        _field("topic", _string, "topic of the clip", nullable=True),
+        _field("num_frames", _int32, "frames of the clip", "frames"),
+        _field("num_chars", _int32, "characters of the reference", "characters"),
         _field("reference", _string, "normalised transcript"),
         _field("hypothesis", _string, "what the model read"),
         _field("cer", _float, "(S + D + I) / characters of the reference"),
@@ -151,6 +157,7 @@ PREDICTIONS = _schema(
         _field("deletions", _int32, "D"),
         _field("insertions", _int32, "I"),
         _field("score", _float, "log-probability of the hypothesis a character; higher is surer", "nats"),
+        _field("confidence", _double, "exp(score), how sure the model is of a character", "0..1"),
     ],
 )
 

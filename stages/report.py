@@ -1,73 +1,106 @@
 """Counts what a scored split got right and writes the report: metrics, tables, curves and the page."""
 
-import csv
-import io
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.metrics import (
-    EditCounts,
     chance_pairs,
     edit_counts,
     has_spaces,
+    mixed_error_rate,
+    mixes_scripts,
     total_counts,
+    unit_error_rate,
     word_error_rate,
 )
+from model.pinyin import syllables_of
 from model.scored import ScoredClip
+from model.text import UNKNOWN_ID, Tokenizer
+from model.visemes import is_mandarin, look_alikes, viseme_units, visemes_of_pinyin
 from shards.errors import ConfigError
 from shards.files import table_from_rows, write_json, write_table, write_text
 from shards.schema import PREDICTIONS
-from stages.report_page import CountedClip, Group, PageData, ReportContext, render_page
-
-CURVE_COLUMNS = (
-    "epoch",
-    "train_loss",
-    "val_loss",
-    "val_cer",
-    "learning_rate",
-    "clips_per_s",
-    "data_wait",
-    "padding",
-    "gradient_norm",
-    "peak_memory_mb",
-    "skipped",
-    "flop_utilisation",
+from stages.report_confusions import character_confusions, syllable_confusions, word_confusions
+from stages.report_figures import CountedClip, Figures, ReportFacts
+from stages.report_groups import (
+    UNKNOWN,
+    calibration_error,
+    calibration_of,
+    cer_interval,
+    confidence_of,
+    groups_of_split,
+    quality_bins,
+    total,
 )
+from stages.report_page import ReportContext, render_page
+from stages.report_tables import csv_tables
+
+RESAMPLES = 2_000
+NO_FACTS = ReportFacts()
+LOOK_ALIKE_GROUPS, LOOK_ALIKE_CHARACTERS = 12, 12
 
 
 def write_report(
-    scored: Sequence[ScoredClip], blind: Sequence[ScoredClip], context: ReportContext, report_folder: Path
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    context: ReportContext,
+    report_folder: Path,
+    facts: ReportFacts = NO_FACTS,
 ) -> dict[str, Any]:
-    """Writes metrics.json, predictions.parquet, by_speaker.csv, by_topic.csv, curves.csv and report.html.
+    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, curves.csv, …) and report.html.
 
     `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
-    stands in metrics.json: shares (not per cent) and counts; `blind_cer` and `chance_cer` are null where they
-    cannot be known, `speaker_overlap` counts the speakers that were also trained on, `wer` is there only for
-    text with spaces. Same input, same bytes: no date is written.
+    stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
     Raises ConfigError where the split has no clips.
     """
-    if not scored:
-        raise ConfigError(f"report.split: {context.split!r} has no clips to report on; name a packed split")
-    assert not blind or {clip.clip_id for clip in blind} == {clip.clip_id for clip in scored}
-    # a fixed order, so that chance CER and files do not depend on how the clips were batched
-    clips = [_counted(clip) for clip in sorted(scored, key=lambda clip: clip.clip_id)]
-    metrics = _metrics(clips, blind, context.split, context.seed, context.speaker_overlap)
-    speakers = _groups(clips, lambda clip: clip.speaker)
-    topics = _groups(clips, lambda clip: clip.topic)
-    worst, best = _examples(clips, context.num_examples)
-
-    write_json(report_folder / "metrics.json", metrics)
-    predictions = table_from_rows([_prediction(counted) for counted in clips], PREDICTIONS)
+    figures = figures_of(scored, blind, context, facts)
+    write_json(report_folder / "metrics.json", figures.metrics)
+    clips = counted_clips(scored)
+    predictions = table_from_rows([_prediction(counted, facts) for counted in clips], PREDICTIONS)
     write_table(report_folder / "predictions.parquet", predictions, PREDICTIONS)
-    write_text(report_folder / "by_speaker.csv", _groups_csv(speakers))
-    write_text(report_folder / "by_topic.csv", _groups_csv(topics))
-    write_text(report_folder / "curves.csv", _csv(CURVE_COLUMNS, context.curves))
-    page = render_page(PageData(context, metrics, speakers, topics, worst, best))
-    write_text(report_folder / "report.html", page)
-    return metrics
+    for name, text in csv_tables(figures, context.curves).items():
+        write_text(report_folder / name, text)
+    write_text(report_folder / "report.html", render_page(figures, context))
+    return dict(figures.metrics)
+
+
+def figures_of(
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    context: ReportContext,
+    facts: ReportFacts = NO_FACTS,
+) -> Figures:
+    """What the report says; raises ConfigError where the split has no clips."""
+    metrics = split_metrics(
+        scored,
+        blind,
+        context.split,
+        context.seed,
+        context.speaker_overlap,
+        resamples=context.resamples,
+        facts=facts,
+    )
+    clips = counted_clips(scored)
+    pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
+    references = [reference for reference, _ in pairs]
+    sounds = _sounds(references, facts.decoder)
+    alike = look_alikes(references)
+    worst, median, best = _examples(clips, context.num_examples)
+    return Figures(
+        metrics=metrics,
+        groups=groups_of_split(clips, facts.clips, context.fps, context.resamples, context.seed),
+        characters=character_confusions(pairs),
+        syllables=syllable_confusions(pairs, sounds.syllables) if sounds else (),
+        calibration=calibration_of(clips),
+        qualities=quality_bins(clips, facts.clips),
+        worst=worst,
+        median=median,
+        best=best,
+        look_alikes=[group[:LOOK_ALIKE_CHARACTERS] for group in alike[:LOOK_ALIKE_GROUPS]],
+        words=word_confusions(pairs) if has_spaces(references) and not sounds else (),
+    )
 
 
 def split_metrics(
@@ -76,74 +109,115 @@ def split_metrics(
     split: str,
     seed: int,
     speaker_overlap: int = 0,
+    *,
+    resamples: int = RESAMPLES,
+    facts: ReportFacts = NO_FACTS,
 ) -> dict[str, Any]:
-    """What stands in metrics.json, without writing anything."""
-    clips = [_counted(clip) for clip in sorted(scored, key=lambda clip: clip.clip_id)]
-    return _metrics(clips, blind, split, seed, speaker_overlap)
+    """What stands in metrics.json: shares (not per cent) and counts, null where they cannot be known.
 
-
-def _counted(clip: ScoredClip) -> CountedClip:
-    return CountedClip(clip, edit_counts(clip.reference, clip.hypothesis))
-
-
-def _metrics(
-    clips: Sequence[CountedClip],
-    blind: Sequence[ScoredClip],
-    split: str,
-    seed: int,
-    speaker_overlap: int,
-) -> dict[str, Any]:
+    `decode` holds the settings that the decoder used, `language_model` the identity of the file that it asked.
+    `cer_low` to `cer_high` holds 95 % of the resamples over `cer_interval_over`. `speaker_overlap` counts the
+    speakers that were also trained on, `num_unwritable` the characters of the references that the model has no
+    token for; they are errors. `wer` is there only for text with spaces, `mer` (Han characters and words of other
+    scripts) where there are both, `syllable_error_rate` and `viseme_error_rate` are null unless half of the text is
+    Han, or it is pinyin that was read. Raises ConfigError where the split has no clips.
+    """
+    if not scored:
+        raise ConfigError(f"report.split: {split!r} has no clips to report on; name a packed split")
+    assert not blind or {clip.clip_id for clip in blind} == {clip.clip_id for clip in scored}
+    clips = counted_clips(scored)
     pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
-    chance = chance_pairs(pairs, seed)
-    counts = _sum(clips)
+    references = [reference for reference, _ in pairs]
+    chance, counts = chance_pairs(pairs, seed), total(clips)
+    interval, over = cer_interval(clips, resamples, seed)
+    sounds = _sounds(references, facts.decoder)
     metrics: dict[str, Any] = {
         "split": split,
+        "decoder": facts.decoder,
+        "decode": facts.decode,
+        "language_model": facts.language_model,
+        "checkpoint": facts.checkpoint,
         "num_clips": len(clips),
+        "num_speakers": len({counted.clip.speaker for counted in clips} - {None}),
         "num_chars": counts.num_chars,
         "cer": counts.cer,
+        "cer_low": interval.low if interval else None,
+        "cer_high": interval.high if interval else None,
+        "cer_interval_over": over if interval else None,
         "cer_mean": fmean(counted.counts.cer for counted in clips),
         "accuracy": counts.accuracy,
         "substitutions": counts.substitutions,
         "deletions": counts.deletions,
         "insertions": counts.insertions,
+        "num_unwritable": None if facts.table is None else _num_unwritable(references, facts.table),
+        "syllable_error_rate": unit_error_rate(pairs, sounds.syllables) if sounds else None,
+        "viseme_error_rate": unit_error_rate(pairs, sounds.visemes) if sounds else None,
+        "calibration_error": calibration_error(calibration_of(clips)),
         "blind_cer": total_counts((c.reference, c.hypothesis) for c in blind).cer if blind else None,
         "chance_cer": total_counts(chance).cer if chance is not None else None,
         "speaker_overlap": speaker_overlap,
     }
-    if has_spaces(reference for reference, _ in pairs):
+    if has_spaces(references):
         metrics["wer"] = word_error_rate(pairs)
+    if mixes_scripts(references):
+        metrics["mer"] = mixed_error_rate(pairs)
     return metrics
 
 
-def _groups(clips: Sequence[CountedClip], key: Callable[[ScoredClip], str | None]) -> list[Group]:
-    """One group a value, by name; clips without a value come last, under None."""
-    members: dict[str | None, list[CountedClip]] = defaultdict(list)
-    for counted in clips:
-        members[key(counted.clip)].append(counted)
-    names = sorted(members, key=lambda name: (name is None, name or ""))
-    return [Group(name, len(members[name]), _sum(members[name])) for name in names]
+class _Sounds(NamedTuple):
+    """What makes syllables, and visemes, of a text."""
+
+    syllables: Callable[[str], Sequence[str]]
+    visemes: Callable[[str], Sequence[str]]
+
+
+def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
+    """None where little of the text is Mandarin."""
+    if decoder == "syllables":
+        return _Sounds(str.split, visemes_of_pinyin)
+    return _Sounds(syllables_of, viseme_units) if is_mandarin(references) else None
+
+
+def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:
+    """In a fixed order, so that chance CER and files do not depend on how the clips were batched."""
+    return [
+        CountedClip(clip, edit_counts(clip.reference, clip.hypothesis))
+        for clip in sorted(scored, key=lambda clip: clip.clip_id)
+    ]
+
+
+def _num_unwritable(references: Sequence[str], table: Tokenizer) -> int:
+    units = (text.split(table.joiner) if table.joiner else text for text in references)
+    return sum(table.encode(text).count(UNKNOWN_ID) for text in units)
 
 
 def _examples(
     clips: Sequence[CountedClip], wanted: int
-) -> tuple[tuple[CountedClip, ...], tuple[CountedClip, ...]]:
-    """The worst and the best clips, each clip at most once; of equals the one with more text is shown."""
-    best_first = sorted(clips, key=lambda c: (c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
+) -> tuple[Sequence[CountedClip], Sequence[CountedClip], Sequence[CountedClip]]:
+    """The worst, the median and the best clips, each clip at most once; of equals the one with more text is shown."""
+    num = min(wanted, -(-len(clips) // 3))
     worst_first = sorted(clips, key=lambda c: (-c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
-    num_worst = min(wanted, (len(clips) + 1) // 2)
-    worst = tuple(worst_first[:num_worst])
-    return worst, tuple([c for c in best_first if c not in worst][:wanted])
+    worst = worst_first[:num]
+    best_first = sorted(worst_first[num:], key=lambda c: (c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
+    best = best_first[:num]
+    between = best_first[num:]
+    # with as many left out at either end, the middle of the rest is the middle of all
+    start = (len(between) - min(wanted, len(between))) // 2
+    return worst, between[start : start + wanted][::-1], best
 
 
-def _sum(clips: Iterable[CountedClip]) -> EditCounts:
-    return sum((counted.counts for counted in clips), EditCounts())
-
-
-def _prediction(counted: CountedClip) -> dict[str, Any]:
+def _prediction(counted: CountedClip, facts: ReportFacts) -> dict[str, Any]:
     clip, counts = counted.clip, counted.counts
+    known = facts.clips.get(clip.clip_id, UNKNOWN)
     return {
         "clip_id": clip.clip_id,
         "split": clip.split,
+        "speaker": clip.speaker,
+        "gender": known.gender,
+        "age": known.age,
+        "topic": clip.topic,
+        "num_frames": clip.num_frames,
+        "num_chars": counts.num_chars,
         "reference": clip.reference,
         "hypothesis": clip.hypothesis,
         "cer": counts.cer,
@@ -151,18 +225,5 @@ def _prediction(counted: CountedClip) -> dict[str, Any]:
         "deletions": counts.deletions,
         "insertions": counts.insertions,
         "score": clip.score,
+        "confidence": confidence_of(counted),
     }
-
-
-def _groups_csv(groups: Sequence[Group]) -> str:
-    columns = ("group", "clips", "characters", "cer")
-    rows = [(group.label, group.num_clips, group.counts.num_chars, group.counts.cer) for group in groups]
-    return _csv(columns, [dict(zip(columns, row, strict=True)) for row in rows])
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -4,11 +4,15 @@ Shares are 0 to 1, never per cent. What cannot be known is None, never 0.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from model.bootstrap import ENOUGH_SPEAKERS, Over
 from model.metrics import EditCounts
 from model.scored import ScoredClip
+from model.text import Tokenizer
+
+UNKNOWN_GROUP = "(unknown)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,14 @@ class Group:
     name: str | None
     num_clips: int
     counts: EditCounts
+    interval: Interval | None = None
+    """Of the CER; None where it was not made."""
+    over: Over = "clips"
+    """What was drawn for it."""
+
+    @property
+    def label(self) -> str:
+        return UNKNOWN_GROUP if self.name is None else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,34 @@ class QualityBin:
 
 
 @dataclass(frozen=True, slots=True)
+class ClipFacts:
+    """What the tables say of a clip."""
+
+    gender: str | None = None
+    age: int | None = None
+    """Years."""
+    qualities: Mapping[str, float] = field(default_factory=dict)
+    """By the name of a Quality; those that were measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFacts:
+    """What the figures are made of beside the texts; a score without tables knows none of it."""
+
+    decoder: str | None = None
+    table: Tokenizer | None = None
+    """What the model can write."""
+    clips: Mapping[str, ClipFacts] = field(default_factory=dict)
+    """By clip_id."""
+    checkpoint: str | None = None
+    """What was read with: by it an export's card knows the report on its model."""
+    decode: Mapping[str, Any] | None = None
+    """The decoder's settings, those that it used."""
+    language_model: str | None = None
+    """The identity of its file; None where none was asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """A report's content, without pictures."""
 
@@ -91,3 +131,16 @@ class Figures:
     worst: Sequence[CountedClip]
     median: Sequence[CountedClip]
     best: Sequence[CountedClip]
+    look_alikes: Sequence[Sequence[str]] = ()
+    """Characters of the split that look the same on the lips, a group each, the most frequent group first."""
+    words: Sequence[Confusion] = ()
+    """The largest confusions of words, where the text has words with spaces."""
+
+
+def interval_about(over: Over | None, num_speakers: int | None) -> str:
+    """What the interval was drawn over, and whether that is enough; an older report does not count its speakers."""
+    if over != "speakers":
+        return "over clips, for fewer than two speakers are known: too narrow for other speakers"
+    if num_speakers is None or num_speakers >= ENOUGH_SPEAKERS:
+        return "over speakers"
+    return f"over {num_speakers} speakers: with fewer than {ENOUGH_SPEAKERS} it is too narrow"

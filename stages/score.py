@@ -1,35 +1,42 @@
 """Stage report: a checkpoint reads a split, sighted and blind, and the report is written."""
 
 import csv
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.decoders.choice import asks_language_model, describe_settings, unused_weights, used_settings
 from model.device import choose_device
 from model.network import num_parameters
 from model.reader import LipReader
 from model.scored import ScoredClip
 from model.scoring import score_split
 from model.settings import DecodeParams
+from model.spikes import Spikes, ctc_spikes
 from model.text import describe_normaliser
 from shards import schema
-from shards.files import Progress, read_table
+from shards.files import Progress, file_identity, read_table
 from shards.plan import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
 from shards.stream import read_sample
 from shards.terms import TRAIN_SPLIT
+from stages.quality import QUALITIES
 from stages.report import write_report
+from stages.report_figures import ClipFacts, ReportFacts
 from stages.report_page import ModelFacts, ReportContext
 from stages.settings import CorpusParams, ReportParams
 
 SCORING_BATCH = 32
 NAMES_SHOWN = 5
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class ReportJob:
     loader: LoaderParams
     decode: DecodeParams
     machine: MachineParams
+    lm: Path | None = None
+    """Of the language model, which a beam search may ask."""
 
 
 def score_checkpoint(
@@ -59,10 +68,15 @@ def score_checkpoint(
     loader: LoaderParams,
     decode: DecodeParams,
     machine: MachineParams,
+    lm: Path | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[LipReader, list[ScoredClip], list[ScoredClip]]:
     """The reader of a checkpoint, and every clip of `split` as it read it, sighted and blind."""
     reader = LipReader.from_checkpoint(checkpoint, choose_device(machine.device))
+    if lm is not None:
+        reader.open_language_model(lm, decode)
+    if told := unused_weights(decode, reader.heads):
+        LOG.warning(told)
     samples = read_samples(samples_path, split)
     passes = []
     for number, blind in enumerate((False, True)):
@@ -96,6 +110,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         loader=job.loader,
         decode=job.decode,
         machine=job.machine,
+        lm=job.lm,
         on_progress=on_progress,
     )
     clips = read_table(job.clips, schema.CLIPS, "pipeline ingest")
@@ -107,18 +122,30 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
     def clip_of(clip_id: str) -> np.ndarray:
         return read_sample(job.shards, records[clip_id])[0]
 
+    def spikes_of(clip_id: str) -> Spikes | None:
+        # characters cannot be held against a reference of pinyin
+        is_pinyin = reader.decoder(job.decode) == "syllables"
+        log_probs_SV = None if is_pinyin else reader.ctc_log_probs(clip_of(clip_id))
+        return None if log_probs_SV is None else ctc_spikes(log_probs_SV, reader.vocabulary.characters)
+
+    facts = reading_facts(
+        reader, job.decode, job.checkpoint, job.lm, clip_facts(clips, crops, records.keys())
+    )
     context = ReportContext(
         corpus=job.corpus.kind,
         split=job.report_params.split,
         seed=job.report_params.seed,
         num_examples=job.report_params.num_examples,
+        resamples=job.report_params.resamples,
         model=ModelFacts(
             preset=reader.model.preset,
             num_parameters=num_parameters(reader.network),
             epoch=reader.epoch,
             normaliser=describe_normaliser(reader.text),
+            decoder=describe_settings(used_settings(reader.decoder(job.decode), job.decode, reader.heads)),
         ),
         clip_of=clip_of,
+        spikes_of=spikes_of,
         warnings=_speaker_warnings(shared, job.report_params.split),
         speaker_overlap=len(shared),
         curves=_read_curves(job.curves),
@@ -126,7 +153,39 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         clip_totals=_usable_clips(clips, crops),
         fps=reader.fps,
     )
-    return write_report(scored, blind, context, job.report)
+    return write_report(scored, blind, context, job.report, facts)
+
+
+def reading_facts(
+    reader: LipReader,
+    decode: DecodeParams,
+    checkpoint: Path,
+    lm: Path | None = None,
+    clips: Mapping[str, ClipFacts] | None = None,
+) -> ReportFacts:
+    """What read the clips: its decoder and this one's settings, the units that it writes, the files it came from."""
+    decoder, vocabulary = reader.decoder(decode), reader.vocabulary
+    table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
+    asked = file_identity(lm) if lm is not None and asks_language_model(decoder, decode) else None
+    settings = used_settings(decoder, decode, reader.heads)
+    return ReportFacts(decoder, table, clips or {}, file_identity(checkpoint), settings, asked)
+
+
+def clip_facts(clips: pa.Table, crops: pa.Table, clip_ids: Collection[str]) -> dict[str, ClipFacts]:
+    """What the tables say of these clips."""
+    rows = {row["clip_id"]: row for row in crops.to_pylist() if row["clip_id"] in clip_ids}
+    facts = {}
+    for clip in clips.select(["clip_id", "gender", "age"]).to_pylist():
+        if (crop := rows.get(clip["clip_id"])) is not None:
+            facts[clip["clip_id"]] = ClipFacts(clip["gender"], clip["age"], _qualities(crop))
+    return facts
+
+
+def _qualities(crop: Mapping[str, Any]) -> dict[str, float]:
+    values = dict(crop)
+    if crop["landmarked_frames"] is not None and crop["source_frames"]:
+        values["landmarked_share"] = crop["landmarked_frames"] / crop["source_frames"]
+    return {one.name: values[one.name] for one in QUALITIES if values.get(one.name) is not None}
 
 
 def _usable_clips(clips: Any, crops: Any) -> Mapping[str, int]:
@@ -151,8 +210,8 @@ def _speaker_warnings(shared: Sequence[str], split: str) -> list[str]:
         return []
     names = ", ".join(shared[:NAMES_SHOWN]) + (", …" if len(shared) > NAMES_SHOWN else "")
     return [
-        f"{len(shared)} speakers of split {split} were also seen in training ({names}): "
-        "the CER on people the model has never seen will be higher."
+        f"Seen in training too: {len(shared)} of the speakers of split {split} ({names}). "
+        "The CER on people the model has never seen will be higher."
     ]
 
 

@@ -13,7 +13,9 @@ import torch
 
 from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
 from model.last_checkpoint import load_last, newest_whole, save_last
+from model.reader import LipReader
 from model.runs import RunFolder
+from model.settings import TextParams
 from model.trainer import train
 from model.training_data import TrainingData
 from model.training_state import run_of
@@ -95,6 +97,16 @@ def test_a_checkpoint_of_another_version_is_refused_by_it(
     told = f"version {version}, this program reads {CHECKPOINT_VERSION}; train again"
     with pytest.raises(CheckpointError, match=told):
         load_checkpoint(tmp_path / "older.pt")
+
+
+def test_a_checkpoint_of_the_older_normaliser_is_read(tmp_path: Path, state: dict[str, Any]) -> None:
+    """Version 1 had neither digits nor simplify; without them version 2 makes the same labels."""
+    text = {key: value for key, value in state["text_params"].items() if key not in ("digits", "simplify")}
+    save_checkpoint(tmp_path / "older.pt", state | {"normaliser_version": 1, "text_params": text})
+    assert LipReader.from_checkpoint(tmp_path / "older.pt", torch.device("cpu")).text == TextParams()
+    save_checkpoint(tmp_path / "newer.pt", state | {"normaliser_version": 3})
+    with pytest.raises(CheckpointError, match="normaliser version 3, this program reads 1, 2"):
+        load_checkpoint(tmp_path / "newer.pt")
 
 
 def test_no_code_loads_a_checkpoint_without_weights_only() -> None:

@@ -14,7 +14,7 @@ from model import epoch_figures
 from model.epoch_figures import curve_of, epoch_line, flop_utilisation, flops_of_step, peak_memory_mb
 from model.job import Progress
 from shards.plan import EpochPlan
-from stages.report import CURVE_COLUMNS
+from stages.report_tables import CURVE_COLUMNS
 
 CPU = torch.device("cpu")
 PLAN = EpochPlan(batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_frames=90, padded_frames=100)

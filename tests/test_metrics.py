@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import jiwer
 import pytest
@@ -18,9 +19,15 @@ from model.metrics import (
     chance_pairs,
     edit_counts,
     has_spaces,
+    mixed_error_rate,
+    mixes_scripts,
     total_counts,
+    unit_error_rate,
+    unit_pairs,
     word_error_rate,
 )
+from model.pinyin import syllables_of
+from model.text import units_of
 
 # few characters, so that texts meet often; jiwer strips, so no space at the ends
 texts = st.text(alphabet="今天气很好ab ", max_size=12).map(str.strip)
@@ -40,6 +47,42 @@ def test_counts_agree_with_jiwer_to_the_last_digit(pairs: list[tuple[str, str]])
     )
     assert ours.cer == theirs.cer
     assert word_error_rate(pairs) == jiwer.wer(references, hypotheses)
+
+
+@given(pair_lists)
+def test_rates_over_other_units_agree_with_jiwer(pairs: list[tuple[str, str]]) -> None:
+    def by_jiwer(units: Callable[[str], Sequence[str]]) -> float:
+        # jiwer parts at spaces: units with spaces between them are its words
+        sides = zip(*pairs, strict=True)
+        references, hypotheses = ([" ".join(units(text)) for text in side] for side in sides)
+        return float(jiwer.wer(references, hypotheses))
+
+    assert mixed_error_rate(pairs) == by_jiwer(units_of)
+    assert unit_error_rate(pairs, syllables_of) == by_jiwer(syllables_of)
+
+
+@given(pair_lists)
+def test_reading_nothing_misses_everything(pairs: list[tuple[str, str]]) -> None:
+    references = [reference for reference, _ in pairs]
+    nothing = [(reference, "") for reference in references]
+    counts = total_counts(nothing)
+    assert counts == EditCounts(0, counts.num_chars, 0, sum(map(len, references)))
+    assert counts.cer == jiwer.cer(references, [""] * len(references)) == 1.0
+    assert word_error_rate(nothing) == jiwer.wer(references, [""] * len(references)) == 1.0
+
+
+@given(texts, texts)
+def test_unit_pairs_are_the_counted_errors(reference: str, hypothesis: str) -> None:
+    pairs = unit_pairs(reference, hypothesis)
+    assert "".join(said for said, _ in pairs) == reference
+    assert "".join(read for _, read in pairs) == hypothesis
+    wrong = [(said, read) for said, read in pairs if said != read]
+    assert EditCounts(
+        sum(bool(said and read) for said, read in wrong),
+        sum(not read for _, read in wrong),
+        sum(not said for said, _ in wrong),
+        len(reference),
+    ) == edit_counts(reference, hypothesis)
 
 
 @given(texts, texts)
@@ -106,6 +149,13 @@ def test_words_are_counted_only_where_text_has_them() -> None:
     assert not has_spaces(["今天天气很好", "用 open ai 的人", "再见"])
     assert not has_spaces([])
     assert word_error_rate([("bin blue at f", "bin red at")]) == 2 / 4
+
+
+def test_mixed_text_counts_han_characters_and_words() -> None:
+    assert mixed_error_rate([("用gpu跑", "用cpu跑")]) == 1 / 3
+    assert mixed_error_rate([("bin blue", "bin")]) == 1 / 2
+    assert mixes_scripts(["今天", "用 gpu"])
+    assert not mixes_scripts(["今天"]) and not mixes_scripts(["bin blue"]) and not mixes_scripts([])
 
 
 distinct = st.lists(st.text(alphabet="今天气很好", max_size=9), min_size=2, max_size=60)

@@ -1,6 +1,5 @@
 """The report's files: figures against jiwer, tables under their schemas, a page that holds all it needs."""
 
-import base64
 import csv
 import io
 import json
@@ -15,15 +14,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from model.metrics import Op
+from model.pinyin import syllables_of
 from model.scored import ScoredClip
 from pipeline.summary import print_metrics
 from shards.errors import ConfigError
 from shards.files import read_table, table_from_rows, write_table
 from shards.schema import PREDICTIONS, SAMPLES
-from stages.pages import film_strip, nice_ticks
 from stages.report import split_metrics, write_report
-from stages.report_page import ModelFacts, ReportContext, aligned_cells, training_charts, verdict
+from stages.report_figures import ReportFacts
+from stages.report_page import ModelFacts, ReportContext
 
 READ = [
     ("今天天气很好", "今天天气很好"),
@@ -32,7 +31,18 @@ READ = [
     ("科学家发现了新材料", ""),
     ("早上吃一个苹果", "晚上吃两个苹果"),
 ]
-FILES = ["by_speaker.csv", "by_topic.csv", "curves.csv", "metrics.json", "predictions.parquet", "report.html"]
+FILES = [
+    *(f"by_{name}.csv" for name in ("age", "gender", "length", "speaker", "topic")),
+    *(
+        "calibration.csv",
+        "confusions.csv",
+        "curves.csv",
+        "metrics.json",
+        "predictions.parquet",
+        "qualities.csv",
+    ),
+    "report.html",
+]
 HOSTILE = "<script>alert('嘴')</script>\"'&amp;"
 
 
@@ -78,7 +88,8 @@ def made_context(**changes: Any) -> ReportContext:
         split="test",
         seed=0,
         num_examples=3,
-        model=ModelFacts("tiny", 1_234_567, 11, "version 1: NFKC, case fold, no punctuation"),
+        resamples=200,
+        model=ModelFacts("tiny", 1_234_567, 11, "version 1: NFKC, case fold, no punctuation", "ctc, greedy"),
         clip_of=mouth_of,
         curves=curves,
         rejections={"no_face": 3, "turned_away": 1},
@@ -229,7 +240,7 @@ def test_every_print_of_the_figures_names_shared_speakers(tmp_path: Path, overla
     assert metrics == split_metrics(clips, blind_of(clips), "test", made_context().seed, overlap)
     out = io.StringIO()
     print_metrics(metrics, Console(file=out, width=200))
-    assert ("2 speakers of split test were also trained on" in out.getvalue()) == bool(overlap)
+    assert ("Trained on too: 2 of the speakers of split test" in out.getvalue()) == bool(overlap)
     # a metrics.json of before this figure was counted
     print_metrics({name: metrics[name] for name in metrics.keys() - {"speaker_overlap"}}, Console(file=out))
 
@@ -256,56 +267,39 @@ def test_each_clip_is_shown_once_at_most(tmp_path: Path) -> None:
     clips = made_clips(READ * 4)
     write_report(clips, blind_of(clips), made_context(), tmp_path)
     shown = re.findall(r'class="id">(\w+)<', page_of(tmp_path))
-    assert len(shown) == len(set(shown)) == 6
+    assert len(shown) == len(set(shown)) == 9
     assert {shown[0], shown[1], shown[2]} <= {"clip_003", "clip_008", "clip_013", "clip_018"}
 
 
 @pytest.mark.parametrize(
-    ("cer", "blind", "chance", "kind"),
-    [(0.2, 0.9, 0.8, "good"), (0.85, 0.9, 0.95, "bad"), (0.5, 0.9, 0.55, "bad"), (0.2, 0.9, None, "open")],
+    ("num_speakers", "is_told"), [(0, True), (1, True), (2, True), (7, True), (8, False)]
 )
-def test_verdict(cer: float, blind: float, chance: float | None, kind: str) -> None:
-    assert verdict(cer, blind, chance)[0] == kind
-    assert verdict(0.9, None, 0.9)[0] == "bad"
-
-
-def test_film_strip_runs_from_the_first_frame_to_the_last() -> None:
-    clip = np.repeat(np.arange(0, 250, 10, dtype=np.uint8)[:, None, None], 96, axis=1).repeat(96, axis=2)
-    pictures: list[Any] = [
-        cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_UNCHANGED)
-        for uri in film_strip(clip, 16, 8)
+def test_an_interval_of_few_speakers_is_told_to_be_too_narrow(
+    tmp_path: Path, num_speakers: int, is_told: bool
+) -> None:
+    clips = [
+        replace(clip, speaker=f"s{index % num_speakers}" if num_speakers else None)
+        for index, clip in enumerate(made_clips(READ * 2))
     ]
-    assert [picture.shape for picture in pictures] == [(96, 768), (96, 768)]
-    levels = np.concatenate([picture[48, 48::96] for picture in pictures]).astype(int)
-    assert abs(levels[0] - 0) <= 1 and abs(levels[-1] - 240) <= 1
-    assert (np.diff(levels) >= 9).all()
-    assert len(film_strip(clip[:3], 16, 8)) == 1
+    metrics = write_report(clips, [], made_context(), tmp_path)
+    assert metrics["num_speakers"] == num_speakers
+    out = io.StringIO()
+    print_metrics(metrics, Console(file=out, width=200))
+    for text in (page_of(tmp_path), out.getvalue()):
+        assert ("too narrow" in text) == is_told
+        assert (f"over {num_speakers} speakers: with fewer than 8" in text) == (2 <= num_speakers < 8)
 
 
-def test_cells_hold_one_character_each() -> None:
-    cells = aligned_cells("今天好", "今年好吗")
-    assert [(cell.op, cell.reference, cell.hypothesis) for cell in cells] == [
-        (Op.EQUAL, "今", "今"),
-        (Op.SUBSTITUTE, "天", "年"),
-        (Op.EQUAL, "好", "好"),
-        (Op.INSERT, "", "吗"),
-    ]
-
-
-def test_charts_leave_out_what_was_not_measured() -> None:
-    loss, cer = training_charts(made_context().curves)
-    assert [(line.label, len(line.points)) for line in loss.lines] == [("train", 12), ("valid", 11)]
-    assert cer.lines[0].points[0][2] == "epoch 1, valid CER 50\u202f%"
-    assert loss.lines[0].points[0][0] == loss.left and loss.lines[0].points[-1][0] == loss.right
-    for chart in (loss, cer):
-        heights = [y for line in chart.lines for _, y, _ in line.points]
-        assert chart.top <= min(heights) <= max(heights) <= chart.bottom
-    (single, _) = training_charts([{"epoch": 0, "train_loss": 0.0, "val_loss": float("nan")}])
-    assert len(single.lines) == 1
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"), [(0, 4.6, [0, 2, 4, 6]), (0, 1, [0, 0.5, 1]), (0, 0, [0, 0.5])]
-)
-def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
-    assert nice_ticks(low, high) == ticks
+def test_letters_of_pinyin_are_not_called_characters(tmp_path: Path) -> None:
+    clips = made_clips([(" ".join(syllables_of(a)), " ".join(syllables_of(b))) for a, b in READ])
+    metrics = write_report(clips, [], made_context(), tmp_path, ReportFacts("syllables"))
+    share = f"{100 * metrics['syllable_error_rate']:.1f}"
+    page = page_of(tmp_path)
+    assert "not to be compared with a CER of characters" in page and share in page
+    for text in ("character error rate", "sounds, tones and meaning", "Confusions of characters", "CTC head"):
+        assert text not in page, text
+    out = io.StringIO()
+    print_metrics(metrics, Console(file=out, width=200))
+    assert "its CER is of letters" in out.getvalue()
+    write_report(made_clips(), [], made_context(), tmp_path, ReportFacts("ctc"))
+    assert "sounds, tones and meaning" in page_of(tmp_path) and "letters" not in page_of(tmp_path)

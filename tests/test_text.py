@@ -1,13 +1,24 @@
 """The normaliser and the character table."""
 
+import subprocess
+import sys
 import unicodedata
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.settings import TextParams
-from model.text import UNKNOWN_ID, Tokenizer, normalise
+from model.text import (
+    NORMALISER_VERSION,
+    UNKNOWN_ID,
+    Tokenizer,
+    describe_normaliser,
+    is_han,
+    normalise,
+    units_of,
+)
 from shards.errors import CheckpointError
 
 PARAMS = TextParams()
@@ -34,11 +45,84 @@ def test_switches() -> None:
     assert normalise("Ab, c!", TextParams(case_fold=False, drop_punctuation=False)) == "Ab, c!"
 
 
-@given(st.text(), st.booleans(), st.booleans())
-def test_normalising_twice_changes_nothing(text: str, fold: bool, drop: bool) -> None:
-    params = TextParams(case_fold=fold, drop_punctuation=drop)
+@pytest.mark.parametrize(
+    ("given_text", "label"),
+    [
+        ("2024年", "二零二四年"),
+        ("１００ 元", "一零零元"),
+        ("3.14", "三一四"),
+        ("iPhone 15 和 mp3", "iphone一五和mp三"),
+        ("第 ② 组", "第二组"),
+    ],
+)
+def test_digits_as_they_may_be_spoken(given_text: str, label: str) -> None:
+    assert normalise(given_text, TextParams(digits="chinese")) == label
+    assert not any(c in "零一二三四五六七八九" for c in normalise("1 2 3", PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("given_text", "label"),
+    [
+        ("漢 字", "汉字"),
+        ("乾隆年間很乾燥", "乾隆年间很干燥"),
+        ("一目瞭然", "一目了然"),
+        ("薴", "苎"),
+        ("GPU 與 CPU", "gpu与cpu"),
+        ("简体不变", "简体不变"),
+    ],
+)
+def test_traditional_characters_become_simplified(given_text: str, label: str) -> None:
+    assert normalise(given_text, TextParams(simplify=True)) == label
+    assert normalise(given_text, PARAMS) == given_text.replace(" ", "").casefold()
+
+
+def test_every_simplified_character_is_a_normal_han_character() -> None:
+    params = TextParams(simplify=True)
+    blocks = (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000), *range(0x20000, 0x2EBF0))
+    simple = {normalise(chr(point), params) for point in blocks if unicodedata.category(chr(point)) != "Cn"}
+    assert all(len(one) == 1 and is_han(one) and normalise(one, params) == one for one in simple)
+    assert len(simple) < len(blocks) - 3_000
+
+
+# traditional phrases of OpenCC and their parts, apart by a space too
+any_text = st.text() | st.text(alphabet="乾隆燥瞭然望薴苧著作後來零2①３.ab ﬀſ'\u3000")
+
+
+@given(any_text, st.booleans(), st.booleans(), st.sampled_from(["keep", "chinese"]), st.booleans())
+def test_normalising_twice_changes_nothing(
+    text: str, fold: bool, drop: bool, digits: Literal["keep", "chinese"], simplify: bool
+) -> None:
+    params = TextParams(case_fold=fold, drop_punctuation=drop, digits=digits, simplify=simplify)
     once = normalise(text, params)
     assert normalise(once, params) == once
+
+
+def test_the_line_for_reports_says_what_is_on() -> None:
+    assert describe_normaliser(PARAMS) == (
+        "NFKC, case folded, without punctuation and symbols, no spaces beside Han characters (version 2)"
+    )
+    line = describe_normaliser(TextParams(digits="chinese", simplify=True))
+    assert "digits as Chinese characters" in line and "simplified (OpenCC t2s)" in line
+    assert f"(version {NORMALISER_VERSION})" in line
+
+
+def test_opencc_is_loaded_only_where_it_is_on() -> None:
+    code = (
+        "import sys; from model.settings import TextParams; from model.text import normalise\n"
+        "normalise('漢字 2', TextParams(digits='chinese')); assert 'opencc' not in sys.modules\n"
+        "normalise('漢字', TextParams(simplify=True)); assert 'opencc' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(any_text)
+def test_units_are_the_text_without_its_spaces(text: str) -> None:
+    assert "".join(units_of(text)) == "".join(text.split())
+    assert all(len(unit) == 1 for unit in units_of(text) if is_han(unit))
+
+
+def test_units_of_mixed_text() -> None:
+    assert units_of("用gpu跑bin blue") == ["用", "gpu", "跑", "bin", "blue"]
 
 
 @given(st.text())

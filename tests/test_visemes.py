@@ -1,0 +1,111 @@
+"""Visemes: every syllable of the dictionary has some, and homophenes are what phonetics says they are."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pypinyin.constants import PINYIN_DICT
+from pypinyin.contrib.tone_convert import to_normal
+
+from model.metrics import total_counts, unit_error_rate
+from model.pinyin import syllables_of
+from model.visemes import (
+    VISEME_OF_INITIAL,
+    VISEMES_OF_FINAL,
+    is_mandarin,
+    look_alikes,
+    looks_of,
+    viseme_units,
+    visemes_of,
+    visemes_of_pinyin,
+)
+
+SYLLABLES = sorted({to_normal(one) for readings in PINYIN_DICT.values() for one in readings.split(",")})
+HUMMED = {"hm", "hng", "m", "n", "ng"}
+mandarin = st.text(alphabet="今天气很好爸妈怕他那里是四长行了一不abc 7", max_size=12)
+
+
+def test_every_syllable_of_the_dictionary_has_visemes() -> None:
+    assert len(SYLLABLES) > 400
+    assert {syllable for syllable in SYLLABLES if visemes_of(syllable) is None} == HUMMED
+
+
+def test_lips_tell_far_fewer_than_there_are_syllables() -> None:
+    looks = {visemes_of(syllable) for syllable in SYLLABLES}
+    assert 80 < len(looks) < len(SYLLABLES) / 2
+
+
+def test_initials_and_finals_are_those_of_pinyin() -> None:
+    assert " ".join(VISEME_OF_INITIAL) == "b p m f d t n l g k h j q x zh ch sh r z c s"
+    assert " ".join(sorted(VISEMES_OF_FINAL)) == (
+        "a ai an ang ao e ei en eng er i ia ian iang iao ie in ing iong iou o ong ou "
+        "u ua uai uan uang uei uen ueng uo v van ve vn ê"
+    )
+
+
+@pytest.mark.parametrize(
+    "alike", ["ba pa ma", "da ta la na", "zhi chi shi ri", "jing qing xing jin", "lan nai"]
+)
+def test_homophenes(alike: str) -> None:
+    assert len({visemes_of(syllable) for syllable in alike.split()}) == 1
+
+
+@pytest.mark.parametrize(
+    "apart", ["ba fa da ga za zha", "la lu lv li le lao lou", "ji zhi", "yi wu yu a o e er"]
+)
+def test_what_lips_tell_apart(apart: str) -> None:
+    syllables = apart.split()
+    assert len({visemes_of(syllable) for syllable in syllables}) == len(syllables)
+
+
+def test_visemes_of_a_spelled_syllable() -> None:
+    assert visemes_of("zhuang") == ("zh-", "u", "a")
+    assert visemes_of("yu") == visemes_of("yong") == ("v",)
+    assert visemes_of("xu") == ("j-", "v") and visemes_of("lv") == ("d-", "v")
+    assert [visemes_of(one) for one in ("gpu", "7", "x")] == [None] * 3
+
+
+@given(st.text() | mandarin)
+def test_a_look_for_every_character_but_spaces(text: str) -> None:
+    characters = [character for character in text if not character.isspace()]
+    looks = looks_of(text)
+    assert len(looks) == len(characters) == len(syllables_of(text))
+    assert all(
+        look is None for character, look in zip(characters, looks, strict=True) if character < "\u2e80"
+    )
+
+
+@given(mandarin, mandarin)
+def test_lips_confuse_more_than_the_page(reference: str, hypothesis: str) -> None:
+    # whoever reads every syllable rightly reads every viseme rightly
+    if syllables_of(reference) == syllables_of(hypothesis):
+        assert viseme_units(reference) == viseme_units(hypothesis)
+
+
+def test_homophenes_cost_characters_but_no_visemes() -> None:
+    pairs = [("爸爸怕妈", "怕妈爸爸")]
+    assert total_counts(pairs).cer == 1.0
+    assert unit_error_rate(pairs, syllables_of) == 1.0
+    assert unit_error_rate(pairs, viseme_units) == 0.0
+
+
+def test_a_text_of_pinyin_has_the_visemes_of_its_characters() -> None:
+    assert visemes_of_pinyin(" ".join(syllables_of("今天很好"))) == viseme_units("今天很好")
+
+
+def test_look_alikes_are_named_most_frequent_first() -> None:
+    assert look_alikes(["爸爸怕妈", "他大", "好"]) == [["爸", "妈", "怕"], ["他", "大"]]
+    assert look_alikes(["bin blue"]) == []
+
+
+def test_mandarin_is_where_half_of_the_characters_are_han() -> None:
+    assert is_mandarin(["今天", "ab"])
+    assert not is_mandarin(["今天", "abc"])
+    assert not is_mandarin(["   ", ""])
+
+
+def test_visemes_need_neither_torch_nor_mediapipe() -> None:
+    code = "import sys, model.visemes, model.bootstrap; sys.exit(bool({'torch', 'mediapipe'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True)
