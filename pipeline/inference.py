@@ -1,38 +1,48 @@
-"""Reads any video: the crop code of preprocessing, then the network."""
+"""Reads any video: the crop code of preprocessing, piece by piece, then the network."""
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import typer
-
 from model.metrics import edit_counts
-from model.reading import ClipReader
+from model.reading import Candidate, ClipReader, Reading
 from model.text import normalise
+from pipeline.joining import between, without_overlap
 from pipeline.params import Params
-from pipeline.readers import open_reader
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.chatter import NATIVE_LOG, native_stderr_to
-from stages.cropping import crop_video
+from stages.cropping import MouthClip
+from stages.long_video import Piece, mouth_pieces
+from stages.media import Source
 from stages.video import sniff_media_kind
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another text that the stretch may say; of the whole clip, before what its neighbours say too is taken away."""
+
+    text: str
+    share: float
+    """Its part of the probability of all that were found."""
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of the video and what was read there."""
+    """A stretch of the video and what was read there; `reason` says why nothing could be."""
 
     start_s: float
     end_s: float
     text: str
-    confidence: float
+    confidence: float | None
+    """Geometric mean of the characters' probabilities; None where nothing could be read."""
+    reason: str | None = None
+    candidates: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class VideoReading:
-    """What `pipeline inference` says of one video; `reason` is null where it could be read."""
+    """What `pipeline inference` says of one video; `reason` is null where some of it could be read."""
 
     path: str
     text: str
@@ -40,53 +50,136 @@ class VideoReading:
     """Geometric mean of the characters' probabilities."""
     cer: float | None
     num_frames: int | None
+    """Mouth pictures that were read, each counted once."""
     reason: str | None
     segments: tuple[Segment, ...]
 
+    @property
+    def gaps(self) -> tuple[Segment, ...]:
+        """The stretches that could not be read."""
+        return tuple(segment for segment in self.segments if segment.reason is not None)
 
-def read_videos(
-    paths: Sequence[Path], checkpoint: Path, params: Params, ground_truth: str | None = None
-) -> list[VideoReading]:
-    """One reading a path, in order; a video that cannot be read gets the ledger's reason.
 
-    `ground_truth` is normalised as the labels of training were. Raises CheckpointError.
-    """
-    native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-    reader = open_reader(checkpoint, params)
-    return [read_video(path, reader, params, ground_truth) for path in paths]
+OnMouth = Callable[[Piece, MouthClip], None]
+"""Called with each stretch before it is read: when it is (`start_s`, `end_s`), and its mouth (`clip_THW`)."""
 
 
 def read_video(
-    path: Path, reader: ClipReader, params: Params, ground_truth: str | None = None
+    path: Path,
+    reader: ClipReader,
+    params: Params,
+    ground_truth: str | None = None,
+    on_mouth: OnMouth | None = None,
 ) -> VideoReading:
-    """What is said in one video."""
+    """What is said in one video of any length; where it cannot be read, the ledger's reason.
+
+    `ground_truth` is normalised as the labels of training were.
+    """
+    joined = Joined(params.crop.target_fps)
     try:
         if not path.is_file():
             raise ClipRejected(Reason.MISSING_FILE, f"{path} is not there")
-        mouth = crop_video(path, sniff_media_kind(path), params.crop)
+        kind = sniff_media_kind(path)
+        for piece in mouth_pieces(Source(path), kind, params.crop, params.inference):
+            if piece.mouth is None:
+                joined.add_gap(piece)
+                continue
+            if on_mouth is not None:
+                on_mouth(piece, piece.mouth)
+            joined.add(piece, reader.read_clip(piece.mouth.clip_THW, params.decode))
     except ClipRejected as error:
         return VideoReading(str(path), "", None, None, None, str(error), ())
-    reading = reader.read_clip(mouth.clip_THW, params.decode)
+    if joined.num_read == 0:
+        return VideoReading(str(path), "", None, None, None, joined.main_reason, ())
     cer = None
     if ground_truth is not None:
         reference = reader.reference(normalise(ground_truth, reader.text), params.decode)
-        cer = edit_counts(reference, reading.text).cer
-    confidence = math.exp(reading.score)
-    num_frames = len(mouth.clip_THW)
-    whole = Segment(0.0, num_frames / params.crop.target_fps, reading.text, confidence)
-    return VideoReading(str(path), reading.text, confidence, cer, num_frames, None, (whole,))
+        cer = edit_counts(reference, joined.text).cer
+    return VideoReading(
+        str(path), joined.text, joined.confidence, cer, joined.num_frames, None, tuple(joined.segments)
+    )
 
 
-def print_readings(readings: Sequence[VideoReading], as_json: bool) -> None:
-    """Text to stdout, and why a video could not be read to stderr."""
-    if as_json:
-        typer.echo(json.dumps([asdict(reading) for reading in readings], ensure_ascii=False, indent=2))
-        return
-    for reading in readings:
-        name = f"{reading.path}: " if len(readings) > 1 else ""
-        if reading.reason is not None:
-            typer.echo(f"{reading.path}: {reading.reason}", err=True)
-            continue
-        typer.echo(f"{name}{reading.text}")
-        if reading.cer is not None:
-            typer.echo(f"{name}CER {reading.cer:.4f} (accuracy {1 - reading.cer:.2%})")
+def _shares(candidates: tuple[Candidate, ...]) -> tuple[Alternative, ...]:
+    """Texts of one clip exclude each other: a softmax of their log-probabilities, not a mean per character."""
+    best = max((one.log_probability for one in candidates), default=0.0)
+    weights = [math.exp(one.log_probability - best) for one in candidates]
+    return tuple(
+        Alternative(one.text, weight / sum(weights)) for one, weight in zip(candidates, weights, strict=True)
+    )
+
+
+class Joined:
+    """Readings of the pieces of one video, put together in their order."""
+
+    def __init__(self, fps: float) -> None:
+        self.segments: list[Segment] = []
+        self.text = ""
+        self.num_frames = self.num_read = 0
+        self._fps = fps
+        self._log_probability = 0.0
+        self._num_chars = 0
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the probabilities of all characters read."""
+        return math.exp(self._log_probability / max(self._num_chars, 1))
+
+    @property
+    def main_reason(self) -> str | None:
+        """Why the longest of the stretches could not be read that could not."""
+        gaps = [segment for segment in self.segments if segment.reason is not None]
+        return max(gaps, key=lambda gap: gap.end_s - gap.start_s).reason if gaps else None
+
+    def add(self, piece: Piece, reading: Reading) -> Segment:
+        """The stretch as it stands now; the one before may have given up the end of its text."""
+        assert piece.mouth is not None
+        self.num_read += 1
+        # what overlaps a gap was not read before
+        is_shared = piece.overlap_s > 0 and bool(self.segments) and self.segments[-1].reason is None
+        shared_s = piece.overlap_s if is_shared else 0.0
+        self.num_frames += len(piece.mouth.clip_THW) - round(shared_s * self._fps)
+        # an empty text has the score of its one blank path
+        self._num_chars += max(len(reading.text), 1)
+        self._log_probability += max(len(reading.text), 1) * reading.score
+        start_s, text = piece.start_s, reading.text
+        glue = between(self.text, text)
+        if is_shared:
+            glue, text, start_s = self._take_apart(piece, text)
+        elif self.num_read > 1:
+            text = text.lstrip()
+        self.text += glue + text
+        candidates = _shares(reading.candidates)
+        confidence = math.exp(reading.score)
+        self.segments.append(Segment(start_s, piece.end_s, text, confidence, None, candidates))
+        return self.segments[-1]
+
+    def _take_apart(self, piece: Piece, text: str) -> tuple[str, str, float]:
+        """What stands before the new text, what is left of it, and when it begins."""
+        last = self.segments[-1]
+        duration_s = (last.end_s - last.start_s) + (piece.end_s - piece.start_s)
+        shared_chars = piece.overlap_s * (len(last.text) + len(text)) / duration_s
+        kept, text = without_overlap(last.text, text, shared_chars)
+        begun = self.text.removesuffix(last.text)
+        glue = " " if kept.endswith(" ") or text.startswith(" ") else ""
+        kept, text = kept.strip(), text.strip()
+        self.text = begun + kept
+        middle_s = piece.start_s + piece.overlap_s / 2
+        self.segments[-1] = replace(last, end_s=middle_s, text=kept)
+        return (glue if kept and text else ""), text, middle_s
+
+    def add_gap(self, piece: Piece) -> Segment | None:
+        """The stretch that cannot be read, neighbours of the same reason taken together; None: too short to name."""
+        assert piece.rejected is not None
+        last = self.segments[-1] if self.segments else None
+        is_sliver = piece.rejected.reason is Reason.TOO_SHORT
+        if last is not None and last.reason is not None:
+            known = last.reason.partition(":")[0]
+            if is_sliver or known in (piece.rejected.reason, Reason.TOO_SHORT):
+                reason = last.reason if is_sliver else str(piece.rejected)
+                self.segments[-1] = replace(last, end_s=piece.end_s, reason=reason)
+                return self.segments[-1]
+        if is_sliver and self.num_read:
+            return None
+        self.segments.append(Segment(piece.start_s, piece.end_s, "", None, str(piece.rejected)))
+        return self.segments[-1]

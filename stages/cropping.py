@@ -98,9 +98,24 @@ def crop_video(
         times_s_F = landmarks.times_s_F
         figures.source_width, figures.source_height = landmarks.width, landmarks.height
         figures.num_faces, figures.landmarked_frames = landmarks.num_faces, len(landmarks.landmarked)
+    return cut_mouth(media, landmarks, times_s_F, params, patches, figures)
+
+
+def cut_mouth(
+    media: Media,
+    landmarks: Landmarks | None,
+    times_s_F: NDArray[np.float64],
+    params: CropParams,
+    patches: MouthPatches,
+    figures: Figures,
+) -> MouthClip:
+    """The mouth of a video (or part) whose faces are known; None: its pictures are mouths.
+
+    Decodes it again only where `patches` lack something. Raises ClipRejected.
+    """
     frame_index_T = resample(times_s_F, params.target_fps)
     figures.source_frames = len(times_s_F)
-    figures.source_fps = mean_fps(times_s_F) or header.fps
+    figures.source_fps = mean_fps(times_s_F) or figures.source_fps
     figures.num_frames = len(frame_index_T)
     figures.duration_s = float(times_s_F[-1] + _step_s(times_s_F, params))
     _check_length(len(frame_index_T), params)

@@ -56,7 +56,7 @@ def follow_video(media: Media, params: CropParams, patches: MouthPatches | None 
     MachineError where the landmarker cannot run.
     """
     with face_finder(params.landmarker, params.max_faces) as find:
-        follower = _Follower(find, params, patches)
+        follower = Follower(find, params, patches)
         for frame in decode(media, params):
             follower.add(frame)
         return follower.landmarks()
@@ -70,7 +70,9 @@ class _Way:
     box_F4: Doubles
 
 
-class _Follower:
+class Follower:
+    """Takes the frames of a video one by one; what is settled of it can be taken away meanwhile."""
+
     def __init__(self, find: FindFaces, params: CropParams, patches: MouthPatches | None) -> None:
         self._find, self._params, self._patches = find, params, patches
         self._stretch: list[SourceFrame] = []
@@ -81,6 +83,7 @@ class _Follower:
         self._settled: list[tuple[NDArray[np.int32], _Way]] = []
         """Source frames and the way of a face through them."""
         self._size = (0, 0)
+        self._num_taken = 0
 
     def add(self, frame: SourceFrame) -> None:
         self._size = frame.size
@@ -96,24 +99,46 @@ class _Follower:
         ):
             self._close()
 
+    @property
+    def num_settled(self) -> int:
+        """Frames that `take_settled` would give."""
+        return self._stretch[0].index - self._num_taken if self._stretch else 0
+
+    def take_settled(self) -> Landmarks:
+        """The faces of the frames settled since the last call, which are forgotten here.
+
+        Frames are counted from the first of them; times stay those of the video.
+        """
+        return self._take(self.num_settled)
+
     def landmarks(self) -> Landmarks:
+        """The faces of all frames that were not taken before; the video is at its end."""
         if len(self._stretch) > 1:
             self._close()
         self._settle(self._stretch, [_way(face) for face in self._first])
+        self._stretch = []
+        return self._take(len(self._times_s))
+
+    def _take(self, num_frames: int) -> Landmarks:
+        begin, end = self._num_taken, self._num_taken + num_frames
         frame_M = np.concatenate([np.zeros(0, np.int32), *(frame_F for frame_F, _ in self._settled)])
         points_MK3 = np.concatenate(
             [np.zeros((0, len(KEPT), 3)), *(way.points_FK3 for _, way in self._settled)]
         )
         box_M4 = np.concatenate([np.zeros((0, 4)), *(way.box_F4 for _, way in self._settled)])
         order = np.argsort(frame_M, kind="stable")
-        return Landmarks(
+        taken = Landmarks(
             *self._size,
-            np.array(self._times_s, np.float64),
-            np.array(sorted(self._landmarked), np.int32),
-            frame_M[order],
+            np.array(self._times_s[:num_frames], np.float64),
+            np.array(sorted(index for index in self._landmarked if index < end), np.int32) - begin,
+            frame_M[order] - begin,
             points_MK3[order].astype(np.float32),
             box_M4[order].astype(np.float32),
         )
+        self._num_taken, self._settled = end, []
+        self._times_s = self._times_s[num_frames:]
+        self._landmarked = [index for index in self._landmarked if index >= end]
+        return taken
 
     def _look(self, frame: SourceFrame) -> list[Face]:
         self._landmarked.append(frame.index)
@@ -129,6 +154,8 @@ class _Follower:
     def _settle(self, frames: Sequence[SourceFrame], ways: Sequence[_Way]) -> None:
         frame_F = np.array([frame.index for frame in frames], np.int32)
         self._settled += [(frame_F, way) for way in ways]
+        if self._patches is not None:
+            self._patches.keep_settled(frames)
         if ways and self._patches is not None:
             sizes_WF = np.array([np.prod(way.box_F4[:, 2:] - way.box_F4[:, :2], axis=1) for way in ways])
             largest_F = sizes_WF.argmax(axis=0)

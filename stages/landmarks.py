@@ -79,6 +79,11 @@ def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
 
 def lip_motion(points_NK3: NDArray[np.float32]) -> float:
     """Standard deviation over time of the gap between the lips, in distances between the eyes."""
+    return float(lip_gap(points_NK3).std())
+
+
+def lip_gap(points_NK3: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The gap between the lips in each frame (N), in distances between the eyes."""
     points = points_NK3.astype(np.float64)
     upper, lower = (points[:, PLACES[index], :2] for index in LIP_GAP)
     right, left = (
@@ -86,7 +91,7 @@ def lip_motion(points_NK3: NDArray[np.float32]) -> float:
     )
     # in space, so that turning the head does not count as opening the mouth
     between_eyes = np.linalg.norm(left - right, axis=1)
-    return float((np.linalg.norm(lower - upper, axis=1) / np.maximum(between_eyes, 1e-6)).std())
+    return np.asarray(np.linalg.norm(lower - upper, axis=1) / np.maximum(between_eyes, 1e-6))
 
 
 def _follow(landmarks: Landmarks, max_gap_s: float) -> list[list[int]]:

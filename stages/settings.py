@@ -105,6 +105,7 @@ class InferenceParams(Section):
     overlap_s: float = Field(
         1.0, ge=0, le=10, description="shared by neighbouring windows where a stretch has no pause, s"
     )
+    max_video_s: float = Field(14_400.0, gt=0, description="longer videos are oversized, s")
 
     @model_validator(mode="after")
     def _overlap_leaves_something(self) -> "InferenceParams":

@@ -51,7 +51,8 @@ _MAX_LEADING = 32
 _CONTAINERS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,mjpeg,flv,asf,ogg,ivf,nut,mxf,wav,mp3,flac,aac"
 )
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+SAFE_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+"""With these PyAV opens a file of a stranger: that file alone, as a container that holds a video by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +313,7 @@ def _container(
     source: Source, file: str | MemberFile, params: CropParams | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = av.open(file, options=_OPTIONS, metadata_errors="replace")
+        container = av.open(file, options=SAFE_OPTIONS, metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise ClipRejected(
             Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"

@@ -1,0 +1,280 @@
+"""Mouth clips of a video of any length, one after the other, in memory that does not grow with it.
+
+Frames are followed as they are decoded. Once a stretch of at most `longest_s` can be cut off, its mouth is cut from
+what was kept of its pictures, and both are forgotten. Whose mouth it is is told anew for each stretch. A video that
+needs no cut gives the very clip that preprocessing makes of it.
+
+Shapes: F source frames, M faces in frames, T output frames.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shards.errors import ClipRejected
+from shards.schema import MediaKind, Reason
+from stages.cropping import Figures, MouthClip, crop_video, cut_mouth
+from stages.follow import Follower
+from stages.geometry import inside
+from stages.landmarker import FindFaces, face_finder
+from stages.landmarks import Landmarks, main_face
+from stages.media import Source
+from stages.patches import MouthPatches
+from stages.pauses import Cut, frame_step_s, next_cut, runs
+from stages.picture import SourceFrame
+from stages.settings import CropParams, InferenceParams
+from stages.video import MAX_SOURCE_FPS, decode, read_header
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a video: its mouth, or why there is none."""
+
+    start_s: float
+    end_s: float
+    mouth: MouthClip | None
+    rejected: ClipRejected | None = None
+    overlap_s: float = 0.0
+    """How much of its begin the piece before shows as well."""
+    first_frame: int = 0
+    """Source frame that the clip's frame_index counts from."""
+    is_rest: bool = False
+    """Live: a mouth that only rested, which is not cut."""
+
+
+def mouth_pieces(
+    source: Source, media_kind: MediaKind, crop: CropParams, params: InferenceParams
+) -> Iterator[Piece]:
+    """The pieces of a whole video, in order; where two overlap the later says so.
+
+    Raises ClipRejected where nothing of the video can be used; a video that breaks off later ends with a piece that
+    says why.
+    """
+    # a video is read as it comes: what bounds preprocessing bounds nothing here
+    longest_frames = math.ceil(params.longest_s * crop.target_fps) + 1
+    crop = crop.model_copy(
+        update={"max_source_s": math.inf, "max_frames": max(crop.max_frames, longest_frames)}
+    )
+    duration_s = read_header(source, crop).duration_s
+    if duration_s is not None and duration_s > params.max_video_s:
+        raise _oversized(source, duration_s, params)
+    if media_kind is MediaKind.MOUTH:
+        yield from _ready_pieces(source, crop, params)
+        return
+    with face_finder(crop.landmarker, crop.max_faces) as find:
+        stream = MouthStream(source, find, crop, params)
+        is_begun = False
+        last_s = 0.0
+        try:
+            for frame in decode(source, crop):
+                last_s = frame.time_s
+                if last_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
+                    raise _oversized(source, last_s, params)
+                for piece in stream.add(frame):
+                    is_begun = True
+                    yield piece
+        except ClipRejected as error:
+            if not is_begun:
+                raise
+            yield from stream.end()
+            yield Piece(last_s, max(last_s, duration_s or 0.0), None, error)
+            return
+        yield from stream.end()
+
+
+def _oversized(source: Source, duration_s: float, params: InferenceParams) -> ClipRejected:
+    return ClipRejected(
+        Reason.OVERSIZED,
+        f"{source.name} lasts {duration_s:.0f} s or more; inference.max_video_s is {params.max_video_s:g}",
+    )
+
+
+class MouthStream:
+    """Frames in, pieces out. `patches` decide what can be cut without `source`, which a camera lacks."""
+
+    def __init__(
+        self,
+        source: Source,
+        find: FindFaces,
+        crop: CropParams,
+        params: InferenceParams,
+        patches: MouthPatches | None = None,
+        live: bool = False,
+    ) -> None:
+        self._source, self._crop, self._params, self._live = source, crop, params, live
+        self._patches = MouthPatches() if patches is None else patches
+        self._follower = Follower(find, crop, self._patches)
+        self._known: Landmarks | None = None
+        """Of the frames since the last cut."""
+        self._first = 0
+        """The first of them, counted in the video."""
+        self._overlap_s = 0.0
+        self._ended = False
+
+    def add(self, frame: SourceFrame) -> Iterator[Piece]:
+        """The pieces that are complete with this frame; their frames are forgotten."""
+        self._follower.add(frame)
+        if self._follower.num_settled:
+            self._know(self._follower.take_settled())
+            yield from self._complete()
+
+    def end(self) -> Iterator[Piece]:
+        """The rest."""
+        self._ended = True
+        self._know(self._follower.landmarks())
+        yield from self._complete()
+
+    @property
+    def open_s(self) -> tuple[float, float]:
+        """From when to when the piece reaches that is not complete yet; twice the same where there is none."""
+        if self._known is None:
+            return 0.0, 0.0
+        return float(self._known.times_s_F[0]), float(self._known.times_s_F[-1])
+
+    def open_piece(self) -> Piece | None:
+        """The piece that is not complete yet, as far as it is known."""
+        if self._known is None:
+            return None
+        return self._piece(self._known, 0, len(self._known.times_s_F))
+
+    def _know(self, settled: Landmarks) -> None:
+        if len(settled.times_s_F):
+            self._known = settled if self._known is None else _joined(self._known, settled)
+
+    def _complete(self) -> Iterator[Piece]:
+        while self._known is not None:
+            cut = next_cut(self._known, self._crop, self._params, self._ended, self._live)
+            if cut is None:
+                return
+            yield from self._cut_off(self._known, cut)
+
+    def _cut_off(self, known: Landmarks, cut: Cut) -> Iterator[Piece]:
+        if cut.is_rest:
+            yield replace(self._stretch(known, 0, cut.end), is_rest=True)
+        else:
+            yield from self._pieces(known, 0, cut.end)
+        times_s_F = known.times_s_F
+        self._overlap_s = _end_s(known, cut.end, self._crop) - _end_s(known, cut.begin, self._crop)
+        self._known = None if cut.begin == len(times_s_F) else _part(known, cut.begin, len(times_s_F))
+        self._first += cut.begin
+        self._patches.forget_before(self._first)
+
+    def _pieces(self, known: Landmarks, begin: int, end: int) -> Iterator[Piece]:
+        """One piece; where the speaker is there for a part of the time, that part and what is before and after."""
+        if begin == end:
+            return
+        piece = self._piece(known, begin, end)
+        run = None
+        if piece.rejected is not None and piece.rejected.reason is Reason.LOW_DETECTION:
+            run = _longest_run(_part(known, begin, end), self._crop)
+        if run is None:
+            yield piece
+            return
+        yield from self._pieces(known, begin, begin + run[0])
+        yield from self._pieces(known, begin + run[0], begin + run[1])
+        yield from self._pieces(known, begin + run[1], end)
+
+    def _stretch(self, known: Landmarks, begin: int, end: int) -> Piece:
+        start_s = float(known.times_s_F[begin])
+        overlap_s = self._overlap_s if begin == 0 else 0.0
+        first = self._first + begin
+        return Piece(start_s, _end_s(known, end, self._crop), None, None, overlap_s, first)
+
+    def _piece(self, known: Landmarks, begin: int, end: int) -> Piece:
+        stretch = self._stretch(known, begin, end)
+        part = _part(known, begin, end)
+        is_last = self._ended and end == len(known.times_s_F)
+        source = replace(
+            self._source,
+            start_s=None if stretch.first_frame == 0 else stretch.start_s,
+            end_s=None if is_last else stretch.end_s,
+        )
+        figures = Figures(source_width=part.width, source_height=part.height, num_faces=part.num_faces)
+        figures.landmarked_frames = len(part.landmarked)
+        patches = self._patches.part(stretch.first_frame, stretch.first_frame + end - begin)
+        times_s_F = part.times_s_F - part.times_s_F[0]
+        try:
+            mouth = cut_mouth(
+                source, replace(part, times_s_F=times_s_F), times_s_F, self._crop, patches, figures
+            )
+        except ClipRejected as error:
+            return replace(stretch, rejected=error)
+        return replace(stretch, mouth=mouth)
+
+
+def _end_s(known: Landmarks, end: int, crop: CropParams) -> float:
+    """When what ends before frame `end` ends."""
+    times_s_F = known.times_s_F
+    if end < len(times_s_F):
+        return float(times_s_F[end])
+    return float(times_s_F[-1] + frame_step_s(times_s_F, crop))
+
+
+def _longest_run(part: Landmarks, crop: CropParams) -> tuple[int, int] | None:
+    """The longest stretch through which the speaker's mouth is there; None: all of it, or none worth reading."""
+    face = main_face(part, crop)
+    if face is None:
+        return None
+    frame_N = inside(face, part.width, part.height).frame_N
+    num_frames = len(part.times_s_F)
+    is_there_F = np.zeros(num_frames, bool)
+    is_there_F[frame_N] = True
+    step_s = frame_step_s(part.times_s_F, crop)
+    # short absences are bridged
+    for begin, end in runs(~is_there_F):
+        if begin > 0 and end < num_frames:
+            is_there_F[begin:end] = (end - begin) * step_s <= crop.max_gap_s + 1e-6
+    longest = max(runs(is_there_F), key=lambda run: run[1] - run[0], default=(0, 0))
+    length_s = (longest[1] - longest[0]) * step_s
+    if longest == (0, num_frames) or length_s < crop.min_frames / crop.target_fps:
+        return None
+    return longest
+
+
+def _part(landmarks: Landmarks, begin: int, end: int) -> Landmarks:
+    """The frames from `begin` to before `end`, counted from `begin`."""
+    members = (landmarks.frame_M >= begin) & (landmarks.frame_M < end)
+    searched = landmarks.landmarked
+    return replace(
+        landmarks,
+        times_s_F=landmarks.times_s_F[begin:end],
+        landmarked=searched[(searched >= begin) & (searched < end)] - begin,
+        frame_M=landmarks.frame_M[members] - begin,
+        points_MK3=landmarks.points_MK3[members],
+        box_M4=landmarks.box_M4[members],
+    )
+
+
+def _joined(one: Landmarks, other: Landmarks) -> Landmarks:
+    shift = len(one.times_s_F)
+    return replace(
+        one,
+        times_s_F=np.concatenate([one.times_s_F, other.times_s_F]),
+        landmarked=np.concatenate([one.landmarked, other.landmarked + shift]),
+        frame_M=np.concatenate([one.frame_M, other.frame_M + shift]),
+        points_MK3=np.concatenate([one.points_MK3, other.points_MK3]),
+        box_M4=np.concatenate([one.box_M4, other.box_M4]),
+    )
+
+
+def _ready_pieces(source: Source, crop: CropParams, params: InferenceParams) -> Iterator[Piece]:
+    """Windows of a video that shows nothing but the mouth, whose pauses nobody looks for."""
+    times_s_F = np.array([frame.time_s for frame in decode(source, crop)])
+    end_s = float(times_s_F[-1]) + frame_step_s(times_s_F, crop)
+    if end_s > params.max_video_s:
+        raise _oversized(source, end_s, params)
+    step_s = params.longest_s - params.overlap_s
+    half_frame_s = frame_step_s(times_s_F, crop) / 2
+    count = 1 + max(0, math.ceil((end_s - params.longest_s - half_frame_s) / step_s))
+    for number in range(count):
+        start_s, stop_s = number * step_s, min(number * step_s + params.longest_s, end_s)
+        part = replace(
+            source,
+            start_s=None if number == 0 else start_s,
+            end_s=None if number == count - 1 else stop_s,
+        )
+        mouth = crop_video(part, MediaKind.MOUTH, crop)
+        first = int(np.searchsorted(times_s_F, start_s - 1e-6))
+        yield Piece(start_s, stop_s, mouth, None, params.overlap_s if number else 0.0, first)

@@ -1,0 +1,252 @@
+"""Reading as if live: pictures come at their own times, whatever the reader does."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from model.reading import Reading
+from model.settings import DecodeParams
+from pipeline import live
+from pipeline.capture import Capture, Captured, camera_pictures, file_pictures
+from pipeline.live import LiveSummary, run_live
+from pipeline.params import Params, load_params
+from shards.errors import ClipRejected, MachineError
+from shards.schema import MediaKind
+from stages.cropping import crop_video
+from stages.landmarker import face_finder
+from stages.long_video import MouthStream, Piece
+from stages.media import Source
+from stages.patches import WholePictures
+from stages.video import decode
+from tests.readers import CountingReader
+from tests.videos import face_pictures, placed, write_face, write_video
+
+ROOT = Path(__file__).parents[1]
+FPS = 25
+
+
+@pytest.fixture
+def params() -> Params:
+    values = load_params(ROOT / "params.yaml")
+    # a photograph rests, and rest is not read live: windows alone
+    inference = values.inference.model_copy(update={"longest_s": 1.0, "overlap_s": 0.2, "min_pause_s": 5.0})
+    return values.model_copy(update={"inference": inference})
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> CountingReader:
+    made = CountingReader()
+    monkeypatch.setattr(live, "open_reader", lambda *_: made)
+    monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
+    return made
+
+
+def test_a_file_is_read_at_its_own_speed(
+    tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_face(tmp_path / "a.mp4", 60)
+    begin_s = time.monotonic()
+    summary = run_live(video, Path("model.pt"), params, 0, as_json=True)
+    assert time.monotonic() - begin_s >= 59 / FPS
+    assert summary.num_captured == 60
+    told = capsys.readouterr()
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    assert [line["text"] for line in lines] and [line["start_s"] for line in lines] == sorted(
+        line["start_s"] for line in lines
+    )
+    assert len(lines) == len(summary.settled) == len(summary.settled_latency_s)
+    # no text can be there before its pictures, nor much later than they
+    assert all(0 <= line["latency_s"] < 30 for line in lines)
+    assert lines[-1]["end_s"] == pytest.approx(60 / FPS, abs=1.2)
+    assert f"60 pictures, {summary.num_dropped} dropped" in told.err and "median" in told.err
+
+
+def test_ctrl_c_settles_what_was_seen_and_sums_up(
+    tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_face(tmp_path / "a.mp4", 1_500)
+    former = signal.getsignal(signal.SIGINT)
+    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    begin_s = time.monotonic()
+    summary = run_live(video, Path("model.pt"), params, 0, as_json=False)
+    timer.join()
+    assert time.monotonic() - begin_s < 30
+    assert summary.num_captured < 1_000 and summary.settled
+    assert signal.getsignal(signal.SIGINT) is former
+    assert not [thread for thread in threading.enumerate() if "capture" in str(thread).lower()]
+    assert "stretches settled" in capsys.readouterr().err
+
+
+def test_a_slow_reader_loses_pictures_and_they_are_counted(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(CountingReader):
+        def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
+            time.sleep(2.0)
+            return super().read_clip(clip_THW, params)
+
+    monkeypatch.setattr(live, "open_reader", lambda *_: Slow())
+    monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
+    summary = run_live(write_face(tmp_path / "a.mp4", 100), Path("model.pt"), params, 0, as_json=True)
+    assert summary.num_captured == 100 and 0 < summary.num_dropped < 100
+    # latency is that of the clock, not of the stream
+    assert max(summary.shown_latency_s + summary.settled_latency_s) >= 2.0
+
+
+def test_stops_after_the_seconds_asked_for(tmp_path: Path, params: Params, reader: CountingReader) -> None:
+    summary = run_live(write_face(tmp_path / "a.mp4", 1_500), Path("model.pt"), params, 1.0, as_json=True)
+    assert 20 <= summary.num_captured <= 27
+
+
+def test_a_file_that_is_no_video_is_told(tmp_path: Path, params: Params, reader: CountingReader) -> None:
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(ClipRejected, match="unreadable"):
+        run_live(tmp_path / "a.mp4", Path("model.pt"), params, 0, as_json=True)
+
+
+def test_a_camera_that_is_not_there_is_told() -> None:
+    with pytest.raises(MachineError, match="camera 63 gives no pictures"):
+        next(camera_pictures(63))
+
+
+def test_large_pictures_are_shrunk_and_times_kept(tmp_path: Path, params: Params) -> None:
+    big = write_video(tmp_path / "a.mp4", list(face_pictures([placed(2.0)], 1920, 1080)) * 3, rate=50)
+    begin_s = time.monotonic()
+    taken = list(file_pictures(big, params))
+    assert {(one.picture.width, one.picture.height) for one in taken} == {(1280, 720)}
+    assert [one.time_s for one in taken] == pytest.approx([0, 0.02, 0.04])
+    assert all(one.captured_s - begin_s >= one.time_s for one in taken)
+
+
+def test_the_queue_never_holds_back_the_camera() -> None:
+    picture = av.VideoFrame.from_ndarray(np.zeros((16, 16), np.uint8), format="gray")
+
+    def pictures() -> Iterator[Captured]:
+        for number in range(50):
+            yield Captured(picture, number / FPS, time.monotonic())
+
+    capture = Capture(pictures, room=5)
+    capture.start()
+    capture.stop()
+    assert [one.time_s for one in capture.pictures()] == [0, 0.04, 0.08, 0.12, 0.16]
+    assert capture.num_dropped == 45 or capture.num_captured < 50
+
+
+def test_a_summary_of_nothing() -> None:
+    assert "nothing was read" in str(LiveSummary())
+
+
+def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:
+    """As `read_live` keeps them, at the speed of the machine; a photograph rests, which live is no piece to read."""
+    with face_finder(params.crop.landmarker, params.crop.max_faces) as find:
+        patches = WholePictures(max_bytes)
+        nowhere = Source(Path("live picture"))
+        stream = MouthStream(nowhere, find, params.crop, params.inference, patches)
+        pieces = [piece for frame in decode(video, params.crop) for piece in stream.add(frame)]
+        return [*pieces, *stream.end()]
+
+
+def with_dropout(path: Path) -> Path:
+    """A moving face that is not seen for 0.32 s, less than crop.max_gap_s."""
+    pictures = face_pictures([placed(shift=(i / 2, i / 5)) for i in range(60)])
+    pictures = [np.zeros_like(one) if 24 <= i < 32 else one for i, one in enumerate(pictures)]
+    return write_video(path, pictures)
+
+
+@pytest.fixture
+def whole_params(params: Params) -> Params:
+    inference = params.inference.model_copy(update={"longest_s": 10.0})
+    return params.model_copy(update={"inference": inference})
+
+
+def test_a_face_that_is_lost_for_a_moment_is_bridged_as_in_a_file(
+    tmp_path: Path, whole_params: Params
+) -> None:
+    video = with_dropout(tmp_path / "a.mp4")
+    (piece,) = live_pieces(video, whole_params, 600_000_000)
+    assert piece.mouth is not None, piece.rejected
+    made = crop_video(video, MediaKind.FACE, whole_params.crop)
+    assert (made.figures.bridged_frames or 0) >= 8
+    assert np.array_equal(piece.mouth.clip_THW, made.clip_THW)
+
+
+def test_where_the_room_is_full_neighbours_stand_for_each_other(tmp_path: Path, whole_params: Params) -> None:
+    video = with_dropout(tmp_path / "a.mp4")
+    made = crop_video(video, MediaKind.FACE, whole_params.crop).clip_THW
+    with av.open(str(video)) as container:
+        size = container.streams.video[0].width * container.streams.video[0].height
+    (piece,) = live_pieces(video, whole_params, 40 * size)
+    assert piece.mouth is not None, piece.rejected
+    clip = piece.mouth.clip_THW
+    assert clip.shape == made.shape
+    # the oldest are thinned, none is far from its own picture, and the latest are their own
+    assert np.array_equal(clip[-20:], made[-20:]) and not np.array_equal(clip, made)
+    assert np.abs(clip[:20].astype(int) - made[:20]).mean() < 8
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_cannot_be_read_says_why(
+    tmp_path: Path,
+    params: Params,
+    reader: CountingReader,
+    capsys: pytest.CaptureFixture[str],
+    as_json: bool,
+) -> None:
+    (face,) = face_pictures([placed()])
+    video = write_video(tmp_path / "a.mp4", [np.full_like(face, 90)] * 65)
+    summary = run_live(video, Path("model.pt"), params, 0, as_json)
+    assert (len(summary.settled), summary.num_gaps) == (0, 1)
+    told = capsys.readouterr()
+    assert "0 stretches settled, 1 could not be read" in told.err
+    if as_json:
+        lines = [json.loads(line) for line in told.out.splitlines()]
+        assert len(lines) > 1 and all(line["reason"].startswith("no_face") for line in lines)
+        # one ends where the next begins, less what windows share
+        for one, other in pairwise(lines):
+            assert one["start_s"] < other["start_s"] <= one["end_s"] < other["end_s"]
+    else:
+        assert told.out == "" and told.err.count("not read: no_face") == 1
+
+
+def test_what_is_kept_of_the_clock_does_not_grow_before_an_empty_chair(
+    tmp_path: Path, params: Params, reader: CountingReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the mouth shows for a moment at the end, which is told late otherwise."""
+    (face,) = face_pictures([placed()])
+    blank = np.full_like(face, 90)
+    video = write_video(tmp_path / "a.mp4", [blank] * 75 + [face] * 40)
+    held: list[int] = []
+    before = live._captured_before
+
+    def watched(captured_s: dict[float, float], time_s: float) -> float:
+        held.append(len(captured_s))
+        return before(captured_s, time_s)
+
+    monkeypatch.setattr(live, "_captured_before", watched)
+    run_live(video, Path("model.pt"), params, 0, as_json=True)
+    # a window, what the follower holds back and what waited meanwhile
+    assert held and max(held) <= 70
+
+
+@pytest.mark.realdata
+def test_a_real_speaker_as_if_live(realdata: Path, reader: CountingReader) -> None:
+    """One sentence of 3 s, silence before and after: one stretch, its rests left out."""
+    params = load_params(ROOT / "params.yaml")
+    summary = run_live(
+        realdata / "grid" / "video" / "s1" / "bbaf2n.mp4", Path("m.pt"), params, 0, as_json=True
+    )
+    assert summary.num_captured == 75
+    if summary.num_dropped == 0:
+        (segment,) = summary.settled
+        # he speaks from 0.95 to 2.12 s
+        assert segment.start_s < 0.95 and segment.end_s > 2.12
