@@ -10,6 +10,7 @@ import torch
 from model import schedule
 from model.checkpoints import save_checkpoint
 from model.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
+from model.exports.safetensors_file import write_weights
 from model.fine_tuning import to_training_mode
 from model.first_batch import FirstBatch
 from model.job import Progress, TrainingJob, TrainingSummary
@@ -18,7 +19,6 @@ from model.network import num_parameters
 from model.quarantine import Quarantine
 from model.ranks import Ranks, joined, warnings_alone
 from model.runs import logger, refuse_foreign_checkpoints, training_log
-from model.safetensors_export import write_weights
 from model.set_up import set_up
 from model.step import StepFigures
 from model.stopping import StopSignals

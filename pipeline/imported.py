@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from model.public_report import ImportReport
+from model.public.report import ImportReport
 
 SHOWN = 20
 

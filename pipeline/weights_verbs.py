@@ -45,7 +45,7 @@ def import_weights(
     import json
 
     from model.checkpoints import save_checkpoint
-    from model.public_weights import import_weights as run
+    from model.public.weights import import_weights as run
     from pipeline.console import stdout
     from pipeline.imported import print_import
     from shards.errors import ConfigError

@@ -200,6 +200,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_identity(path: Path) -> str:
+    """Of the bytes of a file: the first digits of their sha256, as many as tell files apart."""
+    return sha256_of(path)[:16]
+
+
 def fingerprint(*parts: Any) -> str:
     """Hex sha256 of a canonical JSON of `parts`: equal parts, equal fingerprint, on any machine."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -13,8 +13,8 @@ from model.checkpoints import CHECKPOINT_VERSION, KEYS, load_checkpoint, save_ch
 from model.fine_tuning import parameter_groups, start_from, to_training_mode
 from model.job import TrainingJob
 from model.network import LipNetwork
-from model.public_table import NEVER
-from model.public_weights import import_weights
+from model.public.table import NEVER
+from model.public.weights import import_weights
 from model.reader import LipReader
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.targets import targets_of

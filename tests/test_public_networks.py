@@ -13,7 +13,7 @@ from torch import nn
 from model.conformer_encoder import ConformerEncoder
 from model.masks import step_mask
 from model.presets import PRESET_SIZES, ConformerSizes
-from model.public_names import PublicFormat, our_name
+from model.public.names import PublicFormat, our_name
 from model.resnet_frontend import ResNetFrontend
 from model.transformer_decoder import TransformerDecoder
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints import KEYS, load_checkpoint, save_checkpoint, vocabulary_of
 from model.masks import step_mask
 from model.network import LipNetwork
-from model.public_files import open_weights
-from model.public_names import PublicFormat, our_name
-from model.public_table import read_table
-from model.public_weights import import_weights
+from model.public.files import open_weights
+from model.public.names import PublicFormat, our_name
+from model.public.table import read_table
+from model.public.weights import import_weights
 from model.reader import LipReader
 from model.scoring import score_split
 from model.settings import DecodeParams, ModelParams, TextParams
@@ -81,7 +81,7 @@ def made_up_weights(format: PublicFormat) -> Weights:
 
 
 def public_name(format: PublicFormat, ours: str) -> str:
-    """By hand, the other way round than model/public_names.py."""
+    """By hand, the other way round than model/public/names.py."""
     renames = {
         "frontend.stem.convolution": "frontend.frontend3D.0",
         "frontend.stem.norm": "frontend.frontend3D.1",

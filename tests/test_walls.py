@@ -24,6 +24,9 @@ PREPROCESSING = (
     "stages.qc",
     "shards.remote_store",
     "shards.verify",
+    # reading videos with an exported model
+    "pipeline.readers",
+    "pipeline.inference_run",
 )
 TRAINING = (
     "model.trainer",
@@ -33,7 +36,19 @@ TRAINING = (
     "stages.score",
     "stages.report",
 )
-LIGHT = ("model.text", "model.decoders.ctc_greedy", "model.reading", "model.spikes", "model.metrics")
+LIGHT = (
+    "model.text",
+    "model.decoders.ctc_greedy",
+    "model.decoders.ctc_beam",
+    "model.decoders.pinyin_beam",
+    "model.decoders.arpa",
+    "model.decoders.choice",
+    "model.decoders.ctc_reading",
+    "model.exports.onnx_reader",
+    "model.reading",
+    "model.spikes",
+    "model.metrics",
+)
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -103,7 +118,19 @@ def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
 
 def test_the_verbs_of_the_design_exist() -> None:
     stages = {"ingest", "crop", "pack", "stats", "train", "report"}
-    others = {"init", "demo", "preprocess", "test", "inference", "query", "qc", "verify", "doctor", "show"}
+    others = {
+        "init",
+        "demo",
+        "preprocess",
+        "test",
+        "inference",
+        "query",
+        "qc",
+        "verify",
+        "doctor",
+        "show",
+        "export",
+    }
     assert stages | others <= set(verbs())
 
 

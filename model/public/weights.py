@@ -9,11 +9,11 @@ import torch
 from model.checkpoints import CHECKPOINT_VERSION
 from model.job import Progress
 from model.network import LipNetwork
-from model.public_files import PublicWeights, open_weights
-from model.public_names import PublicFormat
-from model.public_report import PARTS, ImportReport, part_of, part_reports
-from model.public_sizes import model_params
-from model.public_table import NEVER, PublicTable, read_table
+from model.public.files import PublicWeights, open_weights
+from model.public.names import PublicFormat
+from model.public.report import PARTS, ImportReport, part_of, part_reports
+from model.public.sizes import model_params
+from model.public.table import NEVER, PublicTable, read_table
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams, TrainParams
 from model.shapes import network_of_shapes
 from model.text import NORMALISER_VERSION, Tokenizer

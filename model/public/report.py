@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model.public_files import PublicWeights
+from model.public.files import PublicWeights
 from model.settings import HEAD_OF_MODULE
 
 PARTS = ("frontend", "encoder", *HEAD_OF_MODULE)

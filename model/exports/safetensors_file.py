@@ -17,10 +17,16 @@ CONFIG_VERSION = 1
 def write_weights(run: RunFolder) -> None:
     """Writes the best model's weights and configuration beside it. Raises CheckpointError, MachineError."""
     state = load_checkpoint(run.best)
-    weights = {name: tensor.contiguous() for name, tensor in state["model_state_dict"].items()}
-    with full_disk_told(run.weights, sum(tensor.nbytes for tensor in weights.values())):
-        write_bytes(run.weights, safetensors.torch.save(weights, {"format": "pt"}))
+    payload = weights_bytes(state)
+    with full_disk_told(run.weights, len(payload)):
+        write_bytes(run.weights, payload)
     write_json(run.reader_config, reader_config(state))
+
+
+def weights_bytes(state: dict[str, Any]) -> bytes:
+    """The weights of checkpoint `state` by name, as a .safetensors file."""
+    weights = {name: tensor.contiguous() for name, tensor in state["model_state_dict"].items()}
+    return safetensors.torch.save(weights, {"format": "pt"})
 
 
 def reader_config(state: dict[str, Any]) -> dict[str, Any]:

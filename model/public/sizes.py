@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from model.presets import PRESET_SIZES
-from model.public_files import PublicWeights
+from model.public.files import PublicWeights
 from model.settings import ModelParams
 from shards.errors import CheckpointError
 

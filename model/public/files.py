@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model.checkpoints import refuse_wrong_checksums
-from model.public_names import RENAMES, PublicFormat, our_name
+from model.public.names import RENAMES, PublicFormat, our_name
 from shards.errors import CheckpointError
 
 MAX_BYTES = 16 << 30

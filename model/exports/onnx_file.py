@@ -1,0 +1,113 @@
+"""The graph as an ONNX file, its configuration within: one file is a whole reader."""
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.exports.graph import ExportedNetwork, tracing
+from model.exports.names import CONFIG, NUM_FRAMES, NUM_STEPS, VIDEO
+from shards.errors import MachineError
+
+OPSET = 18
+"""Of 2022: read by onnxruntime from 1.14 on."""
+
+
+def onnx_bytes(graph: ExportedNetwork, config: Mapping[str, Any]) -> bytes:
+    """The file: same weights and configuration, same bytes.
+
+    From torch's exporter by tracing. Its newer one (dynamo, torch 2.13) freezes the time axis of the outputs behind
+    an LSTM, and fails on the Conformer's reshapes with free axes. MachineError where onnx is not installed.
+    """
+    onnx = _onnx()
+    axes = {name: {0: "batch", 1: "steps"} for name in graph.outputs}
+    axes |= {VIDEO: {0: "batch", 1: "frames"}, NUM_FRAMES: {0: "batch"}, NUM_STEPS: {0: "batch"}}
+    with tracing(), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        # that a graph with an LSTM may not take other batch sizes: this one does, tests try it
+        warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
+        torch.onnx.export(
+            graph,
+            graph.example(),
+            file,
+            input_names=[VIDEO, NUM_FRAMES],
+            output_names=list(graph.outputs),
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(file)
+    _without_traces(model.graph)
+    _embed(model, config)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def quantised_bytes(onnx_file: bytes) -> bytes:
+    """The same reader, the weights of its matrix products and LSTMs as int8 with a scale a column.
+
+    Dynamic: what flows between them stays float32, and is quantised where it enters one by its own range. Convolutions
+    stay as they are: onnxruntime's int8 ones are slower on a CPU than its float ones.
+    """
+    onnx = _onnx()
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, _unwarned():
+        out = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            onnx.load_model_from_string(onnx_file),
+            out,
+            op_types_to_quantize=["MatMul", "Gemm", "LSTM"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+        model = onnx.load(out)
+    _embed(model, _config_in(onnx.load_model_from_string(onnx_file)))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without the advice to run a pre-processing that folds shapes: these have free axes."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError:
+        raise MachineError(
+            "the package onnx is missing; it comes with `pip install 'lip-pipeline[export]'`"
+        ) from None
+    return onnx
+
+
+def _without_traces(graph: Any) -> None:
+    """Takes out where in whose files each operation was written."""
+    for node in graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _without_traces(attribute.g)
+
+
+def _embed(model: Any, config: Mapping[str, Any]) -> None:
+    del model.metadata_props[:]
+    model.metadata_props.add(key=CONFIG, value=json.dumps(config, ensure_ascii=False, sort_keys=True))
+
+
+def _config_in(model: Any) -> dict[str, Any]:
+    (text,) = (entry.value for entry in model.metadata_props if entry.key == CONFIG)
+    config: dict[str, Any] = json.loads(text)
+    return config

@@ -1,0 +1,221 @@
+"""Reads clips with an exported model.onnx: onnxruntime and numpy, no torch.
+
+Shapes: T frames, H×W px, S encoder steps, V characters, W syllables.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from model.decoders.arpa import load_language_model
+from model.decoders.choice import asks_language_model, chosen_decoder
+from model.decoders.ctc_reading import reading_by_ctc
+from model.decoders.ngram import LanguageModel
+from model.exports.names import CONFIG, LOG_PROBS, NUM_FRAMES, NUM_STEPS, SYLLABLE_LOG_PROBS, VIDEO
+from model.pinyin import syllables_of
+from model.reading import Reading
+from model.settings import DecodeParams, Head, TextParams
+from model.text import READABLE_NORMALISERS, Tokenizer
+from model.vocabulary import Vocabulary
+from shards.cores import usable_cores
+from shards.errors import CheckpointError, ConfigError, MachineError
+
+MAX_FILE_BYTES = 4 << 30
+"""Ten times the largest preset's; protobuf ends at 2 GB."""
+MAX_CONFIG_CHARS = 8_000_000
+MAX_CROP_PX = 512
+MAX_FPS = 120.0
+HEAD_OF_OUTPUT: Mapping[str, Head] = {LOG_PROBS: "ctc", SYLLABLE_LOG_PROBS: "syllables"}
+
+
+@dataclass
+class OnnxReader:
+    """An exported network with all it takes to read."""
+
+    session: Any
+    vocabulary: Vocabulary
+    text: TextParams
+    fps: float
+    crop_px: int
+    """Side of the mouth crops; others are refused."""
+    outputs: tuple[str, ...]
+    language_model: LanguageModel | None = None
+    """Over the vocabulary's characters; what beam searches ask."""
+
+    @property
+    def heads(self) -> list[Head]:
+        """What the file can be read by: an attention decoder is no part of it."""
+        return [head for output, head in HEAD_OF_OUTPUT.items() if output in self.outputs]
+
+    @classmethod
+    def open(cls, path: Path, threads: int = 0) -> "OnnxReader":
+        """The reader in the file `path`; `threads` 0: a thread a core. Raises as `of_bytes` does."""
+        return cls.of_bytes(_file_bytes(path), path, threads)
+
+    @classmethod
+    def of_bytes(cls, file: bytes, path: Path, threads: int = 0) -> "OnnxReader":
+        """The reader in the bytes of a file, called `path` in messages.
+
+        Raises CheckpointError where it is missing, damaged, too large or not of `pipeline export`, MachineError where
+        onnxruntime is not installed.
+        """
+        session = _session(file, path, threads)
+        outputs = _checked_outputs(session, path)
+        config = _config(session, path)
+        try:
+            text = TextParams.model_validate(config["normaliser"]["params"])
+            version = config["normaliser"]["version"]
+            fps, crop_px = float(config["fps"]), int(config["crop_px"])
+            tables = (config["characters"], config["syllables"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
+            raise CheckpointError(
+                f"{path}: its configuration is not what `pipeline export` writes: {reason}"
+            ) from error
+        if version not in READABLE_NORMALISERS:
+            raise CheckpointError(
+                f"{path} was trained on labels of normaliser version {version}, this program reads "
+                f"{', '.join(map(str, READABLE_NORMALISERS))}"
+            )
+        if not (0 < fps <= MAX_FPS and 0 < crop_px <= MAX_CROP_PX):
+            raise CheckpointError(f"{path} claims {fps:g} frames/s and crops of {crop_px} px")
+        vocabulary = Vocabulary(
+            Tokenizer.from_json(tables[0], str(path)),
+            Tokenizer.from_json(tables[1], f"{path} (syllables)") if tables[1] is not None else None,
+        )
+        reader = cls(session, vocabulary, text, fps, crop_px, outputs)
+        reader._refuse_other_sizes(path)
+        return reader
+
+    def decoder(self, params: DecodeParams) -> str:
+        """The decoder that `params` names; ConfigError where the file has not what it takes."""
+        name = chosen_decoder(params, self.heads)
+        if self.language_model is None and asks_language_model(name, params):
+            raise ConfigError(
+                f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
+                "makes one, or set decode.lm_weight=0"
+            )
+        return name
+
+    def open_language_model(self, path: Path, params: DecodeParams) -> None:
+        """Opens the ARPA file at `path` where the decoder of `params` asks a language model; TableError as it does."""
+        if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
+            self.language_model = load_language_model(path, self.vocabulary.characters)
+
+    def log_probs(self, clip_THW: np.ndarray) -> dict[str, np.ndarray]:
+        """By output, float32 (S, V or W), of one uint8 clip. CheckpointError where it is of another size."""
+        if clip_THW.shape[1:] != (self.crop_px, self.crop_px):
+            height, width = clip_THW.shape[1:]
+            raise CheckpointError(
+                f"the model reads mouth clips of {self.crop_px} × {self.crop_px} px, this one has {width} × {height}; "
+                f"set crop.size_px to {self.crop_px}"
+            )
+        assert clip_THW.dtype == np.uint8 and len(clip_THW)
+        fed = {VIDEO: np.ascontiguousarray(clip_THW)[None], NUM_FRAMES: np.array([len(clip_THW)], np.int64)}
+        *log_probs, num_steps_B = self.session.run(list(self.outputs), fed)
+        heads = zip(self.outputs, log_probs, strict=False)
+        return {name: log_probs_BSV[0, : int(num_steps_B[0])] for name, log_probs_BSV in heads}
+
+    def ctc_log_probs(self, clip_THW: np.ndarray) -> np.ndarray | None:
+        """Log-probabilities (S, V) of the characters of one uint8 clip; None: no such head."""
+        return self.log_probs(clip_THW).get(LOG_PROBS)
+
+    def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
+        """Text of one uint8 clip."""
+        name = self.decoder(params)
+        log_probs = self.log_probs(clip_THW)
+        return reading_by_ctc(
+            name,
+            log_probs.get(LOG_PROBS),
+            log_probs.get(SYLLABLE_LOG_PROBS),
+            self.vocabulary,
+            params,
+            self.language_model,
+        )
+
+    def reference(self, label: str, params: DecodeParams) -> str:
+        """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
+        return " ".join(syllables_of(label)) if self.decoder(params) == "syllables" else label
+
+    def _refuse_other_sizes(self, path: Path) -> None:
+        """CheckpointError where the tables are not of the heads' size, or the crops not of the input's."""
+        shapes = {node.name: node.shape for node in (*self.session.get_inputs(), *self.session.get_outputs())}
+        tables = {LOG_PROBS: self.vocabulary.characters, SYLLABLE_LOG_PROBS: self.vocabulary.syllables}
+        for name in self.outputs[:-1]:
+            table = tables[name]
+            if table is None or shapes[name][-1] != table.num_tokens:
+                raise CheckpointError(f"{path}: its tables are not of the size of its output {name}")
+        if shapes[VIDEO][2:] != [self.crop_px, self.crop_px]:
+            raise CheckpointError(f"{path}: its input is not of crops of {self.crop_px} px, which it claims")
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise CheckpointError(
+                f"{path} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} that are read"
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; `pipeline export --format onnx` makes it") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _session(file: bytes, path: Path, threads: int) -> Any:
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as states
+    except ImportError:
+        raise MachineError(
+            "the package onnxruntime is missing; it comes with `pip install 'lip-pipeline[export]'`"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.log_severity_level = 4  # what goes wrong is told as an error
+    # where weights outside of the file are looked for, in the working directory else: in no folder
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    damaged = (
+        states.Fail,
+        states.InvalidArgument,
+        states.InvalidGraph,
+        states.InvalidProtobuf,
+        states.NotImplemented,
+        states.RuntimeException,
+    )
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except damaged as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} is damaged or no ONNX model that can be run: {reason}") from error
+
+
+def _checked_outputs(session: Any, path: Path) -> tuple[str, ...]:
+    inputs = {node.name for node in session.get_inputs()}
+    outputs = tuple(node.name for node in session.get_outputs())
+    known = [name for name in (LOG_PROBS, SYLLABLE_LOG_PROBS) if name in outputs]
+    if inputs != {VIDEO, NUM_FRAMES} or not known or set(outputs) != {*known, NUM_STEPS}:
+        raise CheckpointError(
+            f"{path} is no model of `pipeline export`: it takes {', '.join(sorted(inputs))[:100]} and gives "
+            f"{', '.join(outputs)[:100]}"
+        )
+    return (*known, NUM_STEPS)
+
+
+def _config(session: Any, path: Path) -> dict[str, Any]:
+    text = session.get_modelmeta().custom_metadata_map.get(CONFIG, "")
+    if not text or len(text) > MAX_CONFIG_CHARS:
+        raise CheckpointError(f"{path} has no configuration of `pipeline export` in it, or one too long")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its configuration is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: its configuration is no JSON object")
+    return config

@@ -1,0 +1,96 @@
+"""How an exported model is run without this project: the Python that its card shows, and that tests run."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from model.exports.names import LOG_PROBS, SYLLABLE_LOG_PROBS
+
+ExportFormat = Literal["onnx", "torchscript", "safetensors"]
+FILES: dict[ExportFormat, str] = {
+    "onnx": "model.onnx",
+    "torchscript": "model.torchscript.pt",
+    "safetensors": "model.safetensors",
+}
+
+_INPUTS = """In go `video`, uint8 (B, T, {px}, {px}) at {fps:g} frames a second, padded to the longest clip, and
+`num_frames`, int64 (B,). Out come the log-probabilities {outputs}, float32, and
+`num_steps`, int64 (B,). Ids: 0 is the blank, then three marks, then the units of `config.json`. Gray levels are
+normalised inside. `clip.npy` below holds one mouth clip, uint8 (T, {px}, {px}).
+"""
+_GREEDY = """
+best = log_probs[0, : int(num_steps[0])].argmax(1).tolist()
+path = [token for number, token in enumerate(best) if number == 0 or token != best[number - 1]]
+table = config["TABLE"]
+first = len(table["special_tokens"])
+print(table.get("joiner", "").join(table["characters"][token - first] for token in path if token >= first))
+"""
+_ONNX = """import json
+
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+config = json.loads(session.get_modelmeta().custom_metadata_map["config"])
+clip = np.load("clip.npy")
+fed = {"video": clip[None], "num_frames": np.array([len(clip)])}
+log_probs, num_steps = session.run(["OUTPUT", "num_steps"], fed)
+"""
+_TORCHSCRIPT = """import json
+
+import numpy as np
+import torch
+
+extra = {"config.json": ""}
+network = torch.jit.load("model.torchscript.pt", _extra_files=extra)
+config = json.loads(extra["config.json"])
+clip = torch.from_numpy(np.load("clip.npy"))
+log_probs, *_, num_steps = network(clip[None], torch.tensor([len(clip)]))
+"""
+_SAFETENSORS = """import json
+
+from safetensors.torch import load_file
+
+from model.network import LipNetwork
+from model.settings import ModelParams
+from model.text import Tokenizer
+from model.vocabulary import Vocabulary
+
+with open("config.json", encoding="utf-8") as file:
+    config = json.load(file)
+characters, syllables = (
+    config[name] and Tokenizer.from_json(config[name], name) for name in ("characters", "syllables")
+)
+network = LipNetwork(ModelParams.model_validate(config["model"]), Vocabulary(characters, syllables), config["heads"])
+network.load_state_dict(load_file("model.safetensors"))
+"""
+
+
+def example(format: ExportFormat, heads: Sequence[str]) -> str:
+    """A program that runs beside the exported files; of a graph it reads clip.npy and prints its text."""
+    if format == "safetensors":
+        return _SAFETENSORS
+    output, table = (LOG_PROBS, "characters") if "ctc" in heads else (SYLLABLE_LOG_PROBS, "syllables")
+    code = (_ONNX if format == "onnx" else _TORCHSCRIPT) + _GREEDY
+    return code.replace("OUTPUT", output).replace("TABLE", table)
+
+
+def how_to_run(format: ExportFormat, heads: Sequence[str], fps: float, crop_px: int) -> str:
+    """The section of the card, in Markdown."""
+    code = f"```python\n{example(format, heads)}```\n"
+    if format == "safetensors":
+        return (
+            "The weights by name; the network is built of what `config.json` says with this project's `model` package:"
+            f"\n\n{code}"
+        )
+    shapes = {
+        "ctc": f"`{LOG_PROBS}` (B, S, V) of characters",
+        "syllables": f"`{SYLLABLE_LOG_PROBS}` (B, S, W)",
+    }
+    outputs = " and ".join(told for head, told in shapes.items() if head in heads)
+    told = _INPUTS.format(px=crop_px, fps=fps, outputs=outputs)
+    if format == "onnx":
+        told = (
+            "Videos: `pipeline inference --onnx model.onnx VIDEO`, which needs no torch. Clips that are cut already:"
+            f"\n\n{told}"
+        )
+    return f"{told}\n{code}"

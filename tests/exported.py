@@ -1,0 +1,88 @@
+"""Small readers with random weights, and what they write into an export."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from model.device import Precision
+from model.exports.safetensors_file import reader_config
+from model.network import LipNetwork
+from model.reader import LipReader
+from model.settings import Head, ModelParams, TextParams
+from model.text import NORMALISER_VERSION
+from model.vocabulary import Vocabulary
+from shards.identity import PlanIdentity
+
+LABELS = ("今天天气很好", "我们一起去公园", "你好 ok")
+MODELS = {
+    "cnn3d": ModelParams(
+        sizes={"channels": (4, 8, 8, 12), "hidden_dim": 16, "num_lstm_layers": 2, "pool_grid": 3},
+    ),
+    "conformer": ModelParams(
+        preset="conformer_tiny",
+        sizes={"channels": (4, 8, 8, 12), "hidden_dim": 32, "num_encoder_layers": 2, "pool_grid": 2},
+        window_px=64,
+        frame_height=44,
+        frame_width=48,
+        temporal_stride=2,
+        standardise="clip",
+        subtract_mean=0.8,
+    ),
+}
+"""As they are by default, and with all that changes the input: scale, stride, levels of each clip."""
+
+
+def random_reader(
+    model: ModelParams, heads: Sequence[Head] = ("ctc", "syllables"), seed: int = 0
+) -> LipReader:
+    """As a training could leave it: no batch normalisation is the identity, and the text is not one letter."""
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary.of_labels(LABELS, with_syllables="syllables" in heads)
+    network = LipNetwork(model, vocabulary, heads)
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        for head in (network.ctc_head, network.syllable_head):
+            if head is not None:
+                head.weight *= 20
+    return LipReader(
+        network.eval(),
+        vocabulary,
+        model,
+        TextParams(),
+        25.0,
+        torch.device("cpu"),
+        Precision(None),
+        96,
+        epoch=4,
+    )
+
+
+def state_of_reader(
+    reader: LipReader, heads: Sequence[Head] = ("ctc", "syllables"), **changes: Any
+) -> dict[str, Any]:
+    """The checkpoint of it, as far as reading and exporting look at it."""
+    characters, syllables = reader.vocabulary.characters, reader.vocabulary.syllables
+    return {
+        "epoch": 4,
+        "val_cer": 0.25,
+        "fps": 25.0,
+        "crop_px": 96,
+        "model_params": reader.model.model_dump(mode="json"),
+        "model_state_dict": reader.network.state_dict(),
+        "heads": list(heads),
+        "tokenizer": characters.to_json(),
+        "syllables": syllables.to_json() if syllables else None,
+        "normaliser_version": NORMALISER_VERSION,
+        "text_params": reader.text.model_dump(mode="json"),
+        "decode_params": {},
+        "plan_identity": PlanIdentity(1, "none", {}, 4, 1).as_dict(),
+    } | changes
+
+
+def config_of(reader: LipReader) -> dict[str, Any]:
+    return reader_config(state_of_reader(reader))
