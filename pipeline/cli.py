@@ -13,11 +13,15 @@ from pipeline.command import app, is_other_rank
 # imported for the verbs they add, which `--help` lists in this order
 import pipeline.data_verbs
 import pipeline.look_verbs
+import pipeline.lm_verbs
 import pipeline.train_verbs
 import pipeline.scoring_verbs
 import pipeline.report_verbs
+import pipeline.compare_verbs
 import pipeline.inference_verbs
+import pipeline.serve_verbs
 import pipeline.weights_verbs
+import pipeline.export_verbs
 import pipeline.bench_verbs  # noqa: F401
 # isort: on
 

@@ -155,7 +155,7 @@ class _Worker:
         resource_tracker.ensure_running()
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, native_log), daemon=True)
-        with _interrupts_held():
+        with interrupts_held():
             self.process.start()
         # with the worker's own end the only one, its death is the end of the file here
         theirs.close()
@@ -187,7 +187,7 @@ class _Worker:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """A process started meanwhile never hears Ctrl-C, which is the parent's to handle."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -208,7 +208,7 @@ def _done(answer: object, clip: Clip) -> Done:
 def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> None:
     """A worker's life: says that it is there, then answers each clip."""
     native_stderr_to(native_log)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # one process a core is all the parallelism there is
     cv2.setNumThreads(1)
     answer: object = None
@@ -245,7 +245,7 @@ def _packed(answer: object) -> bytes:
     return packed
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A parent that is killed outright says nothing to its workers, which would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker"

@@ -1,0 +1,203 @@
+"""The page's files and the two addresses it asks: a reading, and whether the server is well."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from pipeline.serve import plain_words
+from pipeline.serve.limits import Limits
+from pipeline.serve.plain_words import Refusal, refusal
+from pipeline.serve.queue import Place, QueueFull, ReadingQueue, Started, Waiting
+from pipeline.serve.upload import (
+    BadUpload,
+    ClientDisconnect,
+    SlowUpload,
+    TooLargeUpload,
+    Upload,
+    receive_upload,
+)
+from pipeline.serve.worker import Answer, Mouth, ReadingWorker, WorkerDied, WorkerLate
+from shards.errors import PipelineError
+from shards.schema import Reason
+
+EVENTS = "application/x-ndjson"
+"""Asked for in `Accept`, a reading comes with what happens before it, a JSON object a line."""
+
+FILES = {
+    "/": ("pipeline.serve", "page/page.html", "text/html"),
+    "/page.css": ("pipeline.serve", "page/page.css", "text/css"),
+    "/page.js": ("pipeline.serve", "page/page.js", "text/javascript"),
+    "/camera.js": ("pipeline.serve", "page/camera.js", "text/javascript"),
+    "/icon.svg": ("pipeline.serve", "page/icon.svg", "image/svg+xml"),
+    # the colours and type of the reports
+    "/base.css": ("stages", "templates/page.css", "text/css"),
+}
+
+Told = dict[str, Any]
+
+
+def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
+    """The app; the worker ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.queue = ReadingQueue(worker, limits.max_places)
+        yield
+        await app.state.queue.close()
+
+    # no page that describes the API: FastAPI's would load scripts from elsewhere
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    for address, file in FILES.items():
+        app.add_api_route(address, _file(*file), methods=["GET"])
+
+    @app.get("/api/health")
+    async def health() -> Told:
+        queue: ReadingQueue = app.state.queue
+        return {"status": "ok", "model": model_name, "num_videos": queue.num_taken, "limits": asdict(limits)}
+
+    @app.post("/api/read")
+    async def read(request: Request) -> Response:
+        queue: ReadingQueue = app.state.queue
+        try:
+            place = queue.reserve()
+        except QueueFull:
+            return _refused(refusal(plain_words.BUSY, limits), {"Retry-After": "30"})
+        try:
+            started_s = time.monotonic()
+            upload = await receive_upload(request, limits.max_upload_bytes)
+            upload_s = time.monotonic() - started_s
+        except BaseException as error:
+            place.leave()
+            reason = _UPLOAD_FAULTS.get(type(error))
+            if reason is None:
+                raise
+            return _refused(refusal(reason, limits, str(error) or None))
+        told = _told(place, upload, upload_s, worker, limits)
+        if EVENTS in request.headers.get("accept", ""):
+            return _Events(told, place)
+        try:
+            async for event in told:
+                last = event
+                if event["state"] == "waiting" and await request.is_disconnected():
+                    break
+        finally:
+            place.leave()
+        status = last.pop("status", 200)
+        last.pop("state")
+        return JSONResponse(last, status)
+
+    return app
+
+
+_UPLOAD_FAULTS: dict[type[BaseException], str] = {
+    TooLargeUpload: plain_words.TOO_LARGE,
+    BadUpload: plain_words.BAD_REQUEST,
+    SlowUpload: plain_words.SLOW_UPLOAD,
+    ClientDisconnect: plain_words.BAD_REQUEST,
+}
+
+
+async def _told(
+    place: Place, upload: Upload, upload_s: float, worker: ReadingWorker, limits: Limits
+) -> AsyncIterator[Told]:
+    """What happens to a video, in words that travel as JSON; `done` or `failed` comes last."""
+    waited_s = 0.0
+    mouth: Mouth | None = None
+    try:
+        async for event in place.read(upload):
+            match event:
+                case Waiting(num_before):
+                    yield {"state": "waiting", "num_before": num_before}
+                case Started():
+                    waited_s = event.waited_s
+                    yield {"state": "started"}
+                case Mouth():
+                    mouth = event
+                    yield {"state": "mouth", "mouth": mouth.strip, "mouth_fps": mouth.fps}
+                case Answer(reading, mouth_s, reading_s):
+                    if reading["reason"] is not None:
+                        reason, detail = _parted(reading["reason"], upload)
+                        yield _failed(refusal(reason, limits, detail))
+                        return
+                    yield {
+                        "state": "done",
+                        **reading,
+                        "path": upload.name,
+                        "segments": [_explained(one, upload, limits) for one in reading["segments"]],
+                        "mouth": mouth and mouth.strip,
+                        "mouth_fps": mouth and mouth.fps,
+                        "seconds": {
+                            "upload": round(upload_s, 3),
+                            "waiting": round(waited_s, 3),
+                            "mouth": round(mouth_s, 3),
+                            "reading": round(reading_s, 3),
+                        },
+                    }
+    except WorkerDied:
+        yield _failed(refusal(plain_words.STOPPING if worker.is_stopped else Reason.CRASHED, limits))
+    except WorkerLate:
+        yield _failed(refusal(Reason.TIMEOUT, limits))
+    except PipelineError as error:
+        yield _failed(refusal(plain_words.NO_READER, limits, str(error)))
+
+
+def _explained(segment: Told, upload: Upload, limits: Limits) -> Told:
+    """A stretch that could not be read says why in plain words too."""
+    if segment["reason"] is None:
+        return segment
+    reason, detail = _parted(segment["reason"], upload)
+    return {**segment, "message": refusal(reason, limits, detail).message}
+
+
+def _parted(told: str, upload: Upload) -> tuple[str, str]:
+    """Reason and detail of `reason: detail`, with the file called as its owner calls it."""
+    reason, _, detail = told.partition(": ")
+    for name in (str(upload.path), f"{upload.path.name} "):
+        if detail.startswith(name):
+            detail = f"{upload.name} {detail.removeprefix(name).lstrip()}"
+    return reason, detail
+
+
+def _failed(refused: Refusal) -> Told:
+    return {"state": "failed", "status": refused.status, **refused.as_json()}
+
+
+def _refused(refused: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:
+    # the rest of the request is not read
+    return JSONResponse(refused.as_json(), refused.status, {"Connection": "close", **(headers or {})})
+
+
+class _Events(StreamingResponse):
+    """Each event as a line; the place is left however the answer ends, also before it begins."""
+
+    def __init__(self, told: AsyncIterator[Told], place: Place) -> None:
+        super().__init__(_lines(told), media_type=EVENTS)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._place.leave()
+
+
+async def _lines(told: AsyncIterator[Told]) -> AsyncIterator[str]:
+    async for event in told:
+        yield json.dumps(event, ensure_ascii=False) + "\n"
+
+
+def _file(package: str, path: str, media_type: str) -> Any:
+    content = (resources.files(package) / path).read_bytes()
+
+    async def send() -> Response:
+        return Response(content, media_type=media_type)
+
+    return send

@@ -1,0 +1,285 @@
+"use strict";
+// Sends videos to this server and shows what it reads. Texts go in as text, never as markup.
+
+const LOW_CONFIDENCE = 0.3;
+const SHOWN_CANDIDATES = 5;
+const LINES = "application/x-ndjson";
+
+const byId = (id) => document.getElementById(id);
+const percent = (share) => `${Math.round(100 * share)} %`;
+/** A share of a whole, and neither certainty nor nothing: it is never quite that. */
+const percentOfAll = (share) => (share < 0.005 ? "< 1 %" : share >= 0.995 ? "> 99 %" : percent(share));
+const seconds = (s) => `${s.toFixed(s < 9.95 ? 1 : 0)} s`;
+const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
+const speak = (text) => { byId("live").textContent = text; };
+const limits = { max_upload_mb: Infinity, max_video_s: Infinity };
+
+function element(name, text = "", className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+function show(node, isShown = true) {
+  node.hidden = !isShown;
+  return node;
+}
+
+/** A video's card, from the upload to the text. */
+class Reading {
+  constructor(file) {
+    this.file = file;
+    this.item = byId("reading").content.firstElementChild.cloneNode(true);
+    this.find("h3").textContent = file.name;
+    this.find(".dismiss").addEventListener("click", () => this.dismiss());
+    this.find(".dismiss").setAttribute("aria-label", `Remove ${file.name}`);
+    this.find(".copy").addEventListener("click", () => this.copy());
+    this.video = this.find(".see video");
+    this.address = URL.createObjectURL(file);
+    this.video.src = `${this.address}#t=0.001`; // shows the first picture, not black
+    this.video.setAttribute("aria-label", file.name);
+    this.video.addEventListener("error", () => show(this.video, false)); // a kind that only the server can play
+    byId("readings").prepend(this.item);
+    show(byId("readings-section"));
+  }
+
+  find(selector) {
+    return this.item.querySelector(selector);
+  }
+
+  send() {
+    if (this.file.size > limits.max_upload_mb * 1e6) {
+      this.fail({ message: `The file is too large: at most ${limits.max_upload_mb} MB.` });
+      return;
+    }
+    const form = new FormData();
+    form.append("video", this.file, this.file.name);
+    const request = new XMLHttpRequest(); // fetch tells nothing of an upload's progress
+    this.request = request;
+    let numRead = 0;
+    request.upload.addEventListener("progress", (event) => this.uploaded(event.loaded / event.total));
+    request.addEventListener("progress", () => {
+      const end = request.responseText.lastIndexOf("\n") + 1;
+      const lines = request.responseText.slice(numRead, end);
+      numRead = end;
+      if (request.status === 200) {
+        lines.split("\n").filter(Boolean).forEach((line) => this.hear(JSON.parse(line)));
+      }
+    });
+    request.addEventListener("load", () => {
+      if (request.status !== 200) {
+        this.fail(refusalIn(request.responseText));
+      } else if (!this.isOver) {
+        this.fail({ message: "The server stopped before it was done." });
+      }
+    });
+    request.addEventListener("error", () => {
+      this.fail({ message: "The server cannot be reached. Is it still running?" });
+    });
+    request.open("POST", "/api/read");
+    request.setRequestHeader("Accept", LINES);
+    this.startedMs = performance.now();
+    this.state("Uploading");
+    request.send(form);
+  }
+
+  uploaded(share) {
+    this.find("progress").value = share;
+    if (share === 1) {
+      this.find("progress").removeAttribute("value");
+      this.state("Uploaded");
+    }
+  }
+
+  hear(event) {
+    if (event.state === "waiting") {
+      this.state(event.num_before === 1 ? "Waiting: one video before it" : `Waiting: ${event.num_before} videos before it`);
+    } else if (event.state === "started") {
+      this.state("Looking for the mouth");
+    } else if (event.state === "mouth") {
+      this.state("Reading");
+      this.showMouth(event.mouth, event.mouth_fps);
+    } else if (event.state === "failed") {
+      this.fail(event);
+    } else if (event.state === "done") {
+      this.finish(event);
+    }
+  }
+
+  state(text) {
+    this.find(".state").textContent = text;
+    this.find(".reading").setAttribute("aria-busy", "true");
+  }
+
+  over(text) {
+    this.isOver = true;
+    this.state(text);
+    this.find(".reading").removeAttribute("aria-busy");
+    show(this.find("progress"), false);
+  }
+
+  /** Plays the strip's frames, one at a time, at the speed of speech. */
+  showMouth(strip, fps) {
+    const button = this.find(".mouth");
+    const picture = new Image();
+    picture.addEventListener("load", () => {
+      const count = Math.round(picture.naturalWidth / picture.naturalHeight);
+      button.style.backgroundImage = `url("${strip}")`;
+      show(button.parentElement);
+      const end = { backgroundPosition: `${-count * button.clientHeight}px 0` };
+      const motion = button.animate([{ backgroundPosition: "0 0" }, end], {
+        duration: (1000 * count) / fps, easing: `steps(${count})`, iterations: Infinity,
+      });
+      const play = (isPlaying) => {
+        button.setAttribute("aria-pressed", String(isPlaying));
+        button.setAttribute("aria-label", isPlaying ? "The mouth that was found, moving: stop it" : "The mouth that was found, still: play it");
+        if (isPlaying) { motion.play(); } else { motion.pause(); }
+      };
+      button.addEventListener("click", () => play(motion.playState !== "running"));
+      play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+    });
+    picture.src = strip;
+  }
+
+  finish(reading) {
+    this.over("");
+    this.answer = reading.text;
+    const text = this.find(".text");
+    text.textContent = reading.text || "The model reads nothing here.";
+    text.classList.toggle("none", !reading.text);
+    if (/\p{Script=Han}/u.test(reading.text)) {
+      text.lang = "zh";
+    }
+    if (reading.confidence !== null && reading.text) {
+      const isLow = reading.confidence < LOW_CONFIDENCE;
+      show(this.find(".sure")).classList.toggle("low", isLow);
+      this.find(".sure .bar > span").style.width = `${100 * reading.confidence}%`;
+      this.find(".sure p").textContent = `${percent(reading.confidence)} confidence per character${isLow ? ": a guess" : ""}`;
+    }
+    this.showSegments(reading.segments);
+    this.showCandidates(reading.segments);
+    this.showSeconds(reading.seconds);
+    show(this.find(".tools"), Boolean(reading.text) && Boolean(navigator.clipboard));
+    speak(`${this.file.name}: ${text.textContent}`);
+  }
+
+  showSegments(segments) {
+    if (segments.length < 2) {
+      return;
+    }
+    const list = show(this.find(".segments"));
+    for (const segment of segments) {
+      const line = element("li");
+      const time = element("button", `${clock(segment.start_s)} – ${clock(segment.end_s)}`, "link num");
+      time.type = "button";
+      time.setAttribute("aria-label", `Play from ${clock(segment.start_s)}`);
+      time.addEventListener("click", () => {
+        this.video.currentTime = segment.start_s;
+        this.video.play();
+      });
+      const isRead = segment.confidence !== null && segment.confidence !== undefined && segment.text;
+      line.append(time, element("span", segment.text || segment.message || "–", segment.text ? "" : "quiet"),
+        element("span", isRead ? percent(segment.confidence) : "", "quiet num"));
+      list.append(line);
+    }
+  }
+
+  showCandidates(segments) {
+    const list = this.find(".candidates");
+    for (const segment of segments) {
+      const [own, ...others] = segment.candidates || [];
+      if (others.length) {
+        const time = segments.length > 1 ? `${clock(segment.start_s)} ` : "";
+        list.append(element("li", `${time}“${own.text}”: ${percentOfAll(own.share)} of the probability of the texts found; the next:`, "of"));
+      }
+      for (const other of others.slice(0, SHOWN_CANDIDATES)) {
+        const line = element("li");
+        line.append(element("span", other.text || "(nothing)"), element("span", percentOfAll(other.share), "quiet num"));
+        list.append(line);
+      }
+    }
+    show(this.find("details"), list.children.length > 0);
+  }
+
+  showSeconds(spent) {
+    const list = show(this.find(".seconds"));
+    const names = { upload: "upload", waiting: "waiting", mouth: "finding the mouth", reading: "reading" };
+    const parts = Object.keys(names).filter((part) => part !== "waiting" || spent.waiting >= 0.05);
+    const pairs = [["in all", (performance.now() - this.startedMs) / 1000], ...parts.map((part) => [names[part], spent[part]])];
+    for (const [name, s] of pairs) {
+      const pair = element("div");
+      pair.append(element("dt", name), element("dd", seconds(s)));
+      list.append(pair);
+    }
+  }
+
+  fail(refusal) {
+    this.over("Not read");
+    show(this.find(".fault"));
+    this.find(".message").textContent = refusal.message;
+    this.find(".detail").textContent = refusal.detail || "";
+    show(this.find(".detail"), Boolean(refusal.detail));
+    speak(`${this.file.name}: ${refusal.message}`);
+  }
+
+  async copy() {
+    await navigator.clipboard.writeText(this.answer);
+    speak("Copied");
+    this.find(".copy").textContent = "Copied";
+  }
+
+  dismiss() {
+    this.request?.abort();
+    URL.revokeObjectURL(this.address);
+    this.item.remove();
+    show(byId("readings-section"), byId("readings").children.length > 0);
+    byId("file").focus();
+  }
+}
+
+function refusalIn(answer) {
+  try {
+    const refusal = JSON.parse(answer);
+    return typeof refusal.message === "string" ? refusal : { message: "The server failed.", detail: answer.slice(0, 300) };
+  } catch {
+    return { message: "The server failed.", detail: answer.slice(0, 300) };
+  }
+}
+
+function read(files) {
+  for (const file of files) {
+    new Reading(file).send();
+  }
+}
+
+function takeDrops() {
+  let depth = 0;
+  const hasFiles = (event) => [...event.dataTransfer.types].includes("Files");
+  const mark = (change) => {
+    depth = change === 0 ? 0 : Math.max(0, depth + change);
+    document.body.classList.toggle("dragging", depth > 0);
+  };
+  addEventListener("dragenter", (event) => hasFiles(event) && mark(1));
+  addEventListener("dragleave", (event) => hasFiles(event) && mark(-1));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    mark(0);
+    read(event.dataTransfer.files);
+  });
+}
+
+async function introduce() {
+  const health = await (await fetch("/api/health")).json();
+  Object.assign(limits, health.limits);
+  byId("model").textContent = `model ${health.model}`;
+  byId("limits").textContent = `up to ${limits.max_upload_mb} MB and ${limits.max_video_s} s`;
+}
+
+byId("file").addEventListener("change", (event) => {
+  read(event.target.files);
+  event.target.value = ""; // the same file may be chosen again
+});
+takeDrops();
+introduce();

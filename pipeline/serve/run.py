@@ -1,0 +1,126 @@
+"""Runs the server until it is stopped, and leaves nothing behind."""
+
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import typer
+import uvicorn
+from starlette.types import ASGIApp
+
+from pipeline.params import Params
+from pipeline.readers import open_reader
+from pipeline.serve.app import make_app
+from pipeline.serve.guard import Guard
+from pipeline.serve.limits import Limits
+from pipeline.serve.worker import ReadingWorker
+from shards.errors import ConfigError
+
+GOODBYE_S = 3
+"""For answers that are on their way when the server is stopped."""
+
+
+def serve(source: Path, params: Params, host: str, port: int, limits: Limits) -> None:
+    """Serves the model of `source` (as `open_reader` takes it) until Ctrl-C or SIGTERM.
+
+    Raises CheckpointError, and ConfigError where the address cannot be had.
+    """
+    reading = within_limits(params, limits)
+    with _stoppable(), listening(host, port) as listener:
+        worker = ReadingWorker(partial(open_reader, source, reading), reading, limits.timeout_s)
+        try:
+            _tell(f"opening {source}")
+            worker.start()
+            worker.wait_ready()
+            app = Guard(make_app(worker, limits, source.name), host, limits)
+            server = _Server(configured(app), worker.stop)
+            typer.echo(_address(listener))
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            pass
+        finally:
+            worker.close()
+
+
+def configured(app: ASGIApp) -> uvicorn.Config:
+    """No line a request, no word of what serves it."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=GOODBYE_S,
+    )
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # those who wait for it hear so at once, and need not be waited for
+        self._on_stop()
+
+
+def within_limits(params: Params, limits: Limits) -> Params:
+    """Parameters by which a longer video is turned down, at the latest while it is decoded."""
+    longest_s = min(params.inference.max_video_s, limits.max_video_s)
+    inference = params.inference.model_copy(update={"max_video_s": longest_s})
+    return params.model_copy(update={"inference": inference})
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM as if it were Ctrl-C; the server has its own way while it runs, and then says it once more."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """The open door. Raises ConfigError where it cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another --port, or 0 for any"
+        ) from error
+    with listener:
+        if not _is_loopback(host):
+            _tell(
+                f"--host {host}: everyone who can reach this machine over the network can now send it videos, and "
+                "what they send travels unencrypted; browsers allow the camera on 127.0.0.1 or https only"
+            )
+        yield listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tell(message: str) -> None:
+    typer.echo(f"pipeline: {message}", err=True)

@@ -1,0 +1,239 @@
+"""The process that reads: it holds the model, and can be ended without harm to the server.
+
+Shapes: T frames of the clip at the model's rate, H = W = side of the mouth crop.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.reading import ClipReader, Reading
+from model.settings import DecodeParams, Head
+from pipeline.params import Params
+from pipeline.readers import OpenedReader
+from shards.errors import MachineError, PipelineError
+from stages.chatter import NATIVE_LOG, native_stderr_to
+from stages.local_pool import START_TIMEOUT_S, end_with_parent, interrupts_held
+
+STRIP_S, STRIP_FPS = 4.0, 12.5
+"""Length and rate of the mouth that is shown: enough to see that it is the right one, and that it moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mouth:
+    """The found mouth, told as soon as there is one."""
+
+    strip: str
+    """Frames side by side, each square: a JPEG as data: URI."""
+    fps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was read; `reading` has the keys of `pipeline inference --json`."""
+
+    reading: dict[str, Any]
+    mouth_s: float
+    """Finding and cutting the mouth, decoding included."""
+    reading_s: float
+
+
+class WorkerDied(Exception):
+    """The process ended in the midst of a video."""
+
+
+class WorkerLate(Exception):
+    """It was not done in time, and was ended."""
+
+
+class ReadingWorker:
+    """Reads a video at a time in a process of its own, which `open_reader` (picklable) gives its model once.
+
+    `read` is for one thread; `stop` may come from any.
+    """
+
+    def __init__(self, open_reader: Callable[[], OpenedReader], params: Params, timeout_s: float) -> None:
+        self._open_reader, self._params, self._timeout_s = open_reader, params, timeout_s
+        self._process: _Process | None = None
+        self.is_stopped = False
+        # the thread of a signal may hold it already
+        self._lock = threading.RLock()
+
+    def start(self) -> None:
+        """Starts the process, without waiting for it; none after `stop`."""
+        with self._lock:
+            if self._process is None and not self.is_stopped:
+                self._process = _Process(self._open_reader, self._params)
+
+    def wait_ready(self) -> None:
+        """Raises the PipelineError for which the model cannot be opened."""
+        self._ready()
+
+    def stop(self) -> None:
+        """Kills the process at once; a `read` meanwhile raises WorkerDied, and so does every later one."""
+        with self._lock:
+            self.is_stopped = True
+            if self._process is not None:
+                self._process.process.kill()
+
+    def close(self) -> None:
+        """`stop`, and waits for the process's end; not while another thread reads."""
+        self.stop()
+        self._end()
+
+    def read(self, path: Path, on_mouth: Callable[[Mouth], None]) -> Answer:
+        """What is said in the video. Raises WorkerDied, WorkerLate, and PipelineError where it cannot start."""
+        process = self._ready()
+        try:
+            process.pipe.send(path)
+            deadline_s = time.monotonic() + self._timeout_s
+            while process.pipe.poll(max(0.0, deadline_s - time.monotonic())):
+                told = process.pipe.recv()
+                if isinstance(told, Answer):
+                    return told
+                assert isinstance(told, Mouth), f"a worker said {told!r}"
+                on_mouth(told)
+            raise WorkerLate
+        except BaseException as error:
+            # another video must not meet what is left of this one
+            self._end()
+            self.start()
+            if isinstance(error, EOFError | OSError):
+                raise WorkerDied from error
+            raise
+
+    def _ready(self) -> "_Process":
+        if self._process is not None and self._process.is_ready and not self._process.process.is_alive():
+            self._end()  # it died while it had nothing to do
+        self.start()
+        if self._process is None:
+            raise WorkerDied
+        try:
+            self._process.wait_ready()
+        except (EOFError, OSError) as error:
+            self._end()
+            raise WorkerDied from error
+        except PipelineError:
+            self._end()
+            raise
+        return self._process
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.end()
+                self._process = None
+
+
+class _Process:
+    def __init__(self, open_reader: Callable[[], OpenedReader], params: Params) -> None:
+        # spawned: neither torch's nor the landmarker's threads survive a fork
+        context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, open_reader, params), daemon=True)
+        with interrupts_held():
+            self.process.start()
+        theirs.close()
+        self.is_ready = False
+
+    def wait_ready(self) -> None:
+        if self.is_ready:
+            return
+        if not self.pipe.poll(START_TIMEOUT_S):
+            self.process.kill()
+            raise MachineError(f"the model was not open after {START_TIMEOUT_S:g} s")
+        error = self.pipe.recv()
+        if error is not None:
+            raise error
+        self.is_ready = True
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader], params: Params) -> None:
+    """The process's life: says that it is ready, or why it cannot be, then answers each video."""
+    native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    from pipeline.inference import read_video
+
+    try:
+        opened = open_reader()
+    except PipelineError as error:
+        pipe.send(error)
+        return
+    pipe.send(None)
+    reader, params = _Watched(opened, pipe), with_candidates(params, opened.heads)
+    while True:
+        try:
+            path = pipe.recv()
+        except EOFError:
+            return
+        reader.expect_video()
+        started_s = time.monotonic()
+        try:
+            reading = read_video(path, reader, params)
+        except MemoryError:
+            os._exit(1)  # as if the kernel had ended it
+        total_s = time.monotonic() - started_s
+        pipe.send(Answer(asdict(reading), total_s - reader.reading_s, reader.reading_s))
+
+
+def with_candidates(params: Params, heads: Collection[Head]) -> Params:
+    """Parameters by which a page can show other readings: auto, which is greedy, finds none.
+
+    In its place stands the search of the CTC head, where there is one; like auto it asks no language model.
+    """
+    if params.decode.decoder != "auto" or "ctc" not in heads:
+        return params
+    search = DecodeParams(
+        decoder="ctc_beam", beam=params.decode.beam, num_candidates=params.decode.num_candidates
+    )
+    return params.model_copy(update={"decode": search})
+
+
+class _Watched:
+    """A reader that tells what it is shown: the mouth, and how long reading it takes."""
+
+    def __init__(self, reader: ClipReader, pipe: "Connection[Any, Any]") -> None:
+        self._reader, self._pipe = reader, pipe
+        self.fps, self.crop_px, self.text = reader.fps, reader.crop_px, reader.text
+        self.expect_video()
+
+    def expect_video(self) -> None:
+        self.reading_s, self._is_shown = 0.0, False
+
+    def read_clip(self, clip_THW: NDArray[np.uint8], params: DecodeParams) -> Reading:
+        if not self._is_shown:
+            self._pipe.send(mouth_of(clip_THW, self.fps))
+            self._is_shown = True
+        started_s = time.monotonic()
+        reading = self._reader.read_clip(clip_THW, params)
+        self.reading_s += time.monotonic() - started_s
+        return reading
+
+    def reference(self, label: str, params: DecodeParams) -> str:
+        return self._reader.reference(label, params)
+
+
+def mouth_of(clip_THW: NDArray[np.uint8], fps: float) -> Mouth:
+    """The clip's beginning as a strip."""
+    from stages.pages import jpeg_uri
+
+    step = max(1, round(fps / STRIP_FPS))
+    frames_THW = clip_THW[: max(1, round(STRIP_S * fps)) : step]
+    return Mouth(jpeg_uri(np.hstack(list(frames_THW))), fps / step)
