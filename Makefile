@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .PHONY: help demo test test-slow lint format clean
 
 help:
-	@echo "make demo       draw a small corpus, run all six stages, print the CER (7 minutes on two cores)"
+	@echo "make demo       draw a small corpus, run all seven stages, print the CER (7 minutes on two cores)"
 	@echo "make test       lint, type check and run all tests"
 	@echo "make test-slow  tests that need more: a Ray cluster on this machine (one minute)"
 	@echo "make lint       ruff, mypy and import-linter alone"

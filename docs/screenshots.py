@@ -1,0 +1,87 @@
+"""The README's pictures, taken with headless Chromium: `python docs/screenshots.py --help`.
+
+The report's need a finished `pipeline report`, the try-out page's a running `pipeline serve` and a video.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WIDTH_PX, MARGIN_PX = 1_120, 16
+MOST_KB = 400
+"""Of one picture: a README loads on a train."""
+READING_S = 120
+"""Longest time that the try-out page may take over a video."""
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Page]:
+    """The page in a light browser of WIDTH_PX."""
+    program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": WIDTH_PX, "height": 900}, color_scheme="light")
+        page.goto(url)
+        yield page
+        browser.close()
+
+
+def shoot(page: Page, file: Path, first: Locator, last: Locator) -> None:
+    """The page from the top of `first` to the bottom of `last`, all its width; SystemExit where it is too large."""
+    top, bottom = first.bounding_box(), last.bounding_box()
+    assert top is not None and bottom is not None, "both stand on the page"
+    start = max(0, top["y"] - MARGIN_PX)
+    height = bottom["y"] + bottom["height"] + MARGIN_PX - start
+    file.parent.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=file, full_page=True, clip={"x": 0, "y": start, "width": WIDTH_PX, "height": height})
+    size_kb = file.stat().st_size / 1_000
+    sys.stdout.write(f"{file}: {WIDTH_PX} x {height:.0f} px, {size_kb:.0f} kB\n")
+    if size_kb > MOST_KB:
+        raise SystemExit(f"{file} has more than {MOST_KB} kB; show less of the page")
+
+
+def shoot_report(url: str, folder: Path) -> None:
+    """report.png: the verdict and what lips could show; report_clips.png: two clips with errors."""
+    with opened(url) as page:
+        sections = page.locator("main > section")
+        shoot(page, folder / "report.png", page.locator(".top"), sections.nth(1))
+        clips = page.locator("article.clip")
+        shoot(page, folder / "report_clips.png", clips.nth(0), clips.nth(min(1, clips.count() - 1)))
+
+
+def shoot_serve(url: str, video: Path, folder: Path) -> None:
+    """serve.png: the try-out page with what it read from a video."""
+    with opened(url) as page:
+        page.locator("input[type=file]").set_input_files(video)
+        page.locator(".tools:visible, .fault:visible").wait_for(timeout=1_000 * READING_S)
+        if page.locator(".fault").is_visible():
+            raise SystemExit(f"{video} could not be read: {page.locator('.fault').inner_text()}")
+        if page.locator("summary").is_visible():
+            page.locator("summary").click()  # other readings
+        main = page.locator("main")
+        shoot(page, folder / "serve.png", main, main)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--report", type=Path, metavar="FILE", help="a report.html")
+    parser.add_argument("--serve", metavar="URL", help="of a running `pipeline serve`; needs --video")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="what the try-out page reads")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="FOLDER")
+    options = parser.parse_args()
+    if not (options.report or options.serve) or bool(options.serve) != bool(options.video):
+        parser.error("name --report FILE, or --serve URL with --video FILE, or all three")
+    if options.report:
+        shoot_report(options.report.resolve().as_uri(), options.out)
+    if options.serve:
+        shoot_serve(options.serve, options.video, options.out)
+
+
+if __name__ == "__main__":
+    main()
