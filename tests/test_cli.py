@@ -110,7 +110,7 @@ def test_show_and_test_print_the_figures_of_the_report(workspace: Path) -> None:
     assert json.loads(tested.stdout) == metrics
     flattered = run(workspace, "test", *checkpoint, "--split", "train")
     assert flattered.returncode == 0, flattered.stderr
-    assert "1 speakers of split train were also trained on" in " ".join(flattered.stdout.split())
+    assert "Trained on too: 1 of the speakers of split train" in " ".join(flattered.stdout.split())
 
 
 def test_inference_reads_what_it_can_and_says_why_not(workspace: Path) -> None:
