@@ -132,11 +132,12 @@ def test_all_of_grid_is_ingested(realdata: Path, tmp_path: Path) -> None:
     assert summary.clips_by_split == expected == {"train": 800, "valid": 50, "test": 50, "unseen": 10}
     assert summary.num_missing == 0
     assert summary.shared_speakers == {"s1": ("train", "valid", "test")}
-    found = duckdb.execute(
-        "SELECT count(*), count(DISTINCT clip_id), count(*) FILTER (media_kind = 'face'), min(num_chars) > 10 "
-        "FROM read_parquet(?)",
-        [str(path)],
-    ).fetchone()
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "SELECT count(*), count(DISTINCT clip_id), count(*) FILTER (media_kind = 'face'), min(num_chars) > 10 "
+            "FROM read_parquet(?)",
+            [str(path)],
+        ).fetchone()
     assert found == (910, 910, 910, True)
     rows = {row["clip_id"]: row for row in pq.read_table(path).to_pylist()}
     assert rows["s1_bbaf2n"]["text"] == rows["s1_bbaf2n"]["label"] == "bin blue at f two now"

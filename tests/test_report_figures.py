@@ -259,10 +259,11 @@ def test_files_for_plots_and_duckdb(tmp_path: Path) -> None:
     assert sum(int(row["num_clips"]) for row in rows("calibration.csv")) == len(clips)
     assert {row["quality"] for row in rows("qualities.csv")} == {"sharpness"}
     file = tmp_path / "predictions.parquet"
-    answer = duckdb.sql(
-        "SELECT sum(substitutions + deletions + insertions) / sum(num_chars), max(abs(confidence - exp(score))), "
-        f"min(age), min(gender), count(DISTINCT speaker) FROM '{file}'"
-    ).fetchall()
+    with duckdb.connect() as connection:
+        answer = connection.sql(
+            "SELECT sum(substitutions + deletions + insertions) / sum(num_chars), max(abs(confidence - exp(score))), "
+            f"min(age), min(gender), count(DISTINCT speaker) FROM '{file}'"
+        ).fetchall()
     assert answer[0] == (metrics["cer"], pytest.approx(0, abs=1e-6), 31, "F", 2)
 
 
