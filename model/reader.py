@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.altered import altered_told
 from model.checkpoints import load_checkpoint, vocabulary_of
 from model.decoders.arpa import load_language_model
-from model.decoders.choice import asks_language_model, chosen_decoder
+from model.decoders.choice import asks_language_model, chosen_decoder, ready_decoder
 from model.decoders.ngram import LanguageModel
 from model.decoding import Encoded, readings_by_attention, readings_by_ctc
 from model.device import Precision
@@ -22,7 +22,7 @@ from model.pinyin import syllables_of
 from model.reading import Reading
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams
 from model.vocabulary import Vocabulary
-from shards.errors import CheckpointError, ConfigError
+from shards.errors import CheckpointError
 
 
 @dataclass
@@ -92,13 +92,7 @@ class LipReader:
 
     def decoder(self, params: DecodeParams) -> str:
         """The decoder that `params` names; ConfigError where the network has not learnt it, or it lacks something."""
-        name = chosen_decoder(params, self.heads)
-        if self.language_model is None and asks_language_model(name, params):
-            raise ConfigError(
-                f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
-                "makes one, or set decode.lm_weight=0"
-            )
-        return name
+        return ready_decoder(params, self.heads, self.language_model is not None)
 
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
         """Opens the ARPA file at `path` where the decoder of `params` asks a language model.

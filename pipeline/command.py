@@ -72,7 +72,7 @@ def shown(what: str, unit: str) -> Iterator[Any]:
     from shards.errors import Interrupted
 
     try:
-        with _terminable(), nullcontext(_unseen) if is_other_rank() else progress(what, unit) as on_progress:
+        with terminable(), nullcontext(_unseen) if is_other_rank() else progress(what, unit) as on_progress:
             yield on_progress
     except KeyboardInterrupt as error:
         raise Interrupted(f"{what}: stopped. What is done is kept; the same command goes on") from error
@@ -83,7 +83,7 @@ def _unseen(*_: object) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM as if it were Ctrl-C, so that nothing this process started is left behind."""
 
     def interrupt(*_: object) -> None:

@@ -91,3 +91,14 @@ def chosen_decoder(params: DecodeParams, heads: Collection[Head]) -> str:
             "decode.lm_weight: decoder pinyin chooses characters by the language model, so it must be above 0"
         )
     return name
+
+
+def ready_decoder(params: DecodeParams, heads: Collection[Head], has_language_model: bool) -> str:
+    """`chosen_decoder`; ConfigError too where it asks a language model and the reader has none."""
+    name = chosen_decoder(params, heads)
+    if not has_language_model and asks_language_model(name, params):
+        raise ConfigError(
+            f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
+            "makes one, or set decode.lm_weight=0"
+        )
+    return name

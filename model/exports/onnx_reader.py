@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from model.decoders.arpa import load_language_model
-from model.decoders.choice import asks_language_model, chosen_decoder
+from model.decoders.choice import asks_language_model, chosen_decoder, ready_decoder
 from model.decoders.ctc_reading import reading_by_ctc
 from model.decoders.ngram import LanguageModel
 from model.exports.names import CONFIG, LOG_PROBS, NUM_FRAMES, NUM_STEPS, SYLLABLE_LOG_PROBS, VIDEO
@@ -24,7 +24,7 @@ from model.settings import DecodeParams, Head, TextParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.cores import usable_cores
-from shards.errors import CheckpointError, ConfigError, MachineError
+from shards.errors import CheckpointError, MachineError
 
 MAX_FILE_BYTES = 4 << 30
 """Ten times the largest preset's; protobuf ends at 2 GB."""
@@ -95,13 +95,7 @@ class OnnxReader:
 
     def decoder(self, params: DecodeParams) -> str:
         """The decoder that `params` names; ConfigError where the file has not what it takes."""
-        name = chosen_decoder(params, self.heads)
-        if self.language_model is None and asks_language_model(name, params):
-            raise ConfigError(
-                f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
-                "makes one, or set decode.lm_weight=0"
-            )
-        return name
+        return ready_decoder(params, self.heads, self.language_model is not None)
 
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
         """Opens the ARPA file at `path` where the decoder of `params` asks a language model; TableError as it does."""

@@ -1,7 +1,6 @@
 """Runs the server until it is stopped, and leaves nothing behind."""
 
 import ipaddress
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import typer
 import uvicorn
 from starlette.types import ASGIApp
 
+from pipeline.command import terminable
 from pipeline.params import Params
 from pipeline.readers import open_reader
 from pipeline.serve.app import make_app
@@ -31,7 +31,7 @@ def serve(source: Path, params: Params, host: str, port: int, limits: Limits) ->
     Raises CheckpointError, and ConfigError where the address cannot be had.
     """
     reading = within_limits(params, limits)
-    with _stoppable(), listening(host, port) as listener:
+    with terminable(), listening(host, port) as listener:
         worker = ReadingWorker(partial(open_reader, source, reading), reading, limits.timeout_s)
         try:
             _tell(f"opening {source}")
@@ -75,20 +75,6 @@ def within_limits(params: Params, limits: Limits) -> Params:
     longest_s = min(params.inference.max_video_s, limits.max_video_s)
     inference = params.inference.model_copy(update={"max_video_s": longest_s})
     return params.model_copy(update={"inference": inference})
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM as if it were Ctrl-C; the server has its own way while it runs, and then says it once more."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    former = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 @contextmanager
