@@ -22,7 +22,8 @@ from shards.files import read_table, table_from_rows, write_table
 from shards.schema import PREDICTIONS, SAMPLES
 from stages.report import split_metrics, write_report
 from stages.report_figures import ReportFacts
-from stages.report_page import ModelFacts, ReportContext
+from stages.report_page import ReportContext
+from tests import report_figures
 
 READ = [
     ("今天天气很好", "今天天气很好"),
@@ -71,31 +72,8 @@ def mouth_of(clip_id: str) -> np.ndarray:
 
 
 def made_context(**changes: Any) -> ReportContext:
-    curves = [
-        {
-            "epoch": epoch,
-            "train_loss": 4 / (epoch + 1),
-            "val_loss": None if epoch == 0 else 5 / (epoch + 1),
-            "val_cer": None if epoch == 0 else 1 / (epoch + 1),
-            "learning_rate": 1e-4,
-            "clips_per_s": 40.0,
-            "data_wait": 0.02,
-        }
-        for epoch in range(12)
-    ]
-    context = ReportContext(
-        corpus="chinese_lips",
-        split="test",
-        seed=0,
-        num_examples=3,
-        resamples=200,
-        model=ModelFacts("tiny", 1_234_567, 11, "version 1: NFKC, case fold, no punctuation", "ctc, greedy"),
-        clip_of=mouth_of,
-        curves=curves,
-        rejections={"no_face": 3, "turned_away": 1},
-        clip_totals={"train": 240, "valid": 24, "test": 5},
-    )
-    return replace(context, **changes)
+    own = {"resamples": 200, "clip_of": mouth_of, "spikes_of": lambda clip_id: None}
+    return report_figures.made_context(**(own | changes))
 
 
 def blind_of(clips: list[ScoredClip]) -> list[ScoredClip]:
