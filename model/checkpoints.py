@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from model.full_disk import full_disk_told
-from model.network import differences
+from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary

@@ -16,8 +16,8 @@ from model.decoders.ctc_prefix import CtcPrefixes
 from model.decoders.ctc_reading import best_reading, greedy_reading, reading_by_ctc
 from model.decoders.joint_beam import joint_beam
 from model.decoders.ngram import LanguageModel
-from model.masks import step_mask
-from model.network import LipNetwork
+from model.networks.masks import step_mask
+from model.networks.network import LipNetwork
 from model.reading import Candidate, Reading
 from model.settings import DecodeParams
 from model.vocabulary import Vocabulary

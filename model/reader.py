@@ -16,8 +16,8 @@ from model.decoders.choice import asks_language_model, chosen_decoder, ready_dec
 from model.decoders.ngram import LanguageModel
 from model.decoding import Encoded, readings_by_attention, readings_by_ctc
 from model.device import Precision
-from model.network import LipNetwork
-from model.network_input import network_input
+from model.networks.network import LipNetwork
+from model.networks.network_input import network_input
 from model.pinyin import syllables_of
 from model.reading import Reading
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams

@@ -51,7 +51,7 @@ class RunFolder:
         self.folder = runs_folder / run_id
         self.last = self.folder / "last.pt"
         self.before_last = self.folder / "before_last.pt"
-        """The one that last.pt took the place of (model/last_checkpoint.py)."""
+        """The one that last.pt took the place of (model/training/last_checkpoint.py)."""
         self.last_is_damaged = False
         self.best = self.folder / "best_model.pt"
         self.weights = self.folder / "model.safetensors"

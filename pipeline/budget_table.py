@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from model.find_budget import MARGIN, FoundBudget
+from model.training.find_budget import MARGIN, FoundBudget
 
 
 def print_budget(found: FoundBudget, console: Console) -> None:

@@ -58,7 +58,7 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
 
 
 def is_other_rank() -> bool:
-    """Whether torchrun started this process beside a first one, which speaks for all (model/ranks.py)."""
+    """Whether torchrun started this process beside a first one, which speaks for all (model/training/ranks.py)."""
     return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 

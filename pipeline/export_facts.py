@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model.network import num_parameters
+from model.networks.network import num_parameters
 from model.reader import LipReader
 from model.text import describe_normaliser
 from pipeline.params import Params, read_mapping

@@ -80,7 +80,7 @@ def train(
     """
     from dataclasses import replace
 
-    from model.trainer import train as run
+    from model.training.trainer import train as run
     from pipeline.console import over_epochs
     from pipeline.older import OLDER_NAMES
     from pipeline.training import job_of
@@ -115,7 +115,7 @@ def train(
 
 
 def _find_budget(values: "Params") -> None:
-    from model.find_budget import find_budget
+    from model.training.find_budget import find_budget
     from pipeline.budget_table import print_budget
     from pipeline.console import stdout
     from pipeline.training import job_of

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.job import TrainingJob
+from model.training.job import TrainingJob
 from pipeline.params import Params, params_text
 from shards.store import open_store
 

@@ -50,7 +50,7 @@ _SAFETENSORS = """import json
 
 from safetensors.torch import load_file
 
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.settings import ModelParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary

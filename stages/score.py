@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from model.decoders.choice import asks_language_model, describe_settings, unused_weights, used_settings
 from model.device import choose_device
-from model.network import num_parameters
+from model.networks.network import num_parameters
 from model.reader import LipReader
 from model.scored import ScoredClip
 from model.scoring import score_split

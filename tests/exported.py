@@ -7,7 +7,7 @@ import torch
 
 from model.device import Precision
 from model.exports.safetensors_file import reader_config
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.reader import LipReader
 from model.settings import Head, ModelParams, TextParams
 from model.text import NORMALISER_VERSION

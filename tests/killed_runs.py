@@ -14,10 +14,11 @@ from unittest.mock import patch
 
 import torch
 
-from model import checkpoints, set_up, trainer
-from model.job import TrainingJob
+from model import checkpoints
 from model.reader import LipReader
-from model.step import StepFigures, TrainingStep
+from model.training import set_up, trainer
+from model.training.job import TrainingJob
+from model.training.step import StepFigures, TrainingStep
 from shards.errors import Interrupted
 from shards.stream import ClipBatch
 

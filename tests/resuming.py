@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from model.device import Precision
-from model.job import TrainingJob
-from model.trainer import train
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training.job import TrainingJob
+from model.training.trainer import train
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 from shards.errors import Interrupted
 from tests.packed import Packed
 from tests.test_trainer import job_in

@@ -11,9 +11,9 @@ import torch
 
 from model.checkpoints import load_checkpoint, save_checkpoint
 from model.reader import LipReader
-from model.trainer import train
-from model.training_data import TrainingData
-from model.training_state import run_of
+from model.training.trainer import train
+from model.training.training_data import TrainingData
+from model.training.training_state import run_of
 from shards.errors import CheckpointError
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of, stopped_in

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.averaging import WeightAverage
 from model.checkpoints import load_checkpoint
 from model.device import Precision
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.text import Tokenizer
-from model.trainer import train
-from model.training_data import TrainingData
-from model.training_state import run_of
+from model.training.averaging import WeightAverage
+from model.training.trainer import train
+from model.training.training_data import TrainingData
+from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.conformer_encoder import ConformerEncoder, RelativeAttention, offset_sinusoids, sinusoids
-from model.presets import ConformerSizes
-from model.resnet_frontend import ResNetFrontend, Stem
+from model.networks.conformer_encoder import ConformerEncoder, RelativeAttention, offset_sinusoids, sinusoids
+from model.networks.presets import ConformerSizes
+from model.networks.resnet_frontend import ResNetFrontend, Stem
+from model.networks.transformer_decoder import TransformerDecoder
 from model.text import END_ID, START_ID, UNKNOWN_ID
-from model.transformer_decoder import TransformerDecoder
 
 NUM_TOKENS = 9
 SMALL = ConformerSizes(

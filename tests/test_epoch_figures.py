@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from model import epoch_figures
-from model.epoch_figures import curve_of, epoch_line, flop_utilisation, flops_of_step, peak_memory_mb
-from model.job import Progress
+from model.training import epoch_figures
+from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, flops_of_step, peak_memory_mb
+from model.training.job import Progress
 from shards.plan import EpochPlan
 from stages.report_tables import CURVE_COLUMNS
 

@@ -18,7 +18,7 @@ from model.checkpoints import load_checkpoint, save_checkpoint
 from model.reader import LipReader
 from model.settings import DecodeParams
 from model.text import SPECIAL_TOKENS
-from model.trainer import train
+from model.training.trainer import train
 from pipeline.export import export
 from pipeline.params import Params, load_params
 from shards.errors import CheckpointError, ConfigError, TableError

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from model import find_budget as module
-from model.find_budget import MARGIN, NARROW_ENOUGH, FoundBudget, Shape, find_budget
-from model.job import TrainingJob
 from model.settings import AugmentParams, ModelParams
+from model.training import find_budget as module
+from model.training.find_budget import MARGIN, NARROW_ENOUGH, FoundBudget, Shape, find_budget
+from model.training.job import TrainingJob
 from pipeline.budget_table import print_budget
 from shards.available_memory import available_mb, group_available_mb
 from shards.errors import ConfigError, TrainingError
@@ -146,9 +146,9 @@ import resource, sys, torch
 from dataclasses import replace
 from pathlib import Path
 from model.device import Precision
-from model.step import TrainingStep
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training.step import TrainingStep
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 from shards.memory import status_mb
 from shards.settings import LoaderParams
 from tests.packed import Packed

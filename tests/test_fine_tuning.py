@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from model.checkpoints import CHECKPOINT_VERSION, KEYS, load_checkpoint, save_checkpoint
-from model.fine_tuning import parameter_groups, start_from, to_training_mode
-from model.job import TrainingJob
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.public.table import NEVER
 from model.public.weights import import_weights
 from model.reader import LipReader
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.targets import targets_of
 from model.text import END_ID, NORMALISER_VERSION, START_ID, Tokenizer
-from model.trainer import train
-from model.training_data import TrainingData
-from model.training_state import run_of
+from model.training.fine_tuning import parameter_groups, start_from, to_training_mode
+from model.training.job import TrainingJob
+from model.training.trainer import train
+from model.training.training_data import TrainingData
+from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, TrainingError
 from shards.settings import LoaderParams, MachineParams

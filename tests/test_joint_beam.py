@@ -14,11 +14,11 @@ from model.decoders.ctc_prefix import CtcPrefixes
 from model.decoders.joint_beam import Found, joint_beam
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import LanguageModel
-from model.lstm_decoder import LstmDecoder
-from model.presets import Cnn3dSizes, ConformerSizes
+from model.networks.lstm_decoder import LstmDecoder
+from model.networks.presets import Cnn3dSizes, ConformerSizes
+from model.networks.transformer_decoder import TransformerDecoder
 from model.settings import DecodeParams
 from model.text import BLANK_ID, END_ID, Tokenizer
-from model.transformer_decoder import TransformerDecoder
 
 Decoder = LstmDecoder | TransformerDecoder
 Text = tuple[int, ...]

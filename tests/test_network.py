@@ -6,7 +6,7 @@ import torch
 
 from model.decoders.ctc_greedy import greedy_ctc
 from model.device import Precision
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.reader import LipReader
 from model.settings import DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.gray_levels import MEASURED_CLIPS, measured, with_gray_levels
-from model.network_input import network_input
+from model.networks.network_input import network_input
 from model.reader import LipReader
 from model.settings import ModelParams
-from model.trainer import train
+from model.training.gray_levels import MEASURED_CLIPS, measured, with_gray_levels
+from model.training.trainer import train
 from shards.errors import ShardError, TrainingError
 from shards.plan import read_samples
 from tests.packed import pack_clips, toy_clips

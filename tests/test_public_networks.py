@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from model.conformer_encoder import ConformerEncoder
-from model.masks import step_mask
-from model.presets import PRESET_SIZES, ConformerSizes
+from model.networks.conformer_encoder import ConformerEncoder
+from model.networks.masks import step_mask
+from model.networks.presets import PRESET_SIZES, ConformerSizes
+from model.networks.resnet_frontend import ResNetFrontend
+from model.networks.transformer_decoder import TransformerDecoder
 from model.public.names import PublicFormat, our_name
-from model.resnet_frontend import ResNetFrontend
-from model.transformer_decoder import TransformerDecoder
 
 FORMATS: tuple[PublicFormat, ...] = get_args(PublicFormat)
 TINY = ConformerSizes(

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoints import KEYS, load_checkpoint, save_checkpoint, vocabulary_of
-from model.masks import step_mask
-from model.network import LipNetwork
+from model.networks.masks import step_mask
+from model.networks.network import LipNetwork
 from model.public.files import open_weights
 from model.public.names import PublicFormat, our_name
 from model.public.table import read_table

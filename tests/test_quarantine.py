@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.job import TrainingJob
-from model.quarantine import Quarantine
 from model.runs import RunFolder
-from model.trainer import train
-from model.training_data import TrainingData
+from model.training.job import TrainingJob
+from model.training.quarantine import Quarantine
+from model.training.trainer import train
+from model.training.training_data import TrainingData
 from shards.errors import Interrupted, MachineError, ShardError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from shards.remote_store import RemoteStore

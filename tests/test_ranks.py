@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model import trainer
 from model.checkpoints import load_checkpoint
-from model.job import TrainingJob
-from model.ranks import Ranks, ranks_of
 from model.reader import LipReader
 from model.settings import DecodeParams
-from model.trainer import train
-from model.training_data import TrainingData
+from model.training import trainer
+from model.training.job import TrainingJob
+from model.training.ranks import Ranks, ranks_of
+from model.training.trainer import train
+from model.training.training_data import TrainingData
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from tests.packed import Packed, pack_clips, toy_clips
@@ -353,7 +353,7 @@ def test_a_torn_environment_is_refused() -> None:
 
 
 def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.ranks.choose_device", torch.device)
+    monkeypatch.setattr("model.training.ranks.choose_device", torch.device)
     with pytest.raises(ConfigError, match="cuda:1 is one GPU for 2 processes"):
         Ranks(1, 2, 1, 2).device("cuda:1")
     assert Ranks(1, 2, 1, 2).device("cpu") == torch.device("cpu")

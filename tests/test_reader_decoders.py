@@ -16,7 +16,7 @@ from model.decoders.choice import (
 from model.decoders.ctc_forward import SyllableScores, syllable_log_probabilities
 from model.decoders.kneser_ney import train
 from model.device import Precision
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.reader import LipReader
 from model.settings import DecodeParams, Head, ModelParams, TextParams
 from model.text import UNKNOWN_ID

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.bilstm_encoder import BilstmEncoder
 from model.checkpoints import load_checkpoint
-from model.job import TrainingJob
+from model.networks.bilstm_encoder import BilstmEncoder
 from model.settings import DecodeParams, ModelParams
-from model.step import TrainingStep
-from model.trainer import train
+from model.training.job import TrainingJob
+from model.training.step import TrainingStep
+from model.training.trainer import train
 from shards.errors import Interrupted
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams

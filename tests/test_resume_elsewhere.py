@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from model.checkpoints import load_checkpoint
-from model.job import TrainingJob
 from model.settings import DecodeParams, TextParams
-from model.trainer import train
+from model.training.job import TrainingJob
+from model.training.trainer import train
 from shards.errors import CheckpointError, Interrupted
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore

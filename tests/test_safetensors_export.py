@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 
 from model.checkpoints import load_checkpoint
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.settings import DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer
-from model.trainer import train
+from model.training.trainer import train
 from model.vocabulary import Vocabulary
 from tests.packed import pack_clips, toy_clips
 from tests.test_trainer import MODEL, TRAIN, job_in

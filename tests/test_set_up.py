@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from model import device, find_budget, first_batch
-from model.find_budget import Shape
-from model.first_batch import FirstBatch, flops_a_frame
-from model.job import TrainingJob
-from model.set_up import set_up
+from model import device
 from model.settings import AugmentParams
-from model.step import TrainingStep
-from model.trainer import train
-from model.training_data import TrainingData
+from model.training import find_budget, first_batch
+from model.training.find_budget import Shape
+from model.training.first_batch import FirstBatch, flops_a_frame
+from model.training.job import TrainingJob
+from model.training.set_up import set_up
+from model.training.step import TrainingStep
+from model.training.trainer import train
+from model.training.training_data import TrainingData
 from shards.settings import MachineParams
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.test_trainer import job_in

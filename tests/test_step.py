@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.batch_input import training_input
 from model.device import Precision
-from model.job import TrainingJob
-from model.out_of_memory import MicroBatches, is_out_of_memory, padded_frames
-from model.ranks import Ranks
 from model.settings import DecodeParams, ModelParams
-from model.step import StepFigures, TrainingStep
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training.batch_input import training_input
+from model.training.job import TrainingJob
+from model.training.out_of_memory import MicroBatches, is_out_of_memory, padded_frames
+from model.training.ranks import Ranks
+from model.training.step import StepFigures, TrainingStep
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 from shards.errors import Interrupted, TrainingError
 from shards.stream import ClipBatch
 from tests.packed import Packed, pack_clips, toy_clips

@@ -17,16 +17,16 @@ import torch
 
 from model.checkpoints import OLDER_KEYS, load_checkpoint
 from model.device import Precision
-from model.job import Progress, TrainingJob
 from model.metrics import total_counts
 from model.reader import LipReader
 from model.runs import RunFolder
 from model.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
-from model.step import StepFigures, TrainingStep
-from model.stopping import StopSignals
-from model.trainer import train
-from model.training_words import tell_left_out
+from model.training.job import Progress, TrainingJob
+from model.training.step import StepFigures, TrainingStep
+from model.training.stopping import StopSignals
+from model.training.trainer import train
+from model.training.training_words import tell_left_out
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
@@ -248,7 +248,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
         "from shards.errors import Interrupted\n"
         "from tests.packed import Packed\n"
         "from tests.test_trainer import job_in\n"
-        "from model.trainer import train\n"
+        "from model.training.trainer import train\n"
         "def told(epoch, done, total, loss):\n"
         "    print(epoch, done, flush=True)\n"
         "    time.sleep(0.3)\n"
@@ -461,7 +461,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     def poison(windows: set[int]) -> None:
         monkeypatch.setattr(Poisoned, "windows", frozenset(windows))
         monkeypatch.setattr(Poisoned, "num_windows", 0)
-        monkeypatch.setattr("model.set_up.TrainingStep", Poisoned)
+        monkeypatch.setattr("model.training.set_up.TrainingStep", Poisoned)
 
     return poison
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from model import runs
-from model.job import TrainingJob
-from model.trainer import train
+from model.training.job import TrainingJob
+from model.training.trainer import train
 from pipeline.params import check, load_params, params_text, read_mapping
 from pipeline.training import job_of
 from shards.errors import Interrupted

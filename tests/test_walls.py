@@ -29,7 +29,7 @@ PREPROCESSING = (
     "pipeline.inference_run",
 )
 TRAINING = (
-    "model.trainer",
+    "model.training.trainer",
     "model.scoring",
     "model.checkpoints",
     "model.reader",

@@ -16,13 +16,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from model.epoch_figures import curve_of
-from model.job import Progress, TrainingJob
 from model.runs import Curve, RunFolder
 from model.scored import ScoredClip
-from model.step import StepFigures
-from model.trainer import train
-from model.watching import FRAMES_A_CLIP, Watch, tensorboard_folder
+from model.training.epoch_figures import curve_of
+from model.training.job import Progress, TrainingJob
+from model.training.step import StepFigures
+from model.training.trainer import train
+from model.training.watching import FRAMES_A_CLIP, Watch, tensorboard_folder
 from shards.plan import EpochPlan
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.test_trainer import job_in

@@ -17,7 +17,7 @@ from torch import nn
 from model.decoders.choice import GREEDY, HEADS_OF_DECODER
 from model.decoders.kneser_ney import train
 from model.device import Precision
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.pinyin import syllables_of
 from model.reader import LipReader
 from model.settings import DecodeParams, ModelParams

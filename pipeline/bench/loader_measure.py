@@ -175,7 +175,7 @@ def training(task: Task, material: Material) -> Figures:
 
     Before the first epoch the shards are not in the page cache.
     """
-    from model.trainer import train
+    from model.training.trainer import train
     from pipeline.training import job_of
 
     values = parse_yaml(recipe_text("grid"), "recipe")

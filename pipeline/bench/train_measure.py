@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from model.batch_input import training_input
 from model.device import Precision, choose_device, keep_freed_memory
-from model.epoch_figures import flop_utilisation, peak_flops_per_s, peak_memory_mb
-from model.first_batch import flops_a_frame
-from model.network import num_parameters
-from model.set_up import set_up
+from model.networks.network import num_parameters
 from model.settings import DecodeParams
-from model.step import TrainingStep
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training.batch_input import training_input
+from model.training.epoch_figures import flop_utilisation, peak_flops_per_s, peak_memory_mb
+from model.training.first_batch import flops_a_frame
+from model.training.set_up import set_up
+from model.training.step import TrainingStep
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 from pipeline.params import check, parse_yaml, recipe_text
 from pipeline.training import job_of
 from shards.cores import usable_cores

@@ -2,14 +2,14 @@
 
 import torch
 
-from model.compiling import compile_parts
 from model.device import Precision, tune
-from model.fine_tuning import to_training_mode
-from model.job import TrainingJob
-from model.ranks import ALONE, Ranks
-from model.step import TrainingStep
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training.compiling import compile_parts
+from model.training.fine_tuning import to_training_mode
+from model.training.job import TrainingJob
+from model.training.ranks import ALONE, Ranks
+from model.training.step import TrainingStep
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 
 
 def set_up(job: TrainingJob, data: TrainingData, device: torch.device, ranks: Ranks = ALONE) -> TrainingStep:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from model.network_input import inside, mean_frame, normalised, resized, resized_size, window_of
+from model.networks.network_input import inside, mean_frame, normalised, resized, resized_size, window_of
 from model.settings import AugmentParams, ModelParams
 
 

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from model.altered import altered_told
 from model.checkpoints import plan_identity_of, refuse_other_model
-from model.job import Progress, TrainingJob
-from model.last_checkpoint import newest_whole
-from model.ranks import Ranks
 from model.runs import RunFolder
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
-from model.training_data import TrainingData
-from model.training_state import other_params, run_of
+from model.training.job import Progress, TrainingJob
+from model.training.last_checkpoint import newest_whole
+from model.training.ranks import Ranks
+from model.training.training_data import TrainingData
+from model.training.training_state import other_params, run_of
 from shards.errors import CheckpointError, PipelineError
 from shards.identity import PlanIdentity
 from shards.settings import LoaderParams

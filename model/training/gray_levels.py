@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.network_input import SMALLEST_VARIANCE, mean_frame, window_of
+from model.networks.network_input import SMALLEST_VARIANCE, mean_frame, window_of
 from model.settings import ModelParams
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards

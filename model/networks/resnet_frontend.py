@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.masks import step_mask
-from model.presets import ConformerSizes
+from model.networks.masks import step_mask
+from model.networks.presets import ConformerSizes
 
 STEM_KERNEL = (5, 7, 7)
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.job import TrainingJob
 from model.metrics import EditCounts, total_counts
-from model.ranks import Ranks
 from model.reader import LipReader
 from model.scored import ScoredClip
 from model.scoring import score_batches
-from model.training_data import TrainingData
+from model.training.job import TrainingJob
+from model.training.ranks import Ranks
+from model.training.training_data import TrainingData
 from shards.stream import ShardStream
 
 

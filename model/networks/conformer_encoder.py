@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.masks import step_mask
-from model.presets import ConformerSizes
+from model.networks.masks import step_mask
+from model.networks.presets import ConformerSizes
 
 # Of every layer norm: the public encoders' tensors tell 1e-12 (1e-6 off) from torch's 1e-5 (5e-5 off).
 NORM_EPSILON = 1e-12

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from model import schedule
-from model.batch_input import training_input
 from model.device import Precision
-from model.job import TrainingJob
-from model.losses import LossParams, joint_loss_B
-from model.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
-from model.ranks import ALONE, Ranks
 from model.runs import logger
-from model.stopping import StopSignals
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training import schedule
+from model.training.batch_input import training_input
+from model.training.job import TrainingJob
+from model.training.losses import LossParams, joint_loss_B
+from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
+from model.training.ranks import ALONE, Ranks
+from model.training.stopping import StopSignals
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 from shards.errors import Interrupted, TrainingError
 from shards.stream import ClipBatch
 

@@ -2,14 +2,14 @@
 
 import torch
 
-from model.batch_input import training_input
 from model.device import fastest_threads
-from model.epoch_figures import flops_of_step, peak_flops_per_s
-from model.out_of_memory import part
 from model.runs import logger
-from model.step import TrainingStep
-from model.training_data import TrainingData
-from model.training_state import TrainingState
+from model.training.batch_input import training_input
+from model.training.epoch_figures import flops_of_step, peak_flops_per_s
+from model.training.out_of_memory import part
+from model.training.step import TrainingStep
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
 from shards.cores import usable_cores
 from shards.stream import ClipBatch, ShardStream
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from model.altered import altered_told
-from model.averaging import WeightAverage
 from model.checkpoints import (
     CHECKPOINT_VERSION,
     load_checkpoint,
@@ -17,15 +16,16 @@ from model.checkpoints import (
     save_checkpoint,
 )
 from model.device import Precision, channels_last_weights
-from model.fine_tuning import parameter_groups, start_from
-from model.job import Progress, TrainingJob
-from model.last_checkpoint import load_last
-from model.network import LipNetwork, differences
-from model.ranks import ALONE, Ranks
+from model.networks.network import LipNetwork, differences
 from model.reader import LipReader
 from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
-from model.training_data import TrainingData
+from model.training.averaging import WeightAverage
+from model.training.fine_tuning import parameter_groups, start_from
+from model.training.job import Progress, TrainingJob
+from model.training.last_checkpoint import load_last
+from model.training.ranks import ALONE, Ranks
+from model.training.training_data import TrainingData
 from shards.cores import usable_cores
 from shards.errors import CheckpointError
 from shards.files import sha256_of

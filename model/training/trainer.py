@@ -7,26 +7,26 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from model import schedule
 from model.checkpoints import save_checkpoint
-from model.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
 from model.exports.safetensors_file import write_weights
-from model.fine_tuning import to_training_mode
-from model.first_batch import FirstBatch
-from model.job import Progress, TrainingJob, TrainingSummary
-from model.last_checkpoint import save_last
-from model.network import num_parameters
-from model.quarantine import Quarantine
-from model.ranks import Ranks, joined, warnings_alone
+from model.networks.network import num_parameters
 from model.runs import logger, refuse_foreign_checkpoints, training_log
-from model.set_up import set_up
-from model.step import StepFigures
-from model.stopping import StopSignals
-from model.training_data import TrainingData
-from model.training_state import run_of
-from model.training_words import tell_left_out, tell_start
-from model.validation import Validated, validate
-from model.watching import Watch
+from model.training import schedule
+from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
+from model.training.fine_tuning import to_training_mode
+from model.training.first_batch import FirstBatch
+from model.training.job import Progress, TrainingJob, TrainingSummary
+from model.training.last_checkpoint import save_last
+from model.training.quarantine import Quarantine
+from model.training.ranks import Ranks, joined, warnings_alone
+from model.training.set_up import set_up
+from model.training.step import StepFigures
+from model.training.stopping import StopSignals
+from model.training.training_data import TrainingData
+from model.training.training_state import run_of
+from model.training.training_words import tell_left_out, tell_start
+from model.training.validation import Validated, validate
+from model.training.watching import Watch
 from shards.errors import Interrupted, TrainingError
 from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.masks import step_mask
-from model.presets import Cnn3dSizes
+from model.networks.masks import step_mask
+from model.networks.presets import Cnn3dSizes
 
 
 class ConvBlock(nn.Module):

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.bilstm_encoder import BilstmEncoder
-from model.cnn3d_frontend import Cnn3dFrontend
-from model.conformer_encoder import ConformerEncoder
-from model.lstm_decoder import LstmDecoder
-from model.masks import step_mask
-from model.presets import Cnn3dSizes
-from model.resnet_frontend import ResNetFrontend
+from model.networks.bilstm_encoder import BilstmEncoder
+from model.networks.cnn3d_frontend import Cnn3dFrontend
+from model.networks.conformer_encoder import ConformerEncoder
+from model.networks.lstm_decoder import LstmDecoder
+from model.networks.masks import step_mask
+from model.networks.presets import Cnn3dSizes
+from model.networks.resnet_frontend import ResNetFrontend
+from model.networks.transformer_decoder import TransformerDecoder
 from model.settings import Head, ModelParams
 from model.targets import Targets
-from model.transformer_decoder import TransformerDecoder
 from model.vocabulary import Vocabulary
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
 from model.decoders.attention_greedy import read_greedily
-from model.presets import ConformerSizes
+from model.networks.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
+from model.networks.presets import ConformerSizes
 from model.text import START_ID
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]

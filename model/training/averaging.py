@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 
 _Tensors = list[torch.Tensor]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 from model.device import Precision
-from model.job import TrainingJob
-from model.network import num_parameters
+from model.networks.network import num_parameters
 from model.runs import RunFolder, logger
-from model.training_data import TrainingData
-from model.training_state import TrainingState
-from model.unfinished import told_unfinished
+from model.training.job import TrainingJob
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
+from model.training.unfinished import told_unfinished
 from shards.plan import EpochPlan, length_limit
 from shards.settings import LoaderParams
 from shards.terms import VALID_SPLIT

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from model.network import LipNetwork
+from model.networks.network import LipNetwork
 from model.settings import Head, ModelParams
 from model.vocabulary import Vocabulary
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from model.masks import step_mask
+from model.networks.masks import step_mask
 from model.settings import ModelParams
 
 # A clip of one gray level has no variance to divide by; a tenth of a gray level of 255, squared.

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.dvc_live import EpochTables
-from model.job import Progress, TrainingJob
 from model.metrics import edit_counts
 from model.runs import Curve, RunFolder
 from model.scored import ScoredClip
-from model.step import StepFigures
+from model.training.dvc_live import EpochTables
+from model.training.job import Progress, TrainingJob
+from model.training.step import StepFigures
 from shards.sample_reader import read_sample
 from shards.samples import STREAM_COLUMNS, read_samples
 from shards.store import ShardStore

@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 import torch
 
 from model.device import choose_device
-from model.epoch_figures import peak_memory_mb
-from model.job import TrainingJob
-from model.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory
-from model.ranks import ranks_of
 from model.runs import logger
-from model.set_up import set_up
-from model.training_data import TrainingData
+from model.training.epoch_figures import peak_memory_mb
+from model.training.job import TrainingJob
+from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory
+from model.training.ranks import ranks_of
+from model.training.set_up import set_up
+from model.training.training_data import TrainingData
 from shards.available_memory import available_mb
 from shards.cores import usable_cores
 from shards.errors import ConfigError, TrainingError

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.ranks import ALONE, Ranks
 from model.runs import logger
+from model.training.ranks import ALONE, Ranks
 from shards.errors import TrainingError
 from shards.files import atomic_file, write_bytes
 from shards.stream import BadSample

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
-from model.network import Outputs
+from model.networks.network import Outputs
 from model.settings import TrainParams
 from model.targets import Targets
 from model.text import BLANK_ID, END_ID

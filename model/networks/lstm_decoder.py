@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model.decoders.attention_greedy import read_greedily
-from model.presets import Cnn3dSizes
+from model.networks.presets import Cnn3dSizes
 from model.text import START_ID
 
 

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pyarrow as pa
 
-from model.gray_levels import with_gray_levels
-from model.job import TrainingJob
-from model.losses import refuse_unspellable
-from model.ranks import ALONE, Ranks
+from model.training.gray_levels import with_gray_levels
+from model.training.job import TrainingJob
+from model.training.losses import refuse_unspellable
+from model.training.ranks import ALONE, Ranks
 from model.vocabulary import Vocabulary
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards

@@ -12,10 +12,10 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 
-from model.cnn3d_frontend import Cnn3dFrontend
-from model.conformer_encoder import ConformerBlock
-from model.resnet_frontend import ResNetFrontend
-from model.transformer_decoder import DecoderBlock, KeysValues
+from model.networks.cnn3d_frontend import Cnn3dFrontend
+from model.networks.conformer_encoder import ConformerBlock
+from model.networks.resnet_frontend import ResNetFrontend
+from model.networks.transformer_decoder import DecoderBlock, KeysValues
 from shards.errors import ConfigError
 
 SHORTEST = 16

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model.checkpoints import load_checkpoint, vocabulary_of
-from model.network import LipNetwork, differences
+from model.networks.network import LipNetwork, differences
 from model.public.table import NEVER
 from model.settings import HEAD_OF_MODULE, ModelParams, TrainParams
 from model.text import SPECIAL_TOKENS, Tokenizer

@@ -1,0 +1,1 @@
+"""Eyes, encoders and decoders of the network, and how they are put together."""
