@@ -3,23 +3,23 @@
 Shapes: B clips, S encoder steps, E encoder width, V characters, W syllables.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from model.decoders.ctc_beam import with_syllables
+from model.decoders.choice import GREEDY
+from model.decoders.ctc_beam import best_of, with_syllables
 from model.decoders.ctc_forward import SyllableScores
 from model.decoders.ctc_prefix import CtcPrefixes
-from model.decoders.ctc_reading import best_reading, greedy_reading, reading_by_ctc
+from model.decoders.ctc_reading import best_reading, ctc_readings, greedy_reading
 from model.decoders.joint_beam import joint_beam
 from model.decoders.ngram import LanguageModel
 from model.networks.masks import step_mask
 from model.networks.network import LipNetwork
 from model.reading import Candidate, Reading
 from model.settings import DecodeParams
+from model.text import BLANK_ID
 from model.vocabulary import Vocabulary
 
 
@@ -54,19 +54,20 @@ def readings_by_attention(
         logits_BSV = network.ctc_logits(encoded_BSE)
         assert logits_BSV is not None
         ctc = CtcPrefixes(functional.log_softmax(logits_BSV, dim=2), encoded.num_steps_B)
-    syllables = _syllable_scores(network, vocabulary, encoded, params)
-    searched = params
-    if any(of_clip is not None for of_clip in syllables):
+    syllables, searched = None, params
+    if params.syllable_weight > 0 and vocabulary.syllables is not None:
+        log_probs_BSW = padded_log_probs(network.syllable_logits(encoded_BSE), padding_BS)
+        syllables = SyllableScores(log_probs_BSW, vocabulary.syllables)
         # the syllable head orders them anew: the search may not end when those to be told are sure without it
         searched = params.model_copy(update={"num_candidates": params.beam})
-    found = joint_beam(network.decoder.stepping(encoded_BSE, padding_BS), ctc, lm, max_chars_B, searched)
-    readings = []
-    for texts, of_clip in zip(found, syllables, strict=True):
-        candidates = [Candidate(table.decode(one.ids), one.log_probability, one.rank_score) for one in texts]
-        if of_clip is not None:
-            candidates = with_syllables(candidates, of_clip, params.syllable_weight)
-        readings.append(best_reading(candidates[: params.num_candidates]))
-    return readings
+    texts = joint_beam(network.decoder.stepping(encoded_BSE, padding_BS), ctc, lm, max_chars_B, searched)
+    found = [
+        [Candidate(table.decode(one.ids), one.log_probability, one.rank_score) for one in of_clip]
+        for of_clip in texts
+    ]
+    if syllables is not None:
+        found = with_syllables(found, syllables, params.syllable_weight)
+    return [best_reading(best_of(candidates, params)) for candidates in found]
 
 
 def readings_by_ctc(
@@ -77,35 +78,35 @@ def readings_by_ctc(
     params: DecodeParams,
     lm: LanguageModel | None,
 ) -> list[Reading]:
-    """By `name`: ctc, ctc_beam, syllables or pinyin; clip by clip, in numpy."""
+    """By `name`: ctc, ctc_beam, syllables or pinyin. All clips at once on the device; on a CPU a clip at a time.
+
+    In a batch every clip tries as many units as the one that has most, which a CPU has no time for, and on small
+    arrays numpy is faster there than torch.
+    """
     encoded_BSE, num_steps_B = encoded.encoded_BSE, encoded.num_steps_B
-    asks_syllables = name in ("syllables", "pinyin") or (name == "ctc_beam" and params.syllable_weight > 0)
-    characters = _of_clips(
-        network.ctc_logits(encoded_BSE) if name in ("ctc", "ctc_beam") else None, num_steps_B
+    padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device), encoded_BSE.shape[1])
+    by_syllables = name in ("syllables", "pinyin")
+    asks_syllables = by_syllables or (params.syllable_weight > 0 and name not in GREEDY)
+    log_probs_BSV = padded_log_probs(None if by_syllables else network.ctc_logits(encoded_BSE), padding_BS)
+    log_probs_BSW = padded_log_probs(
+        network.syllable_logits(encoded_BSE) if asks_syllables else None, padding_BS
     )
-    syllables = _of_clips(network.syllable_logits(encoded_BSE) if asks_syllables else None, num_steps_B)
-    return [
-        reading_by_ctc(name, log_probs_SV, log_probs_SW, vocabulary, params, lm)
-        for log_probs_SV, log_probs_SW in zip(characters, syllables, strict=True)
-    ]
+    if encoded_BSE.device.type != "cpu":
+        return ctc_readings(name, log_probs_BSV, log_probs_BSW, vocabulary, params, lm)
+    readings = []
+    for clip, num_steps in enumerate(num_steps_B.tolist()):
+        of_clip_1SV, of_clip_1SW = (
+            None if log_probs is None else log_probs[clip : clip + 1, :num_steps].numpy()
+            for log_probs in (log_probs_BSV, log_probs_BSW)
+        )
+        readings += ctc_readings(name, of_clip_1SV, of_clip_1SW, vocabulary, params, lm)
+    return readings
 
 
-def _syllable_scores(
-    network: LipNetwork, vocabulary: Vocabulary, encoded: Encoded, params: DecodeParams
-) -> Sequence[SyllableScores | None]:
-    """What the syllable head says of each clip, where it is there and to be asked."""
-    logits_BSW = network.syllable_logits(encoded.encoded_BSE) if params.syllable_weight > 0 else None
-    table = vocabulary.syllables
-    return [
-        None if log_probs_SW is None or table is None else SyllableScores(log_probs_SW, table)
-        for log_probs_SW in _of_clips(logits_BSW, encoded.num_steps_B)
-    ]
-
-
-def _of_clips(logits_BSV: torch.Tensor | None, num_steps_B: torch.Tensor) -> Sequence[np.ndarray | None]:
-    """Log-probabilities (S, V) of each clip, its padding cut off; None for each where there are no logits."""
+def padded_log_probs(logits_BSV: torch.Tensor | None, padding_BS: torch.Tensor) -> torch.Tensor | None:
+    """Log-probabilities, where behind the end of a clip the blank has all: nothing is said there, for certain."""
     if logits_BSV is None:
-        return [None] * len(num_steps_B)
-    log_probs_BSV = functional.log_softmax(logits_BSV, dim=2).cpu().numpy()
-    steps_B = num_steps_B.tolist()
-    return [log_probs_SV[:steps] for log_probs_SV, steps in zip(log_probs_BSV, steps_B, strict=True)]
+        return None
+    log_probs_BSV = functional.log_softmax(logits_BSV, dim=2).masked_fill(padding_BS[..., None], -torch.inf)
+    log_probs_BSV[..., BLANK_ID] = log_probs_BSV[..., BLANK_ID].masked_fill(padding_BS, 0.0)
+    return log_probs_BSV

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoders.ctc_beam import ctc_beam
+from model.decoders import ctc_beam as module
 from model.decoders.ctc_forward import SyllableScores, ctc_log_probabilities, syllable_log_probabilities
 from model.decoders.ctc_greedy import greedy_ctc
 from model.decoders.kneser_ney import train
@@ -27,6 +27,38 @@ TABLE = Tokenizer.of_units("ab")
 LM = train(["ab", "aab", "ba", "abab", "b"], 3).of_tokens(TABLE)
 FIRST = len(SPECIAL_TOKENS)
 WIDE = 500
+
+
+def ctc_beam(
+    log_probs_SV: np.ndarray,
+    table: Tokenizer,
+    params: DecodeParams,
+    lm: LanguageModel | None = None,
+    syllables: SyllableScores | None = None,
+) -> list[Candidate]:
+    """Of one clip, by numpy and by torch."""
+    (found,) = module.ctc_beam(log_probs_SV[None], table, params, lm, syllables)
+    (by_torch,) = module.ctc_beam(
+        torch.from_numpy(log_probs_SV)[None], table, params, lm, in_torch(syllables)
+    )
+    assert_alike(by_torch, found)
+    return found
+
+
+def in_torch(syllables: SyllableScores | None) -> SyllableScores | None:
+    return syllables and SyllableScores(torch.from_numpy(syllables.log_probs_BSW), syllables.table)
+
+
+def assert_alike(found: list[Candidate], expected: list[Candidate]) -> None:
+    """The same texts; of equal scores either may come first, and the other fall out of the beam."""
+    for field in ("log_probability", "rank_score"):
+        np.testing.assert_allclose(
+            [getattr(candidate, field) for candidate in found],
+            [getattr(candidate, field) for candidate in expected],
+            atol=1e-9,
+        )
+    if len({round(candidate.rank_score, 6) for candidate in expected}) == len(expected):
+        assert [candidate.text for candidate in found] == [candidate.text for candidate in expected]
 
 
 def plain_beam(
@@ -132,7 +164,9 @@ def test_what_a_narrow_beam_says_is_a_lower_bound(num_steps: int, beam: int, see
     found = ctc_beam(log_probs_SV, TABLE, DecodeParams(beam=beam))
     assert len({candidate.text for candidate in found}) == len(found) <= beam
     assert found == sorted(found, key=lambda candidate: -candidate.rank_score)
-    exact_N = ctc_log_probabilities(log_probs_SV, [TABLE.encode(candidate.text) for candidate in found])
+    exact_N = ctc_log_probabilities(
+        log_probs_SV[None], [0] * len(found), [TABLE.encode(candidate.text) for candidate in found]
+    )
     for candidate, exact in zip(found, exact_N, strict=True):
         assert candidate.log_probability <= min(exact + 1e-9, 0.0)
         assert candidate.rank_score == candidate.log_probability
@@ -141,7 +175,7 @@ def test_what_a_narrow_beam_says_is_a_lower_bound(num_steps: int, beam: int, see
 @given(st.integers(1, 12), st.integers(0, 10_000))
 def test_beam_1_is_greedy(num_steps: int, seed: int) -> None:
     log_probs_SV = scores(num_steps, TABLE.num_tokens, seed)
-    ids, score = greedy_ctc(log_probs_SV)
+    ((ids, score),) = greedy_ctc(log_probs_SV[None])
     assert ctc_beam(log_probs_SV, TABLE, DecodeParams(beam=1)) == [Candidate(TABLE.decode(ids), score, score)]
 
 
@@ -196,7 +230,7 @@ def test_the_forward_score_is_that_of_pytorchs_loss(
     num_steps: int, seed: int, targets: list[list[int]]
 ) -> None:
     log_probs_SV = scores(num_steps, 6, seed)
-    found_N = ctc_log_probabilities(log_probs_SV, targets)
+    found_N = ctc_log_probabilities(log_probs_SV[None], [0] * len(targets), targets)
     for target, found in zip(targets, found_N, strict=True):
         loss = torch.nn.functional.ctc_loss(
             torch.from_numpy(log_probs_SV).double()[:, None],
@@ -206,7 +240,7 @@ def test_the_forward_score_is_that_of_pytorchs_loss(
             reduction="sum",
         )
         assert found == pytest.approx(-float(loss), abs=1e-6)
-    assert ctc_log_probabilities(log_probs_SV[:0], [[], [1]]).tolist() == [0.0, -math.inf]
+    assert ctc_log_probabilities(log_probs_SV[None, :0], [0, 0], [[], [1]]).tolist() == [0.0, -math.inf]
 
 
 def test_the_syllable_head_chooses_among_the_beams_texts() -> None:
@@ -216,7 +250,7 @@ def test_the_syllable_head_chooses_among_the_beams_texts() -> None:
     log_probs_SW = np.full((4, syllables.num_tokens), np.log(0.001))
     log_probs_SW[[0, 2], syllables.encode(["da"])] = np.log(0.9)
     log_probs_SW[[1, 3], BLANK_ID] = np.log(0.9)
-    head = SyllableScores(log_probs_SW, syllables)
+    head = SyllableScores(log_probs_SW[None], syllables)
     alone = ctc_beam(log_probs_SV, table, DecodeParams(num_candidates=100, beam=WIDE))
     joined = ctc_beam(
         log_probs_SV, table, DecodeParams(num_candidates=100, beam=WIDE, syllable_weight=2.0), None, head
@@ -227,7 +261,11 @@ def test_the_syllable_head_chooses_among_the_beams_texts() -> None:
         for text, p in zip(
             [c.text for c in joined],
             np.exp(
-                ctc_log_probabilities(log_probs_SW, [syllables.encode(syllables_of(c.text)) for c in joined])
+                ctc_log_probabilities(
+                    log_probs_SW[None],
+                    [0] * len(joined),
+                    [syllables.encode(syllables_of(c.text)) for c in joined],
+                )
             ),
             strict=True,
         )
@@ -237,7 +275,7 @@ def test_the_syllable_head_chooses_among_the_beams_texts() -> None:
             candidate.log_probability + 2 * exact[candidate.text], abs=1e-6
         )
     # homophones are one text to the syllable head
-    mother, horse = syllable_log_probabilities(["妈大", "马大"], head)
+    ((mother, horse),) = syllable_log_probabilities([["妈大", "马大"]], head)
     assert mother == horse
     assert {c.text: c.log_probability for c in joined} == {c.text: c.log_probability for c in alone}
 

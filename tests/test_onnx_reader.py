@@ -84,8 +84,10 @@ def test_a_beam_search_gives_its_candidates(reader: LipReader, exported: Path) -
     without_torch = OnnxReader.open(exported)
     log_probs = without_torch.log_probs(clip_of(2))
     assert reader.vocabulary.syllables is not None
-    syllables = SyllableScores(log_probs["syllable_log_probs"], reader.vocabulary.syllables)
-    expected = ctc_beam(log_probs["log_probs"], reader.vocabulary.characters, params, None, syllables)
+    syllables = SyllableScores(log_probs["syllable_log_probs"][None], reader.vocabulary.syllables)
+    (expected,) = ctc_beam(
+        log_probs["log_probs"][None], reader.vocabulary.characters, params, None, syllables
+    )
     reading = without_torch.read_clip(clip_of(2), params)
     assert [candidate.text for candidate in reading.candidates] == [candidate.text for candidate in expected]
     assert len(expected) == 3 and reading.text == expected[0].text

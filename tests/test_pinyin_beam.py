@@ -5,11 +5,15 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.decoders import pinyin_beam as module
 from model.decoders.kneser_ney import train
-from model.decoders.pinyin_beam import pinyin_beam, readings_of
+from model.decoders.ngram import LanguageModel
+from model.decoders.pinyin_beam import readings_of
+from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import BLANK_ID, Tokenizer
 from model.vocabulary import Vocabulary
@@ -19,6 +23,20 @@ from tests.every_path import every_text, lm_score, scores
 LABELS = ["妈骑马", "马骂妈", "妈妈骂马", "骑马"]
 VOCABULARY = Vocabulary.of_labels(LABELS, with_syllables=True)
 LM = train(LABELS, 3).of_tokens(VOCABULARY.characters)
+
+
+def pinyin_beam(
+    log_probs_SW: np.ndarray, vocabulary: Vocabulary, params: DecodeParams, lm: LanguageModel | None
+) -> list[Candidate]:
+    """Of one clip, by numpy and by torch."""
+    (found,) = module.pinyin_beam(log_probs_SW[None], vocabulary, params, lm)
+    (by_torch,) = module.pinyin_beam(torch.from_numpy(log_probs_SW)[None], vocabulary, params, lm)
+    np.testing.assert_allclose(
+        [candidate.rank_score for candidate in by_torch],
+        [candidate.rank_score for candidate in found],
+        atol=1e-9,
+    )
+    return found
 
 
 def test_readings() -> None:

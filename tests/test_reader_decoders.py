@@ -123,10 +123,10 @@ def test_the_syllable_head_joins_in_by_its_weight(
         logits_BSW = reader.network.syllable_logits(encoded_BSE)
     assert logits_BSW is not None and VOCABULARY.syllables is not None
     for row, steps in enumerate(num_steps_B.tolist()):
-        scores = SyllableScores(logits_BSW[row, :steps].log_softmax(1).numpy(), VOCABULARY.syllables)
+        scores = SyllableScores(logits_BSW[row, None, :steps].log_softmax(2).numpy(), VOCABULARY.syllables)
         ranks = {one.text: one.rank_score for one in without[row].candidates}
         for one in weighed[row].candidates:
-            (added,) = syllable_log_probabilities([one.text], scores)
+            ((added,),) = syllable_log_probabilities([[one.text]], scores)
             assert one.rank_score == pytest.approx(ranks[one.text] + weight * added, abs=1e-4)
 
 

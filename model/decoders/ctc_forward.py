@@ -1,62 +1,80 @@
 """CTC's exact log-probability of given texts, and of their syllables. Imports no torch.
 
-Shapes: S steps, V columns of the head, N texts, L units of the longest, P = 2L + 1 with the blanks between.
+Shapes: B clips, S steps, V columns of the head, N texts, L units of the longest, P = 2L + 1 with the blanks between.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from model.decoders.arrays import Array, beside, to_host
 from model.pinyin import syllables_of
 from model.text import BLANK_ID, Tokenizer
 
 
-def ctc_log_probabilities(log_probs_SV: np.ndarray, targets: Sequence[Sequence[int]]) -> np.ndarray:
-    """Log of the summed probability of all paths that spell each target (N,), nats; -inf: it needs more steps.
+def ctc_log_probabilities(
+    log_probs_BSV: Array, clips: Sequence[int], targets: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Log of the summed probability of all paths that spell each target in its clip (N,), nats.
 
-    Graves et al. 2006, section 4.1 (the forward variables).
+    -inf: it needs more steps. Behind the end of a clip the blank has all probability. Graves et al. 2006, section 4.1
+    (the forward variables).
     """
+    xp = array_namespace(log_probs_BSV)
     N, L = len(targets), max(map(len, targets), default=0)
-    column_NP = np.full((N, 2 * L + 1), BLANK_ID)
+    host_column_NP = np.full((N, 2 * L + 1), BLANK_ID)
     for row, target in enumerate(targets):
-        column_NP[row, 1 : 2 * len(target) : 2] = target
-    skips_NP = np.zeros(column_NP.shape, bool)
-    skips_NP[:, 2:] = (column_NP[:, 2:] != BLANK_ID) & (column_NP[:, 2:] != column_NP[:, :-2])
-    last_N = 2 * np.fromiter(map(len, targets), np.int64, N)
-    # two cells of log 0 in front, for positions that nothing can come from
-    alpha_NP = np.full((N, 2 * L + 3), -np.inf)
-    alpha_NP[:, 1] = (
-        0.0  # before the first step: as if at a blank in front, which the first two positions follow
+        host_column_NP[row, 1 : 2 * len(target) : 2] = target
+    host_skips_NP = np.zeros(host_column_NP.shape, bool)
+    host_skips_NP[:, 2:] = (host_column_NP[:, 2:] != BLANK_ID) & (
+        host_column_NP[:, 2:] != host_column_NP[:, :-2]
     )
-    for step, log_prob_V in enumerate(log_probs_SV.astype(np.float64)):
-        stayed_NP = np.logaddexp(alpha_NP[:, 2:], alpha_NP[:, 1:-1])
+    host_last_N = 2 * np.fromiter(map(len, targets), np.int64, N)
+    if not log_probs_BSV.shape[1]:
+        return np.where(host_last_N == 0, 0.0, -np.inf)
+    clip_N, column_NP, skips_NP, last_N = (
+        beside(one, log_probs_BSV, xp)
+        for one in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
+    )
+    alpha_NP = xp.full_like(column_NP, -np.inf, dtype=xp.float64)
+    # before the first step: as if at a blank in front, which the first two positions follow
+    alpha_NP[:, :2] = 0.0
+    for step in range(log_probs_BSV.shape[1]):
         if step:
-            stayed_NP = np.logaddexp(stayed_NP, np.where(skips_NP, alpha_NP[:, :-2], -np.inf))
-        else:
-            stayed_NP[:, 1:2] = 0.0
-            alpha_NP[:, 1] = -np.inf
-        alpha_NP[:, 2:] = stayed_NP + log_prob_V[column_NP]
-    if not len(log_probs_SV):
-        return np.where(last_N == 0, 0.0, -np.inf)
-    rows = np.arange(N)
-    before_N = np.where(last_N > 0, alpha_NP[rows, last_N + 1], -np.inf)
-    return np.minimum(np.logaddexp(alpha_NP[rows, last_N + 2], before_N), 0.0)
+            stayed_NP = xp.logaddexp(alpha_NP[:, 1:], alpha_NP[:, :-1])
+            skipped_NP = xp.where(skips_NP[:, 2:], alpha_NP[:, :-2], -np.inf)
+            alpha_NP[:, 1:] = stayed_NP
+            alpha_NP[:, 2:] = xp.logaddexp(stayed_NP[:, 1:], skipped_NP)
+        alpha_NP += xp.astype(log_probs_BSV[:, step], xp.float64)[clip_N[:, None], column_NP]
+    rows = xp.arange(N, device=alpha_NP.device)
+    before_N = xp.where(last_N > 0, alpha_NP[rows, last_N - 1], -np.inf)
+    return np.minimum(to_host(xp.logaddexp(alpha_NP[rows, last_N], before_N)), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class SyllableScores:
-    """What a model's syllable head says of a clip."""
+    """What a model's syllable head says of some clips."""
 
-    log_probs_SW: np.ndarray
+    log_probs_BSW: Array
+    """Behind the end of a clip the blank has all probability."""
     table: Tokenizer
 
 
-def syllable_log_probabilities(texts: Sequence[str], syllables: SyllableScores) -> np.ndarray:
-    """CTC's log-probability of each text's toneless syllables by the syllable head (N,), nats."""
-    targets = [tuple(syllables.table.encode(syllables_of(text))) for text in texts]
-    distinct = list(dict.fromkeys(targets))  # homophones are scored once
-    scores = dict(
-        zip(distinct, ctc_log_probabilities(syllables.log_probs_SW, distinct).tolist(), strict=True)
+def syllable_log_probabilities(
+    texts: Sequence[Sequence[str]], syllables: SyllableScores
+) -> list[list[float]]:
+    """CTC's log-probability of the toneless syllables of each clip's texts by the syllable head, nats."""
+    asked = [
+        [(clip, tuple(syllables.table.encode(syllables_of(text)))) for text in of_clip]
+        for clip, of_clip in enumerate(texts)
+    ]
+    distinct = list(
+        dict.fromkeys(pair for of_clip in asked for pair in of_clip)
+    )  # homophones are scored once
+    found_N = ctc_log_probabilities(
+        syllables.log_probs_BSW, [clip for clip, _ in distinct], [target for _, target in distinct]
     )
-    return np.array([scores[target] for target in targets])
+    scores = dict(zip(distinct, found_N.tolist(), strict=True))
+    return [[scores[pair] for pair in of_clip] for of_clip in asked]

@@ -1,12 +1,12 @@
-"""From the log-probabilities of one clip to its reading, by any decoder that takes CTC heads alone. Imports no torch.
+"""From the log-probabilities of clips to their readings, by any decoder that takes CTC heads alone. Imports no torch.
 
-Shapes: S encoder steps, V characters, W syllables.
+Shapes: B clips, S encoder steps, V characters, W syllables.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from model.decoders.arrays import Array
+from model.decoders.choice import GREEDY
 from model.decoders.ctc_beam import ctc_beam
 from model.decoders.ctc_forward import SyllableScores
 from model.decoders.ctc_greedy import greedy_ctc
@@ -18,29 +18,34 @@ from model.text import SPECIAL_TOKENS, Tokenizer
 from model.vocabulary import Vocabulary
 
 
-def reading_by_ctc(
+def ctc_readings(
     name: str,
-    log_probs_SV: np.ndarray | None,
-    syllable_log_probs_SW: np.ndarray | None,
+    log_probs_BSV: Array | None,
+    syllable_log_probs_BSW: Array | None,
     vocabulary: Vocabulary,
     params: DecodeParams,
     lm: LanguageModel | None,
-) -> Reading:
-    """By decoder `name`: ctc, syllables, ctc_beam or pinyin; a head that it does not take may be None."""
-    if name in ("syllables", "pinyin"):
-        assert syllable_log_probs_SW is not None and vocabulary.syllables is not None
-        if name == "syllables":
-            return greedy_reading(vocabulary.syllables, *greedy_ctc(syllable_log_probs_SW))
-        assert lm is not None
-        return best_reading(pinyin_beam(syllable_log_probs_SW, vocabulary, params, lm))
-    assert log_probs_SV is not None
-    if name == "ctc":
-        return greedy_reading(vocabulary.characters, *greedy_ctc(log_probs_SV))
-    assert name == "ctc_beam", name
-    syllables = None
-    if params.syllable_weight > 0 and syllable_log_probs_SW is not None and vocabulary.syllables is not None:
-        syllables = SyllableScores(syllable_log_probs_SW, vocabulary.syllables)
-    return best_reading(ctc_beam(log_probs_SV, vocabulary.characters, params, lm, syllables))
+) -> list[Reading]:
+    """By decoder `name`: ctc, syllables, ctc_beam or pinyin; a head that it does not take may be None.
+
+    The log-probabilities are numpy's or torch's, and the search runs where they are. Behind the end of a clip the blank
+    has all probability.
+    """
+    characters, syllables = vocabulary.characters, vocabulary.syllables
+    if name in GREEDY:
+        log_probs, table = (
+            (log_probs_BSV, characters) if name == "ctc" else (syllable_log_probs_BSW, syllables)
+        )
+        assert table is not None
+        return [greedy_reading(table, ids, score) for ids, score in greedy_ctc(log_probs)]
+    if name == "pinyin":
+        found = pinyin_beam(syllable_log_probs_BSW, vocabulary, params, lm)
+    else:
+        scores = None
+        if params.syllable_weight > 0 and syllable_log_probs_BSW is not None and syllables is not None:
+            scores = SyllableScores(syllable_log_probs_BSW, syllables)
+        found = ctc_beam(log_probs_BSV, characters, params, lm, scores)
+    return [best_reading(candidates) for candidates in found]
 
 
 def best_reading(candidates: Sequence[Candidate]) -> Reading:

@@ -48,7 +48,7 @@ def joint_beam(
     """
     # a share of 0 is none: CTC may hold impossible what attention reads, and 0 times infinity is no number
     ctc = ctc if params.ctc_share > 0 else None
-    lm = lm if params.lm_weight > 0 else None
+    lm = lm.beside(max_chars_B) if lm is not None and params.lm_weight > 0 else None
     search = _Search(stepping, ctc, lm, max_chars_B, params)
     while search.clips:
         scores = search.scores()
@@ -91,7 +91,7 @@ class _Search:
         self.is_open_BK = torch.ones(shape, dtype=torch.bool, device=self.device)
         self.attention_BK = torch.zeros(shape, device=self.device)
         self.fluency_BK = torch.zeros(shape, device=self.device)
-        self.states_BK: np.ndarray = np.full(shape, lm.start() if lm else 0)
+        self.states_BK = torch.full(shape, lm.start() if lm else 0, device=self.device)
 
     def scores(self) -> _Scores:
         params = self.params
@@ -105,7 +105,7 @@ class _Search:
         ranks_BKV[..., END_ID] -= params.length_bonus
         fluency_BKV = None
         if self.lm is not None:
-            rows_NV = torch.from_numpy(self.lm.log_probs(self.states_BK.ravel())).to(self.device)
+            rows_NV = self.lm.log_probs(self.states_BK.flatten())
             fluency_BKV = self.fluency_BK[..., None] + rows_NV.view(attention_BKV.shape)
             ranks_BKV += params.lm_weight * fluency_BKV
         cannot_be_BKV = attention_BKV.isneginf() | ~self.is_open_BK[..., None]
@@ -164,5 +164,5 @@ class _Search:
             self.ctc.extend(clips_A, texts_AK, self.tokens_BK)
         if self.lm is not None and scores.fluency_BKV is not None:
             self.fluency_BK = scores.fluency_BKV.flatten(1)[clips_A].gather(1, kept_AK)
-            states_AK = np.take_along_axis(self.states_BK[rows], beams_AK, axis=1)
-            self.states_BK = self.lm.advance(states_AK.ravel(), tokens_AK.ravel()).reshape(len(rows), K)
+            states_AK = self.states_BK[clips_A[:, None], texts_AK]
+            self.states_BK = self.lm.advance(states_AK.flatten(), self.tokens_BK.flatten()).view(len(rows), K)

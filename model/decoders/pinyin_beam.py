@@ -3,7 +3,7 @@
 One search, not two: a prefix is a text of characters, its CTC paths are those of its syllables, and both scores
 prune together, so the language model also decides between syllables. Imports no torch.
 
-Shapes: S steps, W syllables (special tokens included), U characters with one of their syllables each.
+Shapes: B clips, S steps, W syllables (special tokens included), U characters with one of their syllables each.
 """
 
 from functools import lru_cache
@@ -11,9 +11,10 @@ from functools import lru_cache
 import numpy as np
 from pypinyin import Style, pinyin
 
-from model.decoders.ctc_beam import fusion_of
+from model.decoders.arrays import Array
+from model.decoders.ctc_beam import best_of, fusion_of
 from model.decoders.ngram import LanguageModel
-from model.decoders.prefix_beam import Units, prefix_beam, without_special_tokens
+from model.decoders.prefix_beam import Units, prefix_beam
 from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import Tokenizer
@@ -22,15 +23,16 @@ from shards.errors import ConfigError
 
 
 def pinyin_beam(
-    syllable_log_probs_SW: np.ndarray,
+    syllable_log_probs_BSW: Array,
     vocabulary: Vocabulary,
     params: DecodeParams,
     lm: LanguageModel | None,
-) -> list[Candidate]:
-    """The best texts of one clip's syllable log-probabilities, at most `params.num_candidates`, at least one.
+) -> list[list[Candidate]]:
+    """The best texts of each clip by its syllable log-probabilities, at most `params.num_candidates`, at least one.
 
     `lm` is of the vocabulary's characters. `log_probability` is that of the text's syllables over the paths that the
     beam kept; of a text with several readings, the best one's. Texts have no spaces: syllables have none.
+    Behind the end of a clip the blank has all probability.
     Raises ConfigError where there is no language model or decode.lm_weight is 0: nothing else tells homophones apart.
     """
     if lm is None or not params.lm_weight:
@@ -41,14 +43,14 @@ def pinyin_beam(
         )
     assert vocabulary.syllables is not None, "a vocabulary without syllables"
     units = _units(vocabulary.characters, vocabulary.syllables)
-    prefixes = prefix_beam(
-        without_special_tokens(syllable_log_probs_SW), units, params.beam, fusion_of(params, lm)
-    )
-    candidates: dict[str, Candidate] = {}
-    for prefix in prefixes:
-        text = vocabulary.characters.decode([int(units.token_U[unit]) for unit in prefix.units])
-        candidates.setdefault(text, Candidate(text, prefix.log_probability, prefix.rank_score))
-    return list(candidates.values())[: params.num_candidates] or [Candidate("", -np.inf, -np.inf)]
+    found = []
+    for prefixes in prefix_beam(syllable_log_probs_BSW, units, params.beam, fusion_of(params, lm)):
+        candidates: dict[str, Candidate] = {}
+        for prefix in prefixes:
+            text = vocabulary.characters.decode([int(units.token_U[unit]) for unit in prefix.units])
+            candidates.setdefault(text, Candidate(text, prefix.log_probability, prefix.rank_score))
+        found.append(best_of(list(candidates.values()), params))
+    return found
 
 
 def readings_of(character: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from model.decoders.arpa import load_language_model
 from model.decoders.choice import asks_language_model, chosen_decoder, ready_decoder
-from model.decoders.ctc_reading import reading_by_ctc
+from model.decoders.ctc_reading import ctc_readings
 from model.decoders.ngram import LanguageModel
 from model.exports.names import CONFIG, LOG_PROBS, NUM_FRAMES, NUM_STEPS, SYLLABLE_LOG_PROBS, VIDEO
 from model.pinyin import syllables_of
@@ -123,15 +123,9 @@ class OnnxReader:
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
         """Text of one uint8 clip."""
         name = self.decoder(params)
-        log_probs = self.log_probs(clip_THW)
-        return reading_by_ctc(
-            name,
-            log_probs.get(LOG_PROBS),
-            log_probs.get(SYLLABLE_LOG_PROBS),
-            self.vocabulary,
-            params,
-            self.language_model,
-        )
+        of_clip = {output: log_probs_SV[None] for output, log_probs_SV in self.log_probs(clip_THW).items()}
+        characters, syllables = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
+        return ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)[0]
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
