@@ -78,7 +78,7 @@ def readings_by_ctc(
     params: DecodeParams,
     lm: LanguageModel | None,
 ) -> list[Reading]:
-    """By `name`: ctc, ctc_beam, syllables or pinyin. All clips at once on the device; on a CPU a clip at a time.
+    """By `name`: ctc, ctc_beam, syllables or pinyin. All clips at once on the device; on a CPU, beams a clip at a time.
 
     In a batch every clip tries as many units as the one that has most, which a CPU has no time for, and on small
     arrays numpy is faster there than torch.
@@ -91,7 +91,7 @@ def readings_by_ctc(
     log_probs_BSW = padded_log_probs(
         network.syllable_logits(encoded_BSE) if asks_syllables else None, padding_BS
     )
-    if encoded_BSE.device.type != "cpu":
+    if encoded_BSE.device.type != "cpu" or name in GREEDY:
         return ctc_readings(name, log_probs_BSV, log_probs_BSW, vocabulary, params, lm)
     readings = []
     for clip, num_steps in enumerate(num_steps_B.tolist()):

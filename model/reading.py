@@ -25,7 +25,7 @@ class Reading:
 
     text: str
     score: float
-    """Log-probability a character, nats; the blank path's for an empty text."""
+    """Log-probability of the text, a character, nats; of an empty text as a whole."""
     candidates: tuple[Candidate, ...] = ()
     """The best texts, `text` first; a greedy decoder knows no others and gives none."""
 

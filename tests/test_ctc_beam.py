@@ -179,6 +179,15 @@ def test_beam_1_is_greedy(num_steps: int, seed: int) -> None:
     assert ctc_beam(log_probs_SV, TABLE, DecodeParams(beam=1)) == [Candidate(TABLE.decode(ids), score, score)]
 
 
+@given(st.integers(1, 5), st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_greedy_is_as_sure_as_all_paths_of_its_text_are_likely(num_steps: int, seed: int) -> None:
+    log_probs_SV = scores(num_steps, TABLE.num_tokens, seed)
+    log_probs_SV[:, 1:FIRST] = -np.inf  # they write nothing: a text would have the paths of several targets
+    ((ids, score),) = greedy_ctc(log_probs_SV[None])
+    assert score == pytest.approx(every_text(log_probs_SV, TABLE)[TABLE.decode(ids)], abs=1e-6)
+
+
 def test_paths_are_summed() -> None:
     """Graves' example: the blank's path is the likeliest, the text of three paths is likelier."""
     log_probs_SV = np.full((2, TABLE.num_tokens), -np.inf)

@@ -33,8 +33,8 @@ def ctc_beam(
     log-probability of the text's syllables by the syllable head, which chooses among the texts that the beam
     ended with.
 
-    Beam 1 with none of the three weights is greedy CTC: the text of the most likely path, and its probability alone.
-    A beam of one prefix would sum paths, and now and then end with another text.
+    Beam 1 with none of the three weights is greedy CTC: the text of the most likely path. A beam of one prefix would
+    sum paths, and now and then end with another text.
     Behind the end of a clip the blank has all probability.
     Raises ConfigError where lm_weight is above 0 and there is no language model.
     """

@@ -7,20 +7,19 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from model.decoders.arrays import Array, to_host
+from model.decoders.ctc_forward import ctc_log_probabilities
 from model.text import BLANK_ID
 
 
 def greedy_ctc(log_probs_BSV: Array) -> list[tuple[list[int], float]]:
-    """Of each clip the token ids of the best path with repeats and blanks removed, and the path's log-probability.
+    """Of each clip the token ids of the best path with repeats and blanks removed, and their log-probability, nats.
 
-    Behind the end of a clip the blank has all probability. Graves et al. 2006, section 3.2 (best path decoding).
+    That is the sum over all paths that spell them: the best path's own is far less sure than the text is right. Behind
+    the end of a clip the blank has all probability. Graves et al. 2006, section 3.2 (best path decoding).
     """
-    xp = array_namespace(log_probs_BSV)
-    best_BS = to_host(xp.argmax(log_probs_BSV, axis=2))
-    score_B = to_host(xp.sum(xp.max(log_probs_BSV, axis=2), axis=1, dtype=xp.float64))
+    best_BS = to_host(array_namespace(log_probs_BSV).argmax(log_probs_BSV, axis=2))
     before_BS = np.pad(best_BS, ((0, 0), (1, 0)), constant_values=BLANK_ID)[:, :-1]
     says_BS = (best_BS != before_BS) & (best_BS != BLANK_ID)
-    return [
-        (best_S[says_S].tolist(), score)
-        for best_S, says_S, score in zip(best_BS, says_BS, score_B.tolist(), strict=True)
-    ]
+    texts = [best_S[says_S].tolist() for best_S, says_S in zip(best_BS, says_BS, strict=True)]
+    log_probability_B = ctc_log_probabilities(log_probs_BSV, range(len(texts)), texts)
+    return list(zip(texts, log_probability_B.tolist(), strict=True))
