@@ -1,7 +1,7 @@
 """Verb bench: measure the pipeline on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,23 +14,31 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 
+Rounds = Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")]
+
+
+def folder_argument(metavar: str, help: str) -> Any:
+    return typer.Argument(help=help, exists=True, file_okay=False, metavar=metavar)
+
+
+def told(line: str) -> None:
+    """What a benchmark says on its way."""
+    typer.echo(line, err=True)
+
 
 @bench.command("crop")
 def bench_crop(
     videos: Annotated[
         list[Path],
-        typer.Argument(
-            help="folders of talking-face videos; 720p copies are made of the first one's",
-            exists=True,
-            file_okay=False,
-            metavar="FOLDER...",
+        folder_argument(
+            "FOLDER...", "folders of talking-face videos; 720p copies are made of the first one's"
         ),
     ],
     out: Annotated[Path, typer.Option(help="results.json, curve.csv, curve.svg", metavar="DIR")] = Path(
         "bench-crop"
     ),
     clips: Annotated[int, typer.Option(min=1, help="videos of each folder")] = 100,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")] = 3,
+    rounds: Rounds = 3,
     processes: Annotated[int, typer.Option(min=0, help="0: one a core")] = 0,
     preset: Annotated[str, typer.Option(help="of x264 for the copies; slower ones decode slower")] = "medium",
     memory: Annotated[bool, typer.Option("--memory", help="also 10 minutes of 1080p in one process")] = False,
@@ -54,7 +62,7 @@ def bench_crop(
         processes or usable_cores(),
         memory,
         preset,
-        lambda told: typer.echo(told, err=True),
+        told,
     )
     plot_curve(result, out / "curve.svg")
     print_crop_bench(result, stdout)
@@ -64,18 +72,15 @@ def bench_crop(
 def bench_loader(
     videos: Annotated[
         list[Path],
-        typer.Argument(
-            help="folders of talking-face videos; their mouth clips are kept below --out",
-            exists=True,
-            file_okay=False,
-            metavar="FOLDER...",
+        folder_argument(
+            "FOLDER...", "folders of talking-face videos; their mouth clips are kept below --out"
         ),
     ],
     out: Annotated[Path, typer.Option(help="results.json and the material", metavar="DIR")] = Path(
         "bench-loader"
     ),
     clips: Annotated[int, typer.Option(min=1, help="clips in all")] = 200,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")] = 3,
+    rounds: Rounds = 3,
     profile: Annotated[bool, typer.Option("--profile", help="also where our time goes")] = False,
 ) -> None:
     """Clips a second out of shards against plain webdataset, mp4 by OpenCV and bare reading; memory and waiting too.
@@ -88,7 +93,7 @@ def bench_loader(
 
     show_logs()
     out.mkdir(parents=True, exist_ok=True)
-    result = run(videos, out, clips, rounds, lambda told: typer.echo(told, err=True), with_profile=profile)
+    result = run(videos, out, clips, rounds, told, with_profile=profile)
     print_loader_bench(result, stdout)
 
 
@@ -111,7 +116,7 @@ def bench_plan(
 
     out.mkdir(parents=True, exist_ok=True)
     counts = sorted({CHINESE_LIPS_CLIPS, clips})
-    print_plan_bench(run(counts, out, lambda told: typer.echo(told, err=True)), stdout)
+    print_plan_bench(run(counts, out, told), stdout)
 
 
 @bench.command("catalogue")
@@ -130,7 +135,7 @@ def bench_catalogue(
     from pipeline.console import stdout
 
     out.mkdir(parents=True, exist_ok=True)
-    print_catalogue_bench(run(clips, out, lambda told: typer.echo(told, err=True)), stdout)
+    print_catalogue_bench(run(clips, out, told), stdout)
 
 
 @bench.command("train")
@@ -148,7 +153,7 @@ def bench_train(
     ] = "",
     batch: Annotated[int, typer.Option(min=1, help="clips in a batch")] = 8,
     frames: Annotated[int, typer.Option(min=10, help="of each made-up clip")] = 75,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")] = 3,
+    rounds: Rounds = 3,
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads; 0: one a core, which a busy machine makes slower")
     ] = 0,
@@ -174,7 +179,7 @@ def bench_train(
         pack, frames = (paths.shards, Path(paths.samples)), 0
     result = run(
         out,
-        lambda told: typer.echo(told, err=True),
+        told,
         on_gpu=choose_device("auto").type == "cuda",
         preset=model_preset,
         batch=batch,
@@ -193,12 +198,13 @@ def bench_decode(
     model_preset: Annotated[
         str, typer.Option(help="a conformer; else conformer_large, on a CPU conformer_tiny")
     ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="clips read at once")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="turns of every decoder; the median counts")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a core")] = 0,
 ) -> None:
     """Seconds from a 10 s clip's encoder output to its text: every decoder, beams of 1, 10 and 40, in one run.
 
-    Example: pipeline bench decode --rounds 5 --threads 2
+    Example: pipeline bench decode --batch 32 --rounds 5
     """
     from model.device import choose_device
     from pipeline.bench.decode import bench_decode as run
@@ -208,9 +214,10 @@ def bench_decode(
     out.mkdir(parents=True, exist_ok=True)
     result = run(
         out,
-        lambda told: typer.echo(told, err=True),
+        told,
         on_gpu=choose_device("auto").type == "cuda",
         preset=model_preset,
+        batch_size=batch,
         rounds=rounds,
         threads=threads,
     )
@@ -221,11 +228,8 @@ def bench_decode(
 def bench_inference(
     videos: Annotated[
         Path,
-        typer.Argument(
-            help="folder of talking-face videos; the first one is played until it is long enough",
-            exists=True,
-            file_okay=False,
-            metavar="FOLDER",
+        folder_argument(
+            "FOLDER", "folder of talking-face videos; the first one is played until it is long enough"
         ),
     ],
     checkpoint: Annotated[Path, typer.Option(help="checkpoint or exported model", metavar="FILE")] = Path(
@@ -248,5 +252,4 @@ def bench_inference(
     from pipeline.console import stdout
 
     out.mkdir(parents=True, exist_ok=True)
-    told = run(videos, checkpoint, params, out, minutes or [1, 10], lambda line: typer.echo(line, err=True))
-    print_inference_bench(told, stdout)
+    print_inference_bench(run(videos, checkpoint, params, out, minutes or [1, 10], told), stdout)

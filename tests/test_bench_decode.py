@@ -25,6 +25,22 @@ def test_every_decoder_reads_what_the_heads_are_biased_to() -> None:
     assert len(speaker.sentence) == round(decode.CHARS_PER_S * 2.0)
 
 
+def test_so_does_every_clip_of_a_batch(tmp_path: Path) -> None:
+    speaker = decode._Speaker("conformer_tiny", torch.device("cpu"), 1.0, 60, batch_size=3)
+    speaker.encode()
+    for name in ("ctc_beam", "joint_beam"):
+        speaker.position = 0
+        readings = speaker.reader.decode(
+            *speaker.encoded, speaker.num_frames_B, DecodeParams.model_validate({"decoder": name})
+        )
+        assert [reading.text for reading in readings] == [speaker.sentence] * 3
+    result = decode.bench_decode(
+        tmp_path, print, on_gpu=False, beams=(40,), rounds=1, clip_s=1.0, batch_size=2, num_characters=40
+    )
+    assert result.seconds["ctc_beam 40"] > 0
+    assert [goal["figure"] for goal in result.goals()] == [None, None]  # they are of a clip alone
+
+
 def test_figures_of_all_decoders_and_beams_are_written(tmp_path: Path) -> None:
     told: list[str] = []
     result = decode.bench_decode(

@@ -52,14 +52,17 @@ class DecodeBench:
     clip_s: float
     num_chars: int
     """Of the made-up sentence."""
+    batch_size: int = 1
+    """Clips read at once; seconds are those of one."""
     encode_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     """From encoder output to text, by `decoder` or `decoder beam`."""
 
     def goals(self) -> list[dict[str, Any]]:
-        """Those of the project; a figure is None where it was not or cannot be measured here."""
-        joint_s = self.seconds.get("joint_beam 40") if self.on_gpu else None
-        ctc_s = None if self.on_gpu else self.seconds.get("ctc_beam 40")
+        """Those of the project, of a clip read alone; a figure is None where it was not or cannot be measured here."""
+        alone = self.seconds if self.batch_size == 1 else {}
+        joint_s = alone.get("joint_beam 40") if self.on_gpu else None
+        ctc_s = None if self.on_gpu else alone.get("ctc_beam 40")
         rows = [
             (f"GPU: joint beam 40 of a {self.clip_s:g} s clip, s", joint_s, 1.0),
             ("CPU: CTC beam 40, share of the time the clip plays", ctc_s and ctc_s / self.clip_s, 1.0),
@@ -85,9 +88,10 @@ def bench_decode(
     rounds: int = 3,
     threads: int = 0,
     clip_s: float = 10.0,
+    batch_size: int = 1,
     num_characters: int = NUM_CHARACTERS,
 ) -> DecodeBench:
-    """Measures one clip of `clip_s` seconds at a time, and writes results.json into `out`.
+    """Measures clips of `clip_s` seconds, `batch_size` at once, and writes results.json into `out`.
 
     `preset`: empty, the largest conformer on a GPU, the smallest on a CPU. Beam searches ask a language model.
     Raises ConfigError where `preset` is no conformer.
@@ -97,10 +101,10 @@ def bench_decode(
         raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
     torch.set_num_threads(threads or usable_cores())
     tell(f"making up a reader of {num_characters:,} characters, {preset}, and its language model")
-    speaker = _Speaker(preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters)
+    speaker = _Speaker(preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters, batch_size)
     machine = machine_told(PACKAGES) | {"threads": str(torch.get_num_threads())}
     machine["gpu"] = torch.cuda.get_device_name() if on_gpu else "none"
-    result = DecodeBench(machine, on_gpu, preset, clip_s, len(speaker.sentence))
+    result = DecodeBench(machine, on_gpu, preset, clip_s, len(speaker.sentence), batch_size)
     searches = [(name, beam) for name in HEADS_OF_DECODER if name not in GREEDY for beam in beams]
     variants = [(name, None) for name in GREEDY] + searches
     seen: dict[str, list[float]] = {}
@@ -122,7 +126,9 @@ def bench_decode(
 class _Speaker:
     """A reader whose heads are biased towards one sentence."""
 
-    def __init__(self, preset: str, device: torch.device, clip_s: float, num_characters: int) -> None:
+    def __init__(
+        self, preset: str, device: torch.device, clip_s: float, num_characters: int, batch_size: int = 1
+    ) -> None:
         torch.manual_seed(0)
         characters = "".join(chr(FIRST_HAN + number) for number in range(num_characters))
         vocabulary = Vocabulary.of_labels([characters], with_syllables=True)
@@ -137,8 +143,8 @@ class _Speaker:
         lm = train(("".join(characters[i] for i in picks) for picks in picks_SL), params.lm.order)
         num_frames = round(clip_s * params.crop.target_fps)
         size_px = params.crop.size_px
-        self.video_BTHW = torch.randint(0, 256, (1, num_frames, size_px, size_px), dtype=torch.uint8)
-        self.num_frames_B = torch.tensor([num_frames])
+        self.video_BTHW = torch.randint(0, 256, (batch_size, num_frames, size_px, size_px), dtype=torch.uint8)
+        self.num_frames_B = torch.full((batch_size,), num_frames)
         self.reader = LipReader(
             network,
             vocabulary,
@@ -154,21 +160,21 @@ class _Speaker:
         self._bias(network, vocabulary, -(-num_frames // model.temporal_stride))
 
     def encode(self) -> float:
-        """Seconds of encoding the clip; what follows decodes it."""
+        """Seconds of encoding, a clip; what follows decodes it."""
         start = time.perf_counter()
         with torch.no_grad():
             self.encoded = self.reader.encode(self.video_BTHW, self.num_frames_B)
         if self.reader.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / len(self.num_frames_B)
 
     def decode(self, name: str, beam: int) -> float:
-        """Seconds to the text."""
+        """Seconds to the text, a clip."""
         params = DecodeParams.model_validate({"decoder": name, "beam": beam, "lm_weight": LM_WEIGHT})
         self.position = 0
         start = time.perf_counter()
         self.reader.decode(*self.encoded, self.num_frames_B, params)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / len(self.num_frames_B)
 
     def _bias(self, network: LipNetwork, vocabulary: Vocabulary, num_steps: int) -> None:
         """Hooks on the heads: what they say is the sentence, spread evenly over the clip."""

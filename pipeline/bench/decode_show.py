@@ -16,6 +16,8 @@ def print_decode_bench(result: DecodeBench, console: Console) -> None:
         goals.add_row(goal["name"], here, f"≤ {goal['goal']:g}", told)
     console.print(goals)
     title = f"a clip of {result.clip_s:g} s, {result.num_chars} characters; {result.preset}"
+    if result.batch_size > 1:
+        title += f"; {result.batch_size} clips at once, times of one"
     table = figures_table(title, "", "seconds", "of the time it plays")
     for name, seconds in {"encoding": result.encode_s, **result.seconds}.items():
         table.add_row(name, f"{seconds:.3f}", f"{seconds / result.clip_s:.4f}")
