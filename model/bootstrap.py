@@ -63,16 +63,22 @@ def rates(errors: NDArray[np.int64], chars: NDArray[np.int64]) -> NDArray[np.flo
     return np.divide(errors, chars, out=empty, where=chars > 0)
 
 
-def middle_of(values_R: NDArray[np.float64]) -> tuple[float, float]:
-    """The interval that holds the middle 95 % of the resamples."""
+def middle_of(values_R: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The interval that holds the middle 95 % of the resamples; None where it has no width.
+
+    All groups are alike then, without an error, say: they do not tell how far others would be from them.
+    """
     low, high = np.quantile(values_R, MIDDLE)
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None
 
 
 def rate_interval(
     errors: Sequence[int], chars: Sequence[int], speakers: Sequence[str | None], resamples: int, seed: int
 ) -> tuple[tuple[float, float] | None, Over]:
-    """95 % interval of the micro error rate of clips, and what it was drawn over; None where there is one clip only."""
+    """95 % interval of the micro error rate of clips, and what it was drawn over.
+
+    None where there is one clip only, or all groups are alike (`middle_of`).
+    """
     groups_N, over = groups_of(speakers)
     if len(groups_N) < 2:
         return None, over

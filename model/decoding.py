@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from model.decoders.attention_greedy import read_greedily
 from model.decoders.choice import GREEDY
 from model.decoders.ctc_beam import best_of, with_syllables
 from model.decoders.ctc_forward import SyllableScores
@@ -47,7 +48,7 @@ def readings_by_attention(
     max_chars_B = (encoded.duration_s_B.to(device) * params.max_chars_per_s).ceil().long().clamp(min=1)
     table = vocabulary.characters
     if name == "attention":
-        ids, scores = network.decoder.greedy(encoded_BSE, padding_BS, max_chars_B)
+        ids, scores = read_greedily(network.decoder.stepping(encoded_BSE, padding_BS), max_chars_B)
         return [greedy_reading(table, i, s) for i, s in zip(ids, scores, strict=True)]
     ctc = None
     if name == "joint_beam":

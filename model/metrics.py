@@ -5,11 +5,14 @@ of the references, spaces included.
 """
 
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
+from statistics import fmean
+from typing import NamedTuple
 
 from rapidfuzz.distance import Levenshtein
 
@@ -20,6 +23,8 @@ Pair = tuple[str, str]
 
 # Clips of like length that exchange references, at least; fewer would make the permutation near to fixed.
 CHANCE_GROUP = 8
+CHANCE_PAIRINGS, FEWEST_PAIRINGS, CHANCE_PAIRS = 200, 4, 1 << 19
+"""Pairings of a split for its chance CER, of a large one as many as make so many pairs in all, but never fewer."""
 
 
 class Op(StrEnum):
@@ -114,13 +119,18 @@ def total_counts(pairs: Iterable[Pair]) -> EditCounts:
     return sum((edit_counts(reference, hypothesis) for reference, hypothesis in pairs), EditCounts())
 
 
-def has_spaces(references: Iterable[str]) -> bool:
-    """Whether words can be told apart: at least half of the references hold a space.
+def has_words(references: Iterable[str]) -> bool:
+    """Whether words can be told apart: at least half of the references hold a space, or are one Latin word.
 
     A Latin word or two in a Mandarin corpus leave a space here and there, but no words to count by.
     """
-    with_space = [" " in reference for reference in references]
-    return bool(with_space) and 2 * sum(with_space) >= len(with_space)
+    with_words = [" " in reference or _is_latin_word(reference) for reference in references]
+    return bool(with_words) and 2 * sum(with_words) >= len(with_words)
+
+
+def _is_latin_word(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    return bool(letters) and all(unicodedata.name(letter, "").startswith("LATIN ") for letter in letters)
 
 
 def unit_error_rate(pairs: Iterable[Pair], units: Callable[[str], Sequence[str]]) -> float:
@@ -130,7 +140,7 @@ def unit_error_rate(pairs: Iterable[Pair], units: Callable[[str], Sequence[str]]
 
 
 def word_error_rate(pairs: Iterable[Pair]) -> float:
-    """The micro error rate by words, parted at white space; meant for text that `has_spaces`."""
+    """The micro error rate by words, parted at white space; meant for text that `has_words`."""
     return unit_error_rate(pairs, str.split)
 
 
@@ -148,11 +158,36 @@ def mixes_scripts(references: Iterable[str]) -> bool:
     return len(kinds) == 2
 
 
+class Chance(NamedTuple):
+    """The chance CER, and the pairings that it is the mean of."""
+
+    cer: float
+    num_pairings: int
+
+
+def chance_cer(pairs: Sequence[Pair]) -> Chance | None:
+    """The mean CER of many `chance_pairs`, always the same ones; None where there is no other clip.
+
+    A single pairing hangs on its seed: two points up or down, over a split of thirty clips.
+    """
+    num_pairings = max(FEWEST_PAIRINGS, min(CHANCE_PAIRINGS, CHANCE_PAIRS // max(1, len(pairs))))
+    cers = [
+        EditCounts(num_chars=sum(len(given) for given, _ in paired), substitutions=_num_errors(paired)).cer
+        for seed in range(num_pairings)
+        if (paired := chance_pairs(pairs, seed)) is not None
+    ]
+    return Chance(fmean(cers), num_pairings) if cers else None
+
+
+def _num_errors(pairs: Iterable[Pair]) -> int:
+    return sum(Levenshtein.distance(reference, hypothesis) for reference, hypothesis in pairs)
+
+
 def chance_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair] | None:
     """Each hypothesis with another clip's reference of like length; None where there is no other clip.
 
-    The CER of these pairs is the chance CER: what the model's sentences score when they cannot come from the
-    lips they are held against. Clips are sorted by (length of the reference, seeded random number of its
+    The CER of such pairs is what the model's sentences score when they cannot come from the lips they are held
+    against. Clips are sorted by (length of the reference, seeded random number of its
     sentence, of the clip), cut into groups of like length, and in each group the references move on in a circle:
     every reference is used once, and nobody keeps his own. Several speakers may say one sentence, so groups
     hold at least twice as many clips as say the commonest one, and the circle steps over a whole run of

@@ -21,6 +21,7 @@ from model.networks.network_input import network_input
 from model.pinyin import syllables_of
 from model.reading import Reading
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams
+from model.text import NORMALISER_VERSION, describe_normaliser
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
 
@@ -41,6 +42,8 @@ class LipReader:
     epoch: int = -1
     language_model: LanguageModel | None = None
     """Over the vocabulary's characters; what beam searches ask."""
+    normaliser_version: int = NORMALISER_VERSION
+    """Of the labels that it learnt."""
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
@@ -73,6 +76,7 @@ class LipReader:
             Precision(None),
             state["crop_px"],
             epoch=state["epoch"],
+            normaliser_version=state["normaliser_version"],
         )
 
     def encode(
@@ -84,6 +88,11 @@ class LipReader:
         with self.precision.autocast(self.device):
             encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
         return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32
+
+    @property
+    def normaliser(self) -> str:
+        """What made the labels that it learnt, in a line."""
+        return describe_normaliser(self.text, self.normaliser_version)
 
     @property
     def heads(self) -> list[Head]:
@@ -136,11 +145,15 @@ class LipReader:
         return self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
 
     @torch.no_grad()
-    def ctc_log_probs(self, clip_THW: np.ndarray) -> np.ndarray | None:
-        """Log-probabilities (S, V) of the characters at each encoder step of one uint8 clip; None: no such head."""
+    def ctc_log_probs(self, clip_THW: np.ndarray, head: Head = "ctc") -> np.ndarray | None:
+        """Log-probabilities (S, V) at each encoder step of one uint8 clip; None: no such head.
+
+        Of the characters, or of the syllables where `head` is "syllables".
+        """
         video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
         encoded_BSE, _ = self.encode(video_BTHW, torch.tensor([len(clip_THW)]))
-        logits_BSV = self.network.ctc_logits(encoded_BSE)
+        of_head = self.network.syllable_logits if head == "syllables" else self.network.ctc_logits
+        logits_BSV = of_head(encoded_BSE)
         return None if logits_BSV is None else functional.log_softmax(logits_BSV[0], dim=1).cpu().numpy()
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:

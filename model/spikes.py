@@ -1,15 +1,21 @@
-"""When a CTC head says what: the probability of the blank and of each character over a clip. Imports no torch."""
+"""When a CTC head says what: the probability of the blank and of each unit over a clip. Imports no torch.
 
+Units are characters, or the syllables of toneless pinyin. S encoder steps, V tokens.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from model.decoders.choice import HEADS_OF_DECODER
+from model.settings import Head
 from model.text import BLANK_ID, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """One character of the best path, at the step where it is surest."""
+    """One unit of the best path, at the step where it is surest."""
 
     step: int
     text: str
@@ -24,9 +30,16 @@ class Spikes:
     """Probability of the blank at each encoder step."""
     spikes: tuple[Spike, ...]
     """In time's order; their texts join to greedy CTC's."""
+    said: Sequence[str] | None = None
+    """The reference in the head's units; None: its characters."""
 
 
-def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer) -> Spikes:
+def spiking_head(decoder: str | None) -> Head:
+    """The CTC head that shows when a decoder hears what: of the syllables where it reads by nothing else."""
+    return "syllables" if HEADS_OF_DECODER.get(decoder or "") == ("syllables",) else "ctc"
+
+
+def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer, said: Sequence[str] | None = None) -> Spikes:
     """The best path of log-probabilities: one spike a run of the same token, blanks left out."""
     best_S, sure_S = log_probs_SV.argmax(axis=1), np.exp(log_probs_SV.max(axis=1))
     spikes: list[Spike] = []
@@ -38,4 +51,4 @@ def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer) -> Spikes:
                 surest = start + int(sure_S[start:step].argmax())
                 spikes.append(Spike(surest, text, float(sure_S[surest])))
             start = step
-    return Spikes(tuple(np.exp(log_probs_SV[:, BLANK_ID]).tolist()), tuple(spikes))
+    return Spikes(tuple(np.exp(log_probs_SV[:, BLANK_ID]).tolist()), tuple(spikes), said)

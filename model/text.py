@@ -1,21 +1,23 @@
 """The declared normaliser and the character table. Imports neither torch nor mediapipe."""
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from model.settings import TextParams
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, TableError
 
 if TYPE_CHECKING:
     from opencc import OpenCC
 
-NORMALISER_VERSION = 2
-READABLE_NORMALISERS = (1, 2)
-"""Versions whose labels are the same where the switches that they did not have yet are off."""
+NORMALISER_VERSION = 3
+READABLE_NORMALISERS = (1, 2, 3)
+"""Versions whose labels are the same where the switches that they did not have yet are off, but for letters that 1 and
+2 left apart from their marks."""
 
 BLANK_ID, START_ID, END_ID, UNKNOWN_ID = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<blank>", "<start>", "<end>", "<unknown>")
@@ -39,7 +41,8 @@ def normalise(text: str, params: TextParams) -> str:
     if params.case_fold:
         # folding can leave a form that NFKC changes once more; the second pass settles it
         text = unicodedata.normalize("NFKC", text.casefold())
-    text = "".join(_kept(character, params) for character in text)
+    # what is dropped may have stood between a letter and its mark: café written with a joiner in it
+    text = unicodedata.normalize("NFKC", "".join(_kept(character, params) for character in text))
     if params.digits == "chinese":
         text = text.translate(_CHINESE_DIGITS)
     text = _SPACE_BESIDE_HAN.sub("", " ".join(text.split()))
@@ -135,7 +138,7 @@ class Tokenizer:
         return cls(tuple(units), joiner)
 
 
-def describe_normaliser(params: TextParams) -> str:
+def describe_normaliser(params: TextParams, version: int = NORMALISER_VERSION) -> str:
     """One line for reports."""
     steps = ["NFKC"]
     if params.case_fold:
@@ -147,4 +150,35 @@ def describe_normaliser(params: TextParams) -> str:
         steps.append("digits as Chinese characters, one by one")
     if params.simplify:
         steps.append("traditional characters simplified (OpenCC t2s)")
-    return f"{', '.join(steps)} (version {NORMALISER_VERSION})"
+    return f"{', '.join(steps)} (version {version})"
+
+
+_MARK = b"normaliser"
+
+
+def normaliser_mark(params: TextParams) -> dict[bytes, bytes]:
+    """Schema metadata of a table of labels: the normaliser that made them."""
+    told = {"version": NORMALISER_VERSION, "params": params.model_dump(mode="json")}
+    return {_MARK: json.dumps(told, sort_keys=True).encode()}
+
+
+def same_mark(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
+    """The mark of a table, for one that takes its labels over; nothing where it has none."""
+    return {_MARK: metadata[_MARK]} if metadata and _MARK in metadata else {}
+
+
+def describe_mark(metadata: Mapping[bytes, bytes] | None, table: object) -> str | None:
+    """`describe_normaliser` of a table's labels; None where it was written before they were marked.
+
+    Raises TableError, which names `table`, where the mark is none of this program.
+    """
+    if not metadata or _MARK not in metadata:
+        return None
+    try:
+        told = json.loads(metadata[_MARK])
+        return describe_normaliser(TextParams.model_validate(told["params"]), int(told["version"]))
+    except (ValueError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TableError(
+            f"{table}: its labels are of a normaliser that is not known here ({reason}); run `pipeline ingest` again"
+        ) from error

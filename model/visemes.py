@@ -43,6 +43,7 @@ _FINALS = (
     ("i ao", "iao"),
     ("i e", "ie"),
     ("i ei", "in ing"),
+    ("i o", "io"),
     ("i ou", "iou"),
     ("u", "u ong"),
     ("u a", "ua uang"),
@@ -66,7 +67,8 @@ def visemes_of(syllable: str) -> Look | None:
     None where it is no such syllable (gpu, 7), or a hummed one without a vowel (m, ng).
     """
     initial = to_initials(syllable, strict=True)
-    final = to_finals(syllable, strict=True, v_to_u=False)
+    # 哟: pypinyin tells its final without the glide
+    final = "io" if syllable == "yo" else to_finals(syllable, strict=True, v_to_u=False)
     if final not in VISEMES_OF_FINAL or (initial and initial not in VISEME_OF_INITIAL):
         return None
     return (*((f"{VISEME_OF_INITIAL[initial]}-",) if initial else ()), *VISEMES_OF_FINAL[final])
@@ -91,6 +93,21 @@ def viseme_units(text: str) -> list[str]:
 def visemes_of_pinyin(text: str) -> list[str]:
     """The same of a text of syllables with spaces between them."""
     return [unit for syllable in text.split() for unit in visemes_of(syllable) or (syllable,)]
+
+
+def look_units(text: str) -> list[str]:
+    """One look a syllable of `syllables_of`: syllables that look the same are one unit."""
+    return [_look_of(syllable) for syllable in syllables_of(text)]
+
+
+def look_units_of_pinyin(text: str) -> list[str]:
+    """The same of a text of syllables with spaces between them."""
+    return [_look_of(syllable) for syllable in text.split()]
+
+
+def _look_of(syllable: str) -> str:
+    """Of the syllable alone, whatever wrote it: so no two equal syllables have two looks."""
+    return " ".join(visemes_of(syllable) or (syllable,))
 
 
 def look_alikes(texts: Iterable[str]) -> list[list[str]]:

@@ -100,7 +100,7 @@ def bench_loader(
 @bench.command("plan")
 def bench_plan(
     clips: Annotated[
-        int, typer.Option(min=1, help="train samples of a made-up catalogue, beside one of 30,341")
+        int, typer.Option(min=10_000, help="train samples of a made-up catalogue, beside one of 30,341")
     ] = 10_000_000,
     out: Annotated[Path, typer.Option(help="results.json and the catalogues", metavar="DIR")] = Path(
         "bench-plan"

@@ -17,6 +17,8 @@ PREFERRED = (
     *("wqy-zenhei", "pingfang", "hiragino sans gb", "stheiti", "msyh", "simhei", "dejavusans"),
 )
 """Begins of file names of fonts made for screens, best first; others are tried after them."""
+SHOWN = 20
+"""Characters that a message names."""
 _SIMPLIFIED = (" SC", " CN", "GB")
 """Of the faces of a collection the one that draws characters as they are printed on the mainland."""
 
@@ -62,13 +64,18 @@ def font_for(text: str) -> CaptionFont:
     """
     wanted = {ord(character) for character in text if not character.isspace()}
     # not matplotlib's own list of fonts: it is cached, and knows none installed since
-    files = [*font_manager.findSystemFonts(), font_manager.findfont("DejaVu Sans")]
-    for path in sorted(set(files), key=lambda file: (_rank(file), file)):
-        if wanted <= _characters(path):
-            return _face(Path(path))
-    missing = "".join(sorted(map(chr, wanted)))[:20]
+    files = {*font_manager.findSystemFonts(), font_manager.findfont("DejaVu Sans")}
+    missing = {
+        path: wanted - _characters(path) for path in sorted(files, key=lambda file: (_rank(file), file))
+    }
+    best = min(missing, key=lambda path: len(missing[path]))
+    if not missing[best]:
+        return _face(Path(best))
+    shown = "".join(sorted(map(chr, missing[best])))[:SHOWN]
+    more = ", …" if len(missing[best]) > SHOWN else ""
     raise MachineError(
-        f"no font of this system has all of {missing}; install one with Han characters (Debian and Ubuntu: "
+        f"no font of this system has all {len(wanted)} characters that captions may need: {Path(best).name} lacks "
+        f"{len(missing[best])} of them ({shown}{more}); install one with Han characters (Debian and Ubuntu: "
         "apt install fonts-noto-cjk, Fedora: dnf install google-noto-sans-cjk-fonts), or leave out --burn-in"
     )
 

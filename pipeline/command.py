@@ -32,6 +32,7 @@ ConfigFile = Annotated[
     typer.Option("--config", help="values on top: sections, or an older flat config.yaml", metavar="FILE"),
 ]
 DataRoot = Annotated[str | None, typer.Option(help="folder of the corpus (corpus.root)", metavar="DIR")]
+ModelFile = Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")]
 CheckpointDir = Annotated[
     str | None, typer.Option(help="where checkpoints are published (paths.checkpoints)", metavar="DIR")
 ]

@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from model.bootstrap import ENOUGH_SPEAKERS
 from stages.compare import Comparison, Difference
-from stages.compare_page import INTERVALS_TOLD, signed, verdict
+from stages.compare_page import signed, verdict
 from stages.pages import percent
+from stages.report_figures import INTERVALS_TOLD
 
 NAMES_SHOWN = 5
 GROUPS_SHOWN = 12
@@ -18,13 +18,14 @@ GROUPS_SHOWN = 12
 
 def print_comparison(comparison: Comparison, num_clips: int, console: Console) -> None:
     """The verdict, groups, and the `num_clips` clips that got better, and worse, by most errors."""
-    whole = comparison.whole
+    whole, unit = comparison.whole, comparison.unit
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)
 
     table = Table(
-        title=f"split {comparison.split}: {whole.num_clips} clips in both, {whole.counts_a.num_chars} characters: CER",
+        title=f"split {comparison.split}: {whole.num_clips} clips in both, {whole.counts_a.num_chars} "
+        f"{unit.names}: {unit.short}",
         title_justify="left",
     )
     for name in ("", "clips", "A", "B", "change", "95 % interval"):
@@ -42,7 +43,9 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
     ):
         say(f"{letter}: {name}" + (f" ({read_by})" if read_by else ""))
     console.print(table)
-    say(f"Changes are percentage points of CER, B less A. *: {INTERVALS_TOLD}")
+    say(f"Changes are percentage points of {unit.rate}, B less A. {INTERVALS_TOLD}")
+    if unit.note:
+        say(unit.note)
     say(verdict(whole)[1])
     say(
         f"Fewer errors in B: {len(comparison.better)} clips; more: {len(comparison.worse)}; "
@@ -70,7 +73,7 @@ def _shown(groups: Sequence[tuple[str, Difference]]) -> Sequence[tuple[str, Diff
 
 
 def _cells(found: Difference) -> tuple[str, ...]:
-    interval, mark = found.interval, "" if found.num_speakers >= ENOUGH_SPEAKERS else "*"
+    interval, mark = found.interval, "†" if found.is_narrow else ""
     return (
         str(found.num_clips),
         percent(found.counts_a.cer),

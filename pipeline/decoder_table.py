@@ -10,20 +10,20 @@ from rich.table import Table
 
 from model.decoders.choice import GREEDY, HEADS_OF_DECODER, learnt_decoders, unused_weights
 from model.device import choose_device
-from model.metrics import has_spaces, total_counts, word_error_rate
+from model.metrics import has_words, total_counts, word_error_rate
 from model.reader import LipReader
 from model.scoring import DecoderScores, score_decoders
 from model.settings import DecodeParams
 from pipeline.params import Params
-from pipeline.summary import print_overlap
+from pipeline.summary import print_normalisers, print_overlap
 from shards.errors import ConfigError
 from shards.files import Progress
 from shards.plan import read_samples
 from shards.store import open_store
 from stages.report import counted_clips
-from stages.report_figures import interval_about
+from stages.report_figures import interval_about, why_no_interval
 from stages.report_groups import cer_interval
-from stages.score import SCORING_BATCH, shared_speakers
+from stages.score import SCORING_BATCH, normaliser_of, shared_speakers
 
 ALL = "all"
 LOG = logging.getLogger("pipeline.test")
@@ -59,7 +59,12 @@ def compare_decoders(
         machine=params.machine,
         on_progress=on_progress,
     )
-    return [{**_figures(one, encode_s, params), "speaker_overlap": overlap} for one in scores]
+    shared = {
+        "speaker_overlap": overlap,
+        "normaliser": normaliser_of(Path(params.paths.samples)),
+        "checkpoint_normaliser": reader.normaliser,
+    }
+    return [{**_figures(one, encode_s, params), **shared} for one in scores]
 
 
 def _named(names: Sequence[str], reader: LipReader, decode: DecodeParams) -> list[str]:
@@ -89,7 +94,7 @@ def _figures(scores: DecoderScores, encode_s: float, params: Params) -> dict[str
         "deletions": counts.deletions,
         "insertions": counts.insertions,
         "num_chars": counts.num_chars,
-        **({"wer": word_error_rate(pairs)} if has_spaces(reference for reference, _ in pairs) else {}),
+        **({"wer": word_error_rate(pairs)} if has_words(reference for reference, _ in pairs) else {}),
         "num_clips": num_clips,
         "clips_per_s": num_clips / (encode_s + scores.decode_s),
         "encode_s_per_clip": encode_s / num_clips,
@@ -123,10 +128,14 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
             f"{1e3 * row['decode_s_per_clip']:,.1f}",
         )
     console.print(table)
-    if over := rows[0]["cer_interval_over"]:
+    told = {row["cer_interval_over"] for row in rows}
+    for over in told - {None}:
         console.print(
             f"95 % interval: bootstrap {interval_about(over, rows[0]['num_speakers'])}", style="dim"
         )
+    if None in told:
+        console.print(f"95 % interval –: {why_no_interval(rows[0]['num_clips'])}", style="dim")
+    print_normalisers(rows[0], console)
     print_overlap(rows[0]["speaker_overlap"], split, console)
     if any(row["decoder"] == "syllables" for row in rows):
         console.print("syllables: against the labels' syllables, toneless and spaced", style="dim")

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from model.networks.network import num_parameters
 from model.reader import LipReader
-from model.text import describe_normaliser
 from pipeline.params import Params, read_mapping
 from shards.errors import ConfigError, TableError
 from shards.files import file_identity
@@ -41,7 +40,7 @@ def export_facts(
         checkpoint=identity,
         valid_cer=valid_cer if isinstance(valid_cer, float) and math.isfinite(valid_cer) else None,
         train=dict(state["train_params"]),
-        normaliser=describe_normaliser(reader.text),
+        normaliser=reader.normaliser,
         fps=reader.fps,
         crop_px=reader.crop_px,
         corpus=corpus.kind if corpus else None,
@@ -97,6 +96,7 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
             cer_low=metrics.get("cer_low"),
             cer_high=metrics.get("cer_high"),
             interval_over=metrics.get("cer_interval_over"),
+            num_speakers=metrics.get("num_speakers"),
             blind_cer=metrics.get("blind_cer"),
             chance_cer=metrics.get("chance_cer"),
             speaker_overlap=metrics.get("speaker_overlap"),

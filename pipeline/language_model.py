@@ -1,6 +1,7 @@
 """Trains the language model from the training labels or a text file, and measures it on valid."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,32 @@ from model.decoders.kneser_ney import train
 from model.decoders.ngram import perplexity
 from model.settings import TextParams
 from model.text import normalise
+from pipeline.lm_text import facts_file
 from pipeline.params import Params
 from shards.errors import ConfigError
+from shards.files import file_identity, write_json
 from shards.samples import read_samples, splits_of
 from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
 
 def make_language_model(params: Params) -> dict[str, Any]:
-    """Writes paths.lm; gives what it learnt from, its n-grams by order, and its perplexity on valid."""
+    """Writes paths.lm; gives what it learnt from, its n-grams by order, and its perplexity on valid.
+
+    These figures stand beside it too, with the identities of the model and of lm.text_file (pipeline/lm_text.py).
+    """
+    text_hash = hashlib.sha256()
     samples, text_file = Path(params.paths.samples), params.lm.text_file
     if text_file:
-        labels = [label for label in _labels_of(Path(text_file), params.text) if label]
+        labels = [label for label in _labels_of(Path(text_file), params.text, text_hash.update) if label]
     else:
         labels = _labels(samples, TRAIN_SPLIT)
     model = train(labels, params.lm.order)
     write_arpa(Path(params.paths.lm), model)
     figures: dict[str, Any] = {
         "file": params.paths.lm,
+        "identity": file_identity(Path(params.paths.lm)),
         "learnt_from": text_file or f"{samples}, split {TRAIN_SPLIT}",
+        "text_sha256": text_hash.hexdigest() if text_file else None,
         "sentences": len(labels),
         "characters": sum(map(len, labels)),
         "ngrams": list(model.counts),
@@ -41,6 +50,7 @@ def make_language_model(params: Params) -> dict[str, Any]:
             "perplexity": round(foreseen.perplexity, 3),
             "out_of_vocabulary_rate": round(foreseen.num_unknown / max(foreseen.num_chars, 1), 6),
         }
+    write_json(facts_file(Path(params.paths.lm)), figures)
     return figures
 
 
@@ -66,12 +76,13 @@ def _labels(samples: Path, split: str) -> list[str]:
     return labels
 
 
-def _labels_of(file: Path, params: TextParams) -> Iterator[str]:
-    """The lines of a UTF-8 file, normalised as transcripts are."""
+def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None]) -> Iterator[str]:
+    """The lines of a UTF-8 file, normalised as transcripts are; `on_line` is given each as it stands there."""
     number = 0
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
+                on_line(line)
                 yield normalise(line.decode("utf-8-sig" if number == 1 else "utf-8"), params)
     except UnicodeDecodeError as error:
         raise ConfigError(f"lm.text_file: {file}, line {number} is no UTF-8 text ({error.reason})") from error

@@ -8,6 +8,7 @@ from typing import Protocol
 from model.decoders.choice import unused_weights
 from model.reading import ClipReader
 from model.settings import Head
+from model.vocabulary import Vocabulary
 from pipeline.params import Params
 from shards.errors import CheckpointError
 
@@ -16,7 +17,9 @@ LOG = logging.getLogger("pipeline.readers")
 
 
 class OpenedReader(ClipReader, Protocol):
-    """A reader that knows what its model has learnt to read by."""
+    """A reader that knows what its model has learnt to read by, and what it can write."""
+
+    vocabulary: Vocabulary
 
     @property
     def heads(self) -> list[Head]:

@@ -4,23 +4,23 @@ Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, Json, ParamsFile, app, load, shown
+from pipeline.command import PARAMS, Assignments, Json, ModelFile, ParamsFile, app, load, shown
 
 
 @app.command()
 def report(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")] = None,
+    checkpoint: ModelFile = None,
 ) -> None:
     """Score a split, sighted and blind, and write metrics.json, predictions.parquet and report.html.
 
     Example: pipeline report --set report.split=valid
     """
+    from pipeline.lm_text import warn_of_other_text
     from shards.store import open_store
     from stages.score import ReportJob
     from stages.score import report as run
@@ -28,6 +28,7 @@ def report(
     values = load(params, assignments)
     paths = values.paths
     with shown("reading clips", "clips") as on_progress:
+        warn_of_other_text(values)
         metrics = run(
             ReportJob(
                 checkpoint=checkpoint or Path(paths.checkpoints) / "best_model.pt",

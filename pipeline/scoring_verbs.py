@@ -8,14 +8,25 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, DataRoot, Json, ParamsFile, app, load, shown
+from pipeline.command import (
+    PARAMS,
+    Assignments,
+    CheckpointDir,
+    DataRoot,
+    Json,
+    ModelFile,
+    ParamsFile,
+    app,
+    load,
+    shown,
+)
 
 
 @app.command()
 def test(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")] = None,
+    checkpoint: ModelFile = None,
     checkpoint_dir: CheckpointDir = None,
     split: Annotated[str | None, typer.Option(help="default: report.split")] = None,
     data_root: DataRoot = None,
@@ -36,6 +47,7 @@ def test(
     import json
 
     from pipeline.console import stdout
+    from pipeline.lm_text import warn_of_other_text
     from pipeline.summary import print_examples, print_metrics
     from shards.store import open_store
     from stages.report import split_metrics
@@ -50,6 +62,7 @@ def test(
         from pipeline.decoder_table import compare_decoders, print_decoders
 
         with shown("reading clips", "clips") as on_progress:
+            warn_of_other_text(values, decoder)
             rows = compare_decoders(checkpoint, values, decoder, on_progress)
         if json_:
             typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
@@ -57,6 +70,7 @@ def test(
             print_decoders(rows, values.report.split, stdout)
         return
     with shown("reading clips", "clips") as on_progress:
+        warn_of_other_text(values)
         reader, scored, blind = score_checkpoint(
             checkpoint,
             Path(paths.samples),
@@ -76,7 +90,7 @@ def test(
         values.report.seed,
         overlap,
         resamples=values.report.resamples,
-        facts=reading_facts(reader, values.decode, checkpoint, Path(paths.lm)),
+        facts=reading_facts(reader, values.decode, checkpoint, Path(paths.samples), Path(paths.lm)),
     )
     if json_:
         typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, ParamsFile, app, load
+from pipeline.command import PARAMS, Assignments, CheckpointDir, ModelFile, ParamsFile, app, load
 
 
 @app.command()
 def serve(
-    checkpoint: Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")] = None,
+    checkpoint: ModelFile = None,
     onnx: Annotated[
         Path | None, typer.Option(help="an exported model, in place of it", metavar="FILE")
     ] = None,

@@ -8,7 +8,14 @@ from rich.table import Table
 
 from model.metrics import edit_counts
 from model.scored import ScoredClip
-from stages.report_figures import interval_about
+from stages.report_figures import (
+    NORMALISER_UNKNOWN,
+    has_interval,
+    interval_about,
+    normaliser_warning,
+    unit_of,
+    why_no_interval,
+)
 
 EXAMPLES = 3
 
@@ -23,12 +30,11 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
         table.caption = f"decoder {metrics['decoder']}"
     counts = f"{metrics['substitutions']} + {metrics['deletions']} + {metrics['insertions']}"
     table.add_row("CER", _percent(metrics["cer"]), f"(S + D + I) / N = ({counts}) / {metrics['num_chars']}")
-    if metrics.get("cer_low") is not None:
-        table.add_row(
-            "95 % interval",
-            f"{_percent(metrics['cer_low'])} to {_percent(metrics['cer_high'])}",
-            f"bootstrap {interval_about(metrics['cer_interval_over'], metrics.get('num_speakers'))}",
-        )
+    if has_interval(low := metrics.get("cer_low"), high := metrics.get("cer_high")):
+        about = f"bootstrap {interval_about(metrics['cer_interval_over'], metrics.get('num_speakers'))}"
+        table.add_row("95 % interval", f"{_percent(low)} to {_percent(high)}", about)
+    else:
+        table.add_row("95 % interval", "–", why_no_interval(metrics["num_clips"]))
     table.add_row("CER, mean a clip", _percent(metrics["cer_mean"]), "each clip counts the same")
     table.add_row("accuracy", _percent(metrics["accuracy"]), "1 - CER")
     if "wer" in metrics:
@@ -37,9 +43,18 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
         table.add_row("MER", _percent(metrics["mer"]), "by Han characters and words of other scripts")
     if metrics.get("syllable_error_rate") is not None:
         table.add_row("syllable error rate", _percent(metrics["syllable_error_rate"]), "toneless pinyin")
-        table.add_row("viseme error rate", _percent(metrics["viseme_error_rate"]), "homophenes count as one")
+        if metrics.get("look_error_rate") is not None:  # an older report has none
+            about = "syllables that look alike on the lips count as one"
+            table.add_row("look error rate", _percent(metrics["look_error_rate"]), about)
+        table.add_row(
+            "viseme error rate",
+            _percent(metrics["viseme_error_rate"]),
+            "by mouth shapes, some two a syllable",
+        )
     table.add_row("blind CER", _percent(metrics["blind_cer"]), "the same model on each clip's mean frame")
-    table.add_row("chance CER", _percent(metrics["chance_cer"]), "the same texts against other clips")
+    pairings = metrics.get("chance_pairings")
+    mean = f", mean of {pairings} pairings" if pairings else ""
+    table.add_row("chance CER", _percent(metrics["chance_cer"]), f"the same texts against other clips{mean}")
     console.print(table)
     if unwritable := metrics.get("num_unwritable"):
         console.print(
@@ -47,14 +62,28 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
             markup=False,
             highlight=False,
         )
-    if metrics.get("decoder") == "syllables":
-        console.print(
-            "Read as toneless pinyin: its CER is of letters, not to be compared with a CER of characters.",
-            markup=False,
-            highlight=False,
-        )
+    if note := unit_of(metrics.get("decoder")).note:
+        console.print(note, markup=False, highlight=False)
+    print_normalisers(metrics, console)
     # a report of before this figure was counted has none
     print_overlap(metrics.get("speaker_overlap", 0), metrics["split"], console)
+
+
+def print_normalisers(metrics: Mapping[str, Any], console: Console) -> None:
+    """What made the references and the labels that were learnt, and a warning where the two differ."""
+    if (learnt := metrics.get("checkpoint_normaliser")) is None:  # a report of before it was kept
+        return
+    if metrics["normaliser"] == learnt:
+        told = [f"Normaliser of the references and of the model's labels: {learnt}"]
+    else:
+        told = [
+            f"Normaliser of the references: {metrics['normaliser'] or NORMALISER_UNKNOWN}",
+            f"Normaliser of the labels that the model learnt: {learnt}",
+        ]
+    if warning := normaliser_warning(metrics):
+        told.append(f"Warning: {warning}")
+    for line in told:
+        console.print(line, markup=False, highlight=False)
 
 
 def print_overlap(num_speakers: int, split: str, console: Console) -> None:

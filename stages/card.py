@@ -1,7 +1,5 @@
 """The dataset card of a pack: `README.md` for people and the Hugging Face hub, `metadata.json` for machines."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -12,13 +10,13 @@ from shards.jpeg_codec import MAX_SIDE_PX
 from stages.card_examples import with_datasets, with_webdataset
 from stages.croissant import croissant
 from stages.licences import hub_licence, is_unknown, why_not_shared
+from stages.pack_facts import PackFacts
 
 CARD, METADATA = "README.md", "metadata.json"
 MARK = "Made by `pipeline pack`, which writes it anew each time."
 """Stands in both files: by it a card of ours is told from a stranger's README."""
 
 _NAME = "Mouth clips for lip reading"
-_LANGUAGES = {"chinese_lips": "zh", "grid": "en"}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _CODECS = {
     "raw": "numpy's own format, uint8, frames × height × width, lossless",
@@ -26,59 +24,6 @@ _CODECS = {
     "h264": "gray H.264, one key frame; its clock ticks at 25 fps, the true rate stands in the `.json`",
     "ffv1": "gray FFV1, lossless; its clock ticks at 25 fps, the true rate stands in the `.json`",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class SplitFacts:
-    """What one split holds; `num_speakers` is None where no clip names one."""
-
-    name: str
-    num_clips: int
-    hours: float
-    num_chars: int
-    num_speakers: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class PackFacts:
-    """What the card tells of a pack; `language` is empty where unknown."""
-
-    license: str
-    language: str
-    codec: str
-    size_px: int
-    fps: float
-    splits: tuple[SplitFacts, ...]
-
-
-def facts_of(
-    rows: Iterable[Mapping[str, Any]],
-    splits: Sequence[str],
-    *,
-    kind: str,
-    license: str,
-    codec: str,
-    size_px: int,
-    fps: float,
-) -> PackFacts:
-    """The facts of rows of samples.parquet; `kind` is the corpus's, and tells its language."""
-    by_split: dict[str, list[Mapping[str, Any]]] = {split: [] for split in splits}
-    for row in rows:
-        by_split[row["split"]].append(row)
-    return PackFacts(
-        license.strip(),
-        _LANGUAGES.get(kind, ""),
-        codec,
-        size_px,
-        fps,
-        tuple(_split_facts(split, of_split, fps) for split, of_split in by_split.items()),
-    )
-
-
-def _split_facts(split: str, rows: Sequence[Mapping[str, Any]], fps: float) -> SplitFacts:
-    speakers = {row["speaker"] for row in rows} - {None}
-    hours = round(sum(row["num_frames"] for row in rows) / fps / 3600, 4)
-    return SplitFacts(split, len(rows), hours, sum(row["num_chars"] for row in rows), len(speakers) or None)
 
 
 def card_files(facts: PackFacts) -> dict[str, bytes]:

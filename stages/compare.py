@@ -23,7 +23,7 @@ from model.metrics import EditCounts
 from shards.errors import ConfigError, TableError
 from shards.files import read_table
 from shards.schema import PREDICTIONS
-from stages.report_figures import Interval
+from stages.report_figures import LETTERS, CountedUnit, Interval, unit_of
 from stages.report_groups import decade_name
 
 PREDICTIONS_FILE, METRICS_FILE = "predictions.parquet", "metrics.json"
@@ -60,7 +60,7 @@ class Difference:
     counts_a: EditCounts
     counts_b: EditCounts
     interval: Interval | None
-    """The middle 95 % of the paired bootstrap; None where there is one clip only."""
+    """The middle 95 % of the paired bootstrap; None where there is one clip only, or all that is drawn is alike."""
     over: Over
     """What was drawn."""
     better_share: float | None
@@ -71,9 +71,14 @@ class Difference:
         return self.counts_b.cer - self.counts_a.cer
 
     @property
+    def is_narrow(self) -> bool:
+        """Whether its interval is too narrow for other speakers."""
+        return self.interval is not None and self.num_speakers < ENOUGH_SPEAKERS
+
+    @property
     def is_shown(self) -> bool:
         """Whether the interval leaves out that there is none, over speakers enough to believe it."""
-        if self.interval is None or self.num_speakers < ENOUGH_SPEAKERS:
+        if self.interval is None or self.is_narrow:
             return False
         return not self.interval.low <= 0 <= self.interval.high
 
@@ -85,6 +90,7 @@ class Comparison:
     name_a: str
     name_b: str
     split: str
+    unit: CountedUnit
     whole: Difference
     groups: Mapping[str, Sequence[tuple[str, Difference]]]
     """By "speaker", "gender", "age", "topic", where the corpus says it; what got most better first."""
@@ -107,6 +113,7 @@ class Comparison:
             "read_by_a": self.read_by_a,
             "read_by_b": self.read_by_b,
             "split": self.split,
+            "unit": self.unit.names,
             **_flat(self.whole),
             "only_a": list(self.only_a),
             "only_b": list(self.only_b),
@@ -123,8 +130,11 @@ class Comparison:
 def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
     """B against A, over the clips that both read; each a report's folder or its predictions.parquet.
 
-    Raises TableError where one cannot be read, ConfigError where they are of other splits or references.
+    Raises TableError where one cannot be read, ConfigError where they are of other splits or references, or one is of
+    pinyin and the other of characters.
     """
+    (read_by_a, decoder_a), (read_by_b, decoder_b) = _read_by(run_a), _read_by(run_b)
+    unit = _one_unit(run_a, decoder_a, run_b, decoder_b)
     rows_a, rows_b = _rows(run_a), _rows(run_b)
     split = _one_split(run_a, rows_a, run_b, rows_b)
     common = sorted(rows_a.keys() & rows_b.keys())
@@ -138,6 +148,7 @@ def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
         str(run_a),
         str(run_b),
         split,
+        unit,
         paired_difference(clips, resamples, seed),
         _groups(clips, resamples, seed),
         [clip for clip in changed if clip.change < 0],
@@ -145,8 +156,8 @@ def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
         len(clips) - len(changed),
         sorted(rows_a.keys() - rows_b.keys()),
         sorted(rows_b.keys() - rows_a.keys()),
-        _read_by(run_a),
-        _read_by(run_b),
+        read_by_a,
+        read_by_b,
     )
 
 
@@ -167,7 +178,8 @@ def paired_difference(clips: Sequence[ComparedClip], resamples: int, seed: int) 
     errors_a_R, errors_b_R, chars_R = resampled_sums(sums_GK, resamples, seed).T
     changes_R = rates(errors_b_R, chars_R) - rates(errors_a_R, chars_R)
     better = np.mean(errors_b_R < errors_a_R) + np.mean(errors_b_R == errors_a_R) / 2
-    interval = Interval(*middle_of(changes_R))
+    middle = middle_of(changes_R)
+    interval = Interval(*middle) if middle else None
     return Difference(len(clips), num_speakers, counts_a, counts_b, interval, over, float(better))
 
 
@@ -183,7 +195,8 @@ def _rows(run: Path) -> dict[str, dict[str, Any]]:
     return {row["clip_id"]: row for row in rows}
 
 
-def _read_by(run: Path) -> str | None:
+def _read_by(run: Path) -> tuple[str | None, str | None]:
+    """What read a report, in a line for people, and its decoder; None where no metrics.json says it."""
     file = (run if run.is_dir() else run.parent) / METRICS_FILE
     try:
         metrics = json.loads(file.read_text("utf-8"))
@@ -191,10 +204,27 @@ def _read_by(run: Path) -> str | None:
         parts = [f"checkpoint {metrics.get('checkpoint') or 'unknown'}", describe_settings(settings)]
         asked = metrics.get("language_model")
     except FileNotFoundError:
-        return None
+        return None, None
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise TableError(f"{file} is damaged ({error!r}); `pipeline report` makes it again") from error
-    return "; ".join([*parts, f"language model {asked}"] if asked else parts)
+    told = "; ".join([*parts, f"language model {asked}"] if asked else parts)
+    return told, str(settings["decoder"])
+
+
+def _one_unit(run_a: Path, decoder_a: str | None, run_b: Path, decoder_b: str | None) -> CountedUnit:
+    """What both count. Where one does not say it, its references do: they have to be the other's."""
+    told = {run: decoder for run, decoder in ((run_a, decoder_a), (run_b, decoder_b)) if decoder is not None}
+    units = {unit_of(decoder) for decoder in told.values()}
+    if len(units) > 1:
+        kinds = (
+            f"{run} holds {'toneless pinyin' if unit_of(decoder) == LETTERS else 'characters'} (decoder {decoder})"
+            for run, decoder in told.items()
+        )
+        raise ConfigError(
+            f"{', '.join(kinds)}: their error rates count other units and cannot be compared; report both with "
+            "decode.decoder syllables, or both with decoders that write characters"
+        )
+    return units.pop() if units else unit_of(None)
 
 
 def _one_split(run_a: Path, rows_a: Mapping[str, Any], run_b: Path, rows_b: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """The page of `pipeline compare`: the difference and its interval, groups, and the clips that changed most."""
 
 from model.bootstrap import ENOUGH_SPEAKERS
-from model.metrics import has_spaces
+from model.metrics import has_words
 from stages.aligned import aligned_cells
 from stages.compare import Comparison, Difference
 from stages.pages import rendered
+from stages.report_figures import INTERVALS_TOLD, why_no_interval
 
 NUM_CLIPS = 20
 """Shown of those that got better, and of those that got worse."""
@@ -24,14 +25,17 @@ def compare_page(comparison: Comparison) -> str:
             aligned_cells(clip.reference, clip.hypothesis_a),
             aligned_cells(clip.reference, clip.hypothesis_b),
         ),
-        has_words=has_spaces(clip.reference for clip in (*comparison.better, *comparison.worse)),
+        has_words=has_words(clip.reference for clip in (*comparison.better, *comparison.worse)),
     )
 
 
 def verdict(found: Difference) -> tuple[str, str]:
     """Whether one of the two is shown to be better: ("good", "bad" or "open", a sentence for people)."""
     if found.interval is None or found.better_share is None:
-        return "open", "One clip is too little to tell a difference from chance."
+        return (
+            "open",
+            f"No difference is shown. 95 % interval: {why_no_interval(found.num_clips, 'difference')}.",
+        )
     middle = f"95 % interval {signed(found.interval.low)} to {points(found.interval.high)}, over {found.over}"
     share = f"B is better in {100 * found.better_share:.1f} % of the resamples"
     if found.num_speakers < ENOUGH_SPEAKERS:
@@ -44,12 +48,6 @@ def verdict(found: Difference) -> tuple[str, str]:
         return "open", f"No difference is shown: the interval holds 0 ({middle}; {share})."
     better = found.interval.high < 0
     return ("good" if better else "bad"), f"B is {'better' if better else 'worse'} ({middle}; {share})."
-
-
-INTERVALS_TOLD = (
-    f"Intervals are over speakers, over clips where fewer than two are known; of fewer than {ENOUGH_SPEAKERS} speakers "
-    "they are too narrow."
-)
 
 
 def signed(share: float) -> str:

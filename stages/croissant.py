@@ -1,12 +1,10 @@
 """`metadata.json` of a pack: what is in it, in Croissant 1.0 (JSON-LD of MLCommons)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.licences import is_unknown
-
-if TYPE_CHECKING:
-    from stages.card import PackFacts
+from stages.pack_facts import PackFacts
 
 # the context that Croissant 1.0 prescribes, word by word
 _CONTEXT = {
@@ -65,7 +63,7 @@ _FIELDS = (
 )
 
 
-def croissant(facts: "PackFacts", name: str, description: str, extension: str) -> dict[str, Any]:
+def croissant(facts: PackFacts, name: str, description: str, extension: str) -> dict[str, Any]:
     """The metadata: tars by split, their members, a record set of the clips and one of the splits."""
     tars = [
         {
@@ -139,7 +137,7 @@ def _clips(extension: str) -> dict[str, Any]:
     return _record_set("clip", "the mouth clips themselves", "clip_id", fields)
 
 
-def _splits(facts: "PackFacts") -> dict[str, Any]:
+def _splits(facts: PackFacts) -> dict[str, Any]:
     kinds = {"name": "sc:Text", "clips": "sc:Integer", "hours": "sc:Float", "speakers": "sc:Integer"}
     fields = [_field("split", name, kind, f"{name} of the split") for name, kind in kinds.items()]
     return _record_set("split", "the splits, and what each holds", "name", fields) | {

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from model.settings import TextParams
-from model.text import normalise
+from model.text import normalise, normaliser_mark
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
@@ -85,7 +85,8 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
             _check_part_names(clips)
     clips.sort(key=lambda clip: (split_rank(clip.transcript.split), clip.transcript.clip_id))
     rows = [_row(clip, normalise(clip.transcript.text, text)) for clip in clips]
-    write_table(clips_path, table_from_rows(rows, CLIPS), CLIPS)
+    marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_mark(text))
+    write_table(clips_path, table_from_rows(rows, CLIPS), marked)
     missing = [clip.transcript.clip_id for clip in clips if clip.is_missing]
     if missing:
         _log.warning(

@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from model.bootstrap import Over
 from stages.licences import hub_licence, is_unknown, why_not_shared
 from stages.model_card_examples import ExportFormat, how_to_run
+from stages.report_figures import has_interval, interval_about, unit_of, why_no_interval
 
 CARD = "MODEL_CARD.md"
 MARK = "Made by `pipeline export`, which writes it anew each time."
@@ -43,7 +45,9 @@ class Measured:
     cer: float
     cer_low: float | None
     cer_high: float | None
-    interval_over: str | None
+    interval_over: Over | None
+    num_speakers: int | None
+    """Of the split, where the report counts them."""
     blind_cer: float | None
     chance_cer: float | None
     speaker_overlap: int | None
@@ -191,24 +195,28 @@ def _results(facts: ExportFacts) -> str:
 
 
 def _report_rows(measured: Measured) -> list[str]:
-    interval = "interval not measured"
-    if measured.cer_low is not None and measured.cer_high is not None:
-        over = f" by bootstrap over {measured.interval_over}" if measured.interval_over else ""
-        interval = f"95 % interval {_percent(measured.cer_low)} to {_percent(measured.cer_high)}{over}"
+    low, high = measured.cer_low, measured.cer_high
+    interval = f"95 % interval {why_no_interval(measured.num_clips)}"
+    if low is not None and high is not None and has_interval(low, high):
+        about = interval_about(measured.interval_over, measured.num_speakers)
+        interval = f"95 % interval {_percent(low)} to {_percent(high)} by bootstrap {about}"
+    unit = unit_of(measured.decoder)
+    name = unit.rate if unit.note else f"{unit.rate} ({unit.short})"
     by = f", decoder {measured.decoder}" if measured.decoder else ""
     cers = measured.speaker_cers
     spread = "not measured"
     if cers:
         spread = f"{len(cers)} speakers, {_percent(cers[0])} to {_percent(cers[-1])}, median {_percent(median(cers))}"
     return [
-        f"On split {measured.split} ({measured.num_clips:,} clips, {measured.num_chars:,} characters{by}):",
+        f"On split {measured.split} ({measured.num_clips:,} clips, {measured.num_chars:,} {unit.names}{by}):",
         "",
         "| figure | value |",
         "|---|---|",
-        f"| character error rate (CER) | {_percent(measured.cer)}, {interval} |",
-        f"| blind CER: the same model on each clip's mean frame | {_or_unknown(measured.blind_cer)} |",
-        f"| chance CER: its text against other clips' references | {_or_unknown(measured.chance_cer)} |",
-        f"| CER of single speakers | {spread} |",
+        f"| {name} | {_percent(measured.cer)}, {interval} |",
+        f"| blind {unit.short}: the same model on each clip's mean frame | {_or_unknown(measured.blind_cer)} |",
+        f"| chance {unit.short}: its text against other clips' references | {_or_unknown(measured.chance_cer)} |",
+        f"| {unit.short} of single speakers | {spread} |",
+        *(["", unit.note] if unit.note else []),
     ]
 
 

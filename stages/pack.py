@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from model.text import same_mark
 from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.cores import usable_cores
@@ -24,10 +25,11 @@ from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import ShardStore
 from shards.tar import shard_writer
-from stages.card import CARD, MARK, METADATA, card_files, facts_of
+from stages.card import CARD, MARK, METADATA, card_files
 from stages.clip_source import ClipSource
 from stages.corpora.transcript import split_rank
 from stages.licences import refuse_unlicensed
+from stages.pack_facts import facts_of
 from stages.settings import CorpusParams, CropParams
 
 # the .tmp are what a pack that was killed leaves behind
@@ -76,9 +78,8 @@ def pack(
     and the licence does not allow it, unless the caller says that he `has_rights`.
     """
     refuse_unlicensed(corpus.license, store, has_rights)
-    clips = {
-        row["clip_id"]: row for row in read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
-    }
+    clips_table = read_table(clips_path, schema.CLIPS, "pipeline ingest")
+    clips = {row["clip_id"]: row for row in clips_table.to_pylist()}
     crops = read_table(crops_path, schema.CROPS, "pipeline crop").to_pylist()
     tracks = read_table(tracks_path, schema.TRACKS, "pipeline crop")
     if [row["clip_id"] for row in crops] != list(clips):
@@ -112,7 +113,8 @@ def pack(
         _write(store, name, content)
     for split in splits:
         _write_index(store, split, shards[split])
-    write_table(samples_path, table_from_rows(rows, schema.SAMPLES), schema.SAMPLES)
+    marked = schema.SAMPLES.with_metadata(schema.SAMPLES.metadata | same_mark(clips_table.schema.metadata))
+    write_table(samples_path, table_from_rows(rows, schema.SAMPLES), marked)
     by_split = {split: sum(shard.num_samples for shard in shards[split]) for split in splits}
     made = [shard for of_split in shards.values() for shard in of_split]
     return PackSummary(by_split, len(made), sum(shard.num_bytes for shard in made), source.num_rendered)

@@ -1,14 +1,15 @@
 """Counts what a scored split got right and writes the report: metrics, tables, curves and the page."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from model.metrics import (
-    chance_pairs,
+    chance_cer,
     edit_counts,
-    has_spaces,
+    has_words,
     mixed_error_rate,
     mixes_scripts,
     total_counts,
@@ -18,7 +19,14 @@ from model.metrics import (
 from model.pinyin import syllables_of
 from model.scored import ScoredClip
 from model.text import UNKNOWN_ID, Tokenizer
-from model.visemes import is_mandarin, look_alikes, viseme_units, visemes_of_pinyin
+from model.visemes import (
+    is_mandarin,
+    look_alikes,
+    look_units,
+    look_units_of_pinyin,
+    viseme_units,
+    visemes_of_pinyin,
+)
 from shards.errors import ConfigError
 from shards.files import table_from_rows, write_json, write_table, write_text
 from shards.schema import PREDICTIONS
@@ -37,6 +45,8 @@ from stages.report_groups import (
 from stages.report_page import ReportContext, render_page
 from stages.report_tables import csv_tables
 
+REPORT_VERSION = 2
+"""Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
 RESAMPLES = 2_000
 NO_FACTS = ReportFacts()
 LOOK_ALIKE_GROUPS, LOOK_ALIKE_CHARACTERS = 12, 12
@@ -99,7 +109,7 @@ def figures_of(
         median=median,
         best=best,
         look_alikes=[group[:LOOK_ALIKE_CHARACTERS] for group in alike[:LOOK_ALIKE_GROUPS]],
-        words=word_confusions(pairs) if has_spaces(references) and not sounds else (),
+        words=word_confusions(pairs) if has_words(references) and not sounds else (),
     )
 
 
@@ -116,11 +126,14 @@ def split_metrics(
     """What stands in metrics.json: shares (not per cent) and counts, null where they cannot be known.
 
     `decode` holds the settings that the decoder used, `language_model` the identity of the file that it asked.
-    `cer_low` to `cer_high` holds 95 % of the resamples over `cer_interval_over`. `speaker_overlap` counts the
-    speakers that were also trained on, `num_unwritable` the characters of the references that the model has no
-    token for; they are errors. `wer` is there only for text with spaces, `mer` (Han characters and words of other
-    scripts) where there are both, `syllable_error_rate` and `viseme_error_rate` are null unless half of the text is
-    Han, or it is pinyin that was read. Raises ConfigError where the split has no clips.
+    `cer_low` to `cer_high` holds 95 % of the resamples over `cer_interval_over`, all three null where that would say
+    nothing (`why_no_interval`). `chance_cer` is the mean of `chance_pairings`, whatever the seed. `normaliser` made
+    the references, `checkpoint_normaliser` the labels that were learnt. `speaker_overlap` counts the speakers that
+    were also trained on, `num_unwritable` the characters of the references that the model has no token for; they are
+    errors. `wer` is there only for text with words, `mer` (Han characters and words of other scripts) where there are
+    both, the rates of syllables, of their looks and of visemes are null unless half of the text is Han, or it is
+    pinyin that was read. `num_without_confidence` clips have no score, and no part in `calibration_error`.
+    Raises ConfigError where the split has no clips.
     """
     if not scored:
         raise ConfigError(f"report.split: {split!r} has no clips to report on; name a packed split")
@@ -128,7 +141,7 @@ def split_metrics(
     clips = counted_clips(scored)
     pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
     references = [reference for reference, _ in pairs]
-    chance, counts = chance_pairs(pairs, seed), total(clips)
+    chance, counts = chance_cer(pairs), total(clips)
     interval, over = cer_interval(clips, resamples, seed)
     sounds = _sounds(references, facts.decoder)
     metrics: dict[str, Any] = {
@@ -137,6 +150,8 @@ def split_metrics(
         "decode": facts.decode,
         "language_model": facts.language_model,
         "checkpoint": facts.checkpoint,
+        "normaliser": facts.normaliser,
+        "checkpoint_normaliser": facts.checkpoint_normaliser,
         "num_clips": len(clips),
         "num_speakers": len({counted.clip.speaker for counted in clips} - {None}),
         "num_chars": counts.num_chars,
@@ -151,13 +166,16 @@ def split_metrics(
         "insertions": counts.insertions,
         "num_unwritable": None if facts.table is None else _num_unwritable(references, facts.table),
         "syllable_error_rate": unit_error_rate(pairs, sounds.syllables) if sounds else None,
+        "look_error_rate": unit_error_rate(pairs, sounds.looks) if sounds else None,
         "viseme_error_rate": unit_error_rate(pairs, sounds.visemes) if sounds else None,
         "calibration_error": calibration_error(calibration_of(clips)),
+        "num_without_confidence": sum(math.isnan(counted.clip.score) for counted in clips),
         "blind_cer": total_counts((c.reference, c.hypothesis) for c in blind).cer if blind else None,
-        "chance_cer": total_counts(chance).cer if chance is not None else None,
+        "chance_cer": chance.cer if chance else None,
+        "chance_pairings": chance.num_pairings if chance else None,
         "speaker_overlap": speaker_overlap,
     }
-    if has_spaces(references):
+    if has_words(references):
         metrics["wer"] = word_error_rate(pairs)
     if mixes_scripts(references):
         metrics["mer"] = mixed_error_rate(pairs)
@@ -165,17 +183,18 @@ def split_metrics(
 
 
 class _Sounds(NamedTuple):
-    """What makes syllables, and visemes, of a text."""
+    """What makes syllables, their looks, and visemes, of a text."""
 
     syllables: Callable[[str], Sequence[str]]
+    looks: Callable[[str], Sequence[str]]
     visemes: Callable[[str], Sequence[str]]
 
 
 def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
     """None where little of the text is Mandarin."""
     if decoder == "syllables":
-        return _Sounds(str.split, visemes_of_pinyin)
-    return _Sounds(syllables_of, viseme_units) if is_mandarin(references) else None
+        return _Sounds(str.split, look_units_of_pinyin, visemes_of_pinyin)
+    return _Sounds(syllables_of, look_units, viseme_units) if is_mandarin(references) else None
 
 
 def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.metrics import Op
+from model.metrics import unit_pairs
 from model.spikes import Spikes
 from stages.aligned import Cell, aligned_cells
 from stages.pages import film_strip, nice_ticks
@@ -21,16 +21,18 @@ STRIP_FRAMES, FRAMES_PER_PICTURE = 16, 8
 TILE = 48
 # A probability of 1 reaches up to FULL, one of 0 stays at AXIS; characters stand over it, seconds under it.
 FULL, AXIS, HEIGHT = 36, 84, 102
-# A character (wide: Han) that stands nearer than this to the one before it in its row moves to the upper row.
-NARROW, WIDE, ROW = 9, 15, 15
+# Room that a text takes: Latin letters are narrow, Han characters wide. Where its row is taken, it moves up by ROW.
+LETTER, HAN, GAP, ROW = 7.5, 12, 3, 15
+MAX_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """One spike: a line up to `y`, its character over it at `text_y`; `is_right`: the reference has it there."""
+    """One spike: a line up to `y`, its character or syllable over it; `is_right`: the reference has it there."""
 
     x: float
     y: float
+    text_x: float
     text_y: float
     text: str
     is_right: bool
@@ -121,28 +123,40 @@ def _y_of(probability: float) -> float:
 
 
 def _stems(spikes: Spikes, axis: TimeAxis, reference: str) -> list[Stem]:
-    read = "".join(spike.text for spike in spikes.spikes)
-    is_right = [cell.op == Op.EQUAL for cell in aligned_cells(reference, read) if cell.hypothesis]
+    said = list(reference) if spikes.said is None else spikes.said
+    pairs = unit_pairs(said, [spike.text for spike in spikes.spikes])
+    is_right = [unit == read for unit, read in pairs if read]
     stems: list[Stem] = []
-    place = 0
-    for spike in spikes.spikes:
+    taken_to = [-np.inf] * MAX_ROWS
+    for spike, right in zip(spikes.spikes, is_right, strict=True):
         x = round(axis.x_of_step(spike.step, len(spikes.blank_S)), 1)
         y = _y_of(spike.probability)
-        room = NARROW if spike.text.isascii() else WIDE
-        is_crowded = bool(stems) and x - stems[-1].x < room and stems[-1].text_y > stems[-1].y - ROW
+        half = (sum(LETTER if one.isascii() else HAN for one in spike.text) + GAP) / 2
+        text_x = _within_picture(x, half, axis)
+        free = (row for row, end in enumerate(taken_to) if text_x - half >= end)
+        row = next(free, MAX_ROWS - 1)
+        taken_to[row] = text_x + half
         second = (spike.step + 0.5) * axis.num_frames / len(spikes.blank_S) / axis.fps
         stems.append(
             Stem(
                 x,
                 y,
-                y - 5 - (ROW if is_crowded else 0),
+                text_x,
+                y - 5 - ROW * row,
                 spike.text.replace(" ", "␣"),
-                all(is_right[place : place + len(spike.text)]),
+                right,
                 f"{spike.text!r} at {second:.2f} s, probability {spike.probability:.2f}",
             )
         )
-        place += len(spike.text)
     return stems
+
+
+def _within_picture(x: float, half: float, axis: TimeAxis) -> float:
+    """The middle of a text of that half width over `x`, moved so that it ends within the picture that holds `x`."""
+    width = TILE * FRAMES_PER_PICTURE
+    left = x // width * width
+    right = min(left + width, TILE * axis.num_shown)
+    return round(min(max(x, left + half), max(right - half, left + half)), 1)
 
 
 def _blank_outline(spikes: Spikes, axis: TimeAxis, left: int, right: int) -> str:

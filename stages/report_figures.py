@@ -13,6 +13,37 @@ from model.scored import ScoredClip
 from model.text import Tokenizer
 
 UNKNOWN_GROUP = "(unknown)"
+NORMALISER_UNKNOWN = (
+    "not known, the table of samples does not say it; `pipeline preprocess` makes one that does"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedUnit:
+    """What an error rate counts."""
+
+    name: str
+    names: str
+    rate: str
+    short: str
+    """Of the rate, for the head of a column."""
+    note: str = ""
+    """What to beware of, a sentence."""
+
+
+CHARACTERS = CountedUnit("character", "characters", "character error rate", "CER")
+LETTERS = CountedUnit(
+    "letter",
+    "letters of pinyin",
+    "error rate of pinyin’s letters",
+    "letters’ error rate",
+    "Read as toneless pinyin and counted by its letters: not to be compared with a CER of characters.",
+)
+
+
+def unit_of(decoder: str | None) -> CountedUnit:
+    """What is counted of a reading by `decoder`; None is an older report's, which was of characters."""
+    return LETTERS if decoder == "syllables" else CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +73,13 @@ class Group:
     """Of the CER; None where it was not made."""
     over: Over = "clips"
     """What was drawn for it."""
+    num_speakers: int = 0
+    """Those that are known."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its interval is too narrow for other speakers."""
+        return self.interval is not None and (self.over == "clips" or self.num_speakers < ENOUGH_SPEAKERS)
 
     @property
     def label(self) -> str:
@@ -111,6 +149,10 @@ class ReportFacts:
     """The decoder's settings, those that it used."""
     language_model: str | None = None
     """The identity of its file; None where none was asked."""
+    normaliser: str | None = None
+    """What made the references, in a line; None where their table does not say it."""
+    checkpoint_normaliser: str | None = None
+    """What made the labels that were learnt, in a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +186,37 @@ def interval_about(over: Over | None, num_speakers: int | None) -> str:
     if num_speakers is None or num_speakers >= ENOUGH_SPEAKERS:
         return "over speakers"
     return f"over {num_speakers} speakers: with fewer than {ENOUGH_SPEAKERS} it is too narrow"
+
+
+def why_no_interval(num_clips: int, rate: str = "error rate") -> str:
+    """Why no interval stands beside a figure of so many clips."""
+    if num_clips < 2:
+        return "none: from one clip nothing follows for others"
+    return f"none: all speakers, or clips, have the same {rate}, so drawing them anew tells nothing of others"
+
+
+def has_interval(low: float | None, high: float | None) -> bool:
+    """Whether there is one to show; an older report gave one without width where all was alike."""
+    return low is not None and high is not None and low < high
+
+
+NOTHING_TOLD = "of one clip, or of clips or speakers that are all alike, nothing follows for others"
+INTERVALS_TOLD = (
+    "Intervals are over speakers, over clips where fewer than two are known. † Of fewer than "
+    f"{ENOUGH_SPEAKERS} speakers: too narrow. – None: {NOTHING_TOLD}."
+)
+NARROW_TOLD = (
+    f"too narrow for other speakers: drawn over fewer than {ENOUGH_SPEAKERS} of them, or over clips where fewer than "
+    "two are known"
+)
+
+
+def normaliser_warning(metrics: Mapping[str, Any]) -> str | None:
+    """A sentence where the references were normalised in another way than the labels that were learnt."""
+    references, learnt = metrics.get("normaliser"), metrics.get("checkpoint_normaliser")
+    if references is None or learnt is None or references == learnt:
+        return None
+    return (
+        "The references were made by another normaliser than the labels that this model learnt. What differs counts as "
+        "errors: run `pipeline preprocess` with the model's section text, or train again."
+    )

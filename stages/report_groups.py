@@ -27,7 +27,10 @@ def total(clips: Iterable[CountedClip]) -> EditCounts:
 
 
 def cer_interval(clips: Sequence[CountedClip], resamples: int, seed: int) -> tuple[Interval | None, Over]:
-    """95 % interval of the CER of `clips`, over their speakers or, where fewer than two are known, over the clips."""
+    """95 % interval of the CER of `clips`, over their speakers or, where fewer than two are known, over the clips.
+
+    None where that would say nothing (`why_no_interval`).
+    """
     found, over = rate_interval(
         [counted.counts.errors for counted in clips],
         [counted.counts.num_chars for counted in clips],
@@ -58,6 +61,7 @@ def groups_of_split(
                 len(members[one]),
                 total(members[one]),
                 *cer_interval(members[one], resamples, seed),
+                num_speakers=len({counted.clip.speaker for counted in members[one]} - {None}),
             )
             for one in keys
         ]
@@ -96,12 +100,13 @@ def confidence_of(counted: CountedClip) -> float:
 
 
 def calibration_of(clips: Sequence[CountedClip]) -> list[CalibrationBin]:
-    """Up to ten bins of as many clips each, the least confident first."""
-    surest_last = sorted(clips, key=lambda counted: (confidence_of(counted), counted.clip.clip_id))
-    num_bins = min(CALIBRATION_BINS, len(clips))
+    """Up to ten bins of as many clips each, the least confident first; clips without a score are left out."""
+    scored = [counted for counted in clips if not math.isnan(counted.clip.score)]
+    surest_last = sorted(scored, key=lambda counted: (confidence_of(counted), counted.clip.clip_id))
+    num_bins = min(CALIBRATION_BINS, len(scored))
     bins = []
     for number in range(num_bins):
-        members = surest_last[number * len(clips) // num_bins : (number + 1) * len(clips) // num_bins]
+        members = surest_last[number * len(scored) // num_bins : (number + 1) * len(scored) // num_bins]
         confidences = [confidence_of(counted) for counted in members]
         counts = total(members)
         bins.append(
@@ -117,11 +122,13 @@ def calibration_of(clips: Sequence[CountedClip]) -> list[CalibrationBin]:
     return bins
 
 
-def calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy, a clip.
+def calibration_error(bins: Sequence[CalibrationBin]) -> float | None:
+    """Expected calibration error: mean distance of confidence and accuracy, a clip; None without any.
 
     Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning", with bins of equal clips.
     """
+    if not bins:
+        return None
     distances = [one.num_clips * abs(one.confidence - one.accuracy) for one in bins]
     return sum(distances) / sum(one.num_clips for one in bins)
 

@@ -2,19 +2,33 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from model.spikes import Spikes
+from model.spikes import Spikes, spiking_head
 from stages import report_clips
 from stages.pages import nice_ticks, percent, rendered
 from stages.quality import EXPLAINED
 from stages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.report_clips import ShownClip, shown_clip
-from stages.report_figures import CountedClip, Figures, interval_about
+from stages.report_figures import (
+    NARROW_TOLD,
+    NORMALISER_UNKNOWN,
+    NOTHING_TOLD,
+    CountedClip,
+    Figures,
+    has_interval,
+    interval_about,
+    normaliser_warning,
+    unit_of,
+    why_no_interval,
+)
 
-# A CER below this share of both blind and chance CER counts as "far below both" (DESIGN.md names no figure).
+# Of the blind and of the chance CER: the CER and the end of its interval have to be below both (a choice of ours).
 FAR_BELOW = 0.8
+# Without an error there is no interval; of so many clips and more, none wrong is word enough.
+ENOUGH_CLIPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +38,6 @@ class ModelFacts:
     preset: str
     num_parameters: int
     epoch: int
-    normaliser: str
     decoder: str
     """Its name and settings, in a line for people."""
 
@@ -69,11 +82,19 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         figures=figures,
         metrics=metrics,
         context=context,
-        verdict=verdict(metrics["cer"], metrics["blind_cer"], metrics["chance_cer"]),
+        warnings=[*context.warnings, *filter(None, [normaliser_warning(metrics)])],
+        verdict=verdict(metrics),
+        why_no_interval=why_no_interval(metrics["num_clips"]),
+        has_interval=has_interval,
+        normaliser_unknown=NORMALISER_UNKNOWN,
+        narrow_told=NARROW_TOLD,
+        nothing_told=NOTHING_TOLD,
         interval_about=interval_about(metrics.get("cer_interval_over"), metrics.get("num_speakers")),
         charts=[chart for chart in training_charts(context.curves) if chart.lines],
         calibration=calibration_chart(figures.calibration),
         qualities=quality_charts(figures.qualities),
+        unit=unit_of(metrics.get("decoder")),
+        heard="syllable" if spiking_head(metrics.get("decoder")) == "syllables" else "character",
         explained=EXPLAINED,
         shown=shown,
         reel=report_clips,
@@ -81,20 +102,44 @@ def render_page(figures: Figures, context: ReportContext) -> str:
     )
 
 
-def verdict(cer: float, blind_cer: float | None, chance_cer: float | None) -> tuple[str, str]:
-    """Whether the figures show lip reading: ("good", "bad" or "open", a sentence for people)."""
-    rivals = [
-        f"{name} CER ({percent(rival)})"
-        for name, rival in (("blind", blind_cer), ("chance", chance_cer))
-        if rival is not None and cer > FAR_BELOW * rival
-    ]
-    if rivals:
+def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether the figures show lip reading: ("good", "bad" or "open", a sentence for people).
+
+    The sentence says what is compared with what, and no more: how much was read from the lips no CER tells.
+    """
+    cer, low, high = metrics["cer"], metrics.get("cer_low"), metrics.get("cer_high")
+    rivals = {name: metrics[f"{name}_cer"] for name in ("blind", "chance")}
+    known = {name: rival for name, rival in rivals.items() if rival is not None}
+    if missed := [name for name, rival in known.items() if cer > FAR_BELOW * rival]:
         return "bad", (
-            f"This model is not shown to read lips: its CER of {percent(cer)} is not far below the "
-            f"{' and the '.join(rivals)}. Much of what it gets right comes without watching the mouth move."
+            f"This model is not shown to read lips: its CER of {percent(cer)} is not below {_limits(known, missed)}."
         )
-    if blind_cer is None or chance_cer is None:
-        missing = "blind" if blind_cer is None else "chance"
-        cause = "it was not measured" if blind_cer is None else "a split of one clip has no other clip's text"
-        return "open", f"The {missing} CER is not known ({cause}), so this figure alone shows no lip reading."
-    return "good", "Far below both blind and chance: most of what is right here was read from moving lips."
+    if missing := [name for name in rivals if name not in known]:
+        cause = (
+            "it was not measured" if missing[0] == "blind" else "a split of one clip has no other clip's text"
+        )
+        return (
+            "open",
+            f"The {missing[0]} CER is not known ({cause}), so this figure alone shows no lip reading.",
+        )
+    below = f"Its CER of {percent(cer)} is below {_limits(known, list(known))}"
+    if cer == 0 and metrics["num_clips"] >= ENOUGH_CLIPS:
+        return "good", f"{below}: not one error in {metrics['num_clips']} clips."
+    if not has_interval(low, high):
+        return "open", f"{below}, but it has no interval: how far other clips would be from it is open."
+    if missed := [name for name, rival in known.items() if high > FAR_BELOW * rival]:
+        return "open", (
+            f"{below}, but the upper end of its interval, {percent(high)}, is not below {_limits(known, missed)}: "
+            "this split leaves it open whether the model reads lips."
+        )
+    return "good", (
+        f"This model needs the moving mouth of the right clip: its CER of {percent(cer)} and the upper end of its "
+        f"interval, {percent(high)}, are below {_limits(known, list(known))}."
+    )
+
+
+def _limits(rivals: Mapping[str, float], names: Sequence[str]) -> str:
+    """What a CER was held against: a share of each of these."""
+    limits = " and ".join(percent(FAR_BELOW * rivals[name]) for name in names)
+    rates = " and of the ".join(f"{name} CER ({percent(rivals[name])})" for name in names)
+    return f"{limits}, {100 * FAR_BELOW:.0f}\u202f% of the {rates}"

@@ -24,7 +24,7 @@ CURVE_COLUMNS = (
 )
 
 
-GROUP_COLUMNS = ("group", "clips", "characters", "cer", "cer_low", "cer_high", "interval_over")
+GROUP_COLUMNS = ("group", "clips", "characters", "cer", "cer_low", "cer_high", "interval_over", "speakers")
 CALIBRATION_COLUMNS = ("low", "high", "num_clips", "num_chars", "confidence", "accuracy")
 CONFUSION_COLUMNS = ("kind", "reference", "hypothesis", "count", "num_reference", "look_alike")
 QUALITY_COLUMNS = ("quality", "low", "high", "clips", "characters", "cer")
@@ -76,6 +76,7 @@ def _groups_csv(groups: Sequence[Group]) -> str:
             "cer_low": group.interval.low if group.interval else None,
             "cer_high": group.interval.high if group.interval else None,
             "interval_over": group.over if group.interval else None,
+            "speakers": group.num_speakers,
         }
         for group in groups
     ]

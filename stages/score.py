@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from model.decoders.choice import asks_language_model, describe_settings, unused_weights, used_settings
 from model.device import choose_device
 from model.networks.network import num_parameters
+from model.pinyin import syllables_of
 from model.reader import LipReader
 from model.scored import ScoredClip
 from model.scoring import score_split
 from model.settings import DecodeParams
-from model.spikes import Spikes, ctc_spikes
-from model.text import describe_normaliser
+from model.spikes import Spikes, ctc_spikes, spiking_head
+from model.text import describe_mark
 from shards import schema
 from shards.files import Progress, file_identity, read_table
 from shards.plan import read_samples
@@ -123,14 +125,17 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         return read_sample(job.shards, records[clip_id])[0]
 
     def spikes_of(clip_id: str) -> Spikes | None:
-        # characters cannot be held against a reference of pinyin
-        is_pinyin = reader.decoder(job.decode) == "syllables"
-        log_probs_SV = None if is_pinyin else reader.ctc_log_probs(clip_of(clip_id))
-        return None if log_probs_SV is None else ctc_spikes(log_probs_SV, reader.vocabulary.characters)
+        head, vocabulary = spiking_head(reader.decoder(job.decode)), reader.vocabulary
+        log_probs_SV = reader.ctc_log_probs(clip_of(clip_id), head)
+        if log_probs_SV is None:
+            return None
+        if head == "syllables":
+            assert vocabulary.syllables is not None
+            return ctc_spikes(log_probs_SV, vocabulary.syllables, syllables_of(records[clip_id]["label"]))
+        return ctc_spikes(log_probs_SV, vocabulary.characters)
 
-    facts = reading_facts(
-        reader, job.decode, job.checkpoint, job.lm, clip_facts(clips, crops, records.keys())
-    )
+    known = clip_facts(clips, crops, records.keys())
+    facts = reading_facts(reader, job.decode, job.checkpoint, job.samples, job.lm, known)
     context = ReportContext(
         corpus=job.corpus.kind,
         split=job.report_params.split,
@@ -141,7 +146,6 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
             preset=reader.model.preset,
             num_parameters=num_parameters(reader.network),
             epoch=reader.epoch,
-            normaliser=describe_normaliser(reader.text),
             decoder=describe_settings(used_settings(reader.decoder(job.decode), job.decode, reader.heads)),
         ),
         clip_of=clip_of,
@@ -160,15 +164,33 @@ def reading_facts(
     reader: LipReader,
     decode: DecodeParams,
     checkpoint: Path,
+    samples: Path,
     lm: Path | None = None,
     clips: Mapping[str, ClipFacts] | None = None,
 ) -> ReportFacts:
-    """What read the clips: its decoder and this one's settings, the units that it writes, the files it came from."""
+    """What read the clips: its decoder and this one's settings, the units that it writes, the files it came from.
+
+    And what normalised the references, where samples.parquet says it, and the labels that were learnt.
+    """
     decoder, vocabulary = reader.decoder(decode), reader.vocabulary
     table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
     asked = file_identity(lm) if lm is not None and asks_language_model(decoder, decode) else None
     settings = used_settings(decoder, decode, reader.heads)
-    return ReportFacts(decoder, table, clips or {}, file_identity(checkpoint), settings, asked)
+    return ReportFacts(
+        decoder,
+        table,
+        clips or {},
+        file_identity(checkpoint),
+        settings,
+        asked,
+        normaliser_of(samples),
+        reader.normaliser,
+    )
+
+
+def normaliser_of(samples: Path) -> str | None:
+    """What made the labels of a samples.parquet, in a line; None where it does not say it."""
+    return describe_mark(pq.read_schema(samples).metadata, samples)
 
 
 def clip_facts(clips: pa.Table, crops: pa.Table, clip_ids: Collection[str]) -> dict[str, ClipFacts]:

@@ -49,17 +49,13 @@ def random_reader(
         for head in (network.ctc_head, network.syllable_head):
             if head is not None:
                 head.weight *= 20
-    return LipReader(
-        network.eval(),
-        vocabulary,
-        model,
-        TextParams(),
-        25.0,
-        torch.device("cpu"),
-        Precision(None),
-        96,
-        epoch=4,
-    )
+    return reader_of(network.eval(), vocabulary, model, epoch=4)
+
+
+def reader_of(network: LipNetwork, vocabulary: Vocabulary, model: ModelParams, **more: Any) -> LipReader:
+    """In float32 on the CPU, of clips as the crop stage makes them by default."""
+    cpu, whole = torch.device("cpu"), Precision(None)
+    return LipReader(network, vocabulary, model, TextParams(), 25.0, cpu, whole, 96, **more)
 
 
 def state_of_reader(

@@ -12,7 +12,7 @@ from shards.settings import MachineParams
 from stages.crop import crop
 from stages.qc import QcSummary, qc
 from stages.settings import CorpusParams, CropParams
-from tests.test_crop_stage import clip_row, write_clips
+from tests.crop_runs import clip_row, write_clips
 from tests.videos import numbered, write_face, write_mouth, write_video
 
 HOSTILE = "<script>alert('嘴')</script>\"'&amp;"

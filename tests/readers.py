@@ -1,11 +1,14 @@
 """Readers that need no network: what they say depends on the clip alone."""
 
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 
 import numpy as np
 
 from model.reading import Candidate, Reading
 from model.settings import DecodeParams, TextParams
+from model.text import Tokenizer
+from model.vocabulary import Vocabulary
 
 
 @dataclass
@@ -18,6 +21,9 @@ class CountingReader:
     clips: list[np.ndarray] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     """Said in turn instead, where there are any."""
+    vocabulary: Vocabulary = field(
+        default_factory=lambda: Vocabulary(Tokenizer.of_units(" 0123456789" + ascii_lowercase))
+    )
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
         self.clips.append(clip_THW)

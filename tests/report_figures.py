@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from model.bootstrap import Over
 from model.metrics import EditCounts, edit_counts
 from model.scored import ScoredClip
 from model.spikes import Spike, Spikes
@@ -45,10 +46,13 @@ def counted_clips(read: Sequence[tuple[str, str]], **changes: Any) -> list[Count
     return [CountedClip(clip, edit_counts(clip.reference, clip.hypothesis)) for clip in clips]
 
 
-def group(name: str | None, errors: int, num_chars: int = 200, width: float | None = 0.05) -> Group:
+def group(
+    name: str | None, errors: int, num_chars: int = 200, width: float | None = 0.05, num_speakers: int = 1
+) -> Group:
     counts = EditCounts(errors - errors // 3, errors // 3, 0, num_chars)
     interval = None if width is None else Interval(max(0.0, counts.cer - width), counts.cer + width)
-    return Group(name, max(1, num_chars // 9), counts, interval)
+    over: Over = "speakers" if num_speakers > 1 else "clips"
+    return Group(name, max(1, num_chars // 9), counts, interval, over, num_speakers)
 
 
 def made_figures(read: Sequence[tuple[str, str]] = HAN, **changes: Any) -> Figures:
@@ -71,8 +75,12 @@ def made_figures(read: Sequence[tuple[str, str]] = HAN, **changes: Any) -> Figur
         "insertions": counts.insertions,
         "blind_cer": 0.94,
         "chance_cer": 0.86,
+        "chance_pairings": 200,
+        "normaliser": "NFKC, case folded (version 3)",
+        "checkpoint_normaliser": "NFKC, case folded (version 3)",
         "speaker_overlap": 0,
         "syllable_error_rate": 0.9 * counts.cer if is_han else None,
+        "look_error_rate": 0.7 * counts.cer if is_han else None,
         "viseme_error_rate": 0.6 * counts.cer if is_han else None,
         "num_unwritable": 3,
         "calibration_error": 0.061,
@@ -83,9 +91,12 @@ def made_figures(read: Sequence[tuple[str, str]] = HAN, **changes: Any) -> Figur
         metrics=metrics,
         groups={
             "speaker": [group(f"{name:03d}", name) for name in range(12, 84, 4)],
-            "gender": [group("female", 31), group("male", 44)],
+            "gender": [group("female", 31, num_speakers=4), group("male", 44, num_speakers=14)],
             "age": [group("20–29", 20), group("30–39", 60), group(None, 9, width=None)],
-            "topic": [group("KJ", 20), group("RWLS", 70), group(None, 33)],
+            "topic": [
+                group(name, errors, num_speakers=18)
+                for name, errors in (("KJ", 20), ("RWLS", 70), (None, 33))
+            ],
             "length": [group("2–4 s", 50), group("4–6 s", 40), group("6–8 s", 45, width=None)],
         },
         characters=[
@@ -147,7 +158,8 @@ def bare_figures() -> Figures:
     """One clip of a corpus that says nothing, read without a mistake: all that can be unknown is."""
     figures = made_figures([("好", "好")])
     unknown = ("cer_low", "cer_high", "cer_interval_over", "blind_cer", "chance_cer", "syllable_error_rate")
-    unknown += ("viseme_error_rate", "num_unwritable", "calibration_error")
+    unknown += ("look_error_rate", "viseme_error_rate", "num_unwritable", "calibration_error")
+    unknown += ("chance_pairings", "normaliser", "checkpoint_normaliser")
     clips = counted_clips([("好", "好")], speaker=None, topic=None)
     return replace(
         figures,
@@ -201,9 +213,7 @@ def made_context(**changes: Any) -> ReportContext:
         seed=0,
         num_examples=3,
         resamples=2_000,
-        model=ModelFacts(
-            "tiny", 1_234_567, 11, "version 2: NFKC, case fold, no punctuation", "ctc_beam, beam 10"
-        ),
+        model=ModelFacts("tiny", 1_234_567, 11, "ctc_beam, beam 10"),
         clip_of=mouth_of,
         spikes_of=spikes_of,
         curves=curves,

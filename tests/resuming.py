@@ -15,7 +15,7 @@ from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
 from shards.errors import Interrupted
 from tests.packed import Packed
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 Position = tuple[int, int]
 """Epoch, and batches done in it."""

@@ -102,7 +102,7 @@ def speaking_checkpoint(folder: Path, character: str) -> Path:
     from model.checkpoints import save_checkpoint
     from tests.packed import pack_clips, toy_clips
     from tests.resuming import state_of
-    from tests.test_trainer import job_in
+    from tests.trainings import job_in
 
     state = state_of(job_in(folder, pack_clips(folder, toy_clips(8, 2)), ctc_weight=1.0))
     head = state.network.ctc_head

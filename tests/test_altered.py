@@ -17,7 +17,7 @@ from model.training.training_state import run_of
 from shards.errors import CheckpointError
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of, stopped_in
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 State = dict[str, Any]
 

@@ -19,7 +19,7 @@ from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of
-from tests.test_trainer import MODEL, job_in
+from tests.trainings import MODEL, job_in
 
 DECAY = 0.9
 NUM_STEPS = 120

@@ -100,7 +100,26 @@ def test_seed_and_edges() -> None:
     few = ([1, 2, 0], [5, 5, 5], [None] * 3, 200)
     assert rate_interval(*few, seed=1) == rate_interval(*few, seed=1)
     assert rate_interval([1], [5], [None], 200, seed=0) == (None, "clips")
-    assert rate_interval([0, 0], [5, 5], ["a", "b"], 200, seed=0) == ((0.0, 0.0), "speakers")
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=2, max_size=40),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+)
+def test_speakers_or_clips_that_are_all_alike_make_no_interval(
+    chars: list[int], errors_a_character: int, of_speakers: bool
+) -> None:
+    """From 0 % to 0 % would pass for certainty: no error in 40 clips leaves some 7 % open."""
+    errors = [errors_a_character * one for one in chars]
+    speakers = [f"s{index}" if of_speakers else None for index in range(len(chars))]
+    over = "speakers" if of_speakers else "clips"
+    assert rate_interval(errors, chars, speakers, 200, seed=0) == (None, over)
+
+
+def test_one_error_in_many_clips_has_an_interval() -> None:
+    interval, _ = rate_interval([1] + [0] * 39, [5] * 40, [None] * 40, 2_000, seed=0)
+    assert interval and interval[0] == 0 and interval[1] > 0.01
 
 
 def test_no_characters_are_no_division() -> None:

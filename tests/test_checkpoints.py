@@ -22,7 +22,7 @@ from model.training.training_state import run_of
 from shards.errors import CheckpointError, Interrupted
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of, stopping_at
-from tests.test_trainer import assert_same_weights, job_in
+from tests.trainings import assert_same_weights, job_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,13 +99,15 @@ def test_a_checkpoint_of_another_version_is_refused_by_it(
         load_checkpoint(tmp_path / "older.pt")
 
 
-def test_a_checkpoint_of_the_older_normaliser_is_read(tmp_path: Path, state: dict[str, Any]) -> None:
-    """Version 1 had neither digits nor simplify; without them version 2 makes the same labels."""
+def test_checkpoints_of_older_normalisers_are_read(tmp_path: Path, state: dict[str, Any]) -> None:
+    """Version 1 had neither digits nor simplify; without them version 2 makes the same labels, and 3 nearly all."""
     text = {key: value for key, value in state["text_params"].items() if key not in ("digits", "simplify")}
     save_checkpoint(tmp_path / "older.pt", state | {"normaliser_version": 1, "text_params": text})
     assert LipReader.from_checkpoint(tmp_path / "older.pt", torch.device("cpu")).text == TextParams()
-    save_checkpoint(tmp_path / "newer.pt", state | {"normaliser_version": 3})
-    with pytest.raises(CheckpointError, match="normaliser version 3, this program reads 1, 2"):
+    save_checkpoint(tmp_path / "second.pt", state | {"normaliser_version": 2})
+    assert "(version 2)" in LipReader.from_checkpoint(tmp_path / "second.pt", torch.device("cpu")).normaliser
+    save_checkpoint(tmp_path / "newer.pt", state | {"normaliser_version": 99})
+    with pytest.raises(CheckpointError, match="normaliser version 99, this program reads 1, 2, 3"):
         load_checkpoint(tmp_path / "newer.pt")
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from model.decoders.choice import used_settings
 from model.metrics import EditCounts, edit_counts
+from model.pinyin import syllables_of
 from model.scored import ScoredClip
 from model.settings import DecodeParams
 from pipeline.cli import app
@@ -103,16 +104,18 @@ def test_one_clip_and_equal_readings_show_nothing() -> None:
     assert (alone.interval, alone.better_share) == (None, None) and verdict(alone)[0] == "open"
     same = paired_difference([compared(3, 3, speaker=name) for name in "abc"], 200, seed=0)
     assert (same.change, same.better_share) == (0, 0.5) and not same.is_shown
-    assert verdict(same)[0] == "open"
+    assert same.interval is None, "0 to 0 would pass for certainty"
+    assert verdict(same)[0] == "open" and "the same difference" in verdict(same)[1]
 
 
 @pytest.mark.parametrize("num_speakers", [1, 2, 7, 8, 20])
 def test_few_speakers_leave_it_open(num_speakers: int) -> None:
-    clips = [compared(10, 9, 50, f"s{number % num_speakers}") for number in range(40)]
-    for some, wins in (
-        (clips, "good"),
-        ([replace(c, counts_b=EditCounts(11, 0, 0, 50)) for c in clips], "bad"),
-    ):
+    def clips(errors_b: int) -> list[ComparedClip]:
+        return [
+            compared(10, errors_b + (number < 13), 50, f"s{number % num_speakers}") for number in range(40)
+        ]
+
+    for some, wins in ((clips(8), "good"), (clips(11), "bad")):
         found = paired_difference(some, 200, seed=0)
         kind, text = verdict(found)
         assert (
@@ -223,12 +226,60 @@ def test_what_read_each_is_told_where_its_metrics_lie_beside(tmp_path: Path) -> 
             compare(tmp_path / "a", tmp_path / "b", 200, 0)
 
 
+def pinyin_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
+    return [
+        replace(
+            clip,
+            reference=" ".join(syllables_of(clip.reference)),
+            hypothesis=" ".join(syllables_of(clip.hypothesis)),
+        )
+        for clip in made_clips(read)
+    ]
+
+
+def test_two_readings_of_pinyin_are_told_to_count_letters(tmp_path: Path) -> None:
+    for name, read in (("a", READ), ("b", BETTER)):
+        facts = ReportFacts(
+            "syllables", checkpoint="c0ffee", decode=used_settings("syllables", DecodeParams(), ())
+        )
+        write_report(pinyin_clips(read), [], made_context(), tmp_path / name, facts)
+    page_file = tmp_path / "page.html"
+    told = run(tmp_path / "a", tmp_path / "b", "--html", page_file).stdout
+    page = page_file.read_text("utf-8")
+    for text in (told, page, (tmp_path / "a" / "report.html").read_text("utf-8")):
+        assert (
+            "error rate of pinyin’s letters" in text and "not to be compared with a CER of characters" in text
+        )
+    num_letters = sum(len(clip.reference) for clip in pinyin_clips())
+    assert f"{num_letters} letters of pinyin" in told and f"{num_letters} letters of pinyin" in page
+    assert "character error rate" not in told + page and "CER</th>" not in page
+    assert compare(tmp_path / "a", tmp_path / "b", 200, 0).as_json()["unit"] == "letters of pinyin"
+    # one that lost its metrics.json reads by the same references
+    (tmp_path / "b" / "metrics.json").unlink()
+    assert compare(tmp_path / "a", tmp_path / "b", 200, 0).unit.name == "letter"
+
+
+def test_pinyin_is_not_compared_with_characters(tmp_path: Path) -> None:
+    """Even where both have the same references: labels without Han characters are their own syllables, less spaces."""
+    clips = [replace(clip, reference="a b", hypothesis="a") for clip in made_clips()]
+    for name, decoder in (("a", "syllables"), ("b", "pinyin")):
+        write_report(clips, [], made_context(), tmp_path / name, ReportFacts(decoder))
+    told = (
+        r"a holds toneless pinyin \(decoder syllables\), .*b holds characters \(decoder pinyin\).*report both"
+    )
+    with pytest.raises(ConfigError, match=told):
+        compare(tmp_path / "a", tmp_path / "b", 200, 0)
+    with pytest.raises(ConfigError, match=r"b holds characters .*a holds toneless pinyin"):
+        compare(tmp_path / "b", tmp_path / "a", 200, 0)
+
+
 # -- what people get ---------------------------------------------------------------------------------------
 
 
 def test_json_and_table(tmp_path: Path) -> None:
     run_a, run_b = report_of(tmp_path / "a", made_clips()), report_of(tmp_path / "b", made_clips(BETTER))
     told = json.loads(run(run_a, run_b, "--json").stdout)
+    assert told["unit"] == "characters"
     assert (told["cer_a"], told["cer_b"], told["difference"]) == (0.4, 0, -0.4)
     assert told["num_speakers"] == 2 and told["groups"]["speaker"][0]["num_speakers"] == 1
     assert told["difference_over"] == "speakers" and told["better_share"] == 1.0
@@ -241,7 +292,7 @@ def test_json_and_table(tmp_path: Path) -> None:
     table = run(run_a, run_b, "--clips", 1).stdout
     assert "Too few to tell a difference from chance: 2 speakers known" in table
     assert "Fewer errors in B: 4 clips" in table and "clips where fewer than two are known" in table
-    assert re.search(r"−\d+\.\d\*", table), "each interval of few speakers is marked"
+    assert re.search(r"−\d+\.\d†", table), "each interval of few speakers is marked"
     assert table.count("said:") == 1
 
 

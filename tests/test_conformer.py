@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from model.decoders.attention_greedy import read_greedily
 from model.networks.conformer_encoder import ConformerEncoder, RelativeAttention, offset_sinusoids, sinusoids
 from model.networks.presets import ConformerSizes
 from model.networks.resnet_frontend import ResNetFrontend, Stem
@@ -147,7 +148,7 @@ def test_greedy_reads_what_full_recomputation_reads() -> None:
     num_steps = torch.randint(3, steps + 1, (clips,))
     padding = torch.arange(steps) >= num_steps[:, None]
     max_chars = torch.randint(1, 9, (clips,))
-    ids, scores = decoder.greedy(encoded, padding, max_chars)
+    ids, scores = read_greedily(decoder.stepping(encoded, padding), max_chars)
     for clip in range(clips):
         read: list[int] = []
         score, ended = 0.0, False
@@ -174,7 +175,9 @@ def test_greedy_reads_what_full_recomputation_reads() -> None:
 def test_greedy_of_a_clip_that_says_nothing() -> None:
     decoder = small_network()["decoder"]
     decoder.output.bias[END_ID] += 1_000
-    ids, scores = decoder.greedy(torch.randn(2, 4, 16), torch.zeros(2, 4, dtype=torch.bool), torch.ones(2))
+    ids, scores = read_greedily(
+        decoder.stepping(torch.randn(2, 4, 16), torch.zeros(2, 4, dtype=torch.bool)), torch.ones(2)
+    )
     assert ids == [[], []]
     assert scores == pytest.approx([0.0, 0.0], abs=1e-6)
 
@@ -243,7 +246,7 @@ def test_bfloat16_reads_nearly_the_same() -> None:
             encoded, steps = encode(network, video, num_frames)
             padding = torch.arange(9) >= steps[:, None]
             logits = network["decoder"].teacher_forced(encoded, padding, targets, 1.0)
-            network["decoder"].greedy(encoded, padding, torch.tensor([3, 3]))
+            read_greedily(network["decoder"].stepping(encoded, padding), torch.tensor([3, 3]))
         read.append((encoded.float(), logits.float()))
     torch.testing.assert_close(read[0], read[1], rtol=0.1, atol=0.1)
 

@@ -52,6 +52,36 @@ def test_table_is_read_from_csv_and_parquet(
     assert "columns note are not known" in caplog.text
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_gender_age_and_topic_are_taken(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {
+        "clip_id": ["1", "2", "3"],
+        "media": ["a.mp4"] * 3,
+        "text": ["好"] * 3,
+        "split": ["train"] * 3,
+        "gender": ["F", " ", "divers"],
+        "age": ["25", "", "31.0"] if suffix == "csv" else [25.0, None, 31.0],
+        "topic": ["KJ", "", "LY"],
+    }
+    with caplog.at_level(logging.WARNING):
+        found = read_corpus(table(tmp_path, columns, suffix))
+    assert [(one.gender, one.age, one.topic) for one in found] == [
+        ("F", 25, "KJ"),
+        (None, None, None),
+        ("divers", 31, "LY"),
+    ]
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("age", ["young", "-3", "2024-01-01", "31.5", "1000"])
+def test_an_age_that_is_none_stops(tmp_path: Path, age: str) -> None:
+    columns = {"clip_id": ["a", "b"], "media": ["m"] * 2, "text": ["t"] * 2, "split": ["train"] * 2}
+    with pytest.raises(CorpusError, match=r"clips\.csv:3: age .* is no number of years"):
+        read_corpus(table(tmp_path, columns | {"age": ["40", age]}))
+
+
 def test_parquet_of_numbers_and_nulls_is_read(tmp_path: Path) -> None:
     columns = {"clip_id": [7], "media": ["a.mp4"], "text": pa.array([None], pa.string()), "split": ["train"]}
     (transcript,) = read_corpus(table(tmp_path, columns, "parquet"))

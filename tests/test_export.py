@@ -27,8 +27,9 @@ from shards.samples import read_samples
 from shards.stream import read_sample
 from stages.model_card import Measured, model_card
 from stages.model_card_examples import FILES, ExportFormat, example
+from stages.report_figures import interval_about
 from tests.packed import Packed, pack_clips, toy_clips
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 ROOT = Path(__file__).parent.parent
 FORMATS: tuple[ExportFormat, ...] = ("onnx", "torchscript", "safetensors")
@@ -159,12 +160,34 @@ def test_an_older_export_goes_last_and_is_named(
 
 
 def test_two_exports_of_one_checkpoint_are_the_same_bytes(best: Path, params: Params, tmp_path: Path) -> None:
-    """TorchScript's apart: torch numbers its classes by process."""
-    for format in ("onnx", "safetensors"):
+    for format in FORMATS:
         for number in "ab":
             export(best, format, tmp_path / format / number, params)
         for path in sorted((tmp_path / format / "a").iterdir()):
             assert path.read_bytes() == (tmp_path / format / "b" / path.name).read_bytes(), path.name
+
+
+def test_a_torchscript_file_is_the_same_from_any_process_and_names_no_path_of_it(
+    best: Path, params: Params, tmp_path: Path
+) -> None:
+    export(best, "torchscript", tmp_path / "here", params)
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "export",
+        "--format",
+        "torchscript",
+        "--out",
+        str(tmp_path / "there"),
+    ]
+    command += ["--params", str(ROOT / "params.yaml"), "--checkpoint-dir", str(best.parent)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here, there = ((tmp_path / folder / FILES["torchscript"]).read_bytes() for folder in ("here", "there"))
+    assert here == there
+    for path in (ROOT, Path(torch.__file__).parent, Path(sys.prefix)):
+        assert str(path).encode() not in here
 
 
 def report_in(folder: Path, **changes: object) -> None:
@@ -204,6 +227,47 @@ def test_the_card_quotes_the_report_of_this_checkpoint(best: Path, params: Param
         "**Trained on too: 2 of the speakers of split test",
     ):
         assert line in card
+
+
+def test_the_card_says_where_its_interval_is_too_narrow(best: Path, params: Params, tmp_path: Path) -> None:
+    """In the words of the report's page and the terminal; of an older report, which counts no speakers, no word."""
+    report = tmp_path / "report"
+    for num_speakers, told in (
+        (7, "over 7 speakers: with fewer than 8 it is too narrow"),
+        (8, "over speakers"),
+        (None, "over speakers"),
+    ):
+        report_in(report, checkpoint=file_identity(best), num_speakers=num_speakers)
+        assert f"25.00 % to 37.50 % by bootstrap {told} |" in card_of(best, params, tmp_path)
+        assert interval_about("speakers", num_speakers) == told
+    report_in(report, checkpoint=file_identity(best), cer_interval_over="clips", num_speakers=1)
+    assert "by bootstrap over clips, for fewer than two speakers are known" in card_of(best, params, tmp_path)
+
+
+@pytest.mark.parametrize("end", [None, 0.0])
+def test_the_card_of_a_report_without_an_error_gives_no_interval(
+    best: Path, params: Params, tmp_path: Path, end: float | None
+) -> None:
+    """Nor where an older report gave one from 0 to 0."""
+    changes = {"cer": 0.0, "cer_low": end, "cer_high": end}
+    report_in(tmp_path / "report", checkpoint=file_identity(best), **changes)
+    card = card_of(best, params, tmp_path)
+    assert "| 0.00 %, 95 % interval none: all speakers, or clips, have the same error rate" in card
+    assert "0.00 % to 0.00 %" not in card
+
+
+def test_the_card_of_a_reader_of_pinyin_names_what_it_counts(
+    best: Path, params: Params, tmp_path: Path
+) -> None:
+    report_in(tmp_path / "report", checkpoint=file_identity(best), decoder="syllables")
+    card = card_of(best, params, tmp_path)
+    for line in (
+        "(3 clips, 9 letters of pinyin, decoder syllables):",
+        "| error rate of pinyin’s letters | 30.00 %,",
+        "not to be compared with a CER of characters",
+    ):
+        assert line in card
+    assert "(CER)" not in card
 
 
 def test_the_card_quotes_no_report_of_another(best: Path, params: Params, tmp_path: Path) -> None:
@@ -249,12 +313,13 @@ def test_what_nobody_stated_is_not_invented(best: Path, params: Params, tmp_path
 
 def test_a_decoder_that_the_graph_has_not_is_told(best: Path, params: Params, tmp_path: Path) -> None:
     facts = export(best, "onnx", tmp_path / "out", params)
-    measured = Measured("test", "attention", 3, 9, 0.3, None, None, None, None, None, 0, ())
+    measured = Measured("test", "attention", 3, 9, 0.3, None, None, None, None, None, None, 0, ())
     stays = "That decoder stays behind"
     assert stays in model_card(replace(facts, measured=measured))
     assert stays not in model_card(replace(facts, measured=replace(measured, decoder="ctc")))
     assert stays not in model_card(replace(facts, measured=measured, format="safetensors"))
-    assert "interval not measured" in model_card(replace(facts, measured=measured))
+    alike = "30.00 %, 95 % interval none: all speakers, or clips, have the same error rate"
+    assert alike in model_card(replace(facts, measured=measured))
 
 
 def test_nothing_is_written_where_something_is_wrong(

@@ -19,8 +19,9 @@ from model.exports.check import largest_difference
 from model.exports.graph import ExportedNetwork, tracing
 from model.exports.onnx_file import OPSET, onnx_bytes, quantised_bytes
 from model.exports.torchscript_file import torchscript_bytes
+from model.networks.network_input import normalised
 from model.reader import LipReader
-from model.settings import DecodeParams
+from model.settings import DecodeParams, ModelParams
 from shards.errors import CheckpointError, ConfigError
 from tests.exported import MODELS, config_of, random_reader
 
@@ -171,6 +172,29 @@ def test_a_wrong_export_is_told(reader: LipReader, graph: ExportedNetwork, onnx_
     other = random_reader(reader.model, seed=1)
     with pytest.raises(CheckpointError, match="differs from the network"):
         largest_difference(run, graph, other)
+
+
+class _Standardised(torch.nn.Module):
+    def forward(self, pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
+        return normalised(pixels_BTYX, num_frames_B, ModelParams(standardise="clip"))
+
+
+def test_a_long_clip_is_standardised_as_exactly_as_a_short_one(tmp_path: Path) -> None:
+    """Forty seconds against float64 of NumPy: 8 million pixels are added up."""
+    with tracing():
+        torch.onnx.export(
+            _Standardised(),
+            (torch.rand(1, 5, 88, 88), torch.tensor([5])),
+            tmp_path / "input.onnx",
+            input_names=["video", "num_frames"],
+            dynamic_axes={"video": {1: "frames"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    pixels = torch.rand(1, 1_000, 88, 88, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    (fed,) = run_onnx((tmp_path / "input.onnx").read_bytes())(pixels, torch.tensor([1_000]))
+    exact = pixels.double().numpy()
+    assert np.abs(fed - (exact - exact.mean()) / exact.std()).max() < 1e-4
 
 
 def test_a_frozen_size_is_an_error() -> None:

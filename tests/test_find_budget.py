@@ -19,7 +19,7 @@ from shards.errors import ConfigError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams
 from tests.packed import Packed, pack_clips, toy_clip
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 LENGTHS = (12, 18, 24, 30, 48)
 

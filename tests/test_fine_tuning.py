@@ -26,7 +26,7 @@ from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, TrainingError
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import pack_clips, toy_clips
-from tests.test_public_weights import made_up_weights, saved, table_file
+from tests.public_weights import made_up_weights, saved, table_file
 
 CONFORMER: dict[str, Any] = {
     "preset": "conformer_tiny",

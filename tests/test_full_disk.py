@@ -9,7 +9,7 @@ import pytest
 from model.training.trainer import train
 from tests.conftest import OnSmallDisk
 from tests.packed import Packed, pack_clips, toy_clips
-from tests.test_trainer import assert_same_weights, job_in
+from tests.trainings import assert_same_weights, job_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +23,7 @@ from model.training.trainer import train
 import model.training.trainer
 from shards.errors import MachineError
 from tests.packed import Packed
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 model.training.trainer.SAVE_EVERY_S = -1
 place, packed, where = Path(sys.argv[1]), Packed.at(Path(sys.argv[2])), sys.argv[3]

@@ -13,7 +13,7 @@ from pipeline.params import load_params
 from pipeline.readers import open_reader
 from tests.packed import pack_clips, toy_clips
 from tests.resuming import state_of
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 from tests.videos import write_mouth
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,7 @@
 """Videos of any length: cut, read and put together; what cannot be read says why, and the rest is read."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -37,10 +38,12 @@ def params_with(**inference: float) -> Params:
 
 
 def face_and_blank(path: Path, *stretches: tuple[bool, int]) -> Path:
-    """The photograph's face, or a blank picture, for so many frames."""
-    (face,) = face_pictures([placed()])
-    blank = np.full_like(face, 90)
-    return write_video(path, [face if shows else blank for shows, num in stretches for _ in range(num)])
+    """The photograph's face, speaking, or a blank picture, for so many frames."""
+    shown = [shows for shows, num in stretches for _ in range(num)]
+    faces = face_pictures([placed()] * len(shown), speaking=True)
+    return write_video(
+        path, [face if shows else np.full_like(face, 90) for face, shows in zip(faces, shown, strict=True)]
+    )
 
 
 class Watching:
@@ -55,7 +58,7 @@ class Watching:
 
 def test_a_short_video_is_read_from_the_very_clip_of_preprocessing(tmp_path: Path) -> None:
     moving = [placed(shift=(i / 2, i / 5), degrees=i / 9) for i in range(60)]
-    video = write_video(tmp_path / "a.mp4", face_pictures(moving), rate=30)
+    video = write_video(tmp_path / "a.mp4", face_pictures(moving, speaking=True), rate=30)
     params, watching = params_with(), Watching()
     reading = read_video(video, CountingReader(), params, on_mouth=watching)
     made = crop_video(video, MediaKind.FACE, params.crop)
@@ -63,7 +66,7 @@ def test_a_short_video_is_read_from_the_very_clip_of_preprocessing(tmp_path: Pat
     assert np.array_equal(mouth.clip_THW, made.clip_THW)
     assert mouth.figures == made.figures
     assert np.array_equal(mouth.transform_T23, made.transform_T23)  # type: ignore[arg-type]
-    assert (piece.start_s, piece.end_s, piece.overlap_s) == (0.0, 2.0, 0.0)
+    assert (piece.start_s, piece.end_s) == (0.0, 2.0)
     assert (reading.text, reading.num_frames, reading.reason) == ("frames50", 50, None)
     (segment,) = reading.segments
     assert (segment.start_s, segment.end_s, segment.text) == (0.0, 2.0, "frames50")
@@ -97,14 +100,13 @@ def test_a_long_stretch_without_a_face_is_one_gap(tmp_path: Path) -> None:
 
 
 def test_windows_overlap_and_their_texts_become_one(tmp_path: Path) -> None:
-    """A photograph's mouth rests all the time, but no rest is long enough for this `min_pause_s`."""
-    video = write_face(tmp_path / "a.mp4", 125)
+    video = write_face(tmp_path / "a.mp4", 125, speaking=True)
     reader = CountingReader(texts=["一二三四五六七八", "七八九十甲乙丙丁", "丙丁戊己"])
     watching = Watching()
-    params = params_with(longest_s=2, overlap_s=0.4, min_pause_s=5)
+    params = params_with(longest_s=2, overlap_s=0.4)
     reading = read_video(video, reader, params, on_mouth=watching)
-    times_s = [time_s for p, _ in watching.seen for time_s in (p.start_s, p.end_s, p.overlap_s)]
-    assert times_s == pytest.approx([0.0, 2.0, 0.0, 1.6, 3.6, 0.4, 3.2, 5.0, 0.4])
+    times_s = [time_s for p, _ in watching.seen for time_s in (p.start_s, p.end_s)]
+    assert times_s == pytest.approx([0.0, 2.0, 1.6, 3.6, 3.2, 5.0])
     assert reading.text == "一二三四五六七八九十甲乙丙丁戊己"
     assert reading.num_frames == 125
     assert "".join(segment.text for segment in reading.segments) == reading.text
@@ -119,12 +121,12 @@ def test_pieces_are_put_together_without_double_spaces_and_no_frame_is_lost() ->
     clip_THW = np.zeros((100, 4, 4), np.uint8)
     mouth = MouthClip(clip_THW, None, np.arange(100, dtype=np.int32), np.zeros(0, np.int32), Figures())
     joined.add_gap(Piece(0.0, 4.0, None, refused))
-    joined.add(Piece(3.0, 7.0, mouth, overlap_s=1.0), Reading("lay white agt ", -0.1, ()))
+    joined.add(Piece(3.0, 7.0, mouth), Reading("lay white agt ", -0.1, ()))
     assert joined.num_frames == 100
     joined.add(Piece(7.0, 11.0, mouth), Reading(" bin", -0.1, ()))
     joined.add(Piece(11.0, 15.0, mouth), Reading("blue", -0.1, ()))
     assert joined.text == "lay white agt bin blue" and joined.num_frames == 300
-    joined.add(Piece(14.0, 18.0, mouth, overlap_s=1.0), Reading("blue now", -0.1, ()))
+    joined.add(Piece(14.0, 18.0, mouth), Reading("blue now", -0.1, ()))
     assert joined.num_frames == 375
 
 
@@ -142,7 +144,9 @@ def test_a_ready_mouth_video_is_cut_by_windows(tmp_path: Path) -> None:
 
 def test_a_long_video_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     whole = write_video(
-        tmp_path / "whole.mkv", list(face_pictures([placed()])) * 150, options={"g": "10", "crf": "12"}
+        tmp_path / "whole.mkv",
+        face_pictures([placed()] * 150, speaking=True),
+        options={"g": "10", "crf": "12"},
     )
     torn = tmp_path / "torn.mkv"
     torn.write_bytes(whole.read_bytes()[: int(0.7 * whole.stat().st_size)])
@@ -151,13 +155,14 @@ def test_a_long_video_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) 
     assert reading.reason is None and reading.text and all(segment.reason is None for segment in read)
     assert gap.reason is not None and gap.reason.startswith("truncated")
     assert 2 < read[-1].end_s == pytest.approx(gap.start_s, abs=0.1)
-    # a short one is refused whole, as in preprocessing
-    refused = read_video(torn, CountingReader(), params_with())
-    assert refused.reason is not None and refused.reason.startswith("truncated") and refused.text == ""
+    # also where all of it is one stretch, which preprocessing refuses
+    read_once, gap = read_video(torn, CountingReader(), params_with()).segments
+    assert read_once.reason is None and gap.reason is not None and gap.reason.startswith("truncated")
+    assert (read_once.end_s, gap.end_s) == (read[-1].end_s, pytest.approx(6.0, abs=0.1))
 
 
 def test_what_is_longer_than_allowed_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    video, reader = write_face(tmp_path / "a.mp4", 60), CountingReader()
+    video, reader = write_face(tmp_path / "a.mp4", 60, speaking=True), CountingReader()
     reading = read_video(video, reader, params_with(max_video_s=2))
     assert reading.reason is not None and "inference.max_video_s is 2" in reading.reason
     assert not reader.clips
@@ -255,7 +260,8 @@ def test_sentences_of_a_real_speaker_are_parted_where_he_is_silent(realdata: Pat
     video = write_video(tmp_path / "a.mp4", pictures, options={"crf": "18", "preset": "veryfast"})
     params = InferenceParams(longest_s=4)
     pieces = list(mouth_pieces(Source(video), MediaKind.FACE, CropParams(), params))
-    assert all(piece.rejected is None and piece.overlap_s == 0 for piece in pieces)
+    assert all(piece.rejected is None for piece in pieces)
+    assert all(one.end_s == other.start_s for one, other in pairwise(pieces))
     cuts_s = [piece.end_s for piece in pieces[:-1]]
     assert len(cuts_s) >= 7
     in_silence = [any(begin <= cut_s <= end for begin, end in silences) for cut_s in cuts_s]

@@ -3,11 +3,14 @@
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+from model.text import Tokenizer
+from model.vocabulary import Vocabulary
 from pipeline import burn_in, inference_run
 from pipeline.inference_run import Outputs, run_inference
 from pipeline.params import Params, load_params
@@ -95,7 +98,7 @@ def test_text_on_stdout_names_the_videos_where_there_are_several(
 def test_captions_and_box_are_burnt_in_and_sound_is_kept(
     tmp_path: Path, params: Params, codec: str, suffix: str, rate: int
 ) -> None:
-    silent = write_face(tmp_path / "silent.mp4", 50)
+    silent = write_face(tmp_path / "silent.mp4", 50, speaking=True)
     video = with_sound(silent, tmp_path / f"a{suffix}", codec, 2.0, rate)
     run(params, Outputs("text", tmp_path / "out", True), video)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.captioned.mp4", "a.txt"]
@@ -126,7 +129,9 @@ def test_captions_and_box_are_burnt_in_and_sound_is_kept(
 def test_damaged_sound_is_left_out_and_told(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = with_sound(write_face(tmp_path / "silent.mp4", 50), tmp_path / "whole.mkv", "flac", 2.0)
+    whole = with_sound(
+        write_face(tmp_path / "silent.mp4", 50, speaking=True), tmp_path / "whole.mkv", "flac", 2.0
+    )
     with av.open(str(whole)) as source:
         third = [bytes(packet) for packet in source.demux(audio=0)][2]
     damaged = tmp_path / "a.mkv"
@@ -142,26 +147,44 @@ def test_damaged_sound_is_left_out_and_told(
 def test_what_cannot_be_captioned_keeps_its_text_and_stops_nothing(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A machine without a font for the text of the first video; an encoder that fails at the second."""
+    """An encoder that fails at the first and second video."""
     videos = [write_mouth(tmp_path / name, 12) for name in ("a.mp4", "b.mp4", "c.mp4")]
-    font_for, failures = burn_in.font_for, [MachineError("no font"), av.error.InvalidDataError(1, "bad")]
+    picture_stream, failures = burn_in._picture_stream, [av.error.InvalidDataError(1, "bad")] * 2
 
-    def fails_twice(text: str) -> object:
+    def fails_twice(*given: Any) -> Any:
         if failures:
-            raise failures.pop(0)
-        return font_for(text)
+            raise failures.pop()
+        return picture_stream(*given)
 
-    monkeypatch.setattr(burn_in, "font_for", fails_twice)
+    monkeypatch.setattr(burn_in, "_picture_stream", fails_twice)
     with pytest.raises(MachineError, match="2 of 3 videos"):
         run(params, Outputs("text", tmp_path / "out", True), *videos)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["a.txt", "b.txt", "c.captioned.mp4", "c.txt"]
-    assert f"{videos[0]}: not captioned: no font\n{videos[1]}: not captioned: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{videos[0]}: not captioned: " in told and f"{videos[1]}: not captioned: " in told
+
+
+def test_a_font_is_asked_for_before_anything_is_read(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all that the model may write: the text of this video has a font everywhere, the model's table has none."""
+    reader = CountingReader(texts=[TEXT] * 9, vocabulary=Vocabulary(Tokenizer(tuple("abc\U0010fffd"))))
+    monkeypatch.setattr(inference_run, "open_reader", lambda *_: reader)
+    video = write_mouth(tmp_path / "a.mp4", 12)
+    with pytest.raises(
+        MachineError, match=r"all 4 characters .* lacks 1 of them \(\U0010fffd\); install .*fonts-noto-cjk"
+    ):
+        run(params, Outputs("text", tmp_path / "out", True), video)
+    assert reader.clips == [] and not (tmp_path / "out").exists()
+    # captions in files need none
+    run(params, Outputs("srt", tmp_path / "out", False), video)
+    assert (tmp_path / "out" / "a.srt").exists()
 
 
 def test_a_video_that_breaks_off_is_captioned_as_far_as_it_goes(tmp_path: Path, params: Params) -> None:
-    (face,) = face_pictures([placed()])
-    whole = write_video(tmp_path / "whole.mkv", [face] * 150, options={"g": "10", "crf": "12"})
+    faces = face_pictures([placed()] * 150, speaking=True)
+    whole = write_video(tmp_path / "whole.mkv", faces, options={"g": "10", "crf": "12"})
     torn = tmp_path / "torn.mkv"
     torn.write_bytes(whole.read_bytes()[: int(0.7 * whole.stat().st_size)])
     inference = params.inference.model_copy(update={"longest_s": 2.0, "overlap_s": 0.2})

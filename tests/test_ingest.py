@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.settings import TextParams
+from model.text import describe_mark, describe_normaliser
 from shards.errors import CorpusError
 from shards.files import read_table
 from shards.schema import CLIPS
@@ -84,6 +85,7 @@ def test_rows_labels_and_kinds(tmp_path: Path) -> None:
     assert summary.speakers_by_split == {"train": 1, "valid": 0, "test": 1, "unseen": 1}
     assert (summary.num_missing, summary.first_missing) == (5, ("v", "t", "u", "w", "x"))
     assert summary.shared_speakers == {}
+    assert describe_mark(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
 
 
 def test_the_table_hangs_on_the_rows_and_not_on_their_order(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.decoders.attention_greedy import read_greedily
 from model.decoders.ctc_prefix import CtcPrefixes
 from model.decoders.joint_beam import Found, joint_beam
 from model.decoders.kneser_ney import train
@@ -138,7 +139,7 @@ def exhaustive(
 def test_beam_1_of_attention_is_greedy(kind: str, seed: int) -> None:
     decoder, clips = decoder_of(kind, seed), Clips(seed)
     with torch.no_grad():
-        ids, scores = decoder.greedy(clips.encoded, clips.padding, clips.max_chars)
+        ids, scores = read_greedily(decoder.stepping(clips.encoded, clips.padding), clips.max_chars)
     found = clips.search(decoder, DecodeParams(beam=1), with_ctc=False)
     for clip, (text, score) in enumerate(zip(ids, scores, strict=True)):
         assert [len(found[clip]), found[clip][0].ids] == [1, tuple(text)]
@@ -290,7 +291,7 @@ def test_no_token_but_characters_is_written() -> None:
     assert isinstance(decoder.output, nn.Linear)
     with torch.no_grad():
         decoder.output.bias[[0, 1, 3]] += 20
-        ids, _ = decoder.greedy(clips.encoded, clips.padding, clips.max_chars)
+        ids, _ = read_greedily(decoder.stepping(clips.encoded, clips.padding), clips.max_chars)
     found = clips.search(decoder, DecodeParams(beam=5), with_ctc=True)
     tokens = {token for text in ids for token in text}
     tokens |= {token for of_clip in found for text in of_clip for token in text.ids}

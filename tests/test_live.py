@@ -37,7 +37,7 @@ FPS = 25
 @pytest.fixture
 def params() -> Params:
     values = load_params(ROOT / "params.yaml")
-    # a photograph rests, and rest is not read live: windows alone
+    # windows alone
     inference = values.inference.model_copy(update={"longest_s": 1.0, "overlap_s": 0.2, "min_pause_s": 5.0})
     return values.model_copy(update={"inference": inference})
 
@@ -53,7 +53,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> CountingReader:
 def test_a_file_is_read_at_its_own_speed(
     tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = write_face(tmp_path / "a.mp4", 60)
+    video = write_face(tmp_path / "a.mp4", 60, speaking=True)
     begin_s = time.monotonic()
     summary = run_live(video, Path("model.pt"), params, 0, as_json=True)
     assert time.monotonic() - begin_s >= 59 / FPS
@@ -73,7 +73,7 @@ def test_a_file_is_read_at_its_own_speed(
 def test_ctrl_c_settles_what_was_seen_and_sums_up(
     tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    video = write_face(tmp_path / "a.mp4", 1_500)
+    video = write_face(tmp_path / "a.mp4", 1_500, speaking=True)
     former = signal.getsignal(signal.SIGINT)
     timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -97,7 +97,9 @@ def test_a_slow_reader_loses_pictures_and_they_are_counted(
 
     monkeypatch.setattr(live, "open_reader", lambda *_: Slow())
     monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
-    summary = run_live(write_face(tmp_path / "a.mp4", 100), Path("model.pt"), params, 0, as_json=True)
+    summary = run_live(
+        write_face(tmp_path / "a.mp4", 100, speaking=True), Path("model.pt"), params, 0, as_json=True
+    )
     assert summary.num_captured == 100 and 0 < summary.num_dropped < 100
     # latency is that of the clock, not of the stream
     assert max(summary.shown_latency_s + summary.settled_latency_s) >= 2.0
@@ -147,7 +149,7 @@ def test_a_summary_of_nothing() -> None:
 
 
 def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:
-    """As `read_live` keeps them, at the speed of the machine; a photograph rests, which live is no piece to read."""
+    """As `read_live` keeps them, at the speed of the machine."""
     with face_finder(params.crop.landmarker, params.crop.max_faces) as find:
         patches = WholePictures(max_bytes)
         nowhere = Source(Path("live picture"))
@@ -158,7 +160,7 @@ def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:
 
 def with_dropout(path: Path) -> Path:
     """A moving face that is not seen for 0.32 s, less than crop.max_gap_s."""
-    pictures = face_pictures([placed(shift=(i / 2, i / 5)) for i in range(60)])
+    pictures = face_pictures([placed(shift=(i / 2, i / 5)) for i in range(60)], speaking=True)
     pictures = [np.zeros_like(one) if 24 <= i < 32 else one for i, one in enumerate(pictures)]
     return write_video(path, pictures)
 
@@ -222,9 +224,8 @@ def test_what_is_kept_of_the_clock_does_not_grow_before_an_empty_chair(
     tmp_path: Path, params: Params, reader: CountingReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor where the mouth shows for a moment at the end, which is told late otherwise."""
-    (face,) = face_pictures([placed()])
-    blank = np.full_like(face, 90)
-    video = write_video(tmp_path / "a.mp4", [blank] * 75 + [face] * 40)
+    faces = list(face_pictures([placed()] * 40, speaking=True))
+    video = write_video(tmp_path / "a.mp4", [np.full_like(faces[0], 90)] * 75 + faces)
     held: list[int] = []
     before = live._captured_before
 

@@ -1,9 +1,11 @@
 """`pipeline lm`: from packed labels or a text file to an ARPA file, with perplexity on valid."""
 
+import hashlib
 import json
 import math
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from model.decoders.arpa import read_arpa, write_arpa
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import perplexity
 from pipeline.language_model import make_language_model
+from pipeline.lm_text import warn_of_other_text
 from pipeline.params import load_params, read_mapping
 from shards.errors import ConfigError
 from tests.packed import pack_clips, toy_clips
@@ -81,6 +84,70 @@ def test_a_text_that_shares_no_character_has_no_perplexity_but_that_of_ends(work
     assert isinstance(valid, dict)
     assert valid["out_of_vocabulary_rate"] == 1
     assert math.isfinite(valid["perplexity"])
+
+
+def test_what_was_told_stands_beside_the_model(workplace: Path) -> None:
+    Path("novel.txt").write_text("\ufeff一二，三！\n\n  Ab c\r\n", "utf-8")
+    figures = made("lm.text_file=novel.txt")
+    assert json.loads(Path("data/lm.json").read_text("utf-8")) == figures
+    assert figures["text_sha256"] == hashlib.sha256(Path("novel.txt").read_bytes()).hexdigest()
+    assert made()["text_sha256"] is None
+
+
+ASKING = ("decode.decoder=ctc_beam", "decode.lm_weight=0.3")
+
+
+def test_a_model_of_another_text_is_told(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In one line, where a decoder asks it and params.yaml names a text."""
+
+    def told(*assignments: str, decoders: Sequence[str] = ()) -> list[str]:
+        caplog.clear()
+        warn_of_other_text(load_params(Path("params.yaml"), assignments=assignments), decoders)
+        return [record.message for record in caplog.records]
+
+    novel = "lm.text_file=novel.txt"
+    assert told(*ASKING, novel) == [], "no model, nothing to tell of: reading with it fails"
+    Path("novel.txt").write_text("一二三\n", "utf-8")
+    made(novel)
+    assert told(*ASKING, novel) == []
+    # the same text under another name is the same text
+    Path("same.txt").write_bytes(Path("novel.txt").read_bytes())
+    assert told(*ASKING, "lm.text_file=same.txt") == []
+    Path("novel.txt").write_text("一二三四\n", "utf-8")
+    (line,) = told(*ASKING, novel)
+    assert (
+        line
+        == "novel.txt has changed since data/lm.arpa was made from it: run `dvc repro -f lm`, or `pipeline lm`"
+    )
+    assert told(novel, "decode.lm_weight=0.3", decoders=["ctc", "all"]) == [line]
+    # it is asked by none of these
+    for assignments, decoders in (
+        (("decode.decoder=ctc_beam",), ()),
+        (("decode.lm_weight=0.3",), ()),
+        (("decode.decoder=ctc", "decode.lm_weight=0.3"), ()),
+        (ASKING, ["ctc", "attention"]),
+    ):
+        assert told(*assignments, novel, decoders=decoders) == []
+    assert told(*ASKING) == [], "made with `pipeline lm --text`"
+    assert told(*ASKING, "lm.text_file=same.txt") == [], "that is as it was"
+    Path("other.txt").write_text("四\n", "utf-8")
+    (line,) = told(*ASKING, "lm.text_file=other.txt")
+    assert "made from another text (novel.txt) than lm.text_file, other.txt: run `dvc repro -f lm`" in line
+    (line,) = told(*ASKING, "lm.text_file=gone.txt")
+    assert line.startswith(
+        "lm.text_file: gone.txt is not there; data/lm.arpa was made from novel.txt: put it back"
+    )
+    made()
+    (line,) = told(*ASKING, novel)
+    assert "made from another text (data/samples.parquet, split train) than lm.text_file, novel.txt" in line
+    for damaged in ("{", "[]", "{}"):
+        Path("data/lm.json").write_text(damaged)
+        assert told(*ASKING, novel) == ["data/lm.json is damaged; `pipeline lm` makes it again"]
+    # of a model from elsewhere nothing is known
+    made(novel)
+    with Path("data/lm.arpa").open("a") as arpa:
+        arpa.write("\n")
+    assert told(*ASKING, "lm.text_file=other.txt") == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import torch
 from model.networks.network import LipNetwork, Outputs
 from model.pinyin import syllables_of
 from model.reader import LipReader
-from model.scoring import score_split
 from model.settings import DecodeParams, ModelParams, TrainParams
 from model.targets import Targets, targets_of
 from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
@@ -27,10 +26,9 @@ from model.training.trainer import train
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError, TrainingError
 from shards.plan import read_samples
-from shards.settings import LoaderParams, MachineParams
 from tests.packed import pack_clips, toy_clips
 from tests.test_network import SMALL, SMALL_CONFORMER
-from tests.test_trainer import job_in, with_sizes
+from tests.trainings import job_in, read_test_clips, with_sizes
 
 LABELS = ["一二三四", "二二", "四是十"]
 VOCABULARY = Vocabulary.of_labels(LABELS, with_syllables=True)
@@ -315,15 +313,7 @@ def test_a_model_that_learns_syllables_alone_is_read_as_spaced_pinyin(tmp_path: 
     reader = LipReader.from_checkpoint(tmp_path / "checkpoints/best_model.pt", CPU)
     assert reader.network.decoder is None and reader.network.ctc_head is None
     samples = read_samples(packed.samples, "test")
-    scored = score_split(
-        reader,
-        samples,
-        packed.store,
-        batch_size=4,
-        loader=LoaderParams(),
-        machine=MachineParams(),
-        decode=DecodeParams(),
-    )
+    scored = read_test_clips(reader, packed)
     pinyin = {"一": "yi", "二": "er", "三": "san", "四": "si"}
     references = [" ".join(pinyin[c] for c in label) for label in samples["label"].to_pylist()]
     assert [clip.reference for clip in scored] == references

@@ -1,24 +1,30 @@
 """Error rates against jiwer, closed forms, and the promises of the chance pairing."""
 
+import random
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import jiwer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model import metrics
 from model.metrics import (
     CHANCE_GROUP,
+    CHANCE_PAIRINGS,
+    FEWEST_PAIRINGS,
     AlignedPart,
     EditCounts,
     Op,
     align,
+    chance_cer,
     chance_pairs,
     edit_counts,
-    has_spaces,
+    has_words,
     mixed_error_rate,
     mixes_scripts,
     total_counts,
@@ -144,10 +150,13 @@ def test_insertions_on_an_empty_reference_count_in_the_sum() -> None:
 
 
 def test_words_are_counted_only_where_text_has_them() -> None:
-    assert has_spaces(["bin blue at f two now", "lay red"])
-    assert has_spaces(["bin blue", "now"])
-    assert not has_spaces(["今天天气很好", "用 open ai 的人", "再见"])
-    assert not has_spaces([])
+    assert has_words(["bin blue at f two now", "lay red"])
+    assert has_words(["bin blue", "now"])
+    assert has_words(["now", "about", "naïve"]), "one word a label is a word too"
+    assert not has_words(["今天天气很好", "用 open ai 的人", "再见"])
+    assert not has_words(["今天", "gpu", "用gpu跑"])
+    assert not has_words(["12", "ขอบคุณ", "ありがとう"]), "scripts without spaces, and digits"
+    assert not has_words([])
     assert word_error_rate([("bin blue at f", "bin red at")]) == 2 / 4
 
 
@@ -205,6 +214,41 @@ def test_chance_where_everyone_says_the_same() -> None:
 def test_no_chance_without_another_clip() -> None:
     assert chance_pairs([("今天", "今天")], seed=0) is None
     assert chance_pairs([], seed=0) is None
+    assert chance_cer([("今天", "今天")]) is chance_cer([]) is None
+
+
+def test_the_chance_cer_is_what_all_other_sentences_score_on_average() -> None:
+    # clips of one length and different sentences: each other clip is as likely
+    sentences = ["今天天气很好", "请把书递给我", "早上吃苹果吗", "他们都说不行", "今天早上很好"]
+    read = [f"{sentence[:3]}很好吗" for sentence in sentences]
+    errors = [
+        edit_counts(given, found).errors
+        for own, found in zip(sentences, read, strict=True)
+        for given in sentences
+        if given != own
+    ]
+    found = chance_cer(list(zip(sentences, read, strict=True)))
+    assert found is not None and found.num_pairings == CHANCE_PAIRINGS
+    assert found.cer == pytest.approx(sum(errors) / len(errors) / 6, abs=0.01)
+
+
+def test_one_pairing_is_off_by_points_where_their_mean_is_not() -> None:
+    draw = random.Random(0)
+    made = ["".join(draw.choices("今天气很好一二三四五", k=6)) for _ in range(33)]
+    pairs = [(sentence, sentence[:4] + "很好") for sentence in made]
+    singles = [total_counts(chance_pairs(pairs, seed) or []).cer for seed in range(1_000, 1_400)]
+    found = chance_cer(pairs)
+    assert found is not None
+    assert max(singles) - min(singles) > 0.05
+    assert found.cer == pytest.approx(fmean(singles), abs=2e-3), "other pairings give the same mean"
+
+
+def test_large_splits_are_paired_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(f"今天{index}", "今天") for index in range(20)]
+    monkeypatch.setattr(metrics, "CHANCE_PAIRS", 20 * 50)
+    assert (chance_cer(pairs) or metrics.Chance(0, 0)).num_pairings == 50
+    monkeypatch.setattr(metrics, "CHANCE_PAIRS", 1)
+    assert (chance_cer(pairs) or metrics.Chance(0, 0)).num_pairings == FEWEST_PAIRINGS
 
 
 def test_metrics_need_neither_torch_nor_mediapipe() -> None:

@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from model.decoders.ctc_greedy import greedy_ctc
-from model.device import Precision
 from model.networks.network import LipNetwork
-from model.reader import LipReader
-from model.settings import DecodeParams, ModelParams, TextParams
+from model.settings import DecodeParams, ModelParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary
+from tests.exported import reader_of
 
 SMALL = ModelParams(
     frame_height=32,
@@ -48,16 +47,7 @@ def test_a_clip_in_a_padded_batch_is_read_as_alone(model: ModelParams, temporal_
     video_BTHW = torch.randint(0, 256, (2, 23, 96, 96), dtype=torch.uint8)
     num_frames_B = torch.tensor([23, 14])
     video_BTHW[1, 14:] = 99  # what lies behind the end must not matter
-    reading = LipReader(
-        small_network(model),
-        VOCABULARY,
-        model,
-        TextParams(),
-        25.0,
-        torch.device("cpu"),
-        Precision(None),
-        96,
-    )
+    reading = reader_of(small_network(model), VOCABULARY, model)
     with torch.no_grad():
         both, steps = reading.encode(video_BTHW, num_frames_B)
         alone, steps_alone = reading.encode(video_BTHW[1:, :14], num_frames_B[1:])
@@ -83,11 +73,20 @@ def test_without_teacher_forcing_the_decoder_is_fed_what_it_read() -> None:
         tokens = step.argmax(1)
 
 
+def spells(log_probs_SV: np.ndarray, ids: list[int]) -> float:
+    """PyTorch's word for the log-probability of all paths together."""
+    lengths = torch.tensor([len(log_probs_SV)]), torch.tensor([len(ids)])
+    log_probs_S1V = torch.from_numpy(log_probs_SV)[:, None]
+    return -float(torch.nn.functional.ctc_loss(log_probs_S1V, torch.tensor([ids]), *lengths, reduction="sum"))
+
+
 def test_greedy_ctc_by_its_definition() -> None:
     path = [0, 4, 4, 0, 4, 5, 5, 0, 0, 6]
     log_probs = np.log(np.full((len(path), 8), 0.02))
     log_probs[np.arange(len(path)), path] = np.log(0.86)
-    ids, score = greedy_ctc(log_probs)
-    assert ids == [4, 4, 5, 6]
-    assert score == pytest.approx(len(path) * np.log(0.86))
-    assert greedy_ctc(np.zeros((0, 8))) == ([], 0.0)
+    for array in (log_probs, torch.from_numpy(log_probs)):
+        ((ids, score),) = greedy_ctc(array[None])
+        assert ids == [4, 4, 5, 6]
+        assert score == pytest.approx(spells(log_probs, ids))
+        assert score > len(path) * np.log(0.86)  # of the best path alone
+        assert greedy_ctc(array[None, :0]) == [([], 0.0)]

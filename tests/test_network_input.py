@@ -15,7 +15,7 @@ from model.training.trainer import train
 from shards.errors import ShardError, TrainingError
 from shards.plan import read_samples
 from tests.packed import pack_clips, toy_clips
-from tests.test_trainer import job_in, with_sizes
+from tests.trainings import job_in, with_sizes
 
 SMALL = ModelParams(frame_height=32, frame_width=32)
 

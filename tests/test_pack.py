@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from model.settings import TextParams
+from model.text import normaliser_mark, same_mark
 from shards import schema
 from shards.errors import ShardError, TableError
 from shards.files import read_table, write_table
@@ -24,7 +26,7 @@ from stages.cache import ClipCache
 from stages.crop import crop
 from stages.pack import PackSummary, pack
 from stages.settings import CorpusParams, CropParams
-from tests.test_crop_stage import clip_row, write_clips
+from tests.crop_runs import clip_row, write_clips
 from tests.videos import write_face, write_mouth
 
 PARAMS = CropParams()
@@ -103,6 +105,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own(small: Path, tmp_path: Path) -> Packing:
     """A small one to harm."""
     return Packing(Path(shutil.copytree(small, tmp_path / "own")))
+
+
+def test_the_catalogue_says_what_normalised_its_labels(own: Packing) -> None:
+    assert same_mark(pq.read_schema(own.tables[0]).metadata) == {}, "as an older program wrote it"
+    own.pack("older")
+    assert same_mark(pq.read_schema(own.folder / "older.parquet").metadata) == {}
+    mark = normaliser_mark(TextParams(digits="chinese"))
+    clips = read_table(own.tables[0], schema.CLIPS, "pipeline ingest")
+    write_table(own.tables[0], clips, schema.CLIPS.with_metadata(schema.CLIPS.metadata | mark))
+    own.pack("new")
+    assert same_mark(pq.read_schema(own.folder / "new.parquet").metadata) == mark
+    assert own.rows("new") == own.rows("older")
 
 
 def test_every_ok_clip_is_one_sample(packing: Packing) -> None:

@@ -13,7 +13,7 @@ from stages import crop as crop_stage
 from stages import parts
 from stages.parts import Merged, Part, merge
 from stages.settings import CropParams
-from tests.test_crop_stage import Run, clip_row, write_clips
+from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_face, write_mouth
 
 NUM_JOBS = 3
@@ -33,6 +33,11 @@ def run(tmp_path: Path) -> Run:
     write_clips(tmp_path / "clips.parquet", [*rows, clip_row("no_label", "face.mp4", label="")])
     run()
     return run
+
+
+def run_all_parts(run: Run) -> None:
+    for index in range(NUM_JOBS):
+        run(part=Part(index, NUM_JOBS))
 
 
 def parts_beside(run: Run) -> list[str]:
@@ -103,8 +108,7 @@ def test_a_job_killed_in_its_rerun_leaves_no_stale_part(
     run: Run, at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run.tables()
-    for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+    run_all_parts(run)
     with monkeypatch.context() as patch:
         if at == "clips":
             patch.setattr(crop_stage, "_executor", None)
@@ -126,8 +130,7 @@ def test_a_part_whose_tracks_are_of_an_older_run(run: Run) -> None:
     run(part=Part(0, NUM_JOBS))
     old = (run.folder / "tracks.part-0000-of-0003.parquet").read_bytes()
     away.rename(face)
-    for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+    run_all_parts(run)
     (run.folder / "tracks.part-0000-of-0003.parquet").write_bytes(old)
     with pytest.raises(TableError, match=r"tracks\.part-0000.*pipeline crop --num-jobs 3 --job-index 0$"):
         merged(run)
@@ -140,8 +143,7 @@ def test_merge_killed_at_a_table_leaves_no_mixed_pair(
     run: Run, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run.tables()
-    for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+    run_all_parts(run)
     with monkeypatch.context() as patch:
         kill_at(patch, parts, table)
         with pytest.raises(KeyboardInterrupt):
@@ -153,8 +155,7 @@ def test_merge_killed_at_a_table_leaves_no_mixed_pair(
 
 def test_merge_killed_while_it_removes_parts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run.tables()
-    for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+    run_all_parts(run)
     removed = []
     unlink = Path.unlink
 
@@ -194,13 +195,11 @@ def test_parts_of_two_splits_of_the_work(run: Run) -> None:
 
 
 def test_parts_of_other_parameters_or_clips_are_refused(run: Run) -> None:
-    for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+    run_all_parts(run)
     with pytest.raises(TableError, match=r"crops\.part-0000-of-0003\.parquet.*with other crop parameters"):
         merged(run, max_yaw_deg=44)
     assert merged(run, timeout_s=1).num_jobs == NUM_JOBS, "a limit of the machine is none of the result"
-    for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+    run_all_parts(run)
     write_clips(run.folder / "clips.parquet", [clip_row("face", "face.mp4")])
     run(part=Part(0, NUM_JOBS))
     with pytest.raises(TableError, match=r"crops\.part-0001-of-0003\.parquet, \S+crops\.part-0002-of-0003"):

@@ -34,7 +34,7 @@ from tests.remote_packs import (  # noqa: F401
     server_fixture,
 )
 from tests.s3_server import FaultyProxy
-from tests.test_trainer import assert_same_weights, job_in
+from tests.trainings import assert_same_weights, job_in
 
 PARAMS = LoaderParams(frame_budget=200, max_bad_fraction=0.5)
 

@@ -26,7 +26,7 @@ from model.training.training_data import TrainingData
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from tests.packed import Packed, pack_clips, toy_clips
-from tests.test_trainer import MODEL, assert_same_weights, job_in
+from tests.trainings import MODEL, assert_same_weights, job_in
 
 WORLD_SIZE = 2
 DEADLINE_S = 60.0

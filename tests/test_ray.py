@@ -14,7 +14,7 @@ import pytest
 from shards.errors import ConfigError
 from shards.settings import MachineParams
 from stages.clip_work import Clip, Done
-from tests.test_crop_stage import Run, clip_row, trapped_run, write_clips
+from tests.crop_runs import Run, clip_row, trapped_run, write_clips
 from tests.test_restart import Corpus, disturbed
 from tests.videos import write_face, write_mouth
 

@@ -15,12 +15,12 @@ from model.decoders.choice import (
 )
 from model.decoders.ctc_forward import SyllableScores, syllable_log_probabilities
 from model.decoders.kneser_ney import train
-from model.device import Precision
 from model.networks.network import LipNetwork
 from model.reader import LipReader
-from model.settings import DecodeParams, Head, ModelParams, TextParams
+from model.settings import DecodeParams, Head, ModelParams
 from model.text import UNKNOWN_ID
 from shards.errors import ConfigError, TableError
+from tests import exported
 from tests.test_network import SMALL, SMALL_CONFORMER, VOCABULARY, small_network
 
 LM = train(["一二三", "二二四五", "五四三二一", "三"], order=3)
@@ -39,17 +39,8 @@ def reader_of(model: ModelParams, with_lm: bool = True, heads: tuple[Head, ...] 
         for head in (network.ctc_head, network.syllable_head, network.decoder):
             if head is not None:
                 (head.output if head is network.decoder else head).bias[UNKNOWN_ID] -= 20.0
-    return LipReader(
-        network,
-        VOCABULARY,
-        model,
-        TextParams(),
-        25.0,
-        torch.device("cpu"),
-        Precision(None),
-        96,
-        language_model=LM.of_tokens(VOCABULARY.characters) if with_lm else None,
-    )
+    lm = LM.of_tokens(VOCABULARY.characters) if with_lm else None
+    return exported.reader_of(network, VOCABULARY, model, language_model=lm)
 
 
 @pytest.fixture(scope="module", params=[SMALL, SMALL_CONFORMER], ids=["cnn3d", "conformer"])

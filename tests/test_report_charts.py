@@ -1,6 +1,7 @@
 """The report's pictures in figures: charts, film strips, spikes under them, and the verdict."""
 
 import base64
+import itertools
 import re
 from dataclasses import replace
 from typing import Any
@@ -16,17 +17,7 @@ from stages.pages import film_strip, nice_ticks
 from stages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.report_clips import AXIS, FULL, TILE, TimeAxis, shown_clip
 from stages.report_figures import CalibrationBin, QualityBin
-from stages.report_page import verdict
 from tests.report_figures import counted_clips, made_context, mouth_of, spikes_of
-
-
-@pytest.mark.parametrize(
-    ("cer", "blind", "chance", "kind"),
-    [(0.2, 0.9, 0.8, "good"), (0.85, 0.9, 0.95, "bad"), (0.5, 0.9, 0.55, "bad"), (0.2, 0.9, None, "open")],
-)
-def test_verdict(cer: float, blind: float, chance: float | None, kind: str) -> None:
-    assert verdict(cer, blind, chance)[0] == kind
-    assert verdict(0.9, None, 0.9)[0] == "bad"
 
 
 def levels_of(uris: list[str]) -> np.ndarray:
@@ -130,6 +121,31 @@ def test_crowded_characters_take_two_rows_and_a_clip_without_ctc_has_none() -> N
     # a head that was never sure of anything but the blank
     silent = shown_clip(counted, mouth_of("")[:1], Spikes((1.0,), ()), 25.0)
     assert len(silent.pieces) == 1 and silent.pieces[0].blank
+
+
+def test_syllables_are_held_against_syllables_and_have_room() -> None:
+    """The reference in characters and the head in pinyin, as decoder pinyin has them: zhuang for chang is one error."""
+    (counted,) = counted_clips([("今天长城", "今天长城")])
+    read = ["jin", "tian", "zhuang", "cheng", "zhuang"]
+    spikes = Spikes(
+        (0.1,) * 38,
+        tuple(Spike(step, text, 0.9) for step, text in zip((0, 1, 2, 18, 37), read, strict=True)),
+        ("jin", "tian", "chang", "cheng"),
+    )
+    pieces = shown_clip(counted, mouth_of(""), spikes, 25.0).pieces
+    stems = [stem for piece in pieces for stem in piece.stems]
+    assert [stem.text for stem in stems] == read
+    assert [stem.is_right for stem in stems] == [True, True, False, True, False]
+    # 12 px high letters of about half that width; the picture's edges are the page's on a phone
+    boxes = [(stem.text_x - 3 * len(stem.text), stem.text_x + 3 * len(stem.text)) for stem in stems]
+    for piece in pieces:
+        for stem, (left, right) in zip(stems, boxes, strict=True):
+            if stem in piece.stems:
+                assert piece.left <= left and right <= piece.left + piece.width
+                assert stem.text_y - 12 >= piece.top
+    for one, two in itertools.combinations(range(len(stems)), 2):
+        apart = boxes[one][1] <= boxes[two][0] or boxes[two][1] <= boxes[one][0]
+        assert apart or abs(stems[one].text_y - stems[two].text_y) >= 12
 
 
 def test_charts_leave_out_what_was_not_measured() -> None:

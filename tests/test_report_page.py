@@ -88,7 +88,7 @@ def opened(
 
 @pytest.mark.parametrize("name", ["han", "english", "hostile", "bare"])
 @pytest.mark.parametrize(
-    ("width", "scheme"), [(1280, "light"), (768, "light"), (390, "light"), (390, "dark")]
+    ("width", "scheme"), [(1280, "light"), (768, "light"), (390, "light"), (390, "dark"), (320, "light")]
 )
 def test_page_shows_and_fits(
     browser: Browser, pages: dict[str, str], name: str, width: int, scheme: str
@@ -101,6 +101,22 @@ def test_page_shows_and_fits(
     assert page.evaluate("document.images.length") == 2 * page.locator("article.clip").count() > 0
     for text in ("character error rate", "95 % interval", "This model", "Blind", "Chance"):
         assert page.get_by_text(text, exact=False).first.is_visible(), text
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_intervals_of_groups_are_read_without_a_mouse(
+    browser: Browser, pages: dict[str, str], width: int
+) -> None:
+    page, _, _ = opened(browser, pages["han"], width)
+    for media in ("screen", "print"):
+        page.emulate_media(media=media)
+        genders = page.locator("section:has(> h2:text-is('By gender')) .ends")
+        few, enough = genders.nth(0), genders.nth(1)
+        assert (few.inner_text()[:12], enough.inner_text()[:12]) == ("10.5 to 20.5", "17.0 to 27.0")
+        assert few.is_visible() and few.inner_text().endswith("†"), "of 4 speakers"
+        assert enough.is_visible() and not enough.inner_text().endswith("†"), "of 14"
+        assert page.get_by_text("too narrow for other speakers").first.is_visible()
     page.close()
 
 
@@ -122,7 +138,7 @@ def test_every_section_of_a_mandarin_report(browser: Browser, pages: dict[str, s
     page, _, _ = opened(browser, pages["han"])
     assert page.locator("h2").all_inner_texts() == HEADINGS
     assert page.locator(".chart > svg").count() == 3
-    assert page.locator(".rates .bar").count() == 6 and page.locator(".headline .bar > i").count() == 1
+    assert page.locator(".rates .bar").count() == 7 and page.locator(".headline .bar > i").count() == 1
     assert page.locator(".confusions .tag").count() == 3
     assert page.locator(".look-alikes b").all_inner_texts() == ["七 一 四", "九 六"]
     assert page.locator(".dot").count() == 8 and page.locator(".quality").count() == 6
@@ -141,7 +157,7 @@ def test_english_has_words_and_says_why_there_are_no_visemes(browser: Browser, p
     words = [heading.replace("syllables", "words") for heading in HEADINGS]
     assert page.locator("h2").all_inner_texts() == words
     assert "word error rate 25.0" in page.locator(".headline").inner_text()
-    assert page.get_by_text("little of the text is Han").count() == 2
+    assert page.get_by_text("little of the text is Han").count() == 3
     assert page.locator(".look-alikes").count() == 0
     assert page.locator(".aligned.words").count() == page.locator("article.clip").count()
     page.close()
@@ -150,9 +166,9 @@ def test_english_has_words_and_says_why_there_are_no_visemes(browser: Browser, p
 def test_what_is_not_known_is_a_dash_with_a_reason(browser: Browser, pages: dict[str, str]) -> None:
     page, _, _ = opened(browser, pages["bare"])
     shown = {rate.locator("dt").inner_text(): rate.inner_text() for rate in page.locator(".rate").all()}
-    for name in ("Blind", "Chance", "Syllables", "Visemes"):
+    for name in ("Blind", "Chance", "Syllables", "Looks", "Visemes"):
         assert "–" in shown[name] and "not known: " in shown[name], shown[name]
-    assert "95 % interval –" in page.locator(".interval").inner_text()
+    assert "95 % interval none: " in page.locator(".interval").inner_text()
     said = page.locator("main").inner_text()
     for line in (
         "No epochs are on record",
@@ -197,6 +213,11 @@ def test_page_prints(browser: Browser, pages: dict[str, str], tmp_path: Path) ->
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 31, 36)"
     # what is folded on the screen stands on paper
     assert page.get_by_text("016", exact=True).is_visible()
+    # no heading, and nothing that leads over to the first clip, ends a page
+    kept = (
+        "[...document.querySelectorAll('h2, h2 + p, .examples > p')].map(e => getComputedStyle(e).breakAfter)"
+    )
+    assert set(page.evaluate(kept)) == {"avoid"}
     assert page.pdf(format="A4").startswith(b"%PDF")
     assert complaints == []
     page.close()

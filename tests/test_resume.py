@@ -29,7 +29,7 @@ from tests.killed_runs import INTERRUPTED, Death, run, steps_of, with_same
 from tests.packed import Codec, Packed, pack_clips, toy_clips
 from tests.resuming import Position, stopping_at
 from tests.test_quarantine import damage
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 NUM_EPOCHS = 2
 PARAMS = LoaderParams(frame_budget=200, window_shards=2, seed=3)

@@ -17,7 +17,7 @@ from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import Position, stopped_in, stopping_at
-from tests.test_trainer import assert_same_weights, job_in
+from tests.trainings import assert_same_weights, job_in
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from model.text import Tokenizer
 from model.training.trainer import train
 from model.vocabulary import Vocabulary
 from tests.packed import pack_clips, toy_clips
-from tests.test_trainer import MODEL, TRAIN, job_in
+from tests.trainings import MODEL, TRAIN, job_in
 
 
 def test_the_published_weights_are_read_without_this_program(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`pipeline test --decoder …`: every decoder's figures from one encoding, as if each had read alone."""
 
 import json
+import re
 import subprocess
 import sysconfig
 from dataclasses import dataclass
@@ -13,22 +14,23 @@ import pytest
 import torch
 import yaml
 
-from model.checkpoints import save_checkpoint
-from model.metrics import EditCounts, edit_counts
+from model.checkpoints import load_checkpoint, save_checkpoint
+from model.metrics import EditCounts, edit_counts, total_counts
 from model.reader import LipReader
 from model.scoring import score_decoders, score_split
-from model.settings import DecodeParams
+from model.settings import DecodeParams, TextParams
+from model.text import SPECIAL_TOKENS, normaliser_mark
 from pipeline.decoder_table import compare_decoders
 from pipeline.params import load_params, read_mapping
 from pipeline.readers import open_reader
 from shards.errors import ConfigError
 from shards.files import file_identity, read_table, table_from_rows, write_table
 from shards.plan import read_samples
-from shards.schema import CLIPS, CROPS, SAMPLES
+from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
@@ -45,7 +47,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = read_table(packed.samples, SAMPLES, "pipeline pack")
     speakers = pa.array([("a", "b")[index % 2] for index in range(len(samples))])
     place = samples.schema.get_field_index("speaker")
-    write_table(packed.samples, samples.set_column(place, SAMPLES.field("speaker"), speakers), SAMPLES)
+    named = samples.set_column(place, SAMPLES.field("speaker"), speakers)
+    write_table(
+        packed.samples, named, SAMPLES.with_metadata(SAMPLES.metadata | normaliser_mark(TextParams()))
+    )
     state = state_of(job_in(folder, packed, syllable_weight=0.3))
     with torch.no_grad():
         for parameter in state.network.parameters():
@@ -115,10 +120,35 @@ def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
         for kind in ("substitutions", "deletions", "insertions", "num_chars"):
             assert row[kind] == getattr(counts, kind), kind
         assert (row["num_clips"], row["num_speakers"]) == (5, 2)
-        assert (row["speaker_overlap"], row["cer_interval_over"]) == (2, "speakers")
-        assert row["cer_low"] <= row["cer"] <= row["cer_high"]
+        assert row["speaker_overlap"] == 2
+        by_speaker = {
+            total_counts((c.reference, c.hypothesis) for c in clips if c.speaker == speaker).cer
+            for speaker in {clip.speaker for clip in clips}
+        }
+        if len(by_speaker) > 1:
+            assert row["cer_interval_over"] == "speakers" and row["cer_low"] <= row["cer"] <= row["cer_high"]
+        else:
+            assert row["cer_interval_over"] is row["cer_low"] is row["cer_high"] is None
+        assert row["normaliser"] == row["checkpoint_normaliser"] == reader.normaliser
         assert ("wer" in row) == (name == "syllables")
         assert row["clips_per_s"] == pytest.approx(1 / (row["encode_s_per_clip"] + row["decode_s_per_clip"]))
+
+
+def test_references_of_another_normaliser_are_warned_of(workplace: Path, tmp_path: Path) -> None:
+    """Labels made with digits as Chinese characters, read by a model that learnt digits."""
+    other = tmp_path / "samples.parquet"
+    mark = normaliser_mark(TextParams(digits="chinese"))
+    samples = read_table(workplace / "data" / "samples.parquet", SAMPLES, "pipeline pack")
+    write_table(other, samples, SAMPLES.with_metadata(SAMPLES.metadata | mark))
+    for decoder in ([], ["--decoder", "ctc"]):
+        for path, warns in ((other, True), (workplace / "data" / "samples.parquet", False)):
+            command = [PIPELINE, "test", *decoder, "--set", f"paths.samples={path}"]
+            done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            said = " ".join(done.stdout.split())
+            assert ("Warning: The references were made by another normaliser" in said) == warns
+            assert ("digits as Chinese characters, one by one (version 3)" in said) == warns
+            assert ("Normaliser of the references and of the model's labels: NFKC" in said) != warns
 
 
 def test_pinyin_joins_in_with_a_language_model(workplace: Path) -> None:
@@ -146,12 +176,45 @@ def report_by(workplace: Path, *assignments: str) -> tuple[dict[str, Any], str, 
     return metrics, (workplace / "report/report.html").read_text("utf-8"), done.stderr
 
 
-def test_pinyin_that_was_read_has_no_characters_under_the_film(workplace: Path) -> None:
-    metrics, page, _ = report_by(workplace, "decode.decoder=syllables")
+def spikes_by_clip(page: str) -> dict[str, list[str]]:
+    """The texts over the spikes of each clip that a report shows, in time's order."""
+    articles = [part.split("</article>")[0] for part in page.split('<article class="clip">')[1:]]
+    return {
+        re.findall(r'<bdi class="id">(.*?)</bdi>', one)[0]: re.findall(
+            r'<g class="stem.*?text-anchor="middle">(.*?)</text>', one
+        )
+        for one in articles
+    }
+
+
+def test_what_a_syllable_head_heard_stands_under_the_film(workplace: Path) -> None:
+    """Of a greedy reading the spikes are the reading; a beam over pinyin shows the same spikes."""
+    state = load_checkpoint(workplace / "checkpoints" / "best_model.pt")
+    first = len(SPECIAL_TOKENS)
+    for head in ("ctc_head", "syllable_head"):
+        # heads that say much
+        state["model_state_dict"][f"{head}.bias"][:first] -= 1
+        weight = state["model_state_dict"][f"{head}.weight"]
+        weight[first:].normal_(0, 20, generator=torch.Generator().manual_seed(0))
+    (workplace / "loud").mkdir()
+    save_checkpoint(workplace / "loud" / "best_model.pt", state)
+    made = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    metrics, page, _ = report_by(workplace, "decode.decoder=syllables", "paths.checkpoints=loud")
     assert metrics["decode"] == {"decoder": "syllables"}
-    assert 'class="spikes"' not in page and "not to be compared with a CER of characters" in page
-    _, page, _ = report_by(workplace, "decode.decoder=ctc")
-    assert 'class="spikes"' in page
+    assert "not to be compared with a CER of characters" in page and "a spike is a syllable" in page
+    read = read_table(workplace / "report/predictions.parquet", PREDICTIONS, "pipeline report").to_pylist()
+    heard = spikes_by_clip(page)
+    assert any(heard.values()) and len(heard) == len(read)
+    assert {row["clip_id"]: row["hypothesis"].split() for row in read} == heard
+    _, page, _ = report_by(
+        workplace, "decode.decoder=pinyin", "decode.lm_weight=0.3", "paths.checkpoints=loud"
+    )
+    assert spikes_by_clip(page) == heard and "a spike is a syllable" in page
+    _, page, _ = report_by(workplace, "decode.decoder=ctc", "paths.checkpoints=loud")
+    characters = {text for texts in spikes_by_clip(page).values() for text in texts}
+    assert characters and characters <= set("一二三四")
+    assert "a spike is a character" in page
 
 
 def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
@@ -168,7 +231,17 @@ def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
     }
     assert metrics["language_model"] == file_identity(workplace / "data/lm.arpa")
     assert metrics["language_model"] in page and "nothing:" not in told
-    metrics, page, told = report_by(workplace, *weights)
+    # by a language model of another text than params.yaml names
+    (workplace / "novel.txt").write_text("一二三\n", "utf-8")
+    novel = "lm.text_file=novel.txt"
+    _, _, told = report_by(workplace, "decode.decoder=ctc_beam", *weights, novel)
+    assert told.count("was made from another text (data/samples.parquet, split train)") == 1
+    for decoder in (["--decoder", "ctc_beam"], ["--set", "decode.decoder=ctc_beam"]):
+        command = [PIPELINE, "test", "--set", weights[0], "--set", novel, *decoder]
+        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stderr.count("was made from another text") == 1, done.stderr
+    metrics, page, told = report_by(workplace, *weights, novel)
+    assert "another text" not in told
     assert metrics["language_model"] is None and "beam" not in metrics["decode"]
     assert told.count("decode.lm_weight and decode.syllable_weight change nothing: attention is greedy") == 1
     assert "language model</dt>" not in page

@@ -45,7 +45,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mouth": write_mouth(folder / "mouth.mp4", 50),
         "slow": write_mouth(folder / "slow.mp4", IS_SLOW),
         "long": write_mouth(folder / ("a name so long that it has to be broken " * 4 + ".mp4"), 300),
-        "face": write_face(folder / "face.mp4"),
+        "face": write_face(folder / "face.mp4", speaking=True),
         "wall": write_video(folder / "wall.mp4", [wall] * 30),
         "letter": folder / "letter.mp4",
         "large": folder / "large.mp4",
@@ -185,10 +185,10 @@ def test_a_video_can_be_dropped_and_chosen_by_keyboard(
 
 
 def test_the_camera_is_read(browser: Browser, chromium_path: str, server: Serving, tmp_path: Path) -> None:
-    """A camera that shows the photograph."""
-    (picture,) = face_pictures([placed()], 640, 360)
+    """A camera that shows the photograph, speaking."""
+    pictures = list(face_pictures([placed()] * 25, 640, 360, speaking=True))
     camera = tmp_path / "camera.y4m"
-    write_y4m(camera, [picture] * 25)
+    write_y4m(camera, pictures)
     settings = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
     # of the same playwright, which bears no second one
     own = browser.browser_type.launch(

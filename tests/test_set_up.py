@@ -23,7 +23,7 @@ from model.training.trainer import train
 from model.training.training_data import TrainingData
 from shards.settings import MachineParams
 from tests.packed import Packed, pack_clips, toy_clips
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.pack import pack
 from stages.settings import CorpusParams, CropParams
-from tests.test_crop_stage import Run, clip_row, write_clips
+from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_face, write_mouth
 
 

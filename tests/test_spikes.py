@@ -5,18 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.decoders.choice import HEADS_OF_DECODER
 from model.decoders.ctc_greedy import greedy_ctc
-from model.spikes import ctc_spikes
+from model.spikes import ctc_spikes, spiking_head
 from model.text import BLANK_ID, UNKNOWN_ID, Tokenizer
 
 TABLE = Tokenizer.of_units("好学今")
 
 
-def log_probs(ids: list[int], sure: list[float]) -> np.ndarray:
+def log_probs(ids: list[int], sure: list[float], table: Tokenizer = TABLE) -> np.ndarray:
     """(S, V): each step gives `sure` to its id, the rest evenly to the others."""
-    probs_SV = np.empty((len(ids), TABLE.num_tokens))
+    probs_SV = np.empty((len(ids), table.num_tokens))
     for step, (id_, probability) in enumerate(zip(ids, sure, strict=True)):
-        probs_SV[step] = (1 - probability) / (TABLE.num_tokens - 1)
+        probs_SV[step] = (1 - probability) / (table.num_tokens - 1)
         probs_SV[step, id_] = probability
     return np.log(probs_SV)
 
@@ -36,9 +37,19 @@ def test_texts_join_to_the_greedy_decoders(logits: list[list[float]]) -> None:
     logits_SV = np.array(logits, np.float32).reshape(-1, TABLE.num_tokens)
     log_probs_SV = logits_SV - np.log(np.exp(logits_SV).sum(axis=1, keepdims=True))
     spikes = ctc_spikes(log_probs_SV, TABLE)
-    ids, _ = greedy_ctc(log_probs_SV)
+    ((ids, _),) = greedy_ctc(log_probs_SV[None])
     assert "".join(spike.text for spike in spikes.spikes) == TABLE.decode(ids)
     steps = [spike.step for spike in spikes.spikes]
     assert steps == sorted(set(steps))
     assert all(0 <= p <= 1.0001 for p in (*spikes.blank_S, *(spike.probability for spike in spikes.spikes)))
     assert len(spikes.blank_S) == len(logits)
+
+
+def test_syllables_spike_where_a_decoder_reads_by_nothing_else() -> None:
+    by_syllables = {name for name in (*HEADS_OF_DECODER, None) if spiking_head(name) == "syllables"}
+    assert by_syllables == {"syllables", "pinyin"}
+    table = Tokenizer.of_units(["hao", "ni"], joiner=" ")
+    ids = [*table.encode(["ni"]), BLANK_ID, *table.encode(["hao", "hao", "ni"])]
+    spikes = ctc_spikes(log_probs(ids, [0.9] * 5, table), table, ("ni", "hao"))
+    assert [(spike.step, spike.text) for spike in spikes.spikes] == [(0, "ni"), (2, "hao"), (4, "ni")]
+    assert spikes.said == ("ni", "hao")

@@ -14,12 +14,15 @@ from model.text import (
     NORMALISER_VERSION,
     UNKNOWN_ID,
     Tokenizer,
+    describe_mark,
     describe_normaliser,
     is_han,
     normalise,
+    normaliser_mark,
+    same_mark,
     units_of,
 )
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, TableError
 
 PARAMS = TextParams()
 
@@ -86,20 +89,46 @@ def test_every_simplified_character_is_a_normal_han_character() -> None:
 
 # traditional phrases of OpenCC and their parts, apart by a space too
 any_text = st.text() | st.text(alphabet="乾隆燥瞭然望薴苧著作後來零2①３.ab ﬀſ'\u3000")
+# letters, marks that join them, and what is dropped from between the two
+marked_text = st.text(alphabet="cafeoiÉǰᾳ한ᄒ가2漢\u0301\u0327\u0345\u1161\u11ab\u200d\u200b\u00ad '<\u0338")
 
 
-@given(any_text, st.booleans(), st.booleans(), st.sampled_from(["keep", "chinese"]), st.booleans())
+@given(
+    any_text | marked_text, st.booleans(), st.booleans(), st.sampled_from(["keep", "chinese"]), st.booleans()
+)
 def test_normalising_twice_changes_nothing(
     text: str, fold: bool, drop: bool, digits: Literal["keep", "chinese"], simplify: bool
 ) -> None:
     params = TextParams(case_fold=fold, drop_punctuation=drop, digits=digits, simplify=simplify)
     once = normalise(text, params)
     assert normalise(once, params) == once
+    assert unicodedata.is_normalized("NFKC", once)
+
+
+def test_a_letter_meets_its_mark_where_something_between_them_is_dropped() -> None:
+    assert normalise("cafe\u200d\u0301", PARAMS) == "café"
+
+
+def test_labels_tell_what_made_them() -> None:
+    params = TextParams(digits="chinese")
+    mark = normaliser_mark(params)
+    assert describe_mark({b"table": b"samples", **mark}, "here") == describe_normaliser(params)
+    assert same_mark({b"table": b"clips", **mark}) == mark
+    for metadata in (None, {}, {b"table": b"samples"}):
+        assert describe_mark(metadata, "here") is None and same_mark(metadata) == {}
+    older = {b"normaliser": mark[b"normaliser"].replace(b"3", b"2")}
+    assert describe_mark(older, "here") == describe_normaliser(params, 2) != describe_normaliser(params)
+
+
+@pytest.mark.parametrize("mark", [b"", b"[]", b"{}", b'{"version": 9, "params": {"rot13": true}}'])
+def test_a_foreign_mark_is_refused_by_name(mark: bytes) -> None:
+    with pytest.raises(TableError, match=r"samples\.parquet: .*pipeline ingest"):
+        describe_mark({b"normaliser": mark}, "samples.parquet")
 
 
 def test_the_line_for_reports_says_what_is_on() -> None:
     assert describe_normaliser(PARAMS) == (
-        "NFKC, case folded, without punctuation and symbols, no spaces beside Han characters (version 2)"
+        "NFKC, case folded, without punctuation and symbols, no spaces beside Han characters (version 3)"
     )
     line = describe_normaliser(TextParams(digits="chinese", simplify=True))
     assert "digits as Chinese characters" in line and "simplified (OpenCC t2s)" in line

@@ -1,14 +1,9 @@
-"""Training on toy clips: it learns, it can be killed, it refuses what does not fit."""
+"""Training on toy clips: it learns, it goes on from a checkpoint, it refuses what does not fit."""
 
 import json
 import logging
-import math
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,75 +15,19 @@ from model.device import Precision
 from model.metrics import total_counts
 from model.reader import LipReader
 from model.runs import RunFolder
-from model.scoring import score_split
-from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
-from model.training.job import Progress, TrainingJob
-from model.training.step import StepFigures, TrainingStep
-from model.training.stopping import StopSignals
+from model.settings import DecodeParams, ModelParams
 from model.training.trainer import train
 from model.training.training_words import tell_left_out
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch, read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
-
-MODEL = ModelParams(
-    frame_height=24,
-    frame_width=24,
-    sizes={"channels": (4, 8, 8, 12), "hidden_dim": 16, "num_lstm_layers": 1, "pool_grid": 3},
-    dropout=0.1,
-)
-
-
-def with_sizes(**sizes: object) -> ModelParams:
-    values = MODEL.model_dump()
-    return ModelParams.model_validate({**values, "sizes": {**values["sizes"], **sizes}})
-
-
-TRAIN = TrainParams(
-    batch_size=4,
-    accumulation_steps=2,
-    learning_rate=1e-2,
-    num_epochs=3,
-    warmup_epochs=1,
-    ctc_weight=0.5,
-    teacher_forcing_end=0.8,
-    mixed_precision=False,
-    checkpoint_every=2,
-    augment=AugmentParams(speed_change=0.1, gain_sigma=0.05),
-)
+from tests.trainings import MODEL, assert_same_weights, job_in, read_test_clips, with_sizes
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips())
-
-
-def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
-    return TrainingJob(
-        samples=packed.samples,
-        shards=packed.store,
-        runs=folder / "runs",
-        checkpoints=folder / "checkpoints",
-        logs=folder / "logs",
-        text=TextParams(),
-        model=MODEL,
-        train=TRAIN.model_copy(update=changes),
-        loader=LoaderParams(frame_budget=200),
-        decode=DecodeParams(decoder="ctc"),
-        machine=MachineParams(threads=1, device="cpu"),
-        config_text="made: by a test\n",
-    )
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(path)["model_state_dict"]
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_run_leaves_what_the_older_trainer_left(tmp_path: Path, packed: Packed) -> None:
@@ -128,16 +67,7 @@ def test_it_learns_to_read_with_both_decoders_and_nothing_when_blind(tmp_path: P
     samples = read_samples(packed.samples, "test")
 
     def cer(decoder: str, blind: bool) -> float:
-        scored = score_split(
-            reader,
-            samples,
-            packed.store,
-            batch_size=4,
-            loader=LoaderParams(),
-            machine=MachineParams(),
-            decode=DecodeParams(decoder=decoder),
-            blind=blind,
-        )
+        scored = read_test_clips(reader, packed, DecodeParams(decoder=decoder), blind)
         assert [clip.clip_id for clip in scored] == samples["clip_id"].to_pylist()
         return total_counts((clip.reference, clip.hypothesis) for clip in scored).cer
 
@@ -233,60 +163,6 @@ def test_checkpoints_of_another_program_are_not_overwritten(tmp_path: Path, pack
     with pytest.raises(CheckpointError, match="checkpoint_epoch_50"):
         train(job_in(tmp_path, packed))
     assert theirs.read_bytes() == b"a week of work"
-
-
-def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads(
-    tmp_path: Path, packed: Packed
-) -> None:
-    """As a terminal sends it; threads read ahead meanwhile."""
-    train(job_in(tmp_path / "whole", packed, num_epochs=2))
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, time, pathlib\n"
-        "from dataclasses import replace\n"
-        "from shards.settings import MachineParams\n"
-        "from shards.errors import Interrupted\n"
-        "from tests.packed import Packed\n"
-        "from tests.test_trainer import job_in\n"
-        "from model.training.trainer import train\n"
-        "def told(epoch, done, total, loss):\n"
-        "    print(epoch, done, flush=True)\n"
-        "    time.sleep(0.3)\n"
-        "if __name__ == '__main__':\n"
-        "    folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
-        "    job = job_in(folder, packed, num_epochs=2)\n"
-        "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
-        "    try:\n"
-        "        train(replace(job, on_batch=told, machine=machine))\n"
-        "    except Interrupted as error:\n"
-        "        sys.exit(f'interrupted: {error}')\n"
-    )
-    command = [
-        sys.executable,
-        str(script),
-        str(tmp_path / "stopped"),
-        str(packed.samples.parent),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout and process.stderr
-        for line in process.stdout:
-            if line.strip() == "0 4":
-                os.killpg(process.pid, signal.SIGINT)
-                break
-        stderr = process.stderr.read()
-        assert process.wait(60) == 1, stderr
-    assert "interrupted: stopped in epoch 0" in stderr, stderr
-    train(job_in(tmp_path / "stopped", packed, num_epochs=2))
-    name = "checkpoints/best_model.pt"
-    assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
 
 
 def test_other_valid_clips_are_another_run(tmp_path: Path) -> None:
@@ -402,104 +278,3 @@ def test_clips_left_out_to_come_out_even_are_told_apart(
         f"epoch 4: {num_long} clips are left out, longer than this epoch's limit of 18 frames",
         f"epoch 4: {num_even} clips are left out, to come out even over the ranks",
     ]
-
-
-# -- ended early -------------------------------------------------------------------------------------------
-
-
-def test_training_ends_when_the_cer_gets_no_better(
-    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
-) -> None:
-    """At a learning rate of next to nothing, where only the statistics of batches change."""
-    job = job_in(tmp_path, packed, num_epochs=40, learning_rate=1e-12, patience=2, valid_every=2)
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        summary = train(job)
-    (last,) = (tmp_path / "runs").glob("*/last.pt")
-    cers = [curve["val_cer"] for curve in load_checkpoint(last)["progress"]["curves"][::2]]
-    assert len(cers) >= 3 and min(cers[-2:]) >= min(cers[:-2])
-    for number in range(1, len(cers) - 1):
-        assert min(cers[number - 1 : number + 1]) < min([2.0, *cers[: number - 1]])
-    epoch = summary.epochs - 1
-    assert epoch == 2 * (len(cers) - 1) < 39
-    assert "2 validations without a better CER than" in caplog.text
-    assert (tmp_path / f"checkpoints/checkpoint_epoch_{epoch}.pt").exists()
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "pipeline.train"):
-        again = train(job)
-    assert again.already_done and again.epochs == summary.epochs
-    assert f"finished already: {summary.epochs} epochs, for want of a better CER" in caplog.text
-
-
-def test_patience_counts_validations_since_the_best() -> None:
-    progress, params = Progress(), TRAIN.model_copy(update={"patience": 2})
-    cers = (0.9, 0.8, 0.8, 0.7, 0.75, 0.7)
-    bests, ends = zip(
-        *((progress.take_validated(1.0, cer), progress.stopped_early(params)) for cer in cers), strict=True
-    )
-    assert bests == (True, True, True, True, False, True)
-    assert ends == (False,) * 5 + (True,)
-    assert not progress.stopped_early(TRAIN)
-
-
-class Poisoned(TrainingStep):
-    """A step whose losses are no numbers in some windows."""
-
-    windows: frozenset[int] = frozenset()
-    num_windows = 0
-
-    def __call__(self, window, epoch: int, epochs_done: float) -> StepFigures:
-        Poisoned.num_windows += 1
-        return super().__call__(window, epoch, epochs_done)
-
-    def batch_loss_B(self, network, batch, epoch: int) -> torch.Tensor:
-        loss_B = super().batch_loss_B(network, batch, epoch)
-        return loss_B * float("nan") if Poisoned.num_windows in self.windows else loss_B
-
-
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
-    def poison(windows: set[int]) -> None:
-        monkeypatch.setattr(Poisoned, "windows", frozenset(windows))
-        monkeypatch.setattr(Poisoned, "num_windows", 0)
-        monkeypatch.setattr("model.training.set_up.TrainingStep", Poisoned)
-
-    return poison
-
-
-def test_three_steps_in_a_row_without_a_finite_loss_end_training_by_their_clips(
-    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
-) -> None:
-    poisoned({2, 3, 4})
-    plan = plan_epoch(read_samples(packed.samples, "train"), LoaderParams(frame_budget=200), 4, 0)
-    ids = read_samples(packed.samples, "train")["clip_id"].to_pylist()
-    windows = [[ids[row] for batch in plan.batches[n : n + 2] for row in batch] for n in (2, 4)]
-    with pytest.raises(TrainingError, match="3 steps in a row had no finite loss") as caught:
-        train(job_in(tmp_path, packed))
-    for window in windows:
-        assert ", ".join(window) in str(caught.value)
-
-
-def test_two_skipped_steps_are_counted_and_forgotten_by_the_next_one(
-    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
-) -> None:
-    poisoned({1, 2, 4, 5})
-    train(job_in(tmp_path, packed))
-    state = load_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_2.pt")
-    progress = state["progress"]
-    assert (progress["skipped_steps"], progress["skipped_in_a_row"]) == (4, [])
-    assert progress["steps"] == Poisoned.num_windows - 4
-    assert [curve["skipped"] for curve in progress["curves"]] == [2, 2, 0]
-    assert all(math.isfinite(curve["train_loss"]) for curve in progress["curves"])
-    assert "2 steps skipped" in (tmp_path / "logs/training.log").read_text()
-
-
-def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
-    """The batch system sends SIGTERM to every process, and torchrun to its own once more."""
-    stop = StopSignals()
-    with stop.noted():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.has_come
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)

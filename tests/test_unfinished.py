@@ -15,7 +15,7 @@ from pipeline.training import job_of
 from shards.errors import Interrupted
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
 from tests.resuming import Position, stopped_in, stopping_at
-from tests.test_trainer import MODEL, TRAIN, job_in
+from tests.trainings import MODEL, TRAIN, job_in
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a run shows, read back by TensorBoard's own reader; DVC reads its tables in tests/test_dvc.py."""
+"""What a run shows, read back by TensorBoard's own reader; DVC reads its tables in tests/test_dvc_experiments.py."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from model.training.trainer import train
 from model.training.watching import FRAMES_A_CLIP, Watch, tensorboard_folder
 from shards.plan import EpochPlan
 from tests.packed import Packed, pack_clips, toy_clips
-from tests.test_trainer import job_in
+from tests.trainings import job_in
 
 PLAN = EpochPlan(batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_frames=90, padded_frames=100)
 

@@ -102,18 +102,36 @@ def placed(
 
 
 def face_pictures(
-    placements: Iterable[np.ndarray], width: int = 512, height: int = 288
+    placements: Iterable[np.ndarray], width: int = 512, height: int = 288, speaking: bool = False
 ) -> Iterable[np.ndarray]:
-    """The photograph as each 2x3 matrix places it."""
+    """The photograph as each 2x3 matrix places it; where she speaks, her lips part and close all the while."""
     picture = photograph()
-    for matrix in placements:
+    for number, matrix in enumerate(placements):
+        shown = _with_open_mouth(picture, round(4 + 4 * np.sin(number * 1.3))) if speaking else picture
         yield cv2.warpAffine(
-            picture, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+            shown, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
         )
 
 
-def write_face(path: Path, num_frames: int = 30, rate: Fraction | int = 25, **placement: float) -> Path:
-    """A video of the unmoving face."""
+def _with_open_mouth(picture: np.ndarray, opening_px: int) -> np.ndarray:
+    """Jaw and all below sink; between the lips it is dark."""
+    row, left, right = 144, 206, 242
+    opened = picture.copy()
+    opened[row + opening_px :, left:right] = picture[row : len(picture) - opening_px, left:right]
+    opened[row : row + opening_px, left:right] = (40, 30, 60)
+    return opened
+
+
+def write_face(
+    path: Path,
+    num_frames: int = 30,
+    rate: Fraction | int = 25,
+    speaking: bool = False,
+    **placement: float,
+) -> Path:
+    """A video of the unmoving face, or of one that speaks."""
+    if speaking:
+        return write_video(path, face_pictures([placed(**placement)] * num_frames, speaking=True), rate)
     return write_video(path, list(face_pictures([placed(**placement)])) * num_frames, rate)
 
 

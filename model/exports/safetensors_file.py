@@ -45,7 +45,9 @@ def reader_config(state: dict[str, Any]) -> dict[str, Any]:
         # what its text is
         "normaliser": {
             "version": state["normaliser_version"],
-            "description": describe_normaliser(TextParams.model_validate(state["text_params"])),
+            "description": describe_normaliser(
+                TextParams.model_validate(state["text_params"]), state["normaliser_version"]
+            ),
             "params": state["text_params"],
         },
         "decode": state["decode_params"],

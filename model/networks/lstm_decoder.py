@@ -7,7 +7,6 @@ while reading K texts (beams) of each clip, N = B * K texts in all; in training 
 import torch
 from torch import nn
 
-from model.decoders.attention_greedy import read_greedily
 from model.networks.presets import Cnn3dSizes
 from model.text import START_ID
 
@@ -79,13 +78,6 @@ class LstmDecoder(nn.Module):
                     forced_B = torch.rand(len(own_B), device=own_B.device) < teacher_forcing
                     tokens_B = torch.where(forced_B, tokens_B, own_B)
         return torch.stack(logits, dim=1)
-
-    @torch.no_grad()
-    def greedy(
-        self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
-    ) -> tuple[list[list[int]], list[float]]:
-        """Most likely next character until the end token; ids and log-probability (`read_greedily`)."""
-        return read_greedily(self.stepping(encoded_BSE, padding_BS), max_chars_B)
 
     def stepping(self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> "LstmStepping":
         """At the start of these clips."""

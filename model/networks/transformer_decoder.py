@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.decoders.attention_greedy import read_greedily
 from model.networks.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
 from model.networks.presets import ConformerSizes
 from model.text import START_ID
@@ -133,13 +132,6 @@ class TransformerDecoder(nn.Module):
         """
         del teacher_forcing
         return self.logits(encoded_BSE, padding_BS, functional.pad(targets_BL, (1, 0), value=START_ID))
-
-    @torch.no_grad()
-    def greedy(
-        self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, max_chars_B: torch.Tensor
-    ) -> tuple[list[list[int]], list[float]]:
-        """Most likely next character until the end token; ids and log-probability (`read_greedily`)."""
-        return read_greedily(self.stepping(encoded_BSE, padding_BS), max_chars_B)
 
     def stepping(self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> "TransformerStepping":
         """At the start of these clips."""

@@ -1,10 +1,18 @@
 """Any corpus, as one CSV or Parquet table: clip_id, media, text, and what else is known.
 
-Column `times` may name a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root.
+| column | what it holds; empty where it is not known |
+|---|---|
+| split | train, valid, test or any name of that form; without the column the clips are split by a seed |
+| speaker | a name or number |
+| gender | of the speaker, as reports are to name it: F and M in Chinese-LiPS |
+| age | of the speaker, whole years |
+| topic | of the clip |
+| times | a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root |
 """
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +29,9 @@ from stages.settings import CorpusParams
 _log = logging.getLogger(__name__)
 
 REQUIRED = ("clip_id", "media", "text")
-OPTIONAL = ("split", "speaker", "topic", "times")
+OPTIONAL = ("split", "speaker", "gender", "age", "topic", "times")
+# a Parquet column of ages with gaps may have become floating point
+_AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
 _UNSPLIT = "unsplit"
 
 
@@ -43,8 +53,8 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 clip_id=row["clip_id"].strip(),
                 split=row["split"].strip() if has_splits else _UNSPLIT,
                 speaker=row.get("speaker", "").strip() or None,
-                gender=None,
-                age=None,
+                gender=row.get("gender", "").strip() or None,
+                age=_age(row.get("age", "").strip(), where),
                 topic=row.get("topic", "").strip() or None,
                 media=relative_media(row["media"].strip()),
                 text=row["text"],
@@ -53,6 +63,16 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
             )
         )
     return transcripts if has_splits else _with_seeded_split(transcripts, corpus, path)
+
+
+def _age(text: str, where: str) -> int | None:
+    if not text:
+        return None
+    if (match := _AGE.fullmatch(text)) is None:
+        raise CorpusError(
+            f"{where}: age {text!r} is no number of years; leave it empty where it is not known"
+        )
+    return int(match[1])
 
 
 def _check_header(header: Sequence[str]) -> str | None:

@@ -1,0 +1,60 @@
+"""What there is to tell of a pack: its clips by split, its licence and language, how it is encoded."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_LANGUAGES = {"chinese_lips": "zh", "grid": "en"}
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """What one split holds; `num_speakers` is None where no clip names one."""
+
+    name: str
+    num_clips: int
+    hours: float
+    num_chars: int
+    num_speakers: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackFacts:
+    """What the card tells of a pack; `language` is empty where unknown."""
+
+    license: str
+    language: str
+    codec: str
+    size_px: int
+    fps: float
+    splits: tuple[SplitFacts, ...]
+
+
+def facts_of(
+    rows: Iterable[Mapping[str, Any]],
+    splits: Sequence[str],
+    *,
+    kind: str,
+    license: str,
+    codec: str,
+    size_px: int,
+    fps: float,
+) -> PackFacts:
+    """The facts of rows of samples.parquet; `kind` is the corpus's, and tells its language."""
+    by_split: dict[str, list[Mapping[str, Any]]] = {split: [] for split in splits}
+    for row in rows:
+        by_split[row["split"]].append(row)
+    return PackFacts(
+        license.strip(),
+        _LANGUAGES.get(kind, ""),
+        codec,
+        size_px,
+        fps,
+        tuple(_split_facts(split, of_split, fps) for split, of_split in by_split.items()),
+    )
+
+
+def _split_facts(split: str, rows: Sequence[Mapping[str, Any]], fps: float) -> SplitFacts:
+    speakers = {row["speaker"] for row in rows} - {None}
+    hours = round(sum(row["num_frames"] for row in rows) / fps / 3600, 4)
+    return SplitFacts(split, len(rows), hours, sum(row["num_chars"] for row in rows), len(speakers) or None)

@@ -1,0 +1,48 @@
+"""Zips of videos, and what the decoder shows of a source."""
+
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.errors import ClipRejected
+from stages.media import Media
+from stages.picture import SourceFrame
+from stages.settings import CropParams
+from stages.video import decode
+
+PARAMS = CropParams()
+
+
+def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, payload in members.items():
+            # the local header gets a field that the directory has not, as other zip programs do
+            with archive.open(zip_info(name, method), "w", force_zip64=True) as member:
+                member.write(payload)
+    return path
+
+
+def zip_info(
+    name: str, method: int = zipfile.ZIP_STORED, mode: int = stat.S_IFREG | 0o644
+) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type, info.external_attr, info.create_system = method, mode << 16, 3
+    return info
+
+
+def gray_HW(frame: SourceFrame) -> np.ndarray:
+    return np.asarray(frame.picture.to_ndarray(format="gray"))
+
+
+def pictures(media: Media, params: CropParams = PARAMS) -> list[tuple[int, float, bytes]]:
+    return [(frame.index, frame.time_s, gray_HW(frame).tobytes()) for frame in decode(media, params)]
+
+
+def rejection(act: Callable[[], object]) -> ClipRejected:
+    with pytest.raises(ClipRejected) as caught:
+        act()
+    return caught.value

@@ -1,0 +1,184 @@
+"""What ends a training early: a CER that gets no better, steps without a finite loss, signals."""
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoints import load_checkpoint
+from model.training.job import Progress
+from model.training.step import StepFigures, TrainingStep
+from model.training.stopping import StopSignals
+from model.training.trainer import train
+from shards.errors import TrainingError
+from shards.plan import plan_epoch, read_samples
+from shards.settings import LoaderParams
+from tests.packed import Packed, pack_clips, toy_clips
+from tests.trainings import TRAIN, assert_same_weights, job_in
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips())
+
+
+def test_training_ends_when_the_cer_gets_no_better(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a learning rate of next to nothing, where only the statistics of batches change."""
+    job = job_in(tmp_path, packed, num_epochs=40, learning_rate=1e-12, patience=2, valid_every=2)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        summary = train(job)
+    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    cers = [curve["val_cer"] for curve in load_checkpoint(last)["progress"]["curves"][::2]]
+    assert len(cers) >= 3 and min(cers[-2:]) >= min(cers[:-2])
+    for number in range(1, len(cers) - 1):
+        assert min(cers[number - 1 : number + 1]) < min([2.0, *cers[: number - 1]])
+    epoch = summary.epochs - 1
+    assert epoch == 2 * (len(cers) - 1) < 39
+    assert "2 validations without a better CER than" in caplog.text
+    assert (tmp_path / f"checkpoints/checkpoint_epoch_{epoch}.pt").exists()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        again = train(job)
+    assert again.already_done and again.epochs == summary.epochs
+    assert f"finished already: {summary.epochs} epochs, for want of a better CER" in caplog.text
+
+
+def test_patience_counts_validations_since_the_best() -> None:
+    progress, params = Progress(), TRAIN.model_copy(update={"patience": 2})
+    cers = (0.9, 0.8, 0.8, 0.7, 0.75, 0.7)
+    bests, ends = zip(
+        *((progress.take_validated(1.0, cer), progress.stopped_early(params)) for cer in cers), strict=True
+    )
+    assert bests == (True, True, True, True, False, True)
+    assert ends == (False,) * 5 + (True,)
+    assert not progress.stopped_early(TRAIN)
+
+
+class Poisoned(TrainingStep):
+    """A step whose losses are no numbers in some windows."""
+
+    windows: frozenset[int] = frozenset()
+    num_windows = 0
+
+    def __call__(self, window, epoch: int, epochs_done: float) -> StepFigures:
+        Poisoned.num_windows += 1
+        return super().__call__(window, epoch, epochs_done)
+
+    def batch_loss_B(self, network, batch, epoch: int) -> torch.Tensor:
+        loss_B = super().batch_loss_B(network, batch, epoch)
+        return loss_B * float("nan") if Poisoned.num_windows in self.windows else loss_B
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    def poison(windows: set[int]) -> None:
+        monkeypatch.setattr(Poisoned, "windows", frozenset(windows))
+        monkeypatch.setattr(Poisoned, "num_windows", 0)
+        monkeypatch.setattr("model.training.set_up.TrainingStep", Poisoned)
+
+    return poison
+
+
+def test_three_steps_in_a_row_without_a_finite_loss_end_training_by_their_clips(
+    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({2, 3, 4})
+    plan = plan_epoch(read_samples(packed.samples, "train"), LoaderParams(frame_budget=200), 4, 0)
+    ids = read_samples(packed.samples, "train")["clip_id"].to_pylist()
+    windows = [[ids[row] for batch in plan.batches[n : n + 2] for row in batch] for n in (2, 4)]
+    with pytest.raises(TrainingError, match="3 steps in a row had no finite loss") as caught:
+        train(job_in(tmp_path, packed))
+    for window in windows:
+        assert ", ".join(window) in str(caught.value)
+
+
+def test_two_skipped_steps_are_counted_and_forgotten_by_the_next_one(
+    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({1, 2, 4, 5})
+    train(job_in(tmp_path, packed))
+    state = load_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_2.pt")
+    progress = state["progress"]
+    assert (progress["skipped_steps"], progress["skipped_in_a_row"]) == (4, [])
+    assert progress["steps"] == Poisoned.num_windows - 4
+    assert [curve["skipped"] for curve in progress["curves"]] == [2, 2, 0]
+    assert all(math.isfinite(curve["train_loss"]) for curve in progress["curves"])
+    assert "2 steps skipped" in (tmp_path / "logs/training.log").read_text()
+
+
+# -- signals ---------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads(
+    tmp_path: Path, packed: Packed
+) -> None:
+    """As a terminal sends it; threads read ahead meanwhile."""
+    train(job_in(tmp_path / "whole", packed, num_epochs=2))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "from dataclasses import replace\n"
+        "from shards.settings import MachineParams\n"
+        "from shards.errors import Interrupted\n"
+        "from tests.packed import Packed\n"
+        "from tests.trainings import job_in\n"
+        "from model.training.trainer import train\n"
+        "def told(epoch, done, total, loss):\n"
+        "    print(epoch, done, flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "if __name__ == '__main__':\n"
+        "    folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
+        "    job = job_in(folder, packed, num_epochs=2)\n"
+        "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
+        "    try:\n"
+        "        train(replace(job, on_batch=told, machine=machine))\n"
+        "    except Interrupted as error:\n"
+        "        sys.exit(f'interrupted: {error}')\n"
+    )
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path / "stopped"),
+        str(packed.samples.parent),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout and process.stderr
+        for line in process.stdout:
+            if line.strip() == "0 4":
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        stderr = process.stderr.read()
+        assert process.wait(60) == 1, stderr
+    assert "interrupted: stopped in epoch 0" in stderr, stderr
+    train(job_in(tmp_path / "stopped", packed, num_epochs=2))
+    name = "checkpoints/best_model.pt"
+    assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
+
+
+def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
+    """The batch system sends SIGTERM to every process, and torchrun to its own once more."""
+    stop = StopSignals()
+    with stop.noted():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.has_come
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
