@@ -24,6 +24,7 @@ from stages.report_figures import (
     unit_of,
     why_no_interval,
 )
+from stages.report_groups import confidence_of
 
 # Of the blind and of the chance CER: the CER and the end of its interval have to be below both (a choice of ours).
 FAR_BELOW = 0.8
@@ -97,6 +98,7 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         heard="syllable" if spiking_head(metrics.get("decoder")) == "syllables" else "character",
         explained=EXPLAINED,
         shown=shown,
+        confidence_of=confidence_of,
         reel=report_clips,
         ticks_to=lambda high: nice_ticks(0.0, high),
     )
