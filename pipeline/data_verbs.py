@@ -137,7 +137,7 @@ def preprocess(
 
     Example: pipeline preprocess --data-root /data/Chinese-LiPS
     """
-    from shards.store import open_store
+    from shards.open_store import open_store
     from stages.licences import refuse_unlicensed
 
     values = load(params, assignments, config=config, data_root=data_root)
@@ -195,7 +195,7 @@ def _merge(values: "Params", num_jobs: int | None) -> None:
 
 
 def _pack(values: "Params", has_rights: bool) -> None:
-    from shards.store import open_store
+    from shards.open_store import open_store
     from stages.pack import pack as run
 
     paths = values.paths

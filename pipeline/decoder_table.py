@@ -18,8 +18,8 @@ from pipeline.params import Params
 from pipeline.summary import print_normalisers, print_overlap
 from shards.errors import ConfigError
 from shards.files import Progress
+from shards.open_store import open_store
 from shards.plan import read_samples
-from shards.store import open_store
 from stages.report import counted_clips
 from stages.report_figures import interval_about, why_no_interval
 from stages.report_groups import cer_interval

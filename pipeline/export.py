@@ -27,8 +27,9 @@ from pipeline.export_facts import export_facts
 from pipeline.params import Params
 from shards.errors import ConfigError
 from shards.files import Progress, json_bytes, write_bytes
+from shards.open_store import open_store
 from shards.samples import read_samples
-from shards.store import ShardStore, open_store
+from shards.store import ShardStore
 from shards.stream import read_sample
 from stages.model_card import CARD, ExportFacts, FileFacts, model_card
 from stages.model_card_examples import FILES, ExportFormat

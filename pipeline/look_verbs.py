@@ -141,7 +141,7 @@ def verify(
 
     from pipeline.console import stdout
     from pipeline.verification import print_verification
-    from shards.store import open_store
+    from shards.open_store import open_store
     from shards.verify import verify as run
 
     values = load(params, assignments)

@@ -21,7 +21,7 @@ def report(
     Example: pipeline report --set report.split=valid
     """
     from pipeline.lm_text import warn_of_other_text
-    from shards.store import open_store
+    from shards.open_store import open_store
     from stages.score import ReportJob
     from stages.score import report as run
 

@@ -49,7 +49,7 @@ def test(
     from pipeline.console import stdout
     from pipeline.lm_text import warn_of_other_text
     from pipeline.summary import print_examples, print_metrics
-    from shards.store import open_store
+    from shards.open_store import open_store
     from stages.report import split_metrics
     from stages.score import reading_facts, score_checkpoint, shared_speakers
 

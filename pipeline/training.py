@@ -4,7 +4,7 @@ from pathlib import Path
 
 from model.training.job import TrainingJob
 from pipeline.params import Params, params_text
-from shards.store import open_store
+from shards.open_store import open_store
 
 
 def job_of(values: Params) -> TrainingJob:

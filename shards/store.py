@@ -1,18 +1,13 @@
 """Where the shards of a pack lie: a folder here, or any place that fsspec opens."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import ConfigError, ShardError
+from shards.errors import ShardError
 from shards.files import atomic_file
-from shards.settings import MachineParams
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
-_LACKS_A_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
 class ShardStore(ABC):
@@ -53,23 +48,6 @@ class ShardStore(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Removes a file that is there."""
-
-
-def open_store(place: str, machine: MachineParams) -> ShardStore:
-    """The store at `paths.shards`: a URL of any scheme that fsspec knows (s3://bucket/folder), or else a folder.
-
-    Raises ConfigError where the scheme is unknown, or its package is not installed, or a URL lacks a slash.
-    """
-    if lacking := _LACKS_A_SLASH.match(place):
-        scheme, rest = lacking[1], place[lacking.end() :]
-        raise ConfigError(
-            f"paths.shards: {place} is no URL; write {scheme}://{rest}, or ./{place} for a folder of that name"
-        )
-    if _URL.match(place):
-        from shards.remote_store import RemoteStore  # with fsspec, which a folder does without
-
-        return RemoteStore(place, machine)
-    return FolderStore(Path(place))
 
 
 def refuse_climbing(name: str) -> None:

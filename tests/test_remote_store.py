@@ -17,9 +17,10 @@ import pytest
 
 from shards.errors import ConfigError, MachineError, ShardError
 from shards.index import parse_index
+from shards.open_store import open_store
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
-from shards.store import FolderStore, ShardStore, open_store
+from shards.store import FolderStore, ShardStore
 from tests.packed import Packed
 from tests.remote_packs import (  # noqa: F401
     FAULTS,
@@ -244,7 +245,7 @@ def test_open_store_takes_urls_and_folders(tmp_path: Path) -> None:
 def test_a_missing_package_is_named() -> None:
     source = (
         "import sys; sys.modules['s3fs'] = None\n"
-        "from shards.store import open_store; from shards.settings import MachineParams\n"
+        "from shards.open_store import open_store; from shards.settings import MachineParams\n"
         "open_store('s3://bucket/folder', MachineParams())"
     )
     done = subprocess.run(

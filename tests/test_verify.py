@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pipeline.params import read_mapping
 from shards.errors import ConfigError, TableError
 from shards.files import read_table
+from shards.open_store import open_store
 from shards.schema import SAMPLES
 from shards.settings import MachineParams
-from shards.store import open_store
 from shards.verify import verify
 from tests.changed_packs import FIRST, Pack, only, pack_fixture  # noqa: F401
 
