@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.caption_font import CaptionFont, font_for
+from pipeline.caption_font import CaptionFont
 from pipeline.captions import caption_lines
 from pipeline.inference import Segment, VideoReading
 from pipeline.params import Params
 from shards.errors import ClipRejected
 from stages.cropping import MouthClip
-from stages.long_video import Piece
 from stages.picture import SourceFrame
-from stages.video import SAFE_OPTIONS, decode
+from stages.pieces import Piece
+from stages.video import SAFE_OPTIONS, decode, read_header
 
 BOX_RGB = (64, 220, 120)
 CAPTION_SHARE = 1 / 18
@@ -60,17 +60,18 @@ class MouthBoxes:
         return self._corners[self._order[bisect_right(self._order, frame) - 1]]
 
 
-def burn_in(video: Path, reading: VideoReading, boxes: MouthBoxes, params: Params, file: BinaryIO) -> str:
+def burn_in(
+    video: Path, reading: VideoReading, boxes: MouthBoxes, font: CaptionFont, params: Params, file: BinaryIO
+) -> str:
     """Writes the captioned video, mp4, to `file`; tells what of it is lost, "" where nothing is.
 
-    Raises MachineError where no font has the characters, ClipRejected where no picture can be decoded, FFmpegError
-    where the file cannot be written.
+    Raises ClipRejected where no picture can be decoded, FFmpegError where the file cannot be written.
     """
-    font = font_for(reading.text) if reading.text else None
     captions = _Captions(reading.segments, font)
-    # as far as the video was read: it ended there, or broke off
-    end_s = reading.segments[-1].end_s
-    no_limit = params.crop.model_copy(update={"max_source_s": math.inf})
+    header = read_header(video)
+    step_s = 1 / header.fps if header.fps else 0.0
+    end_s = 0.0
+    no_limit = params.crop.model_copy(update={"max_source_s": math.inf, "max_gap_s": math.inf})
     with (
         av.open(file, "w", format="mp4") as out,
         av.open(str(video.absolute()), options=SAFE_OPTIONS, metadata_errors="replace") as source,
@@ -82,10 +83,12 @@ def burn_in(video: Path, reading: VideoReading, boxes: MouthBoxes, params: Param
             # H.264 in 4:2:0 wants even sides
             rgb_HW3 = np.ascontiguousarray(rgb_HW3[: len(rgb_HW3) // 2 * 2, : rgb_HW3.shape[1] // 2 * 2])
             if stream is None:
-                stream = _picture_stream(out, rgb_HW3)
+                stream = _picture_stream(out, rgb_HW3, header.fps)
                 sound.announce()
             _draw_box(rgb_HW3, boxes.at(frame.index))
-            captions.draw(rgb_HW3, frame.time_s)
+            # captions count from the begin of sound, pictures from the first of them
+            captions.draw(rgb_HW3, frame.time_s + header.start_s)
+            end_s = frame.time_s + step_s
             picture = av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
             picture.time_base, picture.pts = TICK_S, round(frame.time_s / TICK_S)
             out.mux(stream.encode(picture))
@@ -108,8 +111,12 @@ def _as_far_as_it_goes(frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
             raise
 
 
-def _picture_stream(out: av.container.OutputContainer, rgb_HW3: NDArray[np.uint8]) -> av.VideoStream:
-    stream = out.add_stream("libx264", options={"crf": "20", "preset": "veryfast"})
+def _picture_stream(
+    out: av.container.OutputContainer, rgb_HW3: NDArray[np.uint8], fps: float | None
+) -> av.VideoStream:
+    """`fps` tells how long the last picture stays."""
+    rate = None if fps is None else Fraction(fps).limit_denominator(1001)
+    stream = out.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
     stream.height, stream.width = rgb_HW3.shape[:2]
     stream.pix_fmt = "yuv420p"
     stream.codec_context.time_base = TICK_S
@@ -131,7 +138,7 @@ def _corners(transform_23: NDArray[np.float32], size_px: int) -> NDArray[np.floa
 
 
 class _Captions:
-    def __init__(self, segments: Sequence[Segment], font: CaptionFont | None) -> None:
+    def __init__(self, segments: Sequence[Segment], font: CaptionFont) -> None:
         self._segments = [segment for segment in segments if segment.text]
         self._begins_s = [segment.start_s for segment in self._segments]
         self._font = font
@@ -140,7 +147,7 @@ class _Captions:
 
     def draw(self, rgb_HW3: NDArray[np.uint8], time_s: float) -> None:
         number = bisect_right(self._begins_s, time_s) - 1
-        if number < 0 or time_s >= self._segments[number].end_s or self._font is None:
+        if number < 0 or time_s >= self._segments[number].end_s:
             return
         height, width = rgb_HW3.shape[:2]
         margin = round(min(height, width) * MARGIN_SHARE)
@@ -165,12 +172,16 @@ class _Sound:
         self._packets: Iterator[av.Packet] = iter(())
         self._waiting: av.Packet | None = None
         self._num_damaged = 0
+        self._early_s = 0.0
 
     @property
     def lost(self) -> str:
-        return (
-            f"{self._num_damaged} packets of its sound are damaged and left out" if self._num_damaged else ""
-        )
+        told = []
+        if self._early_s > 0.05:
+            told.append(f"{self._early_s:.2f} s of sound before its first picture are left out")
+        if self._num_damaged:
+            told.append(f"{self._num_damaged} packets of its sound are damaged and left out")
+        return ", ".join(told)
 
     def announce(self) -> None:
         """Before the first packet is written, since a container names all its streams first."""
@@ -184,6 +195,8 @@ class _Sound:
         )
         begin_s = float(first.pts * first.time_base) if first is not None else 0.0
         self._source.seek(0)
+        if sound.start_time is not None and sound.time_base is not None:
+            self._early_s = begin_s - float(sound.start_time * sound.time_base)
         if sound.codec_context.name in KEPT_SOUND:
             self._packets = self._copied(sound, self._out.add_stream_from_template(sound), begin_s)
         else:

@@ -29,7 +29,23 @@ def as_text(reading: VideoReading) -> str:
 
 
 def as_json(reading: VideoReading) -> str:
-    return json.dumps(asdict(reading), ensure_ascii=False, indent=2) + "\n"
+    return valid_utf8(json.dumps(asdict(reading), ensure_ascii=False, indent=2)) + "\n"
+
+
+def valid_utf8(text: str) -> str:
+    """Bytes of file names that are no UTF-8 (Python's lone surrogates) as \\udcXX: as JSON writes them too."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line_name(path: Path | str) -> str:
+    """A file's name as it can be printed in a line, whatever signs are in it."""
+    return "".join(map(_shown, str(path)))
+
+
+def _shown(sign: str) -> str:
+    category = unicodedata.category(sign)
+    is_shown = not category.startswith("C") and category not in ("Zl", "Zp")
+    return sign if is_shown else sign.encode("unicode_escape").decode("ascii")
 
 
 def as_srt(reading: VideoReading) -> str:
@@ -109,7 +125,7 @@ def suffix_of(kind: Format) -> str:
 
 def write_reading(reading: VideoReading, kind: Format, path: Path) -> None:
     """The whole file or none."""
-    write_text(path, rendered(reading, kind))
+    write_text(path, valid_utf8(rendered(reading, kind)))
 
 
 def _spoken(reading: VideoReading) -> Iterable[Segment]:

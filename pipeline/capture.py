@@ -126,7 +126,9 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 def file_pictures(path: Path, params: Params) -> Iterator[Captured]:
     """The pictures of a file, each at its own time. Raises ClipRejected."""
     begin_s = time.monotonic()
-    for frame in decode(path, params.crop.model_copy(update={"max_source_s": float("inf")})):
+    # a gap between two pictures is one live as well
+    as_it_comes = {"max_source_s": float("inf"), "max_gap_s": float("inf")}
+    for frame in decode(path, params.crop.model_copy(update=as_it_comes)):
         due_s = begin_s + frame.time_s
         time.sleep(max(0.0, due_s - time.monotonic()))
         yield Captured(_shrunk(frame.picture), frame.time_s, max(due_s, time.monotonic()))

@@ -34,7 +34,7 @@ def main() -> None:
 
     exit_code = [CRASHED]
     atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
-    arguments = [_dashed(argument) for argument in sys.argv[1:]]
+    arguments = _with_dashes(sys.argv[1:])
     if is_other_rank():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (results are printed by the first)
     try:
@@ -66,6 +66,12 @@ def _leave(exit_code: list[int]) -> None:
         except BrokenPipeError:
             code = code or CRASHED  # whoever read the output has gone
     os._exit(code)
+
+
+def _with_dashes(arguments: list[str]) -> list[str]:
+    """Options as they are spelled here; what stands behind `--` is no option."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*map(_dashed, arguments[:end]), *arguments[end:]]
 
 
 def _dashed(argument: str) -> str:

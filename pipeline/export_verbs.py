@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, Json, ParamsFile, app, load, shown
+from pipeline.command import PARAMS, Assignments, CheckpointDir, Json, ModelFile, ParamsFile, app, load, shown
 
 
 @app.command()
@@ -17,7 +17,7 @@ def export(
         Literal["onnx", "torchscript", "safetensors"],
         typer.Option("--format", help="onnx and torchscript read by themselves; safetensors: weights alone"),
     ] = "onnx",
-    checkpoint: Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")] = None,
+    checkpoint: ModelFile = None,
     checkpoint_dir: CheckpointDir = None,
     out: Annotated[
         Path | None,
@@ -42,9 +42,11 @@ def export(
     from dataclasses import asdict
 
     from pipeline.export import export as run
+    from pipeline.out_folder import check_writable
 
     values = load(params, assignments, checkpoint_dir=checkpoint_dir, report__split=split)
     folder = out or Path("export") / format_
+    check_writable(folder)
     with shown("reading clips", "clips") as on_progress:
         facts = run(
             checkpoint or Path(values.paths.checkpoints) / "best_model.pt",

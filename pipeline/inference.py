@@ -13,9 +13,13 @@ from pipeline.params import Params
 from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.cropping import MouthClip
-from stages.long_video import Piece, mouth_pieces
+from stages.long_video import mouth_pieces
 from stages.media import Source
-from stages.video import sniff_media_kind
+from stages.pieces import Piece
+from stages.video import read_header, sniff_media_kind
+
+AT_REST = "at_rest"
+"""The reason of a video in which nobody speaks; no stretch of it is a gap, and the ledger has no such clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Segment:
     """A stretch of the video and what was read there; `reason` says why nothing could be."""
 
     start_s: float
+    """Counted as players do, from the begin of sound where that comes before the first picture."""
     end_s: float
     text: str
     confidence: float | None
@@ -77,27 +82,48 @@ def read_video(
     """
     joined = Joined(params.crop.target_fps)
     try:
-        if not path.is_file():
-            raise ClipRejected(Reason.MISSING_FILE, f"{path} is not there")
-        kind = sniff_media_kind(path)
+        _check_there(path)
+        kind, header = sniff_media_kind(path), read_header(path)
         for piece in mouth_pieces(Source(path), kind, params.crop, params.inference):
-            if piece.mouth is None:
+            if piece.rejected is not None:
                 joined.add_gap(piece)
-                continue
-            if on_mouth is not None:
-                on_mouth(piece, piece.mouth)
-            joined.add(piece, reader.read_clip(piece.mouth.clip_THW, params.decode))
+            elif piece.mouth is not None and not joined.has(piece):
+                if on_mouth is not None:
+                    on_mouth(piece, piece.mouth)
+                joined.add(piece, reader.read_clip(piece.mouth.clip_THW, params.decode))
     except ClipRejected as error:
         return VideoReading(str(path), "", None, None, None, str(error), ())
     if joined.num_read == 0:
-        return VideoReading(str(path), "", None, None, None, joined.main_reason, ())
-    cer = None
+        reason = joined.main_reason or f"{AT_REST}: the mouth does not move"
+        return VideoReading(str(path), "", None, None, None, reason, ())
+    cer, text = None, joined.text.strip()
     if ground_truth is not None:
         reference = reader.reference(normalise(ground_truth, reader.text), params.decode)
-        cer = edit_counts(reference, joined.text).cer
-    return VideoReading(
-        str(path), joined.text, joined.confidence, cer, joined.num_frames, None, tuple(joined.segments)
+        cer = edit_counts(reference, text).cer
+    segments = tuple(_shifted(segment, header.start_s) for segment in joined.segments)
+    return VideoReading(str(path), text, joined.confidence, cer, joined.num_frames, None, segments)
+
+
+def _shifted(segment: Segment, start_s: float) -> Segment:
+    """As it is shown: counted as players count, without spaces at its ends."""
+    return replace(
+        segment,
+        start_s=segment.start_s + start_s,
+        end_s=segment.end_s + start_s,
+        text=segment.text.strip(),
     )
+
+
+def _check_there(path: Path) -> None:
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise ClipRejected(
+            Reason.UNREADABLE,
+            f"{path} cannot be looked at ({error.strerror}); check its folders and its name",
+        ) from error
+    if not is_file:
+        raise ClipRejected(Reason.MISSING_FILE, f"{path} is not there")
 
 
 def _shares(candidates: tuple[Candidate, ...]) -> tuple[Alternative, ...]:
@@ -117,6 +143,7 @@ class Joined:
         self.text = ""
         self.num_frames = self.num_read = 0
         self._fps = fps
+        self._slack_s = 0.5 / fps
         self._log_probability = 0.0
         self._num_chars = 0
 
@@ -131,18 +158,32 @@ class Joined:
         gaps = [segment for segment in self.segments if segment.reason is not None]
         return max(gaps, key=lambda gap: gap.end_s - gap.start_s).reason if gaps else None
 
+    @property
+    def _read_until_s(self) -> float:
+        return max((one.end_s for one in self.segments if one.reason is None), default=-math.inf)
+
+    def has(self, piece: Piece) -> bool:
+        """Whether all that it shows was read with more around it: a window whose speaker goes soon after it begins."""
+        return piece.start_s < self._read_until_s - self._slack_s and (
+            piece.end_s < self._read_until_s + self._slack_s
+        )
+
     def add(self, piece: Piece, reading: Reading) -> Segment:
         """The stretch as it stands now; the one before may have given up the end of its text."""
         assert piece.mouth is not None
         self.num_read += 1
-        # what overlaps a gap was not read before
-        is_shared = piece.overlap_s > 0 and bool(self.segments) and self.segments[-1].reason is None
-        shared_s = piece.overlap_s if is_shared else 0.0
-        self.num_frames += len(piece.mouth.clip_THW) - round(shared_s * self._fps)
+        # what could not be read of the end of a window, the next one shows again
+        while self.segments and self.segments[-1].reason is not None and self._ends_after(piece.start_s):
+            last = self.segments.pop()
+            if last.start_s < piece.start_s - self._slack_s:
+                self.segments.append(replace(last, end_s=piece.start_s))
+        shared_s = max(0.0, self._read_until_s - piece.start_s)
+        is_shared = shared_s > self._slack_s
+        self.num_frames += len(piece.mouth.clip_THW) - (round(shared_s * self._fps) if is_shared else 0)
         # an empty text has the score of its one blank path
         self._num_chars += max(len(reading.text), 1)
         self._log_probability += max(len(reading.text), 1) * reading.score
-        start_s, text = piece.start_s, reading.text
+        start_s, text = max(piece.start_s, self._read_until_s), reading.text
         glue = between(self.text, text)
         if is_shared:
             glue, text, start_s = self._take_apart(piece, text)
@@ -154,32 +195,43 @@ class Joined:
         self.segments.append(Segment(start_s, piece.end_s, text, confidence, None, candidates))
         return self.segments[-1]
 
+    def _ends_after(self, time_s: float) -> bool:
+        return self.segments[-1].end_s > time_s + 1e-6
+
     def _take_apart(self, piece: Piece, text: str) -> tuple[str, str, float]:
         """What stands before the new text, what is left of it, and when it begins."""
         last = self.segments[-1]
+        shared_s = last.end_s - piece.start_s
         duration_s = (last.end_s - last.start_s) + (piece.end_s - piece.start_s)
-        shared_chars = piece.overlap_s * (len(last.text) + len(text)) / duration_s
+        shared_chars = shared_s * (len(last.text) + len(text)) / duration_s
         kept, text = without_overlap(last.text, text, shared_chars)
         begun = self.text.removesuffix(last.text)
         glue = " " if kept.endswith(" ") or text.startswith(" ") else ""
         kept, text = kept.strip(), text.strip()
         self.text = begun + kept
-        middle_s = piece.start_s + piece.overlap_s / 2
+        middle_s = (max(last.start_s, piece.start_s) + last.end_s) / 2
         self.segments[-1] = replace(last, end_s=middle_s, text=kept)
         return (glue if kept and text else ""), text, middle_s
 
     def add_gap(self, piece: Piece) -> Segment | None:
-        """The stretch that cannot be read, neighbours of the same reason taken together; None: too short to name."""
+        """The stretch that cannot be read, neighbours of the same reason taken together; None: nothing to name.
+
+        What overlaps a stretch that was read could be read.
+        """
         assert piece.rejected is not None
+        reason, start_s = piece.rejected.reason, max(piece.start_s, self._read_until_s)
+        if self.has(piece):
+            return None
         last = self.segments[-1] if self.segments else None
-        is_sliver = piece.rejected.reason is Reason.TOO_SHORT
+        is_sliver = reason is Reason.TOO_SHORT
         if last is not None and last.reason is not None:
-            known = last.reason.partition(":")[0]
-            if is_sliver or known in (piece.rejected.reason, Reason.TOO_SHORT):
-                reason = last.reason if is_sliver else str(piece.rejected)
-                self.segments[-1] = replace(last, end_s=piece.end_s, reason=reason)
+            is_same = last.reason.partition(":")[0] in (reason, Reason.TOO_SHORT)
+            if (is_sliver or is_same) and start_s <= last.end_s + self._slack_s:
+                told = last.reason if is_sliver else str(piece.rejected)
+                self.segments[-1] = replace(last, end_s=max(last.end_s, piece.end_s), reason=told)
                 return self.segments[-1]
+            start_s = max(start_s, last.end_s)
         if is_sliver and self.num_read:
             return None
-        self.segments.append(Segment(piece.start_s, piece.end_s, "", None, str(piece.rejected)))
+        self.segments.append(Segment(start_s, max(start_s, piece.end_s), "", None, str(piece.rejected)))
         return self.segments[-1]

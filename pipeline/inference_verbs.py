@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, Json, ParamsFile, app, load, shown
+from pipeline.command import PARAMS, Assignments, CheckpointDir, Json, ModelFile, ParamsFile, app, load, shown
 
 if TYPE_CHECKING:
     from pipeline.params import Params
 
-Checkpoint = Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")]
 Onnx = Annotated[Path | None, typer.Option(help="an exported model instead of a checkpoint", metavar="FILE")]
 
 
@@ -45,7 +44,7 @@ def inference(
     burn_in: Annotated[
         bool, typer.Option("--burn-in", help="with --out: also the video, mouth box and captions drawn in")
     ] = False,
-    checkpoint: Checkpoint = None,
+    checkpoint: ModelFile = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -56,6 +55,7 @@ def inference(
 
     Example: pipeline inference me.mp4 holidays/ --format srt --out captions
     """
+    from pipeline.captions import one_line_name
     from pipeline.found_videos import find_videos
     from pipeline.inference_run import Outputs, print_json, run_inference
     from shards.errors import ConfigError
@@ -69,8 +69,8 @@ def inference(
         raise ConfigError("--burn-in writes videos; say where with --out DIR")
     paths, skipped = find_videos(names)
     if skipped:
-        told = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-        typer.echo(f"skipped, no video or captioned here: {told} ({len(skipped)})", err=True)
+        told = ", ".join(map(one_line_name, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        typer.echo(f"skipped, no video file or captioned here: {told} ({len(skipped)})", err=True)
     if not paths:
         raise ConfigError(f"no video in {', '.join(names)}")
     if ground_truth is not None and len(paths) > 1:
@@ -96,7 +96,7 @@ def live(
         Path | None, typer.Option(help="a video, played at its own speed", metavar="VIDEO")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="stop after so long; 0: at Ctrl-C")] = 0.0,
-    checkpoint: Checkpoint = None,
+    checkpoint: ModelFile = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,

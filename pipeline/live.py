@@ -24,10 +24,11 @@ from pipeline.params import Params
 from pipeline.readers import open_reader
 from stages.chatter import NATIVE_LOG, native_stderr_to
 from stages.landmarker import face_finder
-from stages.long_video import MouthStream, Piece
+from stages.long_video import MouthStream
 from stages.media import Source
 from stages.patches import WholePictures
 from stages.picture import SourceFrame
+from stages.pieces import Piece
 
 READ_EVERY_S = 0.6
 """The stretch that is being spoken is read anew when so much more of it is known: about as long as what the
@@ -111,7 +112,7 @@ def read_live(
                 # before an empty chair too, for hours
                 for time_s in [t for t in captured_s if t < piece.start_s]:
                     del captured_s[time_s]
-                if piece.is_rest:
+                if piece.is_rest or joined.has(piece):
                     continue
                 if piece.mouth is None:
                     num_known = len(joined.segments)
@@ -119,7 +120,7 @@ def read_live(
                     if gap is not None:
                         is_new = len(joined.segments) > num_known
                         summary.num_gaps += is_new
-                        shown.unread(replace(gap, start_s=piece.start_s), is_new)
+                        shown.unread(replace(gap, start_s=max(gap.start_s, piece.start_s)), is_new)
                     continue
                 segment = joined.add(piece, reader.read_clip(piece.mouth.clip_THW, params.decode))
                 latency_s = time.monotonic() - _captured_before(captured_s, piece.end_s)
@@ -169,12 +170,12 @@ class _Shown:
     def settled(self, segment: Segment, latency_s: float) -> None:
         self._clear()
         if self._as_json:
-            told = {"start_s": segment.start_s, "end_s": segment.end_s, "text": segment.text}
+            told = {"start_s": segment.start_s, "end_s": segment.end_s, "text": segment.text.strip()}
             told |= {"confidence": segment.confidence, "latency_s": latency_s, "reason": None}
             self._write(json.dumps(told, ensure_ascii=False) + "\n")
         else:
             self._write(
-                f"{segment.start_s:7.2f} to {segment.end_s:6.2f} s  {segment.text}  "
+                f"{segment.start_s:7.2f} to {segment.end_s:6.2f} s  {segment.text.strip()}  "
                 f"({100 * (segment.confidence or 0):.0f} %, {latency_s:.1f} s)\n"
             )
 

@@ -28,7 +28,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     A reader sees the old file or the whole new one, never a torso.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # a name may have 255 bytes, and a character up to four
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -9,90 +9,74 @@ Shapes: F source frames, M faces in frames, T output frames.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
-from stages.cropping import Figures, MouthClip, crop_video, cut_mouth
+from stages.cropping import Figures, cut_mouth
 from stages.follow import Follower
 from stages.geometry import inside
 from stages.landmarker import FindFaces, face_finder
 from stages.landmarks import Landmarks, main_face
 from stages.media import Source
 from stages.patches import MouthPatches
-from stages.pauses import Cut, frame_step_s, next_cut, runs
+from stages.pauses import Cut, frame_step_s, next_cut, rests_throughout, runs
 from stages.picture import SourceFrame
+from stages.pieces import Piece, as_it_comes, gap_piece, longest_step_s, oversized
+from stages.ready_mouths import ready_pieces
 from stages.settings import CropParams, InferenceParams
-from stages.video import MAX_SOURCE_FPS, decode, read_header
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of a video: its mouth, or why there is none."""
-
-    start_s: float
-    end_s: float
-    mouth: MouthClip | None
-    rejected: ClipRejected | None = None
-    overlap_s: float = 0.0
-    """How much of its begin the piece before shows as well."""
-    first_frame: int = 0
-    """Source frame that the clip's frame_index counts from."""
-    is_rest: bool = False
-    """Live: a mouth that only rested, which is not cut."""
+from stages.video import MAX_SOURCE_FPS, read_header
 
 
 def mouth_pieces(
     source: Source, media_kind: MediaKind, crop: CropParams, params: InferenceParams
 ) -> Iterator[Piece]:
-    """The pieces of a whole video, in order; where two overlap the later says so.
+    """The pieces of a whole video, in order; a later one may begin before the end of an earlier one.
 
-    Raises ClipRejected where nothing of the video can be used; a video that breaks off later ends with a piece that
-    says why.
+    Where no pictures are for longer than `crop.max_gap_s` (recordings of screens and calls have none while nothing
+    moves) a piece says so, and so does the last one of a video that breaks off. Raises ClipRejected where nothing of
+    the video can be used.
     """
     # a video is read as it comes: what bounds preprocessing bounds nothing here
     longest_frames = math.ceil(params.longest_s * crop.target_fps) + 1
     crop = crop.model_copy(
         update={"max_source_s": math.inf, "max_frames": max(crop.max_frames, longest_frames)}
     )
-    duration_s = read_header(source, crop).duration_s
+    header = read_header(source, crop)
+    duration_s = header.duration_s
     if duration_s is not None and duration_s > params.max_video_s:
-        raise _oversized(source, duration_s, params)
+        raise oversized(source, duration_s, params)
     if media_kind is MediaKind.MOUTH:
-        yield from _ready_pieces(source, crop, params)
+        yield from ready_pieces(source, crop, params, header.fps)
         return
     with face_finder(crop.landmarker, crop.max_faces) as find:
-        stream = MouthStream(source, find, crop, params)
-        is_begun = False
-        last_s = 0.0
+        stream = MouthStream(source, find, crop, params, fps=header.fps)
+        last: SourceFrame | None = None
         try:
-            for frame in decode(source, crop):
-                last_s = frame.time_s
-                if last_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
-                    raise _oversized(source, last_s, params)
-                for piece in stream.add(frame):
-                    is_begun = True
-                    yield piece
+            for frame in as_it_comes(source, crop):
+                if frame.time_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
+                    raise oversized(source, frame.time_s, params)
+                yield from stream.add(frame)
+                last = frame
         except ClipRejected as error:
-            if not is_begun:
+            if last is None:
                 raise
-            yield from stream.end()
-            yield Piece(last_s, max(last_s, duration_s or 0.0), None, error)
+            end_s = last.time_s
+            for piece in stream.end():
+                end_s = piece.end_s
+                yield piece
+            yield Piece(end_s, max(end_s, duration_s or 0.0), None, error)
             return
         yield from stream.end()
 
 
-def _oversized(source: Source, duration_s: float, params: InferenceParams) -> ClipRejected:
-    return ClipRejected(
-        Reason.OVERSIZED,
-        f"{source.name} lasts {duration_s:.0f} s or more; inference.max_video_s is {params.max_video_s:g}",
-    )
-
-
 class MouthStream:
-    """Frames in, pieces out. `patches` decide what can be cut without `source`, which a camera lacks."""
+    """Frames in, pieces out. `patches` decide what can be cut without `source`, which a camera lacks.
+
+    `fps` is the source's rate, where it is known.
+    """
 
     def __init__(
         self,
@@ -102,19 +86,24 @@ class MouthStream:
         params: InferenceParams,
         patches: MouthPatches | None = None,
         live: bool = False,
+        fps: float | None = None,
     ) -> None:
         self._source, self._crop, self._params, self._live = source, crop, params, live
+        self._longest_step_s = longest_step_s(crop, fps)
+        self._last_s: float | None = None
         self._patches = MouthPatches() if patches is None else patches
         self._follower = Follower(find, crop, self._patches)
         self._known: Landmarks | None = None
         """Of the frames since the last cut."""
         self._first = 0
         """The first of them, counted in the video."""
-        self._overlap_s = 0.0
         self._ended = False
 
     def add(self, frame: SourceFrame) -> Iterator[Piece]:
         """The pieces that are complete with this frame; their frames are forgotten."""
+        if self._last_s is not None and frame.time_s - self._last_s > self._longest_step_s:
+            yield from self._break(self._last_s, frame)
+        self._last_s = frame.time_s
         self._follower.add(frame)
         if self._follower.num_settled:
             self._know(self._follower.take_settled())
@@ -124,7 +113,16 @@ class MouthStream:
         """The rest."""
         self._ended = True
         self._know(self._follower.landmarks())
-        yield from self._complete()
+        yield from self._complete(to_the_end=True)
+
+    def _break(self, last_s: float, frame: SourceFrame) -> Iterator[Piece]:
+        """All before a gap in time, and the gap."""
+        start_s = last_s
+        self._know(self._follower.landmarks())
+        for piece in self._complete(to_the_end=True):
+            start_s = piece.end_s
+            yield piece
+        yield gap_piece(self._source, start_s, frame.time_s, self._crop, frame.index)
 
     @property
     def open_s(self) -> tuple[float, float]:
@@ -143,22 +141,22 @@ class MouthStream:
         if len(settled.times_s_F):
             self._known = settled if self._known is None else _joined(self._known, settled)
 
-    def _complete(self) -> Iterator[Piece]:
+    def _complete(self, to_the_end: bool = False) -> Iterator[Piece]:
         while self._known is not None:
-            cut = next_cut(self._known, self._crop, self._params, self._ended, self._live)
+            cut = next_cut(self._known, self._crop, self._params, to_the_end, self._live)
             if cut is None:
                 return
             yield from self._cut_off(self._known, cut)
 
     def _cut_off(self, known: Landmarks, cut: Cut) -> Iterator[Piece]:
-        if cut.is_rest:
-            yield replace(self._stretch(known, 0, cut.end), is_rest=True)
-        else:
-            yield from self._pieces(known, 0, cut.end)
-        times_s_F = known.times_s_F
-        self._overlap_s = _end_s(known, cut.end, self._crop) - _end_s(known, cut.begin, self._crop)
-        self._known = None if cut.begin == len(times_s_F) else _part(known, cut.begin, len(times_s_F))
-        self._first += cut.begin
+        begin = cut.begin
+        for piece in self._pieces(known, 0, cut.end):
+            yield piece
+            # of a window in parts only the last one is shared: the next window would show the others' words again
+            begin = max(cut.begin, piece.first_frame - self._first)
+        num_frames = len(known.times_s_F)
+        self._known = None if begin == num_frames else _part(known, begin, num_frames)
+        self._first += begin
         self._patches.forget_before(self._first)
 
     def _pieces(self, known: Landmarks, begin: int, end: int) -> Iterator[Piece]:
@@ -166,24 +164,23 @@ class MouthStream:
         if begin == end:
             return
         piece = self._piece(known, begin, end)
-        run = None
+        part, run = _part(known, begin, end), None
         if piece.rejected is not None and piece.rejected.reason is Reason.LOW_DETECTION:
-            run = _longest_run(_part(known, begin, end), self._crop)
+            run = _longest_run(part, self._crop)
         if run is None:
+            # what is too short may be the end of a longer rest
+            is_seen = piece.rejected is None or piece.rejected.reason is Reason.TOO_SHORT
+            if is_seen and rests_throughout(part, self._crop, self._params.min_pause_s):
+                piece = replace(piece, mouth=None, rejected=None, is_rest=True)
             yield piece
             return
         yield from self._pieces(known, begin, begin + run[0])
         yield from self._pieces(known, begin + run[0], begin + run[1])
         yield from self._pieces(known, begin + run[1], end)
 
-    def _stretch(self, known: Landmarks, begin: int, end: int) -> Piece:
-        start_s = float(known.times_s_F[begin])
-        overlap_s = self._overlap_s if begin == 0 else 0.0
-        first = self._first + begin
-        return Piece(start_s, _end_s(known, end, self._crop), None, None, overlap_s, first)
-
     def _piece(self, known: Landmarks, begin: int, end: int) -> Piece:
-        stretch = self._stretch(known, begin, end)
+        start_s, end_s = float(known.times_s_F[begin]), _end_s(known, end, self._crop)
+        stretch = Piece(start_s, end_s, None, None, self._first + begin)
         part = _part(known, begin, end)
         is_last = self._ended and end == len(known.times_s_F)
         source = replace(
@@ -257,24 +254,3 @@ def _joined(one: Landmarks, other: Landmarks) -> Landmarks:
         points_MK3=np.concatenate([one.points_MK3, other.points_MK3]),
         box_M4=np.concatenate([one.box_M4, other.box_M4]),
     )
-
-
-def _ready_pieces(source: Source, crop: CropParams, params: InferenceParams) -> Iterator[Piece]:
-    """Windows of a video that shows nothing but the mouth, whose pauses nobody looks for."""
-    times_s_F = np.array([frame.time_s for frame in decode(source, crop)])
-    end_s = float(times_s_F[-1]) + frame_step_s(times_s_F, crop)
-    if end_s > params.max_video_s:
-        raise _oversized(source, end_s, params)
-    step_s = params.longest_s - params.overlap_s
-    half_frame_s = frame_step_s(times_s_F, crop) / 2
-    count = 1 + max(0, math.ceil((end_s - params.longest_s - half_frame_s) / step_s))
-    for number in range(count):
-        start_s, stop_s = number * step_s, min(number * step_s + params.longest_s, end_s)
-        part = replace(
-            source,
-            start_s=None if number == 0 else start_s,
-            end_s=None if number == count - 1 else stop_s,
-        )
-        mouth = crop_video(part, MediaKind.MOUTH, crop)
-        first = int(np.searchsorted(times_s_F, start_s - 1e-6))
-        yield Piece(start_s, stop_s, mouth, None, params.overlap_s if number else 0.0, first)

@@ -28,14 +28,10 @@ LEAD_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A clip ends before frame `end`, the next one begins with frame `begin`: the same, or earlier where they overlap.
-
-    `is_rest`: in this stretch the mouth only rested, there is nothing to read.
-    """
+    """A clip ends before frame `end`, the next one begins with frame `begin`: the same, or earlier for an overlap."""
 
     end: int
     begin: int
-    is_rest: bool = False
 
 
 def next_cut(
@@ -43,7 +39,7 @@ def next_cut(
 ) -> Cut | None:
     """Where the first clip of these frames ends; None: more frames must be seen.
 
-    `ended`: no more will come. `live`: end at the first pause instead of the best one, and leave out rest.
+    `ended`: no more will come. `live`: end at the first pause instead of the best one, and part long rest from speech.
     """
     times_s_F = landmarks.times_s_F
     num_frames = len(times_s_F)
@@ -62,9 +58,9 @@ def next_cut(
         return Cut(num_frames, num_frames) if ended else None
     rests = _rests(landmarks, crop, params.min_pause_s, min(num_longest, num_frames))
     if live:
-        cut = _live_cut(rests, times_s_F)
+        cut = _live_cut(rests, times_s_F, params.min_pause_s)
         if cut is None and ended and num_frames <= num_longest:
-            cut = Cut(num_frames, num_frames, is_rest=_only_rests(landmarks, crop))
+            cut = Cut(num_frames, num_frames)
         if cut is not None or num_frames <= num_longest:
             return cut
     middles = [(begin + end) // 2 for begin, end in rests]
@@ -114,20 +110,34 @@ def _rests(
             end += 1
         if times_s_F[end - 1] - times_s_F[begin] >= min_pause_s - 1e-6:
             still_F[begin:end] = True
+    # where the face is not seen at either end, nobody knows
+    still_F[: face.frame_N[0]] = False
+    still_F[face.frame_N[-1] + 1 :] = False
     return runs(still_F)
 
 
-def _only_rests(landmarks: Landmarks, crop: CropParams) -> bool:
+def rests_throughout(landmarks: Landmarks, crop: CropParams, min_pause_s: float) -> bool:
+    """Whether nothing is said: the speaker's mouth rests from where it is seen first to where it is seen last.
+
+    What is left of a rest may be shorter than a pause.
+    """
     face = main_face(landmarks, crop)
-    return face is not None and bool(np.ptp(lip_gap(face.points_NK3)) <= STILL)
+    if face is None:
+        return False
+    first, last = int(face.frame_N[0]), int(face.frame_N[-1])
+    seen_s = float(landmarks.times_s_F[last] - landmarks.times_s_F[first])
+    rests = _rests(landmarks, crop, min(min_pause_s, seen_s), len(landmarks.times_s_F))
+    return rests == [(first, last + 1)]
 
 
-def _live_cut(rests: list[tuple[int, int]], times_s_F: NDArray[np.float64]) -> Cut | None:
+def _live_cut(rests: list[tuple[int, int]], times_s_F: NDArray[np.float64], min_pause_s: float) -> Cut | None:
     for begin, end in rests:
         if begin == 0:
             lead = int(np.searchsorted(times_s_F, times_s_F[end - 1] - LEAD_S))
-            if lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_LEAST_S:
-                return Cut(lead, lead, is_rest=True)
+            is_long = lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_LEAST_S
+            # less would be no rest by itself
+            if is_long and times_s_F[lead - 1] - times_s_F[0] >= min_pause_s - 1e-6:
+                return Cut(lead, lead)
         elif times_s_F[begin] - times_s_F[0] >= LIVE_LEAST_S:
             return Cut((begin + end) // 2, (begin + end) // 2)
     return None

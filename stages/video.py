@@ -63,6 +63,8 @@ class Header:
     height: int
     fps: float | None
     duration_s: float | None
+    start_s: float = 0.0
+    """When the first picture is shown, from the container's begin, by which players count: sound may begin earlier."""
 
 
 def sniff_media_kind(media: Media, params: CropParams | None = None) -> MediaKind:
@@ -351,7 +353,10 @@ def _header(container: av.container.InputContainer, stream: av.VideoStream) -> H
         # the first picture comes later
         duration_s = (container.duration - max(container.start_time or 0, 0)) / av.time_base
     rate = stream.average_rate or stream.guessed_rate
-    return Header(stream.width, stream.height, float(rate) if rate else None, duration_s)
+    start_s = 0.0
+    if stream.start_time is not None and container.start_time is not None and stream.time_base:
+        start_s = max(0.0, float(stream.start_time * stream.time_base) - container.start_time / av.time_base)
+    return Header(stream.width, stream.height, float(rate) if rate else None, duration_s, start_s)
 
 
 def _coded_pixels(params: CropParams) -> int:

@@ -143,3 +143,11 @@ def post(
 ) -> httpx.Response:
     files = {"video": (name, content)}
     return httpx.post(f"{server.url}/api/read", files=files, headers=headers, timeout=PATIENCE_S)
+
+
+def until(is_so: object, seconds: float = 20.0) -> None:
+    assert callable(is_so)
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)

@@ -17,11 +17,12 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.cropping import Figures, MouthClip, crop_video
 from stages.flow import ANCHORS
-from stages.long_video import MouthStream, Piece, mouth_pieces
+from stages.long_video import MouthStream, mouth_pieces
 from stages.media import Source
 from stages.mesh_points import KEPT
 from stages.patches import MouthPatches
 from stages.picture import SourceFrame
+from stages.pieces import Piece
 from stages.settings import CropParams, InferenceParams
 from tests.faces import face_points
 from tests.readers import CountingReader
@@ -128,6 +129,28 @@ def test_pieces_are_put_together_without_double_spaces_and_no_frame_is_lost() ->
     assert joined.text == "lay white agt bin blue" and joined.num_frames == 300
     joined.add(Piece(14.0, 18.0, mouth), Reading("blue now", -0.1, ()))
     assert joined.num_frames == 375
+
+
+def test_what_was_read_is_neither_read_again_nor_a_gap() -> None:
+    """A window in parts, whose speaker goes soon after it begins: the window before shows those parts whole."""
+    joined = Joined(FPS)
+    refused = ClipRejected(Reason.LOW_DETECTION, "gone")
+    mouth = MouthClip(
+        np.zeros((100, 4, 4), np.uint8),
+        None,
+        np.arange(100, dtype=np.int32),
+        np.zeros(0, np.int32),
+        Figures(),
+    )
+    joined.add(Piece(0.0, 4.0, mouth), Reading("lay blue at", -0.1, ()))
+    assert joined.has(Piece(3.0, 3.4, mouth)) and joined.has(Piece(3.0, 4.0, mouth))
+    assert not joined.has(Piece(3.4, 6.0, mouth)) and not joined.has(Piece(4.0, 4.0, None))
+    assert joined.add_gap(Piece(3.4, 4.0, None, refused)) is None
+    gap = joined.add_gap(Piece(3.6, 5.0, None, refused))
+    assert gap is not None and (gap.start_s, gap.end_s) == (4.0, 5.0)
+    # what the next window can read is a gap no longer
+    joined.add(Piece(4.4, 8.0, mouth), Reading("f two", -0.1, ()))
+    assert [(one.start_s, one.end_s) for one in joined.segments] == [(0, 4), (4, 4.4), (4.4, 8)]
 
 
 def test_a_ready_mouth_video_is_cut_by_windows(tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from shards.errors import ClipRejected, MachineError
 from shards.schema import MediaKind
 from stages.cropping import crop_video
 from stages.landmarker import face_finder
-from stages.long_video import MouthStream, Piece
+from stages.long_video import MouthStream
 from stages.media import Source
 from stages.patches import WholePictures
+from stages.pieces import Piece
 from stages.video import decode
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_face, write_video

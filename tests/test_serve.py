@@ -43,6 +43,7 @@ from tests.serving import (
     serve_command,
     served,
     speaking_checkpoint,
+    until,
 )
 from tests.videos import write_audio, write_mouth
 
@@ -82,14 +83,6 @@ def worker_of(server: Serving) -> psutil.Process:
     """The process that reads; this one is its parent."""
     (worker,) = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
     return worker
-
-
-def until(is_so: object, seconds: float = 20.0) -> None:
-    assert callable(is_so)
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 def test_a_reading_is_what_inference_says_with_mouth_and_time(

@@ -15,8 +15,9 @@ from shards.errors import CheckpointError
 
 TOLERANCE = 1e-3
 """Of log-probabilities, nats; and a ten-thousandth of them, for what is less likely than e^-10."""
-CHECKED = ((23,), (40, 31, 8), (64, 64))
-"""Frames of the clips of each batch: other lengths and batch sizes than the one that was recorded, and padding."""
+CHECKED = ((23,), (40, 31, 8), (64, 64), (1_000,))
+"""Frames of the clips of each batch: other lengths and batch sizes than the one that was recorded, padding, and as
+long a clip as `crop.max_frames` allows by default: what rounding adds up to shows there."""
 
 Run = Callable[[torch.Tensor, torch.Tensor], Sequence[np.ndarray]]
 """An export: from video_BTHW and num_frames_B to its outputs."""

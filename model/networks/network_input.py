@@ -84,7 +84,15 @@ def normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: Mo
     if params.standardise != "clip":
         return (pixels_BTYX - (1 - params.subtract_mean) * params.input_mean) / params.input_std * mask_BT11
     count_B111 = (num_frames_B * pixels_BTYX.shape[2] * pixels_BTYX.shape[3])[:, None, None, None]
-    mean_B111 = (pixels_BTYX * mask_BT11).sum((1, 2, 3), keepdim=True) / count_B111
+    mean_B111 = _total(pixels_BTYX * mask_BT11) / count_B111
     centred_BTYX = (pixels_BTYX - mean_B111) * mask_BT11
-    variance_B111 = centred_BTYX.square().sum((1, 2, 3), keepdim=True) / count_B111
+    variance_B111 = _total(centred_BTYX.square()) / count_B111
     return centred_BTYX / (variance_B111 + SMALLEST_VARIANCE).sqrt()
+
+
+def _total(values_BTYX: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 1, 1): each clip's sum, axis by axis.
+
+    onnxruntime adds up several axes at once in one float32, which is off by 1 in 10,000 after 1,000 frames.
+    """
+    return values_BTYX.sum(3, keepdim=True).sum(2, keepdim=True).sum(1, keepdim=True)

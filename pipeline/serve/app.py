@@ -19,6 +19,7 @@ from pipeline.serve.queue import Place, QueueFull, ReadingQueue, Started, Waitin
 from pipeline.serve.upload import (
     BadUpload,
     ClientDisconnect,
+    NoRoomForUpload,
     SlowUpload,
     TooLargeUpload,
     Upload,
@@ -101,6 +102,7 @@ _UPLOAD_FAULTS: dict[type[BaseException], str] = {
     TooLargeUpload: plain_words.TOO_LARGE,
     BadUpload: plain_words.BAD_REQUEST,
     SlowUpload: plain_words.SLOW_UPLOAD,
+    NoRoomForUpload: plain_words.NO_ROOM,
     ClientDisconnect: plain_words.BAD_REQUEST,
 }
 

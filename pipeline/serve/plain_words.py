@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.inference import AT_REST
 from pipeline.serve.limits import Limits
 from shards.schema import Reason
 
-BAD_REQUEST, FOREIGN, WRONG_HOST, TOO_LARGE, SLOW_UPLOAD, BUSY, STOPPING, NO_READER = (
-    "bad_request", "foreign", "wrong_host", "too_large", "slow_upload", "busy", "stopping", "no_reader",
+BAD_REQUEST, FOREIGN, WRONG_HOST, TOO_LARGE, SLOW_UPLOAD, BUSY, STOPPING, NO_READER, NO_ROOM = (
+    "bad_request", "foreign", "wrong_host", "too_large", "slow_upload", "busy", "stopping", "no_reader", "no_room",
 )  # fmt: skip
 
 _STATUS = {
     BAD_REQUEST: 400, FOREIGN: 403, SLOW_UPLOAD: 408, TOO_LARGE: 413, WRONG_HOST: 421, BUSY: 503, STOPPING: 503,
-    NO_READER: 500, Reason.CRASHED: 500, Reason.TIMEOUT: 504, Reason.OVERSIZED: 413,
+    NO_READER: 500, NO_ROOM: 507, Reason.CRASHED: 500, Reason.TIMEOUT: 504, Reason.OVERSIZED: 413,
 }  # fmt: skip
 _UNREADABLE_VIDEO = 422
 
@@ -33,6 +34,9 @@ _WORDS: Mapping[str, str] = {
     BUSY: "Too many videos are waiting already. Try again in a minute.",
     SLOW_UPLOAD: "The upload takes too long. Try a smaller file.",
     BAD_REQUEST: "The request carries no video. Send it as multipart/form-data, in the field `video`.",
+    NO_ROOM: "The server has no room to keep the video while it reads it. Free some space on its disk, or start it "
+    "with TMPDIR set to a folder that has room.",
+    AT_REST: "Nobody speaks in this video: the mouth does not move.",
     FOREIGN: "Another website asked for this. Only this server's own page may.",
     WRONG_HOST: "The server is asked for by a name that is not its own. Use the address that `pipeline serve` prints.",
 }

@@ -4,10 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pipeline.serve.upload import Upload
 from pipeline.serve.worker import Answer, Mouth, ReadingWorker
+
+WAITING_TOLD_S = 2.0
 
 
 class QueueFull(Exception):
@@ -77,7 +80,9 @@ class Place:
         line.append(self)
         while num_before := line.index(self):
             yield Waiting(num_before)
-            await self._moved.wait()
+            # told again after a while: who is gone by then makes room
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), WAITING_TOLD_S)
             self._moved.clear()
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Mouth | None] = asyncio.Queue()

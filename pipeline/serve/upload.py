@@ -31,6 +31,10 @@ class TooLargeUpload(Exception):
     """It holds more bytes than it may."""
 
 
+class NoRoomForUpload(Exception):
+    """It cannot be kept while it is read."""
+
+
 class SlowUpload(Exception):
     """It was not here in time."""
 
@@ -48,7 +52,10 @@ class Upload:
 
 
 async def receive_upload(request: Request, max_bytes: int) -> Upload:
-    """The field `video`. Raises BadUpload, SlowUpload, ClientDisconnect, and TooLargeUpload as soon as it is one."""
+    """The field `video`.
+
+    Raises BadUpload, SlowUpload, NoRoomForUpload, ClientDisconnect, and TooLargeUpload as soon as it is one.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise TooLargeUpload
@@ -61,12 +68,22 @@ async def receive_upload(request: Request, max_bytes: int) -> Upload:
         raise SlowUpload from error
     except HTTPException as error:
         raise BadUpload(error.detail) from error
+    except OSError as error:
+        raise _no_room(error) from error
     video = form.get(FIELD)
     if not isinstance(video, UploadFile):
         await form.close()
         raise BadUpload(f"no field `{FIELD}`")
     name = Path(video.filename or "").name[:LONGEST_NAME] or FIELD
-    return await anyio.to_thread.run_sync(_as_file, name, video.file)
+    try:
+        return await anyio.to_thread.run_sync(_as_file, name, video.file)
+    except OSError as error:
+        await form.close()
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> NoRoomForUpload:
+    return NoRoomForUpload(f"{tempfile.gettempdir()}: {error.strerror}")
 
 
 class _Capped(Request):
@@ -94,4 +111,12 @@ def _as_file(name: str, spooled: IO[Any]) -> Upload:
     return Upload(name, Path(named.name), named)
 
 
-__all__ = ["BadUpload", "ClientDisconnect", "SlowUpload", "TooLargeUpload", "Upload", "receive_upload"]
+__all__ = [
+    "BadUpload",
+    "ClientDisconnect",
+    "NoRoomForUpload",
+    "SlowUpload",
+    "TooLargeUpload",
+    "Upload",
+    "receive_upload",
+]
