@@ -10,19 +10,14 @@ from model.decoders.kneser_ney import train
 from model.decoders.ngram import perplexity
 from model.settings import TextParams
 from model.text import normalise
-from pipeline.lm_text import facts_file
 from pipeline.params import Params
 from shards.errors import ConfigError
-from shards.files import file_identity, write_json
 from shards.samples import read_samples, splits_of
 from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
 
 def make_language_model(params: Params) -> dict[str, Any]:
-    """Writes paths.lm; gives what it learnt from, its n-grams by order, and its perplexity on valid.
-
-    These figures stand beside it too, with the identities of the model and of lm.text_file (pipeline/lm_text.py).
-    """
+    """Writes paths.lm, with what it learnt from; gives that, its n-grams by order, and its perplexity on valid."""
     text_hash = hashlib.sha256()
     samples, text_file = Path(params.paths.samples), params.lm.text_file
     if text_file:
@@ -30,12 +25,15 @@ def make_language_model(params: Params) -> dict[str, Any]:
     else:
         labels = _labels(samples, TRAIN_SPLIT)
     model = train(labels, params.lm.order)
-    write_arpa(Path(params.paths.lm), model)
+    about = {
+        # its name alone: a file that is passed on need not tell where things lie on this machine
+        "learnt_from": Path(text_file).name if text_file else f"{samples.name}, split {TRAIN_SPLIT}",
+        "text_sha256": text_hash.hexdigest() if text_file else None,
+    }
+    write_arpa(Path(params.paths.lm), model, about)
     figures: dict[str, Any] = {
         "file": params.paths.lm,
-        "identity": file_identity(Path(params.paths.lm)),
-        "learnt_from": text_file or f"{samples}, split {TRAIN_SPLIT}",
-        "text_sha256": text_hash.hexdigest() if text_file else None,
+        **about,
         "sentences": len(labels),
         "characters": sum(map(len, labels)),
         "ngrams": list(model.counts),
@@ -50,7 +48,6 @@ def make_language_model(params: Params) -> dict[str, Any]:
             "perplexity": round(foreseen.perplexity, 3),
             "out_of_vocabulary_rate": round(foreseen.num_unknown / max(foreseen.num_chars, 1), 6),
         }
-    write_json(facts_file(Path(params.paths.lm)), figures)
     return figures
 
 

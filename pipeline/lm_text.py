@@ -1,23 +1,18 @@
 """Whether the language model is of the text that params.yaml names, which DVC does not watch: a dep cannot be empty.
 
-What `pipeline lm` tells stands beside its ARPA file (`facts_file`), with the identities of both.
+What it was made from stands in the first line of its file (model/decoders/arpa.py).
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.decoders.arpa import arpa_about
 from model.decoders.choice import asks_language_model
 from pipeline.params import Params
-from shards.files import file_identity, sha256_of
+from shards.files import sha256_of
 
 LOG = logging.getLogger("pipeline.lm")
-
-
-def facts_file(lm: Path) -> Path:
-    """data/lm.json of data/lm.arpa."""
-    return lm.with_suffix(".json")
 
 
 def warn_of_other_text(params: Params, decoders: Sequence[str] = ()) -> None:
@@ -33,21 +28,15 @@ def warn_of_other_text(params: Params, decoders: Sequence[str] = ()) -> None:
 def other_text_told(params: Params) -> str | None:
     """What to warn of where paths.lm is not of lm.text_file as it is now; None too where nothing says what it is of."""
     lm, text = Path(params.paths.lm), params.lm.text_file
-    try:
-        made = json.loads(facts_file(lm).read_text("utf-8"))
-        if not text or made["identity"] != file_identity(lm):
-            return None  # an ARPA file of another maker took its place
-        learnt_from, learnt_sha256 = made["learnt_from"], made["text_sha256"]
-    except FileNotFoundError:
+    about = arpa_about(lm)
+    if not text or about is None:
         return None
-    except (ValueError, KeyError, TypeError):
-        return f"{facts_file(lm)} is damaged; `pipeline lm` makes it again"
-    mend = "run `dvc repro -f lm`, or `pipeline lm`"
+    learnt_from, mend = about.get("learnt_from"), "run `dvc repro -f lm`, or `pipeline lm`"
     if not Path(text).is_file():
         there = f"lm.text_file: {text} is not there; {lm} was made from {learnt_from}"
         return f"{there}: put it back, or name another and {mend}"
-    if sha256_of(Path(text)) == learnt_sha256:
+    if sha256_of(Path(text)) == about.get("text_sha256"):
         return None
-    if text == learnt_from:
+    if Path(text).name == learnt_from:
         return f"{text} has changed since {lm} was made from it: {mend}"
     return f"{lm} was made from another text ({learnt_from}) than lm.text_file, {text}: {mend}"

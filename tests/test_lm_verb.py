@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.decoders.arpa import read_arpa, write_arpa
+from model.decoders.arpa import arpa_about, read_arpa, write_arpa
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import perplexity
 from pipeline.language_model import make_language_model
@@ -48,7 +48,8 @@ def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     expected = train(labels("train"), 3)
-    write_arpa(workplace / "expected.arpa", expected)
+    about = {"learnt_from": "samples.parquet, split train", "text_sha256": None}
+    write_arpa(workplace / "expected.arpa", expected, about)
     assert (workplace / "data/lm.arpa").read_bytes() == (workplace / "expected.arpa").read_bytes()
     assert figures["sentences"] == 12
     assert figures["characters"] == sum(map(len, labels("train")))
@@ -86,11 +87,12 @@ def test_a_text_that_shares_no_character_has_no_perplexity_but_that_of_ends(work
     assert math.isfinite(valid["perplexity"])
 
 
-def test_what_was_told_stands_beside_the_model(workplace: Path) -> None:
+def test_the_model_says_what_it_was_made_from(workplace: Path) -> None:
     Path("novel.txt").write_text("\ufeff一二，三！\n\n  Ab c\r\n", "utf-8")
     figures = made("lm.text_file=novel.txt")
-    assert json.loads(Path("data/lm.json").read_text("utf-8")) == figures
-    assert figures["text_sha256"] == hashlib.sha256(Path("novel.txt").read_bytes()).hexdigest()
+    text_sha256 = hashlib.sha256(Path("novel.txt").read_bytes()).hexdigest()
+    assert arpa_about(Path("data/lm.arpa")) == {"learnt_from": "novel.txt", "text_sha256": text_sha256}
+    assert figures["text_sha256"] == text_sha256
     assert made()["text_sha256"] is None
 
 
@@ -139,15 +141,20 @@ def test_a_model_of_another_text_is_told(workplace: Path, caplog: pytest.LogCapt
     )
     made()
     (line,) = told(*ASKING, novel)
-    assert "made from another text (data/samples.parquet, split train) than lm.text_file, novel.txt" in line
-    for damaged in ("{", "[]", "{}"):
-        Path("data/lm.json").write_text(damaged)
-        assert told(*ASKING, novel) == ["data/lm.json is damaged; `pipeline lm` makes it again"]
+    assert "made from another text (samples.parquet, split train) than lm.text_file, novel.txt" in line
     # of a model from elsewhere nothing is known
     made(novel)
-    with Path("data/lm.arpa").open("a") as arpa:
-        arpa.write("\n")
-    assert told(*ASKING, "lm.text_file=other.txt") == []
+    about, rest = Path("data/lm.arpa").read_bytes().split(b"\n", 1)
+    for first_line in (
+        b"",
+        b"# made by hand\n",
+        b"# pipeline lm {\n",
+        b"# pipeline lm []\n",
+        b"# pipeline lm \xff\n",
+    ):
+        Path("data/lm.arpa").write_bytes(first_line + rest)
+        assert told(*ASKING, "lm.text_file=other.txt") == []
+    assert about.startswith(b"# pipeline lm {")
 
 
 @pytest.mark.parametrize(

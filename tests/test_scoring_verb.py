@@ -235,7 +235,7 @@ def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
     (workplace / "novel.txt").write_text("一二三\n", "utf-8")
     novel = "lm.text_file=novel.txt"
     _, _, told = report_by(workplace, "decode.decoder=ctc_beam", *weights, novel)
-    assert told.count("was made from another text (data/samples.parquet, split train)") == 1
+    assert told.count("was made from another text (samples.parquet, split train)") == 1
     for decoder in (["--decoder", "ctc_beam"], ["--set", "decode.decoder=ctc_beam"]):
         command = [PIPELINE, "test", "--set", weights[0], "--set", novel, *decoder]
         done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)

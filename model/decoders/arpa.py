@@ -4,10 +4,12 @@ An n-gram a line: log10 of its probability, its words, log10 of its backoff weig
 space stands as `<space>`, since spaces part the words.
 """
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from shards.files import atomic_file
 
 SPACE = "<space>"
 MAX_ORDER = 6
+_ABOUT = "# pipeline lm "
+"""Begins the first line of our files; KenLM passes over lines that begin with #."""
 MAX_LINE_BYTES = 4096
 LARGEST_LOG10 = 1000.0
 """Beyond it a figure is no logarithm of a probability or a weight, and sums of them could overflow."""
@@ -28,12 +32,17 @@ _ROWS_AT_ONCE = 1 << 16
 _COUNT = re.compile(r"ngram (\d{1,2})=[ \t]*(\d{1,12})", re.ASCII)
 
 
-def write_arpa(path: Path, model: NgramModel) -> None:
-    """Writes the model; the same model gives the same bytes, and `read_arpa` the same model."""
+def write_arpa(path: Path, model: NgramModel, about: Mapping[str, Any] | None = None) -> None:
+    """Writes the model; the same model gives the same bytes, and `read_arpa` the same model.
+
+    `about` is what `arpa_about` gives back, a line of JSON in front of it all.
+    """
     names = [SPACE if word == " " else word for word in model.words]
     assert not any(set(name) & set(" \t\n\r") or not name for name in names), "words hold no spaces"
     with atomic_file(path) as file:
         counts = "".join(f"ngram {order}={count}\n" for order, count in enumerate(model.counts, start=1))
+        if about is not None:
+            file.write(f"{_ABOUT}{json.dumps(about, ensure_ascii=False, sort_keys=True)}\n".encode())
         file.write(f"\\data\\\n{counts}".encode())
         for order, level in enumerate(model.levels(), start=1):
             file.write(f"\n\\{order}-grams:\n".encode())
@@ -41,6 +50,17 @@ def write_arpa(path: Path, model: NgramModel) -> None:
                 rows = slice(first, first + _ROWS_AT_ONCE)
                 file.write(_lines(level, rows, names, order == model.order).encode())
         file.write(b"\n\\end\\\n")
+
+
+def arpa_about(path: Path) -> dict[str, Any] | None:
+    """What `write_arpa` was told of the model; None where there is no file, or another program's."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(MAX_LINE_BYTES).decode()
+        about = json.loads(line.removeprefix(_ABOUT)) if line.startswith(_ABOUT) else None
+    except (FileNotFoundError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
 
 
 def _lines(level: Level, rows: slice, names: list[str], is_longest: bool) -> str:
