@@ -57,8 +57,9 @@ def readings_by_attention(
         ctc = CtcPrefixes(functional.log_softmax(logits_BSV, dim=2), encoded.num_steps_B)
     syllables, searched = None, params
     if params.syllable_weight > 0 and vocabulary.syllables is not None:
-        log_probs_BSW = padded_log_probs(network.syllable_logits(encoded_BSE), padding_BS)
-        syllables = SyllableScores(log_probs_BSW, vocabulary.syllables)
+        logits_BSW = network.syllable_logits(encoded_BSE)
+        assert logits_BSW is not None
+        syllables = SyllableScores(padded_log_probs(logits_BSW, padding_BS), vocabulary.syllables)
         # the syllable head orders them anew: the search may not end when those to be told are sure without it
         searched = params.model_copy(update={"num_candidates": params.beam})
     texts = joint_beam(network.decoder.stepping(encoded_BSE, padding_BS), ctc, lm, max_chars_B, searched)
@@ -82,17 +83,21 @@ def readings_by_ctc(
     """By `name`: ctc, ctc_beam, syllables or pinyin. All clips at once on the device; on a CPU, beams a clip at a time.
 
     In a batch every clip tries as many units as the one that has most, which a CPU has no time for, and on small
-    arrays numpy is faster there than torch.
+    arrays numpy is faster there than torch. The sums need float64: what other devices say is searched on the CPU.
     """
     encoded_BSE, num_steps_B = encoded.encoded_BSE, encoded.num_steps_B
     padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device), encoded_BSE.shape[1])
     by_syllables = name in ("syllables", "pinyin")
     asks_syllables = by_syllables or (params.syllable_weight > 0 and name not in GREEDY)
-    log_probs_BSV = padded_log_probs(None if by_syllables else network.ctc_logits(encoded_BSE), padding_BS)
-    log_probs_BSW = padded_log_probs(
-        network.syllable_logits(encoded_BSE) if asks_syllables else None, padding_BS
+    logits = (
+        None if by_syllables else network.ctc_logits(encoded_BSE),
+        network.syllable_logits(encoded_BSE) if asks_syllables else None,
     )
-    if encoded_BSE.device.type != "cpu" or name in GREEDY:
+    on_gpu = encoded_BSE.device.type == "cuda"
+    log_probs_BSV, log_probs_BSW = (
+        None if one is None else padded_log_probs(one if on_gpu else one.cpu(), padding_BS) for one in logits
+    )
+    if on_gpu or name in GREEDY:
         return ctc_readings(name, log_probs_BSV, log_probs_BSW, vocabulary, params, lm)
     readings = []
     for clip, num_steps in enumerate(num_steps_B.tolist()):
@@ -104,10 +109,9 @@ def readings_by_ctc(
     return readings
 
 
-def padded_log_probs(logits_BSV: torch.Tensor | None, padding_BS: torch.Tensor) -> torch.Tensor | None:
+def padded_log_probs(logits_BSV: torch.Tensor, padding_BS: torch.Tensor) -> torch.Tensor:
     """Log-probabilities, where behind the end of a clip the blank has all: nothing is said there, for certain."""
-    if logits_BSV is None:
-        return None
+    padding_BS = padding_BS.to(logits_BSV.device)
     log_probs_BSV = functional.log_softmax(logits_BSV, dim=2).masked_fill(padding_BS[..., None], -torch.inf)
     log_probs_BSV[..., BLANK_ID] = log_probs_BSV[..., BLANK_ID].masked_fill(padding_BS, 0.0)
     return log_probs_BSV

@@ -29,7 +29,7 @@ class Spikes:
     blank_S: tuple[float, ...]
     """Probability of the blank at each encoder step."""
     spikes: tuple[Spike, ...]
-    """In time's order; their texts join to greedy CTC's."""
+    """In time's order; their texts, by the table's joiner, are greedy CTC's."""
     said: Sequence[str] | None = None
     """The reference in the head's units; None: its characters."""
 

@@ -36,7 +36,7 @@ class Segment:
     """A stretch of the video and what was read there; `reason` says why nothing could be."""
 
     start_s: float
-    """Counted as players do, from the begin of sound where that comes before the first picture."""
+    """Of a file counted as players do, from the begin of sound where that comes before the first picture."""
     end_s: float
     text: str
     confidence: float | None
@@ -66,7 +66,8 @@ class VideoReading:
 
 
 OnMouth = Callable[[Piece, MouthClip], None]
-"""Called with each stretch before it is read: when it is (`start_s`, `end_s`), and its mouth (`clip_THW`)."""
+"""Called with each stretch before it is read: when it is, from the first picture (`start_s`, `end_s`), and its mouth
+(`clip_THW`)."""
 
 
 def read_video(
@@ -94,7 +95,7 @@ def read_video(
     except ClipRejected as error:
         return VideoReading(str(path), "", None, None, None, str(error), ())
     if joined.num_read == 0:
-        reason = joined.main_reason or f"{AT_REST}: the mouth does not move"
+        reason = joined.why_nothing(header.duration_s)
         return VideoReading(str(path), "", None, None, None, reason, ())
     cer, text = None, joined.text.strip()
     if ground_truth is not None:
@@ -129,7 +130,8 @@ def _check_there(path: Path) -> None:
 def _shares(candidates: tuple[Candidate, ...]) -> tuple[Alternative, ...]:
     """Texts of one clip exclude each other: a softmax of their log-probabilities, not a mean per character."""
     best = max((one.log_probability for one in candidates), default=0.0)
-    weights = [math.exp(one.log_probability - best) for one in candidates]
+    # where none is possible, none is likelier than the others
+    weights = [math.exp(one.log_probability - best) if best > -math.inf else 1.0 for one in candidates]
     return tuple(
         Alternative(one.text, weight / sum(weights)) for one, weight in zip(candidates, weights, strict=True)
     )
@@ -152,11 +154,13 @@ class Joined:
         """Geometric mean of the probabilities of all characters read."""
         return math.exp(self._log_probability / max(self._num_chars, 1))
 
-    @property
-    def main_reason(self) -> str | None:
-        """Why the longest of the stretches could not be read that could not."""
+    def why_nothing(self, duration_s: float | None) -> str:
+        """Why nothing was read: that of the longest gap, or that the rest of the video, the larger part, is at rest."""
         gaps = [segment for segment in self.segments if segment.reason is not None]
-        return max(gaps, key=lambda gap: gap.end_s - gap.start_s).reason if gaps else None
+        missing_s = sum(gap.end_s - gap.start_s for gap in gaps)
+        if not gaps or (duration_s is not None and 2 * missing_s < duration_s):
+            return f"{AT_REST}: the mouth does not move"
+        return max(gaps, key=lambda gap: gap.end_s - gap.start_s).reason or ""
 
     @property
     def _read_until_s(self) -> float:

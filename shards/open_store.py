@@ -18,6 +18,8 @@ def open_store(place: str, machine: MachineParams) -> ShardStore:
     """
     if lacking := _LACKS_A_SLASH.match(place):
         scheme, rest = lacking[1], place[lacking.end() :]
+        if scheme.lower() in ("file", "local", "hdfs"):  # without a host the path begins by a slash
+            rest = f"/{rest}"
         raise ConfigError(
             f"paths.shards: {place} is no URL; write {scheme}://{rest}, or ./{place} for a folder of that name"
         )

@@ -36,8 +36,8 @@ def mouth_pieces(
     """The pieces of a whole video, in order; a later one may begin before the end of an earlier one.
 
     Where no pictures are for longer than `crop.max_gap_s` (recordings of screens and calls have none while nothing
-    moves) a piece says so, and so does the last one of a video that breaks off. Raises ClipRejected where nothing of
-    the video can be used.
+    moves) a piece says so, and so does the last one of a video that breaks off, or turns out to be too long on the
+    way. Raises ClipRejected where nothing of the video can be used, and where one of ready mouths breaks off.
     """
     # a video is read as it comes: what bounds preprocessing bounds nothing here
     longest_frames = math.ceil(params.longest_s * crop.target_fps) + 1

@@ -79,7 +79,7 @@ def plain_beam(
         state_N, tokens = np.array([lm.start()]), table.encode(text)
         for token in tokens[:-1]:
             state_N = lm.advance(state_N, np.array([token]))
-        return fused(text[:-1]) + bonus + weight * float(lm.score(state_N, np.array(tokens[-1:]))[0])
+        return fused(text[:-1]) + bonus + weight * float(lm.log_probs(state_N)[0, tokens[-1]])
 
     kept = {"": (0.0, none)}
     for log_prob_V in log_probs_SV.astype(float):

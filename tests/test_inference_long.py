@@ -1,5 +1,6 @@
 """Videos of any length: cut, read and put together; what cannot be read says why, and the rest is read."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from model.reading import Reading
+from model.reading import Candidate, Reading
 from model.settings import DecodeParams
 from pipeline.found_videos import find_videos
-from pipeline.inference import Joined, read_video
+from pipeline.inference import Alternative, Joined, Segment, _shares, read_video
 from pipeline.params import Params, load_params
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
@@ -297,3 +298,18 @@ def test_of_a_real_video_the_half_with_a_face_is_read(realdata: Path) -> None:
     gap, read = reading.segments
     assert gap.reason is not None and gap.reason.startswith("no_face") and read.reason is None
     assert gap.end_s == read.start_s == pytest.approx(3.95, abs=0.2)
+
+
+def test_why_nothing_was_read_is_what_holds_for_the_larger_part() -> None:
+    joined = Joined(FPS)
+    assert joined.why_nothing(30.0).startswith("at_rest")
+    joined.segments.append(Segment(0.0, 1.0, "", None, "no_face: nobody"))
+    joined.segments.append(Segment(5.0, 5.5, "", None, "too_short: 12 frames"))
+    assert joined.why_nothing(30.0).startswith("at_rest"), "a second without a face in half a minute of rest"
+    assert joined.why_nothing(2.0) == joined.why_nothing(None) == "no_face: nobody"
+
+
+def test_shares_of_what_cannot_be_are_numbers() -> None:
+    """A decoder that finds no possible text gives one of log-probability -inf, and JSON knows no NaN."""
+    (only,) = _shares((Candidate("", -math.inf, -math.inf),))
+    assert only == Alternative("", 1.0)

@@ -77,6 +77,8 @@ def figures(
         (figures(0.0, None, None, 0.9, 0.7, num_clips=30), "good"),
         (figures(0.01, None, None, 0.9, 0.7, num_clips=30), "open"),
         (figures(1.0, None, None, 0.95, None), "bad"),
+        (figures(0.0, None, None, 0.0, 0.9, num_clips=40), "bad"),  # it reads as well with its eyes shut
+        (figures(0.4, 0.3, 0.56, 0.9, 0.7), "open"),
     ],
 )
 def test_the_verdict_is_good_only_where_the_whole_interval_is_below(

@@ -218,12 +218,6 @@ class LanguageModel:
         rows_NV += self._share_V
         return rows_NV
 
-    def score(self, states_N: Array, tokens_N: Array) -> Array:
-        """Log-probability of one token a state, nats, (N,) float32: what `log_probs` says of it."""
-        xp = array_namespace(states_N)
-        log10_N, _ = self._tree.step(states_N, self._word_V[tokens_N])
-        return xp.astype(log10_N * LN_10 + self._share_V[tokens_N], xp.float32)
-
     def advance(self, states_N: Array, tokens_N: Array) -> Array:
         """The states after one token each, (N,) int64; a special token leaves its state as it is."""
         _, next_N = self._tree.step(states_N, self._word_V[tokens_N])
