@@ -134,7 +134,10 @@ class Reading {
       const play = (isPlaying) => {
         button.setAttribute("aria-pressed", String(isPlaying));
         button.setAttribute("aria-label", isPlaying ? "The mouth that was found, moving: stop it" : "The mouth that was found, still: play it");
-        if (isPlaying) { motion.play(); } else { motion.pause(); }
+        if (isPlaying) { motion.play(); return; }
+        motion.pause();
+        // a pause waits for the next picture to be drawn, and the mouth may go on until then; a set time ends the wait
+        motion.currentTime = motion.currentTime;
       };
       button.addEventListener("click", () => play(motion.playState !== "running"));
       play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
