@@ -138,6 +138,9 @@ class Tokenizer:
         return cls(tuple(units), joiner)
 
 
+_VERSION_TOLD = " (version "
+
+
 def describe_normaliser(params: TextParams, version: int = NORMALISER_VERSION) -> str:
     """One line for reports."""
     steps = ["NFKC"]
@@ -150,7 +153,12 @@ def describe_normaliser(params: TextParams, version: int = NORMALISER_VERSION) -
         steps.append("digits as Chinese characters, one by one")
     if params.simplify:
         steps.append("traditional characters simplified (OpenCC t2s)")
-    return f"{', '.join(steps)} (version {version})"
+    return f"{', '.join(steps)}{_VERSION_TOLD}{version})"
+
+
+def without_version(described: str) -> str:
+    """The options alone of what `describe_normaliser` says."""
+    return described.partition(_VERSION_TOLD)[0]
 
 
 _MARK = b"normaliser"

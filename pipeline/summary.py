@@ -49,7 +49,7 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             "viseme error rate",
             _percent(metrics["viseme_error_rate"]),
-            "by mouth shapes, some two a syllable",
+            "by mouth shapes, one to three a syllable",
         )
     table.add_row("blind CER", _percent(metrics["blind_cer"]), "the same model on each clip's mean frame")
     pairings = metrics.get("chance_pairings")

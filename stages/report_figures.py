@@ -10,7 +10,7 @@ from typing import Any
 from model.bootstrap import ENOUGH_SPEAKERS, Over
 from model.metrics import EditCounts
 from model.scored import ScoredClip
-from model.text import Tokenizer
+from model.text import Tokenizer, without_version
 
 UNKNOWN_GROUP = "(unknown)"
 NORMALISER_UNKNOWN = (
@@ -216,9 +216,8 @@ def normaliser_warning(metrics: Mapping[str, Any]) -> str | None:
 
     Versions alone differ in rare texts only: they are named beside each other, and not warned of.
     """
-    lines = metrics.get("normaliser"), metrics.get("checkpoint_normaliser")
-    references, learnt = (line and line.partition(" (version ")[0] for line in lines)
-    if references is None or learnt is None or references == learnt:
+    references, learnt = metrics.get("normaliser"), metrics.get("checkpoint_normaliser")
+    if references is None or learnt is None or without_version(references) == without_version(learnt):
         return None
     return (
         "The references were made by another normaliser than the labels that this model learnt. What differs counts as "

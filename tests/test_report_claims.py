@@ -181,3 +181,17 @@ def test_clips_without_a_score_are_left_out_of_the_calibration_and_counted(tmp_p
     none = split_metrics([replace(clip, score=math.nan) for clip in clips], [], "test", 0)
     assert none["calibration_error"] is None
     assert "NaN" not in (tmp_path / "metrics.json").read_text("utf-8")
+
+
+def test_other_options_of_the_normaliser_are_warned_of_and_other_versions_are_not() -> None:
+    """No preprocessing makes labels of an older version, so that warning would have no mend."""
+    plain = TextParams()
+    with_digits = plain.model_copy(update={"digits": "chinese"})
+
+    def warned(references: str | None, learnt: str | None) -> bool:
+        return normaliser_warning({"normaliser": references, "checkpoint_normaliser": learnt}) is not None
+
+    assert not warned(describe_normaliser(plain), describe_normaliser(plain, 1))
+    assert warned(describe_normaliser(with_digits), describe_normaliser(plain))
+    assert warned(describe_normaliser(with_digits), describe_normaliser(plain, 2))
+    assert not warned(None, describe_normaliser(plain)) and not warned(describe_normaliser(plain), None)
