@@ -26,6 +26,8 @@ def serve(
     max_video_s: Annotated[float, typer.Option(min=1, help="longer videos are refused")] = 60.0,
     timeout_s: Annotated[float, typer.Option(min=1, help="a video that takes longer is given up")] = 120.0,
     max_places: Annotated[int, typer.Option(min=1, help="videos at a time, waiting ones included")] = 8,
+    pause_s: Annotated[float, typer.Option(min=1, help="who sends nothing for so long is hung up on")] = 10.0,
+    slowest_kb_s: Annotated[float, typer.Option(min=0.1, help="slower uploads are given up")] = 50.0,
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
 ) -> None:
@@ -55,5 +57,5 @@ def serve(
         values,
         host,
         port,
-        Limits(max_upload_mb, max_video_s, timeout_s, max_places),
+        Limits(max_upload_mb, max_video_s, timeout_s, max_places, pause_s, slowest_kb_s),
     )

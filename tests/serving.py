@@ -82,7 +82,7 @@ def served(cache: Path, host: str = "127.0.0.1", **limits: float) -> Iterator[Se
     app = Guard(make_app(worker, chosen, "fake.pt"), host, chosen)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(configured(app))
+    server = uvicorn.Server(configured(app, chosen))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     while not server.started:
@@ -143,6 +143,39 @@ def post(
 ) -> httpx.Response:
     files = {"video": (name, content)}
     return httpx.post(f"{server.url}/api/read", files=files, headers=headers, timeout=PATIENCE_S)
+
+
+def num_videos(server: Serving) -> int:
+    return int(httpx.get(f"{server.url}/api/health").json()["num_videos"])
+
+
+def form_of(content: bytes, filename: bytes = b"me.mp4") -> bytes:
+    """The body of a request, as `request_head` announces it."""
+    disposition = b'Content-Disposition: form-data; name="video"; filename="' + filename + b'"'
+    return b"--x\r\n" + disposition + b"\r\n\r\n" + content + b"\r\n--x--\r\n"
+
+
+def request_head(length: int | None, *lines: str, charset: str = "utf-8") -> bytes:
+    """Of a POST with a body so long, in pieces where None."""
+    size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    kind = f"Content-Type: multipart/form-data; charset={charset}; boundary=x"
+    return "\r\n".join(["POST /api/read HTTP/1.1", "Host: 127.0.0.1", kind, size, *lines, "", ""]).encode()
+
+
+def connect(server: Serving, receive_buffer: int | None = None) -> socket.socket:
+    connection = socket.socket()
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(("127.0.0.1", server.port))
+    return connection
+
+
+def answer_on(connection: socket.socket) -> httpx.Response:
+    """What comes until the server hangs up."""
+    told = b"".join(iter(lambda: connection.recv(65_536), b""))
+    head, _, body = told.partition(b"\r\n\r\n")
+    return httpx.Response(int(head.split()[1]), content=body)
 
 
 def until(is_so: object, seconds: float = 20.0) -> None:

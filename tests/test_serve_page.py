@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 PATIENCE_MS = 60_000
 OUTSIDE = (
-    "[...document.querySelectorAll('main *:not(.unseen):not(svg *)')].filter(e => {"
+    "[...document.querySelectorAll('main *:not(.unseen, .unseen *, svg *)')].filter(e => {"
     " const box = e.getBoundingClientRect(); return box.width && (box.right > innerWidth + .5 || box.left < -.5)"
     "}).map(e => e.outerHTML.slice(0, 120))"
 )
@@ -102,6 +102,9 @@ def test_a_video_is_read_and_the_page_fits(
     visit.choose(videos["letter"])
     visit.shows(".fault", "no video that can be opened")
     page.wait_for_timeout(100)
+    # where there is no picture, words take the whole width
+    card, fault = page.locator(".reading").first.bounding_box(), page.locator(".fault:visible").bounding_box()
+    assert card is not None and fault is not None and fault["width"] > card["width"] - 60
     assert page.evaluate(OVERFLOW_PX) == 0
     assert page.evaluate(OUTSIDE) == []
     assert visit.complaints == []

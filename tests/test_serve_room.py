@@ -1,5 +1,6 @@
 """Room on the server: on its disk, and in the line before its reader."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import httpx
 import pytest
 
 from pipeline.serve import queue
+from pipeline.serve.queue import ReadingQueue
+from pipeline.serve.upload import Upload
+from pipeline.serve.worker import Answer
 from tests.serving import HANGS, post, served, until
 from tests.videos import write_mouth
 
@@ -43,3 +47,33 @@ def test_who_leaves_while_waiting_makes_room_at_once(
                 httpx.post(f"{server.url}/api/read", files={"video": videos[25]}, timeout=0.4)
         until(lambda: num_videos() == 1)
         assert not first.done()
+
+
+def test_who_takes_no_answer_holds_no_place(tmp_path: Path) -> None:
+    """Answers wait for who asked, the line does not."""
+
+    async def num_taken_in_the_end() -> int:
+        reading = ReadingQueue(InstantWorker(), 8)  # type: ignore[arg-type]
+        file = (tmp_path / "me.mp4").open("wb")
+        told = reading.reserve().read(Upload("me.mp4", tmp_path / "me.mp4", file))
+        await anext(told)
+        for _ in range(200):
+            if not reading.num_taken:
+                break
+            await asyncio.sleep(0.01)
+        assert file.closed
+        await reading.close()
+        return reading.num_taken
+
+    assert asyncio.run(num_taken_in_the_end()) == 0
+
+
+class InstantWorker:
+    def read(self, path: Path, on_mouth: object) -> Answer:
+        return Answer({}, 0.0, 0.0)
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,5 +1,6 @@
 """The page's files and the two addresses it asks: a reading, and whether the server is well."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -73,7 +74,7 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
             return _refused(refusal(plain_words.BUSY, limits), {"Retry-After": "30"})
         try:
             started_s = time.monotonic()
-            upload = await receive_upload(request, limits.max_upload_bytes)
+            upload = await receive_upload(request, limits)
             upload_s = time.monotonic() - started_s
         except BaseException as error:
             place.leave()
@@ -104,6 +105,8 @@ _UPLOAD_FAULTS: dict[type[BaseException], str] = {
     SlowUpload: plain_words.SLOW_UPLOAD,
     NoRoomForUpload: plain_words.NO_ROOM,
     ClientDisconnect: plain_words.BAD_REQUEST,
+    # uvicorn does so to those who are not done soon after it is told to stop, and at no other time
+    asyncio.CancelledError: plain_words.STOPPING,
 }
 
 

@@ -14,6 +14,10 @@ class Limits:
     """For one video, from its turn on."""
     max_places: int = 8
     """Videos on their way in, waiting or being read."""
+    pause_s: float = 10.0
+    """Who sends or takes nothing for so long is hung up on."""
+    slowest_kb_s: float = 50.0
+    """An upload that comes more slowly, as a mean over about `pause_s`, is given up; 1 kB = 10^3 bytes."""
 
     @property
     def max_upload_bytes(self) -> int:

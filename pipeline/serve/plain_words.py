@@ -32,7 +32,6 @@ _WORDS: Mapping[str, str] = {
     Reason.CRASHED: "Reading this video failed, and the reader was started anew. Other videos can be read.",
     STOPPING: "The server is being stopped. Start it again with: pipeline serve",
     BUSY: "Too many videos are waiting already. Try again in a minute.",
-    SLOW_UPLOAD: "The upload takes too long. Try a smaller file.",
     BAD_REQUEST: "The request carries no video. Send it as multipart/form-data, in the field `video`.",
     NO_ROOM: "The server has no room to keep the video while it reads it. Free some space on its disk, or start it "
     "with TMPDIR set to a folder that has room.",
@@ -64,6 +63,8 @@ def refusal(reason: str, limits: Limits, detail: str | None = None) -> Refusal:
         "and pictures up to 4K.",
         Reason.TIMEOUT: f"Reading this video took longer than {limits.timeout_s:g} s, so it was given up. Try a "
         "shorter one.",
+        SLOW_UPLOAD: f"The upload stopped, or came more slowly than {limits.slowest_kb_s:g} kB a second, so it was "
+        "given up. Try again over a better connection.",
         TOO_LARGE: f"The file is too large: at most {limits.max_upload_mb:g} MB.",
     }
     message = words.get(reason) or _WORDS.get(reason) or "The video could not be read."

@@ -63,7 +63,10 @@ class ReadingQueue:
 
 
 class Place:
-    """One video's place: reserved while it comes in, then in the line, the first of which is being read."""
+    """One video's place: reserved while it comes in, then in the line, the first of which is being read.
+
+    It ends with the reading, or where there is none by `leave`.
+    """
 
     def __init__(self, queue: ReadingQueue) -> None:
         self._queue = queue
@@ -72,7 +75,7 @@ class Place:
         self._running: asyncio.Future[Answer] | None = None
 
     async def read(self, upload: Upload) -> AsyncIterator[Event]:
-        """What happens to the video, the Answer last; it is closed with the place. Raises as the worker does."""
+        """What happens to the video, the Answer last; the video is closed with the place. Raises as the worker does."""
         queue, line = self._queue, self._queue._line
         arrived_s = time.monotonic()
         queue._uploading.discard(self)
@@ -92,16 +95,16 @@ class Place:
 
         self._running = loop.run_in_executor(queue._thread, queue._worker.read, upload.path, tell)
         self._running.add_done_callback(lambda _: told.put_nowait(None))
+        # not when its answer is taken: who takes none must not hold the line
+        self._running.add_done_callback(lambda _: self._gone())
         yield Started(time.monotonic() - arrived_s)
         while mouth := await told.get():
             yield mouth
         yield self._running.result()
 
     def leave(self) -> None:
-        """Makes room for the next; where the video is being read still, when that is done."""
-        if self._running is not None and not self._running.done():
-            self._running.add_done_callback(lambda _: self._gone())
-        else:
+        """Makes room for the next; where the video is being read, that goes to its end first."""
+        if self._running is None:
             self._gone()
 
     def _gone(self) -> None:

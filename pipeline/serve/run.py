@@ -16,6 +16,7 @@ from pipeline.command import terminable
 from pipeline.params import Params
 from pipeline.readers import open_reader
 from pipeline.serve.app import make_app
+from pipeline.serve.connection import impatient
 from pipeline.serve.guard import Guard
 from pipeline.serve.limits import Limits
 from pipeline.serve.worker import ReadingWorker
@@ -38,7 +39,7 @@ def serve(source: Path, params: Params, host: str, port: int, limits: Limits) ->
             worker.start()
             worker.wait_ready()
             app = Guard(make_app(worker, limits, source.name), host, limits)
-            server = _Server(configured(app), worker.stop)
+            server = _Server(configured(app, limits), worker.stop)
             typer.echo(_address(listener))
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -47,13 +48,15 @@ def serve(source: Path, params: Params, host: str, port: int, limits: Limits) ->
             worker.close()
 
 
-def configured(app: ASGIApp) -> uvicorn.Config:
-    """No line a request, no word of what serves it."""
+def configured(app: ASGIApp, limits: Limits) -> uvicorn.Config:
+    """No line a request, no word of what serves it, no patience with who says nothing."""
     return uvicorn.Config(
         app,
+        http=impatient(limits.pause_s),
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=GOODBYE_S,
     )

@@ -4,6 +4,7 @@ Its file has no name on Linux, so that nothing stays of it however the server en
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
@@ -17,8 +18,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from pipeline.serve.limits import Limits
+
 FIELD = "video"
-UPLOAD_TIMEOUT_S = 300.0
 LONGEST_NAME = 200
 _OWN_FILES = Path("/proc/self/fd")
 
@@ -36,7 +38,7 @@ class NoRoomForUpload(Exception):
 
 
 class SlowUpload(Exception):
-    """It was not here in time."""
+    """It stopped, or came too slowly."""
 
 
 @dataclass
@@ -51,32 +53,31 @@ class Upload:
         self._file.close()
 
 
-async def receive_upload(request: Request, max_bytes: int) -> Upload:
+async def receive_upload(request: Request, limits: Limits) -> Upload:
     """The field `video`.
 
-    Raises BadUpload, SlowUpload, NoRoomForUpload, ClientDisconnect, and TooLargeUpload as soon as it is one.
+    Raises BadUpload, NoRoomForUpload, ClientDisconnect, and SlowUpload and TooLargeUpload as soon as it is one.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
+    if announced.isdigit() and int(announced) > limits.max_upload_bytes:
         raise TooLargeUpload
-    capped = _Capped(request.scope, request.receive)
-    capped.max_bytes = max_bytes
     try:
-        with anyio.fail_after(UPLOAD_TIMEOUT_S):
-            form = await capped.form(max_files=1, max_fields=0)
+        with anyio.fail_after(limits.pause_s) as patience:
+            form = await _Capped(request, limits, patience).form(max_files=1, max_fields=0)
     except TimeoutError as error:
         raise SlowUpload from error
     except HTTPException as error:
         raise BadUpload(error.detail) from error
+    except UnicodeError as error:  # a name in a code of the sender's choice
+        raise BadUpload(str(error)) from error
     except OSError as error:
         raise _no_room(error) from error
     video = form.get(FIELD)
     if not isinstance(video, UploadFile):
         await form.close()
         raise BadUpload(f"no field `{FIELD}`")
-    name = Path(video.filename or "").name[:LONGEST_NAME] or FIELD
     try:
-        return await anyio.to_thread.run_sync(_as_file, name, video.file)
+        return await anyio.to_thread.run_sync(_as_file, _plain_name(video.filename or ""), video.file)
     except OSError as error:
         await form.close()
         raise _no_room(error) from error
@@ -86,15 +87,33 @@ def _no_room(error: OSError) -> NoRoomForUpload:
     return NoRoomForUpload(f"{tempfile.gettempdir()}: {error.strerror}")
 
 
+def _plain_name(given: str) -> str:
+    """Without folders, and without what is not seen: half characters, which no JSON bears, and turns of direction."""
+    name = "".join(character for character in re.split(r"[/\\]", given)[-1] if character.isprintable())
+    return name[:LONGEST_NAME] or FIELD
+
+
 class _Capped(Request):
-    max_bytes = 0
+    """A request that stops where it grows too large, and whose patience grows by the bytes that come.
+
+    A leaky bucket: each byte buys the time that it takes at the slowest speed allowed, and no more than `pause_s` is
+    ever in it. So silence ends an upload after `pause_s`, half the speed after twice that, and good speed never.
+    """
+
+    def __init__(self, request: Request, limits: Limits, patience: anyio.CancelScope) -> None:
+        super().__init__(request.scope, request.receive)
+        self._limits, self._patience = limits, patience
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         num_bytes = 0
         async for chunk in super().stream():
             num_bytes += len(chunk)
-            if num_bytes > self.max_bytes:
+            if num_bytes > self._limits.max_upload_bytes:
                 raise TooLargeUpload
+            self._patience.deadline = min(
+                self._patience.deadline + len(chunk) / (1e3 * self._limits.slowest_kb_s),
+                anyio.current_time() + self._limits.pause_s,
+            )
             yield chunk
 
 

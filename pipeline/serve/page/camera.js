@@ -13,6 +13,10 @@ class Camera {
   }
 
   async open() {
+    if (this.isOpening) {
+      return; // a second stream would stay on unseen
+    }
+    this.isOpening = true;
     show(byId("trouble"), false);
     try {
       if (!navigator.mediaDevices || !window.MediaRecorder) {
@@ -24,8 +28,10 @@ class Camera {
     } catch (error) {
       this.complain(error);
       return;
+    } finally {
+      this.isOpening = false;
     }
-    this.stream.getTracks().forEach((track) => track.addEventListener("ended", () => this.close()));
+    this.stream.getTracks().forEach((track) => track.addEventListener("ended", () => this.lose()));
     byId("preview").srcObject = this.stream;
     show(byId("camera"));
     show(byId("ways"), false);
@@ -80,6 +86,14 @@ class Camera {
     recorder.start();
   }
 
+  /** It was unplugged, or forbidden, in the midst. */
+  lose() {
+    const wasRecording = Boolean(this.recorder);
+    this.close();
+    show(byId("trouble")).textContent = `The camera went away.${wasRecording ? " What it had recorded is not read: record again." : ""}`;
+  }
+
+  /** What is being recorded is dropped. */
   close() {
     this.isDropped = true;
     if (this.recorder) {

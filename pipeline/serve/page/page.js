@@ -11,7 +11,8 @@ const percent = (share) => `${Math.round(100 * share)} %`;
 const percentOfAll = (share) => (share < 0.005 ? "< 1 %" : share >= 0.995 ? "> 99 %" : percent(share));
 const seconds = (s) => `${s.toFixed(s < 9.95 ? 1 : 0)} s`;
 const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
-const speak = (text) => { byId("live").textContent = text; };
+const SPOKEN_LINES = 8;
+const isChinese = (text) => /\p{Script=Han}/u.test(text);
 const limits = { max_upload_mb: Infinity, max_video_s: Infinity };
 
 function element(name, text = "", className = "") {
@@ -19,6 +20,25 @@ function element(name, text = "", className = "") {
   made.textContent = text;
   made.className = className;
   return made;
+}
+
+/** Says it to who listens to the page; a text beside it is read in its own language. */
+function speak(words, text = "") {
+  const line = element("p", words);
+  if (text) {
+    line.append(" ", inItsLanguage(element("span", text)));
+  }
+  byId("live").append(line);
+  while (byId("live").children.length > SPOKEN_LINES) {
+    byId("live").firstElementChild.remove();
+  }
+}
+
+function inItsLanguage(node) {
+  if (isChinese(node.textContent)) {
+    node.lang = "zh";
+  }
+  return node;
 }
 
 function show(node, isShown = true) {
@@ -34,6 +54,7 @@ class Reading {
     this.find("h3").textContent = file.name;
     this.find(".dismiss").addEventListener("click", () => this.dismiss());
     this.find(".dismiss").setAttribute("aria-label", `Remove ${file.name}`);
+    this.find(".copy").setAttribute("aria-description", file.name);
     this.find(".copy").addEventListener("click", () => this.copy());
     this.video = this.find(".see video");
     this.address = URL.createObjectURL(file);
@@ -81,6 +102,7 @@ class Reading {
     request.setRequestHeader("Accept", LINES);
     this.startedMs = performance.now();
     this.state("Uploading");
+    speak(`${this.file.name}: uploading`);
     request.send(form);
   }
 
@@ -133,7 +155,6 @@ class Reading {
       });
       const play = (isPlaying) => {
         button.setAttribute("aria-pressed", String(isPlaying));
-        button.setAttribute("aria-label", isPlaying ? "The mouth that was found, moving: stop it" : "The mouth that was found, still: play it");
         if (isPlaying) { motion.play(); return; }
         motion.pause();
         // a pause waits for the next picture to be drawn, and the mouth may go on until then; a set time ends the wait
@@ -151,9 +172,7 @@ class Reading {
     const text = this.find(".text");
     text.textContent = reading.text || "The model reads nothing here.";
     text.classList.toggle("none", !reading.text);
-    if (/\p{Script=Han}/u.test(reading.text)) {
-      text.lang = "zh";
-    }
+    inItsLanguage(text);
     if (reading.confidence !== null && reading.text) {
       const isLow = reading.confidence < LOW_CONFIDENCE;
       show(this.find(".sure")).classList.toggle("low", isLow);
@@ -164,7 +183,7 @@ class Reading {
     this.showCandidates(reading.segments);
     this.showSeconds(reading.seconds);
     show(this.find(".tools"), Boolean(reading.text) && Boolean(navigator.clipboard));
-    speak(`${this.file.name}: ${text.textContent}`);
+    speak(`${this.file.name}:`, text.textContent);
   }
 
   showSegments(segments) {
@@ -182,7 +201,7 @@ class Reading {
         this.video.play();
       });
       const isRead = segment.confidence !== null && segment.confidence !== undefined && segment.text;
-      line.append(time, element("span", segment.text || segment.message || "–", segment.text ? "" : "quiet"),
+      line.append(time, inItsLanguage(element("span", segment.text || segment.message || "–", segment.text ? "" : "quiet")),
         element("span", isRead ? percent(segment.confidence) : "", "quiet num"));
       list.append(line);
     }
@@ -198,7 +217,7 @@ class Reading {
       }
       for (const other of others.slice(0, SHOWN_CANDIDATES)) {
         const line = element("li");
-        line.append(element("span", other.text || "(nothing)"), element("span", percentOfAll(other.share), "quiet num"));
+        line.append(inItsLanguage(element("span", other.text || "(nothing)")), element("span", percentOfAll(other.share), "quiet num"));
         list.append(line);
       }
     }
@@ -227,9 +246,14 @@ class Reading {
   }
 
   async copy() {
-    await navigator.clipboard.writeText(this.answer);
-    speak("Copied");
-    this.find(".copy").textContent = "Copied";
+    let told = "Copied";
+    try {
+      await navigator.clipboard.writeText(this.answer);
+    } catch {
+      told = "The browser did not let it be copied"; // it may be forbidden, or another window in front
+    }
+    speak(told);
+    this.find(".copy").textContent = told;
   }
 
   dismiss() {
@@ -238,6 +262,7 @@ class Reading {
     this.item.remove();
     show(byId("readings-section"), byId("readings").children.length > 0);
     byId("file").focus();
+    speak(`${this.file.name}: removed`);
   }
 }
 
