@@ -1,5 +1,6 @@
 """Pictures of a camera, or of a file as if it were one, taken as they come by a thread that never waits for anybody."""
 
+import math
 import queue
 import signal
 import threading
@@ -14,7 +15,7 @@ import cv2
 
 from pipeline.params import Params
 from shards.errors import ClipRejected, MachineError
-from stages.video import decode
+from stages.video import decode, read_header
 
 WAITING_S = 1.0
 """Pictures that wait for the reader reach back no further; what comes meanwhile is dropped."""
@@ -88,8 +89,8 @@ class Capture:
 @contextmanager
 def capturing(source: int | Path, params: Params, seconds: float) -> Iterator[Capture]:
     def pictures() -> Iterator[Captured]:
-        ends_s = seconds or float("inf")
-        taken = camera_pictures(source) if isinstance(source, int) else file_pictures(source, params)
+        ends_s = seconds or math.inf
+        taken = camera_pictures(source) if isinstance(source, int) else file_pictures(source, params, ends_s)
         for one in taken:
             if one.time_s > ends_s:
                 return
@@ -123,15 +124,17 @@ def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-def file_pictures(path: Path, params: Params) -> Iterator[Captured]:
-    """The pictures of a file, each at its own time. Raises ClipRejected."""
+def file_pictures(path: Path, params: Params, ends_s: float = math.inf) -> Iterator[Captured]:
+    """The pictures of a file, each at its own time as players count; at `ends_s` the next. Raises ClipRejected."""
+    start_s = read_header(path).start_s
     begin_s = time.monotonic()
     # a gap between two pictures is one live as well
-    as_it_comes = {"max_source_s": float("inf"), "max_gap_s": float("inf")}
+    as_it_comes = {"max_source_s": math.inf, "max_gap_s": math.inf}
     for frame in decode(path, params.crop.model_copy(update=as_it_comes)):
-        due_s = begin_s + frame.time_s
+        time_s = start_s + frame.time_s
+        due_s = begin_s + min(time_s, ends_s)
         time.sleep(max(0.0, due_s - time.monotonic()))
-        yield Captured(_shrunk(frame.picture), frame.time_s, max(due_s, time.monotonic()))
+        yield Captured(_shrunk(frame.picture), time_s, max(due_s, time.monotonic()))
 
 
 def camera_pictures(number: int) -> Iterator[Captured]:

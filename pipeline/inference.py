@@ -16,7 +16,7 @@ from stages.cropping import MouthClip
 from stages.long_video import mouth_pieces
 from stages.media import Source
 from stages.pieces import Piece
-from stages.video import read_header, sniff_media_kind
+from stages.video import read_header
 
 AT_REST = "at_rest"
 """The reason of a video in which nobody speaks; no stretch of it is a gap, and the ledger has no such clips."""
@@ -84,8 +84,8 @@ def read_video(
     joined = Joined(params.crop.target_fps)
     try:
         _check_there(path)
-        kind, header = sniff_media_kind(path), read_header(path)
-        for piece in mouth_pieces(Source(path), kind, params.crop, params.inference):
+        header = read_header(path)
+        for piece in mouth_pieces(Source(path), header, params.crop, params.inference):
             if piece.rejected is not None:
                 joined.add_gap(piece)
             elif piece.mouth is not None and not joined.has(piece):

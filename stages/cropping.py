@@ -22,7 +22,7 @@ from stages.rendering import render_from_track
 from stages.settings import CropParams
 from stages.video import decode, mean_fps, read_header, resample
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Raise it when the same video and parameters would give another clip: it is part of every clip's cache key."""
 
 HEADER_SLACK_S = 1.0

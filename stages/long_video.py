@@ -25,51 +25,66 @@ from stages.patches import MouthPatches
 from stages.pauses import Cut, frame_step_s, next_cut, rests_throughout, runs
 from stages.picture import SourceFrame
 from stages.pieces import Piece, as_it_comes, gap_piece, longest_step_s, oversized
-from stages.ready_mouths import ready_pieces
+from stages.ready_mouths import ReadyMouthStream
 from stages.settings import CropParams, InferenceParams
-from stages.video import MAX_SOURCE_FPS, read_header
+from stages.video import MAX_SOURCE_FPS, TRUNCATION_TOLERANCE_S, Header
 
 
 def mouth_pieces(
-    source: Source, media_kind: MediaKind, crop: CropParams, params: InferenceParams
+    source: Source, header: Header, crop: CropParams, params: InferenceParams
 ) -> Iterator[Piece]:
     """The pieces of a whole video, in order; a later one may begin before the end of an earlier one.
 
-    Where no pictures are for longer than `crop.max_gap_s` (recordings of screens and calls have none while nothing
-    moves) a piece says so, and so does the last one of a video that breaks off, or turns out to be too long on the
-    way. Raises ClipRejected where nothing of the video can be used, and where one of ready mouths breaks off.
+    `header` is the source's. Where no pictures are for longer than `crop.max_gap_s` (recordings of screens and calls
+    have none while nothing moves) a piece says so, and so does the last one of a video that breaks off, or turns out
+    to be too long on the way. Raises ClipRejected where nothing of the video can be used.
     """
     # a video is read as it comes: what bounds preprocessing bounds nothing here
     longest_frames = math.ceil(params.longest_s * crop.target_fps) + 1
     crop = crop.model_copy(
         update={"max_source_s": math.inf, "max_frames": max(crop.max_frames, longest_frames)}
     )
-    header = read_header(source, crop)
-    duration_s = header.duration_s
-    if duration_s is not None and duration_s > params.max_video_s:
-        raise oversized(source, duration_s, params)
-    if media_kind is MediaKind.MOUTH:
-        yield from ready_pieces(source, crop, params, header.fps)
+    if header.duration_s is not None and header.duration_s > params.max_video_s:
+        raise oversized(source, header.duration_s, params)
+    if header.media_kind is MediaKind.MOUTH:
+        yield from _followed(ReadyMouthStream(source, crop, params, header.fps), source, header, crop, params)
         return
     with face_finder(crop.landmarker, crop.max_faces) as find:
         stream = MouthStream(source, find, crop, params, fps=header.fps)
-        last: SourceFrame | None = None
-        try:
-            for frame in as_it_comes(source, crop):
-                if frame.time_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
-                    raise oversized(source, frame.time_s, params)
-                yield from stream.add(frame)
-                last = frame
-        except ClipRejected as error:
-            if last is None:
-                raise
-            end_s = last.time_s
-            for piece in stream.end():
-                end_s = piece.end_s
-                yield piece
-            yield Piece(end_s, max(end_s, duration_s or 0.0), None, error)
-            return
-        yield from stream.end()
+        yield from _followed(stream, source, header, crop, params)
+
+
+def _followed(
+    stream: "MouthStream | ReadyMouthStream",
+    source: Source,
+    header: Header,
+    crop: CropParams,
+    params: InferenceParams,
+) -> Iterator[Piece]:
+    """The pieces of all pictures that can be had, and of what is behind them."""
+    last: SourceFrame | None = None
+    error: ClipRejected | None = None
+    try:
+        for frame in as_it_comes(source, crop):
+            if frame.time_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
+                raise oversized(source, frame.time_s, params)
+            yield from stream.add(frame)
+            last = frame
+    except ClipRejected as one:
+        if last is None:
+            raise
+        error = one
+    assert last is not None, "as_it_comes gives a picture or raises"
+    file_end_s = header.max_duration_s or 0.0
+    end_s = last.time_s
+    for piece in stream.end():
+        # how long the last picture is shown its times do not tell; players go by the file, wrong ones aside
+        if max(piece.start_s, last.time_s - TRUNCATION_TOLERANCE_S) < file_end_s:
+            piece = replace(piece, end_s=min(piece.end_s, file_end_s))
+        end_s = piece.end_s
+        yield piece
+    if error is not None:
+        yield Piece(end_s, max(end_s, file_end_s), None, error)
 
 
 class MouthStream:

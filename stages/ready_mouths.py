@@ -1,55 +1,80 @@
-"""Pieces of a video of any length that shows nothing but the mouth.
+"""Pieces of a video of any length that shows nothing but the mouth, as its pictures come.
 
-Shapes: F source frames.
+Shapes: F source frames of the window.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from shards.errors import ClipRejected
-from shards.schema import MediaKind
-from stages.cropping import crop_video
+from stages.cropping import Figures, cut_mouth
 from stages.media import Source
+from stages.patches import MouthPatches
 from stages.pauses import frame_step_s
-from stages.pieces import Piece, as_it_comes, gap_piece, longest_step_s, oversized
+from stages.picture import SourceFrame, Window
+from stages.pieces import Piece, gap_piece, longest_step_s
 from stages.settings import CropParams, InferenceParams
 
 
-def ready_pieces(
-    source: Source, crop: CropParams, params: InferenceParams, fps: float | None
-) -> Iterator[Piece]:
-    """Windows of a video that shows nothing but the mouth, whose pauses nobody looks for."""
-    times_s_F = np.array([frame.time_s for frame in as_it_comes(source, crop)])
-    frame_s = frame_step_s(times_s_F, crop)
-    if times_s_F[-1] + frame_s > params.max_video_s:
-        raise oversized(source, float(times_s_F[-1]) + frame_s, params)
-    begins = [0, *(np.flatnonzero(np.diff(times_s_F) > longest_step_s(crop, fps)) + 1).tolist()]
-    for begin, end in zip(begins, [*begins[1:], len(times_s_F)], strict=True):
-        stretch_s = float(times_s_F[begin]), float(times_s_F[end - 1]) + frame_s
-        for start_s, stop_s in _windows(*stretch_s, frame_s / 2, params):
-            first = int(np.searchsorted(times_s_F, start_s - 1e-6))
-            part = replace(
-                source,
-                start_s=None if first == 0 else start_s,
-                end_s=None if end == len(times_s_F) and stop_s == stretch_s[1] else stop_s,
-            )
-            try:
-                yield Piece(start_s, stop_s, crop_video(part, MediaKind.MOUTH, crop), None, first)
-            except ClipRejected as error:
-                yield Piece(start_s, stop_s, None, error, first)
-        if end < len(times_s_F):
-            yield gap_piece(source, stretch_s[1], float(times_s_F[end]), crop, end)
+class ReadyMouthStream:
+    """Frames in, windows of `longest_s` that share `overlap_s` out: nobody looks for pauses.
 
+    `fps` is the source's rate, where it is known.
+    """
 
-def _windows(
-    start_s: float, end_s: float, slack_s: float, params: InferenceParams
-) -> list[tuple[float, float]]:
-    """From and to of windows of `longest_s` that share `overlap_s`."""
-    step_s = params.longest_s - params.overlap_s
-    count = 1 + max(0, math.ceil((end_s - start_s - params.longest_s - slack_s) / step_s))
-    starts_s = [start_s + number * step_s for number in range(count)]
-    ends_s = [*(each_s + params.longest_s for each_s in starts_s[:-1]), end_s]
-    return list(zip(starts_s, ends_s, strict=True))
+    def __init__(self, source: Source, crop: CropParams, params: InferenceParams, fps: float | None) -> None:
+        self._source, self._crop, self._params = source, crop, params
+        self._longest_step_s = longest_step_s(crop, fps)
+        self._patches = MouthPatches()
+        self._times_s: list[float] = []
+        self._first = 0
+        """The window's first frame, counted in the video."""
+
+    def add(self, frame: SourceFrame) -> Iterator[Piece]:
+        """The window that is complete with this frame, where one is; what the next one does not share is forgotten."""
+        if self._times_s and frame.time_s - self._times_s[-1] > self._longest_step_s:
+            start_s = self._end_s()
+            yield from self.end()
+            yield gap_piece(self._source, start_s, frame.time_s, self._crop, frame.index)
+        elif self._times_s and self._is_full(frame.time_s):
+            yield self._piece(frame.time_s)
+            self._forget_before(frame.time_s - self._params.overlap_s)
+        self._times_s.append(frame.time_s)
+        self._patches.keep(frame, Window(0, 0, *frame.size))
+
+    def end(self) -> Iterator[Piece]:
+        """The rest."""
+        yield self._piece(self._end_s())
+        self._forget_before(np.inf)
+
+    def _is_full(self, next_s: float) -> bool:
+        until_s = self._times_s[0] + self._params.longest_s
+        # half a frame: timestamps are rounded; asked late, since all times are looked at
+        return next_s > until_s - self._longest_step_s and next_s >= until_s - self._step_s() / 2
+
+    def _forget_before(self, time_s: float) -> None:
+        num_done = int(np.searchsorted(self._times_s, time_s - self._step_s() / 2))
+        del self._times_s[:num_done]
+        self._first += num_done
+        self._patches.forget_before(self._first)
+
+    def _piece(self, end_s: float) -> Piece:
+        stretch = Piece(self._times_s[0], end_s, None, None, self._first)
+        times_s_F = np.array(self._times_s) - self._times_s[0]
+        part = replace(self._source, start_s=stretch.start_s if self._first else None)
+        patches = self._patches.part(self._first, self._first + len(times_s_F))
+        width, height = self._patches.picture_size or (None, None)
+        figures = Figures(source_width=width, source_height=height)
+        try:
+            mouth = cut_mouth(part, None, times_s_F, self._crop, patches, figures)
+        except ClipRejected as error:
+            return replace(stretch, rejected=error)
+        return replace(stretch, mouth=mouth)
+
+    def _end_s(self) -> float:
+        return self._times_s[-1] + self._step_s()
+
+    def _step_s(self) -> float:
+        return frame_step_s(np.array(self._times_s), self._crop)

@@ -65,16 +65,19 @@ class Header:
     duration_s: float | None
     start_s: float = 0.0
     """When the first picture is shown, from the container's begin, by which players count: sound may begin earlier."""
+    max_duration_s: float | None = None
+    """From the first picture to the end of the file: what is beside the pictures may go on longer than they."""
+
+    @property
+    def media_kind(self) -> MediaKind:
+        """Face video or ready mouth crops, from the picture size alone."""
+        is_mouth = self.width == self.height <= MOUTH_MAX_PX
+        return MediaKind.MOUTH if is_mouth else MediaKind.FACE
 
 
 def sniff_media_kind(media: Media, params: CropParams | None = None) -> MediaKind:
-    """Face video or ready mouth crops, from the header's picture size alone.
-
-    Raises ClipRejected (missing_file, unreadable, no_video, and oversized where `params` gives the caps).
-    """
-    with _opened(source_of(media), params) as (_, stream):
-        is_mouth = stream.width == stream.height <= MOUTH_MAX_PX
-    return MediaKind.MOUTH if is_mouth else MediaKind.FACE
+    """The header's; raises as `read_header` does."""
+    return read_header(media, params).media_kind
 
 
 def read_header(media: Media, params: CropParams | None = None) -> Header:
@@ -184,7 +187,9 @@ def _opened_before(
                 return
     with _opened(source, params) as (container, stream):
         header = _header(container, stream)
-        yield header, _Clock(_step_s(header)), container.decode(stream)
+        # AVI stores no times of showing, and those that FFmpeg guesses go back and forth; pictures come in order
+        is_avi = container.format.name == "avi"
+        yield header, _Clock(_step_s(header), by_decoding=is_avi), container.decode(stream)
 
 
 def _jump(
@@ -225,17 +230,19 @@ def _check_gap(source: Source, gap_s: float, since_s: float, step_s: float, para
 class _Clock:
     """Seconds since the first picture, always rising: a missing or backward timestamp counts as one step.
 
-    `origin_s` is the first picture's timestamp where another is read first.
+    `origin_s` is the first picture's timestamp where another is read first; `by_decoding`: timestamps are those of
+    decoding.
     """
 
-    def __init__(self, step_s: float, origin_s: float | None = None) -> None:
+    def __init__(self, step_s: float, origin_s: float | None = None, by_decoding: bool = False) -> None:
         self.step_s = step_s
+        self._by_decoding = by_decoding
         self.time_s: float | None = None
         self._origin_s = origin_s
 
     def read(self, picture: av.VideoFrame) -> tuple[float, float]:
         """Time of `picture`, and the time since the one before (0 for the first)."""
-        stamp_s = _stamp_s(picture)
+        stamp_s = _stamp_s(picture, self._by_decoding)
         if self._origin_s is None:
             self._origin_s = stamp_s or 0.0
         if self.time_s is None:
@@ -252,8 +259,9 @@ class _Clock:
         return time_s, gap_s
 
 
-def _stamp_s(picture: av.VideoFrame) -> float | None:
-    return None if picture.pts is None else float(picture.pts * picture.time_base)
+def _stamp_s(picture: av.VideoFrame, by_decoding: bool = False) -> float | None:
+    stamp = picture.dts if by_decoding else picture.pts
+    return None if stamp is None else float(stamp * picture.time_base)
 
 
 def _step_s(header: Header) -> float:
@@ -345,18 +353,22 @@ def _video_stream(source: Source, container: av.container.InputContainer) -> av.
 
 
 def _header(container: av.container.InputContainer, stream: av.VideoStream) -> Header:
-    duration_s = None
-    if stream.duration and stream.time_base:
-        duration_s = float(stream.duration * stream.time_base)
-    elif container.duration and len(container.streams) == 1:
-        # with sound beside it the container's duration may be the sound's; Matroska's counts from 0, also where
-        # the first picture comes later
-        duration_s = (container.duration - max(container.start_time or 0, 0)) / av.time_base
     rate = stream.average_rate or stream.guessed_rate
     start_s = 0.0
     if stream.start_time is not None and container.start_time is not None and stream.time_base:
         start_s = max(0.0, float(stream.start_time * stream.time_base) - container.start_time / av.time_base)
-    return Header(stream.width, stream.height, float(rate) if rate else None, duration_s, start_s)
+    duration_s = max_duration_s = None
+    if stream.duration and stream.time_base:
+        duration_s = max_duration_s = float(stream.duration * stream.time_base)
+    elif container.duration:
+        # Matroska's counts from 0, also where the first picture comes later
+        file_s = (container.duration - max(container.start_time or 0, 0)) / av.time_base
+        max_duration_s = file_s - start_s
+        # with sound beside the pictures it may be the sound's
+        duration_s = max_duration_s if len(container.streams) == 1 else None
+    return Header(
+        stream.width, stream.height, float(rate) if rate else None, duration_s, start_s, max_duration_s
+    )
 
 
 def _coded_pixels(params: CropParams) -> int:

@@ -25,6 +25,7 @@ from stages.patches import MouthPatches
 from stages.picture import SourceFrame
 from stages.pieces import Piece
 from stages.settings import CropParams, InferenceParams
+from stages.video import read_header
 from tests.faces import face_points
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_audio, write_face, write_mouth, write_video
@@ -283,7 +284,7 @@ def test_sentences_of_a_real_speaker_are_parted_where_he_is_silent(realdata: Pat
         begin_s = len(pictures) / FPS
     video = write_video(tmp_path / "a.mp4", pictures, options={"crf": "18", "preset": "veryfast"})
     params = InferenceParams(longest_s=4)
-    pieces = list(mouth_pieces(Source(video), MediaKind.FACE, CropParams(), params))
+    pieces = list(mouth_pieces(Source(video), read_header(video), CropParams(), params))
     assert all(piece.rejected is None for piece in pieces)
     assert all(one.end_s == other.start_s for one, other in pairwise(pieces))
     cuts_s = [piece.end_s for piece in pieces[:-1]]

@@ -111,6 +111,16 @@ def test_stops_after_the_seconds_asked_for(tmp_path: Path, params: Params, reade
     assert 20 <= summary.num_captured <= 27
 
 
+def test_stops_after_the_seconds_asked_for_where_no_pictures_are(
+    tmp_path: Path, params: Params, reader: CountingReader
+) -> None:
+    times_s = [index / FPS + 60 * (index >= 20) for index in range(40)]
+    video = write_video(tmp_path / "a.mp4", list(face_pictures([placed()])) * 40, times_s=times_s)
+    begin_s = time.monotonic()
+    assert run_live(video, Path("model.pt"), params, 1.2, as_json=True).num_captured == 20
+    assert 1.2 <= time.monotonic() - begin_s < 30
+
+
 def test_a_file_that_is_no_video_is_told(tmp_path: Path, params: Params, reader: CountingReader) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(ClipRejected, match="unreadable"):

@@ -1,6 +1,7 @@
 """Videos as people record them: speakers who go, pictures that come late or not at all, silence."""
 
 import json
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -101,7 +102,6 @@ def test_cues_rise_and_no_word_comes_twice_whenever_the_speaker_is_away(
     reader = TickReader()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "_check_there", lambda path: None)
-        patch.setattr(inference, "sniff_media_kind", lambda path: MediaKind.FACE)
         patch.setattr(inference, "read_header", lambda path: Header)
         patch.setattr(inference, "mouth_pieces", lambda *_: pieces)
         reading = read_video(Path("none.mp4"), reader, params, on_mouth=reader.on_mouth)
@@ -219,6 +219,33 @@ def test_live_goes_on_behind_a_gap_in_time(
     assert first["reason"] is second["reason"] is None and gap["reason"].startswith(TRUNCATED)
     times_s = [one[key] for one in (first, gap, second) for key in ("start_s", "end_s")]
     assert times_s == pytest.approx([0, 1.2, 1.2, 2.2, 2.2, 3.4], abs=0.01)
+
+
+def test_a_cue_ends_with_the_file(tmp_path: Path) -> None:
+    """Of uneven pictures nobody can tell from their times how long the last one is shown."""
+    times_s = [0.0, *np.cumsum(np.tile([0.02, 0.06, 0.05], 12)).tolist()]
+    pictures = face_pictures([placed()] * len(times_s), speaking=True)
+    video = write_video(tmp_path / "a.mp4", pictures, rate=60, times_s=times_s)
+    (segment,) = read_video(video, CountingReader(), params_with()).segments
+    with av.open(str(video)) as container:
+        assert container.duration is not None
+        length_s = container.duration / av.time_base
+    assert times_s[-1] - 0.06 < segment.end_s <= length_s + 1e-6 < times_s[-1] + 0.05
+
+
+def test_live_counts_times_as_inference_does(
+    tmp_path: Path, as_if_live: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    video = with_early_sound(tmp_path / "a.mkv", 1.5)
+    begin_s = time.monotonic()
+    (live_segment,) = as_if_live(video)
+    # played at its own speed, with what is only heard
+    assert time.monotonic() - begin_s >= 1.5 + 49 / FPS
+    (segment,) = read_video(video, CountingReader(), params_with()).segments
+    times_s = live_segment["start_s"], live_segment["end_s"]
+    assert times_s == pytest.approx((segment.start_s, segment.end_s), abs=2e-3)
+    assert times_s == pytest.approx((1.5, 3.5), abs=5e-3)
+    assert 0 <= live_segment["latency_s"] < 30
 
 
 # -- silence -------------------------------------------------------------------------------------------------

@@ -205,6 +205,18 @@ def test_millisecond_timestamps_of_matroska(tmp_path: Path) -> None:
     assert np.abs(np.array(numbers) * 1001 / 30_000 - np.arange(50) / 25).max() <= 0.5 * 1001 / 30_000 + 1e-3
 
 
+@pytest.mark.parametrize(("codec", "b_frames"), [("libx264", 3), ("libx264", 0), ("mpeg4", 2), ("mjpeg", 0)])
+def test_avi_which_stores_no_times_of_showing_is_as_long_as_it_is(
+    tmp_path: Path, codec: str, b_frames: int
+) -> None:
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    options = {"bf": str(b_frames)} if b_frames else {}
+    pictures = [numbered(i) for i in range(60)]
+    path = write_video(tmp_path / "a.avi", pictures, codec=codec, pix_fmt=pix_fmt, options=options)
+    assert times_of(path) == pytest.approx(np.arange(60) / 25)
+    assert shown(path) == list(range(60))
+
+
 # -- what a file is -----------------------------------------------------------------------------------
 
 
