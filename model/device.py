@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from shards.cores import usable_cores
 from shards.errors import ConfigError
 
+Network = TypeVar("Network", bound=nn.Module)
 TIMED_STEPS = 3
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of settings in glibc's malloc.h."""
@@ -70,11 +72,14 @@ class Precision:
 def tune(device: torch.device, precision: Precision, same_lengths: bool) -> None:
     """Settings of this whole process that make training on `device` faster.
 
-    On a GPU products left in float32 are rounded to TF32 where mixed precision is asked for anyway, and where
-    lengths come back (`same_lengths`) cuDNN tries its algorithms once for each. On a CPU freed memory is kept.
+    On a GPU products left in float32 are rounded to TF32 where mixed precision is asked for anyway, and there alone:
+    torch rounds those of convolutions and LSTMs by itself. Where lengths come back (`same_lengths`) cuDNN tries its
+    algorithms once for each. On a CPU freed memory is kept.
     """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest" if precision.dtype is None else "high")
+        is_mixed = precision.dtype is not None
+        torch.set_float32_matmul_precision("high" if is_mixed else "highest")
+        torch.backends.cudnn.allow_tf32 = is_mixed
         torch.backends.cudnn.benchmark = same_lengths
     elif device.type == "cpu":
         keep_freed_memory()
@@ -101,6 +106,15 @@ def channels_last_weights(network: nn.Module) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         elif isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+
+def copy_of(network: Network) -> Network:
+    """A deep copy in which each LSTM's weights lie together again: cuDNN would warn, and join them in every call."""
+    copied = copy.deepcopy(network)
+    for module in copied.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return copied
 
 
 def fastest_threads(network: nn.Module, step: Callable[[nn.Module], torch.Tensor]) -> tuple[int, str]:

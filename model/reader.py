@@ -82,9 +82,9 @@ class LipReader:
     def encode(
         self, video_BTHW: torch.Tensor, num_frames_B: torch.Tensor, blind: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder output (B, S, E), float32, and number of steps (B,) of uint8 clips."""
-        num_frames_B = num_frames_B.to(self.device)
-        inputs = network_input(video_BTHW.to(self.device), num_frames_B, self.model, blind)
+        """Encoder output (B, S, E), float32, and number of steps (B,), where `num_frames_B` is, of uint8 clips."""
+        there_BTHW, there_B = (one.to(self.device, non_blocking=True) for one in (video_BTHW, num_frames_B))
+        inputs = network_input(there_BTHW, there_B, self.model, blind)
         with self.precision.autocast(self.device):
             encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
         return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32

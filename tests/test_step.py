@@ -108,6 +108,7 @@ def test_a_rank_without_a_clip_takes_part_with_a_gradient_of_nothing(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("model", list(MODELS))
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.4])
 def test_no_piece_waits_for_the_gpu(

@@ -1,13 +1,12 @@
 """The exponential moving average of a network's weights, which reads better than the weights themselves."""
 
-import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
+from model.device import copy_of
 from model.networks.network import LipNetwork
 
 _Tensors = list[torch.Tensor]
@@ -23,11 +22,8 @@ class WeightAverage:
 
     def __init__(self, learning: LipNetwork, decay: float) -> None:
         self.learning, self.decay = learning, decay
-        self.network = copy.deepcopy(learning).requires_grad_(False).eval()
+        self.network = copy_of(learning).requires_grad_(False).eval()
         """Reads by the average; never trained."""
-        for module in self.network.modules():
-            if isinstance(module, nn.RNNBase):
-                module.flatten_parameters()  # a copy's lie apart, and cuDNN would join them in every call
         self.num_steps = 0
         """That it holds."""
         self._pairs: tuple[_Tensors, _Tensors, _Tensors, _Tensors] | None = None

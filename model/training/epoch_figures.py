@@ -1,6 +1,5 @@
 """What an epoch came to: one row of curves.csv, and one line of the log."""
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.device import copy_of
 from model.runs import Curve
 from model.training.job import Progress
 from shards.memory import peak_mb
@@ -53,7 +53,7 @@ def flops_of_step(network: nn.Module, loss_of: Callable[[nn.Module], torch.Tenso
     """
     parameter = next(network.parameters())
     devices = [parameter.device] if parameter.is_cuda else []
-    trial = copy.deepcopy(network)
+    trial = copy_of(network)
     with (
         torch.random.fork_rng(devices),
         FlopCounterMode(display=False, custom_mapping=_LSTM_FLOPS) as counter,
