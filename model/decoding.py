@@ -16,6 +16,7 @@ from model.decoders.ctc_prefix import CtcPrefixes
 from model.decoders.ctc_reading import best_reading, ctc_readings, greedy_reading
 from model.decoders.joint_beam import joint_beam
 from model.decoders.ngram import LanguageModel
+from model.decoders.posterior import with_posteriors
 from model.networks.masks import step_mask
 from model.networks.network import LipNetwork
 from model.reading import Candidate, Reading
@@ -44,8 +45,13 @@ def readings_by_attention(
     """By `name`: attention, attention_beam or joint_beam."""
     assert network.decoder is not None
     encoded_BSE, device = encoded.encoded_BSE, encoded.encoded_BSE.device
-    padding_BS = ~step_mask(encoded.num_steps_B.to(device), encoded_BSE.shape[1])
-    max_chars_B = (encoded.duration_s_B.to(device) * params.max_chars_per_s).ceil().long().clamp(min=1)
+    padding_BS = ~step_mask(encoded.num_steps_B.to(device, non_blocking=True), encoded_BSE.shape[1])
+    max_chars_B = (
+        (encoded.duration_s_B.to(device, non_blocking=True) * params.max_chars_per_s)
+        .ceil()
+        .long()
+        .clamp(min=1)
+    )
     table = vocabulary.characters
     if name == "attention":
         ids, scores = read_greedily(network.decoder.stepping(encoded_BSE, padding_BS), max_chars_B)
@@ -69,7 +75,7 @@ def readings_by_attention(
     ]
     if syllables is not None:
         found = with_syllables(found, syllables, params.syllable_weight)
-    return [best_reading(best_of(candidates, params)) for candidates in found]
+    return [best_reading(best_of(with_posteriors(candidates), params)) for candidates in found]
 
 
 def readings_by_ctc(

@@ -14,9 +14,9 @@ class Candidate:
 
     text: str
     log_probability: float
-    """Of the text, given the clip, by the heads that the decoder uses, nats: without language model and bonus."""
+    """Of the text, given the clip, by all that the decoder asks, nats (model/decoders/posterior.py)."""
     rank_score: float
-    """What the decoder ordered its candidates by, nats: language model and length bonus included."""
+    """What the decoder ordered its candidates by, nats: language model and length bonus included, no probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Reading:
 
     text: str
     score: float
-    """Log-probability of the text, a character, nats; of an empty text as a whole."""
+    """Log-probability of the text, a character (where syllables are read, a syllable), nats; of an empty text as a
+    whole."""
     candidates: tuple[Candidate, ...] = ()
     """The best texts, `text` first; a greedy decoder knows no others and gives none."""
 

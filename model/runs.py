@@ -131,7 +131,8 @@ class _LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            self._file.write(f"{self.format(record)}\n".encode())
+            # a path that is no UTF-8 has lone surrogates
+            self._file.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
         self._file.close()

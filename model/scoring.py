@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from model.losses import LossParams, joint_loss_B
 from model.reader import LipReader
 from model.reading import Reading
 from model.scored import ScoredClip
 from model.settings import DecodeParams, TrainParams
 from model.targets import targets_of
-from model.training.losses import LossParams, joint_loss_B
 from shards.files import Progress
 from shards.plan import plan_scoring
 from shards.settings import LoaderParams, MachineParams

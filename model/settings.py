@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from model.networks.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
+from model.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
 from shards.settings import Section
 
 SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
@@ -47,7 +47,7 @@ class ModelParams(Section):
 
     preset: Literal[
         "cnn3d_bilstm_attention", "conformer_tiny", "conformer_small", "conformer_base", "conformer_large"
-    ] = Field("cnn3d_bilstm_attention", description="architecture and its sizes (model/networks/presets.py)")
+    ] = Field("cnn3d_bilstm_attention", description="architecture and its sizes (model/presets.py)")
     sizes: Annotated[
         Annotated[Cnn3dSizes, Tag(SIZE_FAMILIES[0])] | Annotated[ConformerSizes, Tag(SIZE_FAMILIES[1])],
         Discriminator(lambda sizes: _family(sizes)),

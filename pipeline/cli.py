@@ -11,18 +11,18 @@ from pipeline.command import app, is_other_rank
 
 # isort: off
 # imported for the verbs they add, which `--help` lists in this order
-import pipeline.data_verbs
-import pipeline.look_verbs
-import pipeline.lm_verbs
-import pipeline.train_verbs
-import pipeline.scoring_verbs
-import pipeline.report_verbs
-import pipeline.compare_verbs
-import pipeline.inference_verbs
-import pipeline.serve_verbs
-import pipeline.weights_verbs
-import pipeline.export_verbs
-import pipeline.bench_verbs  # noqa: F401
+import pipeline.verbs.data_verbs
+import pipeline.verbs.look_verbs
+import pipeline.verbs.lm_verbs
+import pipeline.verbs.train_verbs
+import pipeline.verbs.scoring_verbs
+import pipeline.verbs.report_verbs
+import pipeline.verbs.compare_verbs
+import pipeline.verbs.inference_verbs
+import pipeline.verbs.serve_verbs
+import pipeline.verbs.weights_verbs
+import pipeline.verbs.export_verbs
+import pipeline.verbs.bench_verbs  # noqa: F401
 # isort: on
 
 CRASHED = 1

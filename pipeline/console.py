@@ -40,7 +40,7 @@ def show_logs() -> None:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is when a line comes: stages/chatter.py puts another in its place."""
+    """Writes to what `sys.stderr` is when a line comes: stages/mouths/chatter.py puts another in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

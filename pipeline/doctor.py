@@ -84,8 +84,8 @@ print(json.dumps({
 # The stage's own way of opening either landmarker, so that what passes here passes there.
 _LANDMARKER = """
 import av, numpy
-from stages.landmarker import face_finder
-from stages.picture import SourceFrame
+from stages.mouths.landmarker import face_finder
+from stages.videos.picture import SourceFrame
 picture = av.VideoFrame.from_ndarray(numpy.zeros((240, 320, 3), numpy.uint8), format="rgb24")
 for kind in ("litert", "mediapipe"):
     with face_finder(kind, 1) as find:

@@ -31,8 +31,8 @@ from shards.open_store import open_store
 from shards.samples import read_samples
 from shards.store import ShardStore
 from shards.stream import read_sample
-from stages.model_card import CARD, ExportFacts, FileFacts, model_card
-from stages.model_card_examples import FILES, ExportFormat
+from stages.cards.model_card import CARD, ExportFacts, FileFacts, model_card
+from stages.cards.model_card_examples import FILES, ExportFormat
 
 CONFIG_FILE = "config.json"
 INT8_FILE = "model_int8.onnx"

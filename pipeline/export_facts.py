@@ -16,9 +16,9 @@ from shards.errors import ConfigError, TableError
 from shards.files import file_identity
 from shards.samples import read_samples, samples_hash
 from shards.terms import TRAIN_SPLIT
-from stages.model_card import ExportFacts, Measured, TrainedOn
-from stages.model_card_examples import ExportFormat
-from stages.report_figures import UNKNOWN_GROUP
+from stages.cards.model_card import ExportFacts, Measured, TrainedOn
+from stages.cards.model_card_examples import ExportFormat
+from stages.reports.figures import UNKNOWN_GROUP
 from stages.settings import CorpusParams
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from model.networks.presets import PRESET_SIZES
+from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
 from pipeline.older import sections_of_older_config
 from shards.errors import ConfigError

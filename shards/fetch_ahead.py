@@ -1,13 +1,13 @@
 """Threads that fetch the shards of an epoch before they are asked for, as far as a share of the cache allows."""
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shards.errors import PipelineError
 from shards.index import IndexedShard
+from shards.shard_cache import Expected
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +54,16 @@ class FetchAhead:
             self._ahead.pop(name, None)
             self._changed.notify_all()
 
-    def may_go_for(self, wanted: IndexedShard) -> Callable[[Path], float]:
-        """Which files may make room for `wanted`: infinite for all but what is ahead, -infinite where that is sooner.
-
-        Of what comes later than `wanted` the latest is the highest.
-        """
+    def expected_around(self, wanted: IndexedShard) -> Expected:
+        """What is ahead, before and after `wanted`; the latest of all is the first to go."""
         with self._changed:
             number_wanted = self._ahead.get(wanted.name, -1)
-            numbers = {self._path_of(self._expected[number]): number for number in self._ahead.values()}
-        ranks = {path: number if number > number_wanted else -math.inf for path, number in numbers.items()}
-        return lambda path: ranks.get(path, math.inf)
+            numbers = sorted(self._ahead.values(), reverse=True)
+            paths = {number: self._path_of(self._expected[number]) for number in numbers}
+        return Expected(
+            sooner=frozenset(path for number, path in paths.items() if number <= number_wanted),
+            later=tuple(path for number, path in paths.items() if number > number_wanted),
+        )
 
     def stop(self, within_s: float) -> None:
         """Waits until the threads have ended what they are at."""

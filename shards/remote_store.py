@@ -218,7 +218,7 @@ class RemoteStore(ShardStore):
 
     def _download(self, shard: IndexedShard, path: Path) -> None:
         digest, step = hashlib.sha256(), self._patience.range_bytes
-        with self._cache.making(path, shard.num_bytes, self._ahead.may_go_for(shard)) as file:
+        with self._cache.making(path, shard.num_bytes, self._ahead.expected_around(shard)) as file:
             for start in range(0, shard.num_bytes, step):
                 block = self._files.read_range(shard.name, start, min(start + step, shard.num_bytes))
                 digest.update(block)

@@ -5,21 +5,32 @@ the order of use is their mtime, and a file in the making is held by a lock that
 """
 
 import fcntl
-import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from shards.errors import MachineError
 from shards.files import atomic_file
 
 _WAIT_S = 0.05
+_FOLDERS_LOCK = ".lock"
 _MAKERS_PATIENCE = 4
 """Times the patience with one request: how long another process may take for a whole shard."""
+
+
+class Expected(NamedTuple):
+    """Files that somebody will ask for soon, as whoever wants room for another one sees them."""
+
+    sooner: frozenset[Path] = frozenset()
+    """Asked for before that one: they never go for it."""
+    later: Sequence[Path] = ()
+    """Asked for after it: they go where waiting for others did not help, in this order."""
+
+
+NOTHING_EXPECTED = Expected()
 
 
 class ShardCache:
@@ -57,40 +68,46 @@ class ShardCache:
     def alone(self, path: Path) -> Iterator[None]:
         """Waits until no other process or thread makes this file; MachineError where that takes unlikely long."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        with _lock_file(_lock_of(path)) as descriptor:
-            while not _is_locked(descriptor):
-                if time.monotonic() - began > _MAKERS_PATIENCE * self._patience_s:
-                    raise MachineError(
-                        f"{path.name} has been in the making by another process for {time.monotonic() - began:.0f} s; "
-                        f"end that one if it hangs or is stopped (it holds {_lock_of(path)})"
-                    )
-                time.sleep(_WAIT_S)
-            yield
+        lock, began = path.with_name(f".{path.name}.lock"), time.monotonic()
+        while True:
+            with _tried_lock(lock, os.O_CREAT) as is_ours:
+                if is_ours:
+                    try:
+                        yield
+                    finally:
+                        # a file for every shard that was ever here would be walked at each download
+                        lock.unlink(missing_ok=True)
+                    return
+            if time.monotonic() - began > _MAKERS_PATIENCE * self._patience_s:
+                raise MachineError(
+                    f"{path.name} has been in the making by another process for {time.monotonic() - began:.0f} s; "
+                    f"end that one if it hangs or is stopped (it holds {lock})"
+                )
+            time.sleep(_WAIT_S)
 
     @contextmanager
-    def making(
-        self, path: Path, num_bytes: int, may_go: Callable[[Path], float] = lambda _: math.inf
-    ) -> Iterator[BinaryIO]:
+    def making(self, path: Path, num_bytes: int, expected: Expected = NOTHING_EXPECTED) -> Iterator[BinaryIO]:
         """The file to be filled with `num_bytes`, within `alone`; it appears under its name when it is whole.
 
-        What has to go goes in the order of use. Where `may_go` is less than infinite a file goes only if waiting
-        for others did not help, higher ones first, and at -inf never. Raises MachineError where it finds no
-        room in `patience_s`.
+        What has to go goes in the order of use, as far as `expected` lets it. Raises MachineError where it finds
+        no room in `patience_s`.
         """
         if num_bytes > self.max_bytes:
             raise MachineError(
                 f"machine.shard_cache_gb ({self.max_bytes / 1e9:g}) holds not even one shard: {path.name} has "
                 f"{num_bytes / 1e9:.3g} GB; raise it, or pack with a smaller pack.shard_mb"
             )
-        with atomic_file(path) as file:
-            self._make_room(file, num_bytes, may_go)
+        with ExitStack() as held, atomic_file(path) as file:
+            # held until the file has its name, after it was closed: others take it for a killed process's without
+            held.callback(os.close, os.dup(file.fileno()))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._make_room(file, num_bytes, expected)
             yield file
         # its grace begins now; a long fsync may have used it up
         with self._locked(), suppress(FileNotFoundError):
             _touch(path)
 
-    def _make_room(self, file: BinaryIO, num_bytes: int, may_go: Callable[[Path], float]) -> None:
+    def _make_room(self, file: BinaryIO, num_bytes: int, expected: Expected) -> None:
         """Gives the file its size, when so much is free; others see from it how much is taken."""
         began = time.monotonic()
         while True:
@@ -98,12 +115,17 @@ class ShardCache:
             with self._locked():
                 sizes = self._sizes()
                 excess = sum(sizes.values()) + num_bytes - self.max_bytes
-                for path in self._in_order(sizes, may_go, waited_s) if excess > 0 else ():
+                if excess > 0:
+                    excess -= sum(
+                        sizes[path] for path in sizes if _is_removed_as_left_behind(path, sizes[path])
+                    )
+                # within two graces all that is in use now is free, if nobody asks for it again
+                for path in self._in_turn(sizes, expected, has_waited=waited_s > 2 * self._grace_s):
+                    if excess <= 0:
+                        break
                     path.unlink(missing_ok=True)
                     self._used.pop(path, None)
                     excess -= sizes[path]
-                    if excess <= 0:
-                        break
                 if excess <= 0:
                     file.truncate(num_bytes)
                     return
@@ -122,51 +144,65 @@ class ShardCache:
             with suppress(FileNotFoundError):
                 return {path: path.stat().st_size for path in paths}
 
-    def _in_order(
-        self, sizes: dict[Path, int], may_go: Callable[[Path], float], waited_s: float
-    ) -> list[Path]:
-        """What may go, first to go first. Called under the lock of the folder."""
-        latest = time.time() - self._grace_s
-        lowest = math.inf if waited_s <= 2 * self._grace_s else -sys.float_info.max
-        orphans, whole = [], []
-        for path in sizes:
+    def _in_turn(self, paths: Iterable[Path], expected: Expected, has_waited: bool) -> list[Path]:
+        """The whole files that may go, first to go first. Called under the lock of the folder."""
+        now, used = time.time(), {}
+        for path in paths:
             if path.name.startswith("."):
-                if path.suffix == ".tmp" and sizes[path] and not _is_in_the_making(path):
-                    orphans.append(path)
                 continue
-            used, rank = path.stat().st_mtime, may_go(path)
-            if used < latest and rank >= lowest:
-                whole.append((-rank, used, path))
-        return orphans + [path for *_, path in sorted(whole)]
+            used_at = path.stat().st_mtime
+            if abs(now - used_at) >= self._grace_s:
+                # of a time to come: used before the clock was set back, so before all that is used from now on
+                used[path] = used_at if used_at < now else 0.0
+        in_turn = sorted(
+            used.keys() - expected.sooner - set(expected.later), key=lambda path: (used[path], path)
+        )
+        return in_turn + [path for path in expected.later if has_waited and path in used]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Alone with the folder, for a moment."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _lock_file(self.folder / ".lock") as descriptor:
+        descriptor = _opened(self.folder / _FOLDERS_LOCK, os.O_CREAT)
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(descriptor)
+
+
+def _is_removed_as_left_behind(path: Path, num_bytes: int) -> bool:
+    """Removes a lock, or a file in the making, that its holder can no more: whether it did."""
+    is_lock = path.suffix == ".lock" and path.name != _FOLDERS_LOCK
+    # one without its size is about to be locked
+    if not path.name.startswith(".") or not (is_lock or (path.suffix == ".tmp" and num_bytes)):
+        return False
+    with _tried_lock(path) as is_ours:
+        if is_ours:
+            path.unlink()
+        return is_ours
 
 
 @contextmanager
-def _lock_file(path: Path) -> Iterator[int]:
-    """Each opening is a holder of its own, so that threads shut each other out as processes do."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def _tried_lock(path: Path, flags: int = 0) -> Iterator[bool]:
+    """Whether the lock of the file at `path` could be taken, now; it is held within.
+
+    Nobody's where the file is gone, or renamed or removed by the last holder while it was opened here.
+    """
     try:
-        yield descriptor
+        descriptor = _opened(path, flags)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield _is_locked(descriptor) and _is_at(path, descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def _is_in_the_making(temporary: Path) -> bool:
-    """Whether the maker of this temporary file of `atomic_file` lives: it holds the lock of the file it makes."""
-    made = temporary.name.removeprefix(".").rsplit(".", 2)[0]
-    with _lock_file(_lock_of(temporary.with_name(made))) as descriptor:
-        return not _is_locked(descriptor)
+def _opened(path: Path, flags: int) -> int:
+    """Each opening is a holder of its own, so that threads shut each other out as processes do."""
+    return os.open(path, os.O_RDWR | flags, 0o666)
 
 
 def _is_locked(descriptor: int) -> bool:
@@ -176,6 +212,14 @@ def _is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether `path` is still the name of the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _touch(path: Path) -> None:

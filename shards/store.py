@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import ShardError
-from shards.files import atomic_file
+from shards.files import atomic_file, sync_folder
 
 
 class ShardStore(ABC):
@@ -47,7 +47,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes a file that is there."""
+        """Removes a file that is there, for good: it does not come back after a power cut."""
 
 
 def refuse_climbing(name: str) -> None:
@@ -94,6 +94,9 @@ class FolderStore(ShardStore):
     def remove(self, name: str) -> None:
         """Removes the file, and its folder where it was the last one in it."""
         path = self.folder / name
+        folder = path.parent
         path.unlink()
-        if path.parent != self.folder and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        if folder != self.folder and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = self.folder
+        sync_folder(folder)

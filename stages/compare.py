@@ -23,8 +23,8 @@ from model.metrics import EditCounts
 from shards.errors import ConfigError, TableError
 from shards.files import read_table
 from shards.schema import PREDICTIONS
-from stages.report_figures import LETTERS, CountedUnit, Interval, unit_of
-from stages.report_groups import decade_name
+from stages.reports.figures import LETTERS, CountedUnit, Interval, unit_of
+from stages.reports.groups import decade_name
 
 PREDICTIONS_FILE, METRICS_FILE = "predictions.parquet", "metrics.json"
 

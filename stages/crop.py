@@ -15,12 +15,12 @@ from shards.errors import MachineError
 from shards.files import Progress, read_table, sweep_temporaries, table_from_rows, write_table
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
-from stages.chatter import NATIVE_LOG
-from stages.clip_work import Clip, CropWork, Done, Executor
-from stages.local_pool import LocalPool
-from stages.parts import Part, mark_of
+from stages.clips.clip_work import Clip, CropWork, Done, Executor
+from stages.clips.local_pool import LocalPool
+from stages.clips.parts import Part, mark_of
+from stages.clips.shared_cache import SharedCache
+from stages.mouths.chatter import NATIVE_LOG
 from stages.settings import CorpusParams, CropParams
-from stages.shared_cache import SharedCache
 
 TORSO_AGE_S = 24 * 3_600.0
 """Temporary files in the cache that are older are torsos of killed processes: no clip takes a day."""
@@ -143,7 +143,7 @@ def _done_by_id(
 
 def _executor(work: CropWork, machine: MachineParams, timeout_s: float, native_log: Path) -> Executor:
     if machine.executor == "ray":
-        from stages.ray_pool import RayPool
+        from stages.clips.ray_pool import RayPool
 
         return RayPool(work, machine, timeout_s, native_log)
     return LocalPool(work, machine.workers or usable_cores(), timeout_s, native_log)

@@ -15,9 +15,9 @@ from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.long_clips import cut_long_clip
-from stages.media import resolve_media
 from stages.settings import CorpusParams, CropParams
-from stages.video import sniff_media_kind
+from stages.videos.media import resolve_media
+from stages.videos.video import sniff_media_kind
 
 _log = logging.getLogger(__name__)
 

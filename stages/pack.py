@@ -19,17 +19,17 @@ from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.cores import usable_cores
 from shards.errors import ShardError, TableError
-from shards.files import Progress, json_bytes, read_table, table_from_rows, write_table
+from shards.files import Progress, json_bytes, read_table, sync_folder, table_from_rows, write_table
 from shards.index import INDEX, IndexedShard
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import ShardStore
 from shards.tar import shard_writer
-from stages.card import CARD, MARK, METADATA, card_files
-from stages.clip_source import ClipSource
+from stages.cards.card import CARD, MARK, METADATA, card_files
+from stages.cards.licences import refuse_unlicensed
+from stages.cards.pack_facts import facts_of
+from stages.clips.clip_source import ClipSource
 from stages.corpora.transcript import split_rank
-from stages.licences import refuse_unlicensed
-from stages.pack_facts import facts_of
 from stages.settings import CorpusParams, CropParams
 
 # the .tmp are what a pack that was killed leaves behind
@@ -239,7 +239,9 @@ def _clear(store: ShardStore, samples_path: Path) -> None:
             f"{store.place(foreign[0])} is no shard of a former pack; move it out of {store.place('')}"
         )
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
-    samples_path.unlink(missing_ok=True)
+    if samples_path.exists():
+        samples_path.unlink()
+        sync_folder(samples_path.parent)
     for name in sorted(names, key=lambda name: not name.endswith(f"/{INDEX}")):
         store.remove(name)
 

@@ -14,12 +14,12 @@ import duckdb
 from shards.files import Progress, read_table, write_text
 from shards.schema import TRACKS, Reason
 from shards.settings import MachineParams
-from stages.clip_source import ClipSource
-from stages.histogram import histograms
-from stages.pages import percent
-from stages.qc_ledger import Ledger, Row
-from stages.qc_page import CardList, QcPage, Rejection, Totals, render_qc_page
-from stages.qc_pictures import Pictures
+from stages.clips.clip_source import ClipSource
+from stages.pages.histogram import histograms
+from stages.pages.page import percent
+from stages.pages.qc_ledger import Ledger, Row
+from stages.pages.qc_page import CardList, QcPage, Rejection, Totals, render_qc_page
+from stages.pages.qc_pictures import Pictures
 from stages.quality import EXPLAINED, QUALITIES, applied_limits
 from stages.settings import CorpusParams, CropParams
 

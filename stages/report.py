@@ -30,9 +30,11 @@ from model.visemes import (
 from shards.errors import ConfigError
 from shards.files import table_from_rows, write_json, write_table, write_text
 from shards.schema import PREDICTIONS
-from stages.report_confusions import character_confusions, syllable_confusions, word_confusions
-from stages.report_figures import CountedClip, Figures, ReportFacts
-from stages.report_groups import (
+from stages.pages.report_page import ReportContext, render_page
+from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
+from stages.reports.csv_tables import csv_tables
+from stages.reports.figures import CountedClip, Figures, ReportFacts
+from stages.reports.groups import (
     UNKNOWN,
     calibration_error,
     calibration_of,
@@ -42,8 +44,6 @@ from stages.report_groups import (
     quality_bins,
     total,
 )
-from stages.report_page import ReportContext, render_page
-from stages.report_tables import csv_tables
 
 REPORT_VERSION = 2
 """Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""

@@ -30,10 +30,10 @@ from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
 from shards.stream import read_sample
 from shards.terms import TRAIN_SPLIT
+from stages.pages.report_page import ModelFacts, ReportContext
 from stages.quality import QUALITIES
 from stages.report import write_report
-from stages.report_figures import ClipFacts, ReportFacts
-from stages.report_page import ModelFacts, ReportContext
+from stages.reports.figures import ClipFacts, ReportFacts
 from stages.settings import CorpusParams, ReportParams
 
 SCORING_BATCH = 32

@@ -11,14 +11,13 @@ from shards.catalogue import MEMORY_LIMIT, damage, open_catalogue
 from shards.errors import MachineError
 from shards.files import check_table, write_json, write_text
 from stages.corpora.transcript import split_rank
-from stages.stats_characters import Characters, characters_by_split, num_distinct, vocabulary
-from stages.stats_join import TABLES, join_tables
-from stages.stats_plots import plot_stats
-from stages.stats_table import write_stats_table
+from stages.statistics.characters import Characters, characters_by_split, num_distinct, vocabulary
+from stages.statistics.joined import TABLES, UNKNOWN, join_tables
+from stages.statistics.plots import plot_stats
+from stages.statistics.tidy_table import write_stats_table
 
 FRAME_BIN = 10
 """Width of the bins of clip lengths, frames."""
-UNKNOWN = "(unknown)"
 """Topic of clips without one."""
 # One row a group; NULL where the table that would tell is missing. `kept`: what a model is trained and
 # scored on, the ok clips, or every clip while there is no ledger. Microseconds are added as integers: a sum of

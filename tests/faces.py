@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.geometry import CANONICAL_42
-from stages.landmarks import Landmarks
-from stages.media import Media
-from stages.mesh_points import (
+from stages.mouths.geometry import CANONICAL_42
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.mesh_points import (
     INNER_LIPS,
     KEPT,
     LEFT_EYE_CORNERS,
@@ -17,8 +16,9 @@ from stages.mesh_points import (
     OUTER_LIPS,
     RIGHT_EYE_CORNERS,
 )
-from stages.patches import MouthPatches
+from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams
+from stages.videos.media import Media
 
 LOWER_LIP = (405, 314, 17, 84, 181, 402, 14, 178)
 HALF_MOUTH_PX = 22.51  # corners at (107.17, 157.20) and (152.19, 156.99) on the canonical face

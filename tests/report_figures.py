@@ -11,7 +11,8 @@ from model.bootstrap import Over
 from model.metrics import EditCounts, edit_counts
 from model.scored import ScoredClip
 from model.spikes import Spike, Spikes
-from stages.report_figures import (
+from stages.pages.report_page import ModelFacts, ReportContext
+from stages.reports.figures import (
     CalibrationBin,
     Confusion,
     CountedClip,
@@ -20,7 +21,6 @@ from stages.report_figures import (
     Interval,
     QualityBin,
 )
-from stages.report_page import ModelFacts, ReportContext
 
 HOSTILE = "<script>alert('嘴')</script>\"'&amp;"
 HAN = [

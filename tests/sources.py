@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from shards.errors import ClipRejected
-from stages.media import Media
-from stages.picture import SourceFrame
 from stages.settings import CropParams
-from stages.video import decode
+from stages.videos.media import Media
+from stages.videos.picture import SourceFrame
+from stages.videos.video import decode
 
 PARAMS = CropParams()
 

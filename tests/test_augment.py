@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from model.losses import label_steps_needed
 from model.networks.network_input import network_input
 from model.settings import AugmentParams, ModelParams, TrainParams
 from model.training.augment import ClipChange, augmented_input, draw_change
 from model.training.batch_input import training_input
-from model.training.losses import label_steps_needed
 from model.vocabulary import Vocabulary
 from shards.settings import LoaderParams
 from shards.stream import ClipBatch

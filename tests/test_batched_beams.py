@@ -96,7 +96,11 @@ def test_so_do_the_best_path_and_the_score_of_a_text(
         for score in ctc_log_probabilities(clip_SV[None], [0] * len(targets), targets).tolist()
     ]
     for array_BSV in (padded_BSV, torch.from_numpy(padded_BSV)):
-        assert greedy_ctc(array_BSV) == [greedy_ctc(clip_SV[None])[0] for clip_SV in clips]
+        alone = [greedy_ctc(clip_SV[None])[0] for clip_SV in clips]
+        found = greedy_ctc(array_BSV)
+        assert [ids for ids, _ in found] == [ids for ids, _ in alone]
+        # the two libraries round a sum in its last digit each in their way
+        np.testing.assert_allclose([score for _, score in found], [score for _, score in alone], atol=1e-12)
         found_N = ctc_log_probabilities(array_BSV, *map(list, zip(*asked, strict=True)))
         np.testing.assert_allclose(found_N, scored, atol=1e-9)
 
@@ -146,7 +150,11 @@ def test_a_network_is_read_in_a_padded_batch_as_clip_by_clip(name: str, video_BT
 @pytest.mark.parametrize(
     "name", ["ctc", "ctc_beam", "syllables", "pinyin", "attention", "attention_beam", "joint_beam"]
 )
-def test_a_gpu_reads_what_the_cpu_reads(name: str, video_BTHW: torch.Tensor, cuda: str) -> None:
+def test_a_gpu_reads_what_the_cpu_reads(
+    name: str, video_BTHW: torch.Tensor, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without TF32, to which torch rounds what goes into convolutions unless told otherwise: 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     reader = reader_of(SMALL_CONFORMER)
     on_gpu = copy.copy(reader)
     on_gpu.network, on_gpu.device = copy.deepcopy(reader.network).to(cuda), torch.device(cuda)

@@ -11,8 +11,8 @@ import pytest
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
-from stages import cache as cache_module
-from stages.cache import ClipCache
+from stages.clips import cache as cache_module
+from stages.clips.cache import ClipCache
 from stages.settings import CropParams
 from tests.videos import write_face, write_mouth
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.caption_font import font_for
-from pipeline.captions import (
+from pipeline.reading.caption_font import font_for
+from pipeline.reading.captions import (
     LINE_COLUMNS,
     caption_lines,
     out_paths,
@@ -19,7 +19,7 @@ from pipeline.captions import (
     stamp,
     write_reading,
 )
-from pipeline.inference import Alternative, Segment, VideoReading
+from pipeline.reading.inference import Alternative, Segment, VideoReading
 from shards.errors import MachineError
 
 READING = VideoReading(

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from shards.codec import decode_clip
-from stages.card import CARD, METADATA, card_files
-from stages.pack_facts import PackFacts, SplitFacts, facts_of
+from stages.cards.card import CARD, METADATA, card_files
+from stages.cards.pack_facts import PackFacts, SplitFacts, facts_of
 from tests.test_pack import Packing, make
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")

@@ -21,9 +21,9 @@ from shards.errors import ConfigError, TableError
 from shards.files import read_table, write_table
 from shards.schema import PREDICTIONS
 from stages.compare import ComparedClip, compare, paired_difference
-from stages.compare_page import compare_page, verdict
+from stages.pages.compare_page import compare_page, verdict
 from stages.report import write_report
-from stages.report_figures import ReportFacts
+from stages.reports.figures import ReportFacts
 from tests.test_report import HOSTILE, READ, made_clips, made_context
 
 BETTER = [(reference, reference) for reference, _ in READ]

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from stages.compare import compare
-from stages.compare_page import compare_page
+from stages.pages.compare_page import compare_page
 from stages.report import write_report
 from tests.test_report import HOSTILE, READ, made_clips, made_context
 

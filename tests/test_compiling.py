@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from model.losses import LossParams, joint_loss_B
 from model.networks.network import LipNetwork, Outputs
 from model.settings import ModelParams
 from model.targets import targets_of
 from model.training import compiling
 from model.training.compiling import bucket_length, compile_parts, to_bucket
-from model.training.losses import LossParams, joint_loss_B
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ClipRejected, CorpusError
-from stages import zips
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.transcript import leaves_root, relative_media
-from stages.media import resolve_media
 from stages.settings import CorpusParams
+from stages.videos import zips
+from stages.videos.media import resolve_media
 
 HEADER = "ID,TOPIC,WAV,PPT,FACE,TEXT"
 OLDER = "file_id, category, wav_path, ppt_path, face_path, text"

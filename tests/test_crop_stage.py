@@ -11,10 +11,10 @@ from shards import schema
 from shards.errors import ClipRejected, MachineError, TableError
 from shards.files import read_table
 from shards.schema import Reason
-from stages.cache import ClipCache
-from stages.clip_work import Clip, crop_one
-from stages.media import resolve_media
+from stages.clips.cache import ClipCache
+from stages.clips.clip_work import Clip, crop_one
 from stages.settings import CropParams
+from stages.videos.media import resolve_media
 from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_audio, write_face, write_mouth
 

@@ -16,16 +16,16 @@ from pipeline.demo.corpus import build_demo_corpus
 from pipeline.demo.plan import CorpusSize
 from shards.errors import ClipRejected, MachineError
 from shards.schema import CROPS, MediaKind
-from stages import landmarker
-from stages.cropping import CODE_VERSION, MouthClip, crop_video
-from stages.follow import follow_video
-from stages.geometry import apply
-from stages.landmarks import TRACK_VERSION, Landmarks
-from stages.media import Media
-from stages.mesh_points import KEPT
-from stages.patches import MouthPatches
-from stages.rendering import render_from_track
+from stages.mouths import landmarker
+from stages.mouths.cropping import CODE_VERSION, MouthClip, crop_video
+from stages.mouths.follow import follow_video
+from stages.mouths.geometry import apply
+from stages.mouths.landmarks import TRACK_VERSION, Landmarks
+from stages.mouths.mesh_points import KEPT
+from stages.mouths.patches import MouthPatches
+from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
+from stages.videos.media import Media
 from tests.faces import landmarks_of, made_up
 from tests.videos import (
     face_pictures,
@@ -360,7 +360,7 @@ def test_the_shipped_model_is_the_one_with_the_licence_note() -> None:
 
 def test_cropping_leaves_no_ignored_exception_at_exit(still: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from stages.cropping import crop_video; "
+        "import sys; from pathlib import Path; from stages.mouths.cropping import crop_video; "
         "from stages.settings import CropParams; from shards.schema import MediaKind; "
         "crop_video(Path(sys.argv[1]), MediaKind.FACE, CropParams()); assert 'torch' not in sys.modules"
     )

@@ -68,8 +68,8 @@ def plain_beam(
     lm: LanguageModel | None,
     weight: float,
     bonus: float,
-) -> list[tuple[str, float]]:
-    """Hannun's search by dictionaries: every prefix tries every unit, nothing is left out. (Text, CTC's sum)."""
+) -> list[tuple[str, float, float]]:
+    """Hannun's search by dictionaries: every prefix tries every unit, nothing is left out. (Text, CTC's sum, rank)."""
     none = -math.inf
 
     @lru_cache(None)
@@ -101,7 +101,7 @@ def plain_beam(
     end = {
         text: (weight * lm_score(text, lm, table) + bonus * len(text)) if lm else fused(text) for text in sums
     }
-    return sorted(sums.items(), key=lambda item: -(item[1] + end[item[0]]))
+    return sorted(((text, one, one + end[text]) for text, one in sums.items()), key=lambda item: -item[2])
 
 
 @given(
@@ -121,12 +121,13 @@ def test_a_wide_beam_is_an_exhaustive_search(num_steps: int, seed: int, weight: 
     params = DecodeParams(beam=WIDE, num_candidates=100, lm_weight=weight, length_bonus=bonus)
     found = ctc_beam(log_probs_SV, TABLE, params, LM)
     assert [candidate.text for candidate in found] == sorted(rank, key=lambda text: -rank[text])
+    # no text was left out, so a text is as likely as its share of what all are worth
+    evidence = np.logaddexp.reduce(list(rank.values()))
     for candidate in found:
-        assert candidate.log_probability == pytest.approx(exact[candidate.text], abs=1e-6)
         assert candidate.rank_score == pytest.approx(rank[candidate.text], abs=1e-5)
-    if weight == bonus == 0:
-        # every path spells some text
-        assert np.exp([candidate.log_probability for candidate in found]).sum() == pytest.approx(1, abs=1e-5)
+        assert candidate.log_probability == pytest.approx(rank[candidate.text] - evidence, abs=1e-5)
+        if weight == bonus == 0:
+            assert candidate.log_probability == pytest.approx(exact[candidate.text], abs=1e-6)
 
 
 @given(
@@ -150,10 +151,13 @@ def test_leaving_units_out_costs_nothing(
         return  # greedy by definition
     found = ctc_beam(log_probs_SV, table, params, lm)
     plain = plain_beam(log_probs_SV, table, beam, lm, weight, bonus)
-    assert [candidate.text for candidate in found] == [text for text, _ in plain]
+    assert [candidate.text for candidate in found] == [text for text, _, _ in plain]
     np.testing.assert_allclose(
-        [candidate.log_probability for candidate in found], [total for _, total in plain], atol=1e-6
+        [candidate.rank_score for candidate in found], [rank for _, _, rank in plain], atol=1e-5
     )
+    # all that the beam ended with are together as likely as CTC says
+    told = np.logaddexp.reduce([candidate.log_probability for candidate in found])
+    assert told == pytest.approx(np.logaddexp.reduce([total for _, total, _ in plain]), abs=1e-6)
 
 
 @given(st.integers(0, 12), st.integers(2, 6), st.integers(0, 10_000))
@@ -279,14 +283,21 @@ def test_the_syllable_head_chooses_among_the_beams_texts() -> None:
             strict=True,
         )
     }
+    by_characters = {c.text: c.log_probability for c in alone}
     for candidate in joined[:20]:
-        assert candidate.rank_score == pytest.approx(
-            candidate.log_probability + 2 * exact[candidate.text], abs=1e-6
+        expected = by_characters[candidate.text] + 2 * exact[candidate.text]
+        assert candidate.rank_score == pytest.approx(expected, abs=1e-6)
+        assert candidate.log_probability - joined[0].log_probability == pytest.approx(
+            expected - joined[0].rank_score, abs=1e-6
         )
     # homophones are one text to the syllable head
     ((mother, horse),) = syllable_log_probabilities([["妈大", "马大"]], head)
     assert mother == horse
-    assert {c.text: c.log_probability for c in joined} == {c.text: c.log_probability for c in alone}
+    assert {c.text for c in joined} == set(by_characters)
+    # the syllable head moves what they are likely, not what they are together
+    assert np.exp([c.log_probability for c in joined]).sum() == pytest.approx(
+        np.exp([c.log_probability for c in alone]).sum()
+    )
 
 
 def test_faster_than_the_clip_plays() -> None:

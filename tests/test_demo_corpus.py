@@ -20,7 +20,7 @@ from pipeline.demo.plan import CSV_HEADER, ClipPlan, CorpusSize, clip_rng, plan_
 from pipeline.demo.visemes import DOMINANCE, SHAPES, viseme_sequence
 from shards.errors import CorpusError
 
-LANDMARKER = Path(__file__).parents[1] / "stages" / "assets" / "face_landmarker.task"
+LANDMARKER = Path(__file__).parents[1] / "stages" / "mouths" / "assets" / "face_landmarker.task"
 TINY = CorpusSize(train=(1, 2), valid=(1, 1), test=(1, 1))
 
 

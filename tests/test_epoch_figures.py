@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from model.progress import Progress
 from model.training import epoch_figures
 from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, flops_of_step, peak_memory_mb
-from model.training.job import Progress
 from shards.plan import EpochPlan
-from stages.report_tables import CURVE_COLUMNS
+from stages.reports.csv_tables import CURVE_COLUMNS
 
 CPU = torch.device("cpu")
 PLAN = EpochPlan(batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_frames=90, padded_frames=100)

@@ -25,9 +25,9 @@ from shards.errors import CheckpointError, ConfigError, TableError
 from shards.files import file_identity
 from shards.samples import read_samples
 from shards.stream import read_sample
-from stages.model_card import Measured, model_card
-from stages.model_card_examples import FILES, ExportFormat, example
-from stages.report_figures import interval_about
+from stages.cards.model_card import Measured, model_card
+from stages.cards.model_card_examples import FILES, ExportFormat, example
+from stages.reports.figures import interval_about
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import job_in
 

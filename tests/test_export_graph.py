@@ -228,9 +228,9 @@ def test_torchscript_runs_without_our_code(tmp_path: Path, reader: LipReader, gr
 @pytest.mark.parametrize("name", MODELS)
 def test_real_clips_are_read_as_by_torch(realdata: Path, tmp_path: Path, name: str) -> None:
     from model.exports.onnx_reader import OnnxReader
-    from stages.cropping import crop_video
+    from stages.mouths.cropping import crop_video
     from stages.settings import CropParams
-    from stages.video import sniff_media_kind
+    from stages.videos.video import sniff_media_kind
 
     reader = random_reader(MODELS[name])
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)

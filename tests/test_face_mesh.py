@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.landmarker import face_finder
-from stages.mesh_points import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
-from stages.picture import SourceFrame
+from stages.mouths.landmarker import face_finder
+from stages.mouths.mesh_points import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
 from stages.settings import CropParams
-from stages.video import decode
+from stages.videos.picture import SourceFrame
+from stages.videos.video import decode
 from tests.videos import photograph
 
 MAX_FACES = 3

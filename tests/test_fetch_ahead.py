@@ -40,9 +40,8 @@ def test_a_shard_too_large_to_be_fetched_ahead_stops_nothing_behind_it() -> None
 def test_a_maker_that_never_ends_is_named(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 1 << 20, grace_s=0, patience_s=0.05)
     made = tmp_path / "train" / "train-000000.tar"
-    with cache.alone(made):
-        pass
-    with made.with_name(f".{made.name}.lock").open("rb+") as lock:
+    made.parent.mkdir()
+    with made.with_name(f".{made.name}.lock").open("ab+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         began = time.monotonic()
         with (

@@ -13,7 +13,7 @@ from model.settings import AugmentParams, ModelParams
 from model.training import find_budget as module
 from model.training.find_budget import MARGIN, NARROW_ENOUGH, FoundBudget, Shape, find_budget
 from model.training.job import TrainingJob
-from pipeline.budget_table import print_budget
+from pipeline.shown.budget_table import print_budget
 from shards.available_memory import available_mb, group_available_mb
 from shards.errors import ConfigError, TrainingError
 from shards.plan import plan_epoch, read_samples

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind
-from stages import follow as follow_module
-from stages.cropping import MouthClip, crop_video
-from stages.follow import follow_video
-from stages.landmarker import FindFaces, face_finder
+from stages.mouths import follow as follow_module
+from stages.mouths.cropping import MouthClip, crop_video
+from stages.mouths.follow import follow_video
+from stages.mouths.landmarker import FindFaces, face_finder
 from stages.settings import CropParams
 from tests.videos import face_pictures, photograph, placed, write_video
 

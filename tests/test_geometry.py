@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import savgol_filter
 
 from shards.errors import ClipRejected
-from stages.geometry import (
+from stages.mouths.geometry import (
     CANONICAL_42,
     apply,
     bridge,
@@ -19,8 +19,8 @@ from stages.geometry import (
     stable_points,
     yaw_deg,
 )
-from stages.landmarks import Landmarks, main_face
-from stages.mesh_points import KEPT
+from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.mesh_points import KEPT
 from stages.settings import CropParams
 from tests.faces import face_points, landmarks_of
 

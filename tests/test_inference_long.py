@@ -11,21 +11,21 @@ import pytest
 
 from model.reading import Candidate, Reading
 from model.settings import DecodeParams
-from pipeline.found_videos import find_videos
-from pipeline.inference import Alternative, Joined, Segment, _shares, read_video
 from pipeline.params import Params, load_params
+from pipeline.reading.found_videos import find_videos
+from pipeline.reading.inference import Alternative, Joined, Segment, _shares, read_video
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
-from stages.cropping import Figures, MouthClip, crop_video
-from stages.flow import ANCHORS
-from stages.long_video import MouthStream, mouth_pieces
-from stages.media import Source
-from stages.mesh_points import KEPT
-from stages.patches import MouthPatches
-from stages.picture import SourceFrame
-from stages.pieces import Piece
+from stages.long_videos.long_video import MouthStream, mouth_pieces
+from stages.long_videos.pieces import Piece
+from stages.mouths.cropping import Figures, MouthClip, crop_video
+from stages.mouths.flow import ANCHORS
+from stages.mouths.mesh_points import KEPT
+from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams, InferenceParams
-from stages.video import read_header
+from stages.videos.media import Source
+from stages.videos.picture import SourceFrame
+from stages.videos.video import read_header
 from tests.faces import face_points
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_audio, write_face, write_mouth, write_video

@@ -16,8 +16,8 @@ from model.decoders.joint_beam import Found, joint_beam
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import LanguageModel
 from model.networks.lstm_decoder import LstmDecoder
-from model.networks.presets import Cnn3dSizes, ConformerSizes
 from model.networks.transformer_decoder import TransformerDecoder
+from model.presets import Cnn3dSizes, ConformerSizes
 from model.settings import DecodeParams
 from model.text import BLANK_ID, END_ID, Tokenizer
 
@@ -123,14 +123,15 @@ def exhaustive(
     found = []
     for length in range(MAX_CHARS[clip] + 1):
         for text in itertools.product(range(4, NUM_TOKENS), repeat=length):
-            heads = (1 - share) * attention_score(decoder, clips, clip, text)
+            likely = heads = attention_score(decoder, clips, clip, text)
             if share > 0:
                 probability = ctc_texts(clip).get(text, 0.0)
                 if probability == 0:
                     continue
-                heads += share * math.log(probability)
+                likely = math.log((1 - share) * math.exp(heads) + share * probability)
+                heads = (1 - share) * heads + share * math.log(probability)
             rank = heads + params.length_bonus * length + params.lm_weight * lm_score(text)
-            found.append(Found(rank, heads, text))
+            found.append(Found(rank, likely, text))
     return sorted(found, reverse=True)
 
 

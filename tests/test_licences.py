@@ -9,7 +9,7 @@ import pytest
 from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError
 from shards.store import FolderStore
-from stages.licences import hub_licence, why_not_shared
+from stages.cards.licences import hub_licence, why_not_shared
 from stages.pack import pack
 from stages.settings import CorpusParams
 from tests.test_pack import PARAMS, Packing, make

@@ -15,19 +15,19 @@ import pytest
 
 from model.reading import Reading
 from model.settings import DecodeParams
-from pipeline import live
-from pipeline.capture import Capture, Captured, camera_pictures, file_pictures
-from pipeline.live import LiveSummary, run_live
 from pipeline.params import Params, load_params
+from pipeline.reading import live
+from pipeline.reading.capture import Capture, Captured, camera_pictures, file_pictures
+from pipeline.reading.live import LiveSummary, run_live
 from shards.errors import ClipRejected, MachineError
 from shards.schema import MediaKind
-from stages.cropping import crop_video
-from stages.landmarker import face_finder
-from stages.long_video import MouthStream
-from stages.media import Source
-from stages.patches import WholePictures
-from stages.pieces import Piece
-from stages.video import decode
+from stages.long_videos.long_video import MouthStream
+from stages.long_videos.pieces import Piece
+from stages.mouths.cropping import crop_video
+from stages.mouths.landmarker import face_finder
+from stages.mouths.patches import WholePictures
+from stages.videos.media import Source
+from stages.videos.video import decode
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_face, write_video
 

@@ -15,9 +15,9 @@ import pytest
 
 from shards.errors import MachineError
 from shards.schema import Reason
-from stages import local_pool
-from stages.clip_work import Clip, Done
-from stages.local_pool import LocalPool
+from stages.clips import local_pool
+from stages.clips.clip_work import Clip, Done
+from stages.clips.local_pool import LocalPool
 
 
 def some(*clip_ids: str) -> list[Clip]:

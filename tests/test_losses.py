@@ -9,19 +9,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.networks.network import LipNetwork, Outputs
-from model.pinyin import syllables_of
-from model.reader import LipReader
-from model.settings import DecodeParams, ModelParams, TrainParams
-from model.targets import Targets, targets_of
-from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
-from model.training.losses import (
+from model.losses import (
     LossParams,
     ctc_steps_needed,
     joint_loss_B,
     label_steps_needed,
     refuse_unspellable,
 )
+from model.networks.network import LipNetwork, Outputs
+from model.pinyin import syllables_of
+from model.reader import LipReader
+from model.settings import DecodeParams, ModelParams, TrainParams
+from model.targets import Targets, targets_of
+from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
 from model.training.trainer import train
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError, TrainingError

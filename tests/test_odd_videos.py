@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 
 from model.reading import Reading
 from model.settings import DecodeParams
-from pipeline import inference, live
-from pipeline.inference import read_video
-from pipeline.live import run_live
 from pipeline.params import Params, load_params
+from pipeline.reading import inference, live
+from pipeline.reading.inference import read_video
+from pipeline.reading.live import run_live
 from shards.schema import MediaKind
-from stages.cropping import MouthClip, crop_video
-from stages.flow import ANCHORS
-from stages.long_video import MouthStream
-from stages.media import Source
-from stages.mesh_points import KEPT
-from stages.patches import WholePictures
-from stages.picture import SourceFrame
-from stages.pieces import Piece
+from stages.long_videos.long_video import MouthStream
+from stages.long_videos.pieces import Piece
+from stages.mouths.cropping import MouthClip, crop_video
+from stages.mouths.flow import ANCHORS
+from stages.mouths.mesh_points import KEPT
+from stages.mouths.patches import WholePictures
 from stages.settings import CropParams, InferenceParams
-from stages.video import read_header
+from stages.videos.media import Source
+from stages.videos.picture import SourceFrame
+from stages.videos.video import read_header
 from tests.faces import face_points
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_mouth, write_video

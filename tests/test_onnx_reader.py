@@ -23,11 +23,11 @@ from model.exports.onnx_reader import OnnxReader
 from model.reader import LipReader
 from model.settings import DecodeParams
 from pipeline.params import load_params
-from pipeline.readers import open_reader
+from pipeline.reading.readers import open_reader
 from shards.errors import CheckpointError, ConfigError, TableError
-from stages.cropping import crop_video
+from stages.mouths.cropping import crop_video
 from stages.settings import CropParams
-from stages.video import sniff_media_kind
+from stages.videos.video import sniff_media_kind
 from tests.exported import LABELS, MODELS, config_of, random_reader
 from tests.packed import toy_clip
 from tests.videos import write_video

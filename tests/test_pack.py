@@ -22,7 +22,7 @@ from shards.files import read_table, write_table
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.stream import read_sample
-from stages.cache import ClipCache
+from stages.clips.cache import ClipCache
 from stages.crop import crop
 from stages.pack import PackSummary, pack
 from stages.settings import CorpusParams, CropParams

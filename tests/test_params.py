@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from model.networks.presets import PRESET_SIZES
+from model.presets import PRESET_SIZES
 from pipeline.older import OLDER_NAMES, SECTIONS
 from pipeline.params import (
     PRESETS,

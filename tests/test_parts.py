@@ -10,8 +10,8 @@ import pytest
 from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError, TableError
 from stages import crop as crop_stage
-from stages import parts
-from stages.parts import Merged, Part, merge
+from stages.clips import parts
+from stages.clips.parts import Merged, Part, merge
 from stages.settings import CropParams
 from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_face, write_mouth

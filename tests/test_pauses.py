@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.pauses import Cut, next_cut, runs
+from stages.long_videos.pauses import Cut, next_cut, runs
 from stages.settings import CropParams, InferenceParams
 from tests.faces import landmarks_of
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.picture import SourceFrame, Window
+from stages.videos.picture import SourceFrame, Window
 from tests.videos import photograph
 
 SMOOTH = cv2.GaussianBlur(photograph(), (0, 0), 4)

@@ -21,7 +21,7 @@ from model.public.weights import import_weights
 from model.reader import LipReader
 from model.settings import DecodeParams
 from model.text import START_ID, UNKNOWN_ID, Tokenizer
-from pipeline.weights_verbs import import_weights as verb_of_people
+from pipeline.verbs.weights_verbs import import_weights as verb_of_people
 from shards.errors import CheckpointError, ConfigError
 from tests.packed import pack_clips, toy_clips
 from tests.public_weights import (  # noqa: F401

@@ -18,7 +18,7 @@ from shards.errors import TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CROPS
 from stages import qc as qc_stage
-from stages.histogram import NUM_BINS, bin_edges, count
+from stages.pages.histogram import NUM_BINS, bin_edges, count
 from stages.quality import QUALITIES, Limit
 from tests.crop_runs import clip_row
 from tests.ledgers import HOSTILE, PARAMS, Corpus, Row

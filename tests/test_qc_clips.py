@@ -11,9 +11,9 @@ import pytest
 
 from shards.schema import CROPS, Reason
 from stages import qc as qc_stage
-from stages import qc_pictures
-from stages.cache import ClipCache
-from stages.qc_pictures import PICTURE_BYTES
+from stages.clips.cache import ClipCache
+from stages.pages import qc_pictures
+from stages.pages.qc_pictures import PICTURE_BYTES
 from stages.quality import EXPLAINED, QUALITIES
 from tests.crop_runs import clip_row
 from tests.ledgers import Corpus, Row, with_made_up

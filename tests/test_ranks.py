@@ -17,14 +17,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.checkpoints import load_checkpoint
 from model.reader import LipReader
+from model.runs import RunFolder
 from model.settings import DecodeParams
 from model.training import trainer
+from model.training.gray_levels import measured, with_gray_levels
 from model.training.job import TrainingJob
 from model.training.ranks import Ranks, ranks_of
 from model.training.trainer import train
 from model.training.training_data import TrainingData
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
 from shards.plan import plan_epoch, read_samples
+from shards.store import FolderStore
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import MODEL, assert_same_weights, job_in
 
@@ -158,6 +161,25 @@ def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
     assert two["progress"]["curves"][-1]["val_cer"] != 1, "nothing is read that could differ"
     assert one["progress"]["steps"] == two["progress"]["steps"]
     assert one["plan_identity"]["world_size"] == 1 and two["plan_identity"]["world_size"] == 2
+
+
+def levels(folder: Path, packed: Packed) -> object:
+    """Rank 1 sees no shards, as on a node that has fetched none."""
+    with trainer.joined() as ranks:
+        job = job_in(folder, packed)
+        job = replace(job, model=MODEL.model_copy(update={"standardise": "shards"}))
+        if not ranks.is_first:
+            job = replace(job, shards=FolderStore(folder / "nowhere"))
+        run = RunFolder(job.runs, "run")
+        return with_gray_levels(job, run, read_samples(job.samples, "train"), ranks)
+
+
+def test_the_first_rank_measures_gray_levels_for_all(tmp_path: Path, packed: Packed) -> None:
+    first, second = together(levels, tmp_path, packed)
+    assert first == second
+    assert (first.input_mean, first.input_std) == measured(
+        packed.store, read_samples(packed.samples, "train"), MODEL
+    )
 
 
 # -- stopped and lost --------------------------------------------------------------------------------------

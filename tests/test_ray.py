@@ -13,7 +13,7 @@ import pytest
 
 from shards.errors import ConfigError
 from shards.settings import MachineParams
-from stages.clip_work import Clip, Done
+from stages.clips.clip_work import Clip, Done
 from tests.crop_runs import Run, clip_row, trapped_run, write_clips
 from tests.test_restart import Corpus, disturbed
 from tests.videos import write_face, write_mouth
@@ -136,7 +136,7 @@ def buggy(clip: Clip) -> Done:
 
 
 def test_a_bug_ends_the_run_and_names_the_clip(tmp_path: Path, two_machines: TwoMachines) -> None:
-    from stages.ray_pool import RayPool
+    from stages.clips.ray_pool import RayPool
 
     machine = MachineParams(executor="ray", ray_address=two_machines.cluster.address)
     with (
@@ -154,7 +154,7 @@ import sys
 import time
 from shards.errors import MachineError
 from shards.settings import MachineParams
-from stages.ray_pool import RayPool
+from stages.clips.ray_pool import RayPool
 try:
     RayPool(len, MachineParams(executor="ray", ray_address="auto"), 60.0, "log").__enter__()
 except MachineError as error:
@@ -168,7 +168,7 @@ except MachineError as error:
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "stages.ray_pool", raising=False)
+    monkeypatch.delitem(sys.modules, "stages.clips.ray_pool", raising=False)
     run = Run(tmp_path)
     write_clips(tmp_path / "clips.parquet", [])
     with pytest.raises(ConfigError, match=r"pip install '\.\[ray\]'"):

@@ -14,7 +14,7 @@ from model.settings import TextParams
 from shards.codec import decode_clip
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
-from stages.cache import ClipCache
+from stages.clips.cache import ClipCache
 from stages.crop import crop
 from stages.ingest import ingest
 from stages.pack import pack

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pipeline import inference_run
-from pipeline.captions import as_srt
 from pipeline.cli import app
-from pipeline.inference import VideoReading, read_video
+from pipeline.reading import inference_run
+from pipeline.reading.captions import as_srt
+from pipeline.reading.inference import VideoReading, read_video
 from shards.schema import MediaKind
-from stages import patches
-from stages.cropping import crop_video
-from stages.long_video import mouth_pieces
-from stages.media import Source
-from stages.picture import SourceFrame
-from stages.pieces import Piece
-from stages.ready_mouths import ReadyMouthStream
+from stages.long_videos.long_video import mouth_pieces
+from stages.long_videos.pieces import Piece
+from stages.long_videos.ready_mouths import ReadyMouthStream
+from stages.mouths import patches
+from stages.mouths.cropping import crop_video
 from stages.settings import CropParams, InferenceParams
-from stages.video import read_header
+from stages.videos.media import Source
+from stages.videos.picture import SourceFrame
+from stages.videos.video import read_header
 from tests.readers import CountingReader
 from tests.test_inference_long import params_with
 from tests.videos import face_pictures, placed, write_mouth, write_video

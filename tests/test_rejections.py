@@ -7,9 +7,9 @@ import pytest
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
-from stages.cropping import Figures, MouthClip, crop_video
+from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.settings import CropParams
-from stages.video import sniff_media_kind
+from stages.videos.video import sniff_media_kind
 from tests.faces import landmarks_of, made_up
 from tests.videos import photograph, write_audio, write_face, write_video
 

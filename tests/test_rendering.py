@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind
-from stages import patches as patches_module
-from stages import rendering
-from stages.cropping import crop_video
-from stages.follow import follow_video
-from stages.patches import MouthPatches
-from stages.rendering import render_from_track
+from stages.mouths import patches as patches_module
+from stages.mouths import rendering
+from stages.mouths.cropping import crop_video
+from stages.mouths.follow import follow_video
+from stages.mouths.patches import MouthPatches
+from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
 from tests.videos import face_pictures, placed, set_rotation, write_mouth, write_video
 

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from model.pinyin import syllables_of
 from model.scored import ScoredClip
-from pipeline.summary import print_metrics
+from pipeline.shown.summary import print_metrics
 from shards.errors import ConfigError
 from shards.files import read_table, table_from_rows, write_table
 from shards.schema import PREDICTIONS, SAMPLES
+from stages.pages.report_page import ReportContext
 from stages.report import split_metrics, write_report
-from stages.report_figures import ReportFacts
-from stages.report_page import ReportContext
+from stages.reports.figures import ReportFacts
 from tests import report_figures
 
 READ = [

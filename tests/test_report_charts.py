@@ -12,11 +12,12 @@ import pytest
 
 from model.metrics import EditCounts, Op
 from model.spikes import Spike, Spikes
-from stages.aligned import aligned_cells
-from stages.pages import film_strip, nice_ticks
-from stages.report_charts import calibration_chart, quality_charts, training_charts
-from stages.report_clips import AXIS, FULL, TILE, TimeAxis, shown_clip
-from stages.report_figures import CalibrationBin, QualityBin
+from stages.pages.aligned import aligned_cells
+from stages.pages.page import film_strip
+from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
+from stages.pages.report_clips import AXIS, FULL, TILE, TimeAxis, shown_clip
+from stages.reports.figures import CalibrationBin, QualityBin
+from stages.ticks import nice_ticks
 from tests.report_figures import counted_clips, made_context, mouth_of, spikes_of
 
 

@@ -18,9 +18,9 @@ from model.metrics import EditCounts, total_counts
 from model.scored import ScoredClip
 from model.text import Tokenizer
 from stages.report import figures_of, split_metrics, write_report
-from stages.report_confusions import character_confusions, syllable_confusions, word_confusions
-from stages.report_figures import ClipFacts, Confusion, CountedClip, ReportFacts
-from stages.report_groups import calibration_error, calibration_of, groups_of_split, quality_bins
+from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
+from stages.reports.figures import ClipFacts, Confusion, CountedClip, ReportFacts
+from stages.reports.groups import calibration_error, calibration_of, groups_of_split, quality_bins
 from stages.score import clip_facts
 from tests.test_report import blind_of, made_clips, made_context
 

@@ -10,7 +10,7 @@ import cv2
 import pytest
 from playwright.sync_api import Browser, Page
 
-from stages.report_page import render_page
+from stages.pages.report_page import render_page
 from tests.report_figures import (
     ENGLISH,
     HOSTILE,

@@ -1,6 +1,7 @@
 """`pipeline test --decoder …`: every decoder's figures from one encoding, as if each had read alone."""
 
 import json
+import math
 import re
 import subprocess
 import sysconfig
@@ -20,9 +21,9 @@ from model.reader import LipReader
 from model.scoring import score_decoders, score_split
 from model.settings import DecodeParams, TextParams
 from model.text import SPECIAL_TOKENS, normaliser_mark
-from pipeline.decoder_table import compare_decoders
 from pipeline.params import load_params, read_mapping
-from pipeline.readers import open_reader
+from pipeline.reading.readers import open_reader
+from pipeline.shown.decoder_table import compare_decoders
 from shards.errors import ConfigError
 from shards.files import file_identity, read_table, table_from_rows, write_table
 from shards.plan import read_samples
@@ -129,6 +130,10 @@ def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
             assert row["cer_interval_over"] == "speakers" and row["cer_low"] <= row["cer"] <= row["cer_high"]
         else:
             assert row["cer_interval_over"] is row["cer_low"] is row["cer_high"] is None
+        # five clips make five bins of one; jiwer is the referee of what each had right
+        right = [max(0.0, 1 - jiwer.cer(clip.reference, clip.hypothesis)) for clip in clips]
+        apart = [abs(math.exp(clip.score) - one) for clip, one in zip(clips, right, strict=True)]
+        assert row["calibration_error"] == pytest.approx(sum(apart) / 5, abs=1e-6)
         assert row["normaliser"] == row["checkpoint_normaliser"] == reader.normaliser
         assert ("wer" in row) == (name == "syllables")
         assert row["clips_per_s"] == pytest.approx(1 / (row["encode_s_per_clip"] + row["decode_s_per_clip"]))
@@ -161,6 +166,7 @@ def test_pinyin_joins_in_with_a_language_model(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Trained on too: 2 of the speakers of split valid" in done.stdout
     assert "with fewer than 8 it is too narrow" in done.stdout
+    assert "ECE: calibration error of the confidence" in done.stdout
     assert [done.stdout.count(name) for name in ("pinyin", "joint_beam", "split valid: 5 clips")] == [1, 1, 1]
 
 

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.inference import VideoReading
+from pipeline.reading.inference import VideoReading
 from pipeline.serve import upload
 from pipeline.serve.limits import Limits
 from pipeline.serve.plain_words import refusal

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind
-from stages.cropping import crop_video
-from stages.landmarks import Landmarks, main_face
+from stages.mouths.cropping import crop_video
+from stages.mouths.landmarks import Landmarks, main_face
 from stages.settings import CropParams
 from tests.faces import landmarks_of
 from tests.videos import write_video

@@ -14,13 +14,13 @@ from model.settings import TextParams
 from shards.errors import CorpusError
 from shards.files import read_table
 from shards.schema import CLIPS, MediaKind
-from stages.cache import ClipCache
+from stages.clips.cache import ClipCache
 from stages.corpora.long_clips import EDGE_S, MIN_PAUSE_S, ClipPart, split_at_pauses
 from stages.corpora.timed import Utterance
 from stages.ingest import IngestSummary, ingest
-from stages.media import resolve_media
 from stages.settings import CorpusParams, CropParams
-from stages.video import decode
+from stages.videos.media import resolve_media
+from stages.videos.video import decode
 from tests.videos import number_of, numbered, write_mouth, write_video
 
 TEXT = TextParams()

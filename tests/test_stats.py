@@ -19,8 +19,8 @@ from pipeline.bench.made_up import write_catalogue
 from shards.errors import TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
+from stages.statistics.shown import print_stats
 from stages.stats import FRAME_BIN, UNKNOWN, measure, stats
-from stages.stats_show import print_stats
 
 JSON_FILES = ("splits", "rejections", "topics", "vocabulary", "overlap", "histograms", "shards")
 Row = dict[str, Any]
@@ -295,7 +295,7 @@ def test_figures_do_not_depend_on_the_parts_that_are_joined_at_once(
 ) -> None:
     samples = [sample(row) for row in CLIP_ROWS if row["clip_id"] in "abd"]
     whole = run(tmp_path / "whole", CLIP_ROWS, CROP_ROWS, samples)
-    monkeypatch.setattr("stages.stats_join.ROWS_A_PASS", 2)
+    monkeypatch.setattr("stages.statistics.joined.ROWS_A_PASS", 2)
     assert run(tmp_path / "parts", CLIP_ROWS, CROP_ROWS[::-1], samples) == whole
     with pytest.raises(TableError, match=r"\(1 unknown, 1 doubled, 1 missing\)"):
         run(tmp_path, CLIP_ROWS, [*CROP_ROWS[1:], CROP_ROWS[-1], crop("zz", 5)], None)

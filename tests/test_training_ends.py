@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.checkpoints import load_checkpoint
-from model.training.job import Progress
+from model.progress import Progress
 from model.training.step import StepFigures, TrainingStep
 from model.training.stopping import StopSignals
 from model.training.trainer import train

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.settings import CropParams
-from stages.video import decode, read_header, resample, sniff_media_kind
+from stages.videos.video import decode, read_header, resample, sniff_media_kind
 from tests.videos import (
     number_of,
     numbered,

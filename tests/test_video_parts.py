@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind, Reason
-from stages.cache import ClipCache
-from stages.media import Source, resolve_media
-from stages.video import decode, read_header
+from stages.clips.cache import ClipCache
+from stages.videos.media import Source, resolve_media
+from stages.videos.video import decode, read_header
 from tests.sources import PARAMS, gray_HW, pictures, rejection, zipped
 from tests.videos import number_of, numbered, photograph, write_mouth, write_video
 
@@ -90,7 +90,7 @@ def test_parts_that_meet_share_no_picture_and_lose_none(tmp_path: Path) -> None:
 
 def test_a_jump_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the parts of a long video would cost the square of its length."""
-    from stages import video
+    from stages.videos import video
 
     path = write_video(tmp_path / "a.mp4", moving(300), options=X264 | {"g": "25"})
     read = []

@@ -25,8 +25,8 @@ PREPROCESSING = (
     "shards.remote_store",
     "shards.verify",
     # reading videos with an exported model
-    "pipeline.readers",
-    "pipeline.inference_run",
+    "pipeline.reading.readers",
+    "pipeline.reading.inference_run",
 )
 TRAINING = (
     "model.training.trainer",

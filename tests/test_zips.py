@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from shards.schema import MediaKind, Reason
-from stages import zips
-from stages.cache import ClipCache
-from stages.media import Source, resolve_media
+from stages.clips.cache import ClipCache
 from stages.settings import CropParams
-from stages.video import read_header, sniff_media_kind
-from stages.zips import find_member, member_sha256, zip_members
+from stages.videos import zips
+from stages.videos.media import Source, resolve_media
+from stages.videos.video import read_header, sniff_media_kind
+from stages.videos.zips import find_member, member_sha256, zip_members
 from tests.sources import PARAMS, pictures, rejection, zip_info, zipped
 from tests.videos import numbered, write_audio, write_face, write_mouth, write_video
 

@@ -12,6 +12,7 @@ from model.decoders.arrays import Array
 from model.decoders.ctc_forward import SyllableScores, syllable_log_probabilities
 from model.decoders.ctc_greedy import greedy_ctc
 from model.decoders.ngram import LanguageModel
+from model.decoders.posterior import with_posteriors
 from model.decoders.prefix_beam import Fusion, Units, prefix_beam
 from model.reading import Candidate
 from model.settings import DecodeParams
@@ -28,10 +29,10 @@ def ctc_beam(
 ) -> list[list[Candidate]]:
     """The best texts of each clip, at most `params.num_candidates`, at least one.
 
-    `log_probability` is summed over the paths that the beam kept; `rank_score` adds lm_weight times the language
+    `rank_score` is the log-probability summed over the paths that the beam kept, plus lm_weight times the language
     model's log-probability, end of text included, length_bonus a character, and syllable_weight times the
     log-probability of the text's syllables by the syllable head, which chooses among the texts that the beam
-    ended with.
+    ended with. `log_probability` is made of both by `with_posteriors`.
 
     Beam 1 with none of the three weights is greedy CTC: the text of the most likely path. A beam of one prefix would
     sum paths, and now and then end with another text.
@@ -56,7 +57,7 @@ def ctc_beam(
     ]
     if syllables is not None and weighs_syllables:
         found = with_syllables(found, syllables, params.syllable_weight)
-    return [best_of(candidates, params) for candidates in found]
+    return [best_of(with_posteriors(candidates), params) for candidates in found]
 
 
 def best_of(candidates: Sequence[Candidate], params: DecodeParams) -> list[Candidate]:

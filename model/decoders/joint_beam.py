@@ -26,7 +26,8 @@ class Found:
 
     rank_score: float
     log_probability: float
-    """Of attention and CTC by their shares, nats."""
+    """Of attention and CTC, nats: of their probabilities' mean by their shares. The rank has the mean of their
+    log-probabilities, which are those of no distribution."""
     ids: tuple[int, ...]
 
 
@@ -60,8 +61,7 @@ class _Scores(NamedTuple):
     """Of every open text with every token behind it, nats."""
 
     attention_BKV: torch.Tensor
-    heads_BKV: torch.Tensor
-    """Attention and CTC by their shares."""
+    ctc_BKV: torch.Tensor | None
     fluency_BKV: torch.Tensor | None
     """Of the language model."""
     ranks_BKV: torch.Tensor
@@ -85,6 +85,8 @@ class _Search:
         self.clips = list(range(len(self.max_chars)))
         self.found: list[list[Found]] = [[] for _ in self.clips]
         self.num_chars = 0
+        share = torch.tensor(params.ctc_share, dtype=torch.float64, device=self.device)
+        self.log_shares = torch.stack([1 - share, share]).log()
         self.texts: list[list[tuple[int, ...]]] = [[()] for _ in self.clips]
         shape = len(self.clips), 1
         self.tokens_BK = torch.full(shape, START_ID, device=self.device)
@@ -96,11 +98,14 @@ class _Search:
     def scores(self) -> _Scores:
         params = self.params
         must_end_B = torch.tensor([self.num_chars >= self.max_chars[clip] for clip in self.clips])
-        next_BKV = next_log_probs(self.stepping.logits(self.tokens_BK), must_end_B.to(self.device))
+        next_BKV = next_log_probs(
+            self.stepping.logits(self.tokens_BK), must_end_B.to(self.device, non_blocking=True)
+        )
         attention_BKV = self.attention_BK[..., None] + next_BKV
-        heads_BKV = attention_BKV
+        heads_BKV, ctc_BKV = attention_BKV, None
         if self.ctc is not None:
-            heads_BKV = (1 - params.ctc_share) * attention_BKV + params.ctc_share * self.ctc.scores()
+            ctc_BKV = self.ctc.scores()
+            heads_BKV = (1 - params.ctc_share) * attention_BKV + params.ctc_share * ctc_BKV
         ranks_BKV = heads_BKV + params.length_bonus * (self.num_chars + 1)
         ranks_BKV[..., END_ID] -= params.length_bonus
         fluency_BKV = None
@@ -109,16 +114,14 @@ class _Search:
             fluency_BKV = self.fluency_BK[..., None] + rows_NV.view(attention_BKV.shape)
             ranks_BKV += params.lm_weight * fluency_BKV
         cannot_be_BKV = attention_BKV.isneginf() | ~self.is_open_BK[..., None]
-        return _Scores(
-            attention_BKV, heads_BKV, fluency_BKV, ranks_BKV.masked_fill(cannot_be_BKV, -torch.inf)
-        )
+        return _Scores(attention_BKV, ctc_BKV, fluency_BKV, ranks_BKV.masked_fill(cannot_be_BKV, -torch.inf))
 
     def set_aside(self, scores: _Scores) -> list[list[int]]:
         """Takes the texts that end here; of each clip those that go on, as places in its (K, V), the best first."""
         num_tokens, params = scores.ranks_BKV.shape[2], self.params
         ranks_BM = scores.ranks_BKV.flatten(1)
         ranks_BK, places_BK = ranks_BM.topk(min(params.beam, ranks_BM.shape[1]), dim=1)
-        heads_BK = scores.heads_BKV.flatten(1).gather(1, places_BK)
+        heads_BK = self._log_probabilities(scores, places_BK)
         going = []
         for row, (ranks, heads, places) in enumerate(
             zip(ranks_BK.tolist(), heads_BK.tolist(), places_BK.tolist(), strict=True)
@@ -138,6 +141,14 @@ class _Search:
             going.append([place for rank, place in longer if rank + most_to_come > to_beat])
         return going
 
+    def _log_probabilities(self, scores: _Scores, places_BK: torch.Tensor) -> torch.Tensor:
+        """By the heads (B, K), nats, of what stands in these places of each clip's (K, V)."""
+        attention_BK = scores.attention_BKV.flatten(1).gather(1, places_BK)
+        if scores.ctc_BKV is None:
+            return attention_BK
+        ctc_BK = scores.ctc_BKV.flatten(1).gather(1, places_BK)
+        return torch.logaddexp(attention_BK + self.log_shares[0], ctc_BK + self.log_shares[1])
+
     def go_on(self, scores: _Scores, going: list[list[int]]) -> None:
         """Every open text longer by a character; clips without any are done."""
         rows = [row for row, places in enumerate(going) if places]
@@ -155,7 +166,7 @@ class _Search:
             for row, beams, tokens in zip(rows, beams_AK.tolist(), tokens_AK.tolist(), strict=True)
         ]
         clips_A, kept_AK, texts_AK, self.tokens_BK, self.is_open_BK = (
-            torch.from_numpy(array).to(self.device)
+            torch.from_numpy(array).to(self.device, non_blocking=True)
             for array in (np.array(rows), places_AK, beams_AK, tokens_AK, is_open_AK)
         )
         self.stepping.reorder(clips_A, texts_AK)

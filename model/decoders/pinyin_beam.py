@@ -14,6 +14,7 @@ from pypinyin import Style, pinyin
 from model.decoders.arrays import Array
 from model.decoders.ctc_beam import best_of, fusion_of
 from model.decoders.ngram import LanguageModel
+from model.decoders.posterior import with_posteriors
 from model.decoders.prefix_beam import Units, prefix_beam
 from model.reading import Candidate
 from model.settings import DecodeParams
@@ -30,8 +31,9 @@ def pinyin_beam(
 ) -> list[list[Candidate]]:
     """The best texts of each clip by its syllable log-probabilities, at most `params.num_candidates`, at least one.
 
-    `lm` is of the vocabulary's characters. `log_probability` is that of the text's syllables over the paths that the
-    beam kept; of a text with several readings, the best one's. Texts have no spaces: syllables have none.
+    `lm` is of the vocabulary's characters. `rank_score` has the log-probability of the text's syllables over the paths
+    that the beam kept; of a text with several readings, the best one's. `log_probability` is the text's own by
+    `with_posteriors`: homophones share that of their syllables. Texts have no spaces: syllables have none.
     Behind the end of a clip the blank has all probability.
     Raises ConfigError where there is no language model or decode.lm_weight is 0: nothing else tells homophones apart.
     """
@@ -46,10 +48,13 @@ def pinyin_beam(
     found = []
     for prefixes in prefix_beam(syllable_log_probs_BSW, units, params.beam, fusion_of(params, lm)):
         candidates: dict[str, Candidate] = {}
+        heard: dict[tuple[int, ...], float] = {}  # homophones are heard once
         for prefix in prefixes:
+            heard[tuple(units.column_U[list(prefix.units)])] = prefix.log_probability
             text = vocabulary.characters.decode([int(units.token_U[unit]) for unit in prefix.units])
             candidates.setdefault(text, Candidate(text, prefix.log_probability, prefix.rank_score))
-        found.append(best_of(list(candidates.values()), params))
+        log_mass = float(np.logaddexp.reduce(list(heard.values()), initial=-np.inf))
+        found.append(best_of(with_posteriors(list(candidates.values()), log_mass), params))
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from model.networks.presets import Cnn3dSizes
+from model.presets import Cnn3dSizes
 
 
 class BilstmEncoder(nn.Module):

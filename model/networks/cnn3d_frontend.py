@@ -3,8 +3,9 @@
 Shapes: B clips, T frames, S encoder steps (T / temporal_stride, rounded up), F features of a step, C channels,
 (Y, X) px.
 
-Padding never reaches a clip: every convolution's output is zeroed behind the clip's end, which is what the
-convolution would see at the end of a clip of its own.
+In eval mode padding never reaches a clip: every convolution's output is zeroed behind the clip's end, which is
+what the convolution would see at the end of a clip of its own. In training BatchNorm's mean and variance are over
+all of a batch, its padding included.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.networks.masks import step_mask
-from model.networks.presets import Cnn3dSizes
+from model.presets import Cnn3dSizes
 
 
 class ConvBlock(nn.Module):

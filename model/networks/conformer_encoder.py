@@ -3,8 +3,9 @@
 Shapes: B clips, S encoder steps, F features of a step, E encoder width, H heads, D = E / H,
 R = 2 S - 1 offsets from one step to another.
 
-Padding never reaches a clip: its keys are masked in the attention, and the depthwise convolution sees zeros
-behind a clip's end, as it would at the end of a clip of its own.
+In eval mode padding never reaches a clip: its keys are masked in the attention, and the depthwise convolution sees
+zeros behind a clip's end, as it would at the end of a clip of its own. In training BatchNorm's mean and variance are
+over all of a batch, its padding included.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.networks.masks import step_mask
-from model.networks.presets import ConformerSizes
+from model.presets import ConformerSizes
 
 # Of every layer norm: the public encoders' tensors tell 1e-12 (1e-6 off) from torch's 1e-5 (5e-5 off).
 NORM_EPSILON = 1e-12

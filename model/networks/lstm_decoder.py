@@ -7,7 +7,7 @@ while reading K texts (beams) of each clip, N = B * K texts in all; in training 
 import torch
 from torch import nn
 
-from model.networks.presets import Cnn3dSizes
+from model.presets import Cnn3dSizes
 from model.text import START_ID
 
 

@@ -15,9 +15,9 @@ from model.networks.cnn3d_frontend import Cnn3dFrontend
 from model.networks.conformer_encoder import ConformerEncoder
 from model.networks.lstm_decoder import LstmDecoder
 from model.networks.masks import step_mask
-from model.networks.presets import Cnn3dSizes
 from model.networks.resnet_frontend import ResNetFrontend
 from model.networks.transformer_decoder import TransformerDecoder
+from model.presets import Cnn3dSizes
 from model.settings import Head, ModelParams
 from model.targets import Targets
 from model.vocabulary import Vocabulary

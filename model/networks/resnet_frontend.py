@@ -3,8 +3,9 @@
 Stafylakis and Tzimiropoulos 2017, section 3. Shapes: B clips, T frames, S encoder steps (T / temporal_stride,
 rounded up), N = B S pictures, C channels, F features of a step, (Y, X) px.
 
-Padding never reaches a clip: the frames behind its end are zeroed before the stem, the one part that looks
-across time, and zeros are what the stem sees at the end of a clip of its own.
+In eval mode padding never reaches a clip: the frames behind its end are zeroed before the stem, the one part that
+looks across time, and zeros are what the stem sees at the end of a clip of its own. In training BatchNorm's mean and
+variance are over all of a batch, its padding included.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.networks.masks import step_mask
-from model.networks.presets import ConformerSizes
+from model.presets import ConformerSizes
 
 STEM_KERNEL = (5, 7, 7)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.networks.conformer_encoder import NORM_EPSILON, FeedForward, sinusoids
-from model.networks.presets import ConformerSizes
+from model.presets import ConformerSizes
 from model.text import START_ID
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from model.networks.presets import PRESET_SIZES
+from model.presets import PRESET_SIZES
 from model.public.files import PublicWeights
 from model.settings import ModelParams
 from shards.errors import CheckpointError

@@ -9,6 +9,7 @@ import torch
 from model.checkpoints import CHECKPOINT_VERSION
 from model.networks.network import LipNetwork
 from model.networks.shapes import network_of_shapes
+from model.progress import Progress
 from model.public.files import PublicWeights, open_weights
 from model.public.names import PublicFormat
 from model.public.report import PARTS, ImportReport, part_of, part_reports
@@ -16,7 +17,6 @@ from model.public.sizes import model_params
 from model.public.table import NEVER, PublicTable, read_table
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams, TrainParams
 from model.text import NORMALISER_VERSION, Tokenizer
-from model.training.job import Progress
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, ConfigError
 

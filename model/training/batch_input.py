@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
+from model.losses import label_steps_needed
 from model.targets import Targets, targets_of
 from model.training.augment import ClipChange, augmented_input, draw_change
 from model.training.compiling import to_bucket
 from model.training.job import TrainingJob
-from model.training.losses import label_steps_needed
 from model.training.training_data import TrainingData
 from shards.stream import ClipBatch
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.device import copy_of
+from model.progress import Progress
 from model.runs import Curve
-from model.training.job import Progress
 from shards.memory import peak_mb
 from shards.plan import EpochPlan
 

@@ -58,7 +58,8 @@ class Quarantine:
             ]
         )
         if lines and self.ranks.is_first:
-            with self.file.open("a", encoding="utf-8") as file:
+            # a path in a reason that is no UTF-8 has lone surrogates: escaped, as JSON escapes them
+            with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{line}\n" for line in lines))
         return len(lines)
 

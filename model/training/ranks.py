@@ -74,13 +74,15 @@ class Ranks:
 
     def lines(self, lines: Sequence[str]) -> list[str]:
         """The lines of all ranks, those of the first rank first; none of them holds a line break."""
-        data = "".join(f"{line}\n" for line in lines).encode()
+        data = "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
         num_bytes_W = self.gathered(torch.tensor([len(data)]))[:, 0].tolist()
         padded = torch.zeros(max(num_bytes_W), dtype=torch.uint8)
         padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else padded[:0]
         parts = zip(self.gathered(padded), num_bytes_W, strict=True)
         return [
-            line for part, size in parts for line in bytes(part[:size].tolist()).decode().split("\n")[:-1]
+            line
+            for part, size in parts
+            for line in bytes(part[:size].tolist()).decode(errors="surrogatepass").split("\n")[:-1]
         ]
 
     def wrap(self, network: nn.Module) -> nn.Module:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from model.device import Precision
+from model.losses import LossParams, joint_loss_B
 from model.runs import logger
 from model.training import schedule
 from model.training.batch_input import training_input
 from model.training.job import TrainingJob
-from model.training.losses import LossParams, joint_loss_B
 from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
 from model.training.ranks import ALONE, Ranks
 from model.training.stopping import StopSignals

@@ -10,15 +10,18 @@ import torch
 from model.checkpoints import save_checkpoint
 from model.exports.safetensors_file import write_weights
 from model.networks.network import num_parameters
-from model.runs import logger, refuse_foreign_checkpoints, training_log
+from model.progress import Progress
+from model.run_lock import alone_in
+from model.runs import RunFolder, logger, refuse_foreign_checkpoints, training_log
 from model.training import schedule
 from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
 from model.training.fine_tuning import to_training_mode
 from model.training.first_batch import FirstBatch
-from model.training.job import Progress, TrainingJob, TrainingSummary
+from model.training.gray_levels import with_gray_levels
+from model.training.job import TrainingJob, TrainingSummary
 from model.training.last_checkpoint import save_last
 from model.training.quarantine import Quarantine
-from model.training.ranks import Ranks, joined, warnings_alone
+from model.training.ranks import joined, warnings_alone
 from model.training.set_up import set_up
 from model.training.step import StepFigures
 from model.training.stopping import StopSignals
@@ -44,24 +47,27 @@ def train(job: TrainingJob) -> TrainingSummary:
     MachineError; Interrupted after SIGTERM or Ctrl-C.
     """
     with joined() as ranks:
-        trainer = _Trainer(job, ranks)
-        with training_log(trainer.run, job.logs) if ranks.is_first else warnings_alone(logger):
-            try:
-                return trainer.train()
-            finally:
-                trainer.state.learner = trainer.state.network  # see Ranks.wrap
+        data = TrainingData(job, ranks)
+        run = run_of(job, data)
+        with alone_in(run.folder) if ranks.is_first else contextlib.nullcontext():
+            data.model = with_gray_levels(job, run, data.samples, ranks)
+            trainer = _Trainer(job, data, run)
+            with training_log(run, job.logs) if ranks.is_first else warnings_alone(logger):
+                try:
+                    return trainer.train()
+                finally:
+                    trainer.state.learner = trainer.state.network  # see Ranks.wrap
 
 
 class _Trainer:
     """The same on all ranks, which take the same way: what calls a method of `ranks` is called by all of them."""
 
-    def __init__(self, job: TrainingJob, ranks: Ranks) -> None:
-        self.job, self.ranks = job, ranks
+    def __init__(self, job: TrainingJob, data: TrainingData, run: RunFolder) -> None:
+        self.job, self.data, self.run = job, data, run
+        self.ranks = ranks = data.ranks
         self.device = ranks.device(job.machine.device)
-        self.data = TrainingData(job, ranks)
-        self.run = run_of(job, self.data)
-        self.quarantine = Quarantine(self.run.quarantine, job.loader.max_bad_fraction, ranks)
-        self.step = set_up(job, self.data, self.device, ranks)
+        self.quarantine = Quarantine(run.quarantine, job.loader.max_bad_fraction, ranks)
+        self.step = set_up(job, data, self.device, ranks)
         self.state, self.precision = self.step.state, self.step.precision
         # what cannot be read with is said before an epoch is trained
         self.state.reader(self.precision).decoder(job.decode)

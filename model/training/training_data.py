@@ -5,9 +5,8 @@ import copy
 import numpy as np
 import pyarrow as pa
 
-from model.training.gray_levels import with_gray_levels
+from model.losses import refuse_unspellable
 from model.training.job import TrainingJob
-from model.training.losses import refuse_unspellable
 from model.training.ranks import ALONE, Ranks
 from model.vocabulary import Vocabulary
 from shards.errors import ShardError, TrainingError
@@ -55,10 +54,8 @@ class TrainingData:
         if {"ctc", "syllables"} & set(job.train.heads):
             for table in (self.samples, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
-        self.model = with_gray_levels(
-            job.model, job.shards, self.samples, leave_out_bad=job.loader.max_bad_fraction > 0
-        )
-        """With the gray levels' mean and deviation that the network is given."""
+        self.model = job.model
+        """The trainer puts in the gray levels that the network is given (model/training/gray_levels.py)."""
         self.plan_identity = plan_identity(
             sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size, ranks.world_size
         )

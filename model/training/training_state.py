@@ -17,12 +17,13 @@ from model.checkpoints import (
 )
 from model.device import Precision, channels_last_weights
 from model.networks.network import LipNetwork, differences
+from model.progress import Progress
 from model.reader import LipReader
 from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
 from model.training.averaging import WeightAverage
 from model.training.fine_tuning import parameter_groups, start_from
-from model.training.job import Progress, TrainingJob
+from model.training.job import TrainingJob
 from model.training.last_checkpoint import load_last
 from model.training.ranks import ALONE, Ranks
 from model.training.training_data import TrainingData

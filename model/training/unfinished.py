@@ -9,9 +9,10 @@ from pydantic import ValidationError
 
 from model.altered import altered_told
 from model.checkpoints import plan_identity_of, refuse_other_model
+from model.progress import Progress
 from model.runs import RunFolder
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
-from model.training.job import Progress, TrainingJob
+from model.training.job import TrainingJob
 from model.training.last_checkpoint import newest_whole
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData

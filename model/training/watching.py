@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.metrics import edit_counts
+from model.progress import Progress
 from model.runs import Curve, RunFolder
 from model.scored import ScoredClip
 from model.training.dvc_live import EpochTables
-from model.training.job import Progress, TrainingJob
+from model.training.job import TrainingJob
 from model.training.step import StepFigures
+from shards.errors import TrainingError
 from shards.sample_reader import read_sample
 from shards.samples import STREAM_COLUMNS, read_samples
 from shards.store import ShardStore
@@ -48,10 +50,20 @@ class Watch:
     """Event files in the run's folder, where they survive a rerun; their step is the optimiser's."""
 
     def __init__(self, job: TrainingJob, run: RunFolder, progress: Progress) -> None:
-        """Goes on after `progress.steps`: what a killed run showed of later steps is left out."""
+        """Goes on after `progress.steps`: what a killed run showed of later steps is left out.
+
+        TrainingError where the folder's path is no UTF-8, as TensorBoard's must be.
+        """
         self._job, self._progress = job, progress
         self._first_step = progress.steps + 1
         self._folder = tensorboard_folder(run)
+        try:
+            str(self._folder).encode()
+        except UnicodeEncodeError:
+            raise TrainingError(
+                f"paths.runs: {run.folder.parent} is no UTF-8, and TensorBoard writes under no such path; rename "
+                "the folder, or set paths.runs to another"
+            ) from None
         self._writer: SummaryWriter | None = None
         self._tables = EpochTables(job.logs, progress.curves)
 

@@ -24,9 +24,9 @@ from pipeline.bench.peers import auto_avsr_like, decode_only, mediapipe_loop
 from shards import schema
 from shards.files import read_table, table_from_rows, write_table
 from shards.settings import MachineParams
-from stages.clip_work import Clip, Work
+from stages.clips.clip_work import Clip, Work
+from stages.clips.local_pool import LocalPool
 from stages.crop import crop
-from stages.local_pool import LocalPool
 from stages.settings import CorpusParams, CropParams
 
 TOLERANCES_PX = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -275,7 +275,7 @@ def crop_long(video: Path) -> float:
     import cv2
 
     from shards.schema import MediaKind
-    from stages.cropping import crop_video
+    from stages.mouths.cropping import crop_video
 
     cv2.setNumThreads(1)
     params = CropParams(**(_LENIENT | {"max_frames": 1_000_000, "max_source_s": 3_600.0}))

@@ -100,9 +100,9 @@ def _in_fresh_process(video: Path, model: Path, params_file: Path) -> Reading:
 
 def main(video: str, model: str, params_file: str) -> None:
     """The fresh process: reads the video, prints its figures as JSON."""
-    from pipeline.inference import read_video
     from pipeline.params import load_params
-    from pipeline.readers import open_reader
+    from pipeline.reading.inference import read_video
+    from pipeline.reading.readers import open_reader
 
     params = load_params(Path(params_file))
     reader = open_reader(Path(model), params)

@@ -24,7 +24,7 @@ from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.terms import TRAIN_SPLIT
-from stages.clip_source import ClipSource
+from stages.clips.clip_source import ClipSource
 from stages.crop import crop
 from stages.pack import pack
 from stages.settings import CorpusParams, CropParams

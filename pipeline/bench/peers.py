@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Status
-from stages.clip_work import Clip, Done
-from stages.landmarker import model_bundle
-from stages.mesh_points import INNER_LIPS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS, RIGHT_EYE_CORNERS
+from stages.clips.clip_work import Clip, Done
+from stages.mouths.landmarker import model_bundle
+from stages.mouths.mesh_points import INNER_LIPS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS, RIGHT_EYE_CORNERS
 
 CANONICAL_4 = np.array([(102.07, 94.27), (156.36, 93.58), (129.00, 135.90), (129.31, 157.82)])
 """Eyes, nose and mouth of the mean face on 256x256; the detector's nose is the tip, which is all the same in time."""

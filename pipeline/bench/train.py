@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from model.networks.presets import PRESET_SIZES, ConformerSizes
+from model.presets import PRESET_SIZES, ConformerSizes
 from pipeline.bench.machine import machine_told
 from pipeline.bench.train_material import write_pack
 from pipeline.bench.train_measure import BAD_CONFIG, Figures, Task, in_words

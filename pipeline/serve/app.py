@@ -40,7 +40,7 @@ FILES = {
     "/camera.js": ("pipeline.serve", "page/camera.js", "text/javascript"),
     "/icon.svg": ("pipeline.serve", "page/icon.svg", "image/svg+xml"),
     # the colours and type of the reports
-    "/base.css": ("stages", "templates/page.css", "text/css"),
+    "/base.css": ("stages.pages", "templates/page.css", "text/css"),
 }
 
 Told = dict[str, Any]

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from pipeline.command import terminable
 from pipeline.params import Params
-from pipeline.readers import open_reader
+from pipeline.reading.readers import open_reader
 from pipeline.serve.app import make_app
 from pipeline.serve.connection import impatient
 from pipeline.serve.guard import Guard

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from model.reading import ClipReader, Reading
 from model.settings import DecodeParams, Head
 from pipeline.params import Params
-from pipeline.readers import OpenedReader
+from pipeline.reading.readers import OpenedReader
 from shards.errors import MachineError, PipelineError
-from stages.chatter import NATIVE_LOG, native_stderr_to
-from stages.local_pool import START_TIMEOUT_S, end_with_parent, interrupts_held
+from stages.clips.local_pool import START_TIMEOUT_S, end_with_parent, interrupts_held
+from stages.mouths.chatter import NATIVE_LOG, native_stderr_to
 
 STRIP_S, STRIP_FPS = 4.0, 12.5
 """Length and rate of the mouth that is shown: enough to see that it is the right one, and that it moves."""
@@ -169,7 +169,7 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
     """The process's life: says that it is ready, or why it cannot be, then answers each video."""
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    from pipeline.inference import read_video
+    from pipeline.reading.inference import read_video
 
     try:
         opened = open_reader()
@@ -232,7 +232,7 @@ class _Watched:
 
 def mouth_of(clip_THW: NDArray[np.uint8], fps: float) -> Mouth:
     """The clip's beginning as a strip."""
-    from stages.pages import jpeg_uri
+    from stages.pages.page import jpeg_uri
 
     step = max(1, round(fps / STRIP_FPS))
     frames_THW = clip_THW[: max(1, round(STRIP_S * fps)) : step]

@@ -10,8 +10,8 @@ from shards.errors import ClipRejected, CorpusError
 from shards.schema import Reason
 from stages.corpora.timed import MAX_BYTES, PARSERS, Utterance, parse_timed
 from stages.corpora.transcript import Transcript
-from stages.media import read_small, resolve_media
-from stages.video import read_header
+from stages.videos.media import read_small, resolve_media
+from stages.videos.video import read_header
 
 _log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from stages.zips import leaves_root
+from stages.videos.zips import leaves_root
 
 _USUAL_SPLITS = ("train", "valid", "test")
 

@@ -1,0 +1,1 @@
+"""Reading any video: files, a camera; captions."""

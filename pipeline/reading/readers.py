@@ -1,0 +1,68 @@
+"""Opens what reads clips: a checkpoint by torch, or an exported model.onnx without it."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Protocol
+
+from model.decoders.choice import unused_weights
+from model.reading import ClipReader
+from model.settings import Head
+from model.vocabulary import Vocabulary
+from pipeline.params import Params
+from shards.errors import CheckpointError
+
+ONNX = ".onnx"
+LOG = logging.getLogger("pipeline.reading.readers")
+
+
+class OpenedReader(ClipReader, Protocol):
+    """A reader that knows what its model has learnt to read by, and what it can write."""
+
+    vocabulary: Vocabulary
+
+    @property
+    def heads(self) -> list[Head]:
+        """The model's heads."""
+
+
+def open_reader(source: Path, params: Params) -> OpenedReader:
+    """The reader of a checkpoint, or of a file whose name ends in .onnx, fit for clips cut with these parameters.
+
+    Raises CheckpointError where it was trained on clips of another frame rate, or where an exported one takes crops
+    of another size; ConfigError where it has not learnt decode.decoder, TableError where the language model that this
+    asks is missing.
+    """
+    reader = _onnx_reader(source, params) if source.suffix == ONNX else _checkpoint_reader(source, params)
+    if not math.isclose(reader.fps, params.crop.target_fps):
+        raise CheckpointError(
+            f"{source} was trained at {reader.fps:g} frames/s, crop.target_fps is "
+            f"{params.crop.target_fps:g}; use the params.yaml it was trained with (config.yaml beside it)"
+        )
+    return reader
+
+
+def _checkpoint_reader(checkpoint: Path, params: Params) -> OpenedReader:
+    from model.device import choose_device
+    from model.reader import LipReader
+
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    reader.open_language_model(Path(params.paths.lm), params.decode)
+    if told := unused_weights(params.decode, reader.heads):
+        LOG.warning(told)
+    return reader
+
+
+def _onnx_reader(file: Path, params: Params) -> OpenedReader:
+    from model.exports.onnx_reader import OnnxReader
+
+    reader = OnnxReader.open(file)
+    reader.open_language_model(Path(params.paths.lm), params.decode)
+    if told := unused_weights(params.decode, reader.heads):
+        LOG.warning(told)
+    if reader.crop_px != params.crop.size_px:
+        raise CheckpointError(
+            f"{file} reads mouth crops of {reader.crop_px} px, crop.size_px is {params.crop.size_px}; set it to "
+            f"{reader.crop_px}"
+        )
+    return reader

@@ -1,0 +1,1 @@
+"""The verbs of `pipeline`: options and help, thin."""

@@ -1,0 +1,216 @@
+"""Verbs that make data: init, demo, ingest, crop, pack, preprocess.
+
+Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, shown
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+HasRights = Annotated[
+    bool,
+    typer.Option(
+        "--i-have-the-rights", help="write shards of a non-commercial, or unknown, licence to a remote place"
+    ),
+]
+
+
+@app.command()
+def init(
+    recipe: Annotated[str, typer.Option(help="demo, grid, chinese_lips or chinese_lips_conformer")],
+    corpus_root: Annotated[str | None, typer.Option(help="folder of your corpus", metavar="DIR")] = None,
+    params: ParamsFile = PARAMS,
+    force: Annotated[bool, typer.Option("--force", help="overwrite an edited file")] = False,
+) -> None:
+    """Write a recipe's complete params.yaml.
+
+    Example: pipeline init --recipe chinese_lips --corpus-root /data/Chinese-LiPS
+    """
+    from pipeline.recipes import write_recipe
+
+    typer.echo(write_recipe(recipe, params, corpus_root, force))
+
+
+@app.command()
+def demo(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
+) -> None:
+    """Draw the demo corpus: a miniature Chinese-LiPS of animated faces.
+
+    Example: pipeline demo && dvc repro
+    """
+    from pipeline.demo.corpus import build_demo_corpus
+    from pipeline.recipes import refuse_other_recipe, show_dvc_lock
+    from shards.cores import usable_cores
+
+    refuse_other_recipe(params, "demo")
+    values = load(params, assignments)
+    show_dvc_lock(params.absolute().parent, shown=False)
+    workers = values.machine.workers or usable_cores()
+    with shown("drawing the demo corpus", "clips") as on_progress:
+        summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
+    counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
+    typer.echo(
+        f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
+        f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
+    )
+
+
+@app.command()
+def ingest(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Read the corpus tables: one row a clip, in clips.parquet.
+
+    Example: pipeline ingest --data-root /data/Chinese-LiPS
+    """
+    _ingest(load(params, assignments, config=config, data_root=data_root))
+
+
+@app.command()
+def crop(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray (machine.executor)")] = None,
+    job_index: Annotated[
+        int | None, typer.Option(help="crop one share of --num-jobs, counted from 0")
+    ] = None,
+    num_jobs: Annotated[int | None, typer.Option(help="shares in all", min=1)] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="join the tables of all shares")] = False,
+) -> None:
+    """Find, follow and cut the mouth of every clip; crops.parquet tells what became of each.
+
+    Example: pipeline crop --set crop.min_mouth_width_px=20
+
+    As a Slurm array of 16 jobs, with machine.cache_dir on shared storage:
+    pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID, and when all are done pipeline crop --merge
+    """
+    flags = {"machine__executor": executor}
+    values = load(params, assignments, config=config, data_root=data_root, **flags)
+    if merge:
+        if job_index is not None:
+            raise typer.BadParameter("--merge joins what the jobs have made; leave --job-index out")
+        _merge(values, num_jobs)
+    elif (job_index is None) != (num_jobs is None):
+        raise typer.BadParameter("--job-index and --num-jobs go together")
+    else:
+        _crop(values, job_index, num_jobs)
+
+
+@app.command()
+def pack(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+    i_have_the_rights: HasRights = False,
+) -> None:
+    """Pack the mouth clips into WebDataset tar shards, with samples.parquet as their catalogue.
+
+    Example: pipeline pack --set pack.codec=jpeg --set pack.shard_mb=512
+    """
+    _pack(load(params, assignments, config=config, data_root=data_root), i_have_the_rights)
+
+
+@app.command()
+def preprocess(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+    i_have_the_rights: HasRights = False,
+) -> None:
+    """Run ingest, crop and pack in one go, without DVC (`dvc commit` then tells DVC of it).
+
+    Example: pipeline preprocess --data-root /data/Chinese-LiPS
+    """
+    from shards.open_store import open_store
+    from stages.cards.licences import refuse_unlicensed
+
+    values = load(params, assignments, config=config, data_root=data_root)
+    # now, not after hours of cropping
+    refuse_unlicensed(
+        values.corpus.license, open_store(values.paths.shards, values.machine), i_have_the_rights
+    )
+    _ingest(values)
+    _crop(values)
+    _pack(values, i_have_the_rights)
+
+
+def _ingest(values: "Params") -> None:
+    from stages.ingest import ingest as run
+
+    summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
+    counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
+    typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
+    if summary.num_missing:
+        some = ", ".join(summary.first_missing)
+        typer.echo(f"  {summary.num_missing} of them have no video file, e.g. {some}: crop will reject them")
+    if summary.num_split:
+        typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
+    if summary.shared_speakers:
+        typer.echo(f"  {len(summary.shared_speakers)} speakers stand in several splits: reports will say so")
+
+
+def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
+    from stages.clips.parts import Part
+    from stages.crop import crop as run
+
+    paths = values.paths
+    part = None if job_index is None or num_jobs is None else Part(job_index, num_jobs)
+    with shown("cropping mouths", "clips") as on_progress:
+        summary = run(
+            values.corpus,
+            values.crop,
+            values.machine,
+            Path(paths.clips),
+            Path(paths.crops),
+            Path(paths.tracks),
+            on_progress,
+            part,
+        )
+    crops = Path(paths.crops) if part is None else part.path(Path(paths.crops))
+    typer.echo(f"{crops}: {summary}")
+
+
+def _merge(values: "Params", num_jobs: int | None) -> None:
+    from stages.clips.parts import merge
+
+    paths = values.paths
+    merged = merge(values.crop, Path(paths.clips), Path(paths.crops), Path(paths.tracks), num_jobs)
+    typer.echo(f"{paths.crops}: {merged}")
+
+
+def _pack(values: "Params", has_rights: bool) -> None:
+    from shards.open_store import open_store
+    from stages.pack import pack as run
+
+    paths = values.paths
+    with shown("packing shards", "clips") as on_progress:
+        summary = run(
+            values.corpus,
+            values.crop,
+            values.pack,
+            values.machine,
+            Path(paths.clips),
+            Path(paths.crops),
+            Path(paths.tracks),
+            open_store(paths.shards, values.machine),
+            Path(paths.samples),
+            on_progress,
+            has_rights,
+        )
+    typer.echo(f"{paths.samples}: {summary}")

@@ -1,0 +1,1 @@
+"""Many clips at once: what a worker does with each, processes and clusters, and the cache."""

@@ -1,0 +1,271 @@
+"""Mouth clips and landmarks found by content: what a rerun need not do again.
+
+    <folder>/content-HOST.sqlite  sha256 of sources, memoised by (path, size, mtime); each host has its own
+    <folder>/tracks/ab/abcd….npz  faces of one video; key: content, what steers their following, TRACK_VERSION
+    <folder>/clips/ab/abcd….npz   outcome of one clip; key: content, crop parameters, both code versions
+
+The .npz are plain numpy archives, without pickles. A damaged entry is named in the log and made anew.
+"""
+
+import io
+import json
+import logging
+import re
+import socket
+import sqlite3
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.codec import decode_raw, encode_raw
+from shards.errors import ClipRejected
+from shards.files import atomic_file, fingerprint, sha256_of
+from shards.schema import MediaKind, Reason
+from stages.mouths.cropping import CODE_VERSION, Figures, MouthClip, crop_video
+from stages.mouths.follow import follow_video
+from stages.mouths.landmarks import TRACK_VERSION, Landmarks
+from stages.mouths.patches import MouthPatches
+from stages.settings import CropParams
+from stages.videos.media import Media, Source, check_file_size, source_of
+from stages.videos.zips import find_member, member_sha256
+
+log = logging.getLogger(__name__)
+
+SQLITE_WAIT_S = 60.0
+_CLIP = "clip"
+_LANDMARK_ARRAYS = tuple(field.name for field in fields(Landmarks) if field.name not in ("width", "height"))
+
+# what a cut, flipped or foreign file makes zipfile, numpy and json raise
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Track:
+    """How the clip was cut; the fields of `MouthClip` without the pictures."""
+
+    transform_T23: NDArray[np.float32] | None
+    frame_index_T: NDArray[np.int32]
+    landmarked: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Under which a video's landmarks (None for ready mouth crops) and its clip are kept."""
+
+    clip: str
+    track: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one clip: a track, with its clip in the cache, or a rejection; and what was measured."""
+
+    keys: Keys
+    figures: Figures
+    track: Track | None
+    num_bytes: int | None
+    rejection: ClipRejected | None
+    from_cache: bool
+
+
+class ClipCache:
+    """The cache in one folder; any number of processes may use it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keys(self, media: Media, media_kind: MediaKind, params: CropParams) -> Keys:
+        """The keys of a video, by its bytes: packed into a zip it has the same ones.
+
+        Raises ClipRejected (missing_file, unreadable, and oversized, before anything is read).
+        """
+        source = source_of(media)
+        check_file_size(source, params.max_source_mb)
+        content = self._content(source)
+        part = (source.start_s, source.end_s) if source.is_part else ()
+        clip_key = fingerprint(
+            "clip", CODE_VERSION, TRACK_VERSION, content, *part, media_kind.value, params.cache_values()
+        )
+        if media_kind is MediaKind.MOUTH:
+            return Keys(clip_key, None)
+        return Keys(clip_key, fingerprint("track", TRACK_VERSION, content, *part, params.track_values()))
+
+    def crop(self, path: Media, media_kind: MediaKind, params: CropParams) -> Outcome:
+        """The outcome for the video at `path`: from the cache, or made and kept. Rejections for its content too.
+
+        Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all.
+        """
+        keys = self.keys(path, media_kind, params)
+        found = self._read_outcome(keys)
+        if found is not None:
+            return found
+        figures = Figures()
+
+        def find_landmarks(video: Media, crop_params: CropParams, patches: MouthPatches) -> Landmarks:
+            assert keys.track is not None, "ready mouth crops are never landmarked"
+            return self._landmarks(video, crop_params, keys.track, patches)
+
+        try:
+            mouth = crop_video(path, media_kind, params, figures, find_landmarks)
+        except ClipRejected as rejection:
+            if _is_of_content(rejection):
+                self._write_outcome(keys, figures, None, rejection)
+            return Outcome(keys, figures, None, None, rejection, from_cache=False)
+        num_bytes = self._write_outcome(keys, mouth.figures, mouth, None)
+        track = Track(mouth.transform_T23, mouth.frame_index_T, mouth.landmarked)
+        return Outcome(keys, mouth.figures, track, num_bytes, None, from_cache=False)
+
+    def read_clip(self, clip_key: str) -> NDArray[np.uint8] | None:
+        """The clip kept under a key, uint8, T×H×W; None where it is not there (any more)."""
+        return self._read(self._place("clips", clip_key), lambda kept: decode_raw(kept.read(f"{_CLIP}.npy")))
+
+    # -- sources ---------------------------------------------------------------------------------------
+
+    def _content(self, source: Source) -> str:
+        """sha256 of the video's bytes; read again only where size or time of change of its file differ."""
+        status = source.path.stat()
+        name = str(source.path.absolute()) + ("" if source.member is None else f"!{source.member}")
+        place = (name, status.st_size, status.st_mtime_ns)
+        # one a host: SQLite's locks cannot be relied on across a network file system
+        memo = self.folder / f"content-{re.sub(r'[^A-Za-z0-9_.-]', '_', socket.gethostname())}.sqlite"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # a connection a call: it costs far less than a clip, and none is ever shared between processes
+            with closing(sqlite3.connect(memo, timeout=SQLITE_WAIT_S)) as database:
+                with database:
+                    database.execute(
+                        "CREATE TABLE IF NOT EXISTS content"
+                        " (path TEXT PRIMARY KEY, size INT, mtime_ns INT, sha256 TEXT)"
+                    )
+                known = database.execute(
+                    "SELECT sha256 FROM content WHERE path = ? AND size = ? AND mtime_ns = ?", place
+                ).fetchone()
+                if known is not None:
+                    return str(known[0])
+                content = _hashed(source)
+                with database:
+                    database.execute("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", (*place, content))
+                return content
+        except sqlite3.DatabaseError as error:
+            # only a memo: without it each source is read once more. Removing it is left to a person, since
+            # another process may be writing
+            log.warning("%s cannot be used (%s); remove it while no crop runs", memo, error)
+            return _hashed(source)
+
+    # -- landmarks -------------------------------------------------------------------------------------
+
+    def _landmarks(
+        self, media: Media, params: CropParams, track_key: str, patches: MouthPatches
+    ) -> Landmarks:
+        place = self._place("tracks", track_key)
+        kept = self._read(place, _landmarks_of)
+        if kept is not None:
+            return kept
+        made = follow_video(media, params, patches)
+        arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
+        self._write(place, arrays | {"width": np.array(made.width), "height": np.array(made.height)})
+        return made
+
+    # -- outcomes --------------------------------------------------------------------------------------
+
+    def _read_outcome(self, keys: Keys) -> Outcome | None:
+        """The clip itself is left on the disk, so that a rerun over a whole corpus costs no minutes of reading."""
+
+        def outcome_of(kept: zipfile.ZipFile) -> Outcome:
+            told = json.loads(_array(kept, "outcome").tobytes())
+            figures = Figures(**told["figures"])
+            if told["reason"] is not None:
+                rejection = ClipRejected(Reason(told["reason"]), told["detail"])
+                return Outcome(keys, figures, None, None, rejection, from_cache=True)
+            has_transform = "transform_T23.npy" in kept.namelist()
+            track = Track(
+                _array(kept, "transform_T23") if has_transform else None,
+                _array(kept, "frame_index_T"),
+                _array(kept, "landmarked"),
+            )
+            num_bytes = kept.getinfo(f"{_CLIP}.npy").file_size
+            return Outcome(keys, figures, track, num_bytes, None, from_cache=True)
+
+        return self._read(self._place("clips", keys.clip), outcome_of)
+
+    def _write_outcome(
+        self, keys: Keys, figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
+    ) -> int | None:
+        """Keeps an outcome; gives the size of the clip's payload."""
+        told = {
+            "figures": figures.as_row(),
+            "reason": None if rejection is None else rejection.reason.value,
+            "detail": None if rejection is None else rejection.detail,
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "outcome": np.frombuffer(json.dumps(told, ensure_ascii=False).encode(), np.uint8)
+        }
+        if mouth is not None:
+            arrays |= {
+                _CLIP: mouth.clip_THW,
+                "frame_index_T": mouth.frame_index_T,
+                "landmarked": mouth.landmarked,
+            }
+            if mouth.transform_T23 is not None:
+                arrays["transform_T23"] = mouth.transform_T23
+        self._write(self._place("clips", keys.clip), arrays)
+        return None if mouth is None else len(encode_raw(mouth.clip_THW))
+
+    # -- files -----------------------------------------------------------------------------------------
+
+    def _place(self, kind: str, key: str) -> Path:
+        return self.folder / kind / key[:2] / f"{key}.npz"
+
+    def _read(self, place: Path, taken_from: Callable[[zipfile.ZipFile], _T]) -> _T | None:
+        """What `taken_from` makes of the entry; None where there is none, or none that is whole."""
+        try:
+            with zipfile.ZipFile(place) as kept:
+                return taken_from(kept)
+        except FileNotFoundError:
+            return None
+        except _DAMAGE as error:
+            log.warning("cache entry %s is damaged (%s); it is made anew", place, error)
+            return None
+
+    def _write(self, place: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        with atomic_file(place) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+
+def _is_of_content(rejection: ClipRejected) -> bool:
+    """Whether the same bytes would be turned down again; a file system that fails may serve them tomorrow."""
+    # PyAV's I/O errors are OSErrors too, those about the data ValueErrors
+    return rejection.reason is not Reason.MISSING_FILE and not isinstance(
+        rejection.__cause__, OSError | MemoryError
+    )
+
+
+def _hashed(source: Source) -> str:
+    if source.member is not None:
+        return member_sha256(find_member(source.path, source.member))
+    try:
+        return sha256_of(source.path)
+    except OSError as error:
+        raise ClipRejected(Reason.UNREADABLE, f"{source.name} cannot be read ({error.strerror})") from error
+
+
+def _array(kept: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    # the whole member first, which checks its CRC: numpy then parses only what numpy wrote
+    file = io.BytesIO(kept.read(f"{name}.npy"))
+    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
+    return Landmarks(
+        int(_array(kept, "width")),
+        int(_array(kept, "height")),
+        **{name: _array(kept, name) for name in _LANDMARK_ARRAYS},
+    )

@@ -1,0 +1,162 @@
+"""What a worker does with one clip: its row of the ledger, its track, its mouth clip in the cache."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+
+from shards.errors import ClipRejected, PipelineError
+from shards.schema import MediaKind, Reason, Status
+from stages.clips.cache import ClipCache, Outcome
+from stages.clips.shared_cache import SharedCache
+from stages.mouths.cropping import Figures
+from stages.settings import CropParams
+from stages.videos.media import Source, resolve_media
+from stages.videos.video import sniff_media_kind
+
+log = logging.getLogger(__name__)
+
+DATA_ERRORS = (cv2.error, ValueError, ArithmeticError, LookupError)
+"""What odd pixels and times make OpenCV and numpy raise. A wrong type or name is no clip's fault: it ends the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What a worker needs to know of a row of clips.parquet."""
+
+    clip_id: str
+    root: str
+    media: str
+    media_kind: str | None
+    label: str
+    num_chars: int
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a clip: its row of crops.parquet, and of tracks.parquet where it has one."""
+
+    crop_row: dict[str, Any]
+    track_row: dict[str, Any] | None
+    from_cache: bool
+
+
+Work = Callable[[Clip], Done]
+"""Runs in a worker process, so it can be pickled. What it raises ends the run."""
+
+
+class Executor(Protocol):
+    """Hands clips to workers. Leaving its `with` block stops them at once, whatever they are at."""
+
+    def __enter__(self) -> "Executor": ...
+    def __exit__(self, *_: object) -> None: ...
+    def run(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Done]]:
+        """Each clip with what became of it, as they finish: one for each, `crashed` and `timeout` among them.
+
+        Raises MachineError where the fault is the machine's and no clip's.
+        """
+
+
+@dataclass(frozen=True)
+class CropWork:
+    """The work of the crop stage."""
+
+    params: CropParams
+    cache_folder: Path
+    share: str = ""
+
+    def __call__(self, clip: Clip) -> Done:
+        return crop_one(clip, self.params, self.cache_folder, self.share)
+
+
+def given_up(clip: Clip, reason: Reason, detail: str) -> Done:
+    """The clip's row where no worker came to an end with it; tried again at the next run."""
+    return Done(crop_row(clip, Figures(), reason, detail), None, from_cache=False)
+
+
+def place(clip: Clip) -> str:
+    """For the note of an error."""
+    return f"while cropping clip {clip.clip_id} ({clip.media})"
+
+
+def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = "") -> Done:
+    """The ledger's row, and the track, of one clip; runs in a worker."""
+    try:
+        if not clip.label:
+            raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
+        source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s)
+        # without a kind, ingest could not read the header: looking again finds the reason, or a file that came
+        kind = sniff_media_kind(source, params) if clip.media_kind is None else MediaKind(clip.media_kind)
+        cache = ClipCache(cache_folder)
+        with _mirrored(cache, share, source, kind, params):
+            outcome = cache.crop(source, kind, params)
+    except ClipRejected as rejection:
+        return Done(crop_row(clip, Figures(), rejection.reason, rejection.detail), None, from_cache=False)
+    except PipelineError:
+        raise  # the machine's fault, not the clip's
+    except DATA_ERRORS as error:
+        # a gap in our checks, which must not end a run of days; the log has the way there, the ledger the clip
+        log.exception("%s", place(clip))
+        return given_up(
+            clip, Reason.CRASHED, f"{clip.media}: {type(error).__name__}: {error} (a bug; please report it)"
+        )
+    rejection_or_none = outcome.rejection or _too_dense(clip, outcome.figures, params)
+    if rejection_or_none is not None:
+        row = crop_row(clip, outcome.figures, rejection_or_none.reason, rejection_or_none.detail, outcome)
+        return Done(row, None, outcome.from_cache)
+    return Done(
+        crop_row(clip, outcome.figures, None, None, outcome), track_row(clip, outcome), outcome.from_cache
+    )
+
+
+def _mirrored(
+    cache: ClipCache, share: str, source: Source, kind: MediaKind, params: CropParams
+) -> AbstractContextManager[None]:
+    if not share:
+        return nullcontext()
+    return SharedCache(share, cache.folder).mirrored(cache.keys(source, kind, params))
+
+
+def _too_dense(clip: Clip, figures: Figures, params: CropParams) -> ClipRejected | None:
+    """A label that nobody speaks in that time belongs to another video, or to a cut one."""
+    assert figures.duration_s is not None, "a clip that was cut has a duration"
+    if clip.num_chars <= params.max_chars_per_s * figures.duration_s:
+        return None
+    return ClipRejected(
+        Reason.LABEL_TOO_LONG,
+        f"{clip.num_chars} characters in {figures.duration_s:.2f} s; crop.max_chars_per_s is "
+        f"{params.max_chars_per_s:g}: is the video cut?",
+    )
+
+
+def crop_row(
+    clip: Clip, figures: Figures, reason: Reason | None, detail: str | None, outcome: Outcome | None = None
+) -> dict[str, Any]:
+    return {
+        "clip_id": clip.clip_id,
+        "status": (Status.OK if reason is None else Status.REJECTED).value,
+        "reason": None if reason is None else reason.value,
+        "detail": detail,
+        **figures.as_row(),
+        "track_key": None if outcome is None else outcome.keys.track,
+        "clip_key": None if outcome is None else outcome.keys.clip,
+        "bytes": None if outcome is None else outcome.num_bytes,
+    }
+
+
+def track_row(clip: Clip, outcome: Outcome) -> dict[str, Any] | None:
+    track = outcome.track
+    if track is None or track.transform_T23 is None:
+        return None
+    return {
+        "clip_id": clip.clip_id,
+        "transform": track.transform_T23.ravel(),
+        "frame_index": track.frame_index_T,
+        "landmarked": track.landmarked,
+    }

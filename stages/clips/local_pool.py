@@ -1,0 +1,253 @@
+"""Hands clips to processes of this machine: one that dies or hangs costs its clip, and no other waits for it.
+
+No executor of the standard library can end one hung process, and those that can share one pipe among all
+workers, which a killed worker may leave locked or half written. Here each has a pipe and a clip of its own.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import cv2
+
+from shards.errors import MachineError
+from shards.schema import Reason
+from stages.clips.clip_work import Clip, Done, Work, given_up, place
+from stages.mouths.chatter import native_stderr_to
+
+MAX_FAILED_STARTS = 3
+"""Processes that may die in a row before they read a clip: a busy machine kills one, a broken one all."""
+
+START_TIMEOUT_S = 300.0
+"""Importing what a worker needs takes 2 s; from a cold network file system, minutes."""
+
+LONGEST_WAIT_S = 60.0
+"""The system's own waiting takes no endless times; waking for nothing once a minute costs nothing."""
+
+
+class LocalPool:
+    """Up to `num_workers` spawned processes; each does one clip at a time, for at most `timeout_s`.
+
+    A clip whose process dies is tried once more, last and alone: dying again, it is `crashed`.
+    """
+
+    def __init__(self, work: Work, num_workers: int, timeout_s: float, native_log: Path) -> None:
+        self.work, self.num_workers, self.timeout_s = work, num_workers, timeout_s
+        self.native_log = native_log
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+
+    def __enter__(self) -> "LocalPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process at once. What they were writing stays a temporary file."""
+        while self._workers:
+            self._end(self._workers[-1])
+
+    def run(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Done]]:
+        """Each clip with what became of it, as they finish."""
+        died = []
+        try:
+            for clip, done in self._run(clips, self.num_workers):
+                if done is None:
+                    died.append(clip)
+                else:
+                    yield clip, done
+            for suspect in died:
+                # alone in a fresh process: what dies now dies of this clip, not of its neighbours' memory
+                self.close()
+                for clip, done in self._run([suspect], 1):
+                    yield clip, done or given_up(clip, Reason.CRASHED, self._last_words(clip))
+        finally:
+            for worker in [worker for worker in self._workers if worker.clip]:
+                self._end(worker)
+
+    def _last_words(self, clip: Clip) -> str:
+        return (
+            f"the process that read {clip.media} alone died; look at the file, or leave it out "
+            f"({self.native_log} has the last words)"
+        )
+
+    def _run(self, clips: Iterable[Clip], num_workers: int) -> Iterator[tuple[Clip, Done | None]]:
+        """Each clip with what became of it; None where its process died."""
+        waiting = deque(clips)
+        while waiting or any(worker.clip for worker in self._workers):
+            self._hand_out(waiting, num_workers)
+            patience_s = min(worker.deadline_s for worker in self._workers) - time.monotonic()
+            told = wait([worker.pipe for worker in self._workers], min(max(patience_s, 0.0), LONGEST_WAIT_S))
+            for worker in [worker for worker in self._workers if worker.pipe in told]:
+                clip = worker.clip
+                try:
+                    answer = worker.receive()
+                except (EOFError, OSError):
+                    self._end(worker)
+                    self._count_start(worker)
+                    if clip is not None:
+                        yield clip, None
+                    continue
+                self._failed_starts = 0
+                if clip is not None:
+                    yield clip, _done(answer, clip)
+            for worker in [worker for worker in self._workers if worker.is_late()]:
+                clip = worker.clip
+                self._end(worker)
+                self._count_start(worker)
+                if clip is not None:
+                    yield clip, given_up(clip, Reason.TIMEOUT, self._too_slow(clip))
+
+    def _too_slow(self, clip: Clip) -> str:
+        return (
+            f"{clip.media} was not done after {self.timeout_s:g} s (crop.timeout_s); look at the file, or "
+            "raise the limit"
+        )
+
+    def _hand_out(self, waiting: deque[Clip], num_workers: int) -> None:
+        idle = [worker for worker in self._workers if worker.is_ready and worker.clip is None]
+        for worker in idle:
+            if waiting:
+                try:
+                    worker.give(waiting[0], self.timeout_s)
+                except OSError:
+                    # it died while it had nothing to do
+                    self._end(worker)
+                else:
+                    waiting.popleft()
+        num_starting = sum(not worker.is_ready for worker in self._workers)
+        for _ in range(min(num_workers - len(self._workers), len(waiting) - num_starting)):
+            self._workers.append(_Worker(self.work, self.native_log))
+
+    def _count_start(self, ended: "_Worker") -> None:
+        # no clip's fault: else each in turn would be called crashed
+        self._failed_starts += not ended.is_ready
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise MachineError(
+                "worker processes die before they read a clip; `pipeline doctor` looks for the cause "
+                f"({self.native_log} may have their last words)"
+            )
+
+    def _end(self, worker: "_Worker") -> None:
+        self._workers.remove(worker)
+        worker.end()
+
+
+class _Worker:
+    """One process, the parent's end of its pipe, and the clip it is at."""
+
+    def __init__(self, work: Work, native_log: Path) -> None:
+        # spawned: mediapipe's threads do not survive a fork
+        context = multiprocessing.get_context("spawn")
+        # the first process would start it, and Python 3.11 then lets interrupts through again
+        resource_tracker.ensure_running()
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work, native_log), daemon=True)
+        with interrupts_held():
+            self.process.start()
+        # with the worker's own end the only one, its death is the end of the file here
+        theirs.close()
+        self.is_ready = False
+        self.clip: Clip | None = None
+        self.deadline_s = time.monotonic() + START_TIMEOUT_S
+
+    def give(self, clip: Clip, timeout_s: float) -> None:
+        """Raises OSError where the process is dead."""
+        self.pipe.send(clip)
+        self.clip = clip
+        self.deadline_s = time.monotonic() + timeout_s
+
+    def receive(self) -> object:
+        """What `_serve` sent. Raises EOFError or OSError where the process died."""
+        answer = self.pipe.recv()
+        self.is_ready, self.clip, self.deadline_s = True, None, float("inf")
+        return answer
+
+    def is_late(self) -> bool:
+        """Past its time, and with nothing said meanwhile."""
+        return self.deadline_s <= time.monotonic() and not self.pipe.poll()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """A process started meanwhile never hears Ctrl-C, which is the parent's to handle."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _done(answer: object, clip: Clip) -> Done:
+    """What a worker sent; raises what it raised, with the clip's name."""
+    if isinstance(answer, Done):
+        return answer
+    assert isinstance(answer, Exception), f"a worker answered {answer!r}"
+    answer.add_note(place(clip))
+    raise answer
+
+
+def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> None:
+    """A worker's life: says that it is there, then answers each clip."""
+    native_stderr_to(native_log)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    # one process a core is all the parallelism there is
+    cv2.setNumThreads(1)
+    answer: object = None
+    while True:
+        pipe.send_bytes(_packed(answer))
+        try:
+            clip = pipe.recv()
+        except EOFError:
+            return
+        assert isinstance(clip, Clip)
+        try:
+            answer = work(clip)
+        except MemoryError:
+            # as if the kernel had ended it: this clip asks for more than there is, the others need not suffer
+            os._exit(1)
+        except Exception as error:  # noqa: BLE001  (the parent raises it)
+            # a traceback does not travel, its text does
+            error.add_note(traceback.format_exc())
+            answer = error
+
+
+def _packed(answer: object) -> bytes:
+    """What `pipe.recv` reads as `answer`; what does not travel is told in words, and is no clip's fault."""
+    try:
+        packed = bytes(ForkingPickler.dumps(answer))
+        if isinstance(answer, Exception):
+            # some can be packed, and fail to be made anew at the other end
+            pickle.loads(packed)  # noqa: S301  (ours, of this moment)
+    except Exception as fault:  # noqa: BLE001  (raised by whatever the answer is made of)
+        told = RuntimeError(f"an answer that cannot be sent ({fault!r}): {answer!r}")
+        for note in getattr(answer, "__notes__", ()):
+            told.add_note(note)
+        return bytes(ForkingPickler.dumps(told))
+    return packed
+
+
+def end_with_parent() -> None:
+    """A parent that is killed outright says nothing to its workers, which would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker"
+    parent.join()
+    os._exit(1)

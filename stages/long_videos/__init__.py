@@ -1,0 +1,1 @@
+"""Videos of any length, cut into what a model can read at once."""

@@ -1,0 +1,203 @@
+"""One mouth clip from one video: what preprocessing and inference alike call.
+
+Shapes: T output frames, H = W = params.size_px.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ClipRejected
+from shards.schema import MediaKind, Reason
+from stages.mouths.follow import follow_video
+from stages.mouths.geometry import inside, longest_gap, mouth_track
+from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.patches import MouthPatches
+from stages.mouths.rendering import render_from_track
+from stages.settings import CropParams
+from stages.videos.media import Media
+from stages.videos.picture import Window
+from stages.videos.video import decode, mean_fps, read_header, resample
+
+CODE_VERSION = 3
+"""Raise it when the same video and parameters would give another clip: it is part of every clip's cache key."""
+
+HEADER_SLACK_S = 1.0
+"""A header that announces more than `max_frames` by this much is believed without decoding."""
+
+FindLandmarks = Callable[[Media, CropParams, MouthPatches], Landmarks]
+"""Gives the faces of a video; what it decodes on the way it may leave in the patches."""
+
+
+@dataclass
+class Figures:
+    """What was measured of a video, named as the columns of crops.parquet; None where it was not reached."""
+
+    source_fps: float | None = None
+    source_width: int | None = None
+    source_height: int | None = None
+    source_frames: int | None = None
+    num_frames: int | None = None
+    duration_s: float | None = None
+    num_faces: int | None = None
+    detection_rate: float | None = None
+    landmarked_frames: int | None = None
+    bridged_frames: int | None = None
+    mouth_width_px: float | None = None
+    jitter_px: float | None = None
+    yaw_deg: float | None = None
+    sharpness: float | None = None
+    mean_luma: float | None = None
+
+    def as_row(self) -> dict[str, float | int | None]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class MouthClip:
+    """A mouth clip, how it was cut, and its figures.
+
+    `transform_T23` (source pixel to crop pixel, float32) is None for ready mouth crops; `frame_index_T` holds the
+    source frame shown at each output frame, `landmarked` the source frames searched for a face (both int32).
+    """
+
+    clip_THW: NDArray[np.uint8]
+    transform_T23: NDArray[np.float32] | None
+    frame_index_T: NDArray[np.int32]
+    landmarked: NDArray[np.int32]
+    figures: Figures
+
+
+def crop_video(
+    media: Media,
+    media_kind: MediaKind,
+    params: CropParams,
+    figures: Figures | None = None,
+    find_landmarks: FindLandmarks = follow_video,
+) -> MouthClip:
+    """The mouth of a video at `target_fps`, gray, uint8, `size_px` square.
+
+    Raises ClipRejected with a reason of the closed enum; what was measured until then stands in `figures`, which
+    is filled as it becomes known. `find_landmarks` may come from a cache.
+    """
+    figures = Figures() if figures is None else figures
+    header = read_header(media, params)
+    figures.source_fps, figures.source_width, figures.source_height = header.fps, header.width, header.height
+    longest_s = params.max_frames / params.target_fps + HEADER_SLACK_S
+    if header.duration_s is not None and header.duration_s > longest_s:
+        raise _too_long(header.duration_s * params.target_fps, params)
+    patches = MouthPatches()
+    if media_kind is MediaKind.MOUTH:
+        times_s_F = _keep_whole(media, params, patches)
+        landmarks = None
+    else:
+        landmarks = find_landmarks(media, params, patches)
+        times_s_F = landmarks.times_s_F
+        figures.source_width, figures.source_height = landmarks.width, landmarks.height
+        figures.num_faces, figures.landmarked_frames = landmarks.num_faces, len(landmarks.landmarked)
+    return cut_mouth(media, landmarks, times_s_F, params, patches, figures)
+
+
+def cut_mouth(
+    media: Media,
+    landmarks: Landmarks | None,
+    times_s_F: NDArray[np.float64],
+    params: CropParams,
+    patches: MouthPatches,
+    figures: Figures,
+) -> MouthClip:
+    """The mouth of a video (or part) whose faces are known; None: its pictures are mouths.
+
+    Decodes it again only where `patches` lack something. Raises ClipRejected.
+    """
+    frame_index_T = resample(times_s_F, params.target_fps)
+    figures.source_frames = len(times_s_F)
+    figures.source_fps = mean_fps(times_s_F) or figures.source_fps
+    figures.num_frames = len(frame_index_T)
+    figures.duration_s = float(times_s_F[-1] + _step_s(times_s_F, params))
+    _check_length(len(frame_index_T), params)
+    transform_T23 = None
+    if landmarks is not None:
+        transform_T23 = _transform(landmarks, frame_index_T, params, figures)
+    clip_THW = render_from_track(media, transform_T23, frame_index_T, params, patches)
+    figures.mean_luma = float(clip_THW.mean())
+    figures.sharpness = float(np.median([cv2.Laplacian(crop, cv2.CV_64F).var() for crop in clip_THW]))
+    searched = np.zeros(0, np.int32) if landmarks is None else landmarks.landmarked
+    return MouthClip(clip_THW, transform_T23, frame_index_T, searched, figures)
+
+
+def _keep_whole(media: Media, params: CropParams, patches: MouthPatches) -> NDArray[np.float64]:
+    """The times of all pictures, which are kept as they are."""
+    times_s = []
+    for frame in decode(media, params):
+        times_s.append(frame.time_s)
+        patches.keep(frame, Window(0, 0, *frame.size))
+    return np.array(times_s)
+
+
+def _transform(
+    landmarks: Landmarks, frame_index_T: NDArray[np.int32], params: CropParams, figures: Figures
+) -> NDArray[np.float32]:
+    """The window of each output frame; raises ClipRejected where the face is not good enough."""
+    num_frames = len(landmarks.times_s_F)
+    face = main_face(landmarks, params)
+    if face is None:
+        figures.detection_rate = 0.0
+        raise ClipRejected(Reason.NO_FACE, f"no face in {num_frames} frames")
+    face = inside(face, landmarks.width, landmarks.height)
+    figures.detection_rate = len(face.frame_N) / num_frames
+    figures.bridged_frames = int((~np.isin(frame_index_T, face.frame_N)).sum())
+    if figures.detection_rate < params.min_detection_rate or not len(face.frame_N):
+        raise ClipRejected(
+            Reason.LOW_DETECTION,
+            f"the mouth is seen in {figures.detection_rate:.0%} of the frames, "
+            f"crop.min_detection_rate asks for {params.min_detection_rate:.0%}",
+        )
+    step_s = _step_s(landmarks.times_s_F, params)
+    begin_s, end_s = longest_gap(landmarks.times_s_F, face.frame_N, step_s)
+    if end_s - begin_s > params.max_gap_s + 1e-6:
+        raise ClipRejected(
+            Reason.LOW_DETECTION,
+            f"the mouth is not seen from {begin_s:.2f} to {end_s:.2f} s, longer than crop.max_gap_s "
+            f"({params.max_gap_s:g} s)",
+        )
+    track = mouth_track(face, landmarks.times_s_F, frame_index_T, params)
+    figures.mouth_width_px, figures.yaw_deg = track.mouth_width_px, track.yaw_deg
+    figures.jitter_px = track.jitter_px
+    for reason, value, limit, name, fault in (
+        (Reason.SMALL_MOUTH, -track.mouth_width_px, -params.min_mouth_width_px, "min_mouth_width_px",
+         f"the mouth is {track.mouth_width_px:.1f} px wide"),
+        (Reason.TURNED_AWAY, track.yaw_deg, params.max_yaw_deg, "max_yaw_deg",
+         f"the head is turned by {track.yaw_deg:.0f} degrees"),
+        (Reason.UNSTABLE_TRACK, track.jitter_px, params.max_jitter_px, "max_jitter_px",
+         f"the face moves {track.jitter_px:.1f} px a frame in the crop"),
+    ):  # fmt: skip
+        if value > limit:
+            raise ClipRejected(reason, f"{fault}; crop.{name} is {abs(limit):g}")
+    return track.transform_T23
+
+
+def _check_length(num_frames: int, params: CropParams) -> None:
+    if num_frames > params.max_frames:
+        raise _too_long(num_frames, params)
+    if num_frames < params.min_frames:
+        raise ClipRejected(
+            Reason.TOO_SHORT,
+            f"{num_frames} frames at {params.target_fps:g} fps; crop.min_frames is {params.min_frames}",
+        )
+
+
+def _too_long(num_frames: float, params: CropParams) -> ClipRejected:
+    return ClipRejected(
+        Reason.TOO_LONG,
+        f"{num_frames:.0f} frames at {params.target_fps:g} fps; crop.max_frames is {params.max_frames}. Put a "
+        "transcript with times (.align, .TextGrid, .srt, .vtt) beside the video and set crop.split_long: true to cut "
+        "it at pauses, or raise the limit",
+    )
+
+
+def _step_s(times_s_F: NDArray[np.float64], params: CropParams) -> float:
+    return float(np.median(np.diff(times_s_F))) if len(times_s_F) > 1 else 1 / params.target_fps

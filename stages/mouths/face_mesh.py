@@ -1,0 +1,166 @@
+"""mediapipe's two face models run by LiteRT, without its graph: no telemetry, no OpenGL, pictures in any order.
+
+What the graph does between the models is done here the same way (mediapipe 1.2: face_detector_graph,
+face_landmarks_detector_graph and their calculators): the meshes agree with those of its IMAGE mode.
+
+Shapes: A anchors of the detector, D detections, S side of a network's input.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from stages.videos.picture import SourceFrame
+
+Doubles = NDArray[np.float64]
+
+DETECTOR_PX = 128
+MESH_PX = 256
+NUM_LANDMARKS = 478
+
+MIN_SCORE = 0.5
+"""Of a detection, and of the presence of a face in its region: the graph's defaults."""
+SAME_FACE_OVERLAP = 0.3
+"""Detections that overlap more are one face, and are averaged."""
+REGION_GROWTH = 1.5
+"""The mesh is looked for in the detection's longer side, grown by this."""
+_RIGHT_EYE, _LEFT_EYE = 0, 1
+"""Key points of the detector that give the head's roll."""
+
+
+class FaceMesh:
+    """Detector and mesh model of a mediapipe face landmark bundle, on one thread."""
+
+    def __init__(self, bundle: bytes) -> None:
+        with zipfile.ZipFile(io.BytesIO(bundle)) as models:
+            self._detector = _Model(models.read("face_detector.tflite"))
+            self._mesh = _Model(models.read("face_landmarks_detector.tflite"))
+        self._anchors_A2 = _anchors()
+
+    def __call__(self, frame: SourceFrame, max_faces: int) -> list[NDArray[np.float32]]:
+        """Meshes (478, 3) of the largest `max_faces` faces in upright source pixels, surest detection first.
+
+        mediapipe keeps the surest; in a crowd those change from picture to picture.
+        """
+        regions = self._regions(frame)
+        smallest_px = sorted((region.side_px for region in regions), reverse=True)[:max_faces][-1:]
+        kept = [region for region in regions if region.side_px >= smallest_px[0]][:max_faces]
+        meshes = [self._mesh_in(frame, region) for region in kept]
+        return [mesh for mesh in meshes if mesh is not None]
+
+    def _regions(self, frame: SourceFrame) -> list["_Region"]:
+        width, height = frame.size
+        scale = max(width, height) / DETECTOR_PX
+        # the whole picture in the square, centred, black beside it
+        shift = np.array([width, height]) / 2 - scale * DETECTOR_PX / 2
+        to_picture_23 = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        view = frame.rgb_view(to_picture_23, DETECTOR_PX, repeat_border=False, black=-1, white=1)
+        raw_A16, score_A1 = self._detector(view)
+        logit_A = score_A1[0, :, 0]
+        sure = np.flatnonzero(logit_A >= np.log(MIN_SCORE / (1 - MIN_SCORE)))
+        if not len(sure):
+            return []
+        sure = sure[np.argsort(-logit_A[sure], kind="stable")]
+        score_D = 1 / (1 + np.exp(-np.minimum(logit_A[sure].astype(np.float64), 100)))
+        points_D82 = raw_A16[0, sure].astype(np.float64).reshape(-1, 8, 2) / DETECTOR_PX
+        points_D82[:, 0] += self._anchors_A2[sure]
+        points_D82[:, 2:] += self._anchors_A2[sure, None]
+        centre_D2, half_D2 = points_D82[:, 0], points_D82[:, 1] / 2
+        # left top, right bottom, and the six key points, in parts of the square
+        corners_D82 = np.concatenate(
+            [(centre_D2 - half_D2)[:, None], (centre_D2 + half_D2)[:, None], points_D82[:, 2:]], axis=1
+        )
+        faces = [points * DETECTOR_PX * scale + shift for points in _merged(corners_D82, score_D)]
+        return [
+            _region(points[0], points[1], points[2 + _RIGHT_EYE], points[2 + _LEFT_EYE]) for points in faces
+        ]
+
+    def _mesh_in(self, frame: SourceFrame, region: "_Region") -> NDArray[np.float32] | None:
+        to_picture_23 = region.to_picture_23(MESH_PX)
+        view = frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1)
+        landmarks, presence, _ = self._mesh(view)
+        if not presence.item() >= np.log(MIN_SCORE / (1 - MIN_SCORE)):  # not a number is no face
+            return None
+        points = landmarks.reshape(NUM_LANDMARKS, 3).astype(np.float64)
+        mesh = np.empty((NUM_LANDMARKS, 3), np.float32)
+        mesh[:, :2] = points[:, :2] @ to_picture_23[:, :2].T + to_picture_23[:, 2]
+        mesh[:, 2] = points[:, 2] * (region.side_px / MESH_PX)
+        return mesh
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A square of the picture, turned with the head."""
+
+    centre_2: Doubles
+    side_px: float
+    roll_rad: float
+
+    def to_picture_23(self, view_px: int) -> Doubles:
+        """From pixels of a view of the region to pixels of the picture."""
+        scale = self.side_px / view_px
+        cos, sin = scale * np.cos(self.roll_rad), scale * np.sin(self.roll_rad)
+        turn = np.array([[cos, -sin], [sin, cos]])
+        return np.concatenate([turn, (self.centre_2 - turn @ [view_px / 2, view_px / 2])[:, None]], axis=1)
+
+
+def _region(left_top: Doubles, right_bottom: Doubles, right_eye: Doubles, left_eye: Doubles) -> _Region:
+    across = left_eye - right_eye
+    return _Region(
+        (left_top + right_bottom) / 2,
+        REGION_GROWTH * float((right_bottom - left_top).max()),
+        float(np.arctan2(across[1], across[0])),
+    )
+
+
+def _merged(corners_D82: Doubles, score_D: Doubles) -> list[Doubles]:
+    """Weighted non-maximum suppression: overlapping detections become their mean, weighted by score."""
+    faces = []
+    left = np.arange(len(score_D))
+    while len(left):
+        overlap = _overlap(corners_D82[left[0], :2], corners_D82[left, :2])
+        same = overlap > SAME_FACE_OVERLAP
+        same[0] = True  # a box of no size overlaps not even itself
+        weight = score_D[left[same]] / score_D[left[same]].sum()
+        faces.append(np.tensordot(weight, corners_D82[left[same]], axes=1))
+        left = left[~same]
+    return faces
+
+
+def _overlap(box_22: Doubles, boxes_D22: Doubles) -> Doubles:
+    """Intersection over union."""
+    sides = np.minimum(box_22[1], boxes_D22[:, 1]) - np.maximum(box_22[0], boxes_D22[:, 0])
+    shared = np.prod(np.clip(sides, 0, None), axis=1)
+    areas = np.prod(np.clip(boxes_D22[:, 1] - boxes_D22[:, 0], 0, None), axis=1)
+    union = areas + np.prod(np.clip(box_22[1] - box_22[0], 0, None)) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _anchors() -> Doubles:
+    """(896, 2): centres of the short-range detector's anchors, in parts of its input, row by row.
+
+    A grid of 16x16 with 2 anchors a cell, then one of 8x8 with 6 (strides 8, 16, 16, 16 of SsdAnchorsCalculator).
+    """
+    grids = []
+    for cells, anchors in ((16, 2), (8, 6)):
+        y, x = np.mgrid[:cells, :cells]
+        centres = np.stack([x, y], axis=-1).reshape(-1, 2)
+        grids.append(np.repeat((centres + 0.5) / cells, anchors, axis=0))
+    return np.concatenate(grids)
+
+
+class _Model:
+    def __init__(self, content: bytes) -> None:
+        self._interpreter = Interpreter(model_content=content, num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
+
+    def __call__(self, picture_SS3: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        self._interpreter.set_tensor(self._input, picture_SS3[None])
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(output) for output in self._outputs]

@@ -1,0 +1,104 @@
+"""What finds faces and their landmarks in one picture: each a function of that picture alone.
+
+No state is carried from picture to picture, so pictures may be looked at in any order, which adaptive following
+needs, and a picture gives the same landmarks whatever was looked at before it.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import MachineError
+from stages.videos.picture import SourceFrame
+
+if TYPE_CHECKING:
+    from mediapipe.tasks.python.vision import FaceLandmarker
+
+    from stages.mouths.face_mesh import FaceMesh
+
+MODEL_FILE = Path(__file__).parent / "assets" / "face_landmarker.task"
+MODEL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+
+Mesh = NDArray[np.float32]
+"""(478, 3): x and y in upright source pixels, z (towards the back of the head) in the same unit."""
+
+
+FindFaces = Callable[[SourceFrame], list[Mesh]]
+"""The meshes of the faces in a picture, surest first."""
+
+
+@contextmanager
+def face_finder(kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[FindFaces]:
+    """The landmarker of that name, for up to `max_faces` faces in a picture.
+
+    LiteRT's is made once a process; mediapipe's graph each time, since it must be closed before the interpreter ends.
+    Raises MachineError where a library or the model file is missing or not as it should be.
+    """
+    if kind == "litert":
+        yield partial(_litert(), max_faces=max_faces)
+        return
+    with closing(_mediapipe_graph(max_faces)) as graph:
+        yield partial(_look_with, graph)
+
+
+def model_bundle() -> bytes:
+    """mediapipe's face landmark bundle (a zip of models). Raises MachineError where it is not the known one."""
+    model = MODEL_FILE.read_bytes()
+    if hashlib.sha256(model).hexdigest() != MODEL_SHA256:
+        raise MachineError(
+            f"{MODEL_FILE} is not the model this program was made with; install the package again"
+        )
+    return model
+
+
+@cache
+def _litert() -> "FaceMesh":
+    try:
+        from stages.mouths.face_mesh import FaceMesh
+    except (ImportError, OSError) as error:
+        raise MachineError(
+            f"LiteRT cannot be loaded ({error}); install ai-edge-litert, or set crop.landmarker to mediapipe"
+        ) from error
+    return FaceMesh(model_bundle())
+
+
+def _mediapipe_graph(max_faces: int) -> "FaceLandmarker":
+    # read by the native libraries when they are loaded; a person who wants their chatter sets them
+    for name, value in (("GLOG_minloglevel", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
+        os.environ.setdefault(name, value)
+    model = model_bundle()
+    try:
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        return vision.FaceLandmarker.create_from_options(
+            vision.FaceLandmarkerOptions(
+                base_options=BaseOptions(model_asset_buffer=model, delegate=BaseOptions.Delegate.CPU),
+                # IMAGE carries nothing from picture to picture; VIDEO refuses to look back
+                running_mode=vision.RunningMode.IMAGE,
+                num_faces=max_faces,
+            )
+        )
+    except (ImportError, OSError) as error:
+        raise MachineError(
+            f"mediapipe cannot load a library of the system ({error}); `pipeline doctor` names the package"
+        ) from error
+
+
+def _look_with(graph: "FaceLandmarker", frame: SourceFrame) -> list[Mesh]:
+    import mediapipe
+
+    rgb_HW3 = frame.rgb_HW3()
+    height, width = rgb_HW3.shape[:2]
+    image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb_HW3)
+    scale = np.array([width, height, width], np.float64)
+    return [
+        (np.array([(p.x, p.y, p.z) for p in face]) * scale).astype(np.float32)
+        for face in graph.detect(image).face_landmarks
+    ]

@@ -1,0 +1,60 @@
+"""The page of `pipeline compare`: the difference and its interval, groups, and the clips that changed most."""
+
+from model.bootstrap import ENOUGH_SPEAKERS
+from model.metrics import has_words
+from stages.compare import Comparison, Difference
+from stages.pages.aligned import aligned_cells
+from stages.pages.page import rendered
+from stages.reports.figures import INTERVALS_TOLD, why_no_interval
+
+NUM_CLIPS = 20
+"""Shown of those that got better, and of those that got worse."""
+
+
+def compare_page(comparison: Comparison) -> str:
+    """The page as HTML text. It loads nothing, runs no script, and escapes every text that came from outside."""
+    return rendered(
+        "compare.html.j2",
+        comparison=comparison,
+        verdict=verdict(comparison.whole),
+        points=points,
+        signed=signed,
+        intervals_told=INTERVALS_TOLD,
+        num_clips=NUM_CLIPS,
+        cells_of=lambda clip: (
+            aligned_cells(clip.reference, clip.hypothesis_a),
+            aligned_cells(clip.reference, clip.hypothesis_b),
+        ),
+        has_words=has_words(clip.reference for clip in (*comparison.better, *comparison.worse)),
+    )
+
+
+def verdict(found: Difference) -> tuple[str, str]:
+    """Whether one of the two is shown to be better: ("good", "bad" or "open", a sentence for people)."""
+    if found.interval is None or found.better_share is None:
+        return (
+            "open",
+            f"No difference is shown. 95 % interval: {why_no_interval(found.num_clips, 'difference')}.",
+        )
+    middle = f"95 % interval {signed(found.interval.low)} to {points(found.interval.high)}, over {found.over}"
+    share = f"B is better in {100 * found.better_share:.1f} % of the resamples"
+    if found.num_speakers < ENOUGH_SPEAKERS:
+        known = f"{found.num_speakers} speaker{'' if found.num_speakers == 1 else 's'}"
+        return "open", (
+            f"Too few to tell a difference from chance: {known} known, and with fewer than {ENOUGH_SPEAKERS} the "
+            f"interval is too narrow ({middle}; {share})."
+        )
+    if not found.is_shown:
+        return "open", f"No difference is shown: the interval holds 0 ({middle}; {share})."
+    better = found.interval.high < 0
+    return ("good" if better else "bad"), f"B is {'better' if better else 'worse'} ({middle}; {share})."
+
+
+def signed(share: float) -> str:
+    """A difference of two shares in percentage points, with its sign where it is not 0."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def points(share: float) -> str:
+    return f"{signed(share)}\u202fpoints"

@@ -1,0 +1,180 @@
+"""The report's charts as positions in pixels of a view box; the templates draw them as SVG."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.pages.page import percent
+from stages.quality import QUALITIES, Quality
+from stages.reports.figures import CalibrationBin, QualityBin
+from stages.ticks import nice_ticks
+
+Tick = tuple[float, str]
+"""(position, text)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve in chart pixels; each point has its tooltip."""
+
+    label: str
+    points: tuple[tuple[float, float, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines on axes."""
+
+    title: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    width: int = 460
+    height: int = 260
+    left: int = 46
+    right: int = 448
+    top: int = 14
+    bottom: int = 224
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A bin of the calibration: its place, the radius by its share of the characters, its tooltip."""
+
+    x: float
+    y: float
+    radius: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Confidence to the right, accuracy upwards, both 0 to 1 over the same length; the diagonal is honest."""
+
+    dots: tuple[Dot, ...]
+    ticks: tuple[float, ...]
+    side: int = 300
+    left: int = 54
+    top: int = 12
+
+    def x_of(self, share: float) -> float:
+        return round(self.left + share * self.side, 1)
+
+    def y_of(self, share: float) -> float:
+        return round(self.top + (1 - share) * self.side, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A quarter of the clips: its bar's height as a share of the chart's, the CER over it, its ends under it."""
+
+    height: float
+    cer: str
+    low: str
+    high: str
+    num_clips: int
+
+
+@dataclass(frozen=True, slots=True)
+class QualityChart:
+    """CER by quarters of one column of the ledger."""
+
+    title: str
+    unit: str
+    about: str
+    columns: tuple[Column, ...]
+
+
+def training_charts(curves: Sequence[Mapping[str, float | None]]) -> tuple[Chart, Chart]:
+    """Loss and CER by epoch; a chart without lines where nothing of it was measured."""
+    return (
+        _chart("Loss", curves, {"train_loss": "train", "val_loss": "valid"}, lambda value: f"{value:.4g}"),
+        _chart("CER", curves, {"val_cer": "valid"}, lambda value: f"{100 * value:.3g}\u202f%"),
+    )
+
+
+def calibration_chart(bins: Sequence[CalibrationBin]) -> Calibration:
+    chart = Calibration((), (0.0, 0.25, 0.5, 0.75, 1.0))
+    most = max((one.num_chars for one in bins), default=1) or 1
+    dots = tuple(
+        Dot(
+            chart.x_of(one.confidence),
+            chart.y_of(one.accuracy),
+            # the area tells the weight; the smallest can still be seen
+            round(3 + 5 * math.sqrt(one.num_chars / most), 1),
+            f"{one.num_clips:,} clips of {one.num_chars:,} characters: {percent(one.confidence)} sure, "
+            f"{percent(one.accuracy)} right",
+        )
+        for one in bins
+    )
+    return Calibration(dots, chart.ticks)
+
+
+def quality_charts(qualities: Mapping[str, Sequence[QualityBin]]) -> list[QualityChart]:
+    """One chart a column that has two quarters to compare, in the ledger's order, all to one scale."""
+    highest = max((one.counts.cer for bins in qualities.values() for one in bins), default=0.0) or 1.0
+    charts = []
+    for quality in QUALITIES:
+        bins = qualities.get(quality.name, ())
+        if len(bins) < 2:
+            continue
+        columns = tuple(
+            Column(
+                one.counts.cer / highest,
+                percent(one.counts.cer),
+                _bare(quality, one.low),
+                _bare(quality, one.high),
+                one.num_clips,
+            )
+            for one in bins
+        )
+        charts.append(QualityChart(quality.title, quality.unit, quality.about, columns))
+    return charts
+
+
+def _bare(quality: Quality, value: float) -> str:
+    return quality.text(value).removesuffix(quality.unit).rstrip()
+
+
+def _chart(
+    title: str,
+    curves: Sequence[Mapping[str, float | None]],
+    names: Mapping[str, str],
+    text_of: Callable[[float], str],
+) -> Chart:
+    empty = Chart(title, (), (), ())
+    series = {label: _measured(curves, name) for name, label in names.items()}
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return empty
+    epochs, values = zip(*points, strict=True)
+    y_ticks = nice_ticks(min(0.0, *values), max(values))
+    x_low, x_high = min(epochs), max(max(epochs), min(epochs) + 1)
+    x_ticks = [tick for tick in nice_ticks(x_low, x_high, whole=True) if x_low <= tick <= x_high]
+
+    def x_of(epoch: float) -> float:
+        return round(empty.left + (epoch - x_low) / (x_high - x_low) * (empty.right - empty.left), 1)
+
+    def y_of(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(empty.bottom - share * (empty.bottom - empty.top), 1)
+
+    lines = tuple(
+        Line(
+            label,
+            tuple((x_of(e), y_of(v), f"epoch {e:g}, {label} {title} {text_of(v)}") for e, v in line),
+        )
+        for label, line in series.items()
+        if line
+    )
+    return Chart(
+        title,
+        lines,
+        tuple((x_of(tick), f"{tick:g}") for tick in x_ticks),
+        tuple((y_of(tick), text_of(tick)) for tick in y_ticks),
+    )
+
+
+def _measured(curves: Sequence[Mapping[str, float | None]], name: str) -> list[tuple[float, float]]:
+    rows = [(row["epoch"], row.get(name)) for row in curves]
+    return [(e, v) for e, v in rows if e is not None and v is not None and math.isfinite(v)]

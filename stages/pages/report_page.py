@@ -1,0 +1,149 @@
+"""The report's page: the verdict, and what the templates draw from the figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model.spikes import Spikes, spiking_head
+from stages.pages import report_clips
+from stages.pages.page import percent, rendered
+from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
+from stages.pages.report_clips import ShownClip, shown_clip
+from stages.quality import EXPLAINED
+from stages.reports.figures import (
+    NARROW_TOLD,
+    NORMALISER_UNKNOWN,
+    NOTHING_TOLD,
+    CountedClip,
+    Figures,
+    has_interval,
+    interval_about,
+    normaliser_warning,
+    unit_of,
+    why_no_interval,
+)
+from stages.reports.groups import confidence_of
+from stages.ticks import nice_ticks
+
+# Of the blind and of the chance CER: the CER has to be below both, and the end of its interval, where there is one
+# (a choice of ours).
+FAR_BELOW = 0.8
+# Without an error there is no interval; of so many clips and more, none wrong is word enough.
+ENOUGH_CLIPS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What read the clips."""
+
+    preset: str
+    num_parameters: int
+    epoch: int
+    decoder: str
+    """Its name and settings, in a line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContext:
+    """Everything in the report that does not come from the hypotheses.
+
+    `warnings` stand at the top of the page; `speaker_overlap` counts the speakers of the split that were also
+    trained on. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
+    learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by reason,
+    `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height × width,
+    `spikes_of` what a CTC head says of them over time, None where the model has none.
+    """
+
+    corpus: str
+    split: str
+    seed: int
+    num_examples: int
+    resamples: int
+    model: ModelFacts
+    clip_of: Callable[[str], np.ndarray]
+    spikes_of: Callable[[str], Spikes | None] = lambda clip_id: None
+    warnings: Sequence[str] = ()
+    speaker_overlap: int = 0
+    curves: Sequence[Mapping[str, float | None]] = ()
+    rejections: Mapping[str, int] = field(default_factory=dict)
+    clip_totals: Mapping[str, int] = field(default_factory=dict)
+    fps: float = 25.0
+
+
+def render_page(figures: Figures, context: ReportContext) -> str:
+    """The page as HTML text. It loads nothing, runs no script, and escapes every text that came from outside."""
+
+    def shown(counted: CountedClip) -> ShownClip:
+        clip_id = counted.clip.clip_id
+        return shown_clip(counted, context.clip_of(clip_id), context.spikes_of(clip_id), context.fps)
+
+    metrics = figures.metrics
+    return rendered(
+        "report.html.j2",
+        figures=figures,
+        metrics=metrics,
+        context=context,
+        warnings=[*context.warnings, *filter(None, [normaliser_warning(metrics)])],
+        verdict=verdict(metrics),
+        why_no_interval=why_no_interval(metrics["num_clips"]),
+        has_interval=has_interval,
+        normaliser_unknown=NORMALISER_UNKNOWN,
+        narrow_told=NARROW_TOLD,
+        nothing_told=NOTHING_TOLD,
+        interval_about=interval_about(metrics.get("cer_interval_over"), metrics.get("num_speakers")),
+        charts=[chart for chart in training_charts(context.curves) if chart.lines],
+        calibration=calibration_chart(figures.calibration),
+        qualities=quality_charts(figures.qualities),
+        unit=unit_of(metrics.get("decoder")),
+        heard="syllable" if spiking_head(metrics.get("decoder")) == "syllables" else "character",
+        explained=EXPLAINED,
+        shown=shown,
+        confidence_of=confidence_of,
+        reel=report_clips,
+        ticks_to=lambda high: nice_ticks(0.0, high),
+    )
+
+
+def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether the figures show lip reading: ("good", "bad" or "open", a sentence for people).
+
+    The sentence says what is compared with what, and no more: how much was read from the lips no CER tells.
+    """
+    cer, low, high = metrics["cer"], metrics.get("cer_low"), metrics.get("cer_high")
+    rivals = {name: metrics[f"{name}_cer"] for name in ("blind", "chance")}
+    known = {name: rival for name, rival in rivals.items() if rival is not None}
+    if missed := [name for name, rival in known.items() if cer >= FAR_BELOW * rival]:
+        return "bad", (
+            f"This model is not shown to read lips: its CER of {percent(cer)} is not below {_limits(known, missed)}."
+        )
+    if missing := [name for name in rivals if name not in known]:
+        cause = (
+            "it was not measured" if missing[0] == "blind" else "a split of one clip has no other clip's text"
+        )
+        return (
+            "open",
+            f"The {missing[0]} CER is not known ({cause}), so this figure alone shows no lip reading.",
+        )
+    below = f"Its CER of {percent(cer)} is below {_limits(known, list(known))}"
+    if cer == 0 and metrics["num_clips"] >= ENOUGH_CLIPS:
+        return "good", f"{below}: not one error in {metrics['num_clips']} clips."
+    if not has_interval(low, high):
+        return "open", f"{below}, but it has no interval: how far other clips would be from it is open."
+    if missed := [name for name, rival in known.items() if high >= FAR_BELOW * rival]:
+        return "open", (
+            f"{below}, but the upper end of its interval, {percent(high)}, is not below {_limits(known, missed)}: "
+            "this split leaves it open whether the model reads lips."
+        )
+    return "good", (
+        f"This model needs the moving mouth of the right clip: its CER of {percent(cer)} and the upper end of its "
+        f"interval, {percent(high)}, are below {_limits(known, list(known))}."
+    )
+
+
+def _limits(rivals: Mapping[str, float], names: Sequence[str]) -> str:
+    """What a CER was held against: a share of each of these."""
+    limits = " and ".join(percent(FAR_BELOW * rivals[name]) for name in names)
+    rates = " and of the ".join(f"{name} CER ({percent(rivals[name])})" for name in names)
+    return f"{limits}, {100 * FAR_BELOW:.0f}\u202f% of the {rates}"

@@ -1,0 +1,1 @@
+"""What stage stats counts, and how it shows it."""

@@ -1,0 +1,76 @@
+"""The figures of stage stats on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shards.terms import TRAIN_SPLIT
+from stages.statistics.joined import UNKNOWN
+
+
+def print_stats(summary: Mapping[str, Any], console: Console) -> None:
+    """Prints what `stats` gave as tables; `-` stands for what is not known yet."""
+    splits = summary["splits"]
+    rows = [*splits["splits"].items(), ("total", splits["total"])]
+    # two tables, so that either fits into 80 columns
+    _print_figures(
+        console, "Splits", "split", rows, ("clips", "ok", "rejected", "packed", "hours", "speakers")
+    )
+    _print_figures(
+        console,
+        f"Labels and frames of {splits['counted']}",
+        "split",
+        rows,
+        ("characters", "distinct_characters", "mean_chars", "median_chars", "max_chars", "mean_frames"),
+    )
+    if splits["total"]["ok"] is None:
+        console.print("No crops.parquet yet: hours, frames and rejections come with `pipeline crop`.")
+    if splits["total"]["packed"] is None:
+        console.print("No samples.parquet yet: packed clips come with `pipeline pack`.")
+    if by_split := summary["rejections"]["by_split"]:
+        reasons = list(summary["rejections"]["by_reason"])
+        counted = [
+            (split, {reason: found.get(reason, 0) for reason in reasons}) for split, found in by_split.items()
+        ]
+        _print_figures(console, "Rejected clips", "split", counted, reasons)
+    if summary["shards"]:
+        packed = [
+            (split, {"codec": codec} | figures | {"MB": round(figures["bytes"] / 1e6, 1)})
+            for split, by_codec in summary["shards"].items()
+            for codec, figures in by_codec.items()
+        ]
+        _print_figures(console, "Shards", "split", packed, ("codec", "shards", "samples", "MB"))
+    if list(summary["topics"]) != [UNKNOWN]:
+        figures = ("clips", "hours", "speakers", "characters")
+        _print_figures(console, "Topics", "topic", summary["topics"].items(), figures)
+    if others := [item for item in summary["vocabulary"]["splits"].items() if item[0] != TRAIN_SPLIT]:
+        _print_figures(
+            console,
+            "Characters that train lacks",
+            "split",
+            others,
+            ("out_of_vocabulary", "out_of_vocabulary_distinct", "out_of_vocabulary_rate"),
+        )
+    if shared := summary["overlap"]["speakers"]:
+        names = Text(", ".join(list(shared)[:20]))
+        console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)
+
+
+def _print_figures(
+    console: Console,
+    title: str,
+    name: str,
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    columns: Sequence[str],
+) -> None:
+    table = Table(name, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for key, figures in rows:
+        # Text: names of the corpus are no markup
+        values = ("-" if figures[column] is None else str(figures[column]) for column in columns)
+        table.add_row(Text(key), *values)
+    console.print(table)

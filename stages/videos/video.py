@@ -1,0 +1,392 @@
+"""Video files in, gray and colour pictures with timestamps out (PyAV, one thread).
+
+Files are untrusted: only plain local containers are opened, and pictures, duration and size are capped
+before and while decoding. Nothing here keeps a picture that was handed out.
+
+Shapes: H height, W width in pixels after the display rotation; F source frames; T output frames.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ClipRejected
+from shards.schema import MediaKind, Reason
+from stages.settings import CropParams
+from stages.videos.media import Media, Source, check_file_size, source_of
+from stages.videos.picture import SourceFrame
+from stages.videos.zips import MemberFile, find_member, opened_member
+
+MOUTH_MAX_PX = 112
+"""A square video no larger than this is taken for ready mouth crops (Chinese-LiPS ships 96x96, others 88 or 112)."""
+
+TRUNCATION_TOLERANCE_S = 0.25
+"""Headers round, and edit lists cut a few frames; a video that ends this much early has lost a character."""
+
+USUAL_FPS = 25.0
+"""Of pictures without times in a file without a rate."""
+
+MAX_SOURCE_FPS = 1_000
+"""More frames than `max_source_s` at this rate are no video but an attack on memory."""
+
+TIME_SLACK_S = 1e-6
+"""Timestamps are ratios in floating point; a part's first and last picture hang on no rounding."""
+
+JUMP_MARGIN_S = 1.0
+"""Jumps aim this much before a part: an index tells when pictures are decoded, up to 16 before they are shown."""
+
+# demuxers that find a key frame by an index, and whose timestamps do not start anew in the midst
+_INDEXED = frozenset({"mov", "matroska"})
+_MAX_LEADING = 32
+
+# Demuxers of containers that hold a video by themselves. Left out on purpose: playlists (HLS, concat), which
+# open other files and the network, and pictures and text, which FFmpeg would play as a film of one frame.
+# Audio containers are in, to be told apart as no_video.
+_CONTAINERS = (
+    "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,mjpeg,flv,asf,ogg,ivf,nut,mxf,wav,mp3,flac,aac"
+)
+SAFE_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+"""With these PyAV opens a file of a stranger: that file alone, as a container that holds a video by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the container says; `width` and `height` before rotation, `duration_s` None where not stated."""
+
+    width: int
+    height: int
+    fps: float | None
+    duration_s: float | None
+    start_s: float = 0.0
+    """When the first picture is shown, from the container's begin, by which players count: sound may begin earlier."""
+    max_duration_s: float | None = None
+    """From the first picture to the end of the file: what is beside the pictures may go on longer than they."""
+
+    @property
+    def media_kind(self) -> MediaKind:
+        """Face video or ready mouth crops, from the picture size alone."""
+        is_mouth = self.width == self.height <= MOUTH_MAX_PX
+        return MediaKind.MOUTH if is_mouth else MediaKind.FACE
+
+
+def sniff_media_kind(media: Media, params: CropParams | None = None) -> MediaKind:
+    """The header's; raises as `read_header` does."""
+    return read_header(media, params).media_kind
+
+
+def read_header(media: Media, params: CropParams | None = None) -> Header:
+    """What the container says; `duration_s` is the part's where `media` is one.
+
+    Raises ClipRejected (missing_file, unreadable, no_video, and oversized where `params` gives the caps).
+    """
+    source = source_of(media)
+    with _opened(source, params) as (container, stream):
+        header = _header(container, stream)
+    if not source.is_part:
+        return header
+    ends_s = [end_s for end_s in (source.end_s, header.duration_s) if end_s is not None]
+    return replace(header, duration_s=max(0.0, min(ends_s) - (source.start_s or 0.0)) if ends_s else None)
+
+
+def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
+    """Every picture of `media` in the order of showing, all of one size; each owns its memory.
+
+    Of a part, the very pictures that decoding the whole file gives, counted and timed from the part's first.
+    Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
+    off, holds less than it (or the part) announces, or lacks more than `max_gap_s` in its midst.
+    """
+    source = source_of(media)
+    begin_s = -TIME_SLACK_S if source.start_s is None else source.start_s - TIME_SLACK_S
+    end_s = float("inf") if source.end_s is None else source.end_s - TIME_SLACK_S
+    first_s: float | None = None
+    last_s = max(begin_s, 0.0)
+    index = -1
+    with _opened_before(source, params, begin_s) as (header, clock, pictures):
+        for picture, time_s, gap_s in _timed(source, pictures, clock, params):
+            if time_s < begin_s:
+                continue
+            # of a part, only the missing time inside it counts
+            _check_gap(source, min(gap_s, time_s - last_s, end_s - last_s), last_s, clock.step_s, params)
+            if time_s >= end_s:
+                break
+            first_s = time_s if first_s is None else first_s
+            last_s, index = time_s, index + 1
+            yield SourceFrame(index, time_s - first_s, picture)
+        else:
+            assert clock.time_s is not None, "a clock that read a picture shows a time"
+            found_s = clock.time_s + clock.step_s
+            announced_s = header.duration_s if source.end_s is None else source.end_s
+            if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
+                what = "announces" if source.end_s is None else "should go on to"
+                raise ClipRejected(
+                    Reason.TRUNCATED,
+                    f"{source.name} {what} {announced_s:.2f} s but ends at {found_s:.2f} s, "
+                    f"{index + 1} frames; get the file anew",
+                )
+        if first_s is None:
+            raise ClipRejected(
+                Reason.TRUNCATED,
+                f"{source.name} has no picture between {source.start_s or 0:.2f} and {end_s:.2f} s",
+            )
+
+
+def _timed(
+    source: Source, pictures: Iterator[av.VideoFrame], clock: "_Clock", params: CropParams
+) -> Iterator[tuple[av.VideoFrame, float, float]]:
+    """Pictures with their time and the time since the one before; raises ClipRejected where decoding fails."""
+    count, shape = 0, None
+    try:
+        for count, picture in enumerate(pictures, start=1):
+            _check_size(source, picture.width, picture.height, params)
+            # places in one picture would mean nothing in the next
+            shape = shape or (picture.width, picture.height, picture.rotation)
+            if (picture.width, picture.height, picture.rotation) != shape:
+                raise ClipRejected(
+                    Reason.UNREADABLE,
+                    f"{source.name} changes from {shape[0]}x{shape[1]} to {picture.width}x{picture.height} pictures at "
+                    f"frame {count - 1}; encode it anew in one size",
+                )
+            time_s, gap_s = clock.read(picture)
+            if time_s > params.max_source_s or count > params.max_source_s * MAX_SOURCE_FPS:
+                raise ClipRejected(
+                    Reason.OVERSIZED,
+                    f"{source.name} goes on after {time_s:.0f} s and {count} frames; "
+                    f"crop.max_source_s is {params.max_source_s:g}",
+                )
+            yield picture, time_s, gap_s
+    except av.error.FFmpegError as error:
+        raise ClipRejected(
+            Reason.TRUNCATED if count else Reason.UNREADABLE,
+            f"{source.name} cannot be decoded after {count} frames ({error.strerror}); get the file anew",
+        ) from error
+    if not count:
+        raise ClipRejected(Reason.UNREADABLE, f"{source.name} announces video but holds not one picture")
+
+
+@contextmanager
+def _opened_before(
+    source: Source, params: CropParams, begin_s: float
+) -> Iterator[tuple[Header, "_Clock", Iterator[av.VideoFrame]]]:
+    """Pictures of a file from some time before `begin_s` on, and the clock they are read by.
+
+    By a jump where the container has an index, else from the start.
+    """
+    if begin_s > 2 * JUMP_MARGIN_S:
+        with _opened(source, params) as (container, stream):
+            jumped = _jump(container, stream, begin_s)
+            if jumped is not None:
+                origin_s, pictures = jumped
+                header = _header(container, stream)
+                yield header, _Clock(_step_s(header), origin_s), pictures
+                return
+    with _opened(source, params) as (container, stream):
+        header = _header(container, stream)
+        # AVI stores no times of showing, and those that FFmpeg guesses go back and forth; pictures come in order
+        is_avi = container.format.name == "avi"
+        yield header, _Clock(_step_s(header), by_decoding=is_avi), container.decode(stream)
+
+
+def _jump(
+    container: av.container.InputContainer, stream: av.VideoStream, begin_s: float
+) -> tuple[float, Iterator[av.VideoFrame]] | None:
+    """Timestamp of the file's first picture, and pictures from a key frame shown before `begin_s` on.
+
+    What is shown after a key frame needs nothing from before it; None where the jump does not land on one.
+    """
+    if _INDEXED.isdisjoint(container.format.name.split(",")):
+        return None
+    try:
+        origin_s = _stamp_s(next(container.decode(stream)))
+        if origin_s is None:
+            return None
+        wanted_s = origin_s + begin_s - JUMP_MARGIN_S
+        container.seek(int(wanted_s / stream.time_base), stream=stream, backward=True)
+        pictures = container.decode(stream)
+        # pictures shown before the key frame may lack what they were made from
+        landed = next((picture for picture in islice(pictures, _MAX_LEADING) if picture.key_frame), None)
+    except (av.error.FFmpegError, StopIteration):
+        return None
+    stamp_s = None if landed is None else _stamp_s(landed)
+    if stamp_s is None or not origin_s <= stamp_s <= origin_s + begin_s:
+        return None
+    return origin_s, chain([landed], pictures)
+
+
+def _check_gap(source: Source, gap_s: float, since_s: float, step_s: float, params: CropParams) -> None:
+    if gap_s > max(params.max_gap_s, 2 * step_s):
+        raise ClipRejected(
+            Reason.TRUNCATED,
+            f"{source.name} has no picture between {since_s:.2f} and {since_s + gap_s:.2f} s "
+            f"(crop.max_gap_s is {params.max_gap_s:g}); get the file anew",
+        )
+
+
+class _Clock:
+    """Seconds since the first picture, always rising: a missing or backward timestamp counts as one step.
+
+    `origin_s` is the first picture's timestamp where another is read first; `by_decoding`: timestamps are those of
+    decoding.
+    """
+
+    def __init__(self, step_s: float, origin_s: float | None = None, by_decoding: bool = False) -> None:
+        self.step_s = step_s
+        self._by_decoding = by_decoding
+        self.time_s: float | None = None
+        self._origin_s = origin_s
+
+    def read(self, picture: av.VideoFrame) -> tuple[float, float]:
+        """Time of `picture`, and the time since the one before (0 for the first)."""
+        stamp_s = _stamp_s(picture, self._by_decoding)
+        if self._origin_s is None:
+            self._origin_s = stamp_s or 0.0
+        if self.time_s is None:
+            self.time_s = 0.0 if stamp_s is None else stamp_s - self._origin_s
+            return self.time_s, 0.0
+        expected_s = self.time_s + self.step_s
+        time_s = expected_s if stamp_s is None else stamp_s - self._origin_s
+        if time_s <= self.time_s:
+            # joined transport streams start their clock anew: go on from here
+            self._origin_s += time_s - expected_s
+            time_s = expected_s
+        gap_s = time_s - self.time_s
+        self.time_s = time_s
+        return time_s, gap_s
+
+
+def _stamp_s(picture: av.VideoFrame, by_decoding: bool = False) -> float | None:
+    stamp = picture.dts if by_decoding else picture.pts
+    return None if stamp is None else float(stamp * picture.time_base)
+
+
+def _step_s(header: Header) -> float:
+    return 1 / header.fps if header.fps else 1 / USUAL_FPS
+
+
+def resample(times_s_F: NDArray[np.float64], target_fps: float) -> NDArray[np.int32]:
+    """The source frame shown at each output frame k, at k / target_fps after the first: the nearest in time.
+
+    Gives T indices, int32, never falling. T / target_fps is the duration within 1/25 s for sources of 12.5 fps
+    and more, where the last picture is taken to stand for the median interval.
+    """
+    assert len(times_s_F) > 0 and np.all(np.diff(times_s_F) > 0), "timestamps must rise"
+    times = times_s_F - times_s_F[0]
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / target_fps
+    # 1e-6: timestamps are ratios in floating point, and 75 frames at 25 fps must stay 75
+    num_by_duration = int(np.floor((times[-1] + step) * target_fps + 0.5 + 1e-6))
+    num_in_reach = int(np.floor((times[-1] + step / 2) * target_fps + 1e-6)) + 1
+    wanted = np.arange(max(1, min(num_by_duration, num_in_reach))) / target_fps
+    after = np.clip(np.searchsorted(times, wanted), 1, max(1, len(times) - 1))
+    if len(times) == 1:
+        return np.zeros(len(wanted), np.int32)
+    # of two equally near the earlier, whatever the last bit says
+    nearer_before = wanted - times[after - 1] <= times[after] - wanted + 1e-6
+    return np.where(nearer_before, after - 1, after).astype(np.int32)
+
+
+def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
+    """Mean rate of the source in 1/s; None for a single picture."""
+    if len(times_s_F) < 2:
+        return None
+    return float((len(times_s_F) - 1) / (times_s_F[-1] - times_s_F[0]))
+
+
+@contextmanager
+def _opened(
+    source: Source, params: CropParams | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first video stream; with `params`, caps are checked before anything is decoded."""
+    check_file_size(source, params.max_source_mb if params else math.inf)
+    if source.member is None:
+        # absolute, so that no name can be read as a protocol ("http:x.mp4")
+        with _container(source, str(source.path.absolute()), params) as opened:
+            yield opened
+        return
+    with opened_member(find_member(source.path, source.member)) as file:
+        try:
+            with _container(source, file, params) as opened:
+                yield opened
+        except ClipRejected:
+            # what FFmpeg met may be what the zip lacks
+            file.check()
+            raise
+        file.check()
+
+
+@contextmanager
+def _container(
+    source: Source, file: str | MemberFile, params: CropParams | None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    try:
+        container = av.open(file, options=SAFE_OPTIONS, metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise ClipRejected(
+            Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"
+        ) from error
+    with container:
+        stream = _video_stream(source, container)
+        if params:
+            _check_size(source, stream.width, stream.height, params)
+            _check_duration(source, _header(container, stream), params)
+            # a bitstream may hold larger pictures than its header says: the decoder refuses those
+            stream.codec_context.options = {"max_pixels": str(_coded_pixels(params))}
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _video_stream(source: Source, container: av.container.InputContainer) -> av.VideoStream:
+    for stream in container.streams.video:
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            continue  # the cover of a piece of music
+        if stream.codec_context is None:
+            raise ClipRejected(Reason.UNREADABLE, f"{source.name}: FFmpeg has no decoder for its video")
+        if stream.width < 1 or stream.height < 1:
+            raise ClipRejected(Reason.UNREADABLE, f"{source.name}: its video has no picture size")
+        return stream
+    kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
+    raise ClipRejected(Reason.NO_VIDEO, f"{source.name} holds no video stream (only {', '.join(kinds)})")
+
+
+def _header(container: av.container.InputContainer, stream: av.VideoStream) -> Header:
+    rate = stream.average_rate or stream.guessed_rate
+    start_s = 0.0
+    if stream.start_time is not None and container.start_time is not None and stream.time_base:
+        start_s = max(0.0, float(stream.start_time * stream.time_base) - container.start_time / av.time_base)
+    duration_s = max_duration_s = None
+    if stream.duration and stream.time_base:
+        duration_s = max_duration_s = float(stream.duration * stream.time_base)
+    elif container.duration:
+        # Matroska's counts from 0, also where the first picture comes later
+        file_s = (container.duration - max(container.start_time or 0, 0)) / av.time_base
+        max_duration_s = file_s - start_s
+        # with sound beside the pictures it may be the sound's
+        duration_s = max_duration_s if len(container.streams) == 1 else None
+    return Header(
+        stream.width, stream.height, float(rate) if rate else None, duration_s, start_s, max_duration_s
+    )
+
+
+def _coded_pixels(params: CropParams) -> int:
+    """Pictures are coded in whole blocks, which FFmpeg counts too: at most 128 px more on a side."""
+    return params.max_source_pixels * 2 + 128 * 128
+
+
+def _check_size(source: Source, width: int, height: int, params: CropParams) -> None:
+    if width * height > params.max_source_pixels:
+        raise ClipRejected(
+            Reason.OVERSIZED,
+            f"{source.name} has {width}x{height} pictures; crop.max_source_pixels is {params.max_source_pixels}",
+        )
+
+
+def _check_duration(source: Source, header: Header, params: CropParams) -> None:
+    if header.duration_s is not None and header.duration_s > params.max_source_s:
+        raise ClipRejected(
+            Reason.OVERSIZED,
+            f"{source.name} announces {header.duration_s:.0f} s; crop.max_source_s is {params.max_source_s:g}",
+        )
