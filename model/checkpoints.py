@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from model.altered import altered_told
 from model.full_disk import full_disk_told
 from model.networks.network import differences
 from model.settings import Head, ModelParams
@@ -21,6 +22,8 @@ from shards.files import atomic_file
 from shards.identity import PlanIdentity
 
 CHECKPOINT_VERSION = 3
+SHOWN = 3
+"""Of the weights at fault."""
 OLDER_KEYS = (
     "epoch",
     "model_state_dict",
@@ -52,6 +55,9 @@ KEYS = (
     "random_state",
     "cuda_random_state",
 )
+
+CLIPS_LEARNT = {"fps": "target_fps", "crop_px": "size_px"}
+"""What a checkpoint keeps of the clips that it has learnt from, and the parameter of section crop that decided it."""
 
 
 def save_checkpoint(
@@ -99,9 +105,10 @@ DAMAGED = (
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The checkpoint's values, tensors on the CPU; CheckpointError where it is missing, damaged or foreign.
+    """The checkpoint's values, tensors on the CPU.
 
-    `mapped` leaves the tensors in the file until they are looked at, so that damage in them is not noticed.
+    Raises CheckpointError where it is missing, damaged or foreign, or its weights are not finite. `mapped` leaves the
+    tensors in the file until they are looked at, so that neither damage nor such weights are noticed.
     """
     try:
         if not mapped:
@@ -127,7 +134,28 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             f"checkpoint {path} was trained on labels of normaliser version {state['normaliser_version']}, this "
             f"program reads {', '.join(map(str, READABLE_NORMALISERS))}; train again"
         )
+    if not mapped:
+        with altered_told(path):
+            _refuse_not_finite(state["model_state_dict"], path)
     return state
+
+
+def _refuse_not_finite(weights: Any, path: Path) -> None:
+    """What reads with such weights says nothing, or anything, and no loss tells."""
+    named = weights.items() if isinstance(weights, Mapping) else ()
+    wrong = [
+        str(name)
+        for name, tensor in named
+        if isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and not tensor.float().isfinite().all()
+    ]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise CheckpointError(
+            f"checkpoint {path} holds weights that are not finite ({', '.join(wrong[:SHOWN])}{more}): nothing can be "
+            "read with it; take an earlier one, or train again with a lower train.learning_rate"
+        )
 
 
 def refuse_wrong_checksums(path: Path) -> None:
@@ -152,10 +180,19 @@ def vocabulary_of(state: Mapping[str, Any], path: Path) -> Vocabulary:
 
 
 def refuse_other_model(
-    state: Mapping[str, Any], model: ModelParams, vocabulary: Vocabulary, heads: Sequence[Head], path: Path
+    state: Mapping[str, Any],
+    model: ModelParams,
+    vocabulary: Vocabulary,
+    heads: Sequence[Head],
+    clips: Mapping[str, float],
+    path: Path,
 ) -> None:
-    """CheckpointError naming each difference where `state` is of another model or vocabulary."""
+    """CheckpointError naming each difference where `state` is of another model or vocabulary, or of other `clips`.
+
+    `clips`: what CLIPS_LEARNT names of those that are packed.
+    """
     found = differences(model.model_dump(mode="json"), state["model_params"])
+    found += other_clips(state, clips)
     if set(state["heads"]) != set(heads):
         there, here = ", ".join(state["heads"]), ", ".join(heads)
         found.append(
@@ -167,6 +204,13 @@ def refuse_other_model(
         found += _other_units("syllables", theirs.syllables, vocabulary.syllables)
     if found:
         raise CheckpointError(f"{path} does not fit:\n  " + "\n  ".join(found))
+
+
+def other_clips(state: Mapping[str, Any], clips: Mapping[str, float]) -> list[str]:
+    """A line for the frame rate and one for the size of `clips`, where `state` has learnt from others."""
+    names = {key: f"{key} (crop.{param})" for key, param in CLIPS_LEARNT.items()}
+    here, there = ({names[key]: some[key] for key in CLIPS_LEARNT} for some in (clips, state))
+    return differences(here, there)
 
 
 def _other_units(what: str, theirs: Tokenizer, ours: Tokenizer) -> list[str]:

@@ -106,10 +106,10 @@ class LipReader:
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
         """Opens the ARPA file at `path` where the decoder of `params` asks a language model.
 
-        Raises TableError where there is none, or a damaged one.
+        Warns where it is of another normaliser. Raises TableError where there is none, or a damaged one.
         """
         if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
-            self.language_model = load_language_model(path, self.vocabulary.characters)
+            self.language_model = load_language_model(path, self.vocabulary.characters, self.text)
 
     @torch.no_grad()
     def decode(

@@ -1,11 +1,13 @@
 """What a reader of any kind says of a clip, and what every reader can do. Imports no torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from model.settings import DecodeParams, TextParams
+from shards.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +46,15 @@ class ClipReader(Protocol):
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
+
+
+def refuse_other_clips(reader: ClipReader, fps: float, crop_px: int, whose: str, mend: str) -> None:
+    """CheckpointError where `whose` clips have another frame rate or size than those that the model has learnt from.
+
+    It would read them, and be wrong: of 50 frames/s in place of 25, twice as many characters; `mend` says what to do.
+    """
+    if not math.isclose(reader.fps, fps) or reader.crop_px != crop_px:
+        raise CheckpointError(
+            f"the model has learnt from clips of {reader.fps:g} frames/s and {reader.crop_px} px, {whose} are of "
+            f"{fps:g} frames/s and {crop_px} px: {mend}"
+        )

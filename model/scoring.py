@@ -11,12 +11,13 @@ import torch
 
 from model.losses import LossParams, joint_loss_B
 from model.reader import LipReader
-from model.reading import Reading
+from model.reading import Reading, refuse_other_clips
 from model.scored import ScoredClip
 from model.settings import DecodeParams, TrainParams
 from model.targets import targets_of
 from shards.files import Progress
 from shards.plan import plan_scoring
+from shards.sample_reader import read_sample
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
 from shards.stream import ShardStream
@@ -34,7 +35,11 @@ def score_split(
     blind: bool = False,
     on_progress: Progress | None = None,
 ) -> list[ScoredClip]:
-    """One ScoredClip a sample, in the table's order."""
+    """One ScoredClip a sample, in the table's order.
+
+    Raises CheckpointError where the clips are of another frame rate or size than those that were learnt from.
+    """
+    _refuse_other_pack(reader, samples, store)
     batches = plan_scoring(samples, loader, batch_size)
     stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
     scored = score_batches(
@@ -67,7 +72,11 @@ def score_decoders(
     machine: MachineParams,
     on_progress: Progress | None = None,
 ) -> tuple[list[DecoderScores], float]:
-    """The split as each of `decodes` reads it, encoded once for all, and the seconds that encoding took."""
+    """The split as each of `decodes` reads it, encoded once for all, and the seconds that encoding took.
+
+    Raises as `score_split` does.
+    """
+    _refuse_other_pack(reader, samples, store)
     reader.network.eval()
     told = [DecoderScores(reader.decoder(decode), []) for decode in decodes]
     scored: list[dict[int, ScoredClip]] = [{} for _ in decodes]
@@ -135,6 +144,19 @@ def score_batches(
         if on_progress:
             on_progress(len(scored), samples.num_rows)
     return Scores([scored[row] for row in sorted(scored)], loss_sum, num_chars)
+
+
+def _refuse_other_pack(reader: LipReader, samples: pa.Table, store: ShardStore) -> None:
+    """All clips of a pack are alike: the first sample tells."""
+    clip_THW, metadata = read_sample(store, samples.slice(0, 1).to_pylist()[0])
+    refuse_other_clips(
+        reader,
+        float(str(metadata["fps"])),
+        clip_THW.shape[1],
+        f"those packed in {store.place('')}",
+        "score the model that was trained on these, or crop and pack for this one with "
+        f"crop.target_fps {reader.fps:g} and crop.size_px {reader.crop_px}",
+    )
 
 
 def _scored_clips(

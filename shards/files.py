@@ -1,5 +1,6 @@
 """Atomic files and the Parquet tables: a name on disk is always a whole, synced file."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.errors import TableError
+from shards.errors import MachineError, TableError
 from shards.schema import SCHEMA_VERSION
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -25,11 +26,12 @@ ROW_GROUP_ROWS = 1 << 17
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`; on success it is synced and renamed, on error removed.
 
-    A reader sees the old file or the whole new one, never a torso.
+    A reader sees the old file or the whole new one, never a torso. Raises as `unwritable_told` does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name may have 255 bytes, and a character up to four
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
+    with unwritable_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a name may have 255 bytes, and a character up to four
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -37,11 +39,28 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
-        temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
+        with unwritable_told(path):
+            temporary.chmod(0o666 & ~_UMASK)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def unwritable_told(place: Path | str) -> Iterator[None]:
+    """Raises MachineError naming `place` where it turns out that nothing can be written there.
+
+    A full disk stays the OSError that it is: who writes much tells of the room that is needed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise MachineError(
+            f"{place} cannot be written ({error.strerror}); give another place, or make that one writable"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,7 +98,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
+    """Raises ValueError where a figure is not finite: JSON has no word for it, and other programs refuse Python's."""
+    return (json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode("utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,25 +15,9 @@ import pyarrow.compute as pc
 
 from shards.errors import TableError, TrainingError
 from shards.identity import PlanIdentity
-from shards.samples import read_samples, samples_hash, splits_of
+from shards.samples import samples_hash
 from shards.settings import LoaderParams
 from shards.windows import cut, plan_window
-
-__all__ = [
-    "PLAN_VERSION",
-    "EpochOrder",
-    "EpochPlan",
-    "PlanIdentity",
-    "length_limit",
-    "order_epoch",
-    "plan_epoch",
-    "plan_identity",
-    "plan_scoring",
-    "read_samples",
-    "samples_hash",
-    "shard_numbers",
-    "splits_of",
-]
 
 PLAN_VERSION = 2
 

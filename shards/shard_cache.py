@@ -120,12 +120,13 @@ class ShardCache:
                         sizes[path] for path in sizes if _is_removed_as_left_behind(path, sizes[path])
                     )
                 # within two graces all that is in use now is free, if nobody asks for it again
-                for path in self._in_turn(sizes, expected, has_waited=waited_s > 2 * self._grace_s):
-                    if excess <= 0:
-                        break
+                has_waited = waited_s > 2 * self._grace_s
+                for path in self._in_turn(sizes, expected, has_waited) if excess > 0 else ():
                     path.unlink(missing_ok=True)
                     self._used.pop(path, None)
                     excess -= sizes[path]
+                    if excess <= 0:
+                        break
                 if excess <= 0:
                     file.truncate(num_bytes)
                     return
@@ -142,7 +143,8 @@ class ShardCache:
             paths = [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
             # a file that is whole takes its name without the lock: where a listed one is gone, it may be there unlisted
             with suppress(FileNotFoundError):
-                return {path: path.stat().st_size for path in paths}
+                # locks come and go all the time, and are empty
+                return {path: 0 if path.suffix == ".lock" else path.stat().st_size for path in paths}
 
     def _in_turn(self, paths: Iterable[Path], expected: Expected, has_waited: bool) -> list[Path]:
         """The whole files that may go, first to go first. Called under the lock of the folder."""

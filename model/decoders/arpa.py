@@ -5,6 +5,7 @@ space stands as `<space>`, since spaces part the words.
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -15,10 +16,12 @@ import numpy as np
 
 from model.decoders.kneser_ney import NEVER_LOG10
 from model.decoders.ngram import END, START, UNKNOWN, LanguageModel, Level, NgramFault, NgramModel
-from model.text import Tokenizer
+from model.settings import TextParams
+from model.text import Tokenizer, describe_normaliser, without_version
 from shards.errors import TableError
 from shards.files import atomic_file
 
+LOG = logging.getLogger(__name__)
 SPACE = "<space>"
 MAX_ORDER = 6
 _ABOUT = "# pipeline lm "
@@ -75,18 +78,33 @@ def _lines(level: Level, rows: slice, names: list[str], is_longest: bool) -> str
     )
 
 
-def load_language_model(path: Path, table: Tokenizer) -> LanguageModel:
+def load_language_model(path: Path, table: Tokenizer, text: TextParams | None = None) -> LanguageModel:
     """The model of a file for the characters of `table`.
 
-    Raises TableError as `read_arpa` does, and where it knows none of the characters.
+    Logs a warning where the file says that it was learnt by another normaliser than `text`, that of the labels. Raises
+    TableError as `read_arpa` does, and where it knows none of the characters.
     """
     language_model = read_arpa(path).of_tokens(table)
+    if text is not None and (told := _other_normaliser_told(path, text)):
+        LOG.warning(told)
     if table.units and language_model.unseen_V.sum() == len(table.units):
         raise TableError(
             f"{path} knows none of the {len(table.units)} characters that are to be read; is it a model of words? "
             f"`pipeline lm` makes one of characters"
         )
     return language_model
+
+
+def _other_normaliser_told(path: Path, text: TextParams) -> str | None:
+    """What to warn of; None where options are the same (versions differ in rare texts only), or nothing says them."""
+    theirs, ours = (arpa_about(path) or {}).get("normaliser"), without_version(describe_normaliser(text))
+    if not isinstance(theirs, str) or without_version(theirs) == ours:
+        return None
+    return (
+        f"{path} was made of text by another normaliser ({without_version(theirs)}) than the labels that the model "
+        f"learnt ({ours}): characters that only the labels have are unknown to it; run `pipeline lm` with the model's "
+        "section text"
+    )
 
 
 def read_arpa(path: Path) -> NgramModel:

@@ -15,7 +15,7 @@ import numpy as np
 from model.decoders.ngram import END, START, UNKNOWN, Level, NgramModel
 from shards.errors import ConfigError
 
-LM_VERSION = 2
+LM_VERSION = 3
 """Part of DVC's params: another one trains the language model again."""
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 """For counts 1, 2, 3 and more where a text is too small to estimate them (KenLM's --discount_fallback)."""

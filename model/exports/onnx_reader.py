@@ -100,7 +100,7 @@ class OnnxReader:
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
         """Opens the ARPA file at `path` where the decoder of `params` asks a language model; TableError as it does."""
         if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
-            self.language_model = load_language_model(path, self.vocabulary.characters)
+            self.language_model = load_language_model(path, self.vocabulary.characters, self.text)
 
     def log_probs(self, clip_THW: np.ndarray) -> dict[str, np.ndarray]:
         """By output, float32 (S, V or W), of one uint8 clip. CheckpointError where it is of another size."""

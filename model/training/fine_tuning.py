@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.checkpoints import load_checkpoint, vocabulary_of
+from model.checkpoints import load_checkpoint, other_clips, vocabulary_of
 from model.networks.network import LipNetwork, differences
 from model.public.table import NEVER
 from model.settings import HEAD_OF_MODULE, ModelParams, TrainParams
@@ -107,7 +107,12 @@ def _depths(network: nn.Module) -> Callable[[str], int]:
 
 @torch.no_grad()
 def start_from(
-    network: LipNetwork, vocabulary: Vocabulary, model: ModelParams, path: Path, seed: int
+    network: LipNetwork,
+    vocabulary: Vocabulary,
+    model: ModelParams,
+    path: Path,
+    seed: int,
+    clips: Mapping[str, float],
 ) -> list[str]:
     """Takes over what the checkpoint `path` has learnt, in place; lines for the log that say what.
 
@@ -132,32 +137,40 @@ def start_from(
         if not found or (learnt is not None and part not in learnt):
             lines.append(f"{part}: fresh, {path} has not learnt it")
             continue
-        tables = (their_vocabulary.characters, vocabulary.characters)
-        if part == "syllable_head":
-            assert their_vocabulary.syllables and vocabulary.syllables
-            tables = (their_vocabulary.syllables, vocabulary.syllables)
-        rows = _Rows(*tables) if part in HEAD_OF_MODULE else None
+        rows = _rows_of(part, their_vocabulary, vocabulary)
         misfit = _misfit(part, ours, found, rows)
         if part in ("decoder", "reverse_decoder") and not misfit:
             misfit = _other_heads(state["model_params"], model)
-        if misfit:
-            if part not in HEAD_OF_MODULE:
-                raise CheckpointError(_told_misfit(path, part, misfit, state["model_params"], model))
+        if not misfit:
+            _take_part(part, ours, found, rows, random)
+            lines.append(f"{part}: {len(ours)} tensors taken over" + (rows.told() if rows else ""))
+        elif part in HEAD_OF_MODULE:
             lines.append(f"{part}: fresh, it is of other sizes ({misfit})")
-            continue
-        for name, tensor in ours.items():
-            if rows is not None and _holds_rows(part, name):
-                tensor.copy_(rows.taken_over(found[name], _mute(found, name), random))
-            else:
-                tensor.copy_(found[name])
-        lines.append(f"{part}: {len(ours)} tensors taken over" + (rows.told() if rows else ""))
+        else:
+            raise CheckpointError(_told_misfit(path, part, misfit, state["model_params"], model))
     unused = sorted({name.partition(".")[0] for name in theirs} - dict(network.named_children()).keys())
     if unused:
         lines.append(f"not taken over, this network has none: {', '.join(unused)}")
     there = {name: state["model_params"][name] for name in SEEN_AS}
     here = {name: getattr(model, name) for name in SEEN_AS}
     lines += [f"trained on other pictures: model.{line}" for line in differences(here, there)]
+    lines += [f"trained on other clips: {line}" for line in other_clips(state, clips)]
     return [f"train.init_from {path}: {line}" for line in lines]
+
+
+def _take_part(
+    part: str,
+    ours: Mapping[str, torch.Tensor],
+    theirs: Mapping[str, torch.Tensor],
+    rows: "_Rows | None",
+    random: torch.Generator,
+) -> None:
+    """Copies a part's tensors into ours, where the rows of characters find their own."""
+    for name, tensor in ours.items():
+        if rows is not None and _holds_rows(part, name):
+            tensor.copy_(rows.taken_over(theirs[name], _mute(theirs, name), random))
+        else:
+            tensor.copy_(theirs[name])
 
 
 class _Rows:
@@ -192,6 +205,14 @@ class _Rows:
         shown = "".join(self.new[:SHOWN]) + ("…" if len(self.new) > SHOWN else "")
         new = f"{len(self.new)} new ({shown})" if self.new else "none new"
         return f"; rows of characters: {self.num_kept} kept, {new}, {self.num_left} of theirs left"
+
+
+def _rows_of(part: str, theirs: Vocabulary, ours: Vocabulary) -> _Rows | None:
+    """Of a head's table; None: the part holds no rows of characters."""
+    if part == "syllable_head":
+        assert theirs.syllables and ours.syllables
+        return _Rows(theirs.syllables, ours.syllables)
+    return _Rows(theirs.characters, ours.characters) if part in HEAD_OF_MODULE else None
 
 
 def _holds_rows(part: str, name: str) -> bool:

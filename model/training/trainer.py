@@ -16,7 +16,7 @@ from model.runs import RunFolder, logger, refuse_foreign_checkpoints, training_l
 from model.training import schedule
 from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
 from model.training.fine_tuning import to_training_mode
-from model.training.first_batch import FirstBatch
+from model.training.first_batch import choose_threads, known_flops_a_frame
 from model.training.gray_levels import with_gray_levels
 from model.training.job import TrainingJob, TrainingSummary
 from model.training.last_checkpoint import save_last
@@ -120,9 +120,8 @@ class _Trainer:
     def _train_epochs(self) -> None:
         job, progress = self.job, self.progress
         stream, valid_stream = self.data.streams(pin_memory=self.device.type == "cuda")
-        first = FirstBatch(self.data, self.state, self.step, stream)
-        first.choose_threads()
-        self.flops_a_frame = first.flops_a_frame()
+        choose_threads(self.step, stream)
+        self.flops_a_frame = known_flops_a_frame(self.step, stream)
         with self.stop.noted():
             while not progress.is_over(job.train):
                 plan = self.data.epoch(progress.epoch)

@@ -11,17 +11,9 @@ from model.training.ranks import ALONE, Ranks
 from model.vocabulary import Vocabulary
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards
-from shards.plan import (
-    EpochPlan,
-    plan_epoch,
-    plan_identity,
-    plan_scoring,
-    read_samples,
-    samples_hash,
-    splits_of,
-)
+from shards.plan import EpochPlan, plan_epoch, plan_identity, plan_scoring
 from shards.sample_reader import read_sample_of
-from shards.samples import STREAM_COLUMNS, sample_pieces
+from shards.samples import STREAM_COLUMNS, read_samples, sample_pieces, samples_hash, splits_of
 from shards.schema import SAMPLES
 from shards.stream import ShardStream
 from shards.terms import TRAIN_SPLIT, VALID_SPLIT
@@ -75,6 +67,11 @@ class TrainingData:
     @property
     def crop_px(self) -> int:
         return self.crop_HW[0]
+
+    @property
+    def clips(self) -> dict[str, float]:
+        """What a checkpoint keeps of them."""
+        return {"fps": self.fps, "crop_px": self.crop_px}
 
     @property
     def valid_hash(self) -> str:

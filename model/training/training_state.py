@@ -118,8 +118,7 @@ class TrainingState:
             "heads": list(job.train.heads),
             "training_state_dict": self.network.state_dict() if self.average else None,
             "averaged_steps": self.average.num_steps if self.average else 0,
-            "fps": self.data.fps,
-            "crop_px": self.data.crop_px,
+            **self.data.clips,
             "progress": vars(progress).copy(),
             "plan_identity": self.data.plan_identity.as_dict(),
             "valid_hash": self.valid_hash,
@@ -159,7 +158,7 @@ class TrainingState:
     def _take_over(self, state: dict[str, Any], source: Path) -> list[str]:
         """All of a checkpoint that fits; in what its epoch plan differs."""
         job = self.job
-        refuse_other_model(state, self.data.model, self.data.vocabulary, job.train.heads, source)
+        self._refuse_other_model(state, source)
         progress = Progress.of(state["progress"])
         other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
         if other_plan and not job.accept_new_plan:
@@ -180,10 +179,14 @@ class TrainingState:
         train, data = self.job.train, self.data
         if train.init_from:
             path = Path(train.init_from)
-            for line in start_from(self.network, data.vocabulary, data.model, path, train.seed):
+            for line in start_from(self.network, data.vocabulary, data.model, path, train.seed, data.clips):
                 logger.info("%s", line)
             if self.average:
                 self.average.restore(self.network.state_dict(), 0)
+
+    def _refuse_other_model(self, state: dict[str, Any], source: Path) -> None:
+        data = self.data
+        refuse_other_model(state, data.model, data.vocabulary, self.job.train.heads, data.clips, source)
 
     def _refuse_other_groups(self, state: dict[str, Any], source: Path) -> None:
         """Momenta belong to parameters by their places in the groups."""
@@ -255,9 +258,7 @@ class TrainingState:
             try:
                 state = load_checkpoint(best)
                 with altered_told(best):
-                    refuse_other_model(
-                        state, self.data.model, self.data.vocabulary, self.job.train.heads, best
-                    )
+                    self._refuse_other_model(state, best)
                     curves = Progress.of(state["progress"]).curves
                 if curves == self.progress.curves[: self.progress.best_epoch + 1]:
                     if self.ranks.is_first:

@@ -76,6 +76,6 @@ def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIde
     command = f"pipeline train --params {shlex.quote(str(last.parent / 'config.yaml'))}"
     if run_of(theirs, data).folder == last.parent:
         return command
-    refuse_other_model(state, data.model, data.vocabulary, theirs.train.heads, last)
+    refuse_other_model(state, data.model, data.vocabulary, theirs.train.heads, data.clips, last)
     command += f" --resume {shlex.quote(str(last))}"
     return f"{command} --accept-new-plan" if data.plan_identity.differences(there) else command

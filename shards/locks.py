@@ -1,0 +1,45 @@
+"""A file that one process at a time holds; the kernel lets go of it when that process ends, however it ends."""
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.errors import PipelineError
+
+LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
+    """Holds `file`, whose folder is there. Raises what `refusal` makes of the holder's name where another holds it.
+
+    On this machine or another. A file system that has no locks (NFS, where its server keeps none) is no reason to
+    stop: it is said, and whoever starts two has been told.
+    """
+    # to be written, else NFS grants no lock of it; never removed, since another may have opened it
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, file, refusal)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise refusal(os.pread(descriptor, 200, 0).decode(errors="replace") or "it begins") from None
+    except OSError as error:
+        LOG.warning(
+            "%s cannot be locked (%s): start the same command no second time meanwhile, both would write there",
+            file,
+            error.strerror,
+        )
+        return
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
