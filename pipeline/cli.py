@@ -1,9 +1,11 @@
 """The `pipeline` command: its entry point. The verbs stand in the modules *_verbs.py."""
 
 import atexit
+import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -26,6 +28,8 @@ import pipeline.verbs.bench_verbs  # noqa: F401
 # isort: on
 
 CRASHED = 1
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""What is wrong with a command line, in the words of click or, as the version has it, of typer's own copy of it."""
 
 
 def main() -> None:
@@ -34,12 +38,21 @@ def main() -> None:
 
     exit_code = [CRASHED]
     atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
+    for stream in (sys.stdout, sys.stderr):  # as every file that we write, whatever the locale says
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
     arguments = _with_dashes(sys.argv[1:])
     if is_other_rank():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (results are printed by the first)
     try:
         try:
-            app(arguments)
+            # else typer ends the process itself, and tells its errors in a block of its own
+            code = app(arguments or ["--help"], standalone_mode=False)
+            raise SystemExit(code or 0)
+        except UsageError as error:
+            _fail(_usage_told(error), 2)
+        except typer.Abort:
+            _fail("stopped", 1)
         except ConfigError as error:
             _fail(error, 2)
         except Interrupted as error:
@@ -77,6 +90,11 @@ def _with_dashes(arguments: list[str]) -> list[str]:
 def _dashed(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def _usage_told(error: Any) -> str:
+    told = error.format_message().replace("Value error, ", "").rstrip(".")
+    return f"{told}; `{error.ctx.command_path if error.ctx else 'pipeline'} --help` lists what there is"
 
 
 def _fail(error: BaseException | str, code: int) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="pipeline",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -1,6 +1,7 @@
 """What a person sees while a verb runs: progress on a terminal as a bar, elsewhere as lines; on stderr."""
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -22,8 +23,24 @@ LINE_EVERY_S = 10.0
 RATE_OVER_LINES = 6
 """The rate is that of the last minute: what a rerun finds in the cache says nothing of what is still to be done."""
 
+UNBROKEN_COLUMNS = 100_000
+"""Wider than any row; a table is drawn no wider than it needs."""
+
 stderr = Console(stderr=True)
-stdout = Console(soft_wrap=True)
+
+
+def console_on(file: TextIO | None = None) -> Console:
+    """As wide as the terminal; what goes to a file or another program is neither cut nor broken.
+
+    `file` None: stdout.
+    """
+    console = Console(file=file, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = UNBROKEN_COLUMNS
+    return console
+
+
+stdout = console_on()
 
 
 def show_logs() -> None:

@@ -18,7 +18,7 @@ from shards.samples import read_samples, samples_hash
 from shards.terms import TRAIN_SPLIT
 from stages.cards.model_card import ExportFacts, Measured, TrainedOn
 from stages.cards.model_card_examples import ExportFormat
-from stages.reports.figures import UNKNOWN_GROUP
+from stages.reports.figures import UNKNOWN_GROUP, read_by
 from stages.settings import CorpusParams
 
 
@@ -101,8 +101,11 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
             chance_cer=metrics.get("chance_cer"),
             speaker_overlap=metrics.get("speaker_overlap"),
             speaker_cers=_speaker_cers(report / "by_speaker.csv"),
+            read_by=read_by(metrics),
+            lm_weight=metrics["decode"]["lm_weight"] if metrics.get("language_model") else None,
+            num_rejected=metrics.get("num_rejected") or 0,
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise TableError(f"{file} is damaged ({error}); `pipeline report` makes it again") from error
 
 

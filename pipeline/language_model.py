@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from model.decoders.arpa import write_arpa
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import perplexity
 from model.settings import TextParams
-from model.text import normalise
+from model.text import describe_mark, describe_normaliser, normalise
 from pipeline.params import Params
 from shards.errors import ConfigError
 from shards.samples import read_samples, splits_of
@@ -22,13 +24,17 @@ def make_language_model(params: Params) -> dict[str, Any]:
     samples, text_file = Path(params.paths.samples), params.lm.text_file
     if text_file:
         labels = [label for label in _labels_of(Path(text_file), params.text, text_hash.update) if label]
+        normaliser: str | None = describe_normaliser(params.text)
     else:
         labels = _labels(samples, TRAIN_SPLIT)
+        # labels stand there as they were made, whatever params.yaml says by now
+        normaliser = describe_mark(pq.read_schema(samples).metadata, samples)
     model = train(labels, params.lm.order)
     about = {
         # its name alone: a file that is passed on need not tell where things lie on this machine
         "learnt_from": Path(text_file).name if text_file else f"{samples.name}, split {TRAIN_SPLIT}",
         "text_sha256": text_hash.hexdigest() if text_file else None,
+        "normaliser": normaliser,
     }
     write_arpa(Path(params.paths.lm), model, about)
     figures: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Whether the language model is of the text that params.yaml names, which DVC does not watch: a dep cannot be empty.
 
-What it was made from stands in the first line of its file (model/decoders/arpa.py).
+What it was made from stands in the first line of its file (model/decoders/arpa.py); so does its normaliser, which a
+reader compares with its own when it opens the file.
 """
 
 import logging

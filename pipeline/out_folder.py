@@ -6,21 +6,17 @@ from pathlib import Path
 from shards.errors import ConfigError
 
 
-def check_writable(folder: Path) -> None:
-    """Raises ConfigError where no file can be written to `--out`; leaves nothing there, nor the folder if it is new."""
-    made: list[Path] = []
+def check_writable(folder: Path, key: str = "--out") -> None:
+    """Raises ConfigError, naming `key`, where no file can be written to `folder`; leaves nothing there.
+
+    Of a folder that is yet to be made, the first above it that is there is tried.
+    """
     try:
-        for each in (*reversed(folder.parents), folder):
-            if not each.exists():
-                each.mkdir()
-                made.append(each)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"tried")
             file.flush()
     except OSError as error:
         raise ConfigError(
-            f"--out {folder}: no file can be written there ({error.strerror}); make room, or give another folder"
+            f"{key} {folder}: no file can be written there ({error.strerror}); make room, or give another folder"
         ) from error
-    finally:
-        for each in reversed(made):
-            each.rmdir()

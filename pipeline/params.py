@@ -3,14 +3,15 @@
 Precedence, lowest first: params.yaml, preset, `--config`, `--set` and flags.
 """
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
@@ -19,7 +20,7 @@ from shards.errors import ConfigError
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
 
-RECIPES = ("demo", "grid", "chinese_lips", "chinese_lips_conformer")
+RECIPES = ("demo", "grid", "chinese_lips", "chinese_lips_conformer", "table")
 
 
 class PathsParams(Section):
@@ -126,24 +127,26 @@ def load_params(
     `assignments` are `section.key=value`, `flags` maps `section.key` to a value (None: not given).
     Raises ConfigError naming the key, the value and what is allowed.
     """
-    values = read_mapping(file)
+    sources = [_Source(str(file), read_mapping(file))]
     if preset is not None:
         if preset not in PRESETS:
             raise ConfigError(f"preset '{preset}' is unknown; known are {', '.join(PRESETS)}")
-        values = _overlay(values, PRESETS[preset])
+        sources.append(_Source(f"--preset {preset}", PRESETS[preset]))
     if config is not None:
         if not config.exists():
             raise ConfigError(f"--config: {config} is missing")
-        values = _overlay(values, sections_of_older_config(read_mapping(config), str(config)))
+        sections = sections_of_older_config(read_mapping(config), str(config))
+        sources.append(_Source(f"--config {config}", sections))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or "." not in key:
             raise ConfigError(f"--set {assignment}: write it as section.key=value, e.g. train.batch_size=4")
-        values = _set(values, key.strip(), parse_yaml(text, f"--set {assignment}"))
+        name = f"--set {assignment}"
+        sources.append(_Source(name, _nested(key.strip(), parse_yaml(text, name))))
     for key, value in (flags or {}).items():
         if value is not None:
-            values = _set(values, key, value)
-    return check(values, str(file))
+            sources.append(_Source("a flag", _nested(key, value)))
+    return _check(sources)
 
 
 def changed_keys(params: Params, other: Params, sections: Sequence[str]) -> dict[str, Any]:
@@ -159,12 +162,54 @@ def changed_keys(params: Params, other: Params, sections: Sequence[str]) -> dict
 
 def check(values: Mapping[str, Any], name: str) -> Params:
     """`values` as Params; raises a ConfigError that lists every wrong key, its value and the mend."""
+    return _check([_Source(name, values)])
+
+
+class _Source(NamedTuple):
+    """Where values come from, as messages name it."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    def holds(self, keys: Sequence[str | int]) -> bool:
+        value: Any = self.values
+        for key in keys:
+            if not isinstance(value, Mapping):
+                break  # a list, or what stands in place of a section: it is all from here
+            if key not in value:
+                return False
+            value = value[key]
+        return True
+
+
+def _check(sources: Sequence[_Source]) -> Params:
+    """The values of `sources`, each laid over those before it. What is wrong is blamed on where it comes from."""
+    values: dict[str, Any] = {}
+    for source in sources:
+        values = _overlay(values, source.values)
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item, values) for item in error.errors()]
-        told = lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines)
-        raise ConfigError(f"{name}: {told}") from error
+        found = [(_blamed(item, sources), _explain(item, values)) for item in error.errors()]
+        blamed = {name for name, _ in found}
+        if len(blamed) > 1:
+            raise ConfigError(
+                "wrong values:" + "".join(f"\n  {name}: {line}" for name, line in found)
+            ) from error
+        told = found[0][1] if len(found) == 1 else "".join(f"\n  {line}" for _, line in found)
+        raise ConfigError(f"{found[0][0]}: {told}") from error
+
+
+def _blamed(item: Any, sources: Sequence[_Source]) -> str:
+    """The source of a wrong value; of values that do not fit together, all that are laid over the first."""
+    above = [source.name for source in sources[1:] if source.holds(_keys(item))]
+    if not above:
+        return sources[0].name
+    return ", ".join(dict.fromkeys(above)) if isinstance(item["input"], Mapping) else above[-1]
+
+
+def _keys(item: Any) -> list[str | int]:
+    return [part for part in item["loc"] if part not in SIZE_FAMILIES]
 
 
 def recipe_text(name: str) -> str:
@@ -198,14 +243,16 @@ def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _set(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return _overlay(values, value)
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    *sections, last = key.split(".")
+    nested = {last: value}
+    for name in reversed(sections):
+        nested = {name: nested}
+    return nested
 
 
 def _explain(item: Any, values: Mapping[str, Any]) -> str:
-    loc = [part for part in item["loc"] if part not in SIZE_FAMILIES]
+    loc = _keys(item)
     key = ".".join(map(str, loc)) or "params"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "extra_forbidden" and loc[:2] == ["model", "sizes"]:
@@ -215,7 +262,22 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
     if item["type"] == "tuple_type" and isinstance(item["input"], str):
         return f"{key}: {item['input']!r} is no list; write [{item['input']}]"
     if item["type"] == "extra_forbidden":
-        return f"{key}: no such key (value {item['input']!r}); look for a typing error"
+        near = _near(loc)
+        mend = "look for a typing error" if near is None else f"did you mean {near}?"
+        return f"{key}: no such key (value {item['input']!r}); {mend}"
     if item["type"] == "missing":
         return f"{key}: is missing; `pipeline init --recipe demo` shows every key with its meaning"
     return f"{key}: {item['input']!r} is not allowed: {message}"
+
+
+def _near(keys: Sequence[str | int]) -> str | None:
+    """The known key that is most like an unknown one."""
+    *sections, last = map(str, keys)
+    model: type[BaseModel] = Params
+    for section in sections:
+        kind = model.model_fields[section].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        model = kind
+    near = difflib.get_close_matches(last, model.model_fields, n=1)
+    return ".".join([*sections, *near]) if near else None

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.console import console_on
 from pipeline.params import PathsParams
 from pipeline.query import Answer, query, rows_of, view_files
 from shards.errors import ConfigError
@@ -109,7 +110,7 @@ def _write_table(answer: Answer, out: TextIO) -> None:
     for row in shown:
         # Text: a value such as [red] is no markup
         table.add_row(*(Text("" if value is None else str(value)) for value in row))
-    Console(file=out).print(table)
+    console_on(out).print(table)
     if (rest := num_rows - len(shown)) > 0:
         Console(stderr=True).print(f"{rest} more rows; --format csv, json or parquet writes them all")
 

@@ -12,10 +12,18 @@ from typing import Any
 from shards import schema
 from shards.cores import usable_cores
 from shards.errors import MachineError
-from shards.files import Progress, read_table, sweep_temporaries, table_from_rows, write_table
+from shards.files import (
+    Progress,
+    read_table,
+    sweep_temporaries,
+    table_from_rows,
+    unwritable_told,
+    write_table,
+)
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
+from stages.clips.ledger_mark import ledger_mark, rate_mark
 from stages.clips.local_pool import LocalPool
 from stages.clips.parts import Part, mark_of
 from stages.clips.shared_cache import SharedCache
@@ -75,7 +83,9 @@ def crop(
     rows = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
     clips = [_clip(row, corpus.root) for row in (rows if part is None else part.take(rows))]
     crops_schema, tracks_schema = schema.CROPS, schema.TRACKS
-    if part is not None:
+    if part is None:
+        crops_schema = crops_schema.with_metadata(crops_schema.metadata | ledger_mark(rows) | rate_mark(crop))
+    else:
         crops_path, tracks_path = part.path(crops_path), part.path(tracks_path)
         part_mark = mark_of(clips_path, crop)
         crops_schema, tracks_schema = (
@@ -127,7 +137,10 @@ def _done_by_id(
     sweep_temporaries(cache_folder, TORSO_AGE_S)
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
-    native_log.unlink(missing_ok=True)
+    # the workers would each find it out, and say nothing of it
+    with unwritable_told(f"machine.cache_dir: {native_log}"):
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        native_log.write_bytes(b"")
     if machine.share:
         SharedCache(machine.share, cache_folder)  # a wrong URL is told before the first clip
     work = CropWork(crop, cache_folder, machine.share)

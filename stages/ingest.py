@@ -1,7 +1,7 @@
 """Stage ingest: the transcripts of a corpus become clips.parquet."""
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,13 +15,20 @@ from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.long_clips import cut_long_clip
+from stages.corpora.overlap import (
+    NAMES_SHOWN,
+    Shared,
+    report_overlap,
+    shared_speakers,
+    shared_videos,
+    warn_of_splits,
+)
 from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
 from stages.videos.video import sniff_media_kind
 
 _log = logging.getLogger(__name__)
 
-NAMES_SHOWN = 5
 # opening a file waits for the disk more than it computes
 SNIFFING_THREADS = 8
 
@@ -30,17 +37,17 @@ SNIFFING_THREADS = 8
 class IngestSummary:
     """What ingest wrote to `clips_path`, in the split order of the table.
 
-    `num_missing` counts the clips without a file below the root (crop makes rejected rows of them), some of
-    them named in `first_missing`; `shared_speakers` maps a speaker to the two or more splits it stands in;
-    `num_split` long videos became `num_parts` clips.
+    `num_missing` counts the clips without a file, `num_outside` those whose path leads out of the root (crop makes
+    rejected rows of both); `num_split` long videos became `num_parts` clips.
     """
 
     clips_path: Path
     clips_by_split: Mapping[str, int]
     speakers_by_split: Mapping[str, int]
     num_missing: int
-    first_missing: tuple[str, ...]
-    shared_speakers: Mapping[str, tuple[str, ...]]
+    num_outside: int
+    shared_speakers: Shared
+    shared_videos: Shared
     num_split: int
     num_parts: int
 
@@ -51,7 +58,7 @@ class _Clip:
 
     transcript: Transcript
     media_kind: str | None
-    is_missing: bool
+    problem: Reason | None = None
     start_s: float | None = None
     end_s: float | None = None
 
@@ -64,13 +71,13 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     scripts than Han included: they are what the model has to say. `media_kind` comes from each file's own header
     and is null where that cannot be read; crop finds the reason.
 
-    Raises CorpusError where the corpus tables are untrue, or where speakers stand in several splits and
+    Raises CorpusError where the corpus tables are untrue, or where speakers or videos stand in several splits and
     `corpus.speaker_overlap` is `error`.
     """
     transcripts = read_corpus(corpus)
-    shared = _shared_speakers(transcripts)
-    if shared:
-        _report_overlap(shared, corpus.speaker_overlap == "error")
+    warn_of_splits(transcripts)
+    speakers, videos = shared_speakers(transcripts), shared_videos(transcripts)
+    report_overlap(speakers, videos, is_error=corpus.speaker_overlap == "error")
     root = Path(corpus.root)
     # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
     max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
@@ -87,23 +94,40 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     rows = [_row(clip, normalise(clip.transcript.text, text)) for clip in clips]
     marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_mark(text))
     write_table(clips_path, table_from_rows(rows, CLIPS), marked)
-    missing = [clip.transcript.clip_id for clip in clips if clip.is_missing]
-    if missing:
-        _log.warning(
-            "%d of %d clips have no file below the corpus root; crop will reject them",
-            len(missing),
-            len(clips),
-        )
-    return _summary([clip.transcript for clip in clips], missing, shared, clips_path, num_split, num_parts)
+    num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below the corpus root")
+    num_outside = _warn_of(
+        clips,
+        Reason.UNSAFE_PATH,
+        "have a path that leads out of the corpus root (name it relative to the root)",
+    )
+    return IngestSummary(
+        clips_path=clips_path,
+        clips_by_split=dict(Counter(clip.transcript.split for clip in clips)),
+        speakers_by_split=_speakers_by_split(transcripts),
+        num_missing=num_missing,
+        num_outside=num_outside,
+        shared_speakers=speakers,
+        shared_videos=videos,
+        num_split=num_split,
+        num_parts=num_parts,
+    )
 
 
 def _look(root: Path, crop: CropParams, transcript: Transcript) -> _Clip:
     try:
         source = resolve_media(root, transcript.media)
-        return _Clip(transcript, sniff_media_kind(source, crop).value, is_missing=False)
+        return _Clip(transcript, sniff_media_kind(source, crop).value)
     except ClipRejected as error:
         _log.debug("%s: %s", transcript.media, error)
-        return _Clip(transcript, None, error.reason in (Reason.MISSING_FILE, Reason.UNSAFE_PATH))
+        return _Clip(transcript, None, error.reason)
+
+
+def _warn_of(clips: Sequence[_Clip], problem: Reason, told: str) -> int:
+    names = [clip.transcript.clip_id for clip in clips if clip.problem is problem]
+    if names:
+        some = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+        _log.warning("%d of %d clips %s; crop will reject them: %s", len(names), len(clips), told, some)
+    return len(names)
 
 
 def _parts(root: Path, text: TextParams, max_s: float, longest_s: float, clip: _Clip) -> list[_Clip] | None:
@@ -154,49 +178,9 @@ def _row(clip: _Clip, label: str) -> dict[str, object]:
     }
 
 
-def _shared_speakers(transcripts: Sequence[Transcript]) -> dict[str, tuple[str, ...]]:
-    splits_of: dict[str, set[str]] = defaultdict(set)
-    for transcript in transcripts:
-        if transcript.speaker is not None:
-            splits_of[transcript.speaker].add(transcript.split)
-    return {
-        speaker: tuple(sorted(splits, key=split_rank))
-        for speaker, splits in sorted(splits_of.items())
-        if len(splits) > 1
-    }
-
-
-def _report_overlap(shared: Mapping[str, tuple[str, ...]], is_error: bool) -> None:
-    some = "; ".join(f"{speaker} in {', '.join(shared[speaker])}" for speaker in list(shared)[:NAMES_SHOWN])
-    more = f" and {len(shared) - NAMES_SHOWN} more" if len(shared) > NAMES_SHOWN else ""
-    message = f"{len(shared)} speakers stand in several splits: {some}{more}"
-    if is_error:
-        raise CorpusError(
-            f"{message}; scores on a speaker seen in training flatter the model: move each speaker to one "
-            f"split, or set corpus.speaker_overlap to warn"
-        )
-    _log.warning("%s (corpus.speaker_overlap: warn)", message)
-
-
-def _summary(
-    transcripts: Sequence[Transcript],
-    missing: Sequence[str],
-    shared: Mapping[str, tuple[str, ...]],
-    clips_path: Path,
-    num_split: int,
-    num_parts: int,
-) -> IngestSummary:
-    speakers: dict[str, set[str]] = {t.split: set() for t in transcripts}
-    for transcript in transcripts:
-        if transcript.speaker is not None:
-            speakers[transcript.split].add(transcript.speaker)
-    return IngestSummary(
-        clips_path=clips_path,
-        clips_by_split=dict(Counter(t.split for t in transcripts)),
-        speakers_by_split={split: len(known) for split, known in speakers.items()},
-        num_missing=len(missing),
-        first_missing=tuple(missing[:NAMES_SHOWN]),
-        shared_speakers=shared,
-        num_split=num_split,
-        num_parts=num_parts,
-    )
+def _speakers_by_split(transcripts: Sequence[Transcript]) -> dict[str, int]:
+    speakers: dict[str, set[str]] = {one.split: set() for one in transcripts}
+    for one in transcripts:
+        if one.speaker is not None:
+            speakers[one.split].add(one.speaker)
+    return {split: len(known) for split, known in speakers.items()}

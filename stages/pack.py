@@ -7,7 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,18 @@ from model.text import same_mark
 from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.cores import usable_cores
-from shards.errors import ShardError, TableError
-from shards.files import Progress, json_bytes, read_table, sync_folder, table_from_rows, write_table
+from shards.errors import ShardError
+from shards.files import (
+    Progress,
+    json_bytes,
+    read_table,
+    sync_folder,
+    table_from_rows,
+    unwritable_told,
+    write_table,
+)
 from shards.index import INDEX, IndexedShard
+from shards.locks import held
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import ShardStore
@@ -29,6 +38,7 @@ from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
+from stages.clips.ledger_mark import refuse_other_clips, refuse_other_rate
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 
@@ -73,51 +83,81 @@ def pack(
     """Writes `<split>/<split>-000000.tar`…, the card, `<split>/index.json` and samples.parquet: same input, same bytes.
 
     Clips of a split are shuffled by `pack.seed`, so that a shard mixes speakers; `machine.workers` threads encode
-    them. Shards of a former pack are removed. Raises ShardError where something else lies in the store, TableError
+    them. Shards of a former pack are removed. Raises ShardError where something else lies in the store or another
+    pack of this catalogue is at work, MachineError where nothing can be written, TableError
     where the tables do not belong together, and ConfigError, before anything is touched, where the store is remote
     and the licence does not allow it, unless the caller says that he `has_rights`.
     """
     refuse_unlicensed(corpus.license, store, has_rights)
     clips_table = read_table(clips_path, schema.CLIPS, "pipeline ingest")
     clips = {row["clip_id"]: row for row in clips_table.to_pylist()}
-    crops = read_table(crops_path, schema.CROPS, "pipeline crop").to_pylist()
+    ledger = read_table(crops_path, schema.CROPS, "pipeline crop")
     tracks = read_table(tracks_path, schema.TRACKS, "pipeline crop")
-    if [row["clip_id"] for row in crops] != list(clips):
-        raise TableError(f"{crops_path} is not of the clips in {clips_path}; run `pipeline crop` again")
+    refuse_other_clips(ledger.schema.metadata, clips.values(), clips_path, crops_path)
+    refuse_other_rate(ledger.schema.metadata, crop, crops_path)
     source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
-    usable = [row for row in crops if row["status"] == Status.OK]
-    _clear(store, samples_path)
-    rows: list[dict[str, Any]] = []
-    splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
-    shards: dict[str, list[IndexedShard]] = {split: [] for split in splits}
-    for split in splits:
-        of_split = _shuffled(
-            [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
+    usable = [row for row in ledger.to_pylist() if row["status"] == Status.OK]
+    with _alone(samples_path):
+        _try_writing(store)
+        _clear(store, samples_path)
+        rows: list[dict[str, Any]] = []
+        splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
+        shards: dict[str, list[IndexedShard]] = {split: [] for split in splits}
+        for split in splits:
+            of_split = _shuffled(
+                [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
+            )
+            with _encoded(of_split, source, pack, machine.workers or usable_cores()) as encoded:
+                for row in _write_split(encoded, split, source, crop, pack, store, shards[split]):
+                    rows.append(row)
+                    if on_progress:
+                        on_progress(len(rows), len(usable))
+        assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
+        facts = facts_of(
+            rows,
+            splits,
+            kind=corpus.kind,
+            license=corpus.license,
+            codec=pack.codec,
+            size_px=crop.size_px,
+            fps=crop.target_fps,
         )
-        with _encoded(of_split, source, pack, machine.workers or usable_cores()) as encoded:
-            for row in _write_split(encoded, split, source, crop, pack, store, shards[split]):
-                rows.append(row)
-                if on_progress:
-                    on_progress(len(rows), len(usable))
-    assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
-    facts = facts_of(
-        rows,
-        splits,
-        kind=corpus.kind,
-        license=corpus.license,
-        codec=pack.codec,
-        size_px=crop.size_px,
-        fps=crop.target_fps,
-    )
-    for name, content in card_files(facts).items():
-        _write(store, name, content)
-    for split in splits:
-        _write_index(store, split, shards[split])
-    marked = schema.SAMPLES.with_metadata(schema.SAMPLES.metadata | same_mark(clips_table.schema.metadata))
-    write_table(samples_path, table_from_rows(rows, schema.SAMPLES), marked)
+        for name, content in card_files(facts).items():
+            _write(store, name, content)
+        for split in splits:
+            _write_index(store, split, shards[split])
+        marked = schema.SAMPLES.with_metadata(
+            schema.SAMPLES.metadata | same_mark(clips_table.schema.metadata)
+        )
+        write_table(samples_path, table_from_rows(rows, schema.SAMPLES), marked)
     by_split = {split: sum(shard.num_samples for shard in shards[split]) for split in splits}
     made = [shard for of_split in shards.values() for shard in of_split]
     return PackSummary(by_split, len(made), sum(shard.num_bytes for shard in made), source.num_rendered)
+
+
+@contextmanager
+def _alone(samples_path: Path) -> Iterator[None]:
+    """Of two packs at once each would clear away what the other writes; both write this catalogue."""
+
+    def refusal(holder: str) -> ShardError:
+        return ShardError(
+            f"another pack is at work on {samples_path} ({holder}): wait until it has ended, or end it; to make "
+            "both, give this one paths.shards and paths.samples of its own"
+        )
+
+    with ExitStack() as lock:
+        with unwritable_told(samples_path):
+            samples_path.parent.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(held(samples_path.with_name(f".{samples_path.name}.lock"), refusal))
+        yield
+
+
+def _try_writing(store: ShardStore) -> None:
+    """Before anything is removed: raises where a former pack would go and none could come."""
+    # should it be left behind, the next pack takes it for its own
+    tried = f".{CARD}.tried.tmp"
+    _write(store, tried, b"tried")
+    store.remove(tried)
 
 
 def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ from stages.reports.groups import (
     total,
 )
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 """Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
 RESAMPLES = 2_000
 NO_FACTS = ReportFacts()
@@ -91,6 +91,7 @@ def figures_of(
         context.speaker_overlap,
         resamples=context.resamples,
         facts=facts,
+        num_rejected=sum(context.rejections.get(context.split, {}).values()),
     )
     clips = counted_clips(scored)
     pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
@@ -118,10 +119,11 @@ def split_metrics(
     blind: Sequence[ScoredClip],
     split: str,
     seed: int,
-    speaker_overlap: int = 0,
+    speaker_overlap: int | None = 0,
     *,
     resamples: int = RESAMPLES,
     facts: ReportFacts = NO_FACTS,
+    num_rejected: int | None = None,
 ) -> dict[str, Any]:
     """What stands in metrics.json: shares (not per cent) and counts, null where they cannot be known.
 
@@ -132,7 +134,9 @@ def split_metrics(
     were also trained on, `num_unwritable` the characters of the references that the model has no token for; they are
     errors. `wer` is there only for text with words, `mer` (Han characters and words of other scripts) where there are
     both, the rates of syllables, of their looks and of visemes are null unless half of the text is Han, or it is
-    pinyin that was read. `num_without_confidence` clips have no score, and no part in `calibration_error`.
+    pinyin that was read. `num_rejected` counts the clips of the split that have no part in anything here, for the
+    ledger rejected them: a CER falls where hard clips go. `num_without_confidence` clips have no score, and no part in
+    `calibration_error`.
     Raises ConfigError where the split has no clips.
     """
     if not scored:
@@ -153,6 +157,7 @@ def split_metrics(
         "normaliser": facts.normaliser,
         "checkpoint_normaliser": facts.checkpoint_normaliser,
         "num_clips": len(clips),
+        "num_rejected": num_rejected,
         "num_speakers": len({counted.clip.speaker for counted in clips} - {None}),
         "num_chars": counts.num_chars,
         "cer": counts.cer,

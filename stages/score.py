@@ -2,8 +2,8 @@
 
 import csv
 import logging
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,18 @@ from model.spikes import Spikes, ctc_spikes, spiking_head
 from model.text import describe_mark
 from shards import schema
 from shards.files import Progress, file_identity, read_table
-from shards.plan import read_samples
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
 from shards.stream import read_sample
-from shards.terms import TRAIN_SPLIT
 from stages.pages.report_page import ModelFacts, ReportContext
 from stages.quality import QUALITIES
 from stages.report import write_report
 from stages.reports.figures import ClipFacts, ReportFacts
+from stages.seen_in_training import seen_in_training
 from stages.settings import CorpusParams, ReportParams
 
 SCORING_BATCH = 32
-NAMES_SHOWN = 5
 LOG = logging.getLogger(__name__)
 
 
@@ -118,7 +117,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
     clips = read_table(job.clips, schema.CLIPS, "pipeline ingest")
     crops = read_table(job.crops, schema.CROPS, "pipeline crop")
     samples = read_samples(job.samples, job.report_params.split)
-    shared = shared_speakers(job.samples, job.report_params.split)
+    seen = seen_in_training(job.samples, job.report_params.split)
     records = {record["clip_id"]: record for record in samples.to_pylist()}
 
     def clip_of(clip_id: str) -> np.ndarray:
@@ -150,10 +149,10 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         ),
         clip_of=clip_of,
         spikes_of=spikes_of,
-        warnings=_speaker_warnings(shared, job.report_params.split),
-        speaker_overlap=len(shared),
+        warnings=seen.warnings(),
+        speaker_overlap=seen.num_speakers,
         curves=_read_curves(job.curves),
-        rejections=Counter(reason for reason in crops["reason"].to_pylist() if reason is not None),
+        rejections=_rejections(clips, crops),
         clip_totals=_usable_clips(clips, crops),
         fps=reader.fps,
     )
@@ -210,31 +209,32 @@ def _qualities(crop: Mapping[str, Any]) -> dict[str, float]:
     return {one.name: values[one.name] for one in QUALITIES if values.get(one.name) is not None}
 
 
+def num_rejected(clips: Path, crops: Path, split: str) -> int | None:
+    """Clips of the split that the ledger rejected; None where the tables are not here."""
+    if not (clips.exists() and crops.exists()):
+        return None
+    tables = (
+        read_table(clips, schema.CLIPS, "pipeline ingest"),
+        read_table(crops, schema.CROPS, "pipeline crop"),
+    )
+    return sum(_rejections(*tables).get(split, {}).values())
+
+
+def _rejections(clips: pa.Table, crops: pa.Table) -> Mapping[str, Mapping[str, int]]:
+    """Rejected clips by split and reason."""
+    splits = dict(zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True))
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for clip_id, reason in zip(crops["clip_id"].to_pylist(), crops["reason"].to_pylist(), strict=True):
+        # a ledger of other clips than the table's is possible for as long as crop has not run again
+        if reason is not None and clip_id in splits:
+            counts[splits[clip_id]][reason] += 1
+    return counts
+
+
 def _usable_clips(clips: Any, crops: Any) -> Mapping[str, int]:
     usable = set(crops.filter(pc.equal(crops["status"], schema.Status.OK.value))["clip_id"].to_pylist())
     pairs = zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True)
     return Counter(split for clip_id, split in pairs if clip_id in usable)
-
-
-def shared_speakers(samples_path: Path, split: str) -> tuple[str, ...]:
-    """Speakers of `split` whose clips were also packed for training, by name: a score on them flatters."""
-    table = read_table(samples_path, schema.SAMPLES, "pipeline pack")
-
-    def speakers_of(name: str) -> set[str]:
-        column = table.filter(pc.equal(table["split"], name))["speaker"]
-        return {speaker for speaker in column.unique().to_pylist() if speaker is not None}
-
-    return tuple(sorted(speakers_of(split) & speakers_of(TRAIN_SPLIT)))
-
-
-def _speaker_warnings(shared: Sequence[str], split: str) -> list[str]:
-    if not shared:
-        return []
-    names = ", ".join(shared[:NAMES_SHOWN]) + (", …" if len(shared) > NAMES_SHOWN else "")
-    return [
-        f"Seen in training too: {len(shared)} of the speakers of split {split} ({names}). "
-        "The CER on people the model has never seen will be higher."
-    ]
 
 
 def _read_curves(path: Path) -> list[dict[str, float | None]]:

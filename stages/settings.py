@@ -21,7 +21,7 @@ class CorpusParams(Section):
     )
     table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
     speaker_overlap: Literal["error", "warn"] = Field(
-        "error", description="what to do when one speaker is in two splits"
+        "error", description="what to do when one speaker or one video is in two splits"
     )
     valid_fraction: float = Field(
         0.05, ge=0, lt=1, description="kind table without a split column: share of valid"

@@ -12,7 +12,8 @@ from shards.errors import MachineError
 from shards.files import check_table, write_json, write_text
 from stages.corpora.transcript import split_rank
 from stages.statistics.characters import Characters, characters_by_split, num_distinct, vocabulary
-from stages.statistics.joined import TABLES, UNKNOWN, join_tables
+from stages.statistics.copies import copies_across_splits
+from stages.statistics.joined import TABLES, UNKNOWN, join_tables, num_parts_of
 from stages.statistics.plots import plot_stats
 from stages.statistics.tidy_table import write_stats_table
 
@@ -84,7 +85,7 @@ def measure(
             "rejections": _rejections(connection, has["has_crops"]),
             "topics": _by(connection, f"coalesce(topic::VARCHAR, '{UNKNOWN}')", has),
             "vocabulary": vocabulary(characters),
-            "overlap": _overlap(connection),
+            "overlap": _overlap(connection, has["has_crops"]),
             "histograms": {
                 "label_lengths": _histogram(connection, "num_chars", 1),
                 "clip_frames": _histogram(connection, "num_frames", FRAME_BIN),
@@ -151,8 +152,8 @@ def _rejections(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[
     }
 
 
-def _overlap(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Speakers that stand in several splits, and how many clips each has there."""
+def _overlap(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[str, Any]:
+    """Speakers that stand in several splits, and how many clips each has there; `copies` is null without a ledger."""
     rows = connection.execute(
         "SELECT speaker, split, count(*) FROM joined WHERE speaker IS NOT NULL GROUP BY speaker, split "
         "QUALIFY count(*) OVER (PARTITION BY speaker) > 1 ORDER BY ALL"
@@ -161,7 +162,8 @@ def _overlap(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     for speaker, split, count in rows:
         clips.setdefault(speaker, {})[split] = count
     shared = {speaker: _ranked(by_split) for speaker, by_split in clips.items()}
-    return {"num_speakers": len(shared), "speakers": shared}
+    copies = copies_across_splits(connection, num_parts_of(connection)) if has_crops else None
+    return {"num_speakers": len(shared), "speakers": shared, "copies": copies}
 
 
 def _histogram(connection: duckdb.DuckDBPyConnection, column: str, width: int) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def pack_clips(
     clips: list[tuple[str, str, np.ndarray, str]],
     clips_a_shard: int = 5,
     codec: Codec = "raw",
+    fps: float = 25.0,
 ) -> Packed:
     """Writes shards and samples.parquet for (clip_id, split, clip, label)."""
     rows = []
@@ -75,7 +76,7 @@ def pack_clips(
             name = f"{split}/{split}-{shard // clips_a_shard:06d}.tar"
             path = folder / "shards" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard], codec)
+            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard], codec, fps)
     write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
     return Packed.at(folder)
 
@@ -90,7 +91,7 @@ def _payload(clip: np.ndarray, codec: Codec) -> bytes:
 
 
 def _write_shard(
-    path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]], codec: Codec
+    path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]], codec: Codec, fps: float
 ) -> list[dict]:
     payloads = {}
     # GNU names where they are too long for the older format
@@ -100,7 +101,7 @@ def _write_shard(
             payloads[clip_id] = _payload(clip, codec)
             for extension, payload in (
                 (clip_extension(codec), payloads[clip_id]),
-                ("json", json.dumps({"label": label, "fps": 25.0}).encode()),
+                ("json", json.dumps({"label": label, "fps": fps}).encode()),
             ):
                 member = tarfile.TarInfo(f"{clip_id}.{extension}")
                 member.size = len(payload)

@@ -217,7 +217,7 @@ def made_context(**changes: Any) -> ReportContext:
         clip_of=mouth_of,
         spikes_of=spikes_of,
         curves=curves,
-        rejections={"no_face": 3, "turned_away": 1},
+        rejections={"train": {"no_face": 3}, "test": {"turned_away": 1}},
         clip_totals={"train": 240, "valid": 24, "test": 5},
     )
     return replace(context, **changes)

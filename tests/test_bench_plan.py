@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.bench import plan as bench
 from pipeline.bench.made_up import write_catalogue
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.settings import LoaderParams
 
 

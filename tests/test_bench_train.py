@@ -29,7 +29,7 @@ from pipeline.bench.train_measure import Figures, Task, figures
 from pipeline.bench.train_show import print_train_bench
 from pipeline.cli import app
 from shards.errors import ConfigError, PipelineError
-from shards.plan import read_samples
+from shards.samples import read_samples
 from shards.store import FolderStore
 from shards.stream import read_sample
 from shards.terms import TRAIN_SPLIT

@@ -3,8 +3,9 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,3 +204,58 @@ def test_rejections_are_kept(cache: ClipCache, tmp_path: Path) -> None:
     assert (kept.rejection.reason, kept.rejection.detail) == (made.rejection.reason, made.rejection.detail)
     assert kept.rejection.reason is Reason.TOO_SHORT
     assert kept.figures == made.figures
+
+
+def replacing(path: Path, others: list[Path], real: Callable[..., Any]) -> Callable[..., Any]:
+    """`real`, but each of `others` in turn takes the video's place just before, as where an rsync ends."""
+    left = iter(others)
+
+    def replace_first(*arguments: Any) -> Any:
+        if (other := next(left, None)) is not None:
+            shutil.copy(other, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        return real(*arguments)
+
+    return replace_first
+
+
+def test_a_video_that_is_replaced_after_it_was_hashed_is_kept_under_its_own_content(
+    cache: ClipCache, mouth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Path(shutil.copy(mouth, tmp_path / "1")), write_mouth(tmp_path / "2.mp4", 14, seed=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "crop_video", replacing(mouth, [second], cache_module.crop_video))
+        outcome = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    assert (outcome.figures.num_frames, outcome.from_cache) == (14, False)
+    assert outcome.keys == cache.keys(second, MediaKind.MOUTH, PARAMS)
+    assert cache.crop(second, MediaKind.MOUTH, PARAMS).from_cache
+    assert cache.crop(first, MediaKind.MOUTH, PARAMS).figures.num_frames == 12
+
+
+def test_landmarks_and_rejections_of_another_content_are_not_kept_either(
+    cache: ClipCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face, short = write_face(tmp_path / "face.mp4", 12), write_mouth(tmp_path / "short.mp4", 3)
+    copy = Path(shutil.copy(face, tmp_path / "copy.mp4"))
+    first = cache.keys(face, MediaKind.FACE, PARAMS)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "follow_video", replacing(face, [short], cache_module.follow_video))
+        outcome = cache.crop(face, MediaKind.FACE, PARAMS)
+    assert outcome.rejection is not None and outcome.keys != first
+    assert first.track not in {entry.stem for entry in entries(cache, "tracks")}
+    shutil.copy(copy, face)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "crop_video", replacing(face, [short], cache_module.crop_video))
+        cache.crop(face, MediaKind.FACE, PARAMS)
+    assert cache.crop(copy, MediaKind.FACE, PARAMS).rejection is None
+
+
+def test_a_video_that_never_stands_still_is_turned_down_and_not_kept(
+    cache: ClipCache, mouth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [write_mouth(tmp_path / f"{seed}.mp4", 12, seed=seed) for seed in (1, 2, 3)]
+    monkeypatch.setattr(cache_module, "crop_video", replacing(mouth, others, cache_module.crop_video))
+    with pytest.raises(ClipRejected, match="is being written") as told:
+        cache.crop(mouth, MediaKind.MOUTH, PARAMS)
+    assert told.value.reason is Reason.UNREADABLE
+    assert not list(entries(cache))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -85,6 +86,26 @@ def test_json_keeps_everything() -> None:
         "candidates": [{"text": "我们旨在", "share": 0.75}],
     }
     assert gap["confidence"] is None and gap["reason"].startswith("no_face")
+
+
+def test_a_figure_that_json_has_no_word_for_is_never_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        rendered(replace(READING, confidence=float("nan")), "json")
+
+
+def test_markup_of_players_is_none_in_a_caption(tmp_path: Path) -> None:
+    """Players of SubRip obey <i> and {\\an8} (FFmpeg's decoder too, which makes ASS of them), and it has no escape."""
+    text = r"a<b {\an8}<i>c</i> {y:i}d"
+    reading = replace(READING, segments=(Segment(0.0, 2.5, text, 0.5),))
+    for kind in ("srt", "vtt"):
+        write_reading(reading, kind, tmp_path / f"a.{kind}")  # type: ignore[arg-type]
+        with av.open(str(tmp_path / f"a.{kind}")) as container:
+            stream = container.streams.subtitles[0]
+            (event,) = [line for packet in container.demux(stream) for line in packet.decode()]
+        shown = event.ass.decode().split(",", 8)[-1]
+        # FFmpeg spells a brace that is text so, and itself parts a backslash from what follows it
+        assert shown.replace(r"\{{}", "{").replace("\u2060", "") == text, shown
+        assert not re.search(r"\{\\", shown), "ASS obeys what stands behind such a brace"
 
 
 @pytest.mark.parametrize(

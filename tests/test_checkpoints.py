@@ -77,6 +77,25 @@ def test_a_flipped_bit_is_refused_or_harmless_wherever_it_is(tmp_path: Path, sta
     assert num_refused > len(content) / 3 / 2
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_where_they_are_opened(
+    tmp_path: Path, state: dict[str, Any], value: float
+) -> None:
+    """Greedy reading would say nothing of them: an empty text, and a confidence that JSON has no word for."""
+    weights = {name: tensor.clone() for name, tensor in state["model_state_dict"].items()}
+    path = tmp_path / "best_model.pt"
+    save_checkpoint(path, state | {"model_state_dict": weights})
+    LipReader.from_checkpoint(path, torch.device("cpu"))
+    weights["ctc_head.weight"].view(-1)[-1] = value
+    weights["ctc_head.bias"][0] = value
+    save_checkpoint(path, state | {"model_state_dict": weights})
+    with pytest.raises(
+        CheckpointError, match=r"best_model\.pt.*not finite.*ctc_head\.weight, ctc_head\.bias"
+    ) as told:
+        LipReader.from_checkpoint(path, torch.device("cpu"))
+    assert "train.learning_rate" in str(told.value)
+
+
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.9999])
 def test_a_torso_is_refused(tmp_path: Path, state: dict[str, Any], share: float) -> None:
     path = tmp_path / "torso.pt"

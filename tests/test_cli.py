@@ -180,6 +180,10 @@ def test_stats_of_another_corpus_leave_the_older_tables_out(workspace: Path, tmp
         (["stats", "--config", "nowhere.yaml"], 2, "nowhere.yaml is missing"),
         (["query", "DROP TABLE clips"], 2, "one SELECT statement"),
         (["inference"], 2, "name a video"),
+        (["inference", "x.mp4", "--format", "pdf"], 2, "'pdf'"),
+        (["crop", "--job-index", "3"], 2, "--job-index and --num-jobs go together"),
+        (["crop", "--no-such"], 2, "`pipeline crop --help`"),
+        (["cropp"], 2, "`pipeline --help`"),
         (["train", "--scheduler", "step"], 2, "train.scheduler: 'step' is not allowed"),
         (["ingest", "--data_root=not_there"], 1, "not_there"),
         (["test", "--checkpoint", "nowhere.pt"], 1, "nowhere.pt"),
@@ -210,3 +214,9 @@ def test_flags_of_the_older_trainer_reach_their_owners() -> None:
     assert keys_of_flags(given) == {"model.frame_height": 48, "model.frame_width": 64}
     assert keys_of_flags({"scheduler": "cosine annealing"}) == {"train.scheduler": "cosine"}
     assert keys_of_flags({"mixed_precision": False}) == {"train.mixed_precision": False}
+
+
+def test_nothing_asked_for_is_told_what_there_is(tmp_path: Path) -> None:
+    alone = run(tmp_path)
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert alone.stdout == run(tmp_path, "--help").stdout and "ingest" in alone.stdout

@@ -1,8 +1,11 @@
 """`pipeline compare`: the paired bootstrap against a slow loop and closed forms, refusals, the table and the page."""
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,6 +299,16 @@ def test_json_and_table(tmp_path: Path) -> None:
     assert table.count("said:") == 1
 
 
+def test_a_terminal_of_ascii_alone_gets_utf8(tmp_path: Path) -> None:
+    """What a locale says of the terminal stops no verb whose work is done."""
+    run_a = report_of(tmp_path / "a", made_clips())
+    locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "pipeline", "compare", str(run_a), str(run_a)]
+    done = subprocess.run(command, env=os.environ | locale, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "No difference is shown" in done.stdout.decode("utf-8")
+
+
 def test_names_are_no_markup_of_the_terminal(tmp_path: Path) -> None:
     clips = [replace(clip, speaker=f"[red]{clip.speaker}[/nonsense]") for clip in made_clips()]
     run_a = report_of(tmp_path / "a", clips)
@@ -341,3 +354,14 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any, scheme: str) -> Non
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("article.clip").count() >= 10 and complaints == []
         page.close()
+
+
+def test_the_headline_says_in_words_that_nothing_is_shown(tmp_path: Path) -> None:
+    clips = [replace(clip, speaker=f"s{i}") for i, clip in enumerate(made_clips(READ * 3))]
+    run_a = report_of(tmp_path / "a", [replace(clip, hypothesis="") for clip in clips])
+    better = [replace(clip, hypothesis=clip.reference[: 1 + i % 2]) for i, clip in enumerate(clips)]
+    run_b = report_of(tmp_path / "b", better)
+    for other, is_shown in ((run_b, True), (run_a, False)):
+        page = compare_page(compare(run_a, other, 200, 0))
+        headline = page[page.index("<h1>") : page.index("</h1>")]
+        assert ("no difference shown" in headline) != is_shown

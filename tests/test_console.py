@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from pipeline import console
 
@@ -81,3 +82,21 @@ def test_training_tells_epoch_batch_and_loss(
     told = terminal.getvalue() if is_terminal else capfd.readouterr().err
     for figure in ("training", "10/10", "batches/s", "epoch 1 of 2, batch 5/5, loss 1.250"):
         assert figure in told
+
+
+def test_where_no_terminal_is_nothing_is_cut_for_the_width_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to a file or to grep has lines of its own length; on a terminal a word is broken, not lost."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = {f"characters of column {i}": f"{'long' * 10}-{i}" for i in range(8)}
+    sent = io.StringIO()
+    piped = console.console_on(sent)
+    piped.print(drawn(table))
+    assert all(text in sent.getvalue() for pair in table.items() for text in pair)
+
+
+def drawn(row: dict[str, str]) -> Table:
+    table = Table()
+    for name in row:
+        table.add_column(name)
+    table.add_row(*row.values())
+    return table

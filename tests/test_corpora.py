@@ -238,6 +238,18 @@ def test_a_wrong_header_stops(tmp_path: Path, header: str) -> None:
         read_corpus(chinese_lips(tmp_path, train=row(), header=header))
 
 
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (HEADER.replace(",", ";"), "separated by ';'; it must be commas"),
+        (HEADER.lower(), "should be ID,TOPIC"),
+    ],
+)
+def test_a_header_of_another_form_is_told_what_it_should_be(tmp_path: Path, header: str, told: str) -> None:
+    with pytest.raises(CorpusError, match=rf"meta_train.csv:1: .*{told}"):
+        read_corpus(chinese_lips(tmp_path, train=row(), header=header))
+
+
 def test_an_empty_file_stops(tmp_path: Path) -> None:
     corpus = chinese_lips(tmp_path, train=row())
     (tmp_path / "meta_valid.csv").write_bytes(b"")

@@ -164,7 +164,7 @@ def test_a_table_without_splits_is_split_by_speaker(tmp_path: Path) -> None:
     count = 60
     columns = {
         "clip_id": [f"c{i}" for i in range(count)],
-        "media": ["m"] * count,
+        "media": [f"{i}.mp4" for i in range(count)],
         "text": ["t"] * count,
         "speaker": [f"s{i % 12}" if i % 5 else "" for i in range(count)],
     }
@@ -187,3 +187,63 @@ def test_too_few_speakers_for_a_disjoint_split_stop(tmp_path: Path) -> None:
         read_corpus(table(tmp_path, columns))
     whole = read_corpus(table(tmp_path, columns, valid_fraction=0, test_fraction=0))
     assert {t.split for t in whole} == {"train"}
+
+
+def test_a_seeded_split_keeps_the_clips_of_one_video_together(tmp_path: Path) -> None:
+    """A video under many ids, with and without a speaker, and one with two names: none is learnt and tested."""
+    videos, copies = 30, 4
+    columns = {
+        "clip_id": [f"c{i}" for i in range(videos * copies)],
+        "media": [f"v{i % videos}.mp4" for i in range(videos * copies)],
+        "text": ["t"] * videos * copies,
+        "speaker": [
+            ("", "", "li", f"s{i % 7}")[i // videos] if i % 5 == 0 else "" for i in range(videos * copies)
+        ],
+    }
+    found = read_corpus(table(tmp_path / "a", columns))
+    backwards = {name: values[::-1] for name, values in columns.items()}
+    again = read_corpus(table(tmp_path / "b", backwards))
+    assert {t.clip_id: t.split for t in found} == {t.clip_id: t.split for t in again}
+    for names in ([t.media for t in found], [t.speaker for t in found]):
+        together: dict[str, set[str]] = {}
+        for name, transcript in zip(names, found, strict=True):
+            if name is not None:
+                together.setdefault(name, set()).add(transcript.split)
+        assert all(len(splits) == 1 for splits in together.values())
+    assert {t.split for t in found} == {"train", "valid", "test"}
+
+
+def test_clips_without_a_video_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    columns = {"clip_id": [f"c{i}" for i in range(60)], "media": [""] * 60, "text": ["t"] * 60}
+    assert {t.split for t in read_corpus(table(tmp_path, columns))} == {"train", "valid", "test"}
+
+
+def test_an_absolute_path_below_the_root_is_the_file_there(tmp_path: Path) -> None:
+    root = tmp_path / "语料 1"
+    inside, outside = str(root / "v" / "a.mp4"), str(tmp_path / "b.mp4")
+    columns = {
+        "clip_id": ["a", "b", "c", "d"],
+        "media": [inside, outside, f"{root}/../b.mp4", f"{root}x/a.mp4"],
+        "text": ["t"] * 4,
+        "split": ["train"] * 4,
+        "times": [f"{root}/a.srt", "", "", ""],
+    }
+    found = read_corpus(table(root, columns))
+    assert [one.media for one in found] == ["v/a.mp4", outside, f"{root}/../b.mp4", f"{root}x/a.mp4"]
+    assert found[0].times == "a.srt"
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("clip_id;media;text;split", r"separated by ';'; it must be commas"),
+        ("clip_id\tmedia\ttext", r"separated by tabs; it must be commas"),
+        ("clip_id|media|text", r"separated by '\|'; it must be commas"),
+        ("Clip_ID,Media,TEXT", r"lacks clip_id, media, text; names are lower case"),
+        ("id,media,text", r"lacks clip_id; needed are"),
+    ],
+)
+def test_a_header_of_another_form_is_told_what_it_should_be(tmp_path: Path, header: str, told: str) -> None:
+    (tmp_path / "clips.csv").write_text(f"{header}\na,b,c\n", "utf-8")
+    with pytest.raises(CorpusError, match=rf"clips\.csv:1: .*{told}"):
+        read_corpus(CorpusParams(kind="table", root=str(tmp_path)))

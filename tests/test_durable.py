@@ -72,7 +72,8 @@ def test_the_old_catalogue_and_indexes_are_gone_for_good_before_a_new_shard_has_
     clips, crops, tracks = packing.tables
     disk = Disk(monkeypatch)
     pack(packing.corpus, PARAMS, PackParams(), packing.machine, clips, crops, tracks, store, samples)
-    removed = list(disk.of("remove"))
+    # less what was written to see whether anything can be
+    removed = [path for path in disk.of("remove") if path.suffix != ".tmp"]
     assert removed[0] == samples
     assert set(removed[1 : 1 + len(old["index.json"])]) == set(old["index.json"])
     assert set(old[".tar"]) <= set(removed)

@@ -3,10 +3,13 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from stages.report import write_report
 from tests.dvc_stages import DECLARED, ROOT, SMALL, STAGES, dvc, params_of
+from tests.test_report import READ, made_clips, made_context
 
 
 def test_dvc_itself_reads_the_file_and_the_committed_lock(tmp_path: Path) -> None:
@@ -35,6 +38,16 @@ def test_dvc_itself_reads_the_file_and_the_committed_lock(tmp_path: Path) -> Non
             assert states[file] == "new"
 
 
+def git(folder: Path, *commands: str) -> None:
+    for command in commands:
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+
+
+def start_repository(folder: Path) -> None:
+    git(folder, "init -q", "config user.name a", "config user.email a@example.org")
+    dvc(folder, "init", "-q")
+
+
 def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
     """`dvc exp run -S`, `dvc exp show` and `dvc plots diff` in a git repository with packed clips of its own."""
     from tests.packed import pack_clips, toy_clips
@@ -52,11 +65,8 @@ def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     pack_clips(tmp_path / "data", toy_clips(8, 4))
-    for command in ("init -q", "config user.name a", "config user.email a@example.org"):
-        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
-    dvc(tmp_path, "init", "-q")
-    for command in ("add -A", "commit -qm base"):
-        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    start_repository(tmp_path)
+    git(tmp_path, "add -A", "commit -qm base")
     rates = {"high": 1e-2, "low": 2e-4}
     for name, rate in rates.items():
         dvc(tmp_path, "exp", "run", "-n", name, "-S", f"train.learning_rate={rate:g}")
@@ -81,3 +91,35 @@ def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
         ["git", "status", "--porcelain"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert {line[3:] for line in status.stdout.splitlines()} <= {"dvc.lock", "params.yaml"}
+
+
+def test_two_reports_are_compared_by_their_metrics_and_plots(tmp_path: Path) -> None:
+    """`dvc metrics diff` and `dvc plots diff` between a commit and what a newer checkpoint reads."""
+    whole = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
+    stage = {"cmd": "true", **{key: whole["stages"]["report"][key] for key in ("outs", "metrics")}}
+    drawn = [plot for plot in whole["plots"] if "report/" in str(next(iter(plot.values())).get("y"))]
+    of_report = {"stages": {"report": stage}, "plots": drawn}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(of_report, sort_keys=False), "utf-8")
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    start_repository(tmp_path)
+
+    def reported(read: list[tuple[str, str]], num_rejected: int) -> dict[str, Any]:
+        context = made_context(rejections={"test": {"no_face": num_rejected}})
+        return write_report(made_clips(read), [], context, tmp_path / "report")
+
+    before = reported(READ, 1)
+    dvc(tmp_path, "commit", "-f", "report")
+    git(tmp_path, "add -A", "commit -qm before")
+    after = reported([(said, said) for said, _ in READ], 4)
+    changes = json.loads(dvc(tmp_path, "metrics", "diff", "--json"))["report/metrics.json"]
+    numbers = {name for name, value in before.items() if isinstance(value, int | float)}
+    assert {"cer", "num_rejected", "substitutions", "chance_cer"} <= numbers & changes.keys()
+    for name in numbers & changes.keys():
+        assert (changes[name]["old"], changes[name]["new"]) == (before[name], after[name])
+    assert {name for name in numbers if before[name] != after[name]} <= changes.keys()
+    plots = json.loads(dvc(tmp_path, "plots", "diff", "HEAD", "--json"))
+    assert "errors" not in plots
+    assert {Path(name).name for name in plots["data"]} == {next(iter(plot)) for plot in drawn}
+    for name, (plot,) in plots["data"].items():
+        points = plot["content"]["data"]["values"]
+        assert {point["rev"] for point in points} == {"HEAD", "workspace"}, name

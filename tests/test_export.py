@@ -21,11 +21,11 @@ from model.text import SPECIAL_TOKENS
 from model.training.trainer import train
 from pipeline.export import export
 from pipeline.params import Params, load_params
-from shards.errors import CheckpointError, ConfigError, TableError
+from shards.errors import CheckpointError, ConfigError, MachineError, TableError
 from shards.files import file_identity
 from shards.samples import read_samples
 from shards.stream import read_sample
-from stages.cards.model_card import Measured, model_card
+from stages.cards.model_card import Measured, TrainedOn, model_card
 from stages.cards.model_card_examples import FILES, ExportFormat, example
 from stages.reports.figures import interval_about
 from tests.packed import Packed, pack_clips, toy_clips
@@ -150,7 +150,7 @@ def test_an_older_export_goes_last_and_is_named(
     assert capsys.readouterr().err == ""
     (out / "config.json").unlink()
     (out / "config.json").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(MachineError, match="cannot be written"):
         export(best, "safetensors", out, params)
     assert (out / FILES["torchscript"]).is_file()  # not before the new one is whole
     (out / "config.json").rmdir()
@@ -227,6 +227,30 @@ def test_the_card_quotes_the_report_of_this_checkpoint(best: Path, params: Param
         "**Trained on too: 2 of the speakers of split test",
     ):
         assert line in card
+
+
+def test_the_card_says_what_of_its_cer_is_no_part_of_the_export(
+    best: Path, params: Params, tmp_path: Path
+) -> None:
+    """A CER that a language model made is not the model's; nor is that of rejected clips in it."""
+    beam: dict[str, object] = {"decoder": "ctc_beam", "beam": 10, "length_bonus": 1.0, "lm_weight": 0.5}
+    of_this: dict[str, object] = {"checkpoint": file_identity(best), "decoder": "ctc_beam", "num_rejected": 7}
+    report_in(tmp_path / "report", **of_this, decode=beam, language_model="0123456789abcdef")
+    card = card_of(best, params, tmp_path)
+    without_it = "without it the CER is another"
+    for line in (
+        "9 characters, decoder ctc_beam, beam 10, length_bonus 1, lm_weight 0.5):",
+        "with a language model (weight 0.5) that is no part of this export: without it the CER is another.",
+        "Not among them: 7 clips of that split, which were rejected before reading.",
+    ):
+        assert line in card, card
+    of_this["num_rejected"] = 0
+    report_in(tmp_path / "report", **of_this, decode=beam | {"lm_weight": 0.0}, language_model=None)
+    card = card_of(best, params, tmp_path)
+    assert without_it not in card and "Not among them" not in card
+    report_in(tmp_path / "report", **of_this, decode=["ctc_beam"])
+    with pytest.raises(TableError, match="`pipeline report` makes it again"):
+        card_of(best, params, tmp_path)
 
 
 def test_the_card_says_where_its_interval_is_too_narrow(best: Path, params: Params, tmp_path: Path) -> None:
@@ -318,6 +342,14 @@ def test_a_decoder_that_the_graph_has_not_is_told(best: Path, params: Params, tm
     assert stays in model_card(replace(facts, measured=measured))
     assert stays not in model_card(replace(facts, measured=replace(measured, decoder="ctc")))
     assert stays not in model_card(replace(facts, measured=measured, format="safetensors"))
+    # the epoch as the log, the report and the checkpoints' names have it
+    assert f"Checkpoint {facts.checkpoint}, epoch {load_checkpoint(best)['epoch']}, counted from 0." in (
+        model_card(facts)
+    )
+    one = replace(measured, speaker_cers=(0.3,), speaker_overlap=1, num_speakers=1)
+    of_one = replace(facts, measured=one, trained_on=TrainedOn(16, 1.0, 1))
+    for line in ("1.00 h, 1 speaker.", "| 1 speaker, 30.00 % |", "too: the one speaker of split test."):
+        assert line in model_card(of_one), line
     alike = "30.00 %, 95 % interval none: all speakers, or clips, have the same error rate"
     assert alike in model_card(replace(facts, measured=measured))
 

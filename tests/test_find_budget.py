@@ -16,7 +16,8 @@ from model.training.job import TrainingJob
 from pipeline.shown.budget_table import print_budget
 from shards.available_memory import available_mb, group_available_mb
 from shards.errors import ConfigError, TrainingError
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.settings import LoaderParams
 from tests.packed import Packed, pack_clips, toy_clip
 from tests.trainings import job_in

@@ -49,6 +49,7 @@ BASELINE: dict[str, Any] = {
     "frame_width": 32,
 }
 HEADS = ("ctc", "decoder", "reverse_decoder", "syllables")
+CLIPS = {"fps": 25.0, "crop_px": 96}
 VOCABULARY = Vocabulary(Tokenizer(tuple("一丁七下")), Tokenizer(("ding", "qi", "xia", "yi"), " "))
 
 
@@ -188,6 +189,7 @@ def checkpoint_of(folder: Path, network: LipNetwork, model: ModelParams) -> Path
         "tokenizer": VOCABULARY.characters.to_json(),
         "syllables": VOCABULARY.syllables.to_json(),
         "heads": list(HEADS),
+        **CLIPS,
     }
     save_checkpoint(folder / "other.pt", state)
     return folder / "other.pt"
@@ -198,7 +200,7 @@ def test_the_same_network_is_taken_over_whole(tmp_path: Path, values: Mapping[st
     theirs, model = network_of(values, seed=1)
     ours, _ = network_of(values, seed=2)
     source, random = checkpoint_of(tmp_path, theirs, model), torch.get_rng_state()
-    lines = start_from(ours, VOCABULARY, model, source, seed=0)
+    lines = start_from(ours, VOCABULARY, model, source, seed=0, clips=CLIPS)
     assert torch.equal(torch.get_rng_state(), random)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, theirs.state_dict()[name]), name
@@ -212,7 +214,7 @@ def test_rows_follow_their_characters(tmp_path: Path) -> None:
     other = Vocabulary(Tokenizer(tuple("丁七三四")), Tokenizer(("qi", "san", "si", "ding"), " "))
     ours, _ = network_of(vocabulary=other, seed=2)
     source = checkpoint_of(tmp_path, theirs, model)
-    lines = start_from(ours, other, model, source, seed=5)
+    lines = start_from(ours, other, model, source, seed=5, clips=CLIPS)
     assert any("decoder: " in line and "2 kept, 2 new (三四), 2 of theirs left" in line for line in lines)
     before, after = theirs.state_dict(), ours.state_dict()
     for table in (
@@ -233,7 +235,7 @@ def test_rows_follow_their_characters(tmp_path: Path) -> None:
         assert bool((away <= 5 * spread + 1e-7).all()) and not torch.equal(here[6], here[7]), table
     assert torch.equal(after["syllable_head.weight"][[4, 7]], before["syllable_head.weight"][[5, 4]])
     again, _ = network_of(vocabulary=other, seed=3)
-    start_from(again, other, model, source, seed=5)
+    start_from(again, other, model, source, seed=5, clips=CLIPS)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in after.items())
 
 
@@ -242,7 +244,7 @@ def test_parts_of_other_sizes_are_told_or_refused(tmp_path: Path) -> None:
     source = checkpoint_of(tmp_path, theirs, their_model)
     fresh, model = network_of(seed=2, num_decoder_layers=3)
     decoder = {name: tensor.clone() for name, tensor in fresh.decoder.state_dict().items()}  # type: ignore[union-attr]
-    lines = start_from(fresh, VOCABULARY, model, source, seed=0)
+    lines = start_from(fresh, VOCABULARY, model, source, seed=0, clips=CLIPS)
     assert any("decoder: fresh, it is of other sizes (31 tensors there, 83 here)" in line for line in lines)
     assert all(torch.equal(t, decoder[n]) for n, t in fresh.decoder.state_dict().items())  # type: ignore[union-attr]
     assert torch.equal(fresh.encoder.state_dict()["norm.weight"], theirs.encoder.state_dict()["norm.weight"])
@@ -254,11 +256,13 @@ def test_parts_of_other_sizes_are_told_or_refused(tmp_path: Path) -> None:
     ):
         wrong, model = network_of(**sizes)  # type: ignore[arg-type]
         with pytest.raises(CheckpointError, match=f"(?s)the {part} of .* is of other sizes: .*{told}"):
-            start_from(wrong, VOCABULARY, model, source, seed=0)
+            start_from(wrong, VOCABULARY, model, source, seed=0, clips=CLIPS)
     # the heads of an LSTM decoder's attention show in no tensor
     theirs, their_model = network_of(BASELINE)
     ours, model = network_of(BASELINE, num_heads=4)
-    lines = start_from(ours, VOCABULARY, model, checkpoint_of(tmp_path, theirs, their_model), seed=0)
+    lines = start_from(
+        ours, VOCABULARY, model, checkpoint_of(tmp_path, theirs, their_model), seed=0, clips=CLIPS
+    )
     assert any("decoder: fresh, it is of other sizes (2 heads there, 4 here)" in line for line in lines)
 
 
@@ -267,12 +271,23 @@ def test_other_pictures_and_unused_parts_are_told(tmp_path: Path) -> None:
     source = checkpoint_of(tmp_path, theirs, model)
     other = ModelParams.model_validate({**CONFORMER, "window_px": 64, "temporal_stride": 2})
     reader = LipNetwork(other, Vocabulary(VOCABULARY.characters), ("ctc",))
-    told = "\n".join(start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0))
+    told = "\n".join(
+        start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0, clips=CLIPS)
+    )
     assert "trained on other pictures: model.temporal_stride: 1 there, 2 here" in told
     assert "model.window_px: 96 there, 64 here" in told
+    assert "trained on other clips" not in told
     assert "this network has none: decoder, reverse_decoder, syllable_head" in told
+    clips = {"fps": 30.0, "crop_px": 64}
+    told = "\n".join(
+        start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0, clips=clips)
+    )
+    assert "trained on other clips: fps (crop.target_fps): 25.0 there, 30.0 here" in told
+    assert "trained on other clips: crop_px (crop.size_px): 96 there, 64 here" in told
     with pytest.raises(CheckpointError, match=r"nowhere.pt is missing"):
-        start_from(reader, Vocabulary(VOCABULARY.characters), other, tmp_path / "nowhere.pt", seed=0)
+        start_from(
+            reader, Vocabulary(VOCABULARY.characters), other, tmp_path / "nowhere.pt", seed=0, clips=CLIPS
+        )
 
 
 def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None:
@@ -284,7 +299,7 @@ def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None
     vocabulary = Vocabulary(Tokenizer(tuple("一七三")))
     torch.manual_seed(0)
     network = LipNetwork(reader.model, vocabulary, ("ctc", "decoder"))
-    told = start_from(network, vocabulary, reader.model, tmp_path / "whole.pt", seed=0)
+    told = start_from(network, vocabulary, reader.model, tmp_path / "whole.pt", seed=0, clips=CLIPS)
     assert any("2 kept, 1 new (三), 5 of theirs left" in line for line in told)
     assert network.ctc_head is not None and reader.network.ctc_head is not None
     # mute in the reader, so that label smoothing would cost thousands; no longer where it learns
@@ -295,7 +310,7 @@ def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None
     state, _ = import_weights(file, "auto_avsr", "frontend", corpus=vocabulary.characters)
     save_checkpoint(tmp_path / "eyes.pt", state)
     fresh = {name: tensor.clone() for name, tensor in network.encoder.state_dict().items()}
-    told = start_from(network, vocabulary, reader.model, tmp_path / "eyes.pt", seed=0)
+    told = start_from(network, vocabulary, reader.model, tmp_path / "eyes.pt", seed=0, clips=CLIPS)
     assert sum("fresh, " in line for line in told) == 3
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in network.encoder.state_dict().items())
 

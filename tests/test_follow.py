@@ -112,6 +112,9 @@ def test_a_head_that_walks_is_followed_exactly(tmp_path: Path) -> None:
     between = np.setdiff1d(np.arange(33), found.landmarked)
     nearest = np.array([still[found.landmarked[np.abs(found.landmarked - i).argmin()]] for i in between])
     assert np.linalg.norm(still[between] - nearest, axis=2).mean() < 0.6
+    # it walks 50 px, so a box that stood still for a stretch would be off by 25
+    every = follow_video(path, ORACLE)
+    assert np.abs(found.box_M4 - every.box_M4).max() < 4
 
 
 def test_a_face_that_comes_and_goes_is_found_to_the_frame(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """From landmarks to the window: closed forms, Umeyama by SVD and scipy's smoothing as referees, made-up faces."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy.signal import savgol_filter
@@ -16,6 +18,7 @@ from stages.mouths.geometry import (
     mouth_windows,
     similarity,
     smooth,
+    smoothed_frames,
     stable_points,
     yaw_deg,
 )
@@ -101,6 +104,16 @@ def test_smoothing_is_scipys(window: int, num: int) -> None:
     reach = min(window, num if num % 2 else num - 1)
     expected = savgol_filter(values, reach, min(1, reach - 1), axis=0, mode="interp") if reach > 0 else values
     assert np.allclose(smooth(values, window), expected)
+
+
+@pytest.mark.parametrize("fps", [10, 25, 30, 50])
+def test_the_window_has_as_many_frames_as_by_fractions(fps: int) -> None:
+    """The odd number next to the seconds asked for, the larger of two; the default's 12.5 frames are 13."""
+    assert smoothed_frames(PARAMS.smoothing_s, PARAMS.target_fps) == 13
+    for hundredths in range(501):
+        exact = Fraction(hundredths, 100) * fps
+        expected = max(range(1, 252, 2), key=lambda odd: (-abs(odd - exact), odd))
+        assert smoothed_frames(hundredths / 100, fps) == expected
 
 
 def test_a_steady_motion_is_left_alone_also_at_the_ends() -> None:
@@ -194,6 +207,17 @@ def test_yaw(degrees: float) -> None:
     turned[..., 0] = points[..., 0] * np.cos(angle)
     turned[..., 2] = points[..., 0] * np.sin(angle)
     assert yaw_deg(turned)[0] == pytest.approx(degrees, abs=1)
+
+
+def test_a_head_turned_to_either_side_is_told_as_turned() -> None:
+    """The ledger's figure, by which clips are turned down; half of the time to each side is not towards the camera."""
+    placements = np.stack([upright(1.5, 100.0)] * 20)
+    for degrees in (np.full(20, 40.0), np.full(20, -40.0), np.repeat([-40.0, 40.0], 10)):
+        landmarks = landmarks_of(placements)
+        across = landmarks.points_MK3[:, :, 0].copy()
+        landmarks.points_MK3[:, :, 0] = across * np.cos(np.radians(degrees))[:, None]
+        landmarks.points_MK3[:, :, 2] = across * np.sin(np.radians(degrees))[:, None]
+        assert track_of(landmarks).yaw_deg == pytest.approx(40, abs=1)
 
 
 def test_the_larger_face_is_taken_wherever_it_stands_in_the_list() -> None:

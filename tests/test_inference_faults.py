@@ -148,10 +148,11 @@ def test_what_stands_behind_two_dashes_is_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[list[str]] = []
-    monkeypatch.setattr("pipeline.cli.app", given.append)
+    monkeypatch.setattr("pipeline.cli.app", lambda arguments, **_: given.append(arguments))
     monkeypatch.setattr("pipeline.cli.atexit.register", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["pipeline", "inference", "--video_path=a_b", "--", "--my_vid.mp4"])
-    main()
+    with pytest.raises(SystemExit):
+        main()
     assert given == [["inference", "--video-path=a_b", "--", "--my_vid.mp4"]]
 
 

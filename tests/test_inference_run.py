@@ -69,6 +69,7 @@ def test_one_bad_video_stops_nothing(
     assert sorted(path.name for path in out.iterdir()) == ["a.srt", "c.srt"]
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith(f"{bad}: unreadable: ")
+    assert told.err.splitlines()[-1] == "2 of 3 videos read, 1 not (see above)"
     run(params, Outputs("json", out, False), bad)
     assert json.loads((out / "b.json").read_text("utf-8"))["reason"].startswith("unreadable")
 
@@ -80,7 +81,8 @@ def test_text_on_stdout_names_the_videos_where_there_are_several(
     run(params, Outputs("text", None, False), one)
     assert capsys.readouterr().out == f"{TEXT}\n"
     run(params, Outputs("text", None, False), one, two)
-    assert capsys.readouterr().out == f"{one}: {TEXT}\n{two}: {TEXT}\n"
+    told = capsys.readouterr()
+    assert told.out == f"{one}: {TEXT}\n{two}: {TEXT}\n" and told.err == "2 of 2 videos read\n"
     with pytest.raises(ConfigError, match="--out"):
         run(params, Outputs("vtt", None, False), one, two)
 
@@ -222,7 +224,8 @@ def test_a_second_of_the_same_name_is_told(
     two.parent.mkdir()
     two.write_bytes(one.read_bytes())
     run(params, Outputs("text", tmp_path / "out", False), one, two)
-    assert capsys.readouterr().err == f"{two}: its name is taken, written to a-2.txt\n"
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"{two}: its name is taken, written to a-2.txt", "2 of 2 videos read"]
 
 
 @pytest.mark.parametrize("kind", ["text", "srt", "vtt"])

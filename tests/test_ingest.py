@@ -16,8 +16,7 @@ from model.text import describe_mark, describe_normaliser
 from shards.errors import CorpusError
 from shards.files import read_table
 from shards.schema import CLIPS
-from stages.corpora import Transcript
-from stages.ingest import _shared_speakers, ingest
+from stages.ingest import ingest
 from stages.settings import CorpusParams, CropParams
 
 TEXT, CROP = TextParams(), CropParams()
@@ -51,7 +50,7 @@ def test_a_file_above_the_cap_is_not_opened(tmp_path: Path) -> None:
         assert read_table(tmp_path / "clips.parquet", CLIPS, "ingest")["media_kind"].to_pylist() == [kind]
 
 
-def test_rows_labels_and_kinds(tmp_path: Path) -> None:
+def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "corpus"
     # the folder's name says mouth, the file says face, and the other way round
     write_video(root / "mouths" / "a.mp4", 160, 120)
@@ -69,7 +68,8 @@ def test_rows_labels_and_kinds(tmp_path: Path) -> None:
         ("x", "test", "s2", "faces", "五"),
     ]
     path = tmp_path / "data" / "clips.parquet"
-    summary = ingest(corpus_of(root, rows), TEXT, CROP, path)
+    with caplog.at_level(logging.WARNING):
+        summary = ingest(corpus_of(root, rows), TEXT, CROP, path)
     table = read_table(path, CLIPS, "pipeline ingest").to_pylist()
     assert [row["clip_id"] for row in table] == ["a", "b", "v", "t", "u", "w", "x", "z1"]
     by_id = {row["clip_id"]: row for row in table}
@@ -83,20 +83,23 @@ def test_rows_labels_and_kinds(tmp_path: Path) -> None:
     assert summary.clips_path == path
     assert summary.clips_by_split == {"train": 2, "valid": 1, "test": 4, "unseen": 1}
     assert summary.speakers_by_split == {"train": 1, "valid": 0, "test": 1, "unseen": 1}
-    assert (summary.num_missing, summary.first_missing) == (5, ("v", "t", "u", "w", "x"))
+    assert (summary.num_missing, summary.num_outside) == (3, 2)
+    told = [record.getMessage() for record in caplog.records if "crop will reject" in record.getMessage()]
+    assert [one.rpartition(": ")[2] for one in told] == ["v, w, x", "t, u"]
+    assert ["no file below" in one for one in told] == [True, False]
     assert summary.shared_speakers == {}
     assert describe_mark(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
 
 
 def test_the_table_hangs_on_the_rows_and_not_on_their_order(tmp_path: Path) -> None:
-    rows = [(f"c{i}", "train" if i % 2 else "test", f"s{i % 2}", "m.mp4", "字" * i) for i in range(9)]
+    rows = [(f"c{i}", "train" if i % 2 else "test", f"s{i % 2}", f"{i}.mp4", "字" * i) for i in range(9)]
     ingest(corpus_of(tmp_path / "a", rows), TEXT, CROP, tmp_path / "a.parquet")
     ingest(corpus_of(tmp_path / "b", rows[::-1]), TEXT, CROP, tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_speaker_overlap_stops_or_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [(f"c{i}", split, "li", "m.mp4", "字") for i, split in enumerate(["test", "train"])]
+    rows = [(f"c{i}", split, "li", f"{i}.mp4", "字") for i, split in enumerate(["test", "train"])]
     path = tmp_path / "clips.parquet"
     with pytest.raises(CorpusError, match=r"li in train, test; .* set corpus.speaker_overlap to warn"):
         ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
@@ -107,11 +110,74 @@ def test_speaker_overlap_stops_or_warns(tmp_path: Path, caplog: pytest.LogCaptur
     assert "li in train, test" in caplog.text
 
 
-def test_clips_of_unknown_speakers_do_not_overlap() -> None:
-    clips = [
-        Transcript(str(i), split, None, None, None, None, "m", "t", "f:1") for i, split in enumerate("ab")
+@pytest.mark.parametrize("speakers", [("", ""), ("li", "wang"), ("li", "")])
+def test_one_video_in_two_splits_stops_or_warns(
+    speakers: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its test clip is learnt by heart, whoever is said to speak."""
+    rows = [
+        ("a", "train", speakers[0], "v/m.mp4", "字"),
+        ("b", "test", speakers[1], "./v//m.mp4", "字"),
+        ("c", "train", "", "v/n.mp4", "字"),
+        ("d", "train", "", "v/n.mp4", "词"),
+        ("e", "test", "", "", "没"),
+        ("f", "train", "", "", "没"),
     ]
-    assert _shared_speakers(clips) == {}
+    path = tmp_path / "clips.parquet"
+    with pytest.raises(
+        CorpusError, match=r"^1 video stands .*: v/m\.mp4 in train, test; .* corpus.speaker_overlap"
+    ):
+        ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
+    assert not path.exists()
+    with caplog.at_level(logging.WARNING):
+        summary = ingest(corpus_of(tmp_path / "c", rows, "warn"), TEXT, CROP, path)
+    assert summary.shared_videos == {"v/m.mp4": ("train", "test")}
+    assert "v/m.mp4 in train, test" in caplog.text
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("splits", "speakers", "is_said"),
+    [
+        (("train", "test"), ("", ""), True),
+        (("train", "test"), ("li", ""), False),
+        (("train", "train"), ("", ""), False),
+    ],
+)
+def test_that_nobody_is_named_is_said_where_splits_could_share_people(
+    splits: tuple[str, str],
+    speakers: tuple[str, str],
+    is_said: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pairs = zip(splits, speakers, strict=True)
+    rows = [(f"c{i}", split, speaker, f"{i}.mp4", "字") for i, (split, speaker) in enumerate(pairs)]
+    with caplog.at_level(logging.WARNING):
+        ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, tmp_path / "clips.parquet")
+    assert ("no clip names its speaker" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize(
+    ("splits", "told"),
+    [
+        (("TRAIN", "dev"), "no split is called train or valid"),
+        (("train", "dev"), "no split is called valid"),
+        (("Train", "valid"), "no split is called train"),
+        (("train", "valid"), None),
+    ],
+)
+def test_splits_of_other_names_are_told_before_hours_of_cropping(
+    splits: tuple[str, str], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [(f"c{i}", split, f"s{i}", f"{i}.mp4", "字") for i, split in enumerate(splits)]
+    with caplog.at_level(logging.WARNING):
+        ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, tmp_path / "clips.parquet")
+    if told is None:
+        assert "no split" not in caplog.text
+    else:
+        assert told in caplog.text
+        assert all(split in caplog.text for split in splits)
 
 
 def test_a_corpus_that_stops_leaves_the_old_table(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from model.reading import Reading
 from model.settings import DecodeParams
+from pipeline.cli import app
 from pipeline.params import Params, load_params
 from pipeline.reading import live
 from pipeline.reading.capture import Capture, Captured, camera_pictures, file_pictures
@@ -121,10 +122,14 @@ def test_stops_after_the_seconds_asked_for_where_no_pictures_are(
     assert 1.2 <= time.monotonic() - begin_s < 30
 
 
-def test_a_file_that_is_no_video_is_told(tmp_path: Path, params: Params, reader: CountingReader) -> None:
+def test_a_file_that_is_no_video_is_told_and_nothing_is_summed_up(
+    tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(ClipRejected, match="unreadable"):
         run_live(tmp_path / "a.mp4", Path("model.pt"), params, 0, as_json=True)
+    told = capsys.readouterr()
+    assert told.out == told.err == ""
 
 
 def test_a_camera_that_is_not_there_is_told() -> None:
@@ -156,7 +161,34 @@ def test_the_queue_never_holds_back_the_camera() -> None:
 
 
 def test_a_summary_of_nothing() -> None:
-    assert "nothing was read" in str(LiveSummary())
+    assert str(LiveSummary(num_captured=3)).splitlines() == [
+        "3 pictures, 0 dropped; 0 stretches settled, 0 could not be read"
+    ]
+
+
+@pytest.mark.parametrize(("is_seen", "code"), [(True, None), (False, 1)])
+def test_the_exit_code_tells_whether_anything_was_read(
+    tmp_path: Path, reader: CountingReader, monkeypatch: pytest.MonkeyPatch, is_seen: bool, code: int | None
+) -> None:
+    pictures = list(face_pictures([placed()] * 60, speaking=True))
+    video = write_video(tmp_path / "a.mp4", [one if is_seen else np.full_like(one, 90) for one in pictures])
+    monkeypatch.chdir(ROOT)
+    # a window ends within the file
+    command = [
+        "live",
+        "--file",
+        str(video),
+        "--set",
+        "inference.longest_s=1",
+        "--set",
+        "inference.overlap_s=0.2",
+    ]
+    if code is None:
+        app(command, standalone_mode=False)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            app(command, standalone_mode=False)
+        assert ended.value.code == code
 
 
 def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:

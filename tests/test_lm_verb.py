@@ -14,10 +14,17 @@ import yaml
 from model.decoders.arpa import arpa_about, read_arpa, write_arpa
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import perplexity
+from model.exports.names import LOG_PROBS
+from model.exports.onnx_reader import OnnxReader
+from model.settings import DecodeParams, TextParams
+from model.text import describe_normaliser, normaliser_mark
 from pipeline.language_model import make_language_model
 from pipeline.lm_text import warn_of_other_text
 from pipeline.params import load_params, read_mapping
 from shards.errors import ConfigError
+from shards.files import read_table, write_table
+from shards.schema import SAMPLES
+from tests.exported import MODELS, random_reader
 from tests.packed import pack_clips, toy_clips
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +36,9 @@ CLIPS = toy_clips(12, 5)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with packed clips and params.yaml."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(read_mapping(ROOT / "params.yaml")), "utf-8")
-    pack_clips(tmp_path / "data", CLIPS)
+    samples = pack_clips(tmp_path / "data", CLIPS).samples
+    marked = SAMPLES.with_metadata(SAMPLES.metadata | normaliser_mark(TextParams()))
+    write_table(samples, read_table(samples, SAMPLES, "pipeline pack"), marked)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,7 +57,8 @@ def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     expected = train(labels("train"), 3)
-    about = {"learnt_from": "samples.parquet, split train", "text_sha256": None}
+    made_by = describe_normaliser(TextParams())
+    about = {"learnt_from": "samples.parquet, split train", "normaliser": made_by, "text_sha256": None}
     write_arpa(workplace / "expected.arpa", expected, about)
     assert (workplace / "data/lm.arpa").read_bytes() == (workplace / "expected.arpa").read_bytes()
     assert figures["sentences"] == 12
@@ -91,9 +101,56 @@ def test_the_model_says_what_it_was_made_from(workplace: Path) -> None:
     Path("novel.txt").write_text("\ufeff一二，三！\n\n  Ab c\r\n", "utf-8")
     figures = made("lm.text_file=novel.txt")
     text_sha256 = hashlib.sha256(Path("novel.txt").read_bytes()).hexdigest()
-    assert arpa_about(Path("data/lm.arpa")) == {"learnt_from": "novel.txt", "text_sha256": text_sha256}
+    assert arpa_about(Path("data/lm.arpa")) == {
+        "learnt_from": "novel.txt",
+        "normaliser": describe_normaliser(TextParams()),
+        "text_sha256": text_sha256,
+    }
     assert figures["text_sha256"] == text_sha256
     assert made()["text_sha256"] is None
+
+
+def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By whatever reads with it: what only one of the two writes is unseen, and nothing else would tell."""
+    reader = random_reader(MODELS["cnn3d"])
+    exported = OnnxReader(None, reader.vocabulary, reader.text, 25.0, 96, (LOG_PROBS,))
+    lm = Path("data/lm.arpa")
+
+    def told() -> list[str]:
+        caplog.clear()
+        for one in (reader, exported):
+            one.language_model = None
+            one.open_language_model(lm, DecodeParams(decoder="ctc_beam", lm_weight=0.3))
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    Path("novel.txt").write_text("今天\n", "utf-8")
+    made("lm.text_file=novel.txt", "text.simplify=false", "text.digits=chinese")
+    assert read_normaliser(lm) == describe_normaliser(TextParams(simplify=False, digits="chinese"))
+    first, second = told()
+    assert first == second
+    assert "data/lm.arpa was made of text by another normaliser" in first and "`pipeline lm`" in first
+    assert "digits as Chinese characters" in first
+    # labels of the training split were made by what their table says, whatever params.yaml says since
+    made("text.digits=chinese")
+    assert read_normaliser(lm) == describe_normaliser(TextParams())
+    about, rest = lm.read_bytes().split(b"\n", 1)
+    lm.write_bytes(about + b"\n" + rest.replace("一".encode(), "今".encode()))
+    assert told() == []
+    # of a version alone, of an older file and of another program's nothing is said
+    for line in (
+        about.replace(b"(version ", b"(version 9"),
+        b'# pipeline lm {"normaliser": 7}',
+        b"# by hand",
+    ):
+        assert line != about
+        lm.write_bytes(line + b"\n" + rest.replace("一".encode(), "今".encode()))
+        assert told() == []
+
+
+def read_normaliser(lm: Path) -> object:
+    about = arpa_about(lm)
+    assert about is not None
+    return about["normaliser"]
 
 
 ASKING = ("decode.decoder=ctc_beam", "decode.lm_weight=0.3")

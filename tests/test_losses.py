@@ -25,7 +25,7 @@ from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
 from model.training.trainer import train
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError, TrainingError
-from shards.plan import read_samples
+from shards.samples import read_samples
 from tests.packed import pack_clips, toy_clips
 from tests.test_network import SMALL, SMALL_CONFORMER
 from tests.trainings import job_in, read_test_clips, with_sizes

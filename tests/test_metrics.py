@@ -39,9 +39,16 @@ from model.text import units_of
 texts = st.text(alphabet="今天气很好ab ", max_size=12).map(str.strip)
 said = texts.filter(bool)
 pair_lists = st.lists(st.tuples(said, texts), min_size=1, max_size=8)
+# what a person sees as one sign and Python as several, or as one outside the first 65,536
+wide = [
+    *("今", "天", "𠮷", "𰻝", "a", " ", "é", "e\u0301", "ệ", "ﬁ", "ß", "İ"),
+    *("👩\u200d👩\u200d👧", "👍🏽", "🇨🇳", "🇨", "한", "\u1112\u1161\u11ab", "क्षि", "ﷺ", "שָׁ", "\u200f"),
+]
+wide_texts = st.lists(st.sampled_from(wide), max_size=8).map("".join).map(str.strip)
+wide_lists = st.lists(st.tuples(wide_texts.filter(bool), wide_texts), min_size=1, max_size=8)
 
 
-@given(pair_lists)
+@given(pair_lists | wide_lists)
 def test_counts_agree_with_jiwer_to_the_last_digit(pairs: list[tuple[str, str]]) -> None:
     references, hypotheses = map(list, zip(*pairs, strict=True))
     theirs = jiwer.process_characters(references, hypotheses)
@@ -204,6 +211,16 @@ def test_chance_gives_nobody_his_own_sentence_where_that_can_be(sentences: list[
     assert swapped is not None
     unavoidable = max(0, 2 * max(Counter(sentences).values()) - len(sentences))
     assert sum(reference == hypothesis for reference, hypothesis in swapped) == unavoidable
+
+
+@pytest.mark.parametrize("num_common", [5, 12, 30])
+def test_chance_gives_nobody_his_own_sentence_of_many_speakers(num_common: int) -> None:
+    """All of one length, so that a group as small as those who say one sentence could hold nobody else."""
+    sentences = ["今天天气"] * num_common + [f"{number:04d}" for number in range(96 - num_common)]
+    for seed in range(50):
+        swapped = chance_pairs([(sentence, sentence) for sentence in sentences], seed)
+        assert swapped is not None
+        assert all(reference != hypothesis for reference, hypothesis in swapped)
 
 
 def test_chance_where_everyone_says_the_same() -> None:

@@ -90,3 +90,13 @@ def test_greedy_ctc_by_its_definition() -> None:
         assert score == pytest.approx(spells(log_probs, ids))
         assert score > len(path) * np.log(0.86)  # of the best path alone
         assert greedy_ctc(array[None, :0]) == [([], 0.0)]
+
+
+def test_the_encoders_forget_gates_are_open_at_the_start() -> None:
+    """In each layer and direction, and no other gate; torch has them at input, forget, cell, output."""
+    encoder = LipNetwork(SMALL, VOCABULARY, ("ctc",)).encoder
+    biases = [bias for name, bias in encoder.lstm.named_parameters() if name.startswith("bias_ih")]
+    assert len(biases) == 2 * 2
+    for bias in biases:
+        gates = bias.detach().view(4, 16)
+        assert gates[1].eq(1).all() and gates[[0, 2, 3]].abs().max() <= 16**-0.5

@@ -18,11 +18,12 @@ from model.settings import TextParams
 from model.text import normaliser_mark, same_mark
 from shards import schema
 from shards.errors import ShardError, TableError
-from shards.files import read_table, write_table
+from shards.files import read_table, table_from_rows, write_table
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.stream import read_sample
 from stages.clips.cache import ClipCache
+from stages.clips.ledger_mark import ledger_mark
 from stages.crop import crop
 from stages.pack import PackSummary, pack
 from stages.settings import CorpusParams, CropParams
@@ -223,7 +224,12 @@ def test_the_order_is_the_seeds_not_the_tables(packing: Packing) -> None:
             packing.tables, (schema.CLIPS, schema.CROPS, schema.TRACKS), strict=True
         ):
             table = pq.read_table(path)
-            write_table(path, table.take(list(range(len(table)))[::-1]), table_schema)
+            table = table.take(list(range(len(table)))[::-1])
+            if table_schema is schema.CLIPS:
+                mark = ledger_mark(table.to_pylist())
+            if table_schema is schema.CROPS:
+                table_schema = schema.CROPS.with_metadata(schema.CROPS.metadata | mark)
+            write_table(path, table, table_schema)
         packing.pack("reversed")
         assert packing.files("reversed") == packing.files("shards")
     finally:
@@ -234,6 +240,23 @@ def test_the_order_is_the_seeds_not_the_tables(packing: Packing) -> None:
     assert sorted(order[0]) == sorted(order[1])
     assert order[0] != order[1]
     assert order[0] != sorted(order[0])
+
+
+@pytest.mark.parametrize("changed", ["media", "label", "start_s"])
+def test_a_ledger_of_other_videos_labels_or_times_is_refused(own: Packing, changed: str) -> None:
+    """Ids alone stay the same where two lines of a corpus exchange their videos."""
+    rows = pq.read_table(own.tables[0]).to_pylist()
+    one, other = [row for row in rows if row["split"] == "train"][:2]
+    if changed == "media":
+        one["media"], other["media"] = other["media"], one["media"]
+    elif changed == "label":
+        one["label"] += "啊"
+    else:
+        one["start_s"], one["end_s"] = 0.1, 0.9
+    write_table(own.tables[0], table_from_rows(rows, schema.CLIPS), schema.CLIPS)
+    with pytest.raises(TableError, match="videos, times or labels differ; run `pipeline crop` again"):
+        own.pack("shards")
+    assert not (own.folder / "shards").exists()
 
 
 def test_fewer_shards_leave_no_old_ones(own: Packing) -> None:
@@ -299,6 +322,9 @@ def test_a_video_that_changed_is_not_cut_by_its_old_track(own: Packing) -> None:
 def test_tables_of_different_runs(own: Packing) -> None:
     with pytest.raises(TableError, match="pipeline crop"):
         own.pack("shards", params=PARAMS.model_copy(update={"size_px": 64}))
+    # pixels do not tell it, and training would take it for true
+    with pytest.raises(TableError, match=r"cut at 25 frames/s, crop\.target_fps is 50; .*pipeline crop"):
+        own.pack("shards", params=PARAMS.model_copy(update={"target_fps": 50.0}))
     rows = pq.read_table(own.tables[0]).to_pylist()
     write_clips(own.tables[0], rows[1:])
     with pytest.raises(TableError, match="pipeline crop"):

@@ -14,6 +14,7 @@ from pipeline.params import (
     PRESETS,
     RECIPES,
     Params,
+    check,
     load_params,
     params_text,
     parse_yaml,
@@ -108,6 +109,15 @@ def test_chinese_lips_has_the_older_trainers_defaults(tmp_path: Path) -> None:
         "loader.max_frames": 0,
     }
     assert {key: value_at(params, key) for key in expected} == expected
+
+
+def test_the_recipe_for_a_table_claims_nothing_of_a_corpus_that_it_does_not_know() -> None:
+    params = check(parse_yaml(recipe_text("table"), "table"), "table")
+    assert (params.corpus.kind, params.corpus.license, params.corpus.speaker_overlap) == (
+        "table",
+        "",
+        "error",
+    )
 
 
 def test_presets_are_those_of_the_older_trainer() -> None:
@@ -261,6 +271,39 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
         load_params(params_file, assignments=[assignment])
     for part in told:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        (
+            "corpus.kidn=grid",
+            r"^--set corpus\.kidn=grid: corpus\.kidn: no such key.*did you mean corpus\.kind\?",
+        ),
+        ("trian.batch_size=4", r"^--set .*: trian: no such key.*did you mean train\?"),
+        ("train.augment.flips=true", r"did you mean train\.augment\.flip\?"),
+        ("crop.zzzzzz=1", r"crop\.zzzzzz: no such key \(value 1\); look for a typing error"),
+        ("crop.size_px=1", r"^--set crop\.size_px=1: crop\.size_px: 1 is not allowed"),
+        ("model.sizes.num_heads=3", r"^--set model\.sizes\.num_heads=3: model\.sizes"),
+    ],
+)
+def test_what_set_brings_is_blamed_on_set_and_a_near_name_is_told(
+    assignment: str, told: str, params_file: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_params(params_file, assignments=["train.batch_size=4", assignment])
+
+
+def test_what_the_file_holds_is_blamed_on_the_file(params_file: Path, tmp_path: Path) -> None:
+    text = params_file.read_text("utf-8")
+    params_file.write_text(text.replace("  size_px: 96", "  size_xp: 96"), "utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml: crop\.size_xp: no such key.*mean crop\.size_px\?"):
+        load_params(params_file, assignments=["train.batch_size=4"])
+    params_file.write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=r"--config .*config\.yaml: crop\.size_px: 1 is not"):
+        load_params(params_file, config=overlay(tmp_path, "crop:\n  size_px: 1\n"))
+    with pytest.raises(ConfigError, match=r"flag.*: train\.num_epochs: 0 is not allowed"):
+        load_params(params_file, flags={"train.num_epochs": 0})
 
 
 @pytest.mark.parametrize("assignment", ["batch_size=4", "train.batch_size", "=4", "train.batch_size: 4"])

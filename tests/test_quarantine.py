@@ -19,8 +19,9 @@ from model.training.quarantine import Quarantine
 from model.training.trainer import train
 from model.training.training_data import TrainingData
 from shards.errors import Interrupted, MachineError, ShardError, TrainingError
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
 from shards.remote_store import RemoteStore
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore
 from shards.stream import BadSample, ClipBatch, ShardStream

@@ -387,3 +387,10 @@ print(status_mb("VmHWM"))
         )  # fmt: skip
         peaks_mb.append(float(done.stdout))
     assert peaks_mb[1] - peaks_mb[0] < 40, peaks_mb
+
+
+def test_a_table_in_a_file_breaks_no_value(paths: PathsParams) -> None:
+    """An id in two lines is found by no search."""
+    ids = [f"{letter * 60}" for letter in "abc"]
+    table = printed("SELECT " + ", ".join(f"'{one}' AS {one[:1]}" for one in ids), paths, "table")
+    assert all(one in table for one in ids)

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.checkpoints import load_checkpoint
 from model.reader import LipReader
+from model.run_lock import alone_in
 from model.runs import RunFolder
 from model.settings import DecodeParams
 from model.training import trainer
@@ -25,8 +26,10 @@ from model.training.job import TrainingJob
 from model.training.ranks import Ranks, ranks_of
 from model.training.trainer import train
 from model.training.training_data import TrainingData
+from model.training.training_state import run_of
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.store import FolderStore
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import MODEL, assert_same_weights, job_in
@@ -252,6 +255,20 @@ def test_a_rank_that_fails_ends_the_other(tmp_path: Path, packed: Packed) -> Non
     first, second = together(failing, tmp_path, packed)
     assert str(second) == "only here"
     assert "another process of this training has ended" in str(first)
+
+
+def training(folder: Path, packed: Packed) -> None:
+    train(job_in(folder, packed))
+
+
+def test_where_another_training_is_at_work_no_rank_trains(tmp_path: Path, packed: Packed) -> None:
+    job = job_in(tmp_path, packed)
+    run = run_of(job, TrainingData(job, Ranks(0, WORLD_SIZE)))
+    with alone_in(run.folder):
+        first, second = together(training, tmp_path, packed)
+    assert f"at work in {run.folder}" in str(first)
+    assert "another process of this training has ended" in str(second)
+    assert not run.last.exists()
 
 
 def test_a_rank_that_is_gone_is_told_where_statistics_are_shared() -> None:

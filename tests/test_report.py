@@ -18,8 +18,8 @@ from model.pinyin import syllables_of
 from model.scored import ScoredClip
 from pipeline.shown.summary import print_metrics
 from shards.errors import ConfigError
-from shards.files import read_table, table_from_rows, write_table
-from shards.schema import PREDICTIONS, SAMPLES
+from shards.files import read_table
+from shards.schema import PREDICTIONS
 from stages.pages.report_page import ReportContext
 from stages.report import split_metrics, write_report
 from stages.reports.figures import ReportFacts
@@ -201,6 +201,41 @@ def test_empty_split_is_refused(tmp_path: Path) -> None:
         write_report([], [], made_context(), tmp_path)
 
 
+REJECTIONS = {"train": {"no_face": 9, "too_short": 1}, "test": {"too_short": 2, "turned_away": 1}}
+
+
+def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) -> None:
+    """A CER falls where hard clips are rejected; those of other splits say nothing of it."""
+    clips = made_clips()
+    cases: list[tuple[dict[str, dict[str, int]], int]] = [(REJECTIONS, 3), ({"train": {"no_face": 9}}, 0)]
+    for rejections, number in cases:
+        context = made_context(rejections=rejections, clip_totals={"test": 5, "train": 40})
+        metrics = write_report(clips, [], context, tmp_path, ReportFacts("ctc"))
+        assert metrics["num_rejected"] == number
+        page = page_of(tmp_path)
+        left_out = (
+            "Not among them: 3 clips of this split, rejected before reading (too short 2, turned away 1)"
+        )
+        assert (left_out in page) == bool(number)
+        rows = re.findall(
+            r'<tr><th scope="row"[^>]*>(?:<bdi>)?(.*?)<.*?</tr>', page.split("<h2>Data</h2>")[1]
+        )
+        assert rows[:2] == ["test", "train"]
+        out = io.StringIO()
+        print_metrics(metrics, Console(file=out, width=200))
+        assert ("3 clips of this split were rejected and not read: no part" in out.getvalue()) == bool(number)
+    write_report(clips, [], made_context(rejections=REJECTIONS, split="test"), tmp_path)
+    data = page_of(tmp_path).split("<h2>Rejections</h2>")[1].split("</table>")[0]
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", data)]
+    assert [row[:3] for row in cells] == [
+        ["rejected for", "this split", "all splits"],
+        ["too short", "2", "3"],
+        ["turned away", "1", "1"],
+        ["no face", "0", "9"],
+    ]
+    assert split_metrics(clips, [], "test", 0)["num_rejected"] is None
+
+
 def test_warnings_stand_above_the_figures(tmp_path: Path) -> None:
     clips = made_clips()
     write_report(
@@ -210,35 +245,19 @@ def test_warnings_stand_above_the_figures(tmp_path: Path) -> None:
     assert 0 < page.index("speaker 047 is in train and test") < page.index("<h1>")
 
 
-@pytest.mark.parametrize("overlap", [0, 2])
+@pytest.mark.parametrize("overlap", [0, 2, None])
 def test_every_print_of_the_figures_names_shared_speakers(tmp_path: Path, overlap: int) -> None:
     clips = made_clips()
     metrics = write_report(clips, blind_of(clips), made_context(speaker_overlap=overlap), tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text("utf-8"))["speaker_overlap"] == overlap
-    assert metrics == split_metrics(clips, blind_of(clips), "test", made_context().seed, overlap)
+    seed = made_context().seed
+    assert metrics == split_metrics(clips, blind_of(clips), "test", seed, overlap, num_rejected=1)
     out = io.StringIO()
     print_metrics(metrics, Console(file=out, width=200))
     assert ("Trained on too: 2 of the speakers of split test" in out.getvalue()) == bool(overlap)
+    assert ("No speakers are named: whether split test" in out.getvalue()) == (overlap is None)
     # a metrics.json of before this figure was counted
     print_metrics({name: metrics[name] for name in metrics.keys() - {"speaker_overlap"}}, Console(file=out))
-
-
-def test_shared_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
-    from stages.score import shared_speakers
-
-    speakers = [("train", "b"), ("train", "a"), ("train", None), ("test", "a"), ("test", None), ("test", "b")]
-    speakers += [("test", "a"), ("valid", "c")]
-    numbers = {name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames", "chars"))}
-    texts = dict.fromkeys(("shard", "sha256", "codec", "label"), "x")
-    rows = [
-        numbers | texts | {"clip_id": f"c{index}", "split": split, "speaker": speaker, "topic": None}
-        for index, (split, speaker) in enumerate(speakers)
-    ]
-    write_table(tmp_path / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
-    found = {
-        split: shared_speakers(tmp_path / "samples.parquet", split) for split in ("test", "valid", "train")
-    }
-    assert found == {"test": ("a", "b"), "valid": (), "train": ("a", "b")}
 
 
 def test_each_clip_is_shown_once_at_most(tmp_path: Path) -> None:

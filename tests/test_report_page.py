@@ -54,7 +54,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("report")
     strained = made_context(
         warnings=["speaker " + "S" * 90 + " is in train and test", HOSTILE],
-        rejections={"no_face": 3, HOSTILE: 1},
+        rejections={HOSTILE: {"no_face": 3, HOSTILE: 1}, "test": {"no_face": 1}},
         clip_totals={"train": 30_341, "valid" * 12: 1_959, HOSTILE: 1},
         corpus=HOSTILE * 3,
         split=HOSTILE,

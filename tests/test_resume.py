@@ -22,7 +22,8 @@ from model.training.job import TrainingJob
 from model.training.step import TrainingStep
 from model.training.trainer import train
 from shards.errors import Interrupted
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ClipBatch, ShardStream
 from tests.killed_runs import INTERRUPTED, Death, run, steps_of, with_same

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ShardError
-from shards.plan import read_samples
+from shards.samples import read_samples
 from shards.schema import SAMPLES
 from shards.settings import MachineParams
 from shards.stream import ShardStream, read_sample

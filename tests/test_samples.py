@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from shards import samples as samples_module
 from shards.errors import ConfigError, TableError
 from shards.files import write_table
-from shards.plan import PLAN_VERSION, PlanIdentity, plan_epoch, plan_identity
+from shards.identity import PlanIdentity
+from shards.plan import PLAN_VERSION, plan_epoch, plan_identity
 from shards.samples import (
     HASHED_COLUMNS,
     PLAN_COLUMNS,
@@ -74,9 +75,7 @@ def test_a_split_is_read_in_the_order_of_the_table(path: Path, split: str) -> No
 def test_a_split_without_samples_is_refused_with_those_there_are(path: Path) -> None:
     assert splits_of(path) == {"train", "valid", "test"}
     for read in (read_samples, read_plan_columns):
-        with pytest.raises(
-            ConfigError, match=r"no samples of split 'dev'; it has \['test', 'train', 'valid'\]"
-        ):
+        with pytest.raises(ConfigError, match=r"no samples of split 'dev'; it has test, train, valid$"):
             read(path, "dev")
 
 

@@ -26,7 +26,7 @@ from pipeline.reading.readers import open_reader
 from pipeline.shown.decoder_table import compare_decoders
 from shards.errors import ConfigError
 from shards.files import file_identity, read_table, table_from_rows, write_table
-from shards.plan import read_samples
+from shards.samples import read_samples
 from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed, pack_clips, toy_clips
@@ -170,10 +170,18 @@ def test_pinyin_joins_in_with_a_language_model(workplace: Path) -> None:
     assert [done.stdout.count(name) for name in ("pinyin", "joint_beam", "split valid: 5 clips")] == [1, 1, 1]
 
 
+def unstated(field: pa.Field) -> object:
+    return None if field.nullable else "" if pa.types.is_string(field.type) else 0
+
+
 def report_by(workplace: Path, *assignments: str) -> tuple[dict[str, Any], str, str]:
     """What `pipeline report` writes into metrics.json, its page, and what it logs."""
+    rejected = [
+        {"clip_id": f"gone_{split}", "split": split, "reason": "no_face"} for split in ("test", "train")
+    ]
     for name, schema in (("clips", CLIPS), ("crops", CROPS)):
-        write_table(workplace / f"data/{name}.parquet", table_from_rows([], schema), schema)
+        rows = [{field.name: row.get(field.name, unstated(field)) for field in schema} for row in rejected]
+        write_table(workplace / f"data/{name}.parquet", table_from_rows(rows, schema), schema)
     flags = [part for assignment in assignments for part in ("--set", assignment)]
     command = [PIPELINE, "report", *flags]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
@@ -236,6 +244,9 @@ def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
         "syllable_weight": 0.2,
     }
     assert metrics["language_model"] == file_identity(workplace / "data/lm.arpa")
+    assert metrics["num_rejected"] == 1 and "Not among them: 1 clip of this split" in page, (
+        "of the split alone"
+    )
     assert metrics["language_model"] in page and "nothing:" not in told
     # by a language model of another text than params.yaml names
     (workplace / "novel.txt").write_text("一二三\n", "utf-8")

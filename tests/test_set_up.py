@@ -15,7 +15,7 @@ from model import device
 from model.settings import AugmentParams
 from model.training import find_budget, first_batch
 from model.training.find_budget import Shape
-from model.training.first_batch import FirstBatch, flops_a_frame
+from model.training.first_batch import choose_threads, flops_a_frame
 from model.training.job import TrainingJob
 from model.training.set_up import set_up
 from model.training.step import TrainingStep
@@ -109,7 +109,7 @@ def test_it_says_that_it_times_threads(
         stream, _ = step.data.streams(pin_memory=False)
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            FirstBatch(step.data, step.state, step, stream).choose_threads()
+            choose_threads(step, stream)
         assert len(caplog.messages) == lines and step.state.threads in (1, cores)
     assert caplog.messages[0] == "timing a training step with 1 and 2 threads"
     assert "a training step takes: 1 thread 0." in caplog.messages[1]

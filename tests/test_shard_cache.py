@@ -15,9 +15,10 @@ import torch
 
 from shards.errors import MachineError, ShardError
 from shards.index import IndexedShard
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
 from shards.remote_store import RemoteStore
 from shards.sample_reader import read_sample
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
 from shards.verify import verify

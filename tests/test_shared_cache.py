@@ -1,6 +1,8 @@
 """The mirror of the cache: what one machine has made, another need not."""
 
+import hashlib
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,12 @@ import pytest
 from shards.errors import ConfigError, MachineError
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
+from stages.clips.cache import Keys
+from stages.clips.shared_cache import SharedCache
 from stages.pack import pack
 from stages.settings import CorpusParams, CropParams
 from tests.crop_runs import Run, clip_row, write_clips
+from tests.s3_server import BUCKET, faulty_proxy, s3_client, s3_server
 from tests.videos import write_face, write_mouth
 
 
@@ -105,3 +110,43 @@ def test_a_damaged_entry_of_the_mirror_is_made_anew_and_replaced(run: Run) -> No
 def test_a_url_that_no_file_system_knows(run: Run, url: str) -> None:
     with pytest.raises(ConfigError, match=r"machine\.share"):
         run(machine=MachineParams(cache_dir=str(run.folder / "cache"), share=url))
+
+
+def key_of(number: int) -> str:
+    """In one of three folders."""
+    return f"{number % 3:02x}" + hashlib.sha256(bytes([number])).hexdigest()[2:]
+
+
+KEYS = [key_of(number) for number in range(30)]
+
+
+def made(folder: Path, key: str) -> None:
+    path = folder / "clips" / key[:2] / f"{key}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(key.encode())
+
+
+def test_what_is_here_already_costs_a_list_of_each_folder_and_no_request_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where an S3 server is asked; and what another machine stores afterwards is still found."""
+    with s3_server() as server, faulty_proxy(server, monkeypatch) as proxy:
+        here = SharedCache(f"s3://{BUCKET}/mirror", tmp_path)
+        for key in KEYS:
+            with here.mirrored(Keys(key, None)):
+                made(here.folder, key)
+        proxy.requests.clear()
+        for key in KEYS:
+            with here.mirrored(Keys(key, None)):
+                pass
+        assert len(proxy.requests) == 3
+        late = key_of(99)
+        place = f"mirror/clips/{late[:2]}/{late}.npz"
+        with closing(s3_client(server)) as another:
+            another.put_object(Bucket=BUCKET, Key=place, Body=late.encode())
+        here.fetch_clip(late)
+        assert (tmp_path / "clips" / late[:2] / f"{late}.npz").read_bytes() == late.encode()
+        proxy.requests.clear()
+        with here.mirrored(Keys(late, None)):  # not on the list: asked for, and not stored a second time
+            pass
+        assert [request.split()[0] for request in proxy.requests] == ["HEAD"]

@@ -141,9 +141,55 @@ def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
         "TY": 2,
         UNKNOWN: 2,
     }
-    assert summary["overlap"] == {"num_speakers": 1, "speakers": {"s1": {"train": 1, "test": 1}}}
+    assert summary["overlap"] == {
+        "num_speakers": 1,
+        "speakers": {"s1": {"train": 1, "test": 1}},
+        "copies": {"num_videos": 0, "clips": {}, "examples": []},
+    }
     assert plot(tmp_path / "stats" / "label_lengths.csv") == {1: 1, 3: 4}
     assert plot(tmp_path / "stats" / "clip_frames.csv") == {50: 1, 70: 3, 100: 1}
+
+
+@pytest.mark.parametrize("rows_a_pass", [2, 4_000_000])
+def test_copies_of_a_video_in_several_splits_are_counted_under_whatever_names(
+    tmp_path: Path, rows_a_pass: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.statistics.joined.ROWS_A_PASS", rows_a_pass)
+    # a and d are one video, as are b, e and g, and c and f, of which only rejected clips show it
+    keys = dict(zip("abcdefg", ("k1", "k2", "k3", "k1", "k2", "k3", "k2"), strict=True))
+    crops = [row | {"clip_key": keys[row["clip_id"]]} for row in CROP_ROWS]
+    copies = run(tmp_path, CLIP_ROWS, crops, None)["overlap"]["copies"]
+    assert copies == {
+        "num_videos": 2,
+        "clips": {"train": 2, "valid": 1, "test": 2},
+        "examples": [["a", "d"], ["b", "e", "g"]],
+    }
+    assert list(copies["clips"]) == ["train", "valid", "test"]
+    table = pq.read_table(tmp_path / "stats" / "stats.parquet").to_pylist()
+    of_test = [row for row in table if row["figure"] == "copied_clips" and row["split"] == "test"]
+    assert [row["value"] for row in of_test] == [2]
+    same_split = [row | {"clip_key": "k"} for row in CROP_ROWS[:2]]
+    assert run(tmp_path, CLIP_ROWS[:2], same_split, None)["overlap"]["copies"]["num_videos"] == 0
+    assert run(tmp_path, CLIP_ROWS, None, None)["overlap"]["copies"] is None
+
+
+def told(summary: dict[str, Any]) -> str:
+    out = StringIO()
+    print_stats(summary, Console(file=out, width=200))
+    return out.getvalue()
+
+
+def test_copies_and_unknown_speakers_are_told(tmp_path: Path) -> None:
+    clips = [row | {"speaker": None} for row in CLIP_ROWS]
+    crops = [row | {"clip_key": "k" if row["clip_id"] in "ad" else row["clip_id"]} for row in CROP_ROWS]
+    text = told(run(tmp_path / "a", clips, crops, None))
+    assert "The same video in several splits: 1 (train 1 clips, test 1 clips)" in text
+    assert "a = d" in text
+    assert "No clip names its speaker: whether the splits share people cannot be told." in text
+    other = told(run(tmp_path / "b", CLIP_ROWS, CROP_ROWS, None))
+    assert "The same video" not in other and "No clip names" not in other
+    alone = told(run(tmp_path / "c", [clip("a", "train", "好")], None, None))
+    assert "No clip names" not in alone, "one split shares nobody with another"
 
 
 def test_characters_of_rejected_training_clips_are_out_of_vocabulary(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import webdataset
 
 from shards.codec import decode_clip
 from shards.errors import ShardError
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore
 from shards.stream import ClipBatch, ShardStream, read_sample
@@ -229,7 +230,7 @@ def test_the_interpreter_ends_at_once_after_ctrl_c(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, signal, sys, time\n"
         "import numpy as np\n"
-        "from shards.plan import read_samples\n"
+        "from shards.samples import read_samples\n"
         "from shards.settings import MachineParams\n"
         "from shards.stream import ShardStream\n"
         "from tests.packed import Packed\n"

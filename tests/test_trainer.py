@@ -19,7 +19,8 @@ from model.settings import DecodeParams, ModelParams
 from model.training.trainer import train
 from model.training.training_words import tell_left_out
 from shards.errors import CheckpointError, ConfigError, TrainingError
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
 from tests.trainings import MODEL, assert_same_weights, job_in, read_test_clips, with_sizes

@@ -18,7 +18,8 @@ from model.training.step import StepFigures, TrainingStep
 from model.training.stopping import StopSignals
 from model.training.trainer import train
 from shards.errors import TrainingError
-from shards.plan import plan_epoch, read_samples
+from shards.plan import plan_epoch
+from shards.samples import read_samples
 from shards.settings import LoaderParams
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import TRAIN, assert_same_weights, job_in

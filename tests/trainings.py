@@ -10,7 +10,7 @@ from model.scored import ScoredClip
 from model.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
 from model.training.job import TrainingJob
-from shards.plan import read_samples
+from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.packed import Packed
 

@@ -288,10 +288,10 @@ def crop_long(video: Path) -> float:
 
 def _write(result: CropBench, out: Path) -> None:
     told = asdict(result) | {"ratios": result.ratios()}
-    (out / "results.json").write_text(json.dumps(told, indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     lines = ["videos,tolerance_px,frames_per_s,landmarked_share,centre_mean_px,centre_p99_px,corner_p99_px"]
     for point in result.curve:
         errors = asdict(point.errors).values()
         figures = (point.tolerance_px, point.frames_per_s, point.landmarked_share, *errors)
         lines.append(",".join([point.videos, *(f"{figure:.4g}" for figure in figures)]))
-    (out / "curve.csv").write_text("\n".join(lines) + "\n")
+    (out / "curve.csv").write_text("\n".join(lines) + "\n", "utf-8")

@@ -19,7 +19,7 @@ from pipeline.bench.material import encode_h264, videos_of
 from shards import schema
 from shards.errors import ConfigError
 from shards.files import HASH_BLOCK_BYTES, read_table, table_from_rows, write_table
-from shards.plan import read_samples
+from shards.samples import read_samples
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore

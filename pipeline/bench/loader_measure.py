@@ -27,8 +27,8 @@ from pipeline.bench.loader_peers import READERS, PaddedBatch, Reader
 from pipeline.params import check, parse_yaml, recipe_text
 from shards.codec import decode_clip, encode_clip
 from shards.memory import status_mb
-from shards.plan import plan_epoch, read_samples
-from shards.samples import STREAM_COLUMNS
+from shards.plan import plan_epoch
+from shards.samples import STREAM_COLUMNS, read_samples
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.stream import ShardStream, read_sample

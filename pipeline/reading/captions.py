@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -13,6 +14,9 @@ from shards.files import write_text
 
 Format = Literal["text", "json", "srt", "vtt"]
 
+_MARKUP = re.compile(r"<(?=[^<>]*>)|\{(?=[^{}]*\})")
+"""What begins a tag, <i> or {\\an8}, where something ends it."""
+_WORD_JOINER = "\u2060"
 LINE_COLUMNS = 42
 """Width of a line of captions; a Han character takes two columns."""
 
@@ -29,7 +33,7 @@ def as_text(reading: VideoReading) -> str:
 
 
 def as_json(reading: VideoReading) -> str:
-    return valid_utf8(json.dumps(asdict(reading), ensure_ascii=False, indent=2)) + "\n"
+    return valid_utf8(json.dumps(asdict(reading), ensure_ascii=False, indent=2, allow_nan=False)) + "\n"
 
 
 def valid_utf8(text: str) -> str:
@@ -51,7 +55,8 @@ def _shown(sign: str) -> str:
 def as_srt(reading: VideoReading) -> str:
     """SubRip: number, times with a comma, text, an empty line."""
     cues = [
-        f"{number}\n{stamp(segment.start_s, ',')} --> {stamp(segment.end_s, ',')}\n{_caption(segment.text)}\n"
+        f"{number}\n{stamp(segment.start_s, ',')} --> {stamp(segment.end_s, ',')}\n"
+        f"{_without_markup(_caption(segment.text))}\n"
         for number, segment in enumerate(_spoken(reading), start=1)
     ]
     return "\n".join(cues)
@@ -134,6 +139,11 @@ def _spoken(reading: VideoReading) -> Iterable[Segment]:
 
 def _caption(text: str) -> str:
     return "\n".join(caption_lines(_one_line(text)))
+
+
+def _without_markup(caption: str) -> str:
+    """Players obey tags, and SubRip escapes nothing: a sign that nobody sees, behind the bracket, makes it text."""
+    return _MARKUP.sub(rf"\g<0>{_WORD_JOINER}", caption)
 
 
 def _one_line(text: str) -> str:

@@ -83,6 +83,10 @@ def run_inference(
         raise Interrupted(
             f"stopped after {len(readings)} of {len(paths)} videos; {where}, and the same command reads them anew"
         ) from error
+    if len(paths) > 1:
+        num_unread = sum(reading.reason is not None for reading in readings)
+        rest = f", {num_unread} not (see above)" if num_unread else ""
+        _tell(f"{len(paths) - num_unread} of {len(paths)} videos read{rest}")
     if unwritten:
         raise MachineError(f"{unwritten} of {len(paths)} videos could not be written or captioned, see above")
     return readings
@@ -123,7 +127,11 @@ def _read_all(
 
 
 def print_json(readings: Sequence[VideoReading]) -> None:
-    typer.echo(valid_utf8(json.dumps([asdict(one) for one in readings], ensure_ascii=False, indent=2)))
+    typer.echo(
+        valid_utf8(
+            json.dumps([asdict(one) for one in readings], ensure_ascii=False, indent=2, allow_nan=False)
+        )
+    )
 
 
 def _print(reading: VideoReading, kind: Format, named: bool) -> None:
@@ -149,13 +157,17 @@ def _write(reading: VideoReading, kind: Format, path: Path) -> bool:
         return True
     try:
         write_reading(reading, kind, path)
-    except OSError as error:
+    except (OSError, MachineError) as error:
         _tell(f"{reading.path}: {path.name} is not written: {_mend(error)}")
         return False
     return True
 
 
-def _mend(error: OSError) -> str:
+def _mend(error: OSError | MachineError) -> str:
+    if isinstance(error, MachineError):
+        if not isinstance(error.__cause__, OSError):
+            raise error
+        error = error.__cause__
     if error.errno == errno.ENAMETOOLONG:
         return "the name is too long for a file; give the video a shorter one"
     return f"{error.strerror or error}; make room, or give another --out"
@@ -217,7 +229,7 @@ def _burn_in(
     except (ClipRejected, av.error.FFmpegError) as error:
         _tell(f"{reading.path}: not captioned: {error}")
         return False
-    except OSError as error:
+    except (OSError, MachineError) as error:
         _tell(f"{reading.path}: not captioned: {_mend(error)}")
         return False
     if lost:

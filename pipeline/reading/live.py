@@ -55,15 +55,17 @@ class LiveSummary:
         lines = [
             f"{self.num_captured} pictures, {self.num_dropped} dropped; {len(self.settled)} stretches settled, "
             f"{self.num_gaps} could not be read",
-            f"latency of what is being said: {_spread(self.shown_latency_s)}",
-            f"latency of settled text: {_spread(self.settled_latency_s)}",
         ]
+        for what, latencies_s in (
+            ("what is being said", self.shown_latency_s),
+            ("settled text", self.settled_latency_s),
+        ):
+            if latencies_s:
+                lines.append(f"latency of {what}: {_spread(latencies_s)}")
         return "\n".join(lines)
 
 
 def _spread(latencies_s: list[float]) -> str:
-    if not latencies_s:
-        return "nothing was read"
     median_s, late_s = np.percentile(latencies_s, [50, 95])
     return f"median {median_s:.2f} s, 95 % within {late_s:.2f} s ({len(latencies_s)} readings)"
 
@@ -85,7 +87,8 @@ def run_live(source: int | Path, model: Path, params: Params, seconds: float, as
     ):
         read_live(capture, reader, params, summary, shown)
     summary.num_captured, summary.num_dropped = capture.num_captured, capture.num_dropped
-    shown.end(summary)
+    if capture.error is None or summary.num_captured:
+        shown.end(summary)
     if capture.error is not None:
         raise capture.error
     return summary

@@ -1,16 +1,14 @@
 """Opens what reads clips: a checkpoint by torch, or an exported model.onnx without it."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Protocol
 
 from model.decoders.choice import unused_weights
-from model.reading import ClipReader
+from model.reading import ClipReader, refuse_other_clips
 from model.settings import Head
 from model.vocabulary import Vocabulary
 from pipeline.params import Params
-from shards.errors import CheckpointError
 
 ONNX = ".onnx"
 LOG = logging.getLogger("pipeline.reading.readers")
@@ -29,16 +27,18 @@ class OpenedReader(ClipReader, Protocol):
 def open_reader(source: Path, params: Params) -> OpenedReader:
     """The reader of a checkpoint, or of a file whose name ends in .onnx, fit for clips cut with these parameters.
 
-    Raises CheckpointError where it was trained on clips of another frame rate, or where an exported one takes crops
-    of another size; ConfigError where it has not learnt decode.decoder, TableError where the language model that this
-    asks is missing.
+    Raises CheckpointError where it was trained on clips of another frame rate or size; ConfigError where it has not
+    learnt decode.decoder, TableError where the language model that this asks is missing.
     """
     reader = _onnx_reader(source, params) if source.suffix == ONNX else _checkpoint_reader(source, params)
-    if not math.isclose(reader.fps, params.crop.target_fps):
-        raise CheckpointError(
-            f"{source} was trained at {reader.fps:g} frames/s, crop.target_fps is "
-            f"{params.crop.target_fps:g}; use the params.yaml it was trained with (config.yaml beside it)"
-        )
+    refuse_other_clips(
+        reader,
+        params.crop.target_fps,
+        params.crop.size_px,
+        "those that crop.target_fps and crop.size_px ask for",
+        f"set crop.target_fps to {reader.fps:g} and crop.size_px to {reader.crop_px}, or take all of the parameters "
+        f"that {source} was trained with (config.yaml beside a checkpoint)",
+    )
     return reader
 
 
@@ -60,9 +60,4 @@ def _onnx_reader(file: Path, params: Params) -> OpenedReader:
     reader.open_language_model(Path(params.paths.lm), params.decode)
     if told := unused_weights(params.decode, reader.heads):
         LOG.warning(told)
-    if reader.crop_px != params.crop.size_px:
-        raise CheckpointError(
-            f"{file} reads mouth crops of {reader.crop_px} px, crop.size_px is {params.crop.size_px}; set it to "
-            f"{reader.crop_px}"
-        )
     return reader

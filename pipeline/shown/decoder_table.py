@@ -19,11 +19,12 @@ from pipeline.shown.summary import print_normalisers, print_overlap
 from shards.errors import ConfigError
 from shards.files import Progress
 from shards.open_store import open_store
-from shards.plan import read_samples
+from shards.samples import read_samples
 from stages.report import counted_clips
 from stages.reports.figures import interval_about, why_no_interval
 from stages.reports.groups import calibration_error, calibration_of, cer_interval
-from stages.score import SCORING_BATCH, normaliser_of, shared_speakers
+from stages.score import SCORING_BATCH, normaliser_of
+from stages.seen_in_training import seen_in_training
 
 ALL = "all"
 LOG = logging.getLogger("pipeline.test")
@@ -48,7 +49,7 @@ def compare_decoders(
     for told in dict.fromkeys(filter(None, warnings)):
         LOG.warning(told)
     samples = read_samples(Path(params.paths.samples), params.report.split)
-    overlap = len(shared_speakers(Path(params.paths.samples), params.report.split))
+    seen = seen_in_training(Path(params.paths.samples), params.report.split)
     scores, encode_s = score_decoders(
         reader,
         samples,
@@ -60,7 +61,7 @@ def compare_decoders(
         on_progress=on_progress,
     )
     shared = {
-        "speaker_overlap": overlap,
+        "speaker_overlap": seen.num_speakers,
         "normaliser": normaliser_of(Path(params.paths.samples)),
         "checkpoint_normaliser": reader.normaliser,
     }

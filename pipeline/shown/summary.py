@@ -13,6 +13,7 @@ from stages.reports.figures import (
     has_interval,
     interval_about,
     normaliser_warning,
+    read_by,
     unit_of,
     why_no_interval,
 )
@@ -26,8 +27,9 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")
-    if metrics.get("decoder"):
-        table.caption = f"decoder {metrics['decoder']}"
+    if decoder := read_by(metrics):
+        asked = metrics.get("language_model")
+        table.caption = f"decoder {decoder}" + (f", language model {asked}" if asked else "")
     counts = f"{metrics['substitutions']} + {metrics['deletions']} + {metrics['insertions']}"
     table.add_row("CER", _percent(metrics["cer"]), f"(S + D + I) / N = ({counts}) / {metrics['num_chars']}")
     if has_interval(low := metrics.get("cer_low"), high := metrics.get("cer_high")):
@@ -56,6 +58,11 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     mean = f", mean of {pairings} pairings" if pairings else ""
     table.add_row("chance CER", _percent(metrics["chance_cer"]), f"the same texts against other clips{mean}")
     console.print(table)
+    if rejected := metrics.get("num_rejected"):
+        clips = "1 clip of this split was" if rejected == 1 else f"{rejected} clips of this split were"
+        console.print(
+            f"{clips} rejected and not read: no part of these figures.", markup=False, highlight=False
+        )
     if unwritable := metrics.get("num_unwritable"):
         console.print(
             f"{unwritable} characters of the references are none that the model can write: each is an error.",
@@ -86,9 +93,15 @@ def print_normalisers(metrics: Mapping[str, Any], console: Console) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def print_overlap(num_speakers: int, split: str, console: Console) -> None:
-    """That a score flatters, where speakers of the split were trained on."""
-    if num_speakers:
+def print_overlap(num_speakers: int | None, split: str, console: Console) -> None:
+    """That a score flatters, where speakers of the split were trained on, or nobody is named (None)."""
+    if num_speakers is None:
+        console.print(
+            f"No speakers are named: whether split {split} and the training clips share people cannot be told.",
+            markup=False,
+            highlight=False,
+        )
+    elif num_speakers:
         console.print(
             f"Trained on too: {num_speakers} of the speakers of split {split}. These scores flatter, the CER on "
             "people the model has never seen will be higher.",

@@ -98,14 +98,16 @@ def crop(
     As a Slurm array of 16 jobs, with machine.cache_dir on shared storage:
     pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID, and when all are done pipeline crop --merge
     """
+    from shards.errors import ConfigError
+
+    if merge and job_index is not None:
+        raise ConfigError("--merge joins what the jobs have made; leave --job-index out")
+    if not merge and (job_index is None) != (num_jobs is None):
+        raise ConfigError("--job-index and --num-jobs go together")
     flags = {"machine__executor": executor}
     values = load(params, assignments, config=config, data_root=data_root, **flags)
     if merge:
-        if job_index is not None:
-            raise typer.BadParameter("--merge joins what the jobs have made; leave --job-index out")
         _merge(values, num_jobs)
-    elif (job_index is None) != (num_jobs is None):
-        raise typer.BadParameter("--job-index and --num-jobs go together")
     else:
         _crop(values, job_index, num_jobs)
 
@@ -145,20 +147,20 @@ def preprocess(
     refuse_unlicensed(
         values.corpus.license, open_store(values.paths.shards, values.machine), i_have_the_rights
     )
+    _check_pack_places(values)
     _ingest(values)
     _crop(values)
     _pack(values, i_have_the_rights)
 
 
 def _ingest(values: "Params") -> None:
+    from pipeline.out_folder import check_writable
     from stages.ingest import ingest as run
 
+    check_writable(Path(values.paths.clips).parent, "paths.clips")
     summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
-    if summary.num_missing:
-        some = ", ".join(summary.first_missing)
-        typer.echo(f"  {summary.num_missing} of them have no video file, e.g. {some}: crop will reject them")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
     if summary.shared_speakers:
@@ -166,10 +168,13 @@ def _ingest(values: "Params") -> None:
 
 
 def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
+    from pipeline.out_folder import check_writable
     from stages.clips.parts import Part
     from stages.crop import crop as run
 
     paths = values.paths
+    check_writable(Path(paths.crops).parent, "paths.crops")
+    check_writable(Path(paths.tracks).parent, "paths.tracks")
     part = None if job_index is None or num_jobs is None else Part(job_index, num_jobs)
     with shown("cropping mouths", "clips") as on_progress:
         summary = run(
@@ -199,6 +204,7 @@ def _pack(values: "Params", has_rights: bool) -> None:
     from stages.pack import pack as run
 
     paths = values.paths
+    _check_pack_places(values)
     with shown("packing shards", "clips") as on_progress:
         summary = run(
             values.corpus,
@@ -214,3 +220,12 @@ def _pack(values: "Params", has_rights: bool) -> None:
             has_rights,
         )
     typer.echo(f"{paths.samples}: {summary}")
+
+
+def _check_pack_places(values: "Params") -> None:
+    from pipeline.out_folder import check_writable
+    from shards.open_store import open_store
+
+    check_writable(Path(values.paths.samples).parent, "paths.samples")
+    if not open_store(values.paths.shards, values.machine).is_remote:
+        check_writable(Path(values.paths.shards), "paths.shards")

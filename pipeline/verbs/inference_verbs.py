@@ -114,7 +114,10 @@ def live(
         raise ConfigError("--camera and --file are two sources; give one")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     source = file if file is not None else camera or 0
-    run_live(source, model_of(checkpoint, onnx, values), values, seconds, json_)
+    summary = run_live(source, model_of(checkpoint, onnx, values), values, seconds, json_)
+    # as inference: nobody spoke is no fault, somebody could not be read is one
+    if summary.num_gaps and not summary.settled:
+        raise SystemExit(1)
 
 
 def model_of(checkpoint: Path | None, onnx: Path | None, values: "Params") -> Path:

@@ -26,8 +26,8 @@ def stats(
 ) -> None:
     """Tell what the corpus holds, split by split; also of a corpus that is only ingested.
 
-    With --data-root, a corpus that is not even ingested: its tables and the headers of its videos are read,
-    and nothing is written. The same with --config while there is no clips.parquet.
+    With --data-root, a corpus that is not even ingested: its tables are read, its videos looked for, and nothing
+    is written (hours and frames come with `pipeline crop`). The same with --config while there is no clips.parquet.
 
     Example: pipeline stats --data-root /data/Chinese-LiPS
     """
@@ -35,12 +35,14 @@ def stats(
     import tempfile
 
     from pipeline.console import stdout
+    from pipeline.out_folder import check_writable
     from stages.statistics.shown import print_stats
     from stages.stats import stats as run
 
     values = load(params, assignments, config=config, data_root=data_root)
     paths = values.paths
     if data_root is None and (config is None or Path(paths.clips).exists()):
+        check_writable(Path(paths.stats), "paths.stats")
         crops, samples = Path(paths.crops), Path(paths.samples)
         summary = run(
             Path(paths.clips),
@@ -80,7 +82,10 @@ def qc(
 
     Example: pipeline qc --seed 7 --clips 24 --out look.html
     """
+    from pipeline.out_folder import check_writable
+
     values = load(params, assignments)
+    check_writable(out.parent if out else Path(values.paths.stats), "--out" if out else "paths.stats")
     typer.echo(_qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips))
 
 

@@ -21,13 +21,15 @@ def report(
     Example: pipeline report --set report.split=valid
     """
     from pipeline.lm_text import warn_of_other_text
+    from pipeline.out_folder import check_writable
     from shards.open_store import open_store
     from stages.score import ReportJob
     from stages.score import report as run
 
     values = load(params, assignments)
     paths = values.paths
-    with shown("reading clips", "clips") as on_progress:
+    check_writable(Path(paths.report), "paths.report")
+    with shown("reading sighted, then blind", "readings") as on_progress:
         warn_of_other_text(values)
         metrics = run(
             ReportJob(

@@ -51,7 +51,8 @@ def test(
     from pipeline.shown.summary import print_examples, print_metrics
     from shards.open_store import open_store
     from stages.report import split_metrics
-    from stages.score import reading_facts, score_checkpoint, shared_speakers
+    from stages.score import num_rejected, reading_facts, score_checkpoint
+    from stages.seen_in_training import seen_in_training
 
     values = load(
         params, assignments, data_root=data_root, checkpoint_dir=checkpoint_dir, report__split=split
@@ -69,7 +70,7 @@ def test(
         else:
             print_decoders(rows, values.report.split, stdout)
         return
-    with shown("reading clips", "clips") as on_progress:
+    with shown("reading sighted, then blind", "readings") as on_progress:
         warn_of_other_text(values)
         reader, scored, blind = score_checkpoint(
             checkpoint,
@@ -82,15 +83,16 @@ def test(
             lm=Path(paths.lm),
             on_progress=on_progress,
         )
-    overlap = len(shared_speakers(Path(paths.samples), values.report.split))
+    seen = seen_in_training(Path(paths.samples), values.report.split)
     metrics = split_metrics(
         scored,
         blind,
         values.report.split,
         values.report.seed,
-        overlap,
+        seen.num_speakers,
         resamples=values.report.resamples,
         facts=reading_facts(reader, values.decode, checkpoint, Path(paths.samples), Path(paths.lm)),
+        num_rejected=num_rejected(Path(paths.clips), Path(paths.crops), values.report.split),
     )
     if json_:
         typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))

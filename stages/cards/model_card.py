@@ -53,6 +53,12 @@ class Measured:
     speaker_overlap: int | None
     speaker_cers: tuple[float, ...]
     """Of each speaker by itself, ascending; empty where clips name none."""
+    read_by: str | None = None
+    """The decoder and its settings, where the report says more than its name."""
+    lm_weight: float | None = None
+    """Of the language model that was asked; None: none was."""
+    num_rejected: int = 0
+    """Clips of the split that were not read; 0 in an older report, which does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ def model_card(facts: ExportFacts) -> str:
 # A lip reader: {facts.preset}, {facts.num_parameters:,} parameters
 Reads what a person says from silent video of the mouth: gray crops of {facts.crop_px} × {facts.crop_px} px at
 {facts.fps:g} frames a second become text of {facts.num_characters:,} characters. Heads: {", ".join(facts.heads)}.
-Checkpoint {facts.checkpoint}, epoch {facts.epoch + 1}.
+Checkpoint {facts.checkpoint}, epoch {facts.epoch}, counted from 0.
 
 ## Uses it is not for
 **Do not read the lips of people who have not agreed to it.** Not to listen in on conversations, not on surveillance or
@@ -150,6 +156,8 @@ def _data(facts: ExportFacts) -> str:
         return f"{told} Clips, hours and speakers: not stated (the clips it was trained on are not here)."
     on = facts.trained_on
     speakers = "speakers not stated" if on.num_speakers is None else f"{on.num_speakers:,} speakers"
+    if on.num_speakers == 1:
+        speakers = "1 speaker"
     return f"{told} Trained on {on.num_clips:,} clips, {on.hours:,.2f} h, {speakers}."
 
 
@@ -202,10 +210,13 @@ def _report_rows(measured: Measured) -> list[str]:
         interval = f"95 % interval {_percent(low)} to {_percent(high)} by bootstrap {about}"
     unit = unit_of(measured.decoder)
     name = unit.rate if unit.note else f"{unit.rate} ({unit.short})"
-    by = f", decoder {measured.decoder}" if measured.decoder else ""
+    decoder = measured.read_by or measured.decoder
+    by = f", decoder {decoder}" if decoder else ""
     cers = measured.speaker_cers
     spread = "not measured"
-    if cers:
+    if len(cers) == 1:
+        spread = f"1 speaker, {_percent(cers[0])}"
+    elif cers:
         spread = f"{len(cers)} speakers, {_percent(cers[0])} to {_percent(cers[-1])}, median {_percent(median(cers))}"
     return [
         f"On split {measured.split} ({measured.num_clips:,} clips, {measured.num_chars:,} {unit.names}{by}):",
@@ -217,7 +228,27 @@ def _report_rows(measured: Measured) -> list[str]:
         f"| chance {unit.short}: its text against other clips' references | {_or_unknown(measured.chance_cer)} |",
         f"| {unit.short} of single speakers | {spread} |",
         *(["", unit.note] if unit.note else []),
+        *_beside_the_model(measured),
     ]
+
+
+def _beside_the_model(measured: Measured) -> list[str]:
+    """What made the figures beside the model, a paragraph each."""
+    lines = []
+    if measured.lm_weight is not None:
+        lines += [
+            "",
+            f"It was read with a language model (weight {measured.lm_weight:g}) that is no part of this export: "
+            "without it the CER is another.",
+        ]
+    if number := measured.num_rejected:
+        clips = (
+            "1 clip of that split, which was"
+            if number == 1
+            else f"{number:,} clips of that split, which were"
+        )
+        lines += ["", f"Not among them: {clips} rejected before reading."]
+    return lines
 
 
 def _scored_rows(facts: ExportFacts) -> list[str]:
@@ -244,8 +275,11 @@ def _limits(facts: ExportFacts) -> str:
             "On people it has never seen: not measured. Expect a higher CER than on those it was trained on."
         )
     elif measured.speaker_overlap:
+        known = f"{measured.speaker_overlap} of the speakers"
+        if measured.num_speakers == 1:
+            known = "the one speaker"
         lines.append(
-            f"**Trained on too: {measured.speaker_overlap} of the speakers of split {measured.split}. Its CER is that "
+            f"**Trained on too: {known} of split {measured.split}. Its CER is that "
             "of people the model knows, and will be higher on others.**"
         )
     else:

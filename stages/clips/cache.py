@@ -46,6 +46,9 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zip
 
 _T = TypeVar("_T")
 
+_TRIES = 3
+"""For a video that is replaced between hashing and decoding, as by an rsync that ends then."""
+
 
 @dataclass(frozen=True)
 class Track:
@@ -101,24 +104,51 @@ class ClipCache:
     def crop(self, path: Media, media_kind: MediaKind, params: CropParams) -> Outcome:
         """The outcome for the video at `path`: from the cache, or made and kept. Rejections for its content too.
 
-        Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all.
+        Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all, or change all the
+        while.
         """
-        keys = self.keys(path, media_kind, params)
-        found = self._read_outcome(keys)
-        if found is not None:
-            return found
+        for _ in range(_TRIES):
+            keys = self.keys(path, media_kind, params)
+            found = self._read_outcome(keys)
+            if found is not None:
+                return found
+            try:
+                return self._made(path, media_kind, params, keys)
+            except _Replaced:
+                log.warning("%s was replaced while it was read; it is read again", source_of(path).name)
+        raise ClipRejected(
+            Reason.UNREADABLE,
+            f"{source_of(path).name} is being written: {_TRIES} times it changed while it was read; crop again "
+            "when it is whole",
+        )
+
+    def _made(self, path: Media, media_kind: MediaKind, params: CropParams, keys: Keys) -> Outcome:
+        """The outcome, made and kept; nothing of it is kept, and _Replaced raised, where `keys` are not its keys."""
         figures = Figures()
+
+        def refuse_other_content() -> None:
+            if self.keys(path, media_kind, params) != keys:
+                raise _Replaced
 
         def find_landmarks(video: Media, crop_params: CropParams, patches: MouthPatches) -> Landmarks:
             assert keys.track is not None, "ready mouth crops are never landmarked"
-            return self._landmarks(video, crop_params, keys.track, patches)
+            place = self._place("tracks", keys.track)
+            kept = self._read(place, _landmarks_of)
+            if kept is not None:
+                return kept
+            made = follow_video(video, crop_params, patches)
+            refuse_other_content()
+            self._write_landmarks(place, made)
+            return made
 
         try:
             mouth = crop_video(path, media_kind, params, figures, find_landmarks)
         except ClipRejected as rejection:
+            refuse_other_content()
             if _is_of_content(rejection):
                 self._write_outcome(keys, figures, None, rejection)
             return Outcome(keys, figures, None, None, rejection, from_cache=False)
+        refuse_other_content()
         num_bytes = self._write_outcome(keys, mouth.figures, mouth, None)
         track = Track(mouth.transform_T23, mouth.frame_index_T, mouth.landmarked)
         return Outcome(keys, mouth.figures, track, num_bytes, None, from_cache=False)
@@ -160,20 +190,6 @@ class ClipCache:
             log.warning("%s cannot be used (%s); remove it while no crop runs", memo, error)
             return _hashed(source)
 
-    # -- landmarks -------------------------------------------------------------------------------------
-
-    def _landmarks(
-        self, media: Media, params: CropParams, track_key: str, patches: MouthPatches
-    ) -> Landmarks:
-        place = self._place("tracks", track_key)
-        kept = self._read(place, _landmarks_of)
-        if kept is not None:
-            return kept
-        made = follow_video(media, params, patches)
-        arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
-        self._write(place, arrays | {"width": np.array(made.width), "height": np.array(made.height)})
-        return made
-
     # -- outcomes --------------------------------------------------------------------------------------
 
     def _read_outcome(self, keys: Keys) -> Outcome | None:
@@ -195,6 +211,10 @@ class ClipCache:
             return Outcome(keys, figures, track, num_bytes, None, from_cache=True)
 
         return self._read(self._place("clips", keys.clip), outcome_of)
+
+    def _write_landmarks(self, place: Path, made: Landmarks) -> None:
+        arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
+        self._write(place, arrays | {"width": np.array(made.width), "height": np.array(made.height)})
 
     def _write_outcome(
         self, keys: Keys, figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
@@ -238,6 +258,10 @@ class ClipCache:
     def _write(self, place: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         with atomic_file(place) as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+
+class _Replaced(Exception):
+    """The video is another one than was hashed."""
 
 
 def _is_of_content(rejection: ClipRejected) -> bool:

@@ -71,16 +71,22 @@ class ClipSource:
         kind = MediaKind.MOUTH if crop_row["track_key"] is None else MediaKind.FACE
         try:
             source = media_of(self.root, clip)
-            if self.cache.keys(source, kind, self.params).clip != crop_row["clip_key"]:
-                raise ShardError(
-                    f"clip {clip_id} is not in the cache, and its video or the crop parameters are others than "
-                    "when it was cropped; run `pipeline crop` again"
-                )
-            return self._cut(source, kind, clip_id)
+            self._refuse_other_content(source, kind, crop_row)
+            clip_THW = self._cut(source, kind, clip_id)
+            # replaced while it was cut
+            self._refuse_other_content(source, kind, crop_row)
+            return clip_THW
         except ClipRejected as error:
             raise ShardError(
                 f"clip {clip_id} is not in the cache and cannot be cut again ({error}); run `pipeline crop` again"
             ) from error
+
+    def _refuse_other_content(self, source: Source, kind: MediaKind, crop_row: Mapping[str, Any]) -> None:
+        if self.cache.keys(source, kind, self.params).clip != crop_row["clip_key"]:
+            raise ShardError(
+                f"clip {crop_row['clip_id']} is not in the cache, and its video or the crop parameters are others "
+                "than when it was cropped; run `pipeline crop` again"
+            )
 
     def _cut(self, source: Source, kind: MediaKind, clip_id: str) -> NDArray[np.uint8]:
         if kind is MediaKind.MOUTH:

@@ -13,6 +13,7 @@ from shards import schema
 from shards.errors import ConfigError, TableError
 from shards.files import fingerprint, read_table, sha256_of, write_table
 from shards.schema import SCHEMA_VERSION, Status
+from stages.clips.ledger_mark import ledger_mark, rate_mark
 from stages.mouths.cropping import CODE_VERSION
 from stages.mouths.landmarks import TRACK_VERSION
 from stages.settings import CropParams
@@ -72,7 +73,8 @@ def merge(
     clips.parquet or other parameters, or its two tables are not of one run; then nothing is written and nothing
     removed. Killed while it removes them, it names the jobs to run again, which find all in the cache.
     """
-    clip_ids = read_table(clips_path, schema.CLIPS, "pipeline ingest")["clip_id"].to_pylist()
+    clips = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
+    clip_ids = [row["clip_id"] for row in clips]
     num_jobs = num_jobs or _num_jobs_beside(crops_path)
     parts = [Part(index, num_jobs) for index in range(num_jobs)]
     _refuse_missing(parts, crops_path, tracks_path)
@@ -86,7 +88,8 @@ def merge(
     # as in crop: where the ledger is there, the tracks are its own
     crops_path.unlink(missing_ok=True)
     write_table(tracks_path, tracks, schema.TRACKS)
-    write_table(crops_path, crops, schema.CROPS)
+    marked = schema.CROPS.with_metadata(schema.CROPS.metadata | ledger_mark(clips) | rate_mark(crop))
+    write_table(crops_path, crops, marked)
     for part in parts:
         # the name of the ledger's part tells the number of jobs to the next --merge
         part.path(tracks_path).unlink()

@@ -1,27 +1,34 @@
 """A mirror of the cache that several machines share: any folder or bucket that fsspec opens (`machine.share`).
 
 The cache of each machine stays where it is; entries are fetched before they would be made, and stored when they
-were. Names are content keys, so machines that make the same entry at once do no harm.
+were. Names are content keys, so machines that make the same entry at once do no harm. For what is here already the
+mirror is not asked entry by entry: each process lists a folder of it once.
 """
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.errors import MachineError
 from shards.files import atomic_file
 from shards.remote_files import open_file_system, put_whole
 from stages.clips.cache import Keys
 
+_KEY = "machine.share"
+
 
 class SharedCache:
     """The mirror at `url` of the cache in `folder`. Raises ConfigError where no such file system is known."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.folder = folder
-        self._files, self._root = open_file_system(url, "machine.share")
+        self.folder, self._url = folder, url
+        self._files, self._root = open_file_system(url, _KEY)
 
     @contextmanager
     def mirrored(self, keys: Keys) -> Iterator[None]:
@@ -32,7 +39,7 @@ class SharedCache:
         for entry in entries:
             now = _stamp(self.folder / entry)
             # changed: it was made here and now, or what was found was damaged and is made anew
-            if now is not None and (now != before[entry] or not self._files.exists(self._place(entry))):
+            if now is not None and (now != before[entry] or not self._has(entry)):
                 try:
                     put_whole(self._files, self.folder / entry, self._place(entry))
                 except (FileNotFoundError, PermissionError) as error:
@@ -59,8 +66,36 @@ class SharedCache:
                 ) from error
         return _stamp(here)
 
+    def _has(self, entry: str) -> bool:
+        folder, _, name = entry.rpartition("/")
+        if (_listed(self._url, folder) == _number(name)).any():
+            return True
+        # another machine may have stored it since
+        return bool(self._files.exists(self._place(entry)))
+
     def _place(self, entry: str) -> str:
         return f"{self._root}/{entry}"
+
+
+@cache
+def _listed(url: str, folder: str) -> NDArray[np.uint64]:
+    """The `_number` of every entry of a folder of the mirror: eight bytes each, where there may be millions."""
+    files, root = open_file_system(url, _KEY)
+    try:
+        names = files.ls(f"{root}/{folder}", detail=False)
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise MachineError(f"machine.share: {root}/{folder} cannot be listed ({error})") from error
+    # a file system that remembers the list would not find what others store from now on
+    files.invalidate_cache()
+    entries = (Path(name).name for name in names if name.endswith(".npz"))
+    return np.array([_number(name) for name in entries if not name.startswith(".")], np.uint64)
+
+
+def _number(name: str) -> int:
+    """64 bits of the key that an entry is named after."""
+    return int(name[:16], 16)
 
 
 def _entry(kind: str, key: str) -> str:

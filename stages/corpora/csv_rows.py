@@ -8,6 +8,9 @@ from pathlib import Path
 
 from shards.errors import CorpusError
 
+# as spreadsheets of other languages write them
+_OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'", "，": "'，'"}
+
 
 def read_text(path: Path) -> str:
     """The UTF-8 text of `path`, without a byte order mark.
@@ -49,7 +52,7 @@ def read_csv(
             if header is None:
                 header = [name.strip() for name in fields]
                 if problem := check_header(header):
-                    raise CorpusError(f"{where}: {problem}")
+                    raise CorpusError(f"{where}: {problem}{_hint(header)}")
                 continue
             if len(fields) != len(header):
                 raise CorpusError(
@@ -61,3 +64,11 @@ def read_csv(
         raise CorpusError(f"{path}:{line}: {error}; check the quotes of this row") from error
     if header is None:
         raise CorpusError(f"{path}:1: the file is empty; it needs a header")
+
+
+def _hint(header: Sequence[str]) -> str:
+    """Names in one field: they are separated by something else."""
+    other = next((mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    return (
+        "" if other is None else f"; its names are separated by {_OTHER_SEPARATORS[other]}; it must be commas"
+    )

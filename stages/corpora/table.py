@@ -41,7 +41,8 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     Without a column `split` the clips are split by `seeded_split`. Raises CorpusError where the table is
     untrue; a Parquet row counts as a line, the first is line 1.
     """
-    path = Path(corpus.root) / corpus.table
+    root = Path(corpus.root)
+    path = root / corpus.table
     if not path.is_file():
         raise CorpusError(f"{path} is missing; corpus.table names a CSV or Parquet file below corpus.root")
     rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header)
@@ -56,13 +57,21 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 gender=row.get("gender", "").strip() or None,
                 age=_age(row.get("age", "").strip(), where),
                 topic=row.get("topic", "").strip() or None,
-                media=relative_media(row["media"].strip()),
+                media=relative_media(_below(root, row["media"].strip())),
                 text=row["text"],
                 where=where,
-                times=relative_media(row.get("times", "").strip()) or None,
+                times=relative_media(_below(root, row.get("times", "").strip())) or None,
             )
         )
     return transcripts if has_splits else _with_seeded_split(transcripts, corpus, path)
+
+
+def _below(root: Path, media: str) -> str:
+    """An absolute path into the root, as programs write them, relative to it; any other as it is."""
+    # absolute, not resolved: a link below the root stays what crop judges
+    path, root = Path(media), root.absolute()
+    inside = path.is_absolute() and ".." not in path.parts and path.is_relative_to(root)
+    return path.relative_to(root).as_posix() if inside else media
 
 
 def _age(text: str, where: str) -> int | None:
@@ -79,8 +88,9 @@ def _check_header(header: Sequence[str]) -> str | None:
     if doubled := sorted(name for name, count in Counter(header).items() if count > 1):
         return f"column {', '.join(doubled)} stands twice"
     if missing := [name for name in REQUIRED if name not in header]:
+        lower = "names are lower case; " if set(missing) <= {name.lower() for name in header} else ""
         return (
-            f"header {','.join(header)} lacks {', '.join(missing)}; "
+            f"header {','.join(header)} lacks {', '.join(missing)}; {lower}"
             f"needed are {','.join(REQUIRED)}, known are also {','.join(OPTIONAL)}"
         )
     if ignored := [name for name in header if name not in REQUIRED + OPTIONAL]:
@@ -152,12 +162,35 @@ def seeded_split(
 def _with_seeded_split(
     transcripts: Sequence[Transcript], corpus: CorpusParams, path: Path
 ) -> list[Transcript]:
-    keys = [f"speaker {t.speaker}" if t.speaker else f"clip {t.clip_id}" for t in transcripts]
+    keys = _groups(transcripts)
     try:
         splits = seeded_split(Counter(keys), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
     except ValueError as error:
         raise CorpusError(
-            f"{path} cannot be split without sharing a speaker between splits ({error}); give it a column "
+            f"{path} cannot be split without sharing a speaker or video between splits ({error}); give it a column "
             f"split, or set corpus.valid_fraction or corpus.test_fraction to 0"
         ) from error
     return [replace(t, split=splits[key]) for t, key in zip(transcripts, keys, strict=True)]
+
+
+def _groups(transcripts: Sequence[Transcript]) -> list[str]:
+    """For each clip the name of its group: clips of one speaker, and clips of one video, stay together.
+
+    A group is called after its first name in the order of the alphabet, so that the split does not hang on the
+    order of rows, and a clip with a video of its own is its own group.
+    """
+    names = [f"speaker {one.speaker}" if one.speaker else f"clip {one.clip_id}" for one in transcripts]
+    first_of = {name: name for name in names}
+
+    def first(name: str) -> str:
+        while first_of[name] != name:
+            first_of[name] = first_of[first_of[name]]
+            name = first_of[name]
+        return name
+
+    of_video: dict[str, str] = {}
+    for name, one in zip(names, transcripts, strict=True):
+        if one.media:
+            low, high = sorted((first(name), first(of_video.setdefault(one.media, name))))
+            first_of[high] = low
+    return [first(name) for name in names]

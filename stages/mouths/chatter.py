@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from shards.files import unwritable_told
+
 NATIVE_LOG = "native.log"
 _is_redirected = False
 
@@ -13,14 +15,15 @@ def native_stderr_to(file: Path) -> None:
 
     mediapipe and TensorFlow Lite write some four lines a video, and no setting of theirs stops it. Python's own
     messages, tracebacks included, still go to the terminal, through the new `sys.stderr` that this puts in
-    place; whoever kept the old one writes to `file` too.
+    place; whoever kept the old one writes to `file` too. MachineError where it cannot be written.
     """
     global _is_redirected
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with unwritable_told(f"machine.cache_dir: {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     sys.stderr.flush()
     if not _is_redirected:
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         _is_redirected = True
-    log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(log, 2)
     os.close(log)

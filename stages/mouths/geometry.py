@@ -127,6 +127,12 @@ def smooth(values_TC: Doubles, window: int) -> Doubles:
     return result
 
 
+def smoothed_frames(smoothing_s: float, fps: float) -> int:
+    """Frames of the window of `smooth`: the odd number next to so many seconds, since an even mean would lag."""
+    # 2.32 s of 25 frames are 58, and by floats a hair less
+    return 2 * int(round(smoothing_s * fps / 2, 6)) + 1
+
+
 @dataclass(frozen=True)
 class MouthTrack:
     """The steady window of a clip and how good it is."""
@@ -163,8 +169,8 @@ def mouth_track(
     points_NK3 = track.points_NK3.astype(np.float64)
     seen_s_N = times_s_F[track.frame_N]
     windows_F4 = bridge(seen_s_N, mouth_windows(points_NK3, params.size_px), times_s_F)
-    window = 2 * int(params.smoothing_s * params.target_fps / 2) + 1  # odd: the mean must not lag
-    transform_T23 = matrices(smooth(windows_F4[frame_index_T], window))
+    num_smoothed = smoothed_frames(params.smoothing_s, params.target_fps)
+    transform_T23 = matrices(smooth(windows_F4[frame_index_T], num_smoothed))
 
     # eyes and nose do not speak, so what moves of them in the crop is a head followed badly
     rigid_F6 = bridge(seen_s_N, stable_points(points_NK3)[:, :3].reshape(-1, 6), times_s_F)

@@ -1,5 +1,6 @@
 """The report's page: the verdict, and what the templates draw from the figures."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,10 +51,10 @@ class ReportContext:
     """Everything in the report that does not come from the hypotheses.
 
     `warnings` stand at the top of the page; `speaker_overlap` counts the speakers of the split that were also
-    trained on. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
-    learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by reason,
-    `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height × width,
-    `spikes_of` what a CTC head says of them over time, None where the model has none.
+    trained on, None where no speaker is named. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
+    learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by split and
+    reason, `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height ×
+    width, `spikes_of` what a CTC head says of them over time, None where the model has none.
     """
 
     corpus: str
@@ -65,9 +66,9 @@ class ReportContext:
     clip_of: Callable[[str], np.ndarray]
     spikes_of: Callable[[str], Spikes | None] = lambda clip_id: None
     warnings: Sequence[str] = ()
-    speaker_overlap: int = 0
+    speaker_overlap: int | None = 0
     curves: Sequence[Mapping[str, float | None]] = ()
-    rejections: Mapping[str, int] = field(default_factory=dict)
+    rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     clip_totals: Mapping[str, int] = field(default_factory=dict)
     fps: float = 25.0
 
@@ -94,6 +95,8 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         nothing_told=NOTHING_TOLD,
         interval_about=interval_about(metrics.get("cer_interval_over"), metrics.get("num_speakers")),
         charts=[chart for chart in training_charts(context.curves) if chart.lines],
+        splits=split_rows(context),
+        rejections=rejection_rows(context),
         calibration=calibration_chart(figures.calibration),
         qualities=quality_charts(figures.qualities),
         unit=unit_of(metrics.get("decoder")),
@@ -104,6 +107,21 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         reel=report_clips,
         ticks_to=lambda high: nice_ticks(0.0, high),
     )
+
+
+def split_rows(context: ReportContext) -> list[tuple[str, int, int]]:
+    """Split, its usable clips, its rejected ones; of splits that have either."""
+    splits = dict.fromkeys([*context.clip_totals, *context.rejections])
+    rejected = {split: sum(context.rejections.get(split, {}).values()) for split in splits}
+    return [(split, context.clip_totals.get(split, 0), rejected[split]) for split in splits]
+
+
+def rejection_rows(context: ReportContext) -> list[tuple[str, int, int]]:
+    """Reason, rejected clips of the reported split, of all splits; what costs the reported split most first."""
+    ours: Mapping[str, int] = context.rejections.get(context.split, {})
+    total: Counter[str] = sum(map(Counter, context.rejections.values()), Counter())
+    rows = [(reason, ours.get(reason, 0), number) for reason, number in total.items()]
+    return sorted(rows, key=lambda row: (-row[1], -row[2], row[0]))
 
 
 def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:

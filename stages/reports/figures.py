@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.bootstrap import ENOUGH_SPEAKERS, Over
+from model.decoders.choice import describe_settings
 from model.metrics import EditCounts
 from model.scored import ScoredClip
 from model.text import Tokenizer, without_version
@@ -177,6 +178,12 @@ class Figures:
     """Characters of the split that look the same on the lips, a group each, the most frequent group first."""
     words: Sequence[Confusion] = ()
     """The largest confusions of words, where the text has words with spaces."""
+
+
+def read_by(metrics: Mapping[str, Any]) -> str | None:
+    """The decoder and what it read by, in a line; of an older report its name alone, None where it names none."""
+    settings = metrics.get("decode")
+    return metrics.get("decoder") if settings is None else describe_settings(settings)
 
 
 def interval_about(over: Over | None, num_speakers: int | None) -> str:

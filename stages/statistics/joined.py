@@ -34,14 +34,15 @@ _WORDS = {
 _CREATE_JOINED = """
     CREATE TEMP TABLE joined (
         split split_word, speaker speaker_word, topic topic_word, reason reason_word, num_chars INTEGER,
-        is_ok BOOLEAN, duration_us BIGINT, num_frames INTEGER, packed BOOLEAN, kept BOOLEAN
+        is_ok BOOLEAN, duration_us BIGINT, num_frames INTEGER, packed BOOLEAN, kept BOOLEAN, content UBIGINT
     )
 """
 _INSERT_JOINED = """
     INSERT INTO joined
     SELECT c.split, c.speaker, c.topic, r.reason, c.num_chars, r.status = 'ok',
         round(r.duration_s::DOUBLE * 1e6)::BIGINT, r.num_frames,
-        s.clip_id IS NOT NULL, NOT $has_crops OR r.status = 'ok'
+        s.clip_id IS NOT NULL, NOT $has_crops OR r.status = 'ok',
+        CASE WHEN r.clip_key IS NOT NULL THEN hash(r.clip_key) END
     FROM (FROM clips WHERE {part}) c
     LEFT JOIN (FROM crops WHERE {part}) r USING (clip_id)
     LEFT JOIN (SELECT clip_id FROM samples WHERE {part}) s USING (clip_id)
@@ -102,16 +103,21 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
 
 
+def num_parts_of(connection: duckdb.DuckDBPyConnection) -> int:
+    """In how many parts a key of each clip fits into memory."""
+    return 1 + _count(connection, "clips") // ROWS_A_PASS
+
+
 def _parts(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
     """Conditions that part the clips, so that the ids of one part fit into memory."""
-    num_parts = 1 + _count(connection, "clips") // ROWS_A_PASS
+    num_parts = num_parts_of(connection)
     for number in range(num_parts):
         # in the text: with a parameter DuckDB divides in 128 bits, which takes several times as long
         yield f"hash(clip_id) % {num_parts} = {number}"
 
 
 def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
-    """Makes the table `joined`: what the figures need of each clip, in some 30 bytes."""
+    """Makes the table `joined`: what the figures need of each clip, in some 40 bytes."""
     connection.execute("DROP TABLE IF EXISTS joined")
     for name, column in _WORDS.items():
         table = column.split(".")[0]

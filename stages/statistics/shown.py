@@ -57,6 +57,15 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
     if shared := summary["overlap"]["speakers"]:
         names = Text(", ".join(list(shared)[:20]))
         console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)
+    if len(splits["splits"]) > 1 and not splits["total"]["speakers"]:
+        console.print("No clip names its speaker: whether the splits share people cannot be told.")
+    if (copies := summary["overlap"]["copies"]) and copies["num_videos"]:
+        counts = ", ".join(f"{split} {count} clips" for split, count in copies["clips"].items())
+        same = "; ".join(" = ".join(clip_ids) for clip_ids in copies["examples"])
+        console.print(
+            f"The same video in several splits: {copies['num_videos']} ({counts}), whose scores say nothing:",
+            Text(same),
+        )
 
 
 def _print_figures(
@@ -68,7 +77,7 @@ def _print_figures(
 ) -> None:
     table = Table(name, title=title, title_justify="left")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.replace("_", " "), justify="right", overflow="fold")
     for key, figures in rows:
         # Text: names of the corpus are no markup
         values = ("-" if figures[column] is None else str(figures[column]) for column in columns)

@@ -61,6 +61,8 @@ def _rows(summary: Mapping[str, Any], characters: Characters) -> Iterator[_Row]:
     for speaker, by_split in summary["overlap"]["speakers"].items():
         for split, count in by_split.items():
             yield "overlap", split, speaker, None, "clips", count
+    for split, count in (summary["overlap"]["copies"] or {"clips": {}})["clips"].items():
+        yield "overlap", split, None, None, "copied_clips", count
     for report, histogram in summary["histograms"].items():
         for split, by_edge in histogram["splits"].items():
             for edge, count in by_edge.items():

@@ -99,22 +99,31 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
 
     Of a part, the very pictures that decoding the whole file gives, counted and timed from the part's first.
     Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
-    off, holds less than it (or the part) announces, or lacks more than `max_gap_s` in its midst.
+    off, holds less than it (or the part) announces, lacks more than `max_gap_s` in its midst, or where FFmpeg tells
+    that a picture is damaged.
     """
     source = source_of(media)
     begin_s = -TIME_SLACK_S if source.start_s is None else source.start_s - TIME_SLACK_S
     end_s = float("inf") if source.end_s is None else source.end_s - TIME_SLACK_S
     first_s: float | None = None
     last_s = max(begin_s, 0.0)
-    index = -1
+    index, is_damaged = -1, False
     with _opened_before(source, params, begin_s) as (header, clock, pictures):
         for picture, time_s, gap_s in _timed(source, pictures, clock, params):
+            # what a damaged picture is made into is damaged too, up to the next that is made of nothing else
+            is_damaged = picture.is_corrupt or (is_damaged and not picture.key_frame)
             if time_s < begin_s:
                 continue
             # of a part, only the missing time inside it counts
             _check_gap(source, min(gap_s, time_s - last_s, end_s - last_s), last_s, clock.step_s, params)
             if time_s >= end_s:
                 break
+            if is_damaged:
+                raise ClipRejected(
+                    Reason.TRUNCATED,
+                    f"{source.name} is damaged at frame {index + 1}, {time_s:.2f} s: bytes are missing or wrong "
+                    "there; get the file anew",
+                )
             first_s = time_s if first_s is None else first_s
             last_s, index = time_s, index + 1
             yield SourceFrame(index, time_s - first_s, picture)

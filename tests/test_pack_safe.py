@@ -1,0 +1,88 @@
+"""A pack that cannot be written costs the former one nothing, and two at once do not write over each other."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from shards.errors import MachineError, ShardError
+from shards.store import FolderStore
+from stages.pack import pack
+from tests.test_pack import PARAMS, Packing, make
+from tests.test_pack_threads import SLOW_PACK
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("safe"), 8).folder
+
+
+@pytest.fixture
+def own(made: Path, tmp_path: Path) -> Packing:
+    return Packing(Path(shutil.copytree(made, tmp_path / "own")))
+
+
+class ReadOnly(FolderStore):
+    """As a bucket that may be listed and read."""
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        raise MachineError(f"{self.place(name)}: access denied")
+        yield
+
+
+def pack_into(own: Packing, store: FolderStore, samples: str) -> None:
+    """With another codec than the former pack's: what is written over differs."""
+    clips, crops, tracks = own.tables
+    params = own.params(codec="jpeg")
+    pack(own.corpus, PARAMS, params, own.machine, clips, crops, tracks, store, own.folder / samples)
+
+
+def test_a_store_that_cannot_be_written_leaves_the_former_pack_whole(own: Packing) -> None:
+    own.pack("shards")
+    before = own.files("shards")
+    (own.folder / "file").touch()
+    with pytest.raises(MachineError, match=r"file.* cannot be written"):
+        pack_into(own, FolderStore(own.folder / "file"), "shards.parquet")
+    with pytest.raises(MachineError, match="access denied"):
+        pack_into(own, ReadOnly(own.folder / "shards"), "shards.parquet")
+    assert own.files("shards") == before
+
+
+def test_a_catalogue_that_cannot_be_written_leaves_the_former_pack_whole(own: Packing) -> None:
+    own.pack("shards")
+    before = own.files("shards")
+    with pytest.raises(MachineError, match=r"shards\.parquet/deep/x\.parquet cannot be written"):
+        pack_into(own, FolderStore(own.folder / "shards"), "shards.parquet/deep/x.parquet")
+    assert own.files("shards") == before
+
+
+def test_a_second_pack_is_refused_until_the_first_is_dead(own: Packing) -> None:
+    own.pack("whole", codec="jpeg", shard_mb=0.02)
+    first = subprocess.Popen(
+        [sys.executable, "-c", SLOW_PACK, str(own.folder)],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        while not list((own.folder / "shards").rglob("train-*.tar")):
+            assert first.poll() is None
+            time.sleep(0.02)
+        written = {path: path.stat().st_ino for path in (own.folder / "shards").rglob("train-*.tar")}
+        with pytest.raises(ShardError, match=rf"another pack .*shards\.parquet \(process {first.pid} of "):
+            own.pack("shards", codec="jpeg", shard_mb=0.02)
+        assert all(path.stat().st_ino == inode for path, inode in written.items())
+        first.send_signal(signal.SIGKILL)
+        first.wait(20)
+    finally:
+        first.kill()
+    own.pack("shards", codec="jpeg", shard_mb=0.02)
+    assert own.files("shards") == own.files("whole")

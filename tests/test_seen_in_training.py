@@ -1,0 +1,74 @@
+"""What a split shares with the training clips: people, and the very same pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.files import table_from_rows, write_table
+from shards.schema import SAMPLES
+from stages.seen_in_training import seen_in_training
+
+Clips = list[tuple[str, str | None, str]]
+
+
+def samples(folder: Path, clips: Clips) -> Path:
+    """Of (split, speaker, pictures); ids are c0, c1, …."""
+    numbers: dict[str, object] = {
+        name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames", "chars"))
+    }
+    texts = dict.fromkeys(("shard", "codec", "label"), "x")
+    rows = [
+        numbers
+        | texts
+        | {"clip_id": f"c{i}", "split": split, "speaker": speaker, "sha256": sha, "topic": None}
+        for i, (split, speaker, sha) in enumerate(clips)
+    ]
+    write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
+    return folder / "samples.parquet"
+
+
+def test_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
+    speakers = [("train", "b"), ("train", "a"), ("train", None), ("test", "a"), ("test", None), ("test", "b")]
+    speakers += [("test", "a"), ("valid", "c")]
+    path = samples(tmp_path, [(*pair, str(i)) for i, pair in enumerate(speakers)])
+    found = {split: seen_in_training(path, split).speakers for split in ("test", "valid", "train")}
+    assert found == {"test": ("a", "b"), "valid": (), "train": ("a", "b")}
+    assert seen_in_training(path, "valid").warnings() == []
+    (told,) = seen_in_training(path, "test").warnings()
+    assert told.startswith("Seen in training too: 2 of the speakers of split test (a, b)")
+
+
+@pytest.mark.parametrize(
+    "clips",
+    [
+        [("train", None, "1"), ("test", None, "2")],
+        [("train", "a", "1"), ("test", None, "2")],
+        [("train", None, "1"), ("test", "a", "2")],
+    ],
+)
+def test_speakers_that_are_not_named_are_unknown_and_not_none_shared(tmp_path: Path, clips: Clips) -> None:
+    seen = seen_in_training(samples(tmp_path, clips), "test")
+    assert seen.speakers is None and seen.num_speakers is None
+    (told,) = seen.warnings()
+    assert "cannot be told" in told
+
+
+def test_clips_of_the_same_pictures_are_told_whoever_is_said_to_speak(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips: Clips = [
+        ("train", "a", "1"),
+        ("train", "a", "2"),
+        ("valid", "b", "3"),
+        ("test", "c", "3"),
+        ("test", "d", "2"),
+        ("test", "c", "1"),
+    ]
+    path = samples(tmp_path, clips)
+    seen = seen_in_training(path, "test")
+    assert (seen.clips, seen.num_clips, seen.num_speakers) == (("c4", "c5"), 3, 0)
+    (told,) = seen.warnings()
+    assert told.startswith("Learnt by heart: 2 of the 3 clips of split test") and "(c4, c5)" in told
+    assert [record.getMessage() for record in caplog.records] == [told]
+    assert seen_in_training(path, "valid").clips == ()
+    assert seen_in_training(path, "train").clips == ()
