@@ -6,6 +6,7 @@ from pathlib import Path
 
 from model.full_disk import full_disk_told
 from shards.errors import TrainingError
+from shards.files import unwritable_told
 from shards.locks import held
 
 LOCK = ".lock"
@@ -23,7 +24,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         )
 
     with ExitStack() as lock:
-        with full_disk_told(folder):
+        with full_disk_told(folder), unwritable_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(folder / LOCK, refusal))
         yield

@@ -23,7 +23,7 @@ from shards.files import (
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
-from stages.clips.ledger_mark import ledger_mark, rate_mark
+from stages.clips.ledger_mark import ledger_mark
 from stages.clips.local_pool import LocalPool
 from stages.clips.parts import Part, mark_of
 from stages.clips.shared_cache import SharedCache
@@ -84,7 +84,7 @@ def crop(
     clips = [_clip(row, corpus.root) for row in (rows if part is None else part.take(rows))]
     crops_schema, tracks_schema = schema.CROPS, schema.TRACKS
     if part is None:
-        crops_schema = crops_schema.with_metadata(crops_schema.metadata | ledger_mark(rows) | rate_mark(crop))
+        crops_schema = crops_schema.with_metadata(crops_schema.metadata | ledger_mark(rows, crop))
     else:
         crops_path, tracks_path = part.path(crops_path), part.path(tracks_path)
         part_mark = mark_of(clips_path, crop)

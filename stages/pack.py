@@ -38,7 +38,7 @@ from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
-from stages.clips.ledger_mark import refuse_other_clips, refuse_other_rate
+from stages.clips.ledger_mark import refuse_other_ledger
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 
@@ -93,12 +93,10 @@ def pack(
     clips = {row["clip_id"]: row for row in clips_table.to_pylist()}
     ledger = read_table(crops_path, schema.CROPS, "pipeline crop")
     tracks = read_table(tracks_path, schema.TRACKS, "pipeline crop")
-    refuse_other_clips(ledger.schema.metadata, clips.values(), clips_path, crops_path)
-    refuse_other_rate(ledger.schema.metadata, crop, crops_path)
+    refuse_other_ledger(ledger.schema.metadata, clips.values(), crop, clips_path, crops_path)
     source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
     usable = [row for row in ledger.to_pylist() if row["status"] == Status.OK]
     with _alone(samples_path):
-        _try_writing(store)
         _clear(store, samples_path)
         rows: list[dict[str, Any]] = []
         splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
@@ -278,6 +276,8 @@ def _clear(store: ShardStore, samples_path: Path) -> None:
         raise ShardError(
             f"{store.place(foreign[0])} is no shard of a former pack; move it out of {store.place('')}"
         )
+    if names or samples_path.exists():
+        _try_writing(store)
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
     if samples_path.exists():
         samples_path.unlink()

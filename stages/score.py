@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,14 +209,17 @@ def _qualities(crop: Mapping[str, Any]) -> dict[str, float]:
     return {one.name: values[one.name] for one in QUALITIES if values.get(one.name) is not None}
 
 
-def num_rejected(clips: Path, crops: Path, split: str) -> int | None:
-    """Clips of the split that the ledger rejected; None where the tables are not here."""
+def num_rejected(clips: Path, crops: Path, split: str, clip_ids: Iterable[str]) -> int | None:
+    """Clips of the split that the ledger rejected; None where the tables are not here, or not of `clip_ids`."""
     if not (clips.exists() and crops.exists()):
         return None
     tables = (
         read_table(clips, schema.CLIPS, "pipeline ingest"),
         read_table(crops, schema.CROPS, "pipeline crop"),
     )
+    ids = dict(zip(tables[0]["clip_id"].to_pylist(), tables[0]["split"].to_pylist(), strict=True))
+    if any(ids.get(clip_id) != split for clip_id in clip_ids):
+        return None
     return sum(_rejections(*tables).get(split, {}).values())
 
 

@@ -226,7 +226,7 @@ def test_the_order_is_the_seeds_not_the_tables(packing: Packing) -> None:
             table = pq.read_table(path)
             table = table.take(list(range(len(table)))[::-1])
             if table_schema is schema.CLIPS:
-                mark = ledger_mark(table.to_pylist())
+                mark = ledger_mark(table.to_pylist(), PARAMS)
             if table_schema is schema.CROPS:
                 table_schema = schema.CROPS.with_metadata(schema.CROPS.metadata | mark)
             write_table(path, table, table_schema)
@@ -320,11 +320,19 @@ def test_a_video_that_changed_is_not_cut_by_its_old_track(own: Packing) -> None:
 
 
 def test_tables_of_different_runs(own: Packing) -> None:
-    with pytest.raises(TableError, match="pipeline crop"):
-        own.pack("shards", params=PARAMS.model_copy(update={"size_px": 64}))
-    # pixels do not tell it, and training would take it for true
-    with pytest.raises(TableError, match=r"cut at 25 frames/s, crop\.target_fps is 50; .*pipeline crop"):
-        own.pack("shards", params=PARAMS.model_copy(update={"target_fps": 50.0}))
+    # pixels do not tell the rate, and training would take it for true
+    for other, told in (
+        ({"size_px": 64}, "25 frames/s, 64 px"),
+        ({"target_fps": 50.0}, "50 frames/s, 96 px"),
+    ):
+        with pytest.raises(TableError, match=rf"cut at 25 frames/s, 96 px, .* say {told}; .*pipeline crop"):
+            own.pack("shards", params=PARAMS.model_copy(update=other))
+    marked = pq.read_table(own.tables[1])
+    write_table(own.tables[1], marked, schema.CROPS)
+    with pytest.raises(TableError, match=r"of an earlier version, .*pipeline crop"):
+        own.pack("shards")
+    write_table(own.tables[1], marked, marked.schema)
+    assert not (own.folder / "shards").exists()
     rows = pq.read_table(own.tables[0]).to_pylist()
     write_clips(own.tables[0], rows[1:])
     with pytest.raises(TableError, match="pipeline crop"):

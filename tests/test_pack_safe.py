@@ -57,6 +57,16 @@ def test_a_store_that_cannot_be_written_leaves_the_former_pack_whole(own: Packin
     assert own.files("shards") == before
 
 
+def test_what_is_somebody_elses_is_not_even_tried(own: Packing) -> None:
+    """Not a byte is written beside it, and nothing removed, before it is told."""
+    store = ReadOnly(own.folder / "shards")
+    (own.folder / "shards").mkdir()
+    (own.folder / "shards" / "thesis.txt").touch()
+    with pytest.raises(ShardError, match=r"thesis\.txt is no shard"):
+        pack_into(own, store, "shards.parquet")
+    assert [path.name for path in (own.folder / "shards").iterdir()] == ["thesis.txt"]
+
+
 def test_a_catalogue_that_cannot_be_written_leaves_the_former_pack_whole(own: Packing) -> None:
     own.pack("shards")
     before = own.files("shards")

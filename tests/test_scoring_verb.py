@@ -29,6 +29,7 @@ from shards.files import file_identity, read_table, table_from_rows, write_table
 from shards.samples import read_samples
 from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from shards.settings import LoaderParams, MachineParams
+from stages.score import num_rejected
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of
 from tests.trainings import job_in
@@ -248,6 +249,9 @@ def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
         "of the split alone"
     )
     assert metrics["language_model"] in page and "nothing:" not in told
+    # the tables of another corpus tell nothing of these clips
+    clips, crops = (str(workplace / f"data/{name}.parquet") for name in ("clips", "crops"))
+    assert num_rejected(Path(clips), Path(crops), "test", ["a stranger"]) is None
     # by a language model of another text than params.yaml names
     (workplace / "novel.txt").write_text("一二三\n", "utf-8")
     novel = "lm.text_file=novel.txt"

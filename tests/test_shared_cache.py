@@ -95,6 +95,13 @@ def test_what_the_mirror_lost_is_stored_again(run: Run) -> None:
     assert entries(share(run)) == before
 
 
+def test_a_file_of_others_in_the_mirror_is_left_alone(run: Run) -> None:
+    run(machine=machine(run, 1))
+    for folder in {entry.parent for entry in share(run).rglob("*.npz")}:
+        (folder / "a holiday.npz").touch()
+    assert run(machine=machine(run, 2)).num_from_cache == 3
+
+
 def test_a_damaged_entry_of_the_mirror_is_made_anew_and_replaced(run: Run) -> None:
     run(machine=machine(run, 1))
     tables, before = run.tables(), entries(share(run))

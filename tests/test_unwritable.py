@@ -56,6 +56,9 @@ def test_a_full_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
         ("stats", "paths.stats"),
         ("qc", "paths.stats"),
         ("report", "paths.report"),
+        ("train", "paths.runs"),
+        ("train", "paths.checkpoints"),
+        ("train", "paths.logs"),
     ],
 )
 def test_verbs_look_before_they_read(

@@ -27,9 +27,8 @@ class Stepping(Protocol):
 def next_log_probs(logits_BKV: torch.Tensor, must_end_B: torch.Tensor) -> torch.Tensor:
     """Log-probabilities (B, K, V), float32, nats: -inf for what writes nothing; where a text must end, for all else."""
     log_probs_BKV = functional.log_softmax(logits_BKV.float(), dim=2)
+    # one by one: a list of them would be sent to the device each time, and waited for
     for token in NO_TEXT:
-        log_probs_BKV[
-            ..., token
-        ] = -torch.inf  # a list of them would be sent to the device each time, and waited for
+        log_probs_BKV[..., token] = -torch.inf
     is_end_V = torch.arange(log_probs_BKV.shape[2], device=log_probs_BKV.device) == END_ID
     return log_probs_BKV.masked_fill(must_end_B[:, None, None] & ~is_end_V, -torch.inf)

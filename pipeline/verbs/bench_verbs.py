@@ -8,7 +8,6 @@ import typer
 from pipeline.command import app
 
 bench = typer.Typer(
-    no_args_is_help=True,
     rich_markup_mode=None,
     help="Measure the pipeline on this machine.\n\nExample: pipeline bench crop /data/grid --clips 100",
 )

@@ -50,6 +50,7 @@ def test(
     from pipeline.lm_text import warn_of_other_text
     from pipeline.shown.summary import print_examples, print_metrics
     from shards.open_store import open_store
+    from shards.samples import read_samples
     from stages.report import split_metrics
     from stages.score import num_rejected, reading_facts, score_checkpoint
     from stages.seen_in_training import seen_in_training
@@ -70,6 +71,10 @@ def test(
         else:
             print_decoders(rows, values.report.split, stdout)
         return
+    # tables are asked first: a damaged one is told before the work
+    seen = seen_in_training(Path(paths.samples), values.report.split)
+    clip_ids = read_samples(Path(paths.samples), values.report.split)["clip_id"].to_pylist()
+    rejected = num_rejected(Path(paths.clips), Path(paths.crops), values.report.split, clip_ids)
     with shown("reading sighted, then blind", "readings") as on_progress:
         warn_of_other_text(values)
         reader, scored, blind = score_checkpoint(
@@ -83,7 +88,6 @@ def test(
             lm=Path(paths.lm),
             on_progress=on_progress,
         )
-    seen = seen_in_training(Path(paths.samples), values.report.split)
     metrics = split_metrics(
         scored,
         blind,
@@ -92,7 +96,7 @@ def test(
         seen.num_speakers,
         resamples=values.report.resamples,
         facts=reading_facts(reader, values.decode, checkpoint, Path(paths.samples), Path(paths.lm)),
-        num_rejected=num_rejected(Path(paths.clips), Path(paths.crops), values.report.split),
+        num_rejected=rejected,
     )
     if json_:
         typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))

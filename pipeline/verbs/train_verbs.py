@@ -83,6 +83,7 @@ def train(
     from model.training.trainer import train as run
     from pipeline.console import over_epochs
     from pipeline.older import OLDER_NAMES
+    from pipeline.out_folder import check_writable
     from pipeline.training import job_of
     from shards.errors import ConfigError
 
@@ -95,6 +96,8 @@ def train(
         _find_budget(values)
         return
     paths = values.paths
+    for key in ("runs", "checkpoints", "logs"):
+        check_writable(Path(getattr(paths, key)), f"paths.{key}")
     with shown("training", "batches") as on_progress:
         job = replace(
             job_of(values),

@@ -13,7 +13,7 @@ from shards import schema
 from shards.errors import ConfigError, TableError
 from shards.files import fingerprint, read_table, sha256_of, write_table
 from shards.schema import SCHEMA_VERSION, Status
-from stages.clips.ledger_mark import ledger_mark, rate_mark
+from stages.clips.ledger_mark import ledger_mark
 from stages.mouths.cropping import CODE_VERSION
 from stages.mouths.landmarks import TRACK_VERSION
 from stages.settings import CropParams
@@ -88,7 +88,7 @@ def merge(
     # as in crop: where the ledger is there, the tracks are its own
     crops_path.unlink(missing_ok=True)
     write_table(tracks_path, tracks, schema.TRACKS)
-    marked = schema.CROPS.with_metadata(schema.CROPS.metadata | ledger_mark(clips) | rate_mark(crop))
+    marked = schema.CROPS.with_metadata(schema.CROPS.metadata | ledger_mark(clips, crop))
     write_table(crops_path, crops, marked)
     for part in parts:
         # the name of the ledger's part tells the number of jobs to the next --merge

@@ -5,6 +5,7 @@ were. Names are content keys, so machines that make the same entry at once do no
 mirror is not asked entry by entry: each process lists a folder of it once.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from shards.remote_files import open_file_system, put_whole
 from stages.clips.cache import Keys
 
 _KEY = "machine.share"
+_ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
 
 
 class SharedCache:
@@ -89,8 +91,9 @@ def _listed(url: str, folder: str) -> NDArray[np.uint64]:
         raise MachineError(f"machine.share: {root}/{folder} cannot be listed ({error})") from error
     # a file system that remembers the list would not find what others store from now on
     files.invalidate_cache()
-    entries = (Path(name).name for name in names if name.endswith(".npz"))
-    return np.array([_number(name) for name in entries if not name.startswith(".")], np.uint64)
+    # whatever else lies there is none of ours
+    entries = (entry for name in names if _ENTRY.fullmatch(entry := Path(name).name))
+    return np.array([_number(entry) for entry in entries], np.uint64)
 
 
 def _number(name: str) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stages.mouths.mesh_points import LEFT_EYE_CORNERS, LIP_GAP, PLACES, RIGHT_EYE_CORNERS
 from stages.settings import CropParams
 
-TRACK_VERSION = 3
+TRACK_VERSION = 4
 """Raise it when the same video and parameters would give other landmarks: it is part of `track_key`."""
 
 MIN_OVERLAP = 0.1
