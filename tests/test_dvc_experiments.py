@@ -18,7 +18,7 @@ def test_dvc_itself_reads_the_file_and_the_committed_lock(tmp_path: Path) -> Non
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n", "utf-8")
     for stage in DECLARED.values():
         for file, _ in stage.constants:
-            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).write_bytes((ROOT / file).read_bytes())
     dvc(tmp_path, "init", "--no-scm")
     assert tuple(dvc(tmp_path, "stage", "list", "--name-only").split()) == STAGES
@@ -62,7 +62,7 @@ def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
     of_train = {"stages": {"train": whole["stages"]["train"]}, "metrics": whole["metrics"], "plots": logs}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(of_train), "utf-8")
     for name in [".gitignore", *(file for file, _ in DECLARED["train"].constants)]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     pack_clips(tmp_path / "data", toy_clips(8, 4))
     start_repository(tmp_path)

@@ -28,6 +28,8 @@ from stages.mouths.chatter import native_stderr_to
 
 MAX_FAILED_STARTS = 3
 """Processes that may die in a row before they read a clip: a busy machine kills one, a broken one all."""
+FINISH_S = 2.0
+"""For what the others are at when one clip's error ends the run."""
 
 START_TIMEOUT_S = 300.0
 """Importing what a worker needs takes 2 s; from a cold network file system, minutes."""
@@ -73,9 +75,19 @@ class LocalPool:
                 self.close()
                 for clip, done in self._run([suspect], 1):
                     yield clip, done or given_up(clip, Reason.CRASHED, self._last_words(clip))
+        except Exception:
+            self._let_finish()
+            raise
         finally:
             for worker in [worker for worker in self._workers if worker.clip]:
                 self._end(worker)
+
+    def _let_finish(self) -> None:
+        """Before all are ended for one's error: a half written file would take room on the disk that is full."""
+        until_s = time.monotonic() + FINISH_S
+        for worker in self._workers:
+            if worker.clip:
+                worker.pipe.poll(max(until_s - time.monotonic(), 0.0))
 
     def _last_words(self, clip: Clip) -> str:
         return (
