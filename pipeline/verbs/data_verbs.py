@@ -124,7 +124,9 @@ def pack(
 
     Example: pipeline pack --set pack.codec=jpeg --set pack.shard_mb=512
     """
-    _pack(load(params, assignments, config=config, data_root=data_root), i_have_the_rights)
+    values = load(params, assignments, config=config, data_root=data_root)
+    _check_pack_places(values)
+    _pack(values, i_have_the_rights)
 
 
 @app.command()
@@ -163,8 +165,6 @@ def _ingest(values: "Params") -> None:
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
-    if summary.shared_speakers:
-        typer.echo(f"  {len(summary.shared_speakers)} speakers stand in several splits: reports will say so")
 
 
 def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
@@ -204,7 +204,6 @@ def _pack(values: "Params", has_rights: bool) -> None:
     from stages.pack import pack as run
 
     paths = values.paths
-    _check_pack_places(values)
     with shown("packing shards", "clips") as on_progress:
         summary = run(
             values.corpus,
