@@ -26,7 +26,7 @@ __all__ = [
     "Status",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, about: str, unit: str = "", nullable: bool = False) -> pa.Field:
@@ -87,6 +87,13 @@ CROPS = _schema(
             "bridged_frames",
             _int32,
             "output frames whose face was not seen, bridged",
+            "frames",
+            nullable=True,
+        ),
+        _field(
+            "implausible_frames",
+            _int32,
+            "frames whose landmarks fit neither a face nor their neighbours: left out, bridged",
             "frames",
             nullable=True,
         ),

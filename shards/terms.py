@@ -30,6 +30,8 @@ class Reason(StrEnum):
     OVERSIZED = "oversized"
     NO_FACE = "no_face"
     LOW_DETECTION = "low_detection"
+    MOUTH_OUTSIDE = "mouth_outside"
+    SCENE_CUT = "scene_cut"
     SMALL_MOUTH = "small_mouth"
     TURNED_AWAY = "turned_away"
     UNSTABLE_TRACK = "unstable_track"

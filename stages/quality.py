@@ -157,6 +157,8 @@ EXPLAINED = {
     Reason.OVERSIZED: "Pictures, duration or file are larger than the limits against hostile files allow.",
     Reason.NO_FACE: "No face was found in any of the frames that were searched.",
     Reason.LOW_DETECTION: "The mouth is hidden, or out of the picture, in too many frames or for too long at once.",
+    Reason.MOUTH_OUTSIDE: "The edge of the picture cuts the mouth or the chin off, and no whole face is beside it.",
+    Reason.SCENE_CUT: "The video cuts from the face to another shot; no clip may hold two.",
     Reason.SMALL_MOUTH: "The mouth is so small in the source that the crop would be blown up from few pixels.",
     Reason.TURNED_AWAY: "The head is turned so far to the side that half of the lips is hidden.",
     Reason.UNSTABLE_TRACK: "The face was not followed steadily: it jumps in the crop.",

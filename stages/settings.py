@@ -46,6 +46,9 @@ class CropParams(Section):
     size_px: int = Field(96, ge=16, le=512, description="width and height of the mouth crop, px")
     target_fps: float = Field(25.0, ge=1, le=120, description="frame rate of the mouth clip, 1/s")
     smoothing_s: float = Field(0.5, ge=0, le=5, description="window of the smoothing of the transform, s")
+    max_lag_px: float = Field(
+        1.5, ge=0, description="how far the smoothed window may lag behind a moving head, crop px"
+    )
     landmarker: Literal["litert", "mediapipe"] = Field(
         "litert", description="what finds the landmarks: the bundle's models in LiteRT, or mediapipe's graph"
     )
@@ -65,7 +68,7 @@ class CropParams(Section):
     max_chars_per_s: float = Field(12.0, gt=0, description="denser labels are label_too_long, characters/s")
     min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection")
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
-    max_yaw_deg: float = Field(45.0, gt=0, le=90, description="more is turned_away, median over the clip")
+    max_yaw_deg: float = Field(65.0, gt=0, le=90, description="more is turned_away, median over the clip")
     max_jitter_px: float = Field(3.0, gt=0, description="more is unstable_track, mean shift a frame, crop px")
     max_source_pixels: int = Field(3_840 * 2_160, gt=0, description="larger pictures are oversized, px")
     max_source_s: float = Field(600.0, gt=0, description="longer videos are oversized, s")
@@ -78,7 +81,7 @@ class CropParams(Section):
 
     def track_values(self) -> dict[str, Any]:
         """What the faces of a video depend on: changing the rest cuts again without new landmarks."""
-        names = {"landmarker", "tolerance_px", "max_faces", "smoothing_s"}
+        names = {"landmarker", "tolerance_px", "max_faces", "smoothing_s", "max_lag_px", "min_mouth_width_px"}
         # by these a video is turned down while it is decoded
         names |= {"max_gap_s", "max_source_pixels", "max_source_s"}
         return self.model_dump(mode="json", include=names)

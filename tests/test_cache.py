@@ -63,7 +63,7 @@ def test_what_steers_the_following_of_faces_is_in_the_tracks_key(cache: ClipCach
         other = f"not {value}" if isinstance(value, str) else value + 1
         if cache.keys(mouth, MediaKind.FACE, PARAMS.model_copy(update={name: other})).track != first:
             changing.add(name)
-    steering = {"landmarker", "tolerance_px", "max_faces", "smoothing_s"}
+    steering = {"landmarker", "tolerance_px", "max_faces", "min_mouth_width_px", "smoothing_s", "max_lag_px"}
     decoding = {"max_gap_s", "max_source_pixels", "max_source_s"}
     assert changing == steering | decoding
 

@@ -190,7 +190,9 @@ def test_shrinking_does_not_alias(tmp_path: Path) -> None:
     board = (np.indices((720, 1280)).sum(axis=0) % 2 * 200 + 28).astype(np.uint8)
     pictures = [np.repeat(board[..., None], 3, axis=2)] * 10
     path = write_video(tmp_path / "a.mkv", pictures, codec="ffv1", pix_fmt="gray", options={})
-    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=made_up(4.0, 10, size=(1280, 720)))
+    clip = crop_video(
+        path, MediaKind.FACE, PARAMS, find_landmarks=made_up(4.0, 10, y=-120.0, size=(1280, 720))
+    )
     assert clip.clip_THW.std() < 3
     assert clip.clip_THW.mean() == pytest.approx(128, abs=2)
 
@@ -199,11 +201,11 @@ def test_shrinking_does_not_alias(tmp_path: Path) -> None:
 def test_shrinking_moves_nothing(tmp_path: Path, scale: float) -> None:
     """A bright spot at the mouth centre lands at (48, 48) at every scale."""
     x, y = 129.31 * scale + 7, 157.82 * scale + 5
-    yy, xx = np.mgrid[:1100, :1100]
+    yy, xx = np.mgrid[:1300, :1300]
     spot = 20 + 200 * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * (4 * scale) ** 2))
     picture = np.repeat(spot.astype(np.uint8)[..., None], 3, axis=2)
     path = write_video(tmp_path / "a.mkv", [picture] * 10, codec="ffv1", pix_fmt="gray", options={})
-    made = made_up(scale, 10, 7.0, 5.0, size=(1100, 1100))
+    made = made_up(scale, 10, 7.0, 5.0, size=(1300, 1300))
     frame = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=made).clip_THW[0].astype(float) - 20
     yy, xx = np.mgrid[:96, :96]
     frame[frame < 20] = 0
@@ -269,7 +271,7 @@ def test_pixels_are_those_scipy_samples_beyond_the_edge_too(tmp_path: Path) -> N
     picture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
     pictures = [np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2)] * 10
     path = write_video(tmp_path / "a.mkv", pictures, codec="ffv1", pix_fmt="gray", options={})
-    turned = placed(1.1, 20, (-97, 0), about=(129, 158))  # the mouth near the left edge
+    turned = placed(1.1, 20, (-88, 0), about=(129, 158))  # the mouth near the left edge
     landmarks = landmarks_of(np.array([turned] * 10), size=(240, 200))
     clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=lambda video, params, patches: landmarks)
     v, u = np.mgrid[:96, :96]

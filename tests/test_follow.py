@@ -12,9 +12,12 @@ import pytest
 from shards.schema import MediaKind
 from stages.mouths import follow as follow_module
 from stages.mouths.cropping import MouthClip, crop_video
+from stages.mouths.face_search import Look
 from stages.mouths.follow import follow_video
-from stages.mouths.landmarker import FindFaces, face_finder
+from stages.mouths.geometry import apply, stable_points
+from stages.mouths.landmarker import face_finder
 from stages.settings import CropParams
+from stages.videos.video import decode
 from tests.videos import face_pictures, photograph, placed, write_video
 
 # only the track is of interest here: every clip that has a face is good enough
@@ -66,6 +69,41 @@ def test_the_bound(realdata: Path, folder: str, names: tuple[str, ...]) -> None:
     assert np.percentile(centre_px, 99) <= 0.5
     assert np.percentile(corner_px, 99) <= 1.0
     assert looked < 0.4
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["grid/video/s1/bbaf2n.mp4", "grid/video/s26/bgbsza.mpg"])
+def test_lively_heads_stay_in_the_middle_and_within_the_bound(
+    realdata: Path, tmp_path: Path, name: str
+) -> None:
+    """Real speakers who nod, sway and roll by up to 30 px of the crop, twice a second."""
+    centres, corners, off_px = [], [], []
+    for number, (rate_hz, x_px, y_px, roll_deg) in enumerate(
+        ((1.5, 3, 16, 3), (2.0, 3, 12, 3), (0.7, 30, 6, 12))
+    ):
+        pictures = []
+        for frame in decode(realdata / name, LENIENT):
+            bgr = frame.rgb_HW3()[..., ::-1]
+            height, width = bgr.shape[:2]
+            sway = np.sin(2 * np.pi * rate_hz * frame.time_s)
+            matrix = cv2.getRotationMatrix2D((width / 2, 0.9 * height), roll_deg * sway, 1.0)
+            matrix[:, 2] += (x_px * sway, y_px * sway)
+            pictures.append(cv2.warpAffine(bgr, matrix, (width, height), borderMode=cv2.BORDER_REFLECT))
+        path = write_video(tmp_path / f"{number}.mp4", pictures)
+        ours, oracle = crop(path, LENIENT), crop(path, ORACLE)
+        assert ours.transform_T23 is not None
+        assert oracle.transform_T23 is not None
+        centre, corner = errors_px(ours.transform_T23, oracle.transform_T23)
+        centres.append(centre)
+        corners.append(corner.ravel())
+        every = follow_video(path, ORACLE)
+        mouth = stable_points(every.points_MK3.astype(float))[:, 3:]
+        placed_T12 = apply(ours.transform_T23.astype(float), mouth)
+        off_px.append(np.linalg.norm(placed_T12[:, 0] - 48, axis=1))
+    assert np.percentile(np.concatenate(off_px), 95) < 4
+    assert np.concatenate(centres).mean() <= 0.15
+    assert np.percentile(np.concatenate(centres), 99) <= 0.5
+    assert np.percentile(np.concatenate(corners), 99) <= 1.0
 
 
 @pytest.mark.realdata
@@ -134,9 +172,9 @@ class Flickering:
         self.missing = missing
 
     @contextmanager
-    def __call__(self, kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[FindFaces]:
+    def __call__(self, kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[Look]:
         with face_finder(kind, max_faces) as find:
-            yield lambda frame: [] if frame.index in self.missing else find(frame)
+            yield lambda frame, square=None: [] if frame.index in self.missing else find(frame, square)
 
 
 def test_a_detector_that_misses_at_the_ends_of_a_stretch_loses_nothing(

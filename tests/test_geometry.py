@@ -1,5 +1,6 @@
 """From landmarks to the window: closed forms, Umeyama by SVD and scipy's smoothing as referees, made-up faces."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,9 +10,10 @@ from scipy.signal import savgol_filter
 from shards.errors import ClipRejected
 from stages.mouths.geometry import (
     CANONICAL_42,
+    MouthTrack,
     apply,
     bridge,
-    inside,
+    follow,
     longest_gap,
     matrices,
     mouth_track,
@@ -22,7 +24,8 @@ from stages.mouths.geometry import (
     stable_points,
     yaw_deg,
 )
-from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.main_face import main_face
 from stages.mouths.mesh_points import KEPT
 from stages.settings import CropParams
 from tests.faces import face_points, landmarks_of
@@ -106,6 +109,15 @@ def test_smoothing_is_scipys(window: int, num: int) -> None:
     assert np.allclose(smooth(values, window), expected)
 
 
+@pytest.mark.parametrize("window", [1, 3, 5, 7])
+@pytest.mark.parametrize("num", [1, 2, 4, 5, 6, 7, 8, 75])
+def test_following_a_fast_head_is_scipys(window: int, num: int) -> None:
+    values = RNG.normal(0, 10, (num, 4))
+    reach = min(window, num if num % 2 else num - 1)
+    expected = savgol_filter(values, reach, 2, axis=0, mode="interp") if reach >= 5 else values
+    assert np.allclose(follow(values, reach), expected)
+
+
 @pytest.mark.parametrize("fps", [10, 25, 30, 50])
 def test_the_window_has_as_many_frames_as_by_fractions(fps: int) -> None:
     """The odd number next to the seconds asked for, the larger of two; the default's 12.5 frames are 13."""
@@ -150,7 +162,7 @@ def test_the_longest_gap(seen: range | list[int], gap: tuple[float, float]) -> N
         assert (begin_s, end_s) == (pytest.approx(gap[0]), pytest.approx(gap[1]))
 
 
-def track_of(landmarks: Landmarks, params: CropParams = PARAMS):  # type: ignore[no-untyped-def]
+def track_of(landmarks: Landmarks, params: CropParams = PARAMS) -> MouthTrack:
     face = main_face(landmarks, params)
     assert face is not None
     frame_index = np.arange(len(landmarks.times_s_F), dtype=np.int32)
@@ -190,6 +202,67 @@ def test_noise_is_smoothed_and_measured() -> None:
     track = track_of(landmarks_of(noisy))
     assert np.linalg.norm(np.diff(track.transform_T23[:, :, 2], axis=0), axis=1).mean() < 0.4
     assert track.jitter_px > 0.5  # the noise is now in the picture, and the ledger says so
+
+
+def mouth_off_px(track: MouthTrack, placements: np.ndarray) -> np.ndarray:
+    """How far the middle of the (closed) mouth lies from the middle of the crop, frame by frame."""
+    mouth = stable_points(face_points(placements))[:, 3:]
+    return np.asarray(np.linalg.norm(apply(track.transform_T23.astype(float), mouth)[:, 0] - 48, axis=1))
+
+
+@pytest.mark.parametrize(("period_s", "sway_px"), [(0.4, 10), (0.5, 15), (0.7, 15), (1.0, 20), (2.0, 40)])
+@pytest.mark.parametrize("direction", [(0, 1), (1, 0), (0.7, 0.7)])
+def test_a_lively_head_stays_in_the_middle(
+    period_s: float, sway_px: float, direction: tuple[float, float]
+) -> None:
+    """It nods or sways by so many crop pixels to each side while it speaks; the calm mean alone lags behind."""
+    time_s = np.arange(75) / 25
+    sway_T = sway_px * 1.5 * np.sin(2 * np.pi * time_s / period_s)
+    placements = np.stack([upright(1.5, 200 + direction[0] * d, 200 + direction[1] * d) for d in sway_T])
+    landmarks = landmarks_of(placements, opening_px=5 + 5 * np.sin(2 * np.pi * 4 * time_s))
+    assert np.percentile(mouth_off_px(track_of(landmarks), placements), 95) < 4
+    calm = track_of(landmarks, PARAMS.model_copy(update={"max_lag_px": 1e9}))
+    assert np.percentile(mouth_off_px(calm, placements), 95) > 4
+    assert track_of(landmarks).jitter_px < 0.75 * calm.jitter_px
+
+
+def test_a_turning_head_is_followed_too() -> None:
+    roll_deg = 20 * np.sin(2 * np.pi * np.arange(75) / 25)
+    angle = np.radians(roll_deg)
+    cos, sin = 1.5 * np.cos(angle), 1.5 * np.sin(angle)
+    placements = np.stack(
+        [np.stack([cos, -sin, 600 - 129 * cos], -1), np.stack([sin, cos, 400 - 129 * sin], -1)], axis=1
+    )
+    transform_T23 = track_of(landmarks_of(placements)).transform_T23
+    window_deg = np.degrees(np.arctan2(-transform_T23[:, 1, 0], transform_T23[:, 0, 0]))
+    assert np.abs(window_deg - roll_deg).max() < 5
+    calm = track_of(landmarks_of(placements), PARAMS.model_copy(update={"max_lag_px": 1e9})).transform_T23
+    assert np.abs(np.degrees(np.arctan2(-calm[:, 1, 0], calm[:, 0, 0])) - roll_deg).max() > 8
+
+
+def test_still_heads_get_the_plain_mean_bit_for_bit() -> None:
+    """With a speaking mouth, with noise of the landmarks, with a slow drift."""
+    drift = np.stack(
+        [upright(1.5, 100 + 0.4 * i + n, 100 + m) for i, (n, m) in enumerate(RNG.normal(0, 0.3, (75, 2)))]
+    )
+    opening_px = 6 * (1 - np.cos(2 * np.pi * 5 * np.arange(75) / 25))
+    landmarks = landmarks_of(drift, opening_px=opening_px)
+    raw = mouth_windows(landmarks.points_MK3.astype(float), 96)
+    expected = matrices(smooth(raw, 13)).astype(np.float32)
+    assert np.array_equal(track_of(landmarks).transform_T23, expected)
+
+
+@pytest.mark.parametrize("max_lag_px", [0.0, 0.5, 3.0])
+def test_the_lag_is_bounded_whatever_the_head_does(max_lag_px: float) -> None:
+    """Against the window that follows at once, at the middle of the crop; a slower one may not be further behind."""
+    walk = np.cumsum(RNG.normal(0, 6, (80, 2)), axis=0)
+    placements = np.stack([upright(1.5, 500 + x, 500 + y) for x, y in walk])
+    params = PARAMS.model_copy(update={"max_lag_px": max_lag_px})
+    at_once = PARAMS.model_copy(update={"max_lag_px": 0.0})
+    landmarks = landmarks_of(placements)
+    ours, quick = (track_of(landmarks, each).transform_T23.astype(float) for each in (params, at_once))
+    middle_T12 = (48 - quick[:, None, :, 2]) @ np.linalg.inv(quick[:, :, :2]).transpose(0, 2, 1)
+    assert np.linalg.norm(apply(ours, middle_T12)[:, 0] - 48, axis=1).max() <= max_lag_px + 0.02
 
 
 def test_a_short_gap_is_bridged() -> None:
@@ -244,7 +317,13 @@ def test_frames_where_the_mouth_is_outside_the_picture_do_not_count() -> None:
     placements = np.stack([upright(1.0, 20.0 * i) for i in range(30)])
     face = main_face(landmarks_of(placements), PARAMS)
     assert face is not None
-    assert len(inside(face, 640, 480).frame_N) == np.sum(152.19 + 20 * np.arange(30) < 640)
+    assert len(face.frame_N) == 30
+    within = main_face(replace(landmarks_of(placements), width=640, height=480), PARAMS)
+    assert within is not None
+    # a fifth of the crop, 19.2 of its 96 px, may lie outside, and grid points stand 6 px apart
+    edge_px = 640 - (129.31 + 20 * np.arange(30))
+    assert np.abs(len(within.frame_N) - np.sum(edge_px > 28.8)) <= 1
+    assert within.outside_frames == sorted(set(range(30)) - set(within.frame_N.tolist()))
 
 
 def test_no_landmark_is_kept_twice() -> None:

@@ -58,7 +58,7 @@ def test_a_face_for_half_the_time(tmp_path: Path) -> None:
         ({"max_frames": 19}, made_up(1.0), Reason.TOO_LONG),
         ({"min_detection_rate": 0.5, "max_gap_s": 0.2}, made_up(1.0, unseen=range(8, 14)), Reason.LOW_DETECTION),
         ({"min_detection_rate": 0.0}, made_up(1.0, unseen=range(20)), Reason.NO_FACE),
-        ({"min_detection_rate": 0.0}, made_up(1.0, x=-1000.0), Reason.LOW_DETECTION),
+        ({"min_detection_rate": 0.0}, made_up(1.0, x=-1000.0), Reason.MOUTH_OUTSIDE),
         ({"max_jitter_px": 1e-9}, made_up(1.0, opening_px=np.arange(20) % 2 * 9.0), Reason.UNSTABLE_TRACK),
     ],
 )  # fmt: skip
@@ -70,13 +70,20 @@ def test_limits(still: Path, changes: dict, made, reason: Reason) -> None:  # ty
         assert "crop." in error.detail
 
 
-def test_a_head_turned_away(still: Path) -> None:
+@pytest.mark.parametrize(("degrees", "reason"), [(50, None), (62, None), (68, Reason.TURNED_AWAY)])
+def test_a_head_turned_away(still: Path, degrees: float, reason: Reason | None) -> None:
+    """Of a mouth turned by 65 degrees the near half is as wide as from the front."""
     landmarks = landmarks_of(np.array([[[1.0, 0, 0], [0, 1, 0]]] * 20))
-    landmarks.points_MK3[..., 2] = landmarks.points_MK3[..., 0]
-    landmarks.points_MK3[..., 0] *= 0.9
-    error, figures = rejected(still, find_landmarks=lambda path, params, patches: landmarks)
-    assert error.reason is Reason.TURNED_AWAY
-    assert figures.yaw_deg == pytest.approx(48, abs=1)
+    landmarks.points_MK3[..., 2] = landmarks.points_MK3[..., 0] * np.sin(np.radians(degrees))
+    landmarks.points_MK3[..., 0] *= np.cos(np.radians(degrees))
+    made = lambda path, params, patches: landmarks  # noqa: E731
+    if reason is None:
+        clip = crop_video(still, MediaKind.FACE, PARAMS, find_landmarks=made)
+        assert clip.figures.yaw_deg == pytest.approx(degrees, abs=1)
+        return
+    error, figures = rejected(still, find_landmarks=made)
+    assert error.reason is reason
+    assert figures.yaw_deg == pytest.approx(degrees, abs=1)
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

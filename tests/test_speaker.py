@@ -11,7 +11,8 @@ import pytest
 
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
-from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.main_face import main_face
 from stages.settings import CropParams
 from tests.faces import landmarks_of
 from tests.videos import write_video

@@ -38,7 +38,7 @@ _JSON_BYTES = 230
 _REJECTIONS = {
     Reason.NO_FACE: (0.25, "no face in any frame"),
     Reason.LOW_DETECTION: (0.2, "face in 61 % of the frames; crop.min_detection_rate is 0.8"),
-    Reason.TURNED_AWAY: (0.2, "yaw of 51 degrees; crop.max_yaw_deg is 45"),
+    Reason.TURNED_AWAY: (0.2, "yaw of 68 degrees; crop.max_yaw_deg is 65"),
     Reason.UNSTABLE_TRACK: (0.15, "jitter of 3.9 px; crop.max_jitter_px is 3"),
     Reason.MISSING_FILE: (0.1, "no such file"),
     Reason.TRUNCATED: (0.06, "the file ends within a frame"),

@@ -19,10 +19,11 @@ from stages.long_videos.pauses import Cut, frame_step_s, next_cut, rests_through
 from stages.long_videos.pieces import Piece, as_it_comes, gap_piece, longest_step_s, oversized
 from stages.long_videos.ready_mouths import ReadyMouthStream
 from stages.mouths.cropping import Figures, cut_mouth
+from stages.mouths.face_search import Look
 from stages.mouths.follow import Follower
-from stages.mouths.geometry import inside
-from stages.mouths.landmarker import FindFaces, face_finder
-from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.landmarker import face_finder
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.main_face import main_face
 from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
@@ -96,7 +97,7 @@ class MouthStream:
     def __init__(
         self,
         source: Source,
-        find: FindFaces,
+        find: Look,
         crop: CropParams,
         params: InferenceParams,
         patches: MouthPatches | None = None,
@@ -180,7 +181,10 @@ class MouthStream:
             return
         piece = self._piece(known, begin, end)
         part, run = _part(known, begin, end), None
-        if piece.rejected is not None and piece.rejected.reason is Reason.LOW_DETECTION:
+        if piece.rejected is not None and piece.rejected.reason in (
+            Reason.LOW_DETECTION,
+            Reason.MOUTH_OUTSIDE,
+        ):
             run = _longest_run(part, self._crop)
         if run is None:
             # what is too short may be the end of a longer rest
@@ -229,10 +233,9 @@ def _longest_run(part: Landmarks, crop: CropParams) -> tuple[int, int] | None:
     face = main_face(part, crop)
     if face is None:
         return None
-    frame_N = inside(face, part.width, part.height).frame_N
     num_frames = len(part.times_s_F)
     is_there_F = np.zeros(num_frames, bool)
-    is_there_F[frame_N] = True
+    is_there_F[face.frame_N] = True
     step_s = frame_step_s(part.times_s_F, crop)
     # short absences are bridged
     for begin, end in runs(~is_there_F):
@@ -248,7 +251,9 @@ def _longest_run(part: Landmarks, crop: CropParams) -> tuple[int, int] | None:
 def _part(landmarks: Landmarks, begin: int, end: int) -> Landmarks:
     """The frames from `begin` to before `end`, counted from `begin`."""
     members = (landmarks.frame_M >= begin) & (landmarks.frame_M < end)
-    searched = landmarks.landmarked
+    searched, cuts = landmarks.landmarked, landmarks.cut_frame_C
+    # a cut at the very begin is none within the part
+    is_within_C = (cuts > begin) & (cuts < end)
     return replace(
         landmarks,
         times_s_F=landmarks.times_s_F[begin:end],
@@ -256,6 +261,8 @@ def _part(landmarks: Landmarks, begin: int, end: int) -> Landmarks:
         frame_M=landmarks.frame_M[members] - begin,
         points_MK3=landmarks.points_MK3[members],
         box_M4=landmarks.box_M4[members],
+        cut_frame_C=cuts[is_within_C] - begin,
+        cut_box_C4=landmarks.cut_box_C4[is_within_C],
     )
 
 
@@ -268,4 +275,6 @@ def _joined(one: Landmarks, other: Landmarks) -> Landmarks:
         frame_M=np.concatenate([one.frame_M, other.frame_M + shift]),
         points_MK3=np.concatenate([one.points_MK3, other.points_MK3]),
         box_M4=np.concatenate([one.box_M4, other.box_M4]),
+        cut_frame_C=np.concatenate([one.cut_frame_C, other.cut_frame_C + shift]),
+        cut_box_C4=np.concatenate([one.cut_box_C4, other.cut_box_C4]),
     )

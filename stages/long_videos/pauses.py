@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.mouths.landmarks import Landmarks, lip_gap, main_face
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.main_face import lip_gap, main_face
 from stages.settings import CropParams, InferenceParams
 
 STILL = 0.03
@@ -46,7 +47,11 @@ def next_cut(
     step_s = frame_step_s(times_s_F, crop)
     # half a frame: timestamps are ratios in floating point
     num_longest = int(np.searchsorted(times_s_F, times_s_F[0] + params.longest_s - step_s / 2))
+    # what is behind a cut is another clip
+    cut_frame = min(landmarks.cut_frame_C.tolist(), default=0)
     gap = _first_gap(landmarks, crop.max_gap_s, step_s)
+    if 0 < cut_frame <= num_longest and (gap is None or cut_frame <= gap[0]):
+        return Cut(cut_frame, cut_frame)
     if gap is not None and gap[0] <= num_longest:
         begin, end = gap
         if begin > 0:
@@ -96,7 +101,7 @@ def _rests(
 ) -> list[tuple[int, int]]:
     """Frames, from and to before, through which the speaker's mouth rests for `min_pause_s` and more."""
     face = main_face(landmarks, crop)
-    if face is None:
+    if face is None or not len(face.frame_N):
         return []
     times_s_F = landmarks.times_s_F[:num_frames]
     gap_F = np.interp(times_s_F, landmarks.times_s_F[face.frame_N], lip_gap(face.points_NK3))
@@ -122,7 +127,7 @@ def rests_throughout(landmarks: Landmarks, crop: CropParams, min_pause_s: float)
     What is left of a rest may be shorter than a pause.
     """
     face = main_face(landmarks, crop)
-    if face is None:
+    if face is None or not len(face.frame_N):
         return False
     first, last = int(face.frame_N[0]), int(face.frame_N[-1])
     seen_s = float(landmarks.times_s_F[last] - landmarks.times_s_F[first])

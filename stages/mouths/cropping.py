@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
+from stages.mouths.face_search import SMALLEST_MOUTH_PX
 from stages.mouths.follow import follow_video
-from stages.mouths.geometry import inside, longest_gap, mouth_track
-from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.geometry import longest_gap, mouth_track
+from stages.mouths.landmarks import FaceTrack, Landmarks
+from stages.mouths.main_face import main_face
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
@@ -22,7 +24,7 @@ from stages.videos.media import Media
 from stages.videos.picture import Window
 from stages.videos.video import decode, mean_fps, read_header, resample
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise it when the same video and parameters would give another clip: it is part of every clip's cache key."""
 
 HEADER_SLACK_S = 1.0
@@ -46,6 +48,7 @@ class Figures:
     detection_rate: float | None = None
     landmarked_frames: int | None = None
     bridged_frames: int | None = None
+    implausible_frames: int | None = None
     mouth_width_px: float | None = None
     jitter_px: float | None = None
     yaw_deg: float | None = None
@@ -146,24 +149,21 @@ def _transform(
     face = main_face(landmarks, params)
     if face is None:
         figures.detection_rate = 0.0
-        raise ClipRejected(Reason.NO_FACE, f"no face in {num_frames} frames")
-    face = inside(face, landmarks.width, landmarks.height)
+        raise ClipRejected(
+            Reason.NO_FACE,
+            f"no face in {num_frames} frames, searched down to faces with a mouth of "
+            f"{max(params.min_mouth_width_px, SMALLEST_MOUTH_PX):g} px (crop.min_mouth_width_px)",
+        )
     figures.detection_rate = len(face.frame_N) / num_frames
     figures.bridged_frames = int((~np.isin(frame_index_T, face.frame_N)).sum())
-    if figures.detection_rate < params.min_detection_rate or not len(face.frame_N):
+    figures.implausible_frames = len(face.implausible_frames)
+    if face.cut_frames:
+        at_s = ", ".join(f"{landmarks.times_s_F[frame]:.2f}" for frame in face.cut_frames)
         raise ClipRejected(
-            Reason.LOW_DETECTION,
-            f"the mouth is seen in {figures.detection_rate:.0%} of the frames, "
-            f"crop.min_detection_rate asks for {params.min_detection_rate:.0%}",
+            Reason.SCENE_CUT,
+            f"the video cuts from one shot to another at {at_s} s; cut the clip there, with its transcript",
         )
-    step_s = _step_s(landmarks.times_s_F, params)
-    begin_s, end_s = longest_gap(landmarks.times_s_F, face.frame_N, step_s)
-    if end_s - begin_s > params.max_gap_s + 1e-6:
-        raise ClipRejected(
-            Reason.LOW_DETECTION,
-            f"the mouth is not seen from {begin_s:.2f} to {end_s:.2f} s, longer than crop.max_gap_s "
-            f"({params.max_gap_s:g} s)",
-        )
+    _check_seen(landmarks, face, params)
     track = mouth_track(face, landmarks.times_s_F, frame_index_T, params)
     figures.mouth_width_px, figures.yaw_deg = track.mouth_width_px, track.yaw_deg
     figures.jitter_px = track.jitter_px
@@ -173,11 +173,44 @@ def _transform(
         (Reason.TURNED_AWAY, track.yaw_deg, params.max_yaw_deg, "max_yaw_deg",
          f"the head is turned by {track.yaw_deg:.0f} degrees"),
         (Reason.UNSTABLE_TRACK, track.jitter_px, params.max_jitter_px, "max_jitter_px",
-         f"the face moves {track.jitter_px:.1f} px a frame in the crop"),
+         f"the face moves {track.jitter_px:.1f} px a frame in the crop (crop.smoothing_s {params.smoothing_s:g}, "
+         f"crop.max_lag_px {params.max_lag_px:g})"),
     ):  # fmt: skip
         if value > limit:
             raise ClipRejected(reason, f"{fault}; crop.{name} is {abs(limit):g}")
     return track.transform_T23
+
+
+def _check_seen(landmarks: Landmarks, face: FaceTrack, params: CropParams) -> None:
+    """Raises ClipRejected where the mouth is seen too rarely, or not for too long at once."""
+    fault = _seldom_seen(landmarks, face.frame_N, params)
+    if fault is None:
+        return
+    in_picture_or_not = np.sort(np.concatenate([face.frame_N, np.array(face.outside_frames, np.int32)]))
+    if _seldom_seen(landmarks, in_picture_or_not, params) is None:
+        share = len(face.outside_frames) / len(landmarks.times_s_F)
+        raise ClipRejected(
+            Reason.MOUTH_OUTSIDE,
+            f"the edge of the picture cuts the mouth or the chin off in {share:.0%} of the frames ({fault}); "
+            "take a video that shows the whole mouth",
+        )
+    raise ClipRejected(Reason.LOW_DETECTION, fault)
+
+
+def _seldom_seen(landmarks: Landmarks, frame_N: NDArray[np.int32], params: CropParams) -> str | None:
+    rate = len(frame_N) / len(landmarks.times_s_F)
+    if rate < params.min_detection_rate or not len(frame_N):
+        return (
+            f"the mouth is seen in {rate:.0%} of the frames, "
+            f"crop.min_detection_rate asks for {params.min_detection_rate:.0%}"
+        )
+    begin_s, end_s = longest_gap(landmarks.times_s_F, frame_N, _step_s(landmarks.times_s_F, params))
+    if end_s - begin_s > params.max_gap_s + 1e-6:
+        return (
+            f"the mouth is not seen from {begin_s:.2f} to {end_s:.2f} s, longer than crop.max_gap_s "
+            f"({params.max_gap_s:g} s)"
+        )
+    return None
 
 
 def _check_length(num_frames: int, params: CropParams) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from stages.mouths.face_search import Square, whole_picture
 from stages.videos.picture import SourceFrame
 
 Doubles = NDArray[np.float64]
@@ -41,22 +42,23 @@ class FaceMesh:
             self._mesh = _Model(models.read("face_landmarks_detector.tflite"))
         self._anchors_A2 = _anchors()
 
-    def __call__(self, frame: SourceFrame, max_faces: int) -> list[NDArray[np.float32]]:
-        """Meshes (478, 3) of the largest `max_faces` faces in upright source pixels, surest detection first.
+    def __call__(
+        self, frame: SourceFrame, square: Square | None = None, *, max_faces: int
+    ) -> list[NDArray[np.float32]]:
+        """Returns meshes (478, 3) of the largest `max_faces` faces in source pixels, highest score first.
 
-        mediapipe keeps the surest; in a crowd those change from picture to picture.
+        The detector sees `square`, or the whole picture. mediapipe keeps the faces with the highest scores; in a
+        crowd those change from picture to picture.
         """
-        regions = self._regions(frame)
+        regions = self._regions(frame, whole_picture(frame) if square is None else square)
         smallest_px = sorted((region.side_px for region in regions), reverse=True)[:max_faces][-1:]
         kept = [region for region in regions if region.side_px >= smallest_px[0]][:max_faces]
         meshes = [self._mesh_in(frame, region) for region in kept]
         return [mesh for mesh in meshes if mesh is not None]
 
-    def _regions(self, frame: SourceFrame) -> list["_Region"]:
-        width, height = frame.size
-        scale = max(width, height) / DETECTOR_PX
-        # the whole picture in the square, centred, black beside it
-        shift = np.array([width, height]) / 2 - scale * DETECTOR_PX / 2
+    def _regions(self, frame: SourceFrame, square: Square) -> list["_Region"]:
+        scale = square.side_px / DETECTOR_PX
+        shift = np.array([square.left, square.top])
         to_picture_23 = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         view = frame.rgb_view(to_picture_23, DETECTOR_PX, repeat_border=False, black=-1, white=1)
         raw_A16, score_A1 = self._detector(view)

@@ -10,6 +10,8 @@ the stretch fills, since an error that is short against the window is averaged a
 judged anew. Where the ends do not show the same faces, or the flow loses them, the stretch is halved down to
 neighbouring frames. A face that goes and comes back within a stretch is taken to have been there.
 
+Where the video cuts to another shot, no face is followed: the frames before and after are landmarked.
+
 Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its centre.
 """
 
@@ -19,9 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.mouths.cuts import cut_frames
+from stages.mouths.face_search import Look, box_of, find_faces
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
 from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_windows
-from stages.mouths.landmarker import FindFaces, face_finder
+from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import Landmarks, match_faces
 from stages.mouths.mesh_points import KEPT
 from stages.mouths.patches import MouthPatches
@@ -36,6 +40,9 @@ STRETCH_S = 0.64
 STRETCH_BYTES = 250_000_000
 """Its pictures are all held; of large or very fast ones fewer."""
 
+TILE_TRIES = 4
+"""After so many searches in tiles that found nothing, only every so-manieth end of a stretch is searched in tiles."""
+
 EMPTY_S = 0.16
 """Longest stretch whose ends show no face and which is taken to show none: a detector misses now and then."""
 
@@ -43,6 +50,13 @@ EMPTY_S = 0.16
 # error stays below the bound that tests/test_follow.py holds; docs/decisions.md has the trials.
 MISS_WEIGHT = 0.4
 MOTION_WEIGHT = 0.3
+
+STRAYS = 2.0
+"""A head that strays from a straight way by so many times `crop.max_lag_px` within a stretch is a fast one: the mean
+over half a second would lag behind a nod of 2 Hz by all of it, behind a slow turn by a fifth."""
+
+HEAD_WINDOW_S = 0.12
+"""What the smoothing of a fast head (geometry.HEAD_SMOOTHING_S) averages away, as the window of a mean."""
 
 _CROP_P2 = CANONICAL_WINDOW_PX * np.array([(0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1)])
 CORNER_WEIGHT = 0.5
@@ -55,8 +69,8 @@ def follow_video(media: Media, params: CropParams, patches: MouthPatches | None 
     The surroundings of the largest face's mouth go to `patches`. Raises ClipRejected as `video.decode` does,
     MachineError where the landmarker cannot run.
     """
-    with face_finder(params.landmarker, params.max_faces) as find:
-        follower = Follower(find, params, patches)
+    with face_finder(params.landmarker, params.max_faces) as look:
+        follower = Follower(look, params, patches)
         for frame in decode(media, params):
             follower.add(frame)
         return follower.landmarks()
@@ -73,15 +87,24 @@ class _Way:
 class Follower:
     """Takes the frames of a video one by one; what is settled of it can be taken away meanwhile."""
 
-    def __init__(self, find: FindFaces, params: CropParams, patches: MouthPatches | None) -> None:
-        self._find, self._params, self._patches = find, params, patches
+    def __init__(self, look: Look, params: CropParams, patches: MouthPatches | None) -> None:
+        self._look_in, self._params, self._patches = look, params, patches
         self._stretch: list[SourceFrame] = []
+        """With the frame after its last one, which tells a cut from a flash."""
+        self._before: list[SourceFrame] = []
+        """The frame before the stretch, for the same."""
         self._first: list[Face] = []
         """The faces of the stretch's first frame."""
         self._times_s: list[float] = []
         self._landmarked: list[int] = []
         self._settled: list[tuple[NDArray[np.int32], _Way]] = []
         """Source frames and the way of a face through them."""
+        self._cuts: list[tuple[int, Doubles]] = []
+        """First source frame after a cut, and the face's box where it was seen."""
+        self._is_lively = False
+        """Whether a head in this stretch moves faster than the calm smoothing follows."""
+        self._num_empty = 0
+        """Ends of stretches without a face, since the last face."""
         self._size = (0, 0)
         self._num_taken = 0
 
@@ -89,15 +112,17 @@ class Follower:
         self._size = frame.size
         self._times_s.append(frame.time_s)
         self._stretch.append(frame)
-        begin_s = self._stretch[0].time_s
         if len(self._stretch) == 1:
-            self._first = self._look(frame)
-        elif (
+            self._first = self._look(frame, [], is_deep=True)
+        elif len(self._stretch) > 2 and self._is_whole(self._stretch[:-1]):
+            self._close(self._stretch[:-1], frame)
+
+    def _is_whole(self, stretch: Sequence[SourceFrame]) -> bool:
+        return (
             self._params.tolerance_px == 0
-            or frame.time_s - begin_s >= STRETCH_S - 1e-6
-            or len(self._stretch) * frame.num_bytes >= STRETCH_BYTES
-        ):
-            self._close()
+            or stretch[-1].time_s - stretch[0].time_s >= STRETCH_S - 1e-6
+            or len(stretch) * stretch[-1].num_bytes >= STRETCH_BYTES
+        )
 
     @property
     def num_settled(self) -> int:
@@ -114,7 +139,7 @@ class Follower:
     def landmarks(self) -> Landmarks:
         """The faces of all frames that were not taken before; the video is at its end."""
         if len(self._stretch) > 1:
-            self._close()
+            self._close(self._stretch, None)
         self._settle(self._stretch, [_way(face) for face in self._first])
         self._stretch = []
         return self._take(len(self._times_s))
@@ -134,21 +159,33 @@ class Follower:
             frame_M[order] - begin,
             points_MK3[order].astype(np.float32),
             box_M4[order].astype(np.float32),
+            np.array([index for index, _ in self._cuts if index < end], np.int32) - begin,
+            np.array([box_4 for index, box_4 in self._cuts if index < end], np.float32).reshape(-1, 4),
         )
+        self._cuts = [cut for cut in self._cuts if cut[0] >= end]
         self._num_taken, self._settled = end, []
         self._times_s = self._times_s[num_frames:]
         self._landmarked = [index for index in self._landmarked if index >= end]
         return taken
 
-    def _look(self, frame: SourceFrame) -> list[Face]:
+    def _look(self, frame: SourceFrame, known: Sequence[Face], is_deep: bool = False) -> list[Face]:
+        """The faces of a frame; `known` ones are searched for where they were, others in tiles if `is_deep`."""
         self._landmarked.append(frame.index)
+        is_deep = is_deep and (self._num_empty < TILE_TRIES or self._num_empty % TILE_TRIES == 0)
+        meshes = find_faces(
+            self._look_in,
+            frame,
+            [face.box_4 for face in known],
+            self._params.min_mouth_width_px if is_deep else None,
+            self._params.max_faces,
+        )
         return [
             Face(
                 mesh[list(KEPT)].astype(np.float64),
-                np.concatenate([mesh[:, :2].min(axis=0), mesh[:, :2].max(axis=0)]).astype(np.float64),
+                box_of(mesh),
                 mesh[list(ANCHORS), :2].astype(np.float64),
             )
-            for mesh in self._find(frame)
+            for mesh in meshes
         ]
 
     def _settle(self, frames: Sequence[SourceFrame], ways: Sequence[_Way]) -> None:
@@ -162,12 +199,23 @@ class Follower:
             points_WFK3 = np.array([way.points_FK3 for way in ways])
             self._patches.keep_mouths(frames, points_WFK3[largest_F, np.arange(len(frames))])
 
-    def _close(self) -> None:
+    def _close(self, frames: Sequence[SourceFrame], ahead: SourceFrame | None) -> None:
         """Settles every frame of the stretch but the last, which begins the next one."""
-        frames = self._stretch
-        known = {0: self._first, len(frames) - 1: self._look(frames[-1])}
+        last = len(frames) - 1
+        known = {0: self._first, last: self._look(frames[last], self._first, is_deep=True)}
+        self._num_empty = 0 if known[last] else self._num_empty + 1
+        stops = [0]
+        for cut, boxes_4 in self._find_cuts(frames, ahead, known[0], known[last]).items():
+            for number, near in ((cut - 1, known[0]), (cut, known[last])):
+                if number not in known:
+                    known[number] = self._look(frames[number], near)
+            stops += [cut - 1, cut]
+            # a picture without a face, as of a flash or a damaged file, is bridged: it is not another shot
+            if known[cut - 1] and known[cut]:
+                self._cuts += [(frames[cut].index, box_4) for box_4 in boxes_4]
         flow: Flow | None = None
-        open_parts = [(0, len(frames) - 1)]
+        self._is_lively = False
+        open_parts = list(zip(stops, [*stops[1:], last], strict=True))[::-1]
         while open_parts:
             begin, end = open_parts.pop()
             if flow is None and (seen := [face for faces in known.values() for face in faces]):
@@ -175,11 +223,30 @@ class Follower:
             ways = self._ways(flow, begin, end, known[begin], known[end])
             if ways is None:
                 middle = (begin + end) // 2
-                known[middle] = self._look(frames[middle])
+                known[middle] = self._look(frames[middle], known[begin] + known[end])
                 open_parts += [(middle, end), (begin, middle)]
             else:
                 self._settle(frames[begin:end], ways)
-        self._stretch, self._first = [frames[-1]], known[len(frames) - 1]
+        self._before, self._first = [frames[last - 1]], known[last]
+        self._stretch = [frames[last], *([] if ahead is None else [ahead])]
+
+    def _find_cuts(
+        self, frames: Sequence[SourceFrame], ahead: SourceFrame | None, first: list[Face], last: list[Face]
+    ) -> dict[int, list[Doubles]]:
+        """The frames of the stretch before which the picture around a face changes, rising, each with these boxes."""
+        pairs = match_faces(_boxes(first), _boxes(last))
+        ends = [(first[i].box_4, last[j].box_4) for i, j in pairs]
+        ends += [(face.box_4, face.box_4) for i, face in enumerate(first) if i not in {i for i, _ in pairs}]
+        ends += [(face.box_4, face.box_4) for j, face in enumerate(last) if j not in {j for _, j in pairs}]
+        context = [*self._before, *frames, *([] if ahead is None else [ahead])]
+        begin = len(self._before)
+        share_F1 = np.clip((np.arange(len(context)) - begin) / (len(frames) - 1), 0, 1)[:, None]
+        cuts: dict[int, list[Doubles]] = {}
+        for begin_4, end_4 in ends:
+            box_F4 = (1 - share_F1) * begin_4 + share_F1 * end_4
+            for number in cut_frames(context, box_F4, begin, begin + len(frames) - 1):
+                cuts.setdefault(number - begin, []).append(box_F4[number])
+        return dict(sorted(cuts.items()))
 
     def _ways(
         self, flow: Flow | None, begin: int, end: int, first: list[Face], last: list[Face]
@@ -203,7 +270,9 @@ class Follower:
             miss_px = _distance_px(path_FK2[-1], last[j].points_K3[:, :2])
             share_F = _shares(frames)
             path_FK2 = path_FK2 + share_F[:, None, None] * missed_K2
-            unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * _motion_px(path_FK2, share_F, last[j])
+            mouth_px, head_px = _strays_px(path_FK2, share_F, last[j])
+            self._is_lively |= head_px > STRAYS * self._params.max_lag_px
+            unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * mouth_px
             if unsure_px * self._share_of_smoothing(duration_s) > self._params.tolerance_px:
                 return None
             ways.append(_joined(path_FK2[:-1], share_F[:-1], first[i], last[j]))
@@ -211,7 +280,7 @@ class Follower:
 
     def _share_of_smoothing(self, duration_s: float) -> float:
         # neighbouring stretches may err alike, so a window longer than a stretch averages no more away than one does
-        window_s = min(self._params.smoothing_s, STRETCH_S)
+        window_s = min(self._params.smoothing_s, HEAD_WINDOW_S if self._is_lively else STRETCH_S)
         return min(1.0, duration_s / window_s) if window_s > 0 else 1.0
 
 
@@ -232,12 +301,18 @@ def _shares(frames: Sequence[SourceFrame]) -> Doubles:
     return np.asarray((times_s - times_s[0]) / (times_s[-1] - times_s[0]))
 
 
-def _motion_px(path_FK2: Doubles, share_F: Doubles, face: Face) -> float:
-    """How far the mouth strays from a straight way within the face, crop px: speech, which flow follows badly."""
-    mouth_F2 = path_FK2[:, LIPS].mean(axis=1) - path_FK2[:, HEAD].mean(axis=1)
-    strayed_F2 = mouth_F2 - mouth_F2[0] - share_F[:, None] * (mouth_F2[-1] - mouth_F2[0])
+def _strays_px(path_FK2: Doubles, share_F: Doubles, face: Face) -> tuple[float, float]:
+    """How far the mouth strays from a straight way within the face, and the head in the picture, in crop pixels.
+
+    The first is speech, which flow follows badly; the second a head that the calm smoothing would lag behind.
+    """
+    head_F2 = path_FK2[:, HEAD].mean(axis=1)
     scale = np.hypot(*mouth_windows(face.points_K3[None], CANONICAL_WINDOW_PX)[0, :2])
-    return float(np.linalg.norm(strayed_F2, axis=1).max() * scale)
+    strays = []
+    for way_F2 in (path_FK2[:, LIPS].mean(axis=1) - head_F2, head_F2):
+        off_F2 = way_F2 - way_F2[0] - share_F[:, None] * (way_F2[-1] - way_F2[0])
+        strays.append(float(np.linalg.norm(off_F2, axis=1).max() * scale))
+    return strays[0], strays[1]
 
 
 def _joined(path_FK2: Doubles, share_F: Doubles, first: Face, last: Face) -> _Way:

@@ -6,7 +6,7 @@ needs, and a picture gives the same landmarks whatever was looked at before it.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import MachineError
+from stages.mouths.face_search import Look, Square, whole_picture
 from stages.videos.picture import SourceFrame
 
 if TYPE_CHECKING:
@@ -30,13 +31,9 @@ Mesh = NDArray[np.float32]
 """(478, 3): x and y in upright source pixels, z (towards the back of the head) in the same unit."""
 
 
-FindFaces = Callable[[SourceFrame], list[Mesh]]
-"""The meshes of the faces in a picture, surest first."""
-
-
 @contextmanager
-def face_finder(kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[FindFaces]:
-    """The landmarker of that name, for up to `max_faces` faces in a picture.
+def face_finder(kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[Look]:
+    """The landmarker of that name, for up to `max_faces` faces in one look.
 
     LiteRT's is made once a process; mediapipe's graph each time, since it must be closed before the interpreter ends.
     Raises MachineError where a library or the model file is missing or not as it should be.
@@ -91,14 +88,22 @@ def _mediapipe_graph(max_faces: int) -> "FaceLandmarker":
         ) from error
 
 
-def _look_with(graph: "FaceLandmarker", frame: SourceFrame) -> list[Mesh]:
+def _look_with(graph: "FaceLandmarker", frame: SourceFrame, square: Square | None = None) -> list[Mesh]:
     import mediapipe
 
     rgb_HW3 = frame.rgb_HW3()
+    corner_3 = np.zeros(3)
+    if square is not None and square != whole_picture(frame):
+        left, top = max(0, round(square.left)), max(0, round(square.top))
+        right, bottom = round(square.left + square.side_px), round(square.top + square.side_px)
+        rgb_HW3 = np.ascontiguousarray(rgb_HW3[top : max(bottom, top + 1), left : max(right, left + 1)])
+        corner_3[:2] = left, top
     height, width = rgb_HW3.shape[:2]
+    if not height or not width:
+        return []
     image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb_HW3)
     scale = np.array([width, height, width], np.float64)
     return [
-        (np.array([(p.x, p.y, p.z) for p in face]) * scale).astype(np.float32)
+        (np.array([(p.x, p.y, p.z) for p in face]) * scale + corner_3).astype(np.float32)
         for face in graph.detect(image).face_landmarks
     ]

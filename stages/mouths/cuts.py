@@ -1,0 +1,119 @@
+"""Where a video cuts from one shot to another: the picture changes around a face, and so does the face's look.
+
+A face and its surroundings are compared between frames as small gray pictures without their slow shading, at the best
+of some small shifts. Of a person who moves, neighbouring frames correlate by 0.7 and more, also at 4 frames a second or
+with a hand before the mouth; of two people framed alike by 0.56 at most (docs/decisions.md).
+
+Shapes: F frames, S side of a look.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.mouths.geometry import Doubles
+from stages.videos.picture import SourceFrame, Window
+
+LOOK_PX = 32
+"""Side of a look."""
+SAMPLES = 2
+"""Pixels of the picture that a pixel of a look is the mean of, across and down."""
+SHADING_PX = 3.0
+"""Standard deviation of the blur that is taken off: light changes, faces do not."""
+SHIFT_PX = 3
+"""Shifts of a look that are tried: a tenth of the face."""
+REGIONS = (1.3, 2.5)
+"""Sides of the compared squares in sides of the mesh's box: the face, and head and shoulders. A hand before the mouth
+changes the first one, a background that moves the second."""
+
+SAME_SHOT = 0.6
+"""Correlation from which on two looks are of one shot."""
+FLAT = 1.0
+"""Standard deviation in gray levels below which a look, of fog or of black, shows nothing."""
+CHECKED_EVERY = 4
+"""Frames between two looks; where they differ, those between are compared one by one."""
+
+Look = list[NDArray[np.float32]]
+"""A face in one frame, (S, S) for each of REGIONS."""
+
+
+def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: int) -> list[int]:
+    """Returns which frames from `begin` + 1 to `end` begin a new shot around a face, rising.
+
+    `box_F4` is the face's box in each frame. The frames before `begin` and after `end` tell cuts from flashes: a single
+    frame that differs begins no shot.
+    """
+    looks: dict[int, Look] = {}
+
+    def look(number: int) -> Look:
+        if number not in looks:
+            looks[number] = _look(frames[number], box_F4[number])
+        return looks[number]
+
+    stops = [*range(begin, end, CHECKED_EVERY), end]
+    return [
+        number
+        for first, last in pairwise(stops)
+        if not _alike(look(first), look(last))
+        for number in range(first + 1, last + 1)
+        if _is_cut(look, number, len(frames))
+    ]
+
+
+def _is_cut(look: Callable[[int], Look], number: int, num_frames: int) -> bool:
+    """Whether none of the two frames before `number` looks like it or the next one."""
+    return not any(
+        _alike(look(before), look(after))
+        for before in (number - 1, number - 2)
+        for after in (number, number + 1)
+        if before >= 0 and after < num_frames
+    )
+
+
+def _alike(look: Look, other: Look) -> bool:
+    return any(_correlation(one, another) >= SAME_SHOT for one, another in zip(look, other, strict=True))
+
+
+def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) -> float:
+    less, more = sorted((float(look_SS.std()), float(other_SS.std())))
+    if less < FLAT:
+        return 1.0 if more < 4 * FLAT else 0.0
+    # the plain correlation is cheap, and nearly always enough
+    plain = float((look_SS * other_SS).mean() / (look_SS.std() * other_SS.std()))
+    if plain >= SAME_SHOT:
+        return plain
+    middle = look_SS[SHIFT_PX:-SHIFT_PX, SHIFT_PX:-SHIFT_PX]
+    return float(cv2.matchTemplate(other_SS, middle, cv2.TM_CCOEFF_NORMED).max())
+
+
+def _look(frame: SourceFrame, box_4: Doubles) -> Look:
+    # of odd formats the whole picture is converted at each call, so it is asked for once
+    side_px = REGIONS[-1] * float((box_4[2:] - box_4[:2]).max())
+    middle = (box_4[:2] + box_4[2:]) / 2
+    width, height = frame.size
+    left, top = (
+        int(np.clip(edge, 0, side - 1))
+        for edge, side in zip(middle - side_px / 2, (width, height), strict=True)
+    )
+    right, bottom = (
+        int(np.clip(np.ceil(edge), low + 1, side))
+        for edge, low, side in zip(middle + side_px / 2, (left, top), (width, height), strict=True)
+    )
+    luma = frame.luma(Window(left, top, right, bottom))
+    looks = []
+    for region in REGIONS:
+        step = region / REGIONS[-1] * side_px / (LOOK_PX * SAMPLES)
+        corner = middle - (left, top) - step * (LOOK_PX * SAMPLES - 1) / 2
+        sampled = cv2.warpAffine(
+            luma,
+            np.array([[step, 0, corner[0]], [0, step, corner[1]]]),
+            (LOOK_PX * SAMPLES, LOOK_PX * SAMPLES),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        small = cv2.resize(sampled, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+        looks.append(np.asarray(small - cv2.GaussianBlur(small, (0, 0), SHADING_PX), np.float32))
+    return looks

@@ -1,0 +1,159 @@
+"""Whose mouth a clip is about: the faces of a video through time, and which of them speaks.
+
+Shapes: F source frames, M faces in frames (one face in one frame), K kept landmarks, N frames of one face.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.mouths.face_search import overlap
+from stages.mouths.geometry import EYES_PX, misfit_px, mouth_inside, stable_points
+from stages.mouths.landmarks import MIN_OVERLAP, FaceTrack, Landmarks, match_faces
+from stages.mouths.mesh_points import LEFT_EYE_CORNERS, LIP_GAP, PLACES, RIGHT_EYE_CORNERS
+from stages.settings import CropParams
+
+SPEAKER_MIN_SIZE = 0.4
+SPEAKER_MIN_PRESENCE = 0.5
+"""Who speaks is looked for among faces of at least this share of the largest's size, and of the longest's time."""
+
+SPEAKING = 0.02
+"""Standard deviation of the lips' gap, in distances between the eyes, from which on a mouth moves."""
+
+UNLIKE_FACE_PX = 8.0
+"""Misfit to the mean face from which on a mesh is hardly a face. Real faces: 0.6 to 3.7 px (GRID), 5.7 px at most in a
+moving car; a mesh of half the height has 11 px, a face turned by 45 degrees 8 px."""
+
+JUMP_PX = 8.0
+"""Eyes, nose or mouth that move further between two frames, in pixels of the 96-px crop, have jumped."""
+
+
+@dataclass
+class _Members:
+    """One face through time: which of M, and the frames of the cuts that it begins or ends at."""
+
+    members: list[int]
+    cut_frames: list[int]
+    ended: bool = False
+    outside: list[int] = field(default_factory=list)
+    implausible: list[int] = field(default_factory=list)
+
+
+def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
+    """The face the clip is about: of those large and present enough the one whose lips move most, if any move.
+
+    Where nobody speaks, the one with the most size summed over its frames. Frames in which the mesh is implausible
+    or the mouth not wholly in the picture do not count, and a face that has no others is taken only where there is
+    no other face. Faces are followed by the overlap of their boxes and lost after `max_gap_s` and at cuts. Returns
+    None where there is no face at all.
+    """
+    tracks = _follow(landmarks, params.max_gap_s)
+    if not tracks:
+        return None
+    is_inside_M = mouth_inside(landmarks.points_MK3.astype(np.float64), landmarks.width, landmarks.height)
+    for track in tracks:
+        implausible = _implausible(landmarks, track.members, params.max_gap_s)
+        track.implausible = [m for m in track.members if m in implausible]
+        track.outside = [m for m in track.members if m not in implausible and not is_inside_M[m]]
+        track.members = [m for m in track.members if m not in implausible and is_inside_M[m]]
+    track = _chosen(landmarks, [t for t in tracks if t.members] or tracks)
+    return FaceTrack(
+        landmarks.frame_M[track.members],
+        landmarks.points_MK3[track.members],
+        track.cut_frames,
+        landmarks.frame_M[track.outside].tolist(),
+        landmarks.frame_M[track.implausible].tolist(),
+    )
+
+
+def _chosen(landmarks: Landmarks, tracks: list[_Members]) -> _Members:
+    sizes_M = np.sqrt(np.prod(landmarks.box_M4[:, 2:] - landmarks.box_M4[:, :2], axis=1, dtype=np.float64))
+    # the sum of lengths weighs presence above mere closeness; max() keeps the first among equals
+    largest = max(tracks, key=lambda track: float(sizes_M[track.members or track.outside].sum()))
+    if not largest.members:
+        return largest
+    median_size = [float(np.median(sizes_M[track.members])) for track in tracks]
+    most_frames = max(len(track.members) for track in tracks)
+    likely = [
+        track
+        for track, size in zip(tracks, median_size, strict=True)
+        if size >= SPEAKER_MIN_SIZE * max(median_size)
+        and len(track.members) >= SPEAKER_MIN_PRESENCE * most_frames
+    ]
+    motion = [lip_motion(landmarks.points_MK3[track.members]) for track in likely]
+    return likely[int(np.argmax(motion))] if max(motion, default=0) > SPEAKING else largest
+
+
+def lip_motion(points_NK3: NDArray[np.float32]) -> float:
+    """Standard deviation over time of the gap between the lips, in distances between the eyes."""
+    return float(lip_gap(points_NK3).std())
+
+
+def lip_gap(points_NK3: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The gap between the lips in each frame (N), in distances between the eyes."""
+    points = points_NK3.astype(np.float64)
+    upper, lower = (points[:, PLACES[index], :2] for index in LIP_GAP)
+    right, left = (
+        points[:, [PLACES[i] for i in eye]].mean(axis=1) for eye in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS)
+    )
+    # in space, so that turning the head does not count as opening the mouth
+    between_eyes = np.linalg.norm(left - right, axis=1)
+    return np.asarray(np.linalg.norm(lower - upper, axis=1) / np.maximum(between_eyes, 1e-6))
+
+
+def _follow(landmarks: Landmarks, max_gap_s: float) -> list[_Members]:
+    """Faces through time, each with its members of M in the order of frames."""
+    tracks: list[_Members] = []
+    times, boxes = landmarks.times_s_F, landmarks.box_M4
+    for frame in np.unique(np.concatenate([landmarks.frame_M, landmarks.cut_frame_C])).tolist():
+        found = np.flatnonzero(landmarks.frame_M == frame)
+        alive = [
+            t
+            for t in tracks
+            if not t.ended and times[frame] - times[landmarks.frame_M[t.members[-1]]] <= max_gap_s + 1e-6
+        ]
+        cut_boxes = landmarks.cut_box_C4[landmarks.cut_frame_C == frame]
+
+        def is_cut(member: int, cut_boxes: NDArray[np.float32] = cut_boxes) -> bool:
+            return any(overlap(boxes[member], cut_4) >= MIN_OVERLAP for cut_4 in cut_boxes)
+
+        for track in alive:
+            if is_cut(track.members[-1]):
+                track.ended = True
+                track.cut_frames.append(frame)
+        new = [m for m in found.tolist() if is_cut(m)]
+        alive = [track for track in alive if not track.ended]
+        found = np.array([m for m in found.tolist() if m not in new], np.int64)
+        joined = match_faces(boxes[[track.members[-1] for track in alive]], boxes[found])
+        for i, j in joined:
+            alive[i].members.append(int(found[j]))
+        known = {j for _, j in joined}
+        tracks.extend(_Members([m], []) for j, m in enumerate(found.tolist()) if j not in known)
+        tracks.extend(_Members([m], [frame] if frame else []) for m in new)
+    return tracks
+
+
+def _implausible(landmarks: Landmarks, members: list[int], max_gap_s: float) -> set[int]:
+    """The members whose meshes are hardly faces and jump away from the frames before and after.
+
+    A head that turns away is hardly like the mean face either, but gets there without a jump.
+    """
+    stable_N42 = stable_points(landmarks.points_MK3[members].astype(np.float64))
+    misfit_N = misfit_px(stable_N42)
+    if (misfit_N <= UNLIKE_FACE_PX).all():
+        return set()
+    # the typical size of the face, since that of a wrong mesh is wrong too
+    eyes_px = float(np.median(np.linalg.norm(stable_N42[:, 1] - stable_N42[:, 0], axis=1)))
+    moved_px = np.linalg.norm(np.diff(stable_N42, axis=0), axis=2).max(axis=1) * (
+        EYES_PX / max(eyes_px, 1e-6)
+    )
+    starts = [0, *(np.flatnonzero(~(moved_px <= JUMP_PX)) + 1).tolist(), len(members)]
+    times_N = landmarks.times_s_F[landmarks.frame_M[members]]
+    dropped: set[int] = set()
+    for begin, end in pairwise(starts):
+        is_short = times_N[end - 1] - times_N[begin] <= max_gap_s
+        if is_short and end - begin < len(members) and not (misfit_N[begin:end] <= UNLIKE_FACE_PX).any():
+            dropped.update(members[begin:end])
+    return dropped

@@ -1,0 +1,107 @@
+"""Hard cuts between people framed alike, at any frame; and what looks like a cut but is none."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from shards.errors import ClipRejected
+from shards.schema import MediaKind, Reason
+from stages.mouths.cropping import crop_video
+from stages.mouths.cuts import cut_frames
+from stages.mouths.follow import follow_video
+from stages.settings import CropParams
+from stages.videos.video import decode
+from tests.videos import face_pictures, placed, write_video
+
+PARAMS = CropParams()
+Pictures = list[np.ndarray]
+
+
+def pictures_of(path: Path) -> Pictures:
+    return [frame.rgb_HW3()[..., ::-1] for frame in decode(path, PARAMS)]
+
+
+@pytest.fixture(scope="module")
+def two_people(realdata: Path) -> tuple[Pictures, Pictures]:
+    """GRID's speakers 1 and 26: the same room, the same framing."""
+    folder = realdata / "grid" / "video"
+    return pictures_of(folder / "s1" / "bbaf2n.mp4"), pictures_of(folder / "s26" / "bgbsza.mpg")
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("cut", [1, 2, 3, 15, 16, 17, 31, 32, 37, 48, 60, 72, 73, 74])
+def test_a_cut_is_found_at_any_frame(two_people: tuple[Pictures, Pictures], tmp_path: Path, cut: int) -> None:
+    one, other = two_people
+    path = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75])
+    with pytest.raises(ClipRejected) as caught:
+        crop_video(path, MediaKind.FACE, PARAMS)
+    assert caught.value.reason is Reason.SCENE_CUT
+    assert f"at {cut / 25:.2f} s" in caught.value.detail
+
+
+@pytest.mark.realdata
+def test_every_frame_of_the_pictures_themselves(
+    two_people: tuple[Pictures, Pictures], tmp_path: Path
+) -> None:
+    """The comparison alone, at all 74 places, with the box where the faces are."""
+    one, other = (write_video(tmp_path / f"{i}.mp4", pictures) for i, pictures in enumerate(two_people))
+    before, after = list(decode(one, PARAMS)), list(decode(other, PARAMS))
+    box_F4 = np.tile([128.0, 95.0, 234.0, 228.0], (75, 1))
+    for cut in range(1, 75):
+        assert cut_frames(before[:cut] + after[cut:75], box_F4, 0, 74) == [cut]
+        assert cut_frames(after[:cut] + before[cut:75], box_F4, 0, 74) == [cut]
+    assert cut_frames(before, box_F4, 0, 74) == cut_frames(after[:75], box_F4, 0, 74) == []
+
+
+Change = Callable[[Pictures, np.random.Generator], Pictures]
+
+NO_CUTS: dict[str, Change] = {
+    "a flash": lambda pictures, _: [
+        np.full_like(p, 255) if i in (16, 33, 47) else p for i, p in enumerate(pictures)
+    ],
+    "light goes": lambda pictures, _: [
+        np.asarray(p * (0.4 if i >= 30 else 1.0), np.uint8) for i, p in enumerate(pictures)
+    ],
+    "it fades": lambda pictures, _: [
+        np.asarray(p * (1 - i / len(pictures)), np.uint8) for i, p in enumerate(pictures)
+    ],
+    "frozen, then on": lambda pictures, _: pictures[:20] + [pictures[20]] * 8 + pictures[28:],
+    "every fourth frame": lambda pictures, _: [pictures[i // 4 * 4] for i in range(len(pictures))],
+    "noise": lambda pictures, rng: [
+        np.clip(p + rng.normal(0, 25, p.shape), 0, 255).astype(np.uint8) for p in pictures
+    ],
+    "a shaking hand": lambda pictures, rng: [
+        cv2.warpAffine(p, np.float32([[1, 0, x], [0, 1, y]]), p.shape[1::-1], borderMode=cv2.BORDER_REFLECT)
+        for p, (x, y) in zip(pictures, rng.uniform(-9, 9, (len(pictures), 2)), strict=True)
+    ],
+}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("change", NO_CUTS)
+@pytest.mark.parametrize("name", ["grid/video/s26/bgbsza.mpg", "hard/carphone_pristine.mp4"])
+def test_what_is_no_cut(realdata: Path, tmp_path: Path, name: str, change: str) -> None:
+    pictures = NO_CUTS[change](pictures_of(realdata / name), np.random.default_rng(0))
+    assert follow_video(write_video(tmp_path / "a.mp4", pictures), PARAMS).cut_frame_C.tolist() == []
+
+
+def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
+    """As of a damaged file, or a slide that is shown for a moment: bridged, as before."""
+    face = next(iter(face_pictures([placed(1.2)])))
+    slide = np.random.default_rng(0).integers(0, 255, (18, 32, 3), dtype=np.uint8)
+    slide = cv2.resize(slide, face.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    pictures = [slide if 20 <= i < 27 else face for i in range(60)]
+    clip = crop_video(write_video(tmp_path / "a.mp4", pictures), MediaKind.FACE, PARAMS)
+    assert clip.figures.bridged_frames == 7
+
+
+@pytest.mark.realdata
+def test_two_cuts_in_one_clip(two_people: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    one, other = two_people
+    path = write_video(tmp_path / "a.mp4", one[:20] + other[20:45] + one[45:])
+    assert sorted(set(follow_video(path, PARAMS).cut_frame_C.tolist())) == [20, 45]
+    with pytest.raises(ClipRejected, match="scene_cut"):
+        crop_video(path, MediaKind.FACE, PARAMS)
