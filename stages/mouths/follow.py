@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.terms import Transfer
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
 from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_windows
 from stages.mouths.landmarker import FindFaces, face_finder
@@ -83,10 +84,11 @@ class Follower:
         self._settled: list[tuple[NDArray[np.int32], _Way]] = []
         """Source frames and the way of a face through them."""
         self._size = (0, 0)
+        self._transfer = Transfer.SDR
         self._num_taken = 0
 
     def add(self, frame: SourceFrame) -> None:
-        self._size = frame.size
+        self._size, self._transfer = frame.size, frame.transfer
         self._times_s.append(frame.time_s)
         self._stretch.append(frame)
         begin_s = self._stretch[0].time_s
@@ -134,6 +136,7 @@ class Follower:
             frame_M[order] - begin,
             points_MK3[order].astype(np.float32),
             box_M4[order].astype(np.float32),
+            self._transfer,
         )
         self._num_taken, self._settled = end, []
         self._times_s = self._times_s[num_frames:]

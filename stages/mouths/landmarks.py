@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.terms import Transfer
 from stages.mouths.mesh_points import LEFT_EYE_CORNERS, LIP_GAP, PLACES, RIGHT_EYE_CORNERS
 from stages.settings import CropParams
 
-TRACK_VERSION = 4
+TRACK_VERSION = 5
 """Raise it when the same video and parameters would give other landmarks: it is part of `track_key`."""
 
 MIN_OVERLAP = 0.1
@@ -39,6 +40,7 @@ class Landmarks:
     """x and y in source pixels, z (towards the back of the head) in the same unit."""
     box_M4: NDArray[np.float32]
     """Left, top, right, bottom of the whole mesh, source pixels."""
+    transfer: Transfer = Transfer.SDR
 
     @property
     def num_faces(self) -> int:
