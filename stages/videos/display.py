@@ -39,6 +39,8 @@ class Orientation(NamedTuple):
 
     def upright(self, stored: NDArray[Any]) -> NDArray[Any]:
         """A view of `stored`."""
+        if self == UPRIGHT:
+            return stored
         turned = stored.swapaxes(0, 1) if self.is_transposed else stored
         return turned[:: -1 if self.mirrors_y else 1, :: -1 if self.mirrors_x else 1]
 
@@ -54,16 +56,19 @@ class Orientation(NamedTuple):
 UPRIGHT = Orientation()
 
 
-def orientation_of(picture: av.VideoFrame) -> Orientation | None:
-    """The nearest of the eight orientations to the picture's display matrix; None without a (regular) matrix."""
-    side_data = picture.side_data
-    matrix = side_data.get(SideDataType.DISPLAYMATRIX) if len(side_data) else None
+def orientation_of(picture: av.VideoFrame) -> Orientation:
+    """The nearest of the eight orientations to the picture's display matrix; upright without a (regular) matrix.
+
+    Ask for the first picture only: PyAV's side data and its picture refer to each other, which keeps the picture in
+    memory until Python collects garbage.
+    """
+    matrix = picture.side_data.get(SideDataType.DISPLAYMATRIX)
     if matrix is None:
-        return None
+        return UPRIGHT
     # FFmpeg's display.h: x' = a x + c y, y' = b x + d y, from the nine numbers a b u c d v x y w
     (a, b, _), (c, d, _) = np.frombuffer(matrix, np.int32)[:6].reshape(2, 3).tolist()
     if a * d == b * c:
-        return None
+        return UPRIGHT
     straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
     if crossed > straight:
         return Orientation(True, c < 0, b < 0)
@@ -92,13 +97,14 @@ class Display:
     """Shows the pictures of one file; all must agree with its first one."""
 
     def __init__(self, first: av.VideoFrame, stream: av.VideoStream) -> None:
-        self.orientation = orientation_of(first) or UPRIGHT
+        self.orientation = orientation_of(first)
+        self._rotation = first.rotation
         self.transfer = transfer_of(first)
         self._stored_size = first.width, first.height
         self._size = square_size(*self._stored_size, pixel_ratio(stream))
-        self._stream = stream
-        self._coded_ratio = self._read_coded_ratio()
-        self._has_own_ratio = self._coded_ratio != pixel_ratio(stream)
+        self._codec = stream.codec_context
+        self._coded_ratio = self._codec.sample_aspect_ratio
+        self._has_own_ratio = (self._coded_ratio or 1) != pixel_ratio(stream)
         self._curve: ToneCurve | None = None
         if self.transfer is not Transfer.SDR:
             planes, bits = _planes(_as_planar(first))
@@ -109,11 +115,14 @@ class Display:
         size = picture.width, picture.height
         if size != self._stored_size:
             return "from {}x{} to {}x{} pictures".format(*self._stored_size, *size)
-        # in H.264 and HEVC only some pictures may carry the matrix
-        if (orientation_of(picture) or self.orientation) != self.orientation:
+        # 0: without a matrix, which in H.264 and HEVC may come with the first picture alone
+        if picture.rotation not in (0, self._rotation):
             return "the orientation of its pictures"
-        if not self._has_own_ratio and self._read_coded_ratio() != self._coded_ratio:
-            return f"from pixels of {self._coded_ratio} to pixels of {self._read_coded_ratio()}"
+        coded_ratio = self._codec.sample_aspect_ratio
+        if coded_ratio != self._coded_ratio and not self._has_own_ratio:
+            was, now = self._coded_ratio or 1, coded_ratio or 1
+            if was != now:
+                return f"the shape of its pixels from {was} to {now} (width to height)"
         if transfer_of(picture) is not self.transfer:
             return f"from {self.transfer} to {transfer_of(picture)}"
         return ""
@@ -148,9 +157,6 @@ class Display:
             place = _samples(shown, number, np.uint8)
             place[:] = _resized(plane, (place.shape[1], place.shape[0]))
         return _with_times(shown, picture)
-
-    def _read_coded_ratio(self) -> Fraction:
-        return Fraction(self._stream.codec_context.sample_aspect_ratio or 1)
 
 
 def is_full_range(picture: av.VideoFrame) -> bool:
