@@ -32,11 +32,9 @@ SHOWN = cv2.GaussianBlur(photograph(), (0, 0), 2)
 SHOWN_GRAY = cv2.cvtColor(SHOWN, cv2.COLOR_BGR2GRAY).astype(int)
 
 RATIOS = [
-    Fraction(*pair)
-    for pair in (
-        ((1, 1), (4, 3), (3, 4), (16, 15), (15, 16), (12, 11), (10, 11), (16, 11), (40, 33))
-        + ((64, 45), (1, 2), (2, 1), (8, 9), (32, 27), (3, 2), (2, 3), (128, 117), (24, 11))
-    )
+    *(Fraction(*pair) for pair in ((1, 1), (4, 3), (3, 4), (16, 15), (15, 16), (12, 11), (10, 11), (16, 11))),
+    *(Fraction(*pair) for pair in ((40, 33), (64, 45), (1, 2), (2, 1), (8, 9), (32, 27), (3, 2), (2, 3))),
+    *(Fraction(*pair) for pair in ((128, 117), (24, 11))),
 ]
 
 ORIENTATIONS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {

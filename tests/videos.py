@@ -101,6 +101,19 @@ def set_display_matrix(
     path.write_bytes(payload)
 
 
+def write_mirrored(path: Path, pictures: Iterable[np.ndarray], rate: Fraction | int = 25) -> Path:
+    """An mp4 that shows these pictures, stored mirrored and narrow: its pixels are 4:3."""
+    stored = [
+        cv2.resize(
+            picture[:, ::-1], (picture.shape[1] * 3 // 4, picture.shape[0]), interpolation=cv2.INTER_AREA
+        )
+        for picture in pictures
+    ]
+    write_video(path, stored, rate, pixel_ratio=Fraction(4, 3))
+    set_display_matrix(path, -1, 0, 0, 1, x=stored[0].shape[1])
+    return path
+
+
 def placed(
     scale: float = 1.0,
     degrees: float = 0.0,
