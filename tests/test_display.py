@@ -31,6 +31,9 @@ SHOWN = cv2.GaussianBlur(photograph(), (0, 0), 2)
 """The picture that a player shows; BGR, 512 x 288."""
 SHOWN_GRAY = cv2.cvtColor(SHOWN, cv2.COLOR_BGR2GRAY).astype(int)
 
+TRC = {Transfer.PQ: 16, Transfer.HLG: 18}
+"""FFmpeg's numbers."""
+
 RATIOS = [
     *(Fraction(*pair) for pair in ((1, 1), (4, 3), (3, 4), (16, 15), (15, 16), (12, 11), (10, 11), (16, 11))),
     *(Fraction(*pair) for pair in ((40, 33), (64, 45), (1, 2), (2, 1), (8, 9), (32, 27), (3, 2), (2, 3))),
@@ -339,7 +342,7 @@ def test_hdr_is_as_bright_as_sdr(
         tmp_path / "a.mkv",
         planes,
         "yuv420p" if bits == 8 else f"yuv420p{bits}le",
-        {Transfer.PQ: 16, Transfer.HLG: 18}[transfer],
+        TRC[transfer],
         1 + is_full,
         9,
     )
@@ -361,8 +364,7 @@ def test_highlights_keep_their_order_and_darkness_stays_dark(tmp_path: Path, tra
     signal = (pq_signal if transfer is Transfer.PQ else hlg_signal)(nits_HW3)[..., 0]
     luma = np.rint((219 * signal + 16) * 4).astype(np.uint16)
     neutral = np.full((8, 128), 512, np.uint16)
-    code = {Transfer.PQ: 16, Transfer.HLG: 18}[transfer]
-    path = write_planes(tmp_path / "a.mkv", [luma, neutral, neutral], "yuv420p10le", code, 1, 9)
+    path = write_planes(tmp_path / "a.mkv", [luma, neutral, neutral], "yuv420p10le", TRC[transfer], 1, 9)
     gray = first_of(path).gray()[0].astype(int)
     assert (np.diff(gray) >= 0).all()
     assert gray[0] < 20 and gray[-1] == 255
@@ -388,22 +390,33 @@ def test_hdr_with_oblong_pixels(tmp_path: Path) -> None:
     assert np.abs(frame.gray().astype(int) - SHOWN_GRAY).mean() < 6
 
 
+def write_hdr(
+    path: Path, pictures: list[np.ndarray], transfer: Transfer, white_nits: float, options: dict[str, str]
+) -> Path:
+    """H.264 of 10 bit; BGR pictures in SDR, shown with that light for white."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p10le"
+        context = stream.codec_context
+        context.color_trc, context.color_range, context.colorspace = TRC[transfer], 1, 9
+        for number, picture in enumerate(pictures):
+            planes = hdr_planes(picture, transfer, white_nits, 10, is_full=False)
+            samples = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, stream.width)
+            frame = av.VideoFrame.from_ndarray(samples, format="yuv420p10le")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 @pytest.mark.parametrize("name", ["mirrored", "oblong", "hdr"])
 def test_a_part_shows_the_very_pictures_of_the_whole(tmp_path: Path, name: str) -> None:
     """HDR: how bright white is, the file's first picture says, which here is darker than the part."""
     path = tmp_path / "a.mkv"
     if name == "hdr":
-        dark, bright = (hdr_planes(picture, Transfer.PQ, 203, 10, False) for picture in (SHOWN // 2, SHOWN))
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=25, options={"g": "10", "crf": "4"})
-            stream.width, stream.height, stream.pix_fmt = 512, 288, "yuv420p10le"
-            stream.codec_context.color_trc, stream.codec_context.color_range = 16, 1
-            for number in range(150):
-                planes = np.concatenate([plane.ravel() for plane in (bright if number else dark)])
-                frame = av.VideoFrame.from_ndarray(planes.reshape(-1, 512), format="yuv420p10le")
-                frame.pts, frame.time_base = number, Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+        pictures = [SHOWN // 2] + [SHOWN] * 149
+        write_hdr(path, pictures, Transfer.PQ, 203, {"g": "10", "crf": "4"})
     else:
         path = tmp_path / "a.mp4"
         matrix, ratio = ((-1, 0, 0, 1), Fraction(1)) if name == "mirrored" else ((0, 1, 1, 0), Fraction(4, 3))
@@ -476,3 +489,64 @@ def test_a_ready_mouth_is_square_as_it_is_shown(tmp_path: Path) -> None:
     assert np.abs(clips[0].clip_THW.astype(int) - clips[1].clip_THW).mean() < 3
     assert (clips[1].figures.source_width, clips[1].figures.source_height) == (96, 96)
     assert clips[1].figures.source_transfer is Transfer.SDR
+
+
+# -- a real speaker ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speaker_pictures(realdata: Path) -> list[np.ndarray]:
+    video = realdata / "grid" / "video" / "s1" / "bbaf2n.mp4"
+    return [np.ascontiguousarray(frame.rgb_HW3()[..., ::-1]) for frame in decode(video, PARAMS)]
+
+
+@pytest.fixture(scope="module")
+def speaker_clip(speaker_pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> MouthClip:
+    """Of the plain video, encoded as the others: through RGB, which alone costs 1.7 levels."""
+    return face_clip(write_video(tmp_path_factory.mktemp("speaker") / "a.mp4", speaker_pictures))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "ratio"),
+    [
+        ((1, 0, 0, 1), Fraction(4, 3)),
+        ((1, 0, 0, 1), Fraction(3, 4)),
+        ((1, 0, 0, 1), Fraction(16, 11)),
+        ((-1, 0, 0, 1), Fraction(1)),
+        ((1, 0, 0, -1), Fraction(12, 11)),
+        ((0, 1, 1, 0), Fraction(1)),
+        ((0, -1, -1, 0), Fraction(8, 9)),
+        ((0, 1, -1, 0), Fraction(3, 2)),
+    ],
+)
+def test_the_mouth_of_a_real_speaker(
+    tmp_path: Path,
+    speaker_pictures: list[np.ndarray],
+    speaker_clip: MouthClip,
+    matrix: tuple[int, int, int, int],
+    ratio: Fraction,
+) -> None:
+    pictures = [stored(picture, matrix, ratio) for picture in speaker_pictures]
+    path = write_video(tmp_path / "a.mp4", pictures, pixel_ratio=ratio)
+    set_display_matrix(path, *matrix)
+    clip = face_clip(path)
+    assert np.abs(clip.clip_THW.astype(int) - speaker_clip.clip_THW).mean() <= 2
+    # 37.9 px
+    assert clip.figures.mouth_width_px == pytest.approx(speaker_clip.figures.mouth_width_px, abs=0.7)
+
+
+@pytest.mark.parametrize("white_nits", [203, 100])
+@pytest.mark.parametrize("transfer", [Transfer.PQ, Transfer.HLG])
+def test_a_real_speaker_in_hdr(
+    tmp_path: Path,
+    speaker_pictures: list[np.ndarray],
+    speaker_clip: MouthClip,
+    transfer: Transfer,
+    white_nits: float,
+) -> None:
+    path = write_hdr(tmp_path / "a.mp4", speaker_pictures, transfer, white_nits, {"crf": "12"})
+    clip = face_clip(path)
+    assert clip.figures.source_transfer is transfer
+    # 146
+    assert clip.figures.mean_luma == pytest.approx(speaker_clip.figures.mean_luma, rel=0.1)
+    assert np.abs(clip.clip_THW.astype(int) - speaker_clip.clip_THW).mean() < 6
