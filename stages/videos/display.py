@@ -136,7 +136,7 @@ class Display:
         if found is None and self._curve is None:
             # RGB, palettes, interlaced planes
             rgb_HW3 = _resized(picture.to_ndarray(format="rgb24"), self._size)
-            return _with_times(av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24"), picture)
+            return av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
         picture = _as_planar(picture)
         planes, bits = _planes(picture)
         found = _PLANAR.fullmatch(picture.format.name)
@@ -156,7 +156,7 @@ class Display:
         for number, plane in enumerate(planes):
             place = _samples(shown, number, np.uint8)
             place[:] = _resized(plane, (place.shape[1], place.shape[0]))
-        return _with_times(shown, picture)
+        return shown
 
 
 def is_full_range(picture: av.VideoFrame) -> bool:
@@ -200,8 +200,3 @@ def _resized(picture: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
         return picture
     interpolation = cv2.INTER_AREA if size[0] < picture.shape[1] else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
-
-
-def _with_times(shown: av.VideoFrame, picture: av.VideoFrame) -> av.VideoFrame:
-    shown.pts, shown.time_base = picture.pts, picture.time_base
-    return shown
