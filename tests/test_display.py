@@ -15,6 +15,7 @@ from stages.mouths.cropping import MouthClip, crop_video
 from stages.settings import CropParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame, Window
+from stages.videos.tone import ToneCurve
 from stages.videos.video import decode, read_header
 from tests.videos import (
     face_pictures,
@@ -370,6 +371,27 @@ def test_highlights_keep_their_order_and_darkness_stays_dark(tmp_path: Path, tra
     assert gray[0] < 20 and gray[-1] == 255
     # SDR white of BT.2408 and twice as much
     assert 235 <= gray[np.searchsorted(nits, 203)] < gray[np.searchsorted(nits, 406)]
+
+
+def test_a_transfer_that_changes_is_refused(tmp_path: Path) -> None:
+    parts = [
+        write_hdr(tmp_path / f"{transfer}.ts", [SHOWN] * 10, transfer, 203, {"crf": "12"})
+        for transfer in (Transfer.PQ, Transfer.HLG)
+    ]
+    both = tmp_path / "both.ts"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(ClipRejected, match="changes from pq to hlg at frame 10") as refused:
+        list(decode(both, PARAMS))
+    assert refused.value.reason is Reason.UNREADABLE
+
+
+def test_codes_beyond_the_announced_bits_are_white() -> None:
+    """What a damaged file may give."""
+    luma = np.array([[940, 1023, 65_535]], np.uint16)
+    curve = ToneCurve(Transfer.PQ, 10, False, luma)
+    gray = curve.luma(luma)
+    assert gray[0, 1] == gray[0, 2] == 255
+    assert [plane.shape for plane in curve.chroma(luma, luma, luma)] == [(1, 3)] * 2
 
 
 def test_hdr_as_rgb(tmp_path: Path) -> None:

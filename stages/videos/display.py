@@ -80,7 +80,7 @@ def transfer_of(picture: av.VideoFrame) -> Transfer:
 
 
 def pixel_ratio(stream: av.VideoStream) -> Fraction:
-    """Width to height of a stored pixel. The container's word counts more than the bitstream's, as in FFmpeg."""
+    """Width to height of a stored pixel; the container's overrides the bitstream's, as in FFmpeg's players."""
     return Fraction(stream.sample_aspect_ratio or 1)
 
 

@@ -77,7 +77,9 @@ class ToneCurve:
         code_C = np.arange(1 << bits, dtype=np.float64)
         signal_C = code_C / code_C[-1] if is_full_range else (code_C / (1 << bits - 8) - 16) / 219
         nits_C = nits_of(transfer, signal_C)
-        brightest_nits = np.percentile(nits_C[first_luma_HW], WHITE_PERCENTILE)
+        # every fourth pixel is enough; a damaged file may hold codes of more bits
+        brightest = np.percentile(first_luma_HW[::4, ::4], WHITE_PERCENTILE, method="nearest")
+        brightest_nits = nits_C[min(int(brightest), len(nits_C) - 1)]
         is_low = LOW_WHITE_RANGE_NITS[0] <= brightest_nits <= LOW_WHITE_RANGE_NITS[1]
         sdr_C = sdr_signal(nits_C, LOW_WHITE_NITS if is_low else WHITE_NITS)
         self._gray_C = np.rint(255 * sdr_C).astype(np.uint8)
@@ -85,14 +87,15 @@ class ToneCurve:
         self._slope_C = np.clip(slope_C, 0, MAX_CHROMA_GAIN).astype(np.float32)
 
     def luma(self, luma_HW: NDArray[Any]) -> NDArray[np.uint8]:
-        return np.asarray(self._gray_C[luma_HW], np.uint8)
+        return np.asarray(self._gray_C.take(luma_HW, mode="clip"), np.uint8)
 
     def chroma(
         self, luma_HW: NDArray[Any], cb_HW: NDArray[Any], cr_HW: NDArray[Any]
     ) -> list[NDArray[np.uint8]]:
         """Cb and Cr; `luma_HW` may have more pixels, of which every second (or so) is looked at."""
         down, across = (round(many / few) for many, few in zip(luma_HW.shape, cb_HW.shape, strict=True))
-        slope_HW = self._slope_C[luma_HW[::down, ::across][: cb_HW.shape[0], : cb_HW.shape[1]]]
+        luma_HW = luma_HW[::down, ::across][: cb_HW.shape[0], : cb_HW.shape[1]]
+        slope_HW = self._slope_C.take(luma_HW, mode="clip")
         middle = 1 << self._bits - 1
         scale = 255 / ((1 << self._bits) - 1 if self._is_full_range else 224 << self._bits - 8)
         planes = [(plane.astype(np.float32) - middle) * slope_HW for plane in (cb_HW, cr_HW)]
