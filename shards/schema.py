@@ -11,7 +11,7 @@
 
 import pyarrow as pa
 
-from shards.terms import CLIP_ID_PATTERN, MediaKind, Reason, Status
+from shards.terms import CLIP_ID_PATTERN, MediaKind, Reason, Status, Transfer
 
 __all__ = [
     "CLIPS",
@@ -24,6 +24,7 @@ __all__ = [
     "MediaKind",
     "Reason",
     "Status",
+    "Transfer",
 ]
 
 SCHEMA_VERSION = 3
@@ -75,8 +76,20 @@ CROPS = _schema(
         _field("reason", _string, "closed enum, null where ok", nullable=True),
         _field("detail", _string, "what a person should know, null where ok", nullable=True),
         _field("source_fps", _float, "mean rate of the source", "1/s", nullable=True),
-        _field("source_width", _int32, "width after rotation", "px", nullable=True),
-        _field("source_height", _int32, "height after rotation", "px", nullable=True),
+        _field(
+            "source_width",
+            _int32,
+            "displayed width: upright, with square pixels; source pixels of other columns are these",
+            "px",
+            nullable=True,
+        ),
+        _field("source_height", _int32, "displayed height", "px", nullable=True),
+        _field(
+            "source_transfer",
+            _string,
+            "transfer characteristics of the source: sdr, pq or hlg; null where no picture was decoded",
+            nullable=True,
+        ),
         _field("source_frames", _int32, "frames decoded, not announced", "frames", nullable=True),
         _field("num_frames", _int32, "frames at the target rate", "frames", nullable=True),
         _field("duration_s", _float, "duration of the source", "s", nullable=True),
@@ -97,7 +110,9 @@ CROPS = _schema(
             "frames",
             nullable=True,
         ),
-        _field("mouth_width_px", _float, "median mouth width in the source", "source px", nullable=True),
+        _field(
+            "mouth_width_px", _float, "median mouth width in the displayed source", "source px", nullable=True
+        ),
         _field(
             "jitter_px", _float, "mean frame-to-frame shift left after smoothing", "crop px", nullable=True
         ),
@@ -120,7 +135,11 @@ TRACKS = _schema(
     "tracks",
     [
         _field("clip_id", _string, "row of clips"),
-        _field("transform", pa.list_(_float), "num_frames 2x3 matrices, source to crop pixel, row by row"),
+        _field(
+            "transform",
+            pa.list_(_float),
+            "num_frames 2x3 matrices, source (displayed) to crop pixel, row by row",
+        ),
         _field("frame_index", pa.list_(_int32), "source frame shown at each output frame"),
         _field("landmarked", pa.list_(_int32), "source frames that were landmarked"),
     ],

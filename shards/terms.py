@@ -14,6 +14,14 @@ class MediaKind(StrEnum):
     MOUTH = "mouth"
 
 
+class Transfer(StrEnum):
+    """How a video's code values stand for light: SDR, or HDR by either curve of ITU-R BT.2100."""
+
+    SDR = "sdr"
+    PQ = "pq"
+    HLG = "hlg"
+
+
 class Status(StrEnum):
     OK = "ok"
     REJECTED = "rejected"

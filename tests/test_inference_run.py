@@ -16,7 +16,7 @@ from pipeline.reading import burn_in, inference_run
 from pipeline.reading.inference_run import Outputs, run_inference
 from shards.errors import ConfigError, MachineError
 from tests.readers import CountingReader
-from tests.videos import face_pictures, placed, write_face, write_mouth, write_video
+from tests.videos import face_pictures, placed, write_face, write_mirrored, write_mouth, write_video
 
 ROOT = Path(__file__).parents[1]
 TEXT = "lay blue at f two now"
@@ -126,6 +126,24 @@ def test_captions_and_box_are_burnt_in_and_sound_is_kept(
     # half the resolution of colour washes a thin line out
     assert green > max(red, blue) + 40
     assert columns[is_caption].mean() == pytest.approx(256, abs=15)
+
+
+def test_what_is_burnt_in_keeps_what_a_player_shows(tmp_path: Path, params: Params) -> None:
+    """Size and orientation of the plain video, and the box around the same mouth."""
+    shown = list(face_pictures([placed()] * 50, speaking=True))
+    videos = [write_video(tmp_path / "plain.mp4", shown), write_mirrored(tmp_path / "mirrored.mp4", shown)]
+    run(params, Outputs("text", tmp_path / "out", True), *videos)
+    captioned = []
+    for name in ("plain", "mirrored"):
+        with av.open(str(tmp_path / "out" / f"{name}.captioned.mp4")) as made:
+            stream = made.streams.video[0]
+            assert (stream.width, stream.height) == (512, 288)
+            assert stream.sample_aspect_ratio in (None, 1)
+            frame = list(made.decode(stream))[25]
+            assert frame.rotation == 0
+            captioned.append(frame.to_ndarray(format="bgr24").astype(int))
+    assert np.abs(captioned[0] - captioned[1]).mean() < 3
+    assert np.abs(captioned[0] - captioned[1][:, ::-1]).mean() > 20
 
 
 def test_damaged_sound_is_left_out_and_told(

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -28,9 +29,10 @@ from stages.mouths.cropping import crop_video
 from stages.mouths.landmarker import face_finder
 from stages.mouths.patches import WholePictures
 from stages.videos.media import Source
+from stages.videos.picture import SourceFrame
 from stages.videos.video import decode
 from tests.readers import CountingReader
-from tests.videos import face_pictures, placed, write_face, write_video
+from tests.videos import face_pictures, placed, write_face, write_mirrored, write_video
 
 ROOT = Path(__file__).parents[1]
 FPS = 25
@@ -144,6 +146,28 @@ def test_large_pictures_are_shrunk_and_times_kept(tmp_path: Path, params: Params
     assert {(one.picture.width, one.picture.height) for one in taken} == {(1280, 720)}
     assert [one.time_s for one in taken] == pytest.approx([0, 0.02, 0.04])
     assert all(one.captured_s - begin_s >= one.time_s for one in taken)
+
+
+def test_a_mirrored_file_is_shown_as_players_do(tmp_path: Path, params: Params) -> None:
+    shown = next(iter(face_pictures([placed(2.0)], 1920, 1080)))
+    taken = list(file_pictures(write_mirrored(tmp_path / "a.mp4", [shown] * 2), params))
+    frame = SourceFrame(0, 0.0, taken[0].picture, taken[0].orientation)
+    assert frame.size == (1280, 720)
+    expected = cv2.resize(shown, (1280, 720), interpolation=cv2.INTER_AREA)
+    assert np.abs(frame.rgb_HW3()[..., ::-1].astype(int) - expected).mean() < 3
+
+
+def test_what_is_read_live_of_a_mirrored_file_is_the_plain_mouth(
+    tmp_path: Path, params: Params, reader: CountingReader
+) -> None:
+    shown = list(face_pictures([placed()] * 30, speaking=True))
+    settled = []
+    for video in (write_video(tmp_path / "a.mp4", shown), write_mirrored(tmp_path / "b.mp4", shown)):
+        reader.clips.clear()
+        run_live(video, Path("model.pt"), params, 0, as_json=True)
+        settled.append(next(clip for clip in reader.clips if len(clip) == 25).astype(int))
+    plain, mirrored = settled
+    assert np.abs(plain - mirrored).mean() < 4
 
 
 def test_the_queue_never_holds_back_the_camera() -> None:

@@ -26,7 +26,7 @@ from tests.qc_pages import (  # noqa: F401
     plain,
     real_fixture,
 )
-from tests.videos import number_of
+from tests.videos import face_pictures, number_of, placed, write_mirrored
 
 MAX_PAGE_BYTES = 8_000_000
 
@@ -133,6 +133,19 @@ def test_a_part_of_a_video_shows_its_own_first_picture(own: Corpus) -> None:
         ids(text)[0]: number_of(cv2.cvtColor(pictures(text)[0], cv2.COLOR_BGR2GRAY)) for text in articles
     }
     assert numbers == {"whole": 0, "part": 15}
+
+
+def test_a_rejected_clip_is_shown_as_players_do(own: Corpus) -> None:
+    shown = next(iter(face_pictures([placed()])))
+    write_mirrored(own.folder / "corpus" / "mirrored.mp4", [shown] * 3)
+    rejected = dict.fromkeys(CROPS.names) | {"status": "rejected", "reason": "no_face", "detail": "none"}
+    rejected |= {"source_frames": 3, "clip_id": "mirrored"}
+    own.write([*own.clips, clip_row("mirrored", "mirrored.mp4")], [*own.crops, rejected])
+    page = own.page()
+    still = pictures(page[page.index('id="no_face"') :])[0]
+    assert still.shape == (144, 256, 3)
+    expected = cv2.resize(shown, (256, 144), interpolation=cv2.INTER_AREA)
+    assert np.abs(still.astype(int) - expected).mean() < 6
 
 
 def test_what_crop_did_not_decode_is_not_opened(own: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    pixel_ratio: Fraction | None = None,
 ) -> Path:
     """One video stream of BGR pictures; at `times_s` (seconds), else at a steady `rate`."""
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -55,6 +56,8 @@ def write_video(
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt = pix_fmt
                 stream.options = {"crf": "12", "preset": "veryfast"} if options is None else options
+                if pixel_ratio is not None:
+                    stream.codec_context.sample_aspect_ratio = pixel_ratio
                 stream.codec_context.time_base = (
                     Fraction(1, 90_000) if times_s is not None else 1 / Fraction(rate)
                 )
@@ -79,14 +82,36 @@ def write_audio(path: Path, seconds: float = 0.5) -> Path:
 def set_rotation(path: Path, quarter_turns: int) -> None:
     """Writes a display matrix into an mp4's track header: shown turned clockwise by so many quarters."""
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter_turns % 4]
-    matrix = [cos, sin, 0, -sin, cos, 0, 0, 0, 1]
-    units = [65_536] * 6 + [1 << 30] * 3
-    units[2] = units[5] = 1 << 30
+    set_display_matrix(path, cos, sin, -sin, cos)
+
+
+def set_display_matrix(
+    path: Path, a: float, b: float, c: float, d: float, x: float = 0, y: float = 0
+) -> None:
+    """The same, of any matrix: stored (u, v) is shown at (a u + c v + x, b u + d v + y). ISO/IEC 14496-12, 6.2.2."""
+    matrix = [a, b, 0, c, d, 0, x, y, 1]
+    units = [65_536] * 9
+    units[2] = units[5] = units[8] = 1 << 30
     payload = bytearray(path.read_bytes())
     start = payload.index(b"tkhd") + 4 + 40
     for place, (value, unit) in enumerate(zip(matrix, units, strict=True)):
-        payload[start + 4 * place : start + 4 * place + 4] = (value * unit).to_bytes(4, "big", signed=True)
+        payload[start + 4 * place : start + 4 * place + 4] = round(value * unit).to_bytes(
+            4, "big", signed=True
+        )
     path.write_bytes(payload)
+
+
+def write_mirrored(path: Path, pictures: Iterable[np.ndarray], rate: Fraction | int = 25) -> Path:
+    """An mp4 that shows these pictures, stored mirrored and narrow: its pixels are 4:3."""
+    stored = [
+        cv2.resize(
+            picture[:, ::-1], (picture.shape[1] * 3 // 4, picture.shape[0]), interpolation=cv2.INTER_AREA
+        )
+        for picture in pictures
+    ]
+    write_video(path, stored, rate, pixel_ratio=Fraction(4, 3))
+    set_display_matrix(path, -1, 0, 0, 1, x=stored[0].shape[1])
+    return path
 
 
 def placed(

@@ -175,6 +175,7 @@ def _crops(clip_id: pa.Array, num_frames_N: Ints, rng: np.random.Generator) -> d
         "source_fps": of_frames(np.full(count, 30.0)),
         "source_width": of_frames(np.full(count, 1280)),
         "source_height": of_frames(np.full(count, 720)),
+        "source_transfer": of_frames(np.full(count, "sdr")),
         "source_frames": of_frames(num_frames_N * 6 // 5),
         "num_frames": of_frames(num_frames_N),
         "duration_s": of_frames(num_frames_N / 25),

@@ -15,6 +15,7 @@ import cv2
 
 from pipeline.params import Params
 from shards.errors import ClipRejected, MachineError
+from stages.videos.display import UPRIGHT, Orientation
 from stages.videos.video import decode, read_header
 
 WAITING_S = 1.0
@@ -31,6 +32,7 @@ class Captured:
     picture: av.VideoFrame
     time_s: float
     captured_s: float
+    orientation: Orientation = UPRIGHT
 
 
 class Capture:
@@ -134,7 +136,8 @@ def file_pictures(path: Path, params: Params, ends_s: float = math.inf) -> Itera
         time_s = start_s + frame.time_s
         due_s = begin_s + min(time_s, ends_s)
         time.sleep(max(0.0, due_s - time.monotonic()))
-        yield Captured(_shrunk(frame.picture), time_s, max(due_s, time.monotonic()))
+        picture = _shrunk(frame.picture)
+        yield Captured(picture, time_s, max(due_s, time.monotonic()), frame.orientation)
 
 
 def camera_pictures(number: int) -> Iterator[Captured]:

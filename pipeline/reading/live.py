@@ -135,7 +135,7 @@ def read_live(
         read_until_s = 0.0
         for index, one in enumerate(capture.pictures()):
             captured_s[one.time_s] = one.captured_s
-            settle(stream.add(SourceFrame(index, one.time_s, one.picture)))
+            settle(stream.add(SourceFrame(index, one.time_s, one.picture, one.orientation)))
             begin_s, end_s = stream.open_s
             if end_s - max(begin_s, read_until_s) < READ_EVERY_S or capture.num_waiting > capture.room // 2:
                 continue

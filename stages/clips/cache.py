@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from shards.codec import decode_raw, encode_raw
 from shards.errors import ClipRejected
 from shards.files import atomic_file, fingerprint, sha256_of
-from shards.schema import MediaKind, Reason
+from shards.schema import MediaKind, Reason, Transfer
 from stages.mouths.cropping import CODE_VERSION, Figures, MouthClip, crop_video
 from stages.mouths.follow import follow_video
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 SQLITE_WAIT_S = 60.0
 _CLIP = "clip"
-_LANDMARK_ARRAYS = tuple(field.name for field in fields(Landmarks) if field.name not in ("width", "height"))
+_LANDMARK_SCALARS = ("width", "height", "transfer")
+_LANDMARK_ARRAYS = tuple(field.name for field in fields(Landmarks) if field.name not in _LANDMARK_SCALARS)
 
 # what a cut, flipped or foreign file makes zipfile, numpy and json raise
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
@@ -214,7 +215,7 @@ class ClipCache:
 
     def _write_landmarks(self, place: Path, made: Landmarks) -> None:
         arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
-        self._write(place, arrays | {"width": np.array(made.width), "height": np.array(made.height)})
+        self._write(place, arrays | {name: np.array(getattr(made, name)) for name in _LANDMARK_SCALARS})
 
     def _write_outcome(
         self, keys: Keys, figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
@@ -292,4 +293,5 @@ def _landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
         int(_array(kept, "width")),
         int(_array(kept, "height")),
         **{name: _array(kept, name) for name in _LANDMARK_ARRAYS},
+        transfer=Transfer(str(_array(kept, "transfer"))),
     )

@@ -208,7 +208,7 @@ class MouthStream:
             end_s=None if is_last else stretch.end_s,
         )
         figures = Figures(source_width=part.width, source_height=part.height, num_faces=part.num_faces)
-        figures.landmarked_frames = len(part.landmarked)
+        figures.landmarked_frames, figures.source_transfer = len(part.landmarked), part.transfer
         patches = self._patches.part(stretch.first_frame, stretch.first_frame + end - begin)
         times_s_F = part.times_s_F - part.times_s_F[0]
         try:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from shards.errors import ClipRejected
+from shards.schema import Transfer
 from stages.long_videos.pauses import frame_step_s
 from stages.long_videos.pieces import Piece, gap_piece, longest_step_s
 from stages.mouths.cropping import Figures, cut_mouth
@@ -29,6 +30,7 @@ class ReadyMouthStream:
         self._longest_step_s = longest_step_s(crop, fps)
         self._patches = MouthPatches()
         self._times_s: list[float] = []
+        self._transfer: Transfer | None = None
         self._first = 0
         """The window's first frame, counted in the video."""
 
@@ -42,6 +44,7 @@ class ReadyMouthStream:
             yield self._piece(frame.time_s)
             self._forget_before(frame.time_s - self._params.overlap_s)
         self._times_s.append(frame.time_s)
+        self._transfer = frame.transfer
         self._patches.keep(frame, Window(0, 0, *frame.size))
 
     def end(self) -> Iterator[Piece]:
@@ -66,7 +69,7 @@ class ReadyMouthStream:
         part = replace(self._source, start_s=stretch.start_s if self._first else None)
         patches = self._patches.part(self._first, self._first + len(times_s_F))
         width, height = self._patches.picture_size or (None, None)
-        figures = Figures(source_width=width, source_height=height)
+        figures = Figures(source_width=width, source_height=height, source_transfer=self._transfer)
         try:
             mouth = cut_mouth(part, None, times_s_F, self._crop, patches, figures)
         except ClipRejected as error:

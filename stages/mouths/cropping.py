@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
-from shards.schema import MediaKind, Reason
+from shards.schema import MediaKind, Reason, Transfer
 from stages.mouths.face_search import SMALLEST_MOUTH_PX
 from stages.mouths.follow import follow_video
 from stages.mouths.geometry import longest_gap, mouth_track
@@ -41,6 +41,7 @@ class Figures:
     source_fps: float | None = None
     source_width: int | None = None
     source_height: int | None = None
+    source_transfer: Transfer | None = None
     source_frames: int | None = None
     num_frames: int | None = None
     duration_s: float | None = None
@@ -55,7 +56,7 @@ class Figures:
     sharpness: float | None = None
     mean_luma: float | None = None
 
-    def as_row(self) -> dict[str, float | int | None]:
+    def as_row(self) -> dict[str, float | int | str | None]:
         return asdict(self)
 
 
@@ -94,12 +95,13 @@ def crop_video(
         raise _too_long(header.duration_s * params.target_fps, params)
     patches = MouthPatches()
     if media_kind is MediaKind.MOUTH:
-        times_s_F = _keep_whole(media, params, patches)
+        times_s_F = _keep_whole(media, params, patches, figures)
         landmarks = None
     else:
         landmarks = find_landmarks(media, params, patches)
         times_s_F = landmarks.times_s_F
         figures.source_width, figures.source_height = landmarks.width, landmarks.height
+        figures.source_transfer = landmarks.transfer
         figures.num_faces, figures.landmarked_frames = landmarks.num_faces, len(landmarks.landmarked)
     return cut_mouth(media, landmarks, times_s_F, params, patches, figures)
 
@@ -132,11 +134,14 @@ def cut_mouth(
     return MouthClip(clip_THW, transform_T23, frame_index_T, searched, figures)
 
 
-def _keep_whole(media: Media, params: CropParams, patches: MouthPatches) -> NDArray[np.float64]:
+def _keep_whole(
+    media: Media, params: CropParams, patches: MouthPatches, figures: Figures
+) -> NDArray[np.float64]:
     """The times of all pictures, which are kept as they are."""
     times_s = []
     for frame in decode(media, params):
         times_s.append(frame.time_s)
+        figures.source_transfer = frame.transfer
         patches.keep(frame, Window(0, 0, *frame.size))
     return np.array(times_s)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.terms import Transfer
 from stages.mouths.cuts import cut_frames
 from stages.mouths.face_search import Look, box_of, find_faces
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
@@ -106,10 +107,11 @@ class Follower:
         self._num_empty = 0
         """Ends of stretches without a face, since the last face."""
         self._size = (0, 0)
+        self._transfer = Transfer.SDR
         self._num_taken = 0
 
     def add(self, frame: SourceFrame) -> None:
-        self._size = frame.size
+        self._size, self._transfer = frame.size, frame.transfer
         self._times_s.append(frame.time_s)
         self._stretch.append(frame)
         if len(self._stretch) == 1:
@@ -161,6 +163,7 @@ class Follower:
             box_M4[order].astype(np.float32),
             np.array([index for index, _ in self._cuts if index < end], np.int32) - begin,
             np.array([box_4 for index, box_4 in self._cuts if index < end], np.float32).reshape(-1, 4),
+            self._transfer,
         )
         self._cuts = [cut for cut in self._cuts if cut[0] >= end]
         self._num_taken, self._settled = end, []

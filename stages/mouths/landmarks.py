@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.terms import Transfer
 from stages.mouths.face_search import overlap
 
 TRACK_VERSION = 5
@@ -36,6 +37,7 @@ class Landmarks:
     """Where the video cuts to another shot: the first source frame after each cut, rising."""
     cut_box_C4: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     """The part of the picture, around a face, in which the cut was seen."""
+    transfer: Transfer = Transfer.SDR
 
     @property
     def num_faces(self) -> int:

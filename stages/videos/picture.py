@@ -1,6 +1,6 @@
-"""Pixels of one decoded picture: gray and colour, upright, cut straight from the decoder's planes.
+"""Pixels of one decoded picture: gray and colour, as a player shows them, cut straight from the decoder's planes.
 
-Shapes: H height, W width in pixels after the display rotation.
+Shapes: H height, W width in displayed pixels: square, and upright.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.terms import Transfer
+from stages.videos.display import UPRIGHT, Orientation, is_full_range
+
 # plane 0 of these is the luma plane, 8 bit
 _YUV_FORMATS = {
     f"yuv{j}{sampling}p" for j in ("", "j") for sampling in ("410", "411", "420", "422", "440", "444")
 }
 _LUMA_FORMATS = _YUV_FORMATS | {"nv12", "nv21", "nv16", "nv24", "yuva420p", "yuva422p", "yuva444p", "gray"}
-_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-_LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
-_BT709 = 1  # AVCOL_SPC_BT709; what is unmarked FFmpeg takes for BT.601
+# shares of red and blue in luma by AVCOL_SPC: BT.709, and BT.2020 with and without constant luminance
+_LUMA_SHARES = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+_BT601_SHARES = (0.299, 0.114)
+"""What is unmarked FFmpeg takes for BT.601."""
 
 # 16..235 to 0..255, ITU-R BT.601 and BT.709 alike: what a decoder's RGB, turned to gray, shows
 _EXPAND = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
@@ -48,12 +52,16 @@ class SourceFrame:
     index: int
     time_s: float
     picture: av.VideoFrame
+    """Square pixels of 8 bit in SDR (`Display.shown`), stored in this orientation."""
+    orientation: Orientation = UPRIGHT
+    transfer: Transfer = Transfer.SDR
+    """Of the file, before `picture` was made."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the upright picture, px."""
         width, height = self.picture.width, self.picture.height
-        return (height, width) if self._quarter_turns % 2 else (width, height)
+        return (height, width) if self.orientation.is_transposed else (width, height)
 
     @property
     def num_bytes(self) -> int:
@@ -72,15 +80,15 @@ class SourceFrame:
         """The same in the range of the decoder: a view where there is such a plane, valid as long as the frame."""
         picture = self.picture
         if picture.format.name in _LUMA_FORMATS:
-            return _cut(np.rot90(_plane(picture, 0), self._quarter_turns), window)
-        # RGB, 10 bit, palettes: rare enough for the long way
-        bgr = np.rot90(picture.to_ndarray(format="bgr24"), self._quarter_turns)
+            return _cut(self.orientation.upright(_plane(picture, 0)), window)
+        # RGB and palettes: rare enough for the long way
+        bgr = self.orientation.upright(picture.to_ndarray(format="bgr24"))
         gray = cv2.cvtColor(np.ascontiguousarray(_cut(bgr, window)), cv2.COLOR_BGR2GRAY)
         return np.asarray(gray, np.uint8)
 
     def rgb_HW3(self) -> NDArray[np.uint8]:
         """Colour picture, uint8, upright. Contiguous, since mp.Image misreads padded rows."""
-        return np.ascontiguousarray(np.rot90(self.picture.to_ndarray(format="rgb24"), self._quarter_turns))
+        return np.ascontiguousarray(self.orientation.upright(self.picture.to_ndarray(format="rgb24")))
 
     def rgb_view(
         self,
@@ -96,8 +104,8 @@ class SourceFrame:
         converted, which for a face in a large picture is a small part. Outside the picture the border is repeated, or
         all is black.
         """
-        to_stored_23 = _compose(self._upright_to_stored_23, to_picture_23)
         picture = self.picture
+        to_stored_23 = _compose(self.orientation.to_stored_23(picture.width, picture.height), to_picture_23)
         if picture.format.name not in _YUV_FORMATS:
             rgb = picture.to_ndarray(format="rgb24")
             view = _warped(rgb, to_stored_23, side_px, repeat_border, 0).astype(np.float32)
@@ -116,35 +124,15 @@ class SourceFrame:
             to_chroma_23 = _compose(to_chroma_23, _compose(to_stored_23, to_view_23))
             half = _warped(chroma, to_chroma_23, side_px // 2, repeat_border, 128)
             views.append(np.asarray(cv2.resize(half, (side_px, side_px)), np.uint8))
-        to_rgb = _to_rgb(int(picture.colorspace) == _BT709, self._is_full_range) * ((white - black) / 255)
+        shares = _LUMA_SHARES.get(int(picture.colorspace), _BT601_SHARES)
+        to_rgb = _to_rgb(*shares, self._is_full_range) * ((white - black) / 255)
         to_rgb[:, 3] += black
         view = np.asarray(cv2.transform(cv2.merge(views).astype(np.float32), to_rgb), np.float32)
         return np.clip(view, black, white, out=view)
 
     @property
-    def _quarter_turns(self) -> int:
-        return round(self.picture.rotation / 90) % 4  # both FFmpeg's angle and rot90's turn anticlockwise
-
-    @property
     def _is_full_range(self) -> bool:
-        """FFmpeg takes unmarked YUV for limited range and unmarked gray for full."""
-        color_range, name = int(self.picture.color_range), self.picture.format.name
-        if name == "gray":
-            return color_range != _LIMITED_RANGE
-        return color_range == _FULL_RANGE or name.startswith("yuvj")
-
-    @property
-    def _upright_to_stored_23(self) -> NDArray[np.float64]:
-        right, bottom = self.picture.width - 1, self.picture.height - 1
-        return np.array(
-            (
-                ((1, 0, 0), (0, 1, 0)),
-                ((0, -1, right), (1, 0, 0)),
-                ((-1, 0, right), (0, -1, bottom)),
-                ((0, 1, 0), (-1, 0, bottom)),
-            )[self._quarter_turns],
-            np.float64,
-        )
+        return is_full_range(self.picture)
 
 
 def _plane(picture: av.VideoFrame, number: int) -> NDArray[np.uint8]:
@@ -179,9 +167,8 @@ def _compose(outer_23: NDArray[np.float64], inner_23: NDArray[np.float64]) -> ND
     return outer_23[:, :2] @ inner_23 + np.array([[0, 0, 1], [0, 0, 1]]) * outer_23[:, 2:]
 
 
-def _to_rgb(is_bt709: bool, is_full_range: bool) -> NDArray[np.float64]:
+def _to_rgb(red: float, blue: float, is_full_range: bool) -> NDArray[np.float64]:
     """(3, 4): Y, Cb, Cr, 1 to R, G, B, all 0..255. ITU-R BT.601-7 and BT.709-6, 3.1 to 3.5."""
-    red, blue = (0.2126, 0.0722) if is_bt709 else (0.299, 0.114)
     green = 1 - red - blue
     from_cb = np.array([0, -2 * blue * (1 - blue) / green, 2 * (1 - blue)])
     from_cr = np.array([2 * (1 - red), -2 * red * (1 - red) / green, 0])

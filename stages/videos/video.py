@@ -3,11 +3,11 @@
 Files are untrusted: only plain local containers are opened, and pictures, duration and size are capped
 before and while decoding. Nothing here keeps a picture that was handed out.
 
-Shapes: H height, W width in pixels after the display rotation; F source frames; T output frames.
+Shapes: H height, W width in displayed pixels; F source frames; T output frames.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.settings import CropParams
+from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
 from stages.videos.zips import MemberFile, find_member, opened_member
@@ -57,7 +58,10 @@ SAFE_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the container says; `width` and `height` before rotation, `duration_s` None where not stated."""
+    """What the container says; `duration_s` None where not stated.
+
+    `width` and `height` are in square pixels, before the picture is turned upright.
+    """
 
     width: int
     height: int
@@ -87,7 +91,7 @@ def read_header(media: Media, params: CropParams | None = None) -> Header:
     """
     source = source_of(media)
     with _opened(source, params) as (container, stream):
-        header = _header(container, stream)
+        header = _header(source, container, stream)
     if not source.is_part:
         return header
     ends_s = [end_s for end_s in (source.end_s, header.duration_s) if end_s is not None]
@@ -108,8 +112,8 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
     first_s: float | None = None
     last_s = max(begin_s, 0.0)
     index, is_damaged = -1, False
-    with _opened_before(source, params, begin_s) as (header, clock, pictures):
-        for picture, time_s, gap_s in _timed(source, pictures, clock, params):
+    with _opened_before(source, params, begin_s) as (header, clock, show, pictures):
+        for display, picture, time_s, gap_s in _timed(source, pictures, clock, show, params):
             # what a damaged picture is made into is damaged too, up to the next that is made of nothing else
             is_damaged = picture.is_corrupt or (is_damaged and not picture.key_frame)
             if time_s < begin_s:
@@ -126,7 +130,9 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
                 )
             first_s = time_s if first_s is None else first_s
             last_s, index = time_s, index + 1
-            yield SourceFrame(index, time_s - first_s, picture)
+            yield SourceFrame(
+                index, time_s - first_s, display.shown(picture), display.orientation, display.transfer
+            )
         else:
             assert clock.time_s is not None, "a clock that read a picture shows a time"
             found_s = clock.time_s + clock.step_s
@@ -146,20 +152,25 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
 
 
 def _timed(
-    source: Source, pictures: Iterator[av.VideoFrame], clock: "_Clock", params: CropParams
-) -> Iterator[tuple[av.VideoFrame, float, float]]:
+    source: Source,
+    pictures: Iterator[av.VideoFrame],
+    clock: "_Clock",
+    show: "_Show",
+    params: CropParams,
+) -> Iterator[tuple[Display, av.VideoFrame, float, float]]:
     """Pictures with their time and the time since the one before; raises ClipRejected where decoding fails."""
-    count, shape = 0, None
+    count, display = 0, None
     try:
         for count, picture in enumerate(pictures, start=1):
+            if display is None:
+                display = show(picture)
             _check_size(source, picture.width, picture.height, params)
             # places in one picture would mean nothing in the next
-            shape = shape or (picture.width, picture.height, picture.rotation)
-            if (picture.width, picture.height, picture.rotation) != shape:
+            change = display.change(picture)
+            if change:
                 raise ClipRejected(
                     Reason.UNREADABLE,
-                    f"{source.name} changes from {shape[0]}x{shape[1]} to {picture.width}x{picture.height} pictures at "
-                    f"frame {count - 1}; encode it anew in one size",
+                    f"{source.name} changes {change} at frame {count - 1}; encode it anew in one format",
                 )
             time_s, gap_s = clock.read(picture)
             if time_s > params.max_source_s or count > params.max_source_s * MAX_SOURCE_FPS:
@@ -168,7 +179,7 @@ def _timed(
                     f"{source.name} goes on after {time_s:.0f} s and {count} frames; "
                     f"crop.max_source_s is {params.max_source_s:g}",
                 )
-            yield picture, time_s, gap_s
+            yield display, picture, time_s, gap_s
     except av.error.FFmpegError as error:
         raise ClipRejected(
             Reason.TRUNCATED if count else Reason.UNREADABLE,
@@ -178,11 +189,15 @@ def _timed(
         raise ClipRejected(Reason.UNREADABLE, f"{source.name} announces video but holds not one picture")
 
 
+_Show = Callable[[av.VideoFrame], Display]
+"""Gives how a file is shown, which its first picture decides; called with the first picture that is read."""
+
+
 @contextmanager
 def _opened_before(
     source: Source, params: CropParams, begin_s: float
-) -> Iterator[tuple[Header, "_Clock", Iterator[av.VideoFrame]]]:
-    """Pictures of a file from some time before `begin_s` on, and the clock they are read by.
+) -> Iterator[tuple[Header, "_Clock", _Show, Iterator[av.VideoFrame]]]:
+    """Pictures of a file from some time before `begin_s` on, how they are shown, and the clock they are read by.
 
     By a jump where the container has an index, else from the start.
     """
@@ -190,30 +205,33 @@ def _opened_before(
         with _opened(source, params) as (container, stream):
             jumped = _jump(container, stream, begin_s)
             if jumped is not None:
-                origin_s, pictures = jumped
-                header = _header(container, stream)
-                yield header, _Clock(_step_s(header), origin_s), pictures
+                origin_s, display, pictures = jumped
+                header = _header(source, container, stream)
+                yield header, _Clock(_step_s(header), origin_s), lambda _: display, pictures
                 return
     with _opened(source, params) as (container, stream):
-        header = _header(container, stream)
+        header = _header(source, container, stream)
         # AVI stores no times of showing, and those that FFmpeg guesses go back and forth; pictures come in order
         is_avi = container.format.name == "avi"
-        yield header, _Clock(_step_s(header), by_decoding=is_avi), container.decode(stream)
+        clock = _Clock(_step_s(header), by_decoding=is_avi)
+        yield header, clock, lambda first: Display(first, stream), container.decode(stream)
 
 
 def _jump(
     container: av.container.InputContainer, stream: av.VideoStream, begin_s: float
-) -> tuple[float, Iterator[av.VideoFrame]] | None:
-    """Timestamp of the file's first picture, and pictures from a key frame shown before `begin_s` on.
+) -> tuple[float, Display, Iterator[av.VideoFrame]] | None:
+    """Timestamp and look of the file's first picture, and pictures from a key frame shown before `begin_s` on.
 
     What is shown after a key frame needs nothing from before it; None where the jump does not land on one.
     """
     if _INDEXED.isdisjoint(container.format.name.split(",")):
         return None
     try:
-        origin_s = _stamp_s(next(container.decode(stream)))
+        first = next(container.decode(stream))
+        origin_s = _stamp_s(first)
         if origin_s is None:
             return None
+        display = Display(first, stream)
         wanted_s = origin_s + begin_s - JUMP_MARGIN_S
         container.seek(int(wanted_s / stream.time_base), stream=stream, backward=True)
         pictures = container.decode(stream)
@@ -224,7 +242,7 @@ def _jump(
     stamp_s = None if landed is None else _stamp_s(landed)
     if stamp_s is None or not origin_s <= stamp_s <= origin_s + begin_s:
         return None
-    return origin_s, chain([landed], pictures)
+    return origin_s, display, chain([landed], pictures)
 
 
 def _check_gap(source: Source, gap_s: float, since_s: float, step_s: float, params: CropParams) -> None:
@@ -340,8 +358,10 @@ def _container(
     with container:
         stream = _video_stream(source, container)
         if params:
+            header = _header(source, container, stream)
             _check_size(source, stream.width, stream.height, params)
-            _check_duration(source, _header(container, stream), params)
+            _check_size(source, header.width, header.height, params)
+            _check_duration(source, header, params)
             # a bitstream may hold larger pictures than its header says: the decoder refuses those
             stream.codec_context.options = {"max_pixels": str(_coded_pixels(params))}
         stream.codec_context.thread_count = 1
@@ -361,7 +381,15 @@ def _video_stream(source: Source, container: av.container.InputContainer) -> av.
     raise ClipRejected(Reason.NO_VIDEO, f"{source.name} holds no video stream (only {', '.join(kinds)})")
 
 
-def _header(container: av.container.InputContainer, stream: av.VideoStream) -> Header:
+def _header(source: Source, container: av.container.InputContainer, stream: av.VideoStream) -> Header:
+    """Raises ClipRejected (unreadable) where the header gives pixels a shape that no video has."""
+    ratio = pixel_ratio(stream)
+    if not 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
+        raise ClipRejected(
+            Reason.UNREADABLE,
+            f"{source.name} has pixels of {ratio.numerator}:{ratio.denominator} (width to height), which is more than "
+            f"{MAX_PIXEL_RATIO}:1 or less than 1:{MAX_PIXEL_RATIO}; encode it anew with the right sample aspect ratio",
+        )
     rate = stream.average_rate or stream.guessed_rate
     start_s = 0.0
     if stream.start_time is not None and container.start_time is not None and stream.time_base:
@@ -375,9 +403,8 @@ def _header(container: av.container.InputContainer, stream: av.VideoStream) -> H
         max_duration_s = file_s - start_s
         # with sound beside the pictures it may be the sound's
         duration_s = max_duration_s if len(container.streams) == 1 else None
-    return Header(
-        stream.width, stream.height, float(rate) if rate else None, duration_s, start_s, max_duration_s
-    )
+    size = square_size(stream.width, stream.height, ratio)
+    return Header(*size, float(rate) if rate else None, duration_s, start_s, max_duration_s)
 
 
 def _coded_pixels(params: CropParams) -> int:
