@@ -12,6 +12,7 @@ from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import crop_video
 from stages.mouths.cuts import cut_frames
 from stages.mouths.follow import follow_video
+from stages.mouths.geometry import stable_points
 from stages.settings import CropParams
 from stages.videos.video import decode
 from tests.videos import face_pictures, placed, write_video
@@ -21,7 +22,9 @@ Pictures = list[np.ndarray]
 
 
 def pictures_of(path: Path) -> Pictures:
-    return [frame.rgb_HW3()[..., ::-1] for frame in decode(path, PARAMS)]
+    """Of even width and height, as encoders want them."""
+    pictures = (frame.rgb_HW3()[..., ::-1] for frame in decode(path, PARAMS))
+    return [picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2] for picture in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,26 @@ def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
     pictures = [slide if 20 <= i < 27 else face for i in range(60)]
     clip = crop_video(write_video(tmp_path / "a.mp4", pictures), MediaKind.FACE, PARAMS)
     assert clip.figures.bridged_frames == 7
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("cuts", [(1,), (16,), (15, 16, 17), (16, 32, 48), (74,)])
+def test_beside_cuts_every_face_is_in_its_own_frame(
+    two_people: tuple[Pictures, Pictures], tmp_path: Path, cuts: tuple[int, ...]
+) -> None:
+    """Also where a cut is the first or last frame of what is followed at once: as if every frame was searched."""
+    one, other = two_people
+    shots = np.searchsorted(cuts, np.arange(75), side="right")
+    path = write_video(tmp_path / "a.mp4", [(one, other)[shot % 2][i] for i, shot in enumerate(shots)])
+    ours, every = (
+        follow_video(path, PARAMS.model_copy(update={"tolerance_px": tolerance})) for tolerance in (0.35, 0.0)
+    )
+    assert ours.frame_M.tolist() == every.frame_M.tolist() == list(range(75))
+    looked = ours.landmarked
+    assert set(looked.tolist()) >= {number for cut in cuts for number in (cut - 1, cut)}
+    assert np.abs(ours.points_MK3[looked] - every.points_MK3[looked]).max() < 0.01
+    eyes_and_nose = (stable_points(found.points_MK3.astype(float))[:, :3] for found in (ours, every))
+    assert np.abs(np.subtract(*eyes_and_nose)).max() < 3
 
 
 @pytest.mark.realdata

@@ -17,6 +17,7 @@ Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +194,7 @@ class Follower:
 
     def _settle(self, frames: Sequence[SourceFrame], ways: Sequence[_Way]) -> None:
         frame_F = np.array([frame.index for frame in frames], np.int32)
+        assert all(len(way.points_FK3) == len(frames) for way in ways), "a way has a place in every frame"
         self._settled += [(frame_F, way) for way in ways]
         if self._patches is not None:
             self._patches.keep_settled(frames)
@@ -207,18 +209,18 @@ class Follower:
         last = len(frames) - 1
         known = {0: self._first, last: self._look(frames[last], self._first, is_deep=True)}
         self._num_empty = 0 if known[last] else self._num_empty + 1
-        stops = [0]
+        stops = {0, last}
         for cut, boxes_4 in self._find_cuts(frames, ahead, known[0], known[last]).items():
             for number, near in ((cut - 1, known[0]), (cut, known[last])):
                 if number not in known:
                     known[number] = self._look(frames[number], near)
-            stops += [cut - 1, cut]
+            stops |= {cut - 1, cut}
             # a picture without a face, as of a flash or a damaged file, is bridged: it is not another shot
             if known[cut - 1] and known[cut]:
                 self._cuts += [(frames[cut].index, box_4) for box_4 in boxes_4]
         flow: Flow | None = None
         self._is_lively = False
-        open_parts = list(zip(stops, [*stops[1:], last], strict=True))[::-1]
+        open_parts = list(pairwise(sorted(stops)))[::-1]
         while open_parts:
             begin, end = open_parts.pop()
             if flow is None and (seen := [face for faces in known.values() for face in faces]):
