@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from shards.settings import Section
 
+KindSetting = Literal["auto", "face", "mouth"]
+"""What decides whether a video is searched for a face or is a ready mouth crop."""
+
 
 class CorpusParams(Section):
     """Where the videos and transcripts are, and how they are laid out."""
@@ -20,6 +23,11 @@ class CorpusParams(Section):
         description="licence of the corpus, an SPDX name where there is one; stands in every pack; empty: unknown",
     )
     table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
+    media_kind: KindSetting = Field(
+        "auto",
+        description="what the videos show: face, mouth (ready mouth crops, not searched for a face), or auto: "
+        "small videos are looked at",
+    )
     speaker_overlap: Literal["error", "warn"] = Field(
         "error", description="what to do when one speaker or one video is in two splits"
     )

@@ -14,9 +14,10 @@ from shards.schema import MediaKind, Reason, Status
 from stages.clips.cache import ClipCache, Outcome
 from stages.clips.shared_cache import SharedCache
 from stages.mouths.cropping import Figures
-from stages.settings import CropParams
+from stages.mouths.media_kind import media_kind_of
+from stages.settings import CropParams, KindSetting
 from stages.videos.media import Source, resolve_media
-from stages.videos.video import sniff_media_kind
+from stages.videos.video import read_header
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class Clip:
     num_chars: int
     start_s: float | None = None
     end_s: float | None = None
+    kind_setting: KindSetting = "auto"
+    """`corpus.media_kind`, for a clip whose kind is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,10 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
             raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
         source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s)
         # without a kind, ingest could not read the header: looking again finds the reason, or a file that came
-        kind = sniff_media_kind(source, params) if clip.media_kind is None else MediaKind(clip.media_kind)
+        if clip.media_kind is None:
+            kind = media_kind_of(source, read_header(source, params), clip.kind_setting, params)
+        else:
+            kind = MediaKind(clip.media_kind)
         cache = ClipCache(cache_folder)
         with _mirrored(cache, share, source, kind, params):
             outcome = cache.crop(source, kind, params)

@@ -15,6 +15,7 @@ from shards.schema import MediaKind, Reason
 from stages.mouths.follow import follow_video
 from stages.mouths.geometry import inside, longest_gap, mouth_track
 from stages.mouths.landmarks import Landmarks, main_face
+from stages.mouths.media_kind import kind_hint
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
@@ -146,7 +147,9 @@ def _transform(
     face = main_face(landmarks, params)
     if face is None:
         figures.detection_rate = 0.0
-        raise ClipRejected(Reason.NO_FACE, f"no face in {num_frames} frames")
+        raise ClipRejected(
+            Reason.NO_FACE, f"no face in {num_frames} frames{kind_hint(landmarks.width, landmarks.height)}"
+        )
     face = inside(face, landmarks.width, landmarks.height)
     figures.detection_rate = len(face.frame_N) / num_frames
     figures.bridged_frames = int((~np.isin(frame_index_T, face.frame_N)).sum())
