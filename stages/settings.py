@@ -10,6 +10,11 @@ KindSetting = Literal["auto", "face", "mouth"]
 """What decides whether a video is searched for a face or is a ready mouth crop."""
 
 
+LETTERS_A_SYLLABLE = 2.5
+"""By which `crop.max_chars_per_s` counts scripts of letters: English has about 3, Italian 2.3, Arabic, which writes no
+short vowels, 2 to 2.5."""
+
+
 class CorpusParams(Section):
     """Where the videos and transcripts are, and how they are laid out."""
 
@@ -70,7 +75,9 @@ class CropParams(Section):
     split_long: bool = Field(
         False, description="cut longer clips at pauses, where the transcript has times (ingest does it)"
     )
-    max_chars_per_s: float = Field(12.0, gt=0, description="denser labels are label_too_long, characters/s")
+    max_chars_per_s: float = Field(
+        12.0, gt=0, description="denser labels are label_too_long, syllabic signs/s, or 2.5 letters for each"
+    )
     min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection")
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
     max_yaw_deg: float = Field(45.0, gt=0, le=90, description="more is turned_away, median over the clip")
