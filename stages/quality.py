@@ -180,7 +180,8 @@ def applied_limits(crop: CropParams) -> dict[str, str]:
         "crop.max_jitter_px": f"{crop.max_jitter_px:g}\u202fpx of the crop",
         "crop.min_frames": f"{crop.min_frames} frames, {crop.min_frames / crop.target_fps:g}\u202fs",
         "crop.max_frames": f"{crop.max_frames} frames, {crop.max_frames / crop.target_fps:g}\u202fs",
-        "crop.max_chars_per_s": f"{crop.max_chars_per_s:g} syllabic signs or {crop.max_chars_per_s * LETTERS_A_SYLLABLE:g} letters a second",
+        "crop.max_chars_per_s": f"{crop.max_chars_per_s:g} syllabic signs or "
+        f"{crop.max_chars_per_s * LETTERS_A_SYLLABLE:g} letters a second",
         "crop.max_source_pixels": f"{crop.max_source_pixels:,} pixels a picture",
         "crop.max_source_s": f"{crop.max_source_s:g}\u202fs",
         "crop.max_source_mb": f"{crop.max_source_mb:g}\u202fMB",

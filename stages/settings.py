@@ -76,7 +76,7 @@ class CropParams(Section):
         False, description="cut longer clips at pauses, where the transcript has times (ingest does it)"
     )
     max_chars_per_s: float = Field(
-        12.0, gt=0, description="denser labels are label_too_long, syllabic signs/s, or 2.5 letters for each"
+        12.0, gt=0, description="denser labels are label_too_long, syllabic signs/s; 2.5 letters are one"
     )
     min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection")
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")

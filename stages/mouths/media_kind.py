@@ -126,9 +126,9 @@ def mouth_score(rgb_HW3: NDArray[np.uint8]) -> float:
     """How much a picture looks like a mouth crop: a logit, from about -20 to 15."""
     if cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2GRAY).std() < _FLAT_LEVELS:
         return -20.0
-    picture_HW3 = rgb_HW3.astype(np.float32) / 255
+    picture_HW3 = np.asarray(rgb_HW3 / 255, np.float32)
     if np.abs(picture_HW3[..., 0] - picture_HW3[..., 2]).mean() * 255 < _GRAY_LEVELS:
-        picture_HW3 = np.minimum(picture_HW3 * np.array(_SKIN_TONE, np.float32), 1).astype(np.float32)
+        picture_HW3 = np.asarray(np.minimum(picture_HW3 * np.array(_SKIN_TONE), 1), np.float32)
     best = -20.0
     for share in _MOUTH_SHARES:
         landmarks, logit = _mesh().look(_in_a_face(picture_HW3, share))
