@@ -26,7 +26,7 @@ __all__ = [
     "Status",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, about: str, unit: str = "", nullable: bool = False) -> pa.Field:
@@ -103,6 +103,13 @@ CROPS = _schema(
             nullable=True,
         ),
         _field("mean_luma", _float, "mean gray level of the crop", "0..255", nullable=True),
+        _field(
+            "mouth_motion",
+            _float,
+            "root mean square change of the mouth within 0.12 s, beyond light and motion of the whole crop",
+            "standard deviations of the crop's gray levels",
+            nullable=True,
+        ),
         _field("track_key", _string, "cache key of the raw landmarks", nullable=True),
         _field("clip_key", _string, "cache key of the mouth clip", nullable=True),
         _field("bytes", _int64, "size of the cached mouth clip", "bytes", nullable=True),

@@ -82,6 +82,9 @@ class CropParams(Section):
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
     max_yaw_deg: float = Field(45.0, gt=0, le=90, description="more is turned_away, median over the clip")
     max_jitter_px: float = Field(3.0, gt=0, description="more is unstable_track, mean shift a frame, crop px")
+    min_mouth_motion: float = Field(
+        0.0, ge=0, description="less is still_mouth, standard deviations of the crop; 0: off"
+    )
     max_source_pixels: int = Field(3_840 * 2_160, gt=0, description="larger pictures are oversized, px")
     max_source_s: float = Field(600.0, gt=0, description="longer videos are oversized, s")
     max_source_mb: float = Field(4_096.0, gt=0, description="larger files are oversized, MB")

@@ -16,6 +16,7 @@ from stages.mouths.follow import follow_video
 from stages.mouths.geometry import inside, longest_gap, mouth_track
 from stages.mouths.landmarks import Landmarks, main_face
 from stages.mouths.media_kind import kind_hint
+from stages.mouths.motion import mouth_motion
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
@@ -23,7 +24,7 @@ from stages.videos.media import Media
 from stages.videos.picture import Window
 from stages.videos.video import decode, mean_fps, read_header, resample
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raise it when the same video and parameters would give another clip: it is part of every clip's cache key."""
 
 HEADER_SLACK_S = 1.0
@@ -52,6 +53,7 @@ class Figures:
     yaw_deg: float | None = None
     sharpness: float | None = None
     mean_luma: float | None = None
+    mouth_motion: float | None = None
 
     def as_row(self) -> dict[str, float | int | None]:
         return asdict(self)
@@ -126,6 +128,13 @@ def cut_mouth(
     clip_THW = render_from_track(media, transform_T23, frame_index_T, params, patches)
     figures.mean_luma = float(clip_THW.mean())
     figures.sharpness = float(np.median([cv2.Laplacian(crop, cv2.CV_64F).var() for crop in clip_THW]))
+    figures.mouth_motion = mouth_motion(clip_THW, params.target_fps)
+    if figures.mouth_motion < params.min_mouth_motion:
+        raise ClipRejected(
+            Reason.STILL_MOUTH,
+            f"the mouth moves by {figures.mouth_motion:.3f} of the crop's contrast; crop.min_mouth_motion is "
+            f"{params.min_mouth_motion:g}. Is it a still picture, or is the mouth covered?",
+        )
     searched = np.zeros(0, np.int32) if landmarks is None else landmarks.landmarked
     return MouthClip(clip_THW, transform_T23, frame_index_T, searched, figures)
 
