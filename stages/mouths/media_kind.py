@@ -109,7 +109,9 @@ def media_kind_of(media: Media, header: Header, setting: KindSetting, params: Cr
             num_whole += 1
             continue
         scores.append(mouth_score(frame.rgb_HW3()))
-        if face is _Face.NONE and scores[-1] > SURE_LOGIT:
+        # one picture without a face suffices; of pictures in which one is doubtful, two
+        num_needed = 1 if face is _Face.NONE else 2
+        if not num_whole and len(scores) >= num_needed and min(scores[-num_needed:]) > SURE_LOGIT:
             return MediaKind.MOUTH
     is_mouth = num_whole < len(scores) and np.mean(scores) > MOUTH_LOGIT
     return MediaKind.MOUTH if is_mouth else MediaKind.FACE
