@@ -58,7 +58,7 @@ USUAL_SQUEEZE = 0.8
 """Distance between the eyes in distances from there to the mouth, of a face towards the camera."""
 
 MOUTH_LOGIT, SURE_LOGIT = 3.0, 7.0
-"""Score from which the pictures are mouths on average, and from which one picture suffices (docs/decisions.md)."""
+"""Score from which the pictures are mouths in the median, and from which one picture suffices (docs/decisions.md)."""
 
 VIEW_PX = 256
 _MOUTH_X, _MOUTH_Y, _MOUTH_WIDTH_PX = 128.0, 162.0, 60.0
@@ -113,7 +113,7 @@ def media_kind_of(media: Media, header: Header, setting: KindSetting, params: Cr
         num_needed = 1 if face is _Face.NONE else 2
         if not num_whole and len(scores) >= num_needed and min(scores[-num_needed:]) > SURE_LOGIT:
             return MediaKind.MOUTH
-    is_mouth = num_whole < len(scores) and np.mean(scores) > MOUTH_LOGIT
+    is_mouth = num_whole < len(scores) and np.median(scores) > MOUTH_LOGIT
     return MediaKind.MOUTH if is_mouth else MediaKind.FACE
 
 
