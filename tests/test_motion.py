@@ -46,7 +46,7 @@ def noisy(clip_THW: np.ndarray, sigma: float) -> np.ndarray:
 MOVED = {
     "nothing": [turned()] * 50,
     "pan": [turned(x=4 * np.sin(9 * t)) for t in STEPS],
-    "shake": [turned(x=2 * np.sin(40 * t), y=np.sin(50 * t)) for t in STEPS],
+    "shake": [turned(x=4 * np.sin(40 * t), y=2 * np.sin(50 * t)) for t in STEPS],
     "zoom": [turned(scale=1 + 0.3 * t) for t in STEPS],
     "roll": [turned(8 * np.sin(12 * t)) for t in STEPS],
 }
