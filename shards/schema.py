@@ -125,6 +125,13 @@ CROPS = _schema(
             nullable=True,
         ),
         _field("mean_luma", _float, "mean gray level of the crop", "0..255", nullable=True),
+        _field(
+            "mouth_motion",
+            _float,
+            "root mean square change of the mouth within 0.12 s, beyond light and motion of the whole crop",
+            "standard deviations of the crop's gray levels",
+            nullable=True,
+        ),
         _field("track_key", _string, "cache key of the raw landmarks", nullable=True),
         _field("clip_key", _string, "cache key of the mouth clip", nullable=True),
         _field("bytes", _int64, "size of the cached mouth clip", "bytes", nullable=True),

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     SMALL_MOUTH = "small_mouth"
     TURNED_AWAY = "turned_away"
     UNSTABLE_TRACK = "unstable_track"
+    STILL_MOUTH = "still_mouth"
     TOO_SHORT = "too_short"
     TOO_LONG = "too_long"
     EMPTY_TEXT = "empty_text"

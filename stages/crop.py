@@ -81,7 +81,7 @@ def crop(
     """
     start = time.monotonic()
     rows = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
-    clips = [_clip(row, corpus.root) for row in (rows if part is None else part.take(rows))]
+    clips = [_clip(row, corpus) for row in (rows if part is None else part.take(rows))]
     crops_schema, tracks_schema = schema.CROPS, schema.TRACKS
     if part is None:
         crops_schema = crops_schema.with_metadata(crops_schema.metadata | ledger_mark(rows, crop))
@@ -113,16 +113,17 @@ def crop(
     )
 
 
-def _clip(row: Mapping[str, Any], root: str) -> Clip:
+def _clip(row: Mapping[str, Any], corpus: CorpusParams) -> Clip:
     return Clip(
         row["clip_id"],
-        root,
+        corpus.root,
         row["media"],
         row["media_kind"],
         row["label"],
         row["num_chars"],
         row["start_s"],
         row["end_s"],
+        corpus.media_kind,
     )
 
 

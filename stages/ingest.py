@@ -23,9 +23,10 @@ from stages.corpora.overlap import (
     shared_videos,
     warn_of_splits,
 )
+from stages.mouths.media_kind import media_kind_of
 from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
-from stages.videos.video import sniff_media_kind
+from stages.videos.video import read_header
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class IngestSummary:
     shared_videos: Shared
     num_split: int
     num_parts: int
+    clips_by_kind: Mapping[str, int]
+    """Of the clips whose file can be read, sorted by kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,9 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
 
     With `crop.split_long`, a video that is too long and has a transcript with times is a row for each of its parts,
     `<clip id>_000` and so on. `num_chars` counts every character of the label, the spaces between words of other
-    scripts than Han included: they are what the model has to say. `media_kind` comes from each file's own header
-    and is null where that cannot be read; crop finds the reason.
+    scripts than Han included: they are what the model has to say. `media_kind` is
+    `corpus.media_kind`, or comes from each file's own header and pictures, and is null where the file cannot be read;
+    crop finds the reason.
 
     Raises CorpusError where the corpus tables are untrue, or where speakers or videos stand in several splits and
     `corpus.speaker_overlap` is `error`.
@@ -82,7 +86,7 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
     max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
     with ThreadPoolExecutor(SNIFFING_THREADS) as pool:
-        clips = list(pool.map(partial(_look, root, crop), transcripts))
+        clips = list(pool.map(partial(_look, corpus, crop), transcripts))
         num_split = num_parts = 0
         if crop.split_long:
             parted = list(pool.map(partial(_parts, root, text, max_s, longest_s), clips))
@@ -110,13 +114,15 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
         shared_videos=videos,
         num_split=num_split,
         num_parts=num_parts,
+        clips_by_kind=dict(sorted(Counter(clip.media_kind for clip in clips if clip.media_kind).items())),
     )
 
 
-def _look(root: Path, crop: CropParams, transcript: Transcript) -> _Clip:
+def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:
     try:
-        source = resolve_media(root, transcript.media)
-        return _Clip(transcript, sniff_media_kind(source, crop).value)
+        source = resolve_media(Path(corpus.root), transcript.media)
+        kind = media_kind_of(source, read_header(source, crop), corpus.media_kind, crop)
+        return _Clip(transcript, kind.value)
     except ClipRejected as error:
         _log.debug("%s: %s", transcript.media, error)
         return _Clip(transcript, None, error.reason)

@@ -49,6 +49,7 @@ class QcSummary:
             f"{self.page}: {totals.num_ok:,} of {totals.num_clips:,} clips usable, {totals.hours:.2f} h "
             f"({self.num_bytes / 1e6:.1f} MB{rendered})",
             f"rejected: {reasons or 'none'}",
+            f"taken as face videos: {totals.num_face_videos:,}, as ready mouth crops: {totals.num_ready_mouths:,}",
             f"landmarked: {percent(totals.landmarked_share)} of the source frames; "
             f"{totals.bridged_frames:,} frames without the face bridged",
             *self.warnings,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shards.schema import Reason
-from stages.settings import CropParams
+from stages.settings import LETTERS_A_SYLLABLE, CropParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,11 @@ def _seconds(crop: CropParams) -> tuple[Limit, ...]:
     )
 
 
+def _least_motion(crop: CropParams) -> tuple[Limit, ...]:
+    # 0 turns no clip down
+    return _least("min_mouth_motion")(crop) if crop.min_mouth_motion else ()
+
+
 QUALITIES = (
     Quality(
         "detection_rate",
@@ -107,6 +112,15 @@ QUALITIES = (
         unit="px",
         digits=2,
         limits=_most("max_jitter_px"),
+    ),
+    Quality(
+        "mouth_motion",
+        "Motion of the mouth",
+        "motion",
+        "change of the mouth within 0.12 s in standard deviations of the crop, beyond that of light and head",
+        lowest="Most still mouths",
+        digits=2,
+        limits=_least_motion,
     ),
     Quality(
         "sharpness",
@@ -162,6 +176,7 @@ EXPLAINED = {
     Reason.SMALL_MOUTH: "The mouth is so small in the source that the crop would be blown up from few pixels.",
     Reason.TURNED_AWAY: "The head is turned so far to the side that half of the lips is hidden.",
     Reason.UNSTABLE_TRACK: "The face was not followed steadily: it jumps in the crop.",
+    Reason.STILL_MOUTH: "The mouth does not move: a still picture, or something covers the mouth.",
     Reason.TOO_SHORT: "Fewer frames than a syllable needs.",
     Reason.TOO_LONG: "More frames than one clip may have; transcripts with times can be cut at pauses.",
     Reason.EMPTY_TEXT: "Nothing is left of the transcript after normalising, so there is nothing to learn.",
@@ -180,9 +195,13 @@ def applied_limits(crop: CropParams) -> dict[str, str]:
         "crop.min_mouth_width_px": f"{crop.min_mouth_width_px:g}\u202fpx in the source",
         "crop.max_yaw_deg": f"{crop.max_yaw_deg:g}°",
         "crop.max_jitter_px": f"{crop.max_jitter_px:g}\u202fpx of the crop",
+        "crop.min_mouth_motion": f"{crop.min_mouth_motion:g} of the crop’s contrast"
+        if crop.min_mouth_motion
+        else "off",
         "crop.min_frames": f"{crop.min_frames} frames, {crop.min_frames / crop.target_fps:g}\u202fs",
         "crop.max_frames": f"{crop.max_frames} frames, {crop.max_frames / crop.target_fps:g}\u202fs",
-        "crop.max_chars_per_s": f"{crop.max_chars_per_s:g} characters a second",
+        "crop.max_chars_per_s": f"{crop.max_chars_per_s:g} syllabic signs or "
+        f"{crop.max_chars_per_s * LETTERS_A_SYLLABLE:g} letters a second",
         "crop.max_source_pixels": f"{crop.max_source_pixels:,} pixels a picture",
         "crop.max_source_s": f"{crop.max_source_s:g}\u202fs",
         "crop.max_source_mb": f"{crop.max_source_mb:g}\u202fMB",

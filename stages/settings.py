@@ -6,6 +6,14 @@ from pydantic import Field, model_validator
 
 from shards.settings import Section
 
+KindSetting = Literal["auto", "face", "mouth"]
+"""What decides whether a video is searched for a face or is a ready mouth crop."""
+
+
+LETTERS_A_SYLLABLE = 2.5
+"""By which `crop.max_chars_per_s` counts scripts of letters: English has about 3, Italian 2.3, Arabic, which writes no
+short vowels, 2 to 2.5."""
+
 
 class CorpusParams(Section):
     """Where the videos and transcripts are, and how they are laid out."""
@@ -20,6 +28,11 @@ class CorpusParams(Section):
         description="licence of the corpus, an SPDX name where there is one; stands in every pack; empty: unknown",
     )
     table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
+    media_kind: KindSetting = Field(
+        "auto",
+        description="what the videos show: face, mouth (ready mouth crops, not searched for a face), or auto: "
+        "small videos are looked at",
+    )
     speaker_overlap: Literal["error", "warn"] = Field(
         "error", description="what to do when one speaker or one video is in two splits"
     )
@@ -65,11 +78,16 @@ class CropParams(Section):
     split_long: bool = Field(
         False, description="cut longer clips at pauses, where the transcript has times (ingest does it)"
     )
-    max_chars_per_s: float = Field(12.0, gt=0, description="denser labels are label_too_long, characters/s")
+    max_chars_per_s: float = Field(
+        12.0, gt=0, description="denser labels are label_too_long, syllabic signs/s; 2.5 letters are one"
+    )
     min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection")
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
     max_yaw_deg: float = Field(65.0, gt=0, le=90, description="more is turned_away, median over the clip")
     max_jitter_px: float = Field(3.0, gt=0, description="more is unstable_track, mean shift a frame, crop px")
+    min_mouth_motion: float = Field(
+        0.0, ge=0, description="less is still_mouth, standard deviations of the crop; 0: off"
+    )
     max_source_pixels: int = Field(3_840 * 2_160, gt=0, description="larger pictures are oversized, px")
     max_source_s: float = Field(600.0, gt=0, description="longer videos are oversized, s")
     max_source_mb: float = Field(4_096.0, gt=0, description="larger files are oversized, MB")

@@ -28,6 +28,8 @@ _FIGURES = """
     CASE WHEN $has_crops THEN count(*) FILTER (is_ok) END AS ok,
     CASE WHEN $has_crops THEN count(*) FILTER (NOT is_ok) END AS rejected,
     CASE WHEN $has_samples THEN count(*) FILTER (packed) END AS packed,
+    count(*) FILTER (media_kind = 'face') AS face_videos,
+    count(*) FILTER (media_kind = 'mouth') AS ready_mouths,
     CASE WHEN $has_crops THEN round(coalesce(sum(duration_us) FILTER (kept), 0) / 3.6e9, 4) END AS hours,
     count(DISTINCT speaker) AS speakers,
     coalesce(sum(num_chars) FILTER (kept), 0)::BIGINT AS characters,

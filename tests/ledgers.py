@@ -22,6 +22,7 @@ FIGURES = {
     "mouth_width_px": (16.0, 90.0),
     "yaw_deg": (0.0, 45.0),
     "jitter_px": (0.0, 3.0),
+    "mouth_motion": (0.0, 0.8),
     "sharpness": (1.0, 900.0),
     "mean_luma": (20.0, 230.0),
     "duration_s": (0.4, 40.0),

@@ -338,9 +338,29 @@ def test_mouth_media_of_another_rate(tmp_path: Path) -> None:
 def test_mouth_media_of_another_size(tmp_path: Path) -> None:
     clip = crop_video(write_mouth(tmp_path / "a.mp4", 12, size=128), MediaKind.MOUTH, PARAMS)
     assert clip.clip_THW.shape == (12, 96, 96)
-    oblong = write_video(tmp_path / "b.mp4", [np.zeros((64, 96, 3), np.uint8)] * 12)
-    with pytest.raises(ClipRejected, match="square"):
-        crop_video(oblong, MediaKind.MOUTH, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "size", [(100, 50), (140, 46), (46, 140), (97, 96), (96, 64), (31, 30), (256, 2), (90, 96), (48, 24)]
+)
+def test_oblong_mouth_media_keep_their_aspect_ratio(tmp_path: Path, size: tuple[int, int]) -> None:
+    """The longer side fills the crop, nothing is cut off, and the rest repeats the border."""
+    width, height = size
+    x, y = np.meshgrid(np.linspace(20, 230, width), np.linspace(20, 230, height))
+    picture = np.stack([x, x, y], axis=-1).astype(np.uint8)
+    options = {"codec": "ffv1", "pix_fmt": "bgr0", "options": {}}
+    clip = crop_video(write_video(tmp_path / "a.mkv", [picture] * 12, **options), MediaKind.MOUTH, PARAMS)
+    gray = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    shown = [max(1, round(side * 96 / max(size))) for side in size]
+    left, top = ((96 - side) // 2 for side in shown)
+    crop = clip.clip_THW[0].astype(int)
+    inner = crop[top : top + shown[1], left : left + shown[0]]
+    # an independent scaling, by averages over the same areas
+    expected = cv2.resize(gray.astype(np.float64), shown, interpolation=cv2.INTER_LINEAR)
+    assert np.abs(inner - expected).max() < (6 if min(shown) > 1 else 130)
+    assert np.array_equal(
+        crop, np.pad(inner, ((top, 96 - top - shown[1]), (left, 96 - left - shown[0])), "edge")
+    )
 
 
 # -- the landmarker -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from shards.files import read_table
 from shards.schema import CLIPS
 from stages.ingest import ingest
 from stages.settings import CorpusParams, CropParams
+from tests.videos import write_mouth
 
 TEXT, CROP = TextParams(), CropParams()
 
@@ -54,7 +55,8 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     root = tmp_path / "corpus"
     # the folder's name says mouth, the file says face, and the other way round
     write_video(root / "mouths" / "a.mp4", 160, 120)
-    write_video(root / "faces" / "b.mp4", 96, 96)
+    write_video(root / "faces" / "black.mp4", 96, 96)
+    write_mouth(root / "faces" / "b.mp4", 3)
     (root / "torso.mp4").write_bytes(b"\x00" * 100)
     write_video(tmp_path / "outside.mp4", 96, 96)
     rows = [
@@ -66,22 +68,24 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         ("u", "test", "s2", str(tmp_path / "outside.mp4"), "三"),
         ("w", "test", "s2", "", "四"),
         ("x", "test", "s2", "faces", "五"),
+        ("y", "unseen", "s9", "faces/black.mp4", "六"),
     ]
     path = tmp_path / "data" / "clips.parquet"
     with caplog.at_level(logging.WARNING):
         summary = ingest(corpus_of(root, rows), TEXT, CROP, path)
     table = read_table(path, CLIPS, "pipeline ingest").to_pylist()
-    assert [row["clip_id"] for row in table] == ["a", "b", "v", "t", "u", "w", "x", "z1"]
+    assert [row["clip_id"] for row in table] == ["a", "b", "v", "t", "u", "w", "x", "y", "z1"]
     by_id = {row["clip_id"]: row for row in table}
     kinds = {clip_id: row["media_kind"] for clip_id, row in by_id.items()}
-    assert kinds == dict.fromkeys("tuvwx") | {"a": "face", "b": "mouth", "z1": None}
+    assert kinds == dict.fromkeys("tuvwx") | {"a": "face", "b": "mouth", "y": "face", "z1": None}
     assert by_id["b"]["label"] == "hello world你好"
     assert by_id["b"]["num_chars"] == len("hello world你好")
     assert by_id["a"]["text"] == "今天，天气很好。"
     assert by_id["a"]["label"] == "今天天气很好"
     assert by_id["t"]["media"] == "../outside.mp4"
     assert summary.clips_path == path
-    assert summary.clips_by_split == {"train": 2, "valid": 1, "test": 4, "unseen": 1}
+    assert summary.clips_by_split == {"train": 2, "valid": 1, "test": 4, "unseen": 2}
+    assert summary.clips_by_kind == {"face": 2, "mouth": 1}
     assert summary.speakers_by_split == {"train": 1, "valid": 0, "test": 1, "unseen": 1}
     assert (summary.num_missing, summary.num_outside) == (3, 2)
     told = [record.getMessage() for record in caplog.records if "crop will reject" in record.getMessage()]
@@ -89,6 +93,19 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert ["no file below" in one for one in told] == [True, False]
     assert summary.shared_speakers == {}
     assert describe_mark(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
+
+
+@pytest.mark.parametrize("setting", ["face", "mouth"])
+def test_the_setting_is_the_kind_of_all_that_can_be_read(tmp_path: Path, setting: str) -> None:
+    root = tmp_path / "corpus"
+    rows = [(name, "train", "s1", f"{name}.mp4", "一") for name in ("face", "gone", "mouth")]
+    corpus = corpus_of(root, rows)
+    write_video(root / "face.mp4", 640, 360)
+    write_mouth(root / "mouth.mp4", 3)
+    path = tmp_path / "clips.parquet"
+    summary = ingest(corpus.model_copy(update={"media_kind": setting}), TEXT, CROP, path)
+    assert read_table(path, CLIPS, "ingest")["media_kind"].to_pylist() == [setting, None, setting]
+    assert summary.clips_by_kind == {setting: 2}
 
 
 def test_the_table_hangs_on_the_rows_and_not_on_their_order(tmp_path: Path) -> None:

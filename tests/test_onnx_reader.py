@@ -25,9 +25,9 @@ from model.settings import DecodeParams
 from pipeline.params import load_params
 from pipeline.reading.readers import open_reader
 from shards.errors import CheckpointError, ConfigError, TableError
+from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
 from stages.settings import CropParams
-from stages.videos.video import sniff_media_kind
 from tests.exported import LABELS, MODELS, config_of, random_reader
 from tests.packed import toy_clip
 from tests.videos import write_video
@@ -240,7 +240,7 @@ def test_inference_reads_a_video_where_there_is_no_torch(
     (reading,) = json.loads(done.stdout)
     assert reading["reason"] is None and reading["num_frames"] == len(clip_THW)
 
-    mouth = crop_video(video, sniff_media_kind(video), CropParams())
+    mouth = crop_video(video, MediaKind.FACE, CropParams())
     assert reading["text"] == reader.read_clip(mouth.clip_THW, DecodeParams(decoder="ctc")).text != ""
     # and the wall is one: a checkpoint does take torch
     assert "torch is not here" in run("--checkpoint", "best_model.pt").stderr

@@ -41,7 +41,7 @@ def test_page_shows_and_fits(browser: Browser, page_url: str, width: int, scheme
     assert page.evaluate("document.images.length") > 100
     assert page.evaluate(BROKEN_IMAGES) == 0
     assert page.evaluate("[...document.images].filter(i => !i.alt || i.width < 60).length") == 0
-    assert page.locator(".chart > svg").count() == 8
+    assert page.locator(".chart > svg").count() == 9
     assert page.locator("rect.usable").count() > 50 and page.locator("rect.rejected").count() > 1
     for text in (
         "of the clips are usable",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.params import Params
 from pipeline.reading import inference_run
 from pipeline.reading.captions import as_srt
 from pipeline.reading.inference import VideoReading, read_video
@@ -25,13 +26,21 @@ from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.video import read_header
+from tests import test_inference_long
 from tests.readers import CountingReader
-from tests.test_inference_long import params_with
-from tests.videos import face_pictures, placed, write_mouth, write_video
+from tests.videos import face_pictures, mouth_pictures, placed, write_mouth, write_video
 
 ROOT = Path(__file__).parents[1]
 FPS = 25
 CROP = CropParams()
+
+
+def params_with(**inference: float) -> Params:
+    """For pictures of noise, which only a setting takes for mouths."""
+    params = test_inference_long.params_with(**inference)
+    return params.model_copy(update={"corpus": params.corpus.model_copy(update={"media_kind": "mouth"})})
+
+
 WINDOWS = params_with(longest_s=2, overlap_s=0.4)
 
 
@@ -47,7 +56,7 @@ def lossless(path: Path, num_frames: int = 150) -> Path:
 
 
 def pieces_of(video: Path, params: InferenceParams) -> list[Piece]:
-    return list(mouth_pieces(Source(video), read_header(video), CROP, params))
+    return list(mouth_pieces(Source(video), read_header(video), CROP, params, "mouth"))
 
 
 def clips_of(pieces: list[Piece]) -> list[np.ndarray]:
@@ -130,7 +139,7 @@ def test_a_break_is_told_and_what_was_read_is_a_success(
     monkeypatch.setattr(inference_run, "open_reader", lambda *_: CountingReader())
     monkeypatch.setattr(inference_run, "native_stderr_to", lambda _: None)
     speaking = face_pictures([placed()] * 50, speaking=True)
-    pictures = numbered_mouths(50) if kind == "mouth" else list(speaking)
+    pictures = mouth_pictures(50) if kind == "mouth" else list(speaking)
     whole = write_video(tmp_path / "a.mkv", pictures, options={"g": "5", "crf": "12"})
     torn = tmp_path / "torn.mkv"
     torn.write_bytes(whole.read_bytes()[: int(0.6 * whole.stat().st_size)])

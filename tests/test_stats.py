@@ -64,6 +64,8 @@ CLIP_ROWS = [
     clip("f", "unseen", "", None),
     clip("g", "valid", "好", "s4", "KJ"),
 ]
+for _row, _kind in zip(CLIP_ROWS, ("face", "mouth", None, "face", "face", "mouth", "face"), strict=True):
+    _row["media_kind"] = _kind
 CROP_ROWS = [
     crop("a", 75),
     crop("b", 100),
@@ -115,6 +117,8 @@ def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
         "ok": 2,
         "rejected": 1,
         "packed": 2,
+        "face_videos": 1,
+        "ready_mouths": 1,
         "hours": round((75 + 100) / 25 / 3600, 4),
         "speakers": 2,
         "characters": 6,
@@ -130,6 +134,7 @@ def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
     assert splits["splits"]["unseen"]["mean_frames"] is None
     assert splits["total"]["clips"] == splits["total"]["ok"] + splits["total"]["rejected"] == 7
     assert splits["total"]["packed"] == 3
+    assert (splits["total"]["face_videos"], splits["total"]["ready_mouths"]) == (4, 2)
     assert splits["total"]["distinct_characters"] == len(set("今天好罕见e\u0301"))
     assert summary["rejections"] == {
         "rejected": 2,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ClipRejected
-from shards.schema import MediaKind, Reason
+from shards.schema import Reason
 from stages.settings import CropParams
-from stages.videos.video import decode, read_header, resample, sniff_media_kind
+from stages.videos.video import decode, read_header, resample
 from tests.videos import (
     number_of,
     numbered,
@@ -22,7 +22,6 @@ from tests.videos import (
     set_rotation,
     write_audio,
     write_face,
-    write_mouth,
     write_video,
 )
 
@@ -220,13 +219,6 @@ def test_avi_which_stores_no_times_of_showing_is_as_long_as_it_is(
 # -- what a file is -----------------------------------------------------------------------------------
 
 
-def test_media_kind_is_what_the_file_shows_not_its_name(tmp_path: Path) -> None:
-    assert sniff_media_kind(write_mouth(tmp_path / "1_FACE.mp4", 3)) is MediaKind.MOUTH
-    assert sniff_media_kind(write_face(tmp_path / "mouth.mp4", 3)) is MediaKind.FACE
-    square = write_video(tmp_path / "a.mp4", [np.zeros((256, 256, 3), np.uint8)] * 3)
-    assert sniff_media_kind(square) is MediaKind.FACE
-
-
 def test_the_header(tmp_path: Path) -> None:
     header = read_header(write_face(tmp_path / "a.mp4", 50), PARAMS)
     assert (header.width, header.height, header.fps) == (512, 288, 25.0)
@@ -266,7 +258,7 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
     assert rejection(tmp_path / "nowhere.mp4").reason is Reason.MISSING_FILE
     assert rejection(tmp_path).reason is Reason.MISSING_FILE
     with pytest.raises(ClipRejected):
-        sniff_media_kind(tmp_path / "a.mp4")
+        read_header(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])

@@ -15,7 +15,7 @@ from stages.clips.cache import ClipCache
 from stages.settings import CropParams
 from stages.videos import zips
 from stages.videos.media import Source, resolve_media
-from stages.videos.video import read_header, sniff_media_kind
+from stages.videos.video import read_header
 from stages.videos.zips import find_member, member_sha256, zip_members
 from tests.sources import PARAMS, pictures, rejection, zip_info, zipped
 from tests.videos import numbered, write_audio, write_face, write_mouth, write_video
@@ -28,7 +28,7 @@ def reason_of(root: Path, media: str, params: CropParams = PARAMS) -> Reason:
 
     def crop() -> None:
         source = resolve_media(root, media)
-        sniff_media_kind(source)
+        read_header(source)
         ClipCache(root / "cache").keys(source, MediaKind.MOUTH, params)
         pictures(source, params)
 
@@ -51,7 +51,6 @@ def test_a_member_is_read_like_the_unpacked_file(tmp_path: Path, layout: str, me
     assert source == Source(tmp_path / "train.zip", f"clips/{name}")
     assert pictures(source) == pictures(path)
     assert read_header(source, PARAMS) == read_header(path, PARAMS)
-    assert sniff_media_kind(source) is MediaKind.FACE
     with zipfile.ZipFile(tmp_path / "train.zip") as archive:
         unpacked = archive.read(f"clips/{name}")
     assert member_sha256(find_member(source.path, f"clips/{name}")) == hashlib.sha256(unpacked).hexdigest()
@@ -88,7 +87,7 @@ def test_a_zips_directory_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     directory = zips._directory
     monkeypatch.setattr(zips, "_directory", lambda path: read.append(path) or directory(path))
     for i in range(20):
-        sniff_media_kind(resolve_media(tmp_path, f"b.zip!{i}.mp4"))
+        read_header(resolve_media(tmp_path, f"b.zip!{i}.mp4"))
     assert len(read) == 1
 
 
@@ -127,7 +126,7 @@ def test_members_that_climb_are_not_read(tmp_path: Path, media: str) -> None:
     names = ["../a.mp4", "/a.mp4", "C:\\a.mp4", "x\\..\\..\\a.mp4", "a.mp4"]
     zipped(tmp_path / "b.zip", dict.fromkeys(names, payload))
     assert reason_of(tmp_path, media) is Reason.UNSAFE_PATH
-    assert rejection(lambda: sniff_media_kind(Source(tmp_path / "b.zip", "../a.mp4"))).reason is (
+    assert rejection(lambda: read_header(Source(tmp_path / "b.zip", "../a.mp4"))).reason is (
         Reason.UNSAFE_PATH
     )
 
@@ -238,7 +237,7 @@ def test_another_members_bytes_are_never_taken(tmp_path: Path, method: int) -> N
     zipped(tmp_path / "b.zip", members, method)
     patched(tmp_path / "b.zip", "1.mp4", offset=0)
     assert reason_of(tmp_path, "b.zip!1.mp4") is Reason.UNREADABLE
-    error = rejection(lambda: sniff_media_kind(Source(tmp_path / "b.zip", "1.mp4")))
+    error = rejection(lambda: read_header(Source(tmp_path / "b.zip", "1.mp4")))
     assert "not what its directory says" in error.detail
     patched(tmp_path / "b.zip", "1.mp4", offset=0xFFFF_FFF0)
     assert reason_of(tmp_path, "b.zip!1.mp4") is Reason.UNREADABLE

@@ -188,6 +188,7 @@ def _crops(clip_id: pa.Array, num_frames_N: Ints, rng: np.random.Generator) -> d
         "yaw_deg": of_ok(rng.gamma(2, 4, count).clip(0, 45)),
         "sharpness": of_ok(rng.lognormal(5, 0.4, count)),
         "mean_luma": of_ok(rng.normal(120, 20, count).clip(10, 245)),
+        "mouth_motion": of_ok(rng.lognormal(-1, 0.4, count)),
         "track_key": _masked(_hex_keys(count, rng), is_ok_N),
         "clip_key": _masked(_hex_keys(count, rng), is_ok_N),
         "bytes": of_ok((num_frames_N * _FRAME_BYTES * 0.45).astype(np.int64)),

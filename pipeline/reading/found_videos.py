@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from shards.errors import ClipRejected, ConfigError
-from stages.videos.video import sniff_media_kind
+from stages.videos.video import read_header
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
@@ -94,7 +94,7 @@ def _is_video(path: Path) -> bool:
     if _is_called_video(path):
         return True
     try:
-        sniff_media_kind(path)
+        read_header(path)
     except (ClipRejected, OSError):
         return False
     return True

@@ -85,7 +85,9 @@ def read_video(
     try:
         _check_there(path)
         header = read_header(path)
-        for piece in mouth_pieces(Source(path), header, params.crop, params.inference):
+        for piece in mouth_pieces(
+            Source(path), header, params.crop, params.inference, params.corpus.media_kind
+        ):
             if piece.rejected is not None:
                 joined.add_gap(piece)
             elif piece.mouth is not None and not joined.has(piece):

@@ -24,6 +24,7 @@ _WORDS: Mapping[str, str] = {
     Reason.SMALL_MOUTH: "The mouth is too small to read. Come closer to the camera, or cut the picture to the face.",
     Reason.TURNED_AWAY: "The head is turned too far to the side. Look towards the camera.",
     Reason.UNSTABLE_TRACK: "The face moves too much to follow. Hold the camera still, and the head calm.",
+    Reason.STILL_MOUTH: "The mouth does not move, or something covers it. Show a face that speaks.",
     Reason.TOO_SHORT: "The video is too short to read. Speak at least a word or two.",
     Reason.TOO_LONG: "The video is too long to read in one go. Cut it into sentences.",
     Reason.NO_VIDEO: "The file holds no moving picture. Choose a video.",

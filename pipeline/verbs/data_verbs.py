@@ -3,6 +3,7 @@
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,6 +156,14 @@ def preprocess(
     _pack(values, i_have_the_rights)
 
 
+def _taken_as(clips_by_kind: Mapping[str, int], setting: str) -> str:
+    counts = [
+        f"{clips_by_kind.get(kind, 0)} {words}"
+        for kind, words in (("face", "as face videos"), ("mouth", "as ready mouth crops"))
+    ]
+    return f"taken {', '.join(counts)} (corpus.media_kind: {setting})"
+
+
 def _ingest(values: "Params") -> None:
     from pipeline.out_folder import check_writable
     from stages.ingest import ingest as run
@@ -163,6 +172,7 @@ def _ingest(values: "Params") -> None:
     summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
+    typer.echo(f"  {_taken_as(summary.clips_by_kind, values.corpus.media_kind)}")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
 

@@ -1,6 +1,7 @@
 """What a worker does with one clip: its row of the ledger, its track, its mouth clip in the cache."""
 
 import logging
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,19 +10,34 @@ from typing import Any, Protocol
 
 import cv2
 
+from model.text import is_han
 from shards.errors import ClipRejected, PipelineError
 from shards.schema import MediaKind, Reason, Status
 from stages.clips.cache import ClipCache, Outcome
 from stages.clips.shared_cache import SharedCache
 from stages.mouths.cropping import Figures
-from stages.settings import CropParams
+from stages.mouths.media_kind import media_kind_of
+from stages.settings import LETTERS_A_SYLLABLE, CropParams, KindSetting
 from stages.videos.media import Source, resolve_media
-from stages.videos.video import sniff_media_kind
+from stages.videos.video import read_header
 
 log = logging.getLogger(__name__)
 
 DATA_ERRORS = (cv2.error, ValueError, ArithmeticError, LookupError)
 """What odd pixels and times make OpenCV and numpy raise. A wrong type or name is no clip's fault: it ends the run."""
+
+FASTEST_SPEECH = 10.0
+"""Syllables a second that nobody keeps up; languages are spoken at 5 to 8 (Pellegrino, Coupé, Marsico 2011)."""
+
+_SYLLABIC = (
+    "HIRAGANA LETTER",
+    "KATAKANA LETTER",
+    "HANGUL SYLLABLE",
+    "YI SYLLABLE",
+    "ETHIOPIC SYLLABLE",
+    "CHEROKEE LETTER",
+    "CANADIAN SYLLABICS",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,8 @@ class Clip:
     num_chars: int
     start_s: float | None = None
     end_s: float | None = None
+    kind_setting: KindSetting = "auto"
+    """`corpus.media_kind`, for a clip whose kind is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +110,10 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
             raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
         source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s)
         # without a kind, ingest could not read the header: looking again finds the reason, or a file that came
-        kind = sniff_media_kind(source, params) if clip.media_kind is None else MediaKind(clip.media_kind)
+        if clip.media_kind is None:
+            kind = media_kind_of(source, read_header(source, params), clip.kind_setting, params)
+        else:
+            kind = MediaKind(clip.media_kind)
         cache = ClipCache(cache_folder)
         with _mirrored(cache, share, source, kind, params):
             outcome = cache.crop(source, kind, params)
@@ -124,15 +145,34 @@ def _mirrored(
 
 
 def _too_dense(clip: Clip, figures: Figures, params: CropParams) -> ClipRejected | None:
-    """A label that nobody speaks in that time belongs to another video, or to a cut one."""
+    """A label that takes longer to say than the video lasts belongs to another video, or to a cut one."""
     assert figures.duration_s is not None, "a clip that was cut has a duration"
-    if clip.num_chars <= params.max_chars_per_s * figures.duration_s:
+    syllables = spoken_syllables(clip.label)
+    if syllables <= params.max_chars_per_s * figures.duration_s:
         return None
+    limit = params.max_chars_per_s
+    is_impossible = syllables > FASTEST_SPEECH * figures.duration_s
     return ClipRejected(
         Reason.LABEL_TOO_LONG,
-        f"{clip.num_chars} characters in {figures.duration_s:.2f} s; crop.max_chars_per_s is "
-        f"{params.max_chars_per_s:g}: is the video cut?",
+        f"{clip.num_chars} characters, about {syllables:.0f} syllables, in {figures.duration_s:.2f} s; "
+        f"crop.max_chars_per_s is {limit:g} (syllabic signs; {limit * LETTERS_A_SYLLABLE:g} letters)"
+        + (": is the video cut?" if is_impossible else ""),
     )
+
+
+def spoken_syllables(label: str) -> float:
+    """About how many syllables a label has, by its script; spaces, marks and punctuation are not spoken.
+
+    A Han character, kana, Hangul syllable or digit is one, another letter a part of one.
+    """
+    signs = letters = 0
+    for character in label:
+        kind = unicodedata.category(character)[0]
+        if kind == "N" or is_han(character) or unicodedata.name(character, "").startswith(_SYLLABIC):
+            signs += 1
+        elif kind == "L":
+            letters += 1
+    return signs + letters / LETTERS_A_SYLLABLE
 
 
 def crop_row(

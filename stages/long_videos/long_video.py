@@ -24,21 +24,27 @@ from stages.mouths.follow import Follower
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import main_face
+from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
 from stages.mouths.patches import MouthPatches
-from stages.settings import CropParams, InferenceParams
+from stages.settings import CropParams, InferenceParams, KindSetting
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.video import MAX_SOURCE_FPS, TRUNCATION_TOLERANCE_S, Header
 
 
 def mouth_pieces(
-    source: Source, header: Header, crop: CropParams, params: InferenceParams
+    source: Source,
+    header: Header,
+    crop: CropParams,
+    params: InferenceParams,
+    kind_setting: KindSetting = "auto",
 ) -> Iterator[Piece]:
     """The pieces of a whole video, in order; a later one may begin before the end of an earlier one.
 
-    `header` is the source's. Where no pictures are for longer than `crop.max_gap_s` (recordings of screens and calls
-    have none while nothing moves) a piece says so, and so does the last one of a video that breaks off, or turns out
-    to be too long on the way. Raises ClipRejected where nothing of the video can be used.
+    `header` is the source's, `kind_setting` is `corpus.media_kind`. Where no pictures are for longer than
+    `crop.max_gap_s` (recordings of screens and calls have none while nothing moves) a piece says so, and so does the
+    last one of a video that breaks off, or turns out to be too long on the way. Raises ClipRejected where nothing of
+    the video can be used.
     """
     # a video is read as it comes: what bounds preprocessing bounds nothing here
     longest_frames = math.ceil(params.longest_s * crop.target_fps) + 1
@@ -47,7 +53,10 @@ def mouth_pieces(
     )
     if header.duration_s is not None and header.duration_s > params.max_video_s:
         raise oversized(source, header.duration_s, params)
-    if header.media_kind is MediaKind.MOUTH:
+    if kind_setting == "mouth" and max(header.width, header.height) > MOUTH_MAX_PX:
+        # the corpus holds ready mouths; what is read need not be of it
+        kind_setting = "auto"
+    if media_kind_of(source, header, kind_setting, crop) is MediaKind.MOUTH:
         yield from _followed(ReadyMouthStream(source, crop, params, header.fps), source, header, crop, params)
         return
     with face_finder(crop.landmarker, crop.max_faces) as find:

@@ -17,6 +17,8 @@ from stages.mouths.follow import follow_video
 from stages.mouths.geometry import longest_gap, mouth_track
 from stages.mouths.landmarks import FaceTrack, Landmarks
 from stages.mouths.main_face import main_face
+from stages.mouths.media_kind import kind_hint
+from stages.mouths.motion import mouth_motion
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
@@ -55,6 +57,7 @@ class Figures:
     yaw_deg: float | None = None
     sharpness: float | None = None
     mean_luma: float | None = None
+    mouth_motion: float | None = None
 
     def as_row(self) -> dict[str, float | int | str | None]:
         return asdict(self)
@@ -130,6 +133,13 @@ def cut_mouth(
     clip_THW = render_from_track(media, transform_T23, frame_index_T, params, patches)
     figures.mean_luma = float(clip_THW.mean())
     figures.sharpness = float(np.median([cv2.Laplacian(crop, cv2.CV_64F).var() for crop in clip_THW]))
+    figures.mouth_motion = mouth_motion(clip_THW, params.target_fps)
+    if figures.mouth_motion < params.min_mouth_motion:
+        raise ClipRejected(
+            Reason.STILL_MOUTH,
+            f"the mouth moves by {figures.mouth_motion:.3f} of the crop's contrast; crop.min_mouth_motion is "
+            f"{params.min_mouth_motion:g}. Is it a still picture, or is the mouth covered?",
+        )
     searched = np.zeros(0, np.int32) if landmarks is None else landmarks.landmarked
     return MouthClip(clip_THW, transform_T23, frame_index_T, searched, figures)
 
@@ -157,7 +167,8 @@ def _transform(
         raise ClipRejected(
             Reason.NO_FACE,
             f"no face in {num_frames} frames, searched down to faces with a mouth of "
-            f"{max(params.min_mouth_width_px, SMALLEST_MOUTH_PX):g} px (crop.min_mouth_width_px)",
+            f"{max(params.min_mouth_width_px, SMALLEST_MOUTH_PX):g} px (crop.min_mouth_width_px)"
+            f"{kind_hint(landmarks.width, landmarks.height)}",
         )
     figures.detection_rate = len(face.frame_N) / num_frames
     figures.bridged_frames = int((~np.isin(frame_index_T, face.frame_N)).sum())

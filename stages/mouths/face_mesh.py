@@ -81,17 +81,27 @@ class FaceMesh:
             _region(points[0], points[1], points[2 + _RIGHT_EYE], points[2 + _LEFT_EYE]) for points in faces
         ]
 
+    def faces_with_logits(self, frame: SourceFrame) -> list[tuple[NDArray[np.float32], float]]:
+        """The mesh, as above, in every region of the picture that may be a face, and the logit of its presence."""
+        regions = self._regions(frame, whole_picture(frame))
+        return [self._mesh_and_logit(frame, region) for region in regions]
+
+    def look(self, view_SS3: NDArray[np.float32]) -> tuple[Doubles, float]:
+        """The mesh (478, 3) in pixels of a view of MESH_PX, RGB from 0 to 1, and the logit of a face's presence."""
+        landmarks, presence, _ = self._mesh(view_SS3)
+        return landmarks.reshape(NUM_LANDMARKS, 3).astype(np.float64), float(presence.item())
+
     def _mesh_in(self, frame: SourceFrame, region: "_Region") -> NDArray[np.float32] | None:
+        mesh, logit = self._mesh_and_logit(frame, region)
+        return mesh if logit >= np.log(MIN_SCORE / (1 - MIN_SCORE)) else None  # not a number is no face
+
+    def _mesh_and_logit(self, frame: SourceFrame, region: "_Region") -> tuple[NDArray[np.float32], float]:
         to_picture_23 = region.to_picture_23(MESH_PX)
-        view = frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1)
-        landmarks, presence, _ = self._mesh(view)
-        if not presence.item() >= np.log(MIN_SCORE / (1 - MIN_SCORE)):  # not a number is no face
-            return None
-        points = landmarks.reshape(NUM_LANDMARKS, 3).astype(np.float64)
+        points, logit = self.look(frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1))
         mesh = np.empty((NUM_LANDMARKS, 3), np.float32)
         mesh[:, :2] = points[:, :2] @ to_picture_23[:, :2].T + to_picture_23[:, 2]
         mesh[:, 2] = points[:, 2] * (region.side_px / MESH_PX)
-        return mesh
+        return mesh, logit
 
 
 @dataclass(frozen=True)

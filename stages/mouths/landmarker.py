@@ -55,15 +55,23 @@ def model_bundle() -> bytes:
     return model
 
 
-@cache
-def _litert() -> "FaceMesh":
+def face_mesh(instead: str) -> "FaceMesh":
+    """Detector and mesh model in LiteRT, new: of one thread, since LiteRT's interpreters are.
+
+    Raises MachineError where it cannot be loaded; `instead` names the setting that does without.
+    """
     try:
         from stages.mouths.face_mesh import FaceMesh
     except (ImportError, OSError) as error:
         raise MachineError(
-            f"LiteRT cannot be loaded ({error}); install ai-edge-litert, or set crop.landmarker to mediapipe"
+            f"LiteRT cannot be loaded ({error}); install ai-edge-litert, or set {instead}"
         ) from error
     return FaceMesh(model_bundle())
+
+
+@cache
+def _litert() -> "FaceMesh":
+    return face_mesh("crop.landmarker to mediapipe")
 
 
 def _mediapipe_graph(max_faces: int) -> "FaceLandmarker":

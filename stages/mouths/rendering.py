@@ -31,8 +31,9 @@ def render_from_track(
     """The clip (T, size_px, size_px) that a known track cuts from the video, uint8.
 
     Frames found in `patches` are cut from there; where some lack, the video is decoded (again), with the same result.
-    Without a transform the whole picture, which must be square, is the mouth. Raises ClipRejected as `video.decode`
-    does, `truncated` where the file ends before the track, `unreadable` where a ready mouth is oblong.
+    Without a transform the whole picture is the mouth; an oblong one keeps its aspect ratio, and its border is repeated
+    above and below, or at the sides. Raises ClipRejected as `video.decode` does, `truncated` where the file ends before
+    the track.
     """
     clip_THW = np.empty((len(frame_index_T), params.size_px, params.size_px), np.uint8)
     shrink = 1 if transform_T23 is None else _shrink(transform_T23)
@@ -44,7 +45,7 @@ def render_from_track(
 
     def cut(k: int, gray_HW: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
         if transform_T23 is None:
-            return _whole(gray_HW, params.size_px, media)
+            return _whole(gray_HW, params.size_px)
         return _mouth(gray_HW, window, transform_T23[k], shrink, params.size_px)
 
     missing = []
@@ -122,14 +123,16 @@ def _mouth(
     )
 
 
-def _whole(gray_HW: NDArray[np.uint8], size_px: int, media: Media) -> NDArray[np.uint8]:
+def _whole(gray_HW: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """The picture, scaled so that its longer side is `size_px`, in the middle of a square."""
     height, width = gray_HW.shape
-    if width != height:
-        raise ClipRejected(
-            Reason.UNREADABLE,
-            f"{source_of(media).name} is {width}x{height}; a ready mouth clip must be square",
-        )
-    if width == size_px:
+    longer_px = max(width, height)
+    if longer_px != size_px:
+        size = (max(1, round(width * size_px / longer_px)), max(1, round(height * size_px / longer_px)))
+        interpolation = cv2.INTER_AREA if longer_px > size_px else cv2.INTER_LINEAR
+        gray_HW = np.asarray(cv2.resize(gray_HW, size, interpolation=interpolation), np.uint8)
+    above, left = ((size_px - side) // 2 for side in gray_HW.shape)
+    below, right = size_px - gray_HW.shape[0] - above, size_px - gray_HW.shape[1] - left
+    if not (above or below or left or right):
         return gray_HW
-    interpolation = cv2.INTER_AREA if width > size_px else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(gray_HW, (size_px, size_px), interpolation=interpolation), np.uint8)
+    return np.asarray(cv2.copyMakeBorder(gray_HW, above, below, left, right, cv2.BORDER_REPLICATE), np.uint8)

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 # `draw` puts clips, and `speaker_draw` speakers, into the seed's order, whatever the order of the tables
 _LEDGER = """
     CREATE TEMP TABLE ledger AS
-    SELECT c.clip_id, c.split, c.speaker, c.media, c.start_s, c.end_s, c.label, r.* EXCLUDE (clip_id),
+    SELECT c.clip_id, c.split, c.speaker, c.media, c.media_kind, c.start_s, c.end_s, c.label, r.* EXCLUDE (clip_id),
         r.landmarked_frames / nullif(r.source_frames, 0) AS landmarked_share,
         md5(concat($seed::VARCHAR, ':', c.clip_id)) AS draw,
         md5(concat($seed::VARCHAR, ':', c.speaker)) AS speaker_draw
@@ -50,6 +50,8 @@ class Ledger:
             """
             SELECT count(*) FILTER (status = 'ok') AS num_ok,
                 count(*) FILTER (status = 'rejected') AS num_rejected,
+                count(*) FILTER (media_kind = 'face') AS num_face_videos,
+                count(*) FILTER (media_kind = 'mouth') AS num_ready_mouths,
                 coalesce(sum(duration_s::DOUBLE) FILTER (status = 'ok'), 0) / 3600 AS hours,
                 count(DISTINCT speaker) AS num_speakers,
                 count(DISTINCT speaker) FILTER (status = 'ok') AS num_ok_speakers,

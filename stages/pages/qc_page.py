@@ -73,6 +73,8 @@ class Totals:
 
     num_ok: int
     num_rejected: int
+    num_face_videos: int
+    num_ready_mouths: int
     hours: float
     num_speakers: int
     num_ok_speakers: int

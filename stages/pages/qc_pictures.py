@@ -26,7 +26,7 @@ _UNOPENED = {
     Reason.TIMEOUT: "not opened here: reading it did not end in time",
 }
 _NO_ROOM = "left out: the page has room for no more pictures"
-_IN_FACTS = ("duration_s", "detection_rate", "mouth_width_px", "yaw_deg", "jitter_px")
+_IN_FACTS = ("duration_s", "detection_rate", "mouth_width_px", "yaw_deg", "jitter_px", "mouth_motion")
 
 
 class Pictures:

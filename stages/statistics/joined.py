@@ -28,18 +28,20 @@ _WORDS = {
     "speaker": "clips.speaker",
     "topic": "clips.topic",
     "reason": "crops.reason",
+    "media_kind": "clips.media_kind",
 }
 """Columns of few different words; an ENUM of a word takes 1 to 4 bytes a clip, a string 16 and more."""
 
 _CREATE_JOINED = """
     CREATE TEMP TABLE joined (
-        split split_word, speaker speaker_word, topic topic_word, reason reason_word, num_chars INTEGER,
+        split split_word, speaker speaker_word, topic topic_word, reason reason_word,
+        media_kind media_kind_word, num_chars INTEGER,
         is_ok BOOLEAN, duration_us BIGINT, num_frames INTEGER, packed BOOLEAN, kept BOOLEAN, content UBIGINT
     )
 """
 _INSERT_JOINED = """
     INSERT INTO joined
-    SELECT c.split, c.speaker, c.topic, r.reason, c.num_chars, r.status = 'ok',
+    SELECT c.split, c.speaker, c.topic, r.reason, c.media_kind, c.num_chars, r.status = 'ok',
         round(r.duration_s::DOUBLE * 1e6)::BIGINT, r.num_frames,
         s.clip_id IS NOT NULL, NOT $has_crops OR r.status = 'ok',
         CASE WHEN r.clip_key IS NOT NULL THEN hash(r.clip_key) END

@@ -15,10 +15,11 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
     """Prints what `stats` gave as tables; `-` stands for what is not known yet."""
     splits = summary["splits"]
     rows = [*splits["splits"].items(), ("total", splits["total"])]
-    # two tables, so that either fits into 80 columns
+    # several tables, so that each fits into 80 columns
     _print_figures(
         console, "Splits", "split", rows, ("clips", "ok", "rejected", "packed", "hours", "speakers")
     )
+    _print_figures(console, "Taken as", "split", rows, ("face_videos", "ready_mouths"))
     _print_figures(
         console,
         f"Labels and frames of {splits['counted']}",

@@ -17,15 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
-from shards.schema import MediaKind, Reason
+from shards.schema import Reason
 from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
 from stages.videos.zips import MemberFile, find_member, opened_member
-
-MOUTH_MAX_PX = 112
-"""A square video no larger than this is taken for ready mouth crops (Chinese-LiPS ships 96x96, others 88 or 112)."""
 
 TRUNCATION_TOLERANCE_S = 0.25
 """Headers round, and edit lists cut a few frames; a video that ends this much early has lost a character."""
@@ -71,17 +68,6 @@ class Header:
     """When the first picture is shown, from the container's begin, by which players count: sound may begin earlier."""
     max_duration_s: float | None = None
     """From the first picture to the end of the file: what is beside the pictures may go on longer than they."""
-
-    @property
-    def media_kind(self) -> MediaKind:
-        """Face video or ready mouth crops, from the picture size alone."""
-        is_mouth = self.width == self.height <= MOUTH_MAX_PX
-        return MediaKind.MOUTH if is_mouth else MediaKind.FACE
-
-
-def sniff_media_kind(media: Media, params: CropParams | None = None) -> MediaKind:
-    """The header's; raises as `read_header` does."""
-    return read_header(media, params).media_kind
 
 
 def read_header(media: Media, params: CropParams | None = None) -> Header:
