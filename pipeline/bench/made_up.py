@@ -183,6 +183,7 @@ def _crops(clip_id: pa.Array, num_frames_N: Ints, rng: np.random.Generator) -> d
         "detection_rate": of_ok(1 - rng.exponential(0.01, count).clip(0, 0.2)),
         "landmarked_frames": of_frames(landmarked_N),
         "bridged_frames": of_ok(np.zeros(count, np.int64)),
+        "implausible_frames": of_ok(np.zeros(count, np.int64)),
         "mouth_width_px": of_ok(rng.normal(62, 8, count).clip(16)),
         "jitter_px": of_ok(rng.gamma(4, 0.1, count).clip(0, 3)),
         "yaw_deg": of_ok(rng.gamma(2, 4, count).clip(0, 45)),
