@@ -13,6 +13,7 @@ from model.text import normalise, normaliser_mark
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
+from stages.clips.clip_work import DATA_ERRORS
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.long_clips import cut_long_clip
 from stages.corpora.overlap import (
@@ -126,6 +127,10 @@ def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Cl
     except ClipRejected as error:
         _log.debug("%s: %s", transcript.media, error)
         return _Clip(transcript, None, error.reason)
+    except DATA_ERRORS:
+        # crop looks again, and makes a row of it
+        _log.exception("while looking at %s", transcript.media)
+        return _Clip(transcript, None, Reason.CRASHED)
 
 
 def _warn_of(clips: Sequence[_Clip], problem: Reason, told: str) -> int:

@@ -20,7 +20,7 @@ from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.crop import crop
 from stages.ingest import ingest
-from stages.settings import CorpusParams, CropParams
+from stages.settings import CorpusParams, CropParams, KindSetting
 from tests.videos import write_audio, write_mouth, write_video
 
 NUM_FRAMES = 20
@@ -117,14 +117,14 @@ def mouths(folder: Path) -> Iterator[Path]:
         )
 
 
-def cropped(root: Path, names: list[str]) -> dict[str, dict]:
+def cropped(root: Path, names: list[str], media_kind: KindSetting = "mouth") -> dict[str, dict]:
     """Rows of crops.parquet of a corpus of these media, ingested and cropped by two workers."""
     (root / "clips.csv").write_text(
         "clip_id,split,media,text\n"
         + "".join(f"c{number:04d},train,{media},好\n" for number, media in enumerate(names)),
         "utf-8",
     )
-    corpus = CorpusParams(kind="table", root=str(root))
+    corpus = CorpusParams(kind="table", root=str(root), media_kind=media_kind)
     tables = [root.parent / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
     ingest(corpus, TextParams(), PARAMS, tables[0])
     crop(corpus, PARAMS, MachineParams(workers=2, cache_dir=str(root.parent / "cache")), *tables)

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import av
+import cv2
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from shards.errors import CorpusError
 from shards.files import read_table
 from shards.schema import CLIPS
 from stages.ingest import ingest
+from stages.mouths import media_kind
 from stages.settings import CorpusParams, CropParams
 from tests.videos import write_mouth
 
@@ -106,6 +108,19 @@ def test_the_setting_is_the_kind_of_all_that_can_be_read(tmp_path: Path, setting
     summary = ingest(corpus.model_copy(update={"media_kind": setting}), TEXT, CROP, path)
     assert read_table(path, CLIPS, "ingest")["media_kind"].to_pylist() == [setting, None, setting]
     assert summary.clips_by_kind == {setting: 2}
+
+
+def test_a_picture_that_opencv_refuses_ends_no_ingest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise cv2.error("an odd picture")
+
+    monkeypatch.setattr(media_kind, "mouth_score", refuse)
+    corpus = corpus_of(tmp_path / "c", [("a", "train", "s1", "a.mp4", "一")])
+    write_mouth(tmp_path / "c" / "a.mp4", 3)
+    ingest(corpus, TEXT, CROP, tmp_path / "clips.parquet")
+    assert read_table(tmp_path / "clips.parquet", CLIPS, "ingest")["media_kind"].to_pylist() == [None]
 
 
 def test_the_table_hangs_on_the_rows_and_not_on_their_order(tmp_path: Path) -> None:

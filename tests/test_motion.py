@@ -120,8 +120,18 @@ def painted(pictures: list[np.ndarray]) -> list[np.ndarray]:
     return covered
 
 
+def shaken(pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """One of them, filmed by a hand that sways: more than one fit can follow, within the limit of jitter."""
+    height, width = pictures[30].shape[:2]
+    turns = 2 * np.pi * np.arange(len(pictures)) / len(pictures)
+    moves = [np.array([[1, 0, 27.0 * np.sin(1.5 * t)], [0, 1, 10 * np.sin(4 * t + 1)]]) for t in turns]
+    return [
+        cv2.warpAffine(pictures[30], move, (width, height), borderMode=cv2.BORDER_REPLICATE) for move in moves
+    ]
+
+
 @pytest.mark.realdata
-@pytest.mark.parametrize("change", [None, painted, lambda pictures: [pictures[30]] * len(pictures)])
+@pytest.mark.parametrize("change", [None, painted, lambda pictures: [pictures[30]] * len(pictures), shaken])
 def test_real_speakers(
     realdata: Path, tmp_path: Path, change: Callable[[list[np.ndarray]], list[np.ndarray]] | None
 ) -> None:
