@@ -9,11 +9,12 @@ export PATH
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-avx2 test-slow lint format clean
 
 help:
 	@echo "make demo       draw a small corpus, run all seven stages, print the CER (7 minutes on two cores)"
 	@echo "make test       lint, type check and run all tests"
+	@echo "make test-avx2  run the tests that compute with torch as on a processor without AVX-512"
 	@echo "make test-slow  tests that need more: a Ray cluster on this machine (one minute)"
 	@echo "make lint       ruff, mypy and import-linter alone"
 	@echo "make format     let ruff write the layout"
@@ -46,6 +47,11 @@ demo: .venv/.installed
 
 test: lint
 	pytest -m 'not slow' $(PYTEST_ARGS)
+
+# Test files that import torch. oneDNN reads the first variable and torch's own kernels the second, once, at their start.
+test-avx2: .venv/.installed-dev
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest -m 'not slow' $(PYTEST_ARGS) \
+	  $$(grep -lE '^ *(import|from) torch' tests/test_*.py)
 
 test-slow: .venv/.installed-slow
 	pytest -m slow $(PYTEST_ARGS)

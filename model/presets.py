@@ -4,16 +4,19 @@ A preset's sizes are defaults: `model.sizes` in params.yaml holds what differs f
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from shards.settings import Section
 
+Channels = Annotated[int, Field(ge=1, le=4_096)]
+
 
 class Cnn3dSizes(Section):
     """Of the baseline: four 3D convolutions, a bidirectional LSTM, an LSTM decoder with attention."""
 
-    channels: tuple[int, int, int, int] = Field(
+    channels: tuple[Channels, Channels, Channels, Channels] = Field(
         (32, 64, 128, 256), description="of the four 3D convolutions: frontend, frontend, middle, backend"
     )
     pool_grid: int = Field(
@@ -33,7 +36,7 @@ class Cnn3dSizes(Section):
 class ConformerSizes(Section):
     """Of the conformer presets: 3D stem and ResNet, Conformer encoder, Transformer decoders."""
 
-    channels: tuple[int, int, int, int] = Field(
+    channels: tuple[Channels, Channels, Channels, Channels] = Field(
         (64, 128, 256, 512), description="of the ResNet's four stages; the stem has the first one's"
     )
     blocks_per_stage: int = Field(2, ge=1, le=8, description="of the ResNet; 2: ResNet-18")

@@ -19,7 +19,7 @@ from shards.errors import CheckpointError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
 from shards.settings import Section
 
-TRAIN_VERSION = 3
+TRAIN_VERSION = 4
 """Goes up where the same parameters train differently."""
 TORSO_AGE_S = 600.0
 """Older than any checkpoint takes to write: what a killed process left of one."""

@@ -11,6 +11,10 @@ from shards.settings import Section
 SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
 """What tells the two kinds of `model.sizes` apart in pydantic's errors; no key of params.yaml."""
 
+MIN_RESNET_PX = 16
+"""Of an input of 16 × 16 px the ResNet's third stage leaves 1 pixel. The gradient of a convolution of 1 pixel with a
+stride and padding is wrong in bfloat16 on AVX-512 (oneDNN 3.12: it leaves memory unwritten, and writes outside)."""
+
 Head = Literal["ctc", "decoder", "reverse_decoder", "syllables"]
 """What stands on the encoder: CTC and attention decoders over characters, CTC over syllables."""
 
@@ -78,6 +82,18 @@ class ModelParams(Section):
     input_std: float = Field(0.165, gt=0, le=1, description="of gray levels 0..1; public lip readers' crops")
     temporal_stride: Literal[1, 2] = Field(1, description="input frames for one encoder step")
     dropout: float = Field(0.3, ge=0, lt=1, description="between layers")
+
+    @model_validator(mode="after")
+    def _leaves_pixels(self) -> "ModelParams":
+        if (
+            isinstance(self.sizes, ConformerSizes)
+            and max(self.frame_height, self.frame_width) <= MIN_RESNET_PX
+        ):
+            raise ValueError(
+                f"frame_height and frame_width must not both be {MIN_RESNET_PX} with {self.preset}: the ResNet's last "
+                f"stage would see 1 pixel; set one of them to {MIN_RESNET_PX + 1} or more"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

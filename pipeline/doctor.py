@@ -73,10 +73,11 @@ _TRIED = ("av", "duckdb", "numpy", "opencv-python", "pyarrow", "scipy")
 
 _TORCH = """
 import json, torch
+from model.device import cpu_computes_bfloat16
 cuda = torch.cuda.is_available()
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count() if cuda else 0)]
 print(json.dumps({
-    "cpu": bool(torch.cpu._is_avx512_bf16_supported()),
+    "cpu": cpu_computes_bfloat16(),
     "cuda": bool(cuda and torch.cuda.is_bf16_supported(including_emulation=False)),
     "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB" for gpu in gpus],
 }))

@@ -256,6 +256,7 @@ def test_a_learning_rate_with_an_exponent_is_taken_everywhere(params_file: Path,
         ("train.batch_size=many", ("train.batch_size", "many")),
         ("train.scheduler=linear", ("train.scheduler", "linear", "cosine")),
         ("model.sizes.channels=[1, 2]", ("model.sizes.channels",)),
+        ("model.sizes.channels=[0, 8, 8, 8]", ("model.sizes.channels", "0", "1")),
         ("model.sizes.num_heads=3", ("model.sizes", "num_heads 3", "must divide hidden_dim")),
         ("corpus.kind=lrs3", ("corpus.kind", "lrs3", "grid")),
         ("corpus.root=null", ("corpus.root", "None")),
@@ -271,6 +272,16 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
         load_params(params_file, assignments=[assignment])
     for part in told:
         assert part in str(caught.value)
+
+
+def test_an_input_that_leaves_the_resnet_one_pixel_is_refused(params_file: Path) -> None:
+    smallest = ["model.frame_height=16", "model.frame_width=16"]
+    with pytest.raises(
+        ConfigError, match=r"not both be 16 with conformer_tiny: .* set one of them to 17 or more"
+    ):
+        load_params(params_file, assignments=smallest)
+    load_params(params_file, assignments=[smallest[0], "model.frame_width=17"])
+    load_params(params_file, assignments=[*smallest, "model.preset=cnn3d_bilstm_attention"])
 
 
 @pytest.mark.parametrize(
