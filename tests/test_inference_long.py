@@ -25,7 +25,7 @@ from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
-from stages.videos.video import read_header
+from stages.videos.video import decode, read_header
 from tests.faces import face_points
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_audio, write_face, write_mouth, write_video
@@ -314,3 +314,22 @@ def test_shares_of_what_cannot_be_are_numbers() -> None:
     """A decoder that finds no possible text gives one of log-probability -inf, and JSON knows no NaN."""
     (only,) = _shares((Candidate("", -math.inf, -math.inf),))
     assert only == Alternative("", 1.0)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("cut", [20, 33, 48])
+def test_at_a_hard_cut_a_video_is_read_as_two_pieces(realdata: Path, tmp_path: Path, cut: int) -> None:
+    """Two people framed alike: each piece shows its own person, and together they have every frame."""
+    folder, params, watching = realdata / "grid" / "video", params_with(), Watching()
+    one, other = (
+        [frame.rgb_HW3()[..., ::-1] for frame in decode(folder / name, params.crop)]
+        for name in ("s1/bbaf2n.mp4", "s26/bgbsza.mpg")
+    )
+    video = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75])
+    reading = read_video(video, CountingReader(), params, on_mouth=watching)
+    pieces = [(piece.start_s, piece.end_s) for piece, _ in watching.seen]
+    assert pieces == [(0.0, pytest.approx(cut / FPS)), (pytest.approx(cut / FPS), pytest.approx(3.0))]
+    assert [len(mouth.clip_THW) for _, mouth in watching.seen] == [cut, 75 - cut]
+    assert all(segment.reason is None for segment in reading.segments)
+    alone = crop_video(write_video(tmp_path / "b.mp4", one[:cut]), MediaKind.FACE, params.crop)
+    assert np.abs(watching.seen[0][1].clip_THW.astype(int) - alone.clip_THW).mean() < 3

@@ -21,6 +21,8 @@ _UNREADABLE_VIDEO = 422
 _WORDS: Mapping[str, str] = {
     Reason.NO_FACE: "No face was found. Look into the camera in good light, with the whole face in the picture.",
     Reason.LOW_DETECTION: "The mouth is hidden or out of the picture for too long. Keep the whole face in view.",
+    Reason.MOUTH_OUTSIDE: "The edge of the picture cuts off the mouth or the chin. Show the whole face.",
+    Reason.SCENE_CUT: "The video cuts to another shot in the middle of what is read. Cut it there, and try each part.",
     Reason.SMALL_MOUTH: "The mouth is too small to read. Come closer to the camera, or cut the picture to the face.",
     Reason.TURNED_AWAY: "The head is turned too far to the side. Look towards the camera.",
     Reason.UNSTABLE_TRACK: "The face moves too much to follow. Hold the camera still, and the head calm.",

@@ -35,10 +35,10 @@ def mouth_motion(clip_THW: NDArray[np.uint8], fps: float) -> float:
     lag = min(max(1, round(LAG_S * fps)), len(clip_THW) - 1)
     if lag < 1:
         return 0.0
-    small_TNN = [_shrunk(crop_HW) for crop_HW in clip_THW]
-    pairs = zip(small_TNN[:-lag:lag], small_TNN[lag::lag], strict=True)
-    beyond = [_change(first, second) for first, second in pairs]
-    contrast = max(_LEAST_CONTRAST, float(np.median([picture.std() for picture in small_TNN])))
+    # every other stretch of LAG_S is enough, and half the work
+    firsts, seconds = ([_shrunk(crop_HW) for crop_HW in clip_THW[start :: 2 * lag]] for start in (0, lag))
+    beyond = [_change(first, second) for first, second in zip(firsts, seconds, strict=False)]
+    contrast = max(_LEAST_CONTRAST, float(np.median([picture.std() for picture in firsts + seconds])))
     return float(np.sqrt(max(0.0, float(np.mean(beyond)))) / contrast)
 
 
