@@ -1,6 +1,7 @@
 """The README's pictures, taken with headless Chromium: `python docs/screenshots.py --help`.
 
-The report's need a finished `pipeline report`, the try-out page's a running `pipeline serve` and a video.
+The report's need a finished `pipeline report`, the try-out page's a running `pipeline serve` and a video. The last,
+lively_head.png, needs a video of somebody who nods.
 """
 
 import argparse
@@ -10,7 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
+
+from shards.schema import MediaKind
+from stages.mouths.cropping import crop_video
+from stages.settings import CropParams
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH_PX, MARGIN_PX = 1_120, 16
@@ -68,19 +75,34 @@ def shoot_serve(url: str, video: Path, folder: Path) -> None:
         shoot(page, folder / "serve.png", main, main)
 
 
+def draw_lively_head(video: Path, folder: Path) -> None:
+    """lively_head.png: every sixth frame of the crop, above with the calm mean alone, below as it is now."""
+    rows = []
+    for max_lag_px in (1e3, CropParams().max_lag_px):
+        clip = crop_video(video, MediaKind.FACE, CropParams(max_lag_px=max_lag_px, max_jitter_px=100.0))
+        shown = [np.pad(crop_HW, 2, constant_values=255) for crop_HW in clip.clip_THW[:60:6]]
+        for crop_HW in shown:
+            crop_HW[2:-2:3, 50] = crop_HW[50, 2:-2:3] = 255  # the middle, where the mouth should be
+        rows.append(np.hstack(shown))
+    Image.fromarray(np.vstack(rows)).save(folder / "lively_head.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, metavar="FILE", help="a report.html")
     parser.add_argument("--serve", metavar="URL", help="of a running `pipeline serve`; needs --video")
     parser.add_argument("--video", type=Path, metavar="FILE", help="what the try-out page reads")
+    parser.add_argument("--nodding", type=Path, metavar="FILE", help="a video of a lively head")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="FOLDER")
     options = parser.parse_args()
-    if not (options.report or options.serve) or bool(options.serve) != bool(options.video):
-        parser.error("name --report FILE, or --serve URL with --video FILE, or all three")
+    if not (options.report or options.serve or options.nodding) or bool(options.serve) != bool(options.video):
+        parser.error("name --report FILE, --serve URL with --video FILE, or --nodding FILE")
     if options.report:
         shoot_report(options.report.resolve().as_uri(), options.out)
     if options.serve:
         shoot_serve(options.serve, options.video, options.out)
+    if options.nodding:
+        draw_lively_head(options.nodding, options.out)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,18 @@ def videos_of(folder: Path, count: int) -> list[Path]:
     return [found[i] for i in picks]
 
 
-def upscaled(sources: Sequence[Path], folder: Path, width: int, height: int, preset: str) -> list[Path]:
-    """Each video at width x height and 25 fps in H.264, bicubic, its edge pixels repeated where the shape differs."""
+def upscaled(
+    sources: Sequence[Path], folder: Path, width: int, height: int, preset: str, share: float = 1.0
+) -> list[Path]:
+    """Each video at width x height and 25 fps in H.264, bicubic, its edge pixels repeated where the shape differs.
+
+    It fills `share` of the height or width.
+    """
     made = []
     for number, source in enumerate(sources):
         path = folder / f"{number:04d}_{source.stem}.mp4"
         if not path.exists():
-            pictures = (_fitted(picture, width, height) for picture in _pictures(source))
+            pictures = (_fitted(picture, width, height, share) for picture in _pictures(source))
             encode_h264(path, pictures, width, height, preset)
         made.append(path)
     return made
@@ -53,8 +58,8 @@ def _pictures(path: Path) -> Iterator[av.VideoFrame]:
         yield from container.decode(video=0)
 
 
-def _fitted(picture: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
-    scale = min(width / picture.width, height / picture.height)
+def _fitted(picture: av.VideoFrame, width: int, height: int, share: float = 1.0) -> NDArray[np.uint8]:
+    scale = share * min(width / picture.width, height / picture.height)
     inner = (2 * round(picture.width * scale / 2), 2 * round(picture.height * scale / 2))
     rgb = picture.reformat(width=inner[0], height=inner[1], interpolation="BICUBIC").to_ndarray(
         format="rgb24"
