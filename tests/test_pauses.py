@@ -1,5 +1,7 @@
 """Where a video is cut: known faces with known lips."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,10 +29,16 @@ def cut(
     ended: bool = True,
     live: bool = False,
     unseen: tuple[int, ...] = (),
+    scene_cuts: tuple[int, ...] = (),
     **params: float,
 ) -> Cut | None:
     placements = np.tile(np.array([[1.0, 0, 0], [0, 1, 0]]), (len(opening_px), 1, 1))
     found = landmarks_of(placements, opening_px=opening_px, unseen=unseen)
+    found = replace(
+        found,
+        cut_frame_C=np.array(scene_cuts, np.int32),
+        cut_box_C4=np.tile(found.box_M4[:1], (len(scene_cuts), 1)),
+    )
     settings_ = InferenceParams.model_validate({"longest_s": 4, "overlap_s": 1} | params)
     return next_cut(found, CROP, settings_, ended, live)
 
@@ -38,6 +46,19 @@ def cut(
 def test_what_is_short_is_not_cut() -> None:
     assert cut(speech(100, (40, 60))) == Cut(100, 100)
     assert cut(speech(100, (40, 60)), ended=False) is None
+
+
+@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("scene_cuts", [(33,), (33, 70), (0, 33)])
+def test_a_clip_ends_at_the_first_hard_cut(scene_cuts: tuple[int, ...], ended: bool, live: bool) -> None:
+    """Known before the clip is as long as it may be. One at frame 0 is where the clip began."""
+    assert cut(speech(80), ended, live, scene_cuts=scene_cuts) == Cut(33, 33)
+    assert cut(speech(80), ended, live, unseen=tuple(range(5, 25)), scene_cuts=scene_cuts) == Cut(5, 5)
+
+
+def test_a_hard_cut_beyond_the_longest_clip_changes_nothing() -> None:
+    assert cut(speech(140), scene_cuts=(120,)) == cut(speech(140))
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -48,7 +48,7 @@ def next_cut(
     # half a frame: timestamps are ratios in floating point
     num_longest = int(np.searchsorted(times_s_F, times_s_F[0] + params.longest_s - step_s / 2))
     # what is behind a cut is another clip
-    cut_frame = min(landmarks.cut_frame_C.tolist(), default=0)
+    cut_frame = min((frame for frame in landmarks.cut_frame_C.tolist() if frame > 0), default=0)
     gap = _first_gap(landmarks, crop.max_gap_s, step_s)
     if 0 < cut_frame <= num_longest and (gap is None or cut_frame <= gap[0]):
         return Cut(cut_frame, cut_frame)

@@ -144,7 +144,7 @@ class Follower:
         if len(self._stretch) > 1:
             self._close(self._stretch, None)
         self._settle(self._stretch, [_way(face) for face in self._first])
-        self._stretch = []
+        self._stretch, self._before = [], []
         return self._take(len(self._times_s))
 
     def _take(self, num_frames: int) -> Landmarks:
