@@ -122,6 +122,20 @@ def test_beside_cuts_every_face_is_in_its_own_frame(
 
 
 @pytest.mark.realdata
+@pytest.mark.parametrize("begin", [14, 16, 30])
+def test_another_person_behind_black_is_another_shot_the_same_is_not(
+    two_people: tuple[Pictures, Pictures], tmp_path: Path, begin: int
+) -> None:
+    one, other = two_people
+    black = [np.zeros_like(one[0])] * 5
+    changed = write_video(tmp_path / "a.mp4", one[:begin] + black + other[begin + 5 : 75])
+    assert set(follow_video(changed, PARAMS).cut_frame_C.tolist()) == {begin + 5}
+    same = write_video(tmp_path / "b.mp4", one[:begin] + black + one[begin + 5 :])
+    assert follow_video(same, PARAMS).cut_frame_C.tolist() == []
+    assert crop_video(same, MediaKind.FACE, PARAMS).figures.bridged_frames == 5
+
+
+@pytest.mark.realdata
 def test_two_cuts_in_one_clip(two_people: tuple[Pictures, Pictures], tmp_path: Path) -> None:
     one, other = two_people
     path = write_video(tmp_path / "a.mp4", one[:20] + other[20:45] + one[45:])

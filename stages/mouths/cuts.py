@@ -32,9 +32,10 @@ changes the first one, a background that moves the second."""
 SAME_SHOT = 0.6
 """Correlation from which on two looks are of one shot."""
 FLAT = 1.0
+"""Standard deviation in gray levels below which a look is black, white or fog: unlike any face."""
 FAINT = 0.25
-"""A look whose standard deviation is below so many gray levels, or below this share of the other's, shows nothing:
-black, fog, or what a decoder makes of a lost key frame, where a face is faintly seen (0.15 to 0.19 in GRID)."""
+"""A look whose standard deviation is below this share of the other's is no evidence of a cut: a decoder makes such
+pictures where a key frame is lost, and a face may be faintly seen in them (0.15 to 0.19 in GRID)."""
 CHECKED_EVERY = 4
 """Frames between two looks; where they differ, those between are compared one by one."""
 
@@ -52,14 +53,14 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
 
     def look(number: int) -> Look:
         if number not in looks:
-            looks[number] = _look(frames[number], box_F4[number])
+            looks[number] = look_at(frames[number], box_F4[number])
         return looks[number]
 
     stops = [*range(begin, end, CHECKED_EVERY), end]
     return [
         number
         for first, last in pairwise(stops)
-        if not _alike(look(first), look(last))
+        if not alike(look(first), look(last))
         for number in range(first + 1, last + 1)
         if _is_cut(look, number, len(frames))
     ]
@@ -68,20 +69,23 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
 def _is_cut(look: Callable[[int], Look], number: int, num_frames: int) -> bool:
     """Whether none of the two frames before `number` looks like it or the next one."""
     return not any(
-        _alike(look(before), look(after))
+        alike(look(before), look(after))
         for before in (number - 1, number - 2)
         for after in (number, number + 1)
         if before >= 0 and after < num_frames
     )
 
 
-def _alike(look: Look, other: Look) -> bool:
+def alike(look: Look, other: Look) -> bool:
+    """Whether two looks may be of one shot."""
     return any(_correlation(one, another) >= SAME_SHOT for one, another in zip(look, other, strict=True))
 
 
 def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) -> float:
     less, more = sorted((float(look_SS.std()), float(other_SS.std())))
-    if less < max(FLAT, FAINT * more):
+    if less < FLAT:
+        return 1.0 if more < FLAT / FAINT else 0.0
+    if less < FAINT * more:
         return 1.0
     # the plain correlation is cheap, and nearly always enough
     plain = float((look_SS * other_SS).mean() / (look_SS.std() * other_SS.std()))
@@ -91,7 +95,8 @@ def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) ->
     return float(cv2.matchTemplate(other_SS, middle, cv2.TM_CCOEFF_NORMED).max())
 
 
-def _look(frame: SourceFrame, box_4: Doubles) -> Look:
+def look_at(frame: SourceFrame, box_4: Doubles) -> Look:
+    """The look of a face, whose mesh has this box in source pixels, and of its surroundings."""
     # of odd formats the whole picture is converted at each call, so it is asked for once
     side_px = REGIONS[-1] * float((box_4[2:] - box_4[:2]).max())
     middle = (box_4[:2] + box_4[2:]) / 2

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.terms import Transfer
-from stages.mouths.cuts import cut_frames
+from stages.mouths.cuts import Look as FaceLook
+from stages.mouths.cuts import alike, cut_frames, look_at
 from stages.mouths.face_search import Look, box_of, find_faces
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
 from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_windows
@@ -105,6 +106,8 @@ class Follower:
         """First source frame after a cut, and the face's box where it was seen."""
         self._is_lively = False
         """Whether a head in this stretch moves faster than the calm smoothing follows."""
+        self._before_gap: list[FaceLook] = []
+        """The faces before the last sudden change to a picture without any."""
         self._num_empty = 0
         """Ends of stretches without a face, since the last face."""
         self._size = (0, 0)
@@ -215,8 +218,7 @@ class Follower:
                 if number not in known:
                     known[number] = self._look(frames[number], near)
             stops |= {cut - 1, cut}
-            # a picture without a face, as of a flash or a damaged file, is bridged: it is not another shot
-            if known[cut - 1] and known[cut]:
+            if not self._goes_on_behind_gap(frames[cut - 1], known[cut - 1], frames[cut], known[cut]):
                 self._cuts += [(frames[cut].index, box_4) for box_4 in boxes_4]
         flow: Flow | None = None
         self._is_lively = False
@@ -234,6 +236,24 @@ class Follower:
                 self._settle(frames[begin:end], ways)
         self._before, self._first = [frames[last - 1]], known[last]
         self._stretch = [frames[last], *([] if ahead is None else [ahead])]
+
+    def _goes_on_behind_gap(
+        self, last: SourceFrame, last_faces: list[Face], first: SourceFrame, first_faces: list[Face]
+    ) -> bool:
+        """Whether a sudden change between two frames only begins or ends a gap without faces, which may be bridged.
+
+        Black, a slide or what a decoder makes of lost bytes is no other shot, but another person behind it is one.
+        """
+        if last_faces and first_faces:
+            return False
+        if last_faces:
+            self._before_gap = [look_at(last, face.box_4) for face in last_faces]
+            return True
+        looks = [look_at(first, face.box_4) for face in first_faces]
+        is_other = (
+            looks and self._before_gap and not any(alike(a, b) for a in self._before_gap for b in looks)
+        )
+        return not is_other
 
     def _find_cuts(
         self, frames: Sequence[SourceFrame], ahead: SourceFrame | None, first: list[Face], last: list[Face]
