@@ -60,7 +60,7 @@ class CropParams(Section):
     target_fps: float = Field(25.0, ge=1, le=120, description="frame rate of the mouth clip, 1/s")
     smoothing_s: float = Field(0.5, ge=0, le=5, description="window of the smoothing of the transform, s")
     max_lag_px: float = Field(
-        1.5, ge=0, description="how far the smoothed window may lag behind a moving head, crop px"
+        1.8, ge=0, description="how far the smoothed window may lag behind a moving head, crop px"
     )
     landmarker: Literal["litert", "mediapipe"] = Field(
         "litert", description="what finds the landmarks: the bundle's models in LiteRT, or mediapipe's graph"
