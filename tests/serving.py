@@ -74,7 +74,8 @@ class Serving:
 def served(cache: Path, host: str = "127.0.0.1", **limits: float) -> Iterator[Serving]:
     """A server in a thread of this process, its worker in a process of its own."""
     chosen = Limits(**limits)  # type: ignore[arg-type]
-    flags = {"machine.device": "cpu", "machine.cache_dir": str(cache)}
+    # the small videos of these tests, noise among them, are ready mouths
+    flags = {"machine.device": "cpu", "machine.cache_dir": str(cache), "corpus.media_kind": "mouth"}
     params = within_limits(load_params(ROOT / "params.yaml", flags=flags), chosen)
     worker = ReadingWorker(FakeReader, params, chosen.timeout_s)
     worker.start()

@@ -121,6 +121,40 @@ def test_beside_cuts_every_face_is_in_its_own_frame(
     assert np.abs(np.subtract(*eyes_and_nose)).max() < 3
 
 
+def with_wall(pictures: Pictures) -> Pictures:
+    """A textured wall behind everyone, but for the middle where the person is, and a channel's logo."""
+    height, width = pictures[0].shape[:2]
+    wall = np.random.default_rng(5).integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8)
+    wall = cv2.resize(wall, (width, height), interpolation=cv2.INTER_NEAREST)
+    wall[:, width // 4 : -width // 4] = 0
+    return [np.where(wall > 0, wall, picture) for picture in pictures]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("cut", [25, 40])
+def test_a_cut_before_a_background_that_stands_still(
+    two_people: tuple[Pictures, Pictures], tmp_path: Path, cut: int
+) -> None:
+    one, other = (with_wall(pictures) for pictures in two_people)
+    path = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75])
+    assert set(follow_video(path, PARAMS).cut_frame_C.tolist()) == {cut}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("cut", [17, 38])
+def test_a_cut_with_a_mixed_picture(
+    two_people: tuple[Pictures, Pictures], tmp_path: Path, cut: int, share: float
+) -> None:
+    """As a converter of frame rates makes it of the last picture of one shot and the first of the next."""
+    one, other = two_people
+    mixed = cv2.addWeighted(one[cut - 1], 1 - share, other[cut], share, 0)
+    path = write_video(tmp_path / "a.mp4", [*one[: cut - 1], mixed, *other[cut:75]])
+    found = set(follow_video(path, PARAMS).cut_frame_C.tolist())
+    assert len(found) == 1
+    assert found <= {cut - 1, cut}
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize("begin", [14, 16, 30])
 def test_another_person_behind_black_is_another_shot_the_same_is_not(

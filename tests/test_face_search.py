@@ -138,6 +138,19 @@ def test_more_faces_than_wanted_leave_the_largest() -> None:
         assert 500 < mouth_of(largest)[:, 0].mean() < 600
 
 
+def test_a_whole_small_face_beside_a_large_one_that_is_cut_off(tmp_path: Path) -> None:
+    """The detector sees the large one alone in the whole picture, whose mouth lies below the edge."""
+    large = cv2.resize(photograph()[0:142, 120:330], None, fx=3.0, fy=3.0)
+    small = shrunk(photograph()[:300, 60:400], 0.55)
+    picture = np.full((720, 1280, 3), 128, np.uint8)
+    picture[-len(large) :, 40 : 40 + large.shape[1]] = large
+    picture[60 : 60 + len(small), 1000 : 1000 + small.shape[1]] = small
+    with face_finder("litert", 3) as look:
+        assert len(look(frame_of(picture))) == 1
+    clip = crop_video(write_video(tmp_path / "a.mp4", [picture] * 20), MediaKind.FACE, CropParams())
+    assert clip.figures.mouth_width_px == pytest.approx(22.8, abs=1)
+
+
 @pytest.mark.parametrize("place", [(0.0, 1.0), (1.0, 0.3)])
 def test_the_crop_of_a_small_face_is_ok(tmp_path: Path, place: tuple[float, float]) -> None:
     """The mouth is 23 px wide in 1280 px: 5 % of the picture's width is face."""

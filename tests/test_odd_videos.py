@@ -24,6 +24,7 @@ from shards.schema import MediaKind
 from stages.long_videos.long_video import MouthStream
 from stages.long_videos.pieces import Piece
 from stages.mouths.cropping import MouthClip, crop_video
+from stages.mouths.face_search import Square
 from stages.mouths.flow import ANCHORS
 from stages.mouths.mesh_points import KEPT
 from stages.mouths.patches import WholePictures
@@ -78,7 +79,7 @@ def pieces_of(num_frames: int, is_away: np.ndarray, params: InferenceParams) -> 
     picture = av.VideoFrame.from_ndarray(np.full((256, 512), 90, np.uint8), format="gray")
     speaker, listener = np.array([[1.0, 0, 0], [0, 1, 0]]), np.array([[0.6, 0, 300], [0, 0.6, 60]])
 
-    def find(frame: SourceFrame) -> list[np.ndarray]:
+    def find(frame: SourceFrame, square: Square | None = None) -> list[np.ndarray]:
         sway = np.sin(frame.index * 1.3)
         shown = [mesh_of(listener, 3 + 1.5 * sway)]
         return shown if is_away[frame.index] else [mesh_of(speaker, 8 + 6 * sway), *shown]

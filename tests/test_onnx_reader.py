@@ -224,6 +224,7 @@ def test_inference_reads_a_video_where_there_is_no_torch(
     (tmp_path / "blocked" / "torch.py").write_text(WITHOUT_TORCH, "utf-8")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "blocked")}
     command = ["inference", str(video), "--json", "--params", str(ROOT / "params.yaml")]
+    command += ["--set", "corpus.media_kind=mouth"]
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -240,7 +241,7 @@ def test_inference_reads_a_video_where_there_is_no_torch(
     (reading,) = json.loads(done.stdout)
     assert reading["reason"] is None and reading["num_frames"] == len(clip_THW)
 
-    mouth = crop_video(video, MediaKind.FACE, CropParams())
+    mouth = crop_video(video, MediaKind.MOUTH, CropParams())
     assert reading["text"] == reader.read_clip(mouth.clip_THW, DecodeParams(decoder="ctc")).text != ""
     # and the wall is one: a checkpoint does take torch
     assert "torch is not here" in run("--checkpoint", "best_model.pt").stderr

@@ -57,6 +57,19 @@ def test_a_clip_ends_at_the_first_hard_cut(scene_cuts: tuple[int, ...], ended: b
     assert cut(speech(80), ended, live, unseen=tuple(range(5, 25)), scene_cuts=scene_cuts) == Cut(5, 5)
 
 
+def test_a_cut_elsewhere_in_the_picture_parts_nothing() -> None:
+    """A screen behind the speaker changes its picture."""
+    placements = np.tile(np.array([[1.0, 0, 0], [0, 1, 0]]), (80, 1, 1))
+    found = landmarks_of(placements, opening_px=speech(80))
+    found = replace(
+        found,
+        cut_frame_C=np.array([33], np.int32),
+        cut_box_C4=np.array([[900, 100, 1000, 200]], np.float32),
+    )
+    params = InferenceParams.model_validate({"longest_s": 4, "overlap_s": 1})
+    assert next_cut(found, CROP, params, True) == Cut(80, 80)
+
+
 def test_a_hard_cut_beyond_the_longest_clip_changes_nothing() -> None:
     assert cut(speech(140), scene_cuts=(120,)) == cut(speech(140))
 

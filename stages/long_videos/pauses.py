@@ -47,8 +47,7 @@ def next_cut(
     step_s = frame_step_s(times_s_F, crop)
     # half a frame: timestamps are ratios in floating point
     num_longest = int(np.searchsorted(times_s_F, times_s_F[0] + params.longest_s - step_s / 2))
-    # what is behind a cut is another clip
-    cut_frame = min((frame for frame in landmarks.cut_frame_C.tolist() if frame > 0), default=0)
+    cut_frame = _first_scene_cut(landmarks, crop)
     gap = _first_gap(landmarks, crop.max_gap_s, step_s)
     if 0 < cut_frame <= num_longest and (gap is None or cut_frame <= gap[0]):
         return Cut(cut_frame, cut_frame)
@@ -80,6 +79,14 @@ def next_cut(
         return Cut(middle, middle)
     again = int(np.searchsorted(times_s_F, times_s_F[num_longest] - params.overlap_s - step_s / 2))
     return Cut(num_longest, max(again, 1))
+
+
+def _first_scene_cut(landmarks: Landmarks, crop: CropParams) -> int:
+    """The frame before which the speaker's shot first ends or begins; 0 without one."""
+    if not (landmarks.cut_frame_C > 0).any():
+        return 0
+    face = main_face(landmarks, crop)
+    return min((frame for frame in (face.cut_frames if face else []) if frame > 0), default=0)
 
 
 def frame_step_s(times_s_F: NDArray[np.float64], crop: CropParams) -> float:

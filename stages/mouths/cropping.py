@@ -185,7 +185,7 @@ def _transform(
     figures.jitter_px = track.jitter_px
     for reason, value, limit, name, fault in (
         (Reason.SMALL_MOUTH, -track.mouth_width_px, -params.min_mouth_width_px, "min_mouth_width_px",
-         f"the mouth is {track.mouth_width_px:.1f} px wide"),
+         f"the mouth is {track.mouth_width_px:.2f} px wide"),
         (Reason.TURNED_AWAY, track.yaw_deg, params.max_yaw_deg, "max_yaw_deg",
          f"the head is turned by {track.yaw_deg:.0f} degrees"),
         (Reason.UNSTABLE_TRACK, track.jitter_px, params.max_jitter_px, "max_jitter_px",
@@ -207,8 +207,8 @@ def _check_seen(landmarks: Landmarks, face: FaceTrack, params: CropParams) -> No
         share = len(face.outside_frames) / len(landmarks.times_s_F)
         raise ClipRejected(
             Reason.MOUTH_OUTSIDE,
-            f"the edge of the picture cuts the mouth or the chin off in {share:.0%} of the frames ({fault}); "
-            "take a video that shows the whole mouth",
+            f"the edge of the picture cuts the mouth or the chin off in {share:.0%} of the frames, too many for "
+            "crop.min_detection_rate and crop.max_gap_s; take a video that shows the whole mouth",
         )
     raise ClipRejected(Reason.LOW_DETECTION, fault)
 

@@ -29,8 +29,9 @@ REGIONS = (1.3, 2.5)
 """Sides of the compared squares in sides of the mesh's box: the face, and head and shoulders. A hand before the mouth
 changes the first one, a background that moves the second."""
 
-SAME_SHOT = 0.6
-"""Correlation from which on two looks are of one shot."""
+SAME_FACE, SAME_SHOT = 0.5, 0.6
+"""A face that correlates by less than the first is another one, whatever stands still around it: a caption, a wall.
+From the second on, face or surroundings are of one shot."""
 FLAT = 1.0
 """Standard deviation in gray levels below which a look is black, white or fog: unlike any face."""
 FAINT = 0.25
@@ -57,20 +58,23 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
         return looks[number]
 
     stops = [*range(begin, end, CHECKED_EVERY), end]
-    return [
-        number
-        for first, last in pairwise(stops)
-        if not alike(look(first), look(last))
-        for number in range(first + 1, last + 1)
-        if _is_cut(look, number, len(frames))
-    ]
+    cuts: list[int] = []
+    for first, last in pairwise(stops):
+        if not alike(look(first), look(last)):
+            numbers = range(first + 1, last + 1)
+            # converters of frame rates mix the last picture of a shot with the first of the next
+            cuts += [n for n in numbers if _is_cut(look, n, len(frames), num_mixed=0)] or [
+                n for n in numbers if _is_cut(look, n, len(frames), num_mixed=1)
+            ]
+    return cuts
 
 
-def _is_cut(look: Callable[[int], Look], number: int, num_frames: int) -> bool:
-    """Whether none of the two frames before `number` looks like it or the next one."""
-    return not any(
+def _is_cut(look: Callable[[int], Look], number: int, num_frames: int, num_mixed: int) -> bool:
+    """Whether no frame of two before `number`, but for `num_mixed` right before it, looks like it or the next one."""
+    last = number - 1 - num_mixed
+    return last >= 0 and not any(
         alike(look(before), look(after))
-        for before in (number - 1, number - 2)
+        for before in (last, last - 1)
         for after in (number, number + 1)
         if before >= 0 and after < num_frames
     )
@@ -78,7 +82,8 @@ def _is_cut(look: Callable[[int], Look], number: int, num_frames: int) -> bool:
 
 def alike(look: Look, other: Look) -> bool:
     """Whether two looks may be of one shot."""
-    return any(_correlation(one, another) >= SAME_SHOT for one, another in zip(look, other, strict=True))
+    face = _correlation(look[0], other[0])
+    return face >= SAME_SHOT or (face >= SAME_FACE and _correlation(look[1], other[1]) >= SAME_SHOT)
 
 
 def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) -> float:

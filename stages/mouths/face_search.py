@@ -60,24 +60,25 @@ def find_faces(
     known_boxes: Sequence[NDArray[np.float64]],
     smallest_mouth_px: float | None,
     max_faces: int,
+    is_usable: Callable[[NDArray[np.float32]], bool] = lambda mesh: True,
 ) -> list[NDArray[np.float32]]:
     """Returns the meshes (478, 3) of up to `max_faces` faces, in source pixels.
 
     Searches the whole picture, then around each of `known_boxes` (left, top, right, bottom of a mesh in a neighbouring
-    frame) that was not found there. Where nothing was found, searches in ever smaller tiles, down to faces with a mouth
-    of `smallest_mouth_px` (None: no tiles).
+    frame) that was not found there. Where none of the meshes found so far `is_usable`, searches in ever smaller tiles,
+    down to faces with a mouth of `smallest_mouth_px` (None: no tiles).
     """
     meshes = look(frame)
     for box_4 in known_boxes:
         if all(overlap(box_4, box_of(mesh)) < SAME_FACE for mesh in meshes):
             _add_new(meshes, look(frame, _around(box_4)))
-    if not meshes and smallest_mouth_px is not None:
+    if smallest_mouth_px is not None and not any(map(is_usable, meshes)):
         for tiles in _tile_levels(frame.size, smallest_mouth_px):
             for tile in tiles:
                 # a face cut by the tile's edge has a poor mesh: look again with the face in the middle
                 for mesh in look(frame, tile):
                     _add_new(meshes, look(frame, _around(box_of(mesh))))
-            if meshes:
+            if any(map(is_usable, meshes)):
                 break
     return sorted(meshes, key=_negative_size)[:max_faces] if len(meshes) > max_faces else meshes
 

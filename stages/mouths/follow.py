@@ -27,7 +27,7 @@ from stages.mouths.cuts import Look as FaceLook
 from stages.mouths.cuts import alike, cut_frames, look_at
 from stages.mouths.face_search import Look, box_of, find_faces
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
-from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_windows
+from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_inside, mouth_windows
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import Landmarks, match_faces
 from stages.mouths.mesh_points import KEPT
@@ -43,8 +43,8 @@ STRETCH_S = 0.64
 STRETCH_BYTES = 250_000_000
 """Its pictures are all held; of large or very fast ones fewer."""
 
-TILE_TRIES = 4
-"""After so many searches in tiles that found nothing, only every so-manieth end of a stretch is searched in tiles."""
+TILE_TRIES, TILE_EVERY = 16, 4
+"""After so many ends of stretches without a face, ten seconds, only every fourth one is searched in tiles."""
 
 EMPTY_S = 0.16
 """Longest stretch whose ends show no face and which is taken to show none: a detector misses now and then."""
@@ -109,7 +109,7 @@ class Follower:
         self._before_gap: list[FaceLook] = []
         """The faces before the last sudden change to a picture without any."""
         self._num_empty = 0
-        """Ends of stretches without a face, since the last face."""
+        """Ends of stretches without a face that shows its mouth, since the last such face."""
         self._size = (0, 0)
         self._transfer = Transfer.SDR
         self._num_taken = 0
@@ -178,13 +178,14 @@ class Follower:
     def _look(self, frame: SourceFrame, known: Sequence[Face], is_deep: bool = False) -> list[Face]:
         """The faces of a frame; `known` ones are searched for where they were, others in tiles if `is_deep`."""
         self._landmarked.append(frame.index)
-        is_deep = is_deep and (self._num_empty < TILE_TRIES or self._num_empty % TILE_TRIES == 0)
+        is_deep = is_deep and (self._num_empty < TILE_TRIES or self._num_empty % TILE_EVERY == 0)
         meshes = find_faces(
             self._look_in,
             frame,
             [face.box_4 for face in known],
             self._params.min_mouth_width_px if is_deep else None,
             self._params.max_faces,
+            lambda mesh: bool(mouth_inside(mesh[None, list(KEPT)].astype(np.float64), *frame.size)[0]),
         )
         return [
             Face(
@@ -211,7 +212,8 @@ class Follower:
         """Settles every frame of the stretch but the last, which begins the next one."""
         last = len(frames) - 1
         known = {0: self._first, last: self._look(frames[last], self._first, is_deep=True)}
-        self._num_empty = 0 if known[last] else self._num_empty + 1
+        is_seen = any(mouth_inside(face.points_K3[None], *self._size)[0] for face in known[last])
+        self._num_empty = 0 if is_seen else self._num_empty + 1
         stops = {0, last}
         for cut, boxes_4 in self._find_cuts(frames, ahead, known[0], known[last]).items():
             for number, near in ((cut - 1, known[0]), (cut, known[last])):

@@ -41,9 +41,9 @@ a mean over 3 frames, which keeps 91 %."""
 LAG_PLACES_P2 = np.array([(48.0, 48.0), (24.0, 48.0), (72.0, 48.0)])
 """Where in the 96-px crop the lag of the window is measured: at the middle of the mouth and at its corners."""
 
-INSIDE_SHARE = 0.8
-"""Least share of the crop that must lie in the picture. An edge just below a resting lip leaves 0.65 to 0.75 of it, an
-edge through the chin 0.85."""
+INSIDE_SHARE = 0.75
+"""Least share of the crop that must lie in the picture. An edge just below a resting lip leaves 0.65 to 0.7 of it, an
+edge through the chin 0.8 and more."""
 NO_SPREAD = 1e-6
 """A face of less than a thousandth of a pixel is no face; its scale would be noise."""
 
@@ -153,19 +153,16 @@ def smooth(values_TC: Doubles, window: int) -> Doubles:
     return result
 
 
-def steady_windows(mouth_T4: Doubles, head_T4: Doubles, params: CropParams) -> Doubles:
+def steady_windows(mouth_T4: Doubles, head_T4: Doubles, quick_T4: Doubles, params: CropParams) -> Doubles:
     """Smoothed windows (T, 4): calm over `smoothing_s`, and never more than `max_lag_px` behind a moving head.
 
     A mean over half a second takes out speech and noise, and with them every nod. What it takes out of the head's
-    motion and parabolas over HEAD_SMOOTHING_S keep is the lag; the part of it beyond `max_lag_px` is put back. Heads
-    that move slowly lag less, and get the plain mean, bit for bit.
+    motion, and `quick_T4` (parabolas over HEAD_SMOOTHING_S) keeps, is the lag; the part of it beyond `max_lag_px` is
+    put back. Heads that move slowly lag less, and get the plain mean, bit for bit.
     """
-    fps = params.target_fps
-    calm_T4, slow_T4 = (
-        smooth(values, smoothed_frames(params.smoothing_s, fps)) for values in (mouth_T4, head_T4)
-    )
-    quick_s = min(HEAD_SMOOTHING_S, params.smoothing_s)
-    lag_T4 = follow(head_T4, smoothed_frames(quick_s, fps)) - slow_T4
+    num_smoothed = smoothed_frames(params.smoothing_s, params.target_fps)
+    calm_T4, slow_T4 = (smooth(values, num_smoothed) for values in (mouth_T4, head_T4))
+    lag_T4 = quick_T4 - slow_T4
     # how far the places of the crop that the lag is measured at would move, in pixels of the 96-px crop
     to_source_T22 = np.linalg.inv(matrices(calm_T4)[:, :, :2])
     places_P2 = LAG_PLACES_P2 * (params.size_px / CANONICAL_WINDOW_PX)
@@ -233,15 +230,23 @@ def mouth_inside(points_MK3: Doubles, width: int, height: int) -> NDArray[np.boo
     """
     is_inside_M = np.zeros(len(points_MK3), bool)
     is_face_M = np.isfinite(misfit_px(stable_points(points_MK3)))
-    lips = points_MK3[is_face_M][:, [PLACES[i] for i in OUTER_LIPS], :2]
-    windows_M23 = matrices(mouth_windows(points_MK3[is_face_M], CANONICAL_WINDOW_PX))
-    # a grid of points of the crop, back in the picture
-    side = (np.arange(GRID_POINTS) + 0.5) * (CANONICAL_WINDOW_PX / GRID_POINTS)
-    grid_P2 = np.stack(np.meshgrid(side, side), axis=-1).reshape(1, -1, 2)
-    to_source_M22 = np.linalg.inv(windows_M23[:, :, :2])
-    grid_MP2 = (grid_P2 - windows_M23[:, None, :, 2]) @ to_source_M22.transpose(0, 2, 1)
+    points_MK3 = points_MK3[is_face_M]
+    # by the corners of the mouth, which do not sink where it opens
+    windows_M23 = matrices(head_windows(points_MK3, CANONICAL_WINDOW_PX))
+
+    def share_within(windows_M23: Doubles, side: Doubles) -> Doubles:
+        """Of a grid of points of the crop, back in the picture."""
+        grid_P2 = np.stack(np.meshgrid(side, side), axis=-1).reshape(1, -1, 2)
+        to_source_M22 = np.linalg.inv(windows_M23[:, :, :2])
+        grid_MP2 = (grid_P2 - windows_M23[:, None, :, 2]) @ to_source_M22.transpose(0, 2, 1)
+        return np.asarray(((grid_MP2 >= 0) & (grid_MP2 < (width, height))).all(axis=2).mean(axis=1))
+
+    share_M = share_within(windows_M23, np.array([0, CANONICAL_WINDOW_PX], np.float64))
+    near_edge_M = share_M < 1
+    middles = np.asarray((np.arange(GRID_POINTS) + 0.5) * (CANONICAL_WINDOW_PX / GRID_POINTS), np.float64)
+    share_M[near_edge_M] = share_within(windows_M23[near_edge_M], middles)
+    lips = points_MK3[:, [PLACES[i] for i in OUTER_LIPS], :2]
     lips_within_M = ((lips >= 0) & (lips < (width, height))).all(axis=(1, 2))
-    share_M = ((grid_MP2 >= 0) & (grid_MP2 < (width, height))).all(axis=2).mean(axis=1)
     is_inside_M[is_face_M] = lips_within_M & (share_M >= INSIDE_SHARE)
     return is_inside_M
 
@@ -268,10 +273,15 @@ def mouth_track(
     def per_frame(values_NC: Doubles) -> Doubles:
         return bridge(seen_s_N, values_NC, times_s_F)[frame_index_T]
 
+    head_F4 = bridge(seen_s_N, head_windows(points_NK3, params.size_px), times_s_F)
+    # in source frames: of a source of other than 25 fps, output frames show pictures that are unevenly apart in time
+    source_fps = 1 / float(np.median(np.diff(times_s_F))) if len(times_s_F) > 1 else params.target_fps
+    quick_F4 = follow(head_F4, smoothed_frames(min(HEAD_SMOOTHING_S, params.smoothing_s), source_fps))
     transform_T23 = matrices(
         steady_windows(
             per_frame(mouth_windows(points_NK3, params.size_px)),
-            per_frame(head_windows(points_NK3, params.size_px)),
+            head_F4[frame_index_T],
+            quick_F4[frame_index_T],
             params,
         )
     )

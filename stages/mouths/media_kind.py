@@ -119,7 +119,8 @@ def media_kind_of(media: Media, header: Header, setting: KindSetting, params: Cr
 
 def kind_hint(width: int, height: int) -> str:
     """The end of a sentence about a video in which no face is found."""
-    if max(width, height) > MOUTH_MAX_PX:
+    # a larger crop is no mouth unasked, but may be one
+    if max(width, height) > 2 * MOUTH_MAX_PX:
         return ""
     return "; if its pictures are ready mouth crops, set corpus.media_kind: mouth"
 
