@@ -187,7 +187,7 @@ def test_a_video_without_a_picture_has_none(tmp_path: Path) -> None:
 
 
 def test_no_face_in_a_small_video_names_the_setting(tmp_path: Path) -> None:
-    for side_px, is_named in ((MOUTH_MAX_PX, True), (MOUTH_MAX_PX + 2, False)):
+    for side_px, is_named in ((MOUTH_MAX_PX, True), (2 * MOUTH_MAX_PX, True), (2 * MOUTH_MAX_PX + 2, False)):
         path = write_video(tmp_path / "a.mp4", [bars(side_px, side_px)] * 12)
         with pytest.raises(ClipRejected) as caught:
             crop_video(path, kind_of(path), PARAMS)
