@@ -102,7 +102,7 @@ def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("cuts", [(1,), (16,), (15, 16, 17), (16, 32, 48), (74,)])
+@pytest.mark.parametrize("cuts", [(1,), (16,), (15, 17, 19), (16, 32, 48), (74,)])
 def test_beside_cuts_every_face_is_in_its_own_frame(
     two_people: tuple[Pictures, Pictures], tmp_path: Path, cuts: tuple[int, ...]
 ) -> None:
@@ -176,3 +176,11 @@ def test_two_cuts_in_one_clip(two_people: tuple[Pictures, Pictures], tmp_path: P
     assert sorted(set(follow_video(path, PARAMS).cut_frame_C.tolist())) == [20, 45]
     with pytest.raises(ClipRejected, match="scene_cut"):
         crop_video(path, MediaKind.FACE, PARAMS)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["bwwuzn", "prii9a", "sran9s"])
+def test_a_faint_face_in_damaged_pictures_is_no_other_shot(realdata: Path, name: str) -> None:
+    """These GRID clips begin with twelve gray pictures in which the face is faintly seen."""
+    path = realdata / "grid" / "video" / "s1" / f"{name}.mp4"
+    assert follow_video(path, PARAMS).cut_frame_C.tolist() == []

@@ -168,3 +168,13 @@ def test_no_face_says_how_small_was_searched(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [np.full((288, 512, 3), 120, np.uint8)] * 12)
     with pytest.raises(ClipRejected, match=r"no_face.*a mouth of 20 px \(crop\.min_mouth_width_px\)"):
         crop_video(path, MediaKind.FACE, CropParams(min_mouth_width_px=20.0))
+
+
+def test_a_small_face_is_searched_where_it_was_between_the_ends_of_a_stretch(tmp_path: Path) -> None:
+    """It crosses the picture, and so little tolerance wants it landmarked in nearly every frame."""
+    small = shrunk(photograph()[:300, 60:400], 0.5)
+    pictures = [on_gray(small, (0.2 + i / 200, 0.4 + 0.002 * np.sin(i)), 1280, 720)[0] for i in range(33)]
+    path = write_video(tmp_path / "a.mp4", pictures, options={"crf": "8", "preset": "veryfast"})
+    clip = crop_video(path, MediaKind.FACE, CropParams(tolerance_px=0.02))
+    assert clip.figures.detection_rate == 1
+    assert len(clip.landmarked) > 15

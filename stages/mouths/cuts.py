@@ -70,14 +70,16 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
 
 
 def _is_cut(look: Callable[[int], Look], number: int, num_frames: int, num_mixed: int) -> bool:
-    """Whether no frame of two before `number`, but for `num_mixed` right before it, looks like it or the next one."""
-    last = number - 1 - num_mixed
-    return last >= 0 and not any(
-        alike(look(before), look(after))
-        for before in (last, last - 1)
-        for after in (number, number + 1)
-        if before >= 0 and after < num_frames
-    )
+    """Whether no frame shortly before `number`, but for `num_mixed` right before it, looks like it or the next ones.
+
+    On either side the picture must look like itself over as many frames: what passes the box quickly never does.
+    """
+    last, reach = number - 1 - num_mixed, range(2 + num_mixed)
+    befores = [last - back for back in reach if last >= back]
+    afters = [number + ahead for ahead in reach if number + ahead < num_frames]
+    if not befores or any(alike(look(before), look(after)) for before in befores for after in afters):
+        return False
+    return all(alike(look(side[0]), look(side[-1])) for side in (befores, afters))
 
 
 def alike(look: Look, other: Look) -> bool:
