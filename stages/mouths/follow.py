@@ -58,6 +58,9 @@ STRAYS = 2.0
 """A head that strays from a straight way by so many times `crop.max_lag_px` within a stretch is a fast one: the mean
 over half a second would lag behind a nod of 2 Hz by all of it, behind a slow turn by a fifth."""
 
+EDGE_MARGIN = 0.15
+"""Share of the face's height by which the crop of its mouth reaches beyond the mesh's box, at most."""
+
 HEAD_WINDOW_S = 0.12
 """What the smoothing of a fast head (geometry.HEAD_SMOOTHING_S) averages away, as the window of a mean."""
 
@@ -185,7 +188,7 @@ class Follower:
             [face.box_4 for face in known],
             self._params.min_mouth_width_px if is_deep else None,
             self._params.max_faces,
-            lambda mesh: bool(mouth_inside(mesh[None, list(KEPT)].astype(np.float64), *frame.size)[0]),
+            lambda mesh: _shows_mouth(box_of(mesh), mesh[list(KEPT)], frame.size),
         )
         return [
             Face(
@@ -212,7 +215,7 @@ class Follower:
         """Settles every frame of the stretch but the last, which begins the next one."""
         last = len(frames) - 1
         known = {0: self._first, last: self._look(frames[last], self._first, is_deep=True)}
-        is_seen = any(mouth_inside(face.points_K3[None], *self._size)[0] for face in known[last])
+        is_seen = any(_shows_mouth(face.box_4, face.points_K3, self._size) for face in known[last])
         self._num_empty = 0 if is_seen else self._num_empty + 1
         stops = {0, last}
         for cut, boxes_4 in self._find_cuts(frames, ahead, known[0], known[last]).items():
@@ -309,6 +312,14 @@ class Follower:
         # neighbouring stretches may err alike, so a window longer than a stretch averages no more away than one does
         window_s = min(self._params.smoothing_s, HEAD_WINDOW_S if self._is_lively else STRETCH_S)
         return min(1.0, duration_s / window_s) if window_s > 0 else 1.0
+
+
+def _shows_mouth(box_4: Doubles, points_K3: NDArray[np.floating], size: tuple[int, int]) -> bool:
+    """As `mouth_inside`, which a face far from the picture's edge need not be asked."""
+    margin_px = EDGE_MARGIN * float(box_4[3] - box_4[1])
+    if (box_4[:2] >= margin_px).all() and (box_4[2:] <= np.array(size) - margin_px).all():
+        return True
+    return bool(mouth_inside(points_K3[None].astype(np.float64), *size)[0])
 
 
 def _distance_px(points_K2: Doubles, other_K2: Doubles) -> float:
