@@ -162,7 +162,7 @@ def test_a_ratio_that_only_rounds_a_size_changes_nothing(tmp_path: Path) -> None
 def test_an_absurd_ratio_is_refused(tmp_path: Path, ratio: Fraction) -> None:
     path = write_video(tmp_path / "a.mp4", [SHOWN], pixel_ratio=Fraction(2))
     set_container_ratio(path, ratio)
-    with pytest.raises(ClipRejected, match=r"a\.mp4 has pixels of .* encode it anew") as refused:
+    with pytest.raises(ClipRejected, match=r"a\.mp4 has pixels of .* re-encode it") as refused:
         first_of(path)
     assert refused.value.reason is Reason.UNREADABLE
 

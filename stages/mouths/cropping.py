@@ -177,7 +177,7 @@ def _transform(
         at_s = ", ".join(f"{landmarks.times_s_F[frame]:.2f}" for frame in face.cut_frames)
         raise ClipRejected(
             Reason.SCENE_CUT,
-            f"the video cuts from one shot to another at {at_s} s; cut the clip there, with its transcript",
+            f"the video cuts from one shot to another at {at_s} s; split the clip and its transcript there",
         )
     _check_seen(landmarks, face, params)
     track = mouth_track(face, landmarks.times_s_F, frame_index_T, params)
@@ -207,8 +207,8 @@ def _check_seen(landmarks: Landmarks, face: FaceTrack, params: CropParams) -> No
         share = len(face.outside_frames) / len(landmarks.times_s_F)
         raise ClipRejected(
             Reason.MOUTH_OUTSIDE,
-            f"the edge of the picture cuts the mouth or the chin off in {share:.0%} of the frames, too many for "
-            "crop.min_detection_rate and crop.max_gap_s; take a video that shows the whole mouth",
+            f"the edge of the picture cuts off the mouth or the chin in {share:.0%} of the frames, too many for "
+            "crop.min_detection_rate or crop.max_gap_s; use a video that shows the whole mouth",
         )
     raise ClipRejected(Reason.LOW_DETECTION, fault)
 

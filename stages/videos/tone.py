@@ -23,7 +23,7 @@ WHITE_NITS = 203.0
 """Light of SDR white in HDR: ITU-R BT.2408, cameras and phones."""
 
 LOW_WHITE_NITS = 100.0
-"""The same in older masters, and in what FFmpeg's zscale makes of SDR unless told otherwise."""
+"""The same in older masters, and in what FFmpeg's zscale makes of SDR by default."""
 
 WHITE_PERCENTILE = 99.5
 LOW_WHITE_RANGE_NITS = (20.0, 110.0)

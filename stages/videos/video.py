@@ -156,7 +156,7 @@ def _timed(
             if change:
                 raise ClipRejected(
                     Reason.UNREADABLE,
-                    f"{source.name} changes {change} at frame {count - 1}; encode it anew in one format",
+                    f"{source.name} changes {change} at frame {count - 1}; re-encode it in one format",
                 )
             time_s, gap_s = clock.read(picture)
             if time_s > params.max_source_s or count > params.max_source_s * MAX_SOURCE_FPS:
@@ -374,7 +374,7 @@ def _header(source: Source, container: av.container.InputContainer, stream: av.V
         raise ClipRejected(
             Reason.UNREADABLE,
             f"{source.name} has pixels of {ratio.numerator}:{ratio.denominator} (width to height), which is more than "
-            f"{MAX_PIXEL_RATIO}:1 or less than 1:{MAX_PIXEL_RATIO}; encode it anew with the right sample aspect ratio",
+            f"{MAX_PIXEL_RATIO}:1 or less than 1:{MAX_PIXEL_RATIO}; re-encode it with the right sample aspect ratio",
         )
     rate = stream.average_rate or stream.guessed_rate
     start_s = 0.0
