@@ -1,4 +1,4 @@
-"""Where a video cuts from one shot to another: the picture changes around a face, and so does the face's look.
+"""Finds hard cuts: frames at which a face and its surroundings suddenly look different.
 
 A face and its surroundings are compared between frames as small gray pictures without their slow shading, at the best
 of some small shifts. Of a person who moves, neighbouring frames correlate by 0.7 and more, also at 4 frames a second or
@@ -18,27 +18,27 @@ from stages.mouths.geometry import Doubles
 from stages.videos.picture import SourceFrame, Window
 
 LOOK_PX = 32
-"""Side of a look."""
+"""Width and height of a look, px."""
 SAMPLES = 2
-"""Pixels of the picture that a pixel of a look is the mean of, across and down."""
+"""Each pixel of a look is the mean of SAMPLES x SAMPLES samples of the picture."""
 SHADING_PX = 3.0
-"""Standard deviation of the blur that is taken off: light changes, faces do not."""
+"""Standard deviation of the blur that is subtracted: it removes changes of light."""
 SHIFT_PX = 3
-"""Shifts of a look that are tried: a tenth of the face."""
+"""Looks are compared at shifts of up to so many pixels, a tenth of the face."""
 REGIONS = (1.3, 2.5)
-"""Sides of the compared squares in sides of the mesh's box: the face, and head and shoulders. A hand before the mouth
-changes the first one, a background that moves the second."""
+"""Sides of the compared squares, as multiples of the mesh's box: the face; head and shoulders. A hand in front of the
+mouth changes only the first, a moving background only the second."""
 
 SAME_FACE, SAME_SHOT = 0.5, 0.6
-"""A face that correlates by less than the first is another one, whatever stands still around it: a caption, a wall.
-From the second on, face or surroundings are of one shot."""
+"""Below SAME_FACE the correlation of two looks of a face means two people, even if a caption or a wall does not change.
+From SAME_SHOT on, the correlation of face or surroundings means one shot."""
 FLAT = 1.0
 """Standard deviation in gray levels below which a look is black, white or fog: unlike any face."""
 FAINT = 0.25
 """A look whose standard deviation is below this share of the other's is no evidence of a cut: a decoder makes such
 pictures where a key frame is lost, and a face may be faintly seen in them (0.15 to 0.19 in GRID)."""
 CHECKED_EVERY = 4
-"""Frames between two looks; where they differ, those between are compared one by one."""
+"""Every fourth frame is compared first; where two of them differ, the frames between are compared one by one."""
 
 Look = list[NDArray[np.float32]]
 """A face in one frame, (S, S) for each of REGIONS."""
@@ -62,7 +62,7 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
     for first, last in pairwise(stops):
         if not alike(look(first), look(last)):
             numbers = range(first + 1, last + 1)
-            # converters of frame rates mix the last picture of a shot with the first of the next
+            # frame rate converters mix the last picture of a shot with the first of the next
             cuts += [n for n in numbers if _is_cut(look, n, len(frames), num_mixed=0)] or [
                 n for n in numbers if _is_cut(look, n, len(frames), num_mixed=1)
             ]
@@ -70,9 +70,10 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
 
 
 def _is_cut(look: Callable[[int], Look], number: int, num_frames: int, num_mixed: int) -> bool:
-    """Whether no frame shortly before `number`, but for `num_mixed` right before it, looks like it or the next ones.
+    """Whether frame `number` begins a new shot.
 
-    On either side the picture must look like itself over as many frames: what passes the box quickly never does.
+    No frame shortly before it may look like it or the next ones; `num_mixed` frames right before it are not compared,
+    since they may mix both shots. On each side the frames must look alike: those of a quickly moving object do not.
     """
     last, reach = number - 1 - num_mixed, range(2 + num_mixed)
     befores = [last - back for back in reach if last >= back]
@@ -104,7 +105,7 @@ def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) ->
 
 def look_at(frame: SourceFrame, box_4: Doubles) -> Look:
     """The look of a face, whose mesh has this box in source pixels, and of its surroundings."""
-    # of odd formats the whole picture is converted at each call, so it is asked for once
+    # one call: for unusual pixel formats each call converts the whole picture
     side_px = REGIONS[-1] * float((box_4[2:] - box_4[:2]).max())
     middle = (box_4[:2] + box_4[2:]) / 2
     width, height = frame.size

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from stages.videos.picture import SourceFrame
 
 DETECTABLE = 0.15
-"""Smallest face, as a share of the square's side, that is found for certain: on six people at 20 places each, all faces
+"""Smallest face that is always found, as a share of the square's side: of six people at 20 places each, all faces
 of 0.15 to 0.75 were found, 97 % of those of 0.12, a quarter of those of 0.10."""
 
 FACE_WIDTH = 2.6
 """The detector's box is at least so many mouth widths wide: 2.6 for a wide smile, 3.4 for a mouth at rest."""
 
 SMALLEST_MOUTH_PX = 8.0
-"""Nothing is searched for smaller mouths than this: the mesh of such a face is noise."""
+"""Faces with smaller mouths are not searched for: their mesh is noise."""
 
 TILE_STEP = 0.7
 """Distance of neighbouring tiles as a share of their side. What they share, 0.3, holds every face that the next
@@ -30,7 +30,7 @@ AROUND_FACE = 3.5
 """Side of the square searched around a known face, in sides of the mesh's box; a face moves by less in STRETCH_S."""
 
 SAME_FACE = 0.3
-"""Intersection over union from which on two boxes show one face."""
+"""Two boxes with this intersection over union, or more, show the same face."""
 
 
 @dataclass(frozen=True, slots=True)

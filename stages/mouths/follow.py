@@ -96,9 +96,9 @@ class Follower:
     def __init__(self, look: Look, params: CropParams, patches: MouthPatches | None) -> None:
         self._look_in, self._params, self._patches = look, params, patches
         self._stretch: list[SourceFrame] = []
-        """With the frame after its last one, which tells a cut from a flash."""
+        """The last frame is one ahead of the stretch: it distinguishes a cut from a flash."""
         self._before: list[SourceFrame] = []
-        """The frame before the stretch, for the same."""
+        """The frame before the stretch, for the same purpose."""
         self._first: list[Face] = []
         """The faces of the stretch's first frame."""
         self._times_s: list[float] = []
@@ -110,7 +110,7 @@ class Follower:
         self._is_lively = False
         """Whether a head in this stretch moves faster than the calm smoothing follows."""
         self._before_gap: list[FaceLook] = []
-        """The faces before the last sudden change to a picture without any."""
+        """Looks of the faces just before the last sudden change to a picture without a face."""
         self._num_empty = 0
         """Ends of stretches without a face that shows its mouth, since the last such face."""
         self._size = (0, 0)
@@ -315,7 +315,7 @@ class Follower:
 
 
 def _shows_mouth(box_4: Doubles, points_K3: NDArray[np.floating], size: tuple[int, int]) -> bool:
-    """As `mouth_inside`, which a face far from the picture's edge need not be asked."""
+    """Whether the whole mouth is in the picture: `mouth_inside`, which is slow, is called only near the edge."""
     margin_px = EDGE_MARGIN * float(box_4[3] - box_4[1])
     if (box_4[:2] >= margin_px).all() and (box_4[2:] <= np.array(size) - margin_px).all():
         return True

@@ -113,7 +113,7 @@ def mouth_windows(points_NK3: Doubles, size_px: int) -> Doubles:
 
 
 def head_windows(points_NK3: Doubles, size_px: int) -> Doubles:
-    """The same with the middle of the mouth's corners in the crop's: they move with the skull more than with speech."""
+    """Like `mouth_windows`, but centred between the mouth's corners, which move more with the head than with speech."""
     points_NK3 = points_NK3.copy()
     corners = [PLACES[i] for i in MOUTH_CORNERS]
     points_NK3[:, [PLACES[i] for i in OUTER_LIPS + INNER_LIPS]] = points_NK3[:, corners].mean(
