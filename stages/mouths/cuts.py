@@ -7,7 +7,9 @@ with a hand before the mouth; of two people framed alike by 0.56 at most (docs/d
 Shapes: F frames, S side of a look.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import cv2
@@ -25,7 +27,7 @@ SHADING_PX = 3.0
 """Standard deviation of the blur that is subtracted: it removes changes of light."""
 SHIFT_PX = 3
 """Looks are compared at shifts of up to so many pixels, a tenth of the face."""
-REGIONS = (1.3, 2.5)
+FACE_REGION, SHOT_REGION = 1.3, 2.5
 """Sides of the compared squares, as multiples of the mesh's box: the face; head and shoulders. A hand in front of the
 mouth changes only the first, a moving background only the second."""
 
@@ -33,15 +35,34 @@ SAME_FACE, SAME_SHOT = 0.5, 0.6
 """Below SAME_FACE the correlation of two looks of a face means two people, even if a caption or a wall does not change.
 From SAME_SHOT on, the correlation of face or surroundings means one shot."""
 FLAT = 1.0
-"""Standard deviation in gray levels below which a look is black, white or fog: unlike any face."""
+"""Root mean square in gray levels below which a look is black, white or fog: unlike any face."""
 FAINT = 0.25
-"""A look whose standard deviation is below this share of the other's is no evidence of a cut: a decoder makes such
+"""A look whose root mean square is below this share of the other's is no evidence of a cut: a decoder makes such
 pictures where a key frame is lost, and a face may be faintly seen in them (0.15 to 0.19 in GRID)."""
 CHECKED_EVERY = 4
 """Every fourth frame is compared first; where two of them differ, the frames between are compared one by one."""
 
-Look = list[NDArray[np.float32]]
-"""A face in one frame, (S, S) for each of REGIONS."""
+
+class Look:
+    """Small gray pictures (S, S) of a face in one frame and of its surroundings, each made when it is first needed."""
+
+    def __init__(self, frame: SourceFrame, box_4: Doubles) -> None:
+        self._frame, self._box_4 = frame, box_4
+
+    @cached_property
+    def face(self) -> NDArray[np.float32]:
+        return _small(self._frame, self._box_4, FACE_REGION)
+
+    @cached_property
+    def surroundings(self) -> NDArray[np.float32]:
+        return _small(self._frame, self._box_4, SHOT_REGION)
+
+    def is_alike(self, other: "Look") -> bool:
+        """Whether two looks may be of one shot."""
+        face = _correlation(self.face, other.face)
+        if face >= SAME_SHOT or face < SAME_FACE:
+            return face >= SAME_SHOT
+        return _correlation(self.surroundings, other.surroundings) >= SAME_SHOT
 
 
 def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: int) -> list[int]:
@@ -54,13 +75,13 @@ def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: 
 
     def look(number: int) -> Look:
         if number not in looks:
-            looks[number] = look_at(frames[number], box_F4[number])
+            looks[number] = Look(frames[number], box_F4[number])
         return looks[number]
 
     stops = [*range(begin, end, CHECKED_EVERY), end]
     cuts: list[int] = []
     for first, last in pairwise(stops):
-        if not alike(look(first), look(last)):
+        if not look(first).is_alike(look(last)):
             numbers = range(first + 1, last + 1)
             # frame rate converters mix the last picture of a shot with the first of the next
             cuts += [n for n in numbers if _is_cut(look, n, len(frames), num_mixed=0)] or [
@@ -78,57 +99,43 @@ def _is_cut(look: Callable[[int], Look], number: int, num_frames: int, num_mixed
     last, reach = number - 1 - num_mixed, range(2 + num_mixed)
     befores = [last - back for back in reach if last >= back]
     afters = [number + ahead for ahead in reach if number + ahead < num_frames]
-    if not befores or any(alike(look(before), look(after)) for before in befores for after in afters):
+    if not befores or any(look(before).is_alike(look(after)) for before in befores for after in afters):
         return False
-    return all(alike(look(side[0]), look(side[-1])) for side in (befores, afters))
-
-
-def alike(look: Look, other: Look) -> bool:
-    """Whether two looks may be of one shot."""
-    face = _correlation(look[0], other[0])
-    return face >= SAME_SHOT or (face >= SAME_FACE and _correlation(look[1], other[1]) >= SAME_SHOT)
+    return all(look(side[0]).is_alike(look(side[-1])) for side in (befores, afters))
 
 
 def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) -> float:
-    less, more = sorted((float(look_SS.std()), float(other_SS.std())))
+    less, more = sorted(math.sqrt(np.vdot(each, each) / each.size) for each in (look_SS, other_SS))
     if less < FLAT:
         return 1.0 if more < FLAT / FAINT else 0.0
     if less < FAINT * more:
         return 1.0
     # the plain correlation is cheap, and nearly always enough
-    plain = float((look_SS * other_SS).mean() / (look_SS.std() * other_SS.std()))
+    plain = float(np.vdot(look_SS, other_SS)) / (look_SS.size * less * more)
     if plain >= SAME_SHOT:
         return plain
     middle = look_SS[SHIFT_PX:-SHIFT_PX, SHIFT_PX:-SHIFT_PX]
     return float(cv2.matchTemplate(other_SS, middle, cv2.TM_CCOEFF_NORMED).max())
 
 
-def look_at(frame: SourceFrame, box_4: Doubles) -> Look:
-    """The look of a face, whose mesh has this box in source pixels, and of its surroundings."""
-    # one call: for unusual pixel formats each call converts the whole picture
-    side_px = REGIONS[-1] * float((box_4[2:] - box_4[:2]).max())
-    middle = (box_4[:2] + box_4[2:]) / 2
+def _small(frame: SourceFrame, box_4: Doubles, region: float) -> NDArray[np.float32]:
+    """A square around the face whose mesh has this box in source pixels, without its slow shading."""
+    left, top, right, bottom = box_4.tolist()
+    side_px = region * max(right - left, bottom - top)
+    x_px, y_px = (left + right - side_px) / 2, (top + bottom - side_px) / 2
     width, height = frame.size
-    left, top = (
-        int(np.clip(edge, 0, side - 1))
-        for edge, side in zip(middle - side_px / 2, (width, height), strict=True)
+    begin_x, begin_y = min(max(0, int(x_px)), width - 1), min(max(0, int(y_px)), height - 1)
+    end_x, end_y = (
+        min(max(begin + 1, math.ceil(place + side_px)), side)
+        for begin, place, side in ((begin_x, x_px, width), (begin_y, y_px, height))
     )
-    right, bottom = (
-        int(np.clip(np.ceil(edge), low + 1, side))
-        for edge, low, side in zip(middle + side_px / 2, (left, top), (width, height), strict=True)
+    step = side_px / (LOOK_PX * SAMPLES)
+    sampled = cv2.warpAffine(
+        frame.luma(Window(begin_x, begin_y, end_x, end_y)),
+        np.array([[step, 0, x_px + (step - 1) / 2 - begin_x], [0, step, y_px + (step - 1) / 2 - begin_y]]),
+        (LOOK_PX * SAMPLES, LOOK_PX * SAMPLES),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
     )
-    luma = frame.luma(Window(left, top, right, bottom))
-    looks = []
-    for region in REGIONS:
-        step = region / REGIONS[-1] * side_px / (LOOK_PX * SAMPLES)
-        corner = middle - (left, top) - step * (LOOK_PX * SAMPLES - 1) / 2
-        sampled = cv2.warpAffine(
-            luma,
-            np.array([[step, 0, corner[0]], [0, step, corner[1]]]),
-            (LOOK_PX * SAMPLES, LOOK_PX * SAMPLES),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        small = cv2.resize(sampled, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
-        looks.append(np.asarray(small - cv2.GaussianBlur(small, (0, 0), SHADING_PX), np.float32))
-    return looks
+    small = cv2.resize(sampled, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+    return np.asarray(small - cv2.GaussianBlur(small, (0, 0), SHADING_PX), np.float32)

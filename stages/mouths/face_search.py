@@ -4,7 +4,7 @@ mediapipe's detector sees 128x128 pixels and finds faces from DETECTABLE of its 
 1080p picture that is a face 290 px wide. A smaller face is found in a smaller square.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,15 +88,16 @@ def box_of(mesh: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.concatenate([mesh[:, :2].min(axis=0), mesh[:, :2].max(axis=0)]).astype(np.float64)
 
 
-def overlap(box_4: NDArray[np.floating], other_4: NDArray[np.floating]) -> float:
+def overlap(box_4: Iterable[float], other_4: Iterable[float]) -> float:
     """Returns the intersection over union of two boxes (left, top, right, bottom)."""
-    sides = np.minimum(box_4[2:], other_4[2:]) - np.maximum(box_4[:2], other_4[:2])
-    if (sides <= 0).any():
+    left, top, right, bottom = box_4
+    other_left, other_top, other_right, other_bottom = other_4
+    across = min(right, other_right) - max(left, other_left)
+    down = min(bottom, other_bottom) - max(top, other_top)
+    if across <= 0 or down <= 0:
         return 0.0
-    shared = float(np.prod(sides))
-    return shared / (
-        float(np.prod(box_4[2:] - box_4[:2])) + float(np.prod(other_4[2:] - other_4[:2])) - shared
-    )
+    areas = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
+    return float(across * down / (areas - across * down))
 
 
 def _add_new(meshes: list[NDArray[np.float32]], found: Sequence[NDArray[np.float32]]) -> None:

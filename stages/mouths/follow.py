@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from shards.terms import Transfer
 from stages.mouths.cuts import Look as FaceLook
-from stages.mouths.cuts import alike, cut_frames, look_at
+from stages.mouths.cuts import cut_frames
 from stages.mouths.face_search import Look, box_of, find_faces
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
 from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_inside, mouth_windows
@@ -252,11 +252,11 @@ class Follower:
         if last_faces and first_faces:
             return False
         if last_faces:
-            self._before_gap = [look_at(last, face.box_4) for face in last_faces]
+            self._before_gap = [FaceLook(last, face.box_4) for face in last_faces]
             return True
-        looks = [look_at(first, face.box_4) for face in first_faces]
+        looks = [FaceLook(first, face.box_4) for face in first_faces]
         is_other = (
-            looks and self._before_gap and not any(alike(a, b) for a in self._before_gap for b in looks)
+            looks and self._before_gap and not any(a.is_alike(b) for a in self._before_gap for b in looks)
         )
         return not is_other
 
@@ -297,10 +297,10 @@ class Follower:
             if path_FK2 is None:
                 return None
             missed_K2 = last[j].points_K3[:, :2] - path_FK2[-1]
-            miss_px = _distance_px(path_FK2[-1], last[j].points_K3[:, :2])
+            miss_px, crop_px = _distance_px(path_FK2[-1], last[j].points_K3[:, :2])
             share_F = _shares(frames)
             path_FK2 = path_FK2 + share_F[:, None, None] * missed_K2
-            mouth_px, head_px = _strays_px(path_FK2, share_F, last[j])
+            mouth_px, head_px = (crop_px * stray for stray in _strays(path_FK2, share_F))
             self._is_lively |= head_px > STRAYS * self._params.max_lag_px
             unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * mouth_px
             if unsure_px * self._share_of_smoothing(duration_s) > self._params.tolerance_px:
@@ -322,15 +322,15 @@ def _shows_mouth(box_4: Doubles, points_K3: NDArray[np.floating], size: tuple[in
     return bool(mouth_inside(points_K3[None].astype(np.float64), *size)[0])
 
 
-def _distance_px(points_K2: Doubles, other_K2: Doubles) -> float:
-    """How far apart the crops lie that two sets of points ask for, in crop pixels."""
+def _distance_px(points_K2: Doubles, other_K2: Doubles) -> tuple[float, float]:
+    """How far apart the crops lie that two sets of points ask for, in crop pixels; crop pixels in a source pixel."""
     flat = np.zeros((2, len(points_K2), 3))
     flat[:, :, :2] = points_K2, other_K2
     one_23, other_23 = matrices(mouth_windows(flat, CANONICAL_WINDOW_PX))
     to_crop_33 = np.vstack([other_23, [0, 0, 1]])
     places_P2 = apply(np.linalg.inv(to_crop_33)[None, :2], _CROP_P2[None])
     off_P = np.linalg.norm(apply(one_23[None], places_P2)[0] - _CROP_P2, axis=1)
-    return float(max(off_P[0], CORNER_WEIGHT * off_P[1:].max()))
+    return float(max(off_P[0], CORNER_WEIGHT * off_P[1:].max())), float(np.hypot(*other_23[:, 0]))
 
 
 def _shares(frames: Sequence[SourceFrame]) -> Doubles:
@@ -339,17 +339,16 @@ def _shares(frames: Sequence[SourceFrame]) -> Doubles:
     return np.asarray((times_s - times_s[0]) / (times_s[-1] - times_s[0]))
 
 
-def _strays_px(path_FK2: Doubles, share_F: Doubles, face: Face) -> tuple[float, float]:
-    """How far the mouth strays from a straight way within the face, and the head in the picture, in crop pixels.
+def _strays(path_FK2: Doubles, share_F: Doubles) -> tuple[float, float]:
+    """How far the mouth strays from a straight way within the face, and the head in the picture, in source pixels.
 
     The first is speech, which flow follows badly; the second a head that the calm smoothing would lag behind.
     """
     head_F2 = path_FK2[:, HEAD].mean(axis=1)
-    scale = np.hypot(*mouth_windows(face.points_K3[None], CANONICAL_WINDOW_PX)[0, :2])
     strays = []
     for way_F2 in (path_FK2[:, LIPS].mean(axis=1) - head_F2, head_F2):
         off_F2 = way_F2 - way_F2[0] - share_F[:, None] * (way_F2[-1] - way_F2[0])
-        strays.append(float(np.linalg.norm(off_F2, axis=1).max() * scale))
+        strays.append(float(np.linalg.norm(off_F2, axis=1).max()))
     return strays[0], strays[1]
 
 
@@ -365,5 +364,5 @@ def _way(face: Face) -> _Way:
     return _Way(face.points_K3[None], face.box_4[None])
 
 
-def _boxes(faces: Sequence[Face]) -> NDArray[np.float32]:
-    return np.array([face.box_4 for face in faces], np.float32).reshape(-1, 4)
+def _boxes(faces: Sequence[Face]) -> list[list[float]]:
+    return [face.box_4.tolist() for face in faces]

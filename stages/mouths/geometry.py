@@ -8,6 +8,7 @@ Shapes: F source frames, T output frames, N frames with the face, K kept landmar
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +52,13 @@ GRID_POINTS = 16
 """A crop is probed at so many points across and down for INSIDE_SHARE."""
 
 
+@cache
+def _places(indices: tuple[int, ...]) -> NDArray[np.intp]:
+    return np.array([PLACES[i] for i in indices])
+
+
 def _mean(points_NKC: Doubles, indices: tuple[int, ...]) -> Doubles:
-    return points_NKC[:, [PLACES[i] for i in indices]].mean(axis=1)
+    return points_NKC[:, _places(indices)].mean(axis=1)
 
 
 def _one(points_NKC: Doubles, index: int) -> Doubles:
@@ -115,10 +121,7 @@ def mouth_windows(points_NK3: Doubles, size_px: int) -> Doubles:
 def head_windows(points_NK3: Doubles, size_px: int) -> Doubles:
     """Like `mouth_windows`, but centred between the mouth's corners, which move more with the head than with speech."""
     points_NK3 = points_NK3.copy()
-    corners = [PLACES[i] for i in MOUTH_CORNERS]
-    points_NK3[:, [PLACES[i] for i in OUTER_LIPS + INNER_LIPS]] = points_NK3[:, corners].mean(
-        axis=1, keepdims=True
-    )
+    points_NK3[:, _places(OUTER_LIPS + INNER_LIPS)] = _mean(points_NK3, MOUTH_CORNERS)[:, None]
     return mouth_windows(points_NK3, size_px)
 
 
@@ -245,7 +248,7 @@ def mouth_inside(points_MK3: Doubles, width: int, height: int) -> NDArray[np.boo
     near_edge_M = share_M < 1
     middles = np.asarray((np.arange(GRID_POINTS) + 0.5) * (CANONICAL_WINDOW_PX / GRID_POINTS), np.float64)
     share_M[near_edge_M] = share_within(windows_M23[near_edge_M], middles)
-    lips = points_MK3[:, [PLACES[i] for i in OUTER_LIPS], :2]
+    lips = points_MK3[:, _places(OUTER_LIPS), :2]
     lips_within_M = ((lips >= 0) & (lips < (width, height))).all(axis=(1, 2))
     is_inside_M[is_face_M] = lips_within_M & (share_M >= INSIDE_SHARE)
     return is_inside_M

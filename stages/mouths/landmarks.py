@@ -4,6 +4,7 @@ Shapes: F source frames, M faces in frames (one face in one frame), K kept landm
 N frames of one face.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -59,10 +60,10 @@ class FaceTrack:
     """Frames left out because their mesh fits neither a face nor the neighbouring frames."""
 
 
-def match_faces(boxes_A4: NDArray[np.float32], boxes_B4: NDArray[np.float32]) -> list[tuple[int, int]]:
-    """Which faces of two frames are the same: the best overlaps are joined first, each face once."""
+def match_faces(boxes_A: Sequence[list[float]], boxes_B: Sequence[list[float]]) -> list[tuple[int, int]]:
+    """Which faces of two frames are the same, by their boxes: the best overlaps are joined first, each face once."""
     pairs = sorted(
-        ((overlap(a, b), -i, -j) for i, a in enumerate(boxes_A4) for j, b in enumerate(boxes_B4)),
+        ((overlap(a, b), -i, -j) for i, a in enumerate(boxes_A) for j, b in enumerate(boxes_B)),
         reverse=True,
     )
     joined: list[tuple[int, int]] = []

@@ -4,7 +4,9 @@ Shapes: F source frames, M faces in frames (one face in one frame), K kept landm
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import partial
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,33 +108,40 @@ def lip_gap(points_NK3: NDArray[np.float32]) -> NDArray[np.float64]:
 def _follow(landmarks: Landmarks, max_gap_s: float) -> list[_Members]:
     """Faces through time, each with its members of M in the order of frames."""
     tracks: list[_Members] = []
-    times, boxes = landmarks.times_s_F, landmarks.box_M4
-    for frame in np.unique(np.concatenate([landmarks.frame_M, landmarks.cut_frame_C])).tolist():
-        found = np.flatnonzero(landmarks.frame_M == frame)
+    times_s, boxes = landmarks.times_s_F.tolist(), landmarks.box_M4.tolist()
+    frame_of = landmarks.frame_M.tolist()
+    cuts: dict[int, list[list[float]]] = {}
+    for frame, box in zip(landmarks.cut_frame_C.tolist(), landmarks.cut_box_C4.tolist(), strict=True):
+        cuts.setdefault(frame, []).append(box)
+    members = {frame: [m for m, _ in group] for frame, group in groupby(enumerate(frame_of), itemgetter(1))}
+    for frame in sorted(members.keys() | cuts.keys()):
+        found = members.get(frame, [])
         alive = [
             t
             for t in tracks
-            if not t.ended and times[frame] - times[landmarks.frame_M[t.members[-1]]] <= max_gap_s + 1e-6
+            if not t.ended and times_s[frame] - times_s[frame_of[t.members[-1]]] <= max_gap_s + 1e-6
         ]
-        cut_boxes = landmarks.cut_box_C4[landmarks.cut_frame_C == frame]
-
-        def is_cut(member: int, cut_boxes: NDArray[np.float32] = cut_boxes) -> bool:
-            return any(overlap(boxes[member], cut_4) >= MIN_OVERLAP for cut_4 in cut_boxes)
-
-        for track in alive:
-            if is_cut(track.members[-1]):
-                track.ended = True
-                track.cut_frames.append(frame)
-        new = [m for m in found.tolist() if is_cut(m)]
-        alive = [track for track in alive if not track.ended]
-        found = np.array([m for m in found.tolist() if m not in new], np.int64)
-        joined = match_faces(boxes[[track.members[-1] for track in alive]], boxes[found])
+        new: list[int] = []
+        if frame in cuts:
+            is_cut = partial(_overlaps_any, cuts[frame])
+            for track in alive:
+                if is_cut(boxes[track.members[-1]]):
+                    track.ended = True
+                    track.cut_frames.append(frame)
+            alive = [track for track in alive if not track.ended]
+            new = [m for m in found if is_cut(boxes[m])]
+            found = [m for m in found if m not in new]
+        joined = match_faces([boxes[track.members[-1]] for track in alive], [boxes[m] for m in found])
         for i, j in joined:
-            alive[i].members.append(int(found[j]))
+            alive[i].members.append(found[j])
         known = {j for _, j in joined}
-        tracks.extend(_Members([m], []) for j, m in enumerate(found.tolist()) if j not in known)
+        tracks.extend(_Members([m], []) for j, m in enumerate(found) if j not in known)
         tracks.extend(_Members([m], [frame] if frame else []) for m in new)
     return tracks
+
+
+def _overlaps_any(cut_boxes: list[list[float]], box: list[float]) -> bool:
+    return any(overlap(box, cut_box) >= MIN_OVERLAP for cut_box in cut_boxes)
 
 
 def _implausible(landmarks: Landmarks, members: list[int], max_gap_s: float) -> set[int]:

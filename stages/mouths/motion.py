@@ -1,6 +1,7 @@
 """How much a mouth moves in its crop, beyond what its surroundings explain: of a still picture next to nothing.
 
-Shapes: T frames, H height, W width of the crop; N side of the shrunk crop.
+Shapes: T frames, H height, W width of the crop; N side of the shrunk crop, P of its pixels, A of them around the
+mouth.
 """
 
 import cv2
@@ -24,6 +25,10 @@ _MOUTH = (np.abs(_X) < 0.25) & (np.abs(_Y - 0.02) < 0.17)
 """As wide as a mouth in the canonical crop, and as high as an open one."""
 _SURROUNDINGS = ((np.abs(_X) > 0.32) | (_Y < -0.22)) & (np.abs(_X) < 0.47) & (np.abs(_Y) < 0.47)
 """Nose and cheeks; the chin speaks too."""
+_PLACES = np.concatenate([np.flatnonzero(_SURROUNDINGS), np.flatnonzero(_MOUTH)])
+"""The pixels that are looked at: first the surroundings, then the mouth; none at the edge of the crop."""
+_NUM_AROUND = int(_SURROUNDINGS.sum())
+_AFFINE_3P = np.stack([np.ones(len(_PLACES)), _X.flat[_PLACES], _Y.flat[_PLACES]])
 
 
 def mouth_motion(clip_THW: NDArray[np.uint8], fps: float) -> float:
@@ -50,20 +55,19 @@ def _shrunk(crop_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _change(first_NN: NDArray[np.float32], second_NN: NDArray[np.float32]) -> float:
     """Mean square of what changes in the mouth and is not explained, less that of the surroundings."""
     places = np.arange(SIDE_PX, dtype=np.float32)
+    basis_8P = np.ones((8, len(_PLACES)))
     for step in range(_MOST_STEPS):
-        mean_NN = (first_NN + second_NN) / 2
-        down_NN, right_NN = np.gradient(mean_NN)
+        mean_N = ((first_NN + second_NN) / 2).ravel()
+        right_P, down_P = ((mean_N[_PLACES + far] - mean_N[_PLACES - far]) / 2 for far in (1, SIDE_PX))
         # offset, gain, then the shift to the right and down, each constant, growing with x, and with y
-        ways = (
-            np.ones_like(mean_NN), mean_NN, right_NN, _X * right_NN, _Y * right_NN, down_NN, _X * down_NN, _Y * down_NN,
-        )  # fmt: skip
-        basis = np.stack(ways, axis=-1).astype(np.float64)
-        around = basis[_SURROUNDINGS]
-        change_NN = second_NN - first_NN
+        basis_8P[1] = mean_N[_PLACES]
+        basis_8P[2:5], basis_8P[5:] = right_P * _AFFINE_3P, down_P * _AFFINE_3P
+        around_8A = basis_8P[:, :_NUM_AROUND]
+        change_P = (second_NN - first_NN).ravel()[_PLACES]
         # a trace of ridge: flat surroundings tell nothing of motion
-        normal = around.T @ around + 1e-3 * np.eye(len(ways))
-        fit = np.linalg.solve(normal, around.T @ change_NN[_SURROUNDINGS])
-        right_px, down_px = (fit[i] + fit[i + 1] * _X + fit[i + 2] * _Y for i in (2, 5))
+        normal_88 = around_8A @ around_8A.T + 1e-3 * np.eye(8)
+        fit_8 = np.linalg.solve(normal_88, around_8A @ change_P[:_NUM_AROUND])
+        right_px, down_px = (fit_8[i] + fit_8[i + 1] * _X + fit_8[i + 2] * _Y for i in (2, 5))
         if step + 1 == _MOST_STEPS or max(np.abs(right_px).max(), np.abs(down_px).max()) < _LEAST_SHIFT_PX:
             break
         # a picture that changes by its slope to the right has moved to the left
@@ -73,5 +77,5 @@ def _change(first_NN: NDArray[np.float32], second_NN: NDArray[np.float32]) -> fl
             cv2.remap(second_NN, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
             np.float32,
         )
-    left_NN = (change_NN - basis @ fit) ** 2
-    return float(left_NN[_MOUTH].mean() - left_NN[_SURROUNDINGS].mean())
+    left_P = (change_P - fit_8 @ basis_8P) ** 2
+    return float(left_P[_NUM_AROUND:].mean() - left_P[:_NUM_AROUND].mean())

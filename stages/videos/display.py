@@ -7,6 +7,7 @@ Shapes: H height, W width in stored pixels.
 
 import re
 from fractions import Fraction
+from functools import cache
 from typing import Any, NamedTuple
 
 import av
@@ -130,7 +131,7 @@ class Display:
     def shown(self, picture: av.VideoFrame) -> av.VideoFrame:
         """The picture with square pixels, 8 bit, SDR; still in its stored orientation."""
         is_square = self._size == self._stored_size
-        found = _PLANAR.fullmatch(picture.format.name)
+        found = _planar(picture.format.name)
         if is_square and self._curve is None and not (found and found["bits"]):
             return picture
         if found is None and self._curve is None:
@@ -139,7 +140,7 @@ class Display:
             return av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
         picture = _as_planar(picture)
         planes, bits = _planes(picture)
-        found = _PLANAR.fullmatch(picture.format.name)
+        found = _planar(picture.format.name)
         assert found is not None, "planar"
         name = f"yuv{found['j']}{found['sampling']}p" if len(planes) == 3 else "gray"
         shown = av.VideoFrame(*self._size, name)
@@ -159,6 +160,11 @@ class Display:
         return shown
 
 
+@cache
+def _planar(name: str) -> re.Match[str] | None:
+    return _PLANAR.fullmatch(name)
+
+
 def is_full_range(picture: av.VideoFrame) -> bool:
     """FFmpeg takes unmarked YUV for limited range and unmarked gray for full."""
     color_range, name = int(picture.color_range), picture.format.name
@@ -169,7 +175,7 @@ def is_full_range(picture: av.VideoFrame) -> bool:
 
 def _as_planar(picture: av.VideoFrame) -> av.VideoFrame:
     """HDR as RGB or in interleaved planes is rare enough for the long way."""
-    if _PLANAR.fullmatch(picture.format.name):
+    if _planar(picture.format.name):
         return picture
     return picture.reformat(format="yuv444p10le", dst_colorspace="BT2020")
 
