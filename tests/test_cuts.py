@@ -91,6 +91,17 @@ def test_what_is_no_cut(realdata: Path, tmp_path: Path, name: str, change: str) 
     assert follow_video(write_video(tmp_path / "a.mp4", pictures), PARAMS).cut_frame_C.tolist() == []
 
 
+@pytest.mark.realdata
+@pytest.mark.parametrize("at", [15, 16, 17, 33])
+def test_a_single_picture_of_another_person_is_no_shot(
+    two_people: tuple[Pictures, Pictures], tmp_path: Path, at: int
+) -> None:
+    """Frame 16 is the last of what is followed at once, and the first of what follows."""
+    one, other = two_people
+    path = write_video(tmp_path / "a.mp4", [*one[:at], other[at], *one[at + 1 :]])
+    assert follow_video(path, PARAMS).cut_frame_C.tolist() == []
+
+
 def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
     """As of a damaged file, or a slide that is shown for a moment: bridged, as before."""
     face = next(iter(face_pictures([placed(1.2)])))
