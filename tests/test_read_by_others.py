@@ -156,7 +156,9 @@ def half_known(tmp_path_factory: pytest.TempPathFactory) -> Packing:
     packing.crop()
     packing.pack("order", shard_mb=0.3)
     last = packing.rows("order")[-1]["clip_id"]
-    write_clips(packing.tables[0], [row | {"topic": "KJ" if row["clip_id"] == last else None} for row in rows])
+    write_clips(
+        packing.tables[0], [row | {"topic": "KJ" if row["clip_id"] == last else None} for row in rows]
+    )
     packing.crop()
     packing.pack("shards", shard_mb=0.3)
     assert [row["topic"] for row in packing.rows("shards")] == [None] * 8 + ["KJ"]
