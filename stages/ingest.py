@@ -32,6 +32,9 @@ from stages.videos.video import read_header
 
 _log = logging.getLogger(__name__)
 
+INGEST_VERSION = 1
+"""Raised whenever the same corpus gives other rows; a DVC parameter."""
+
 # opening a file waits for the disk more than it computes
 SNIFFING_THREADS = 8
 
