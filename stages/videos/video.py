@@ -258,7 +258,8 @@ class _Clock:
     def read(self, picture: av.VideoFrame) -> tuple[float, float]:
         """Time of `picture`, and the time since the one before (0 for the first)."""
         time_s, gap_s = self._read(picture)
-        shown_s = float(picture.duration * picture.time_base) if picture.duration and picture.time_base else 0.0
+        # some containers tell no durations
+        shown_s = float(picture.duration * picture.time_base) if picture.duration else 0.0
         # not only of the last: where pictures are stored in another order than shown, mp4 counts the last stored
         self.end_s = max(self.end_s, time_s + max(shown_s, self.step_s))
         return time_s, gap_s
