@@ -12,13 +12,16 @@ import typer
 if TYPE_CHECKING:
     from pipeline.params import Params
 
+STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
+"""Of dvc.yaml, in its order; each is a verb."""
+
 app = typer.Typer(
     name="pipeline",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Talking-face videos with transcripts become a lip reader and an honest report of its CER.\n\n"
-    "The way of the data: ingest, crop, pack, stats, train, report. `dvc repro` runs them all.",
+    f"The way of the data: {', '.join(STAGES)}. In a folder with dvc.yaml `dvc repro` runs them all.",
 )
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="parameters", metavar="FILE")]

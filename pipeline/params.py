@@ -16,11 +16,10 @@ from pydantic import BaseModel, Field, ValidationError
 from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
 from pipeline.older import sections_of_older_config
+from recipes import RECIPES
 from shards.errors import ConfigError
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
-
-RECIPES = ("demo", "grid", "chinese_lips", "chinese_lips_conformer", "table")
 
 
 class PathsParams(Section):

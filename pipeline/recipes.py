@@ -1,13 +1,16 @@
 """Choosing a recipe: writes params.yaml, and never overwrites an edited one unasked."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import RECIPES, check, parse_yaml, read_mapping, recipe_text
+from pipeline.command import PARAMS, STAGES
+from pipeline.params import check, parse_yaml, read_mapping, recipe_text
+from recipes import RECIPES
 from shards.errors import ConfigError
 from shards.files import write_text
 
@@ -32,8 +35,26 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
     write_text(params_file, text)
     if recipe != "demo":
         show_dvc_lock(params_file.parent, shown=True)
-    next_step = "pipeline demo && dvc repro" if recipe == "demo" else "dvc repro"
-    return f"{params_file}: recipe {recipe}, corpus in {values.corpus.root}; next: {next_step}"
+    return (
+        f"{params_file}: recipe {recipe}, corpus in {values.corpus.root}; next: {_next(recipe, params_file)}"
+    )
+
+
+def _next(recipe: str, params_file: Path) -> str:
+    """Commands that work where the file is: DVC's where there is a project of it, else the verbs themselves."""
+    folder = params_file.absolute().parent
+    has_dvc = (folder / "dvc.yaml").is_file() and any(
+        (at / ".dvc").is_dir() for at in (folder, *folder.parents)
+    )
+    named = "" if params_file == PARAMS else f" --params {shlex.quote(str(params_file))}"
+    steps = [f"pipeline demo{named}"] if recipe == "demo" else []
+    if params_file.name == PARAMS.name and has_dvc:
+        steps.append("dvc repro")
+    else:
+        # preprocess runs the stages up to pack
+        after = STAGES[STAGES.index("pack") + 1 :]
+        steps += [f"pipeline {verb}{named}" for verb in ("preprocess", *after)]
+    return " && ".join(steps)
 
 
 def refuse_other_recipe(params_file: Path, recipe: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +95,14 @@ def samples_hash(samples: pa.Table | Iterable[pa.RecordBatch]) -> str:
     for name, column_hash in columns.items():
         whole.update(name.encode() + column_hash.digest())
     return whole.hexdigest()
+
+
+def without_null(value: Any) -> Any:
+    """`value` as a sample's JSON has it: empty where it is unknown.
+
+    Readers that batch refuse a field that is null in some samples and a text in others.
+    """
+    return "" if value is None else value
 
 
 class _ColumnHash:

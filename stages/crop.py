@@ -124,6 +124,7 @@ def _clip(row: Mapping[str, Any], corpus: CorpusParams) -> Clip:
         row["start_s"],
         row["end_s"],
         corpus.media_kind,
+        corpus.follow_links,
     )
 
 

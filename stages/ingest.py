@@ -1,6 +1,7 @@
 """Stage ingest: the transcripts of a corpus become clips.parquet."""
 
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ from stages.videos.video import read_header
 
 _log = logging.getLogger(__name__)
 
+INGEST_VERSION = 1
+"""Raised whenever the same corpus gives other rows; a DVC parameter."""
+
 # opening a file waits for the disk more than it computes
 SNIFFING_THREADS = 8
 
@@ -58,13 +62,11 @@ class IngestSummary:
 
 @dataclass(frozen=True, slots=True)
 class _Clip:
-    """A row to be: a transcript, which part of its video it is, and what a look at the file told."""
+    """A row to be: a transcript, and what a look at the file told."""
 
     transcript: Transcript
     media_kind: str | None
     problem: Reason | None = None
-    start_s: float | None = None
-    end_s: float | None = None
 
 
 def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path: Path) -> IngestSummary:
@@ -76,21 +78,21 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     `corpus.media_kind`, or comes from each file's own header and pictures, and is null where the file cannot be read;
     crop finds the reason.
 
-    Raises CorpusError where the corpus tables are untrue, or where speakers or videos stand in several splits and
-    `corpus.speaker_overlap` is `error`.
+    Raises CorpusError where the corpus tables are untrue, where one video has two texts in a split, or where people or
+    videos stand in several splits and `corpus.speaker_overlap` is `error`.
     """
     transcripts = read_corpus(corpus)
+    _refuse_two_texts(transcripts, text)
     warn_of_splits(transcripts)
     speakers, videos = shared_speakers(transcripts), shared_videos(transcripts)
     report_overlap(speakers, videos, is_error=corpus.speaker_overlap == "error")
-    root = Path(corpus.root)
     # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
     max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
     with ThreadPoolExecutor(SNIFFING_THREADS) as pool:
         clips = list(pool.map(partial(_look, corpus, crop), transcripts))
         num_split = num_parts = 0
         if crop.split_long:
-            parted = list(pool.map(partial(_parts, root, text, max_s, longest_s), clips))
+            parted = list(pool.map(partial(_parts, corpus, text, max_s, longest_s), clips))
             num_split = sum(parts is not None for parts in parted)
             num_parts = sum(len(parts) for parts in parted if parts is not None)
             clips = [part for clip, parts in zip(clips, parted, strict=True) for part in parts or [clip]]
@@ -103,7 +105,8 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     num_outside = _warn_of(
         clips,
         Reason.UNSAFE_PATH,
-        "have a path that leads out of the corpus root (name it relative to the root)",
+        "have a path or link that leads out of the corpus root (name files relative to the root; where links may lead "
+        "out of it, set corpus.follow_links to true)",
     )
     return IngestSummary(
         clips_path=clips_path,
@@ -119,9 +122,25 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     )
 
 
+def _refuse_two_texts(transcripts: Sequence[Transcript], text: TextParams) -> None:
+    """Raises CorpusError where one video, or one part of it, has two texts in a split: one of them is wrong."""
+    said: dict[tuple[object, ...], Transcript] = {}
+    for one in transcripts:
+        if not (one.media and one.text.strip()):
+            continue
+        stretch = (one.split, unicodedata.normalize("NFC", one.media), one.start_s, one.end_s)
+        other = said.setdefault(stretch, one)
+        if one.text != other.text and normalise(one.text, text) != normalise(other.text, text):
+            raise CorpusError(
+                f"{one.where}: {one.media} has another text here ({one.text[:40]!r}) than at {other.where} "
+                f"({other.text[:40]!r}): correct the path or leave one out; where each is said in a part of the video, "
+                "give the parts' times (corpus.kind table: columns start and end)"
+            )
+
+
 def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:
     try:
-        source = resolve_media(Path(corpus.root), transcript.media)
+        source = resolve_media(Path(corpus.root), transcript.media, follow_links=corpus.follow_links)
         kind = media_kind_of(source, read_header(source, crop), corpus.media_kind, crop)
         return _Clip(transcript, kind.value)
     except ClipRejected as error:
@@ -141,20 +160,33 @@ def _warn_of(clips: Sequence[_Clip], problem: Reason, told: str) -> int:
     return len(names)
 
 
-def _parts(root: Path, text: TextParams, max_s: float, longest_s: float, clip: _Clip) -> list[_Clip] | None:
+def _parts(
+    corpus: CorpusParams, text: TextParams, max_s: float, longest_s: float, clip: _Clip
+) -> list[_Clip] | None:
     """The clips that a long one becomes; None where it stays as it is."""
     if clip.media_kind is None:
         return None
-    parts = cut_long_clip(root, clip.transcript, lambda words: normalise(words, text), max_s, longest_s)
+    parts = cut_long_clip(
+        Path(corpus.root),
+        clip.transcript,
+        lambda words: normalise(words, text),
+        max_s,
+        longest_s,
+        corpus.follow_links,
+    )
     if parts is None:
         return None
     transcript = clip.transcript
     return [
         replace(
             clip,
-            transcript=replace(transcript, clip_id=f"{transcript.clip_id}_{number:03d}", text=part.text),
-            start_s=part.start_s,
-            end_s=part.end_s,
+            transcript=replace(
+                transcript,
+                clip_id=f"{transcript.clip_id}_{number:03d}",
+                text=part.text,
+                start_s=part.start_s,
+                end_s=part.end_s,
+            ),
         )
         for number, part in enumerate(parts)
     ]
@@ -181,8 +213,8 @@ def _row(clip: _Clip, label: str) -> dict[str, object]:
         "topic": transcript.topic,
         "media": transcript.media,
         "media_kind": clip.media_kind,
-        "start_s": clip.start_s,
-        "end_s": clip.end_s,
+        "start_s": transcript.start_s,
+        "end_s": transcript.end_s,
         "text": transcript.text,
         "label": label,
         "num_chars": len(label),

@@ -30,6 +30,7 @@ from shards.files import (
 )
 from shards.index import INDEX, IndexedShard
 from shards.locks import held
+from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import ShardStore
@@ -47,6 +48,9 @@ _OURS = re.compile(
     r"[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp)"
     r"|\.(README\.md|metadata\.json)\..*\.tmp"
 )
+
+PACK_VERSION = 2
+"""Raised whenever the same clips give other bytes. It is a DVC parameter: results of an older stage are made again."""
 
 AHEAD = 2
 """Clips for each thread that wait, encoded, for their turn: one that takes long holds up no other thread."""
@@ -228,8 +232,9 @@ def _write_split(
                     "num_frames": waiting.crop_row["num_frames"],
                     "codec": pack.codec,
                 }
+                told = {field: without_null(value) for field, value in shared.items()}
                 described = json.dumps(
-                    shared | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
+                    told | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
                 ).encode()
                 place = shard.add(
                     clip["clip_id"],

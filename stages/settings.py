@@ -28,6 +28,11 @@ class CorpusParams(Section):
         description="licence of the corpus, an SPDX name where there is one; stands in every pack; empty: unknown",
     )
     table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
+    follow_links: bool = Field(
+        False,
+        description="read videos that links of the corpus lead to outside of it (those of a Hugging Face cache "
+        "are within)",
+    )
     media_kind: KindSetting = Field(
         "auto",
         description="what the videos show: face, mouth (ready mouth crops, not searched for a face), or auto: "

@@ -11,7 +11,6 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
 SMALL = {
     "model": {"frame_height": 24, "frame_width": 24, "sizes": {"channels": [4, 8, 8, 12], "hidden_dim": 16}},
     "train": {

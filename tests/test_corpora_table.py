@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,145 @@ def test_a_csv_table_with_a_doubled_column_or_none_stops(tmp_path: Path) -> None
     (tmp_path / "clips.csv").unlink()
     with pytest.raises(CorpusError, match=r"clips.csv is missing; corpus.table"):
         read_corpus(corpus)
+
+
+TIMES = {
+    "": None,
+    "0": None,
+    "0.0": None,
+    "1.5": 1.5,
+    "72": 72.0,
+    " 3.25 ": 3.25,
+    "1:12": 72.0,
+    "01:02:03.5": 3723.5,
+    "00:00:00.040": 0.04,
+    "100:00:00": 360_000.0,
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_start_and_end_are_the_part_that_says_the_text(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = list(TIMES)
+    columns = {
+        "clip_id": [f"c{i}" for i in range(len(starts))],
+        "media": ["a.mp4"] * len(starts),
+        "text": ["t"] * len(starts),
+        "split": ["train"] * len(starts),
+        "start": starts,
+        "end": ["400000", *[""] * (len(starts) - 2), "100:00:00.5"],
+    }
+    found = read_corpus(table(tmp_path, columns, suffix))
+    assert [one.start_s for one in found] == list(TIMES.values())
+    assert [one.end_s for one in found] == [400_000.0, *[None] * (len(starts) - 2), 360_000.5]
+    assert caplog.text == ""
+
+
+def test_parquet_times_may_be_numbers(tmp_path: Path) -> None:
+    columns = {"clip_id": ["a", "b", "c"], "media": ["m"] * 3, "text": ["t"] * 3, "split": ["train"] * 3}
+    columns |= {"start": [0.0, 1.25, None], "end": [1, 3, None]}
+    found = read_corpus(table(tmp_path, columns, "parquet"))
+    assert [(one.start_s, one.end_s) for one in found] == [(None, 1.0), (1.25, 3.0), (None, None)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "told"),
+    [
+        ("soon", "", "start 'soon' is no time"),
+        ("-1", "2", "start '-1' is no time"),
+        ("1,5", "2", "start '1,5' is no time"),
+        ("nan", "", "start 'nan' is no time"),
+        ("", "1e3", "end '1e3' is no time"),
+        ("0:75", "", "start '0:75' is no time"),
+        ("1:60:00", "", "start '1:60:00' is no time"),
+        ("1:2:3:4", "", "is no time"),
+        ("2", "1.5", "end 1.5 is not after start 2"),
+        ("2", "2", "end 2 is not after start 2"),
+        ("", "0", "end 0 is not after start 0"),
+    ],
+)
+def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, told: str) -> None:
+    columns = {
+        "clip_id": ["a"],
+        "media": ["m"],
+        "text": ["t"],
+        "split": ["train"],
+        "start": [start],
+        "end": [end],
+    }
+    with pytest.raises(CorpusError, match=rf"clips\.csv:2: .*{re.escape(told)}"):
+        read_corpus(table(tmp_path, columns))
+
+
+HEADER = "clip_id,media,text,split"
+ROWS = ["a,a.mp4,好,train", "b,b.mp4,你,valid"]
+ODD_TABLES = {
+    "columns without a name at the end": ([f"{HEADER},,", *(f"{row},," for row in ROWS)], ""),
+    "a column without a name between": (
+        ["clip_id,,media,text,split", "a,,a.mp4,好,train", "b, ,b.mp4,你,valid"],
+        "",
+    ),
+    "fields behind the header": ([HEADER, f"{ROWS[0]},,", f"{ROWS[1]}, "], ""),
+    "fewer fields where columns have no name": ([f"{HEADER},,", *ROWS], ""),
+    "empty rows": (
+        [HEADER, ROWS[0], ",,,", ROWS[1], ",,,", " , ,,", ",,,,,,"],
+        "4 empty rows and 0 repeated headers",
+    ),
+    "an empty row before the header": ([",,,", HEADER, *ROWS], "1 empty rows"),
+    "tables joined by cat": (
+        [HEADER, ROWS[0], f"\ufeff{HEADER}", ROWS[1], f"{HEADER.replace(',', ' , ')},,"],
+        "0 empty rows and 2 repeated headers",
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TABLES)
+def test_what_spreadsheets_and_joining_leave_is_passed_over(
+    tmp_path: Path, odd: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines, told = ODD_TABLES[odd]
+    (tmp_path / "clips.csv").write_text("\r\n".join([*lines, ""]), "utf-8")
+    found = read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
+    assert [(one.clip_id, one.media, one.text, one.split) for one in found] == [
+        ("a", "a.mp4", "好", "train"),
+        ("b", "b.mp4", "你", "valid"),
+    ]
+    assert told in caplog.text and bool(told) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([f"{HEADER},,", f"{ROWS[0]},,note"], "2: 6 fields where the header has 4"),
+        (
+            ["clip_id,,media,text,split", "a,note,a.mp4,好,train"],
+            "2: 'note' stands in column 2, which has no name; name it in the header",
+        ),
+        ([HEADER, ROWS[0], "a.mp4,train"], "3: 2 fields where the header has 4"),
+        ([HEADER, ROWS[0], "media,clip_id,text,split", "b.mp4,b,你,valid"], "3: a second header begins here"),
+        ([f"{HEADER},text,,", f"{ROWS[0]},x,,"], "1: column text stands twice"),
+        (["clip_id,,media", "a,,m"], "1: header clip_id,media lacks text"),
+        ([",,,", ",,,"], "1: the file is empty"),
+    ],
+)
+def test_what_would_lose_a_value_is_named(tmp_path: Path, lines: list[str], told: str) -> None:
+    (tmp_path / "clips.csv").write_text("\n".join([*lines, ""]), "utf-8")
+    with pytest.raises(CorpusError, match=rf"clips\.csv:{re.escape(told)}"):
+        read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
+
+
+def test_empty_rows_of_parquet_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    columns: dict[str, Any] = {"clip_id": ["a", None, "b", None], "media": ["a.mp4", None, "b.mp4", ""]}
+    columns |= {
+        "text": ["t", None, "t", None],
+        "split": ["train", None, "train", None],
+        "": ["x"] * 4,
+        " ": [1] * 4,
+    }
+    found = read_corpus(table(tmp_path, columns, "parquet"))
+    assert [(one.clip_id, one.where.rpartition(":")[2]) for one in found] == [("a", "1"), ("b", "3")]
+    assert "2 empty rows are passed over" in caplog.text
 
 
 GROUPS = st.dictionaries(st.text(max_size=4), st.integers(1, 40), min_size=3, max_size=60)

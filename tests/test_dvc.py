@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.command import STAGES
 from tests import recorded_verb
-from tests.dvc_stages import DECLARED, ROOT, SMALL, STAGES, params_of
+from tests.dvc_stages import DECLARED, ROOT, SMALL, params_of
 from tests.recorded_verb import OPENS, Recorded
 
 FREE_SECTIONS = frozenset(["machine", "paths"])
@@ -39,6 +40,7 @@ def test_the_stages_call_verbs_that_exist() -> None:
 
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert tuple(DECLARED) == STAGES
+    assert f"The way of the data: {', '.join(STAGES)}." in str(app.info.help)
     for name, stage in DECLARED.items():
         assert stage.command == f"pipeline {name}"
         assert name in verbs

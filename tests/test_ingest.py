@@ -20,7 +20,11 @@ from shards.schema import CLIPS
 from stages.ingest import ingest
 from stages.mouths import media_kind
 from stages.settings import CorpusParams, CropParams
-from tests.videos import write_mouth
+from stages.videos.media import resolve_media
+from stages.videos.video import decode
+from tests.sources import gray_HW
+from tests.videos import number_of, numbered, write_mouth
+from tests.videos import write_video as write_numbered
 
 TEXT, CROP = TextParams(), CropParams()
 
@@ -142,6 +146,76 @@ def test_speaker_overlap_stops_or_warns(tmp_path: Path, caplog: pytest.LogCaptur
     assert "li in train, test" in caplog.text
 
 
+def parts_of(root: Path, rows: list[tuple[str, ...]]) -> CorpusParams:
+    """A table of clip_id, split, media, start, end, text."""
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [",".join(row) for row in (("clip_id", "split", "media", "start", "end", "text"), *rows)]
+    (root / "clips.csv").write_text("\n".join(lines), "utf-8")
+    return CorpusParams(kind="table", root=str(root))
+
+
+@pytest.mark.parametrize("split_long", [False, True])
+def test_parts_of_a_video_are_clips_of_their_own(tmp_path: Path, split_long: bool) -> None:
+    root = tmp_path / "corpus"
+    root.mkdir()
+    write_numbered(root / "a.mp4", map(numbered, range(50)))
+    (root / "a.srt").write_text("1\n00:00:00,000 --> 00:00:02,000\n一二三\n", "utf-8")
+    rows = [
+        ("first", "train", "a.mp4", "", "0.4", "一"),
+        ("middle", "train", "a.mp4", "00:00:00.400", "00:00:01", "二"),
+        ("last", "train", "a.mp4", "1", "", "三"),
+    ]
+    path = tmp_path / "clips.parquet"
+    # the whole is too long, which asks for no cuts where the parts are given
+    ingest(parts_of(root, rows), TEXT, CropParams(split_long=split_long, max_frames=30), path)
+    found = {row["clip_id"]: row for row in read_table(path, CLIPS, "ingest").to_pylist()}
+    assert {name: (row["start_s"], row["end_s"], row["label"]) for name, row in found.items()} == {
+        "first": (None, 0.4, "一"),
+        "middle": (0.4, 1.0, "二"),
+        "last": (1.0, None, "三"),
+    }
+    shown = {
+        name: [
+            number_of(gray_HW(frame))
+            for frame in decode(resolve_media(root, row["media"], row["start_s"], row["end_s"]), CROP)
+        ]
+        for name, row in found.items()
+    }
+    assert shown == {"first": [*range(10)], "middle": [*range(10, 25)], "last": [*range(25, 50)]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_refused"),
+    [
+        ([("a.mp4", "", "", "你好"), ("a.mp4", "", "", "再见")], True),
+        ([("a.mp4", "", "", "你好"), ("./a.mp4", "0", "", "再见")], True),
+        ([("é.mp4", "", "", "你好"), ("e\u0301.mp4", "", "", "再见")], True),
+        ([("a.mp4", "1", "2", "你好"), ("a.mp4", "1.0", "0:02", "再见")], True),
+        # the same label, or none
+        ([("a.mp4", "", "", "你好"), ("a.mp4", "", "", "你好。")], False),
+        ([("a.mp4", "", "", "你好"), ("a.mp4", "", "", "")], False),
+        ([("a.mp4", "", "1", "你好"), ("a.mp4", "1", "", "再见")], False),
+        ([("a.mp4", "", "", "你好"), ("b.mp4", "", "", "再见")], False),
+        ([("", "", "", "你好"), ("", "", "", "再见")], False),
+    ],
+)
+def test_two_texts_of_one_stretch_of_video_stop(
+    rows: list[tuple[str, ...]], is_refused: bool, tmp_path: Path
+) -> None:
+    corpus = parts_of(tmp_path, [(f"c{i}", "train", *row) for i, row in enumerate(rows)])
+    path = tmp_path / "clips.parquet"
+    if not is_refused:
+        ingest(corpus, TEXT, CROP, path)
+        return
+    with pytest.raises(
+        CorpusError,
+        match=r"clips\.csv:3: .*\.mp4 has another text here \('再见'\) than at .*clips\.csv:2 "
+        r"\('你好'\): .* columns start and end",
+    ):
+        ingest(corpus, TEXT, CROP, path)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("speakers", [("", ""), ("li", "wang"), ("li", "")])
 def test_one_video_in_two_splits_stops_or_warns(
     speakers: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -151,7 +225,7 @@ def test_one_video_in_two_splits_stops_or_warns(
         ("a", "train", speakers[0], "v/m.mp4", "字"),
         ("b", "test", speakers[1], "./v//m.mp4", "字"),
         ("c", "train", "", "v/n.mp4", "字"),
-        ("d", "train", "", "v/n.mp4", "词"),
+        ("d", "train", "", "v/n.mp4", "字"),
         ("e", "test", "", "", "没"),
         ("f", "train", "", "", "没"),
     ]

@@ -12,7 +12,6 @@ from model.presets import PRESET_SIZES
 from pipeline.older import OLDER_NAMES, SECTIONS
 from pipeline.params import (
     PRESETS,
-    RECIPES,
     Params,
     check,
     load_params,
@@ -21,6 +20,7 @@ from pipeline.params import (
     read_mapping,
     recipe_text,
 )
+from recipes import RECIPES
 from shards.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,9 @@ from stages.crop import crop
 from stages.ingest import ingest
 from stages.pack import pack
 from stages.settings import CorpusParams, CropParams
+from tests.crop_runs import clip_row, write_clips
 from tests.test_pack import Packing, make
+from tests.videos import write_mouth
 
 # webdataset leaves the closing of shards to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -56,7 +58,7 @@ def check(
         row = by_id[about["clip_id"]]
         seen.append(about["clip_id"])
         for name in ("label", "speaker", "topic", "split", "num_frames", "codec"):
-            assert about[name] == row[name]
+            assert about[name] == ("" if row[name] is None else row[name])
         assert about["fps"] == 25
         true = clips[about["clip_id"]]
         assert (clip_THW.shape, clip_THW.dtype) == (true.shape, np.uint8)
@@ -123,6 +125,103 @@ def test_hugging_face_datasets(
                 yield clip_of(value, codec, about["num_frames"]), about
 
         check(samples(), codec, clips, [row for row in packing.rows(codec) if row["split"] == split])
+
+
+TYPES = {
+    "clip_id": str,
+    "codec": str,
+    "fps": float,
+    "label": str,
+    "num_frames": int,
+    "speaker": str,
+    "split": str,
+    "topic": str,
+}
+"""Of the fields of every sample's JSON."""
+BATCH = 3
+
+
+@pytest.fixture(scope="module")
+def half_known(tmp_path_factory: pytest.TempPathFactory) -> Packing:
+    """Clips of one length in several shards; the first ones have no topic, and some no speaker."""
+    packing = Packing(tmp_path_factory.mktemp("half_known"))
+    root = packing.folder / "corpus"
+    root.mkdir()
+    write_mouth(root / "mouth.mp4", 12)
+    rows = [
+        clip_row(f"m{i}", "mouth.mp4", media_kind="mouth", speaker="anna" if i % 2 else None)
+        for i in range(9)
+    ]
+    write_clips(packing.tables[0], rows)
+    packing.crop()
+    packing.pack("order", shard_mb=0.3)
+    last = packing.rows("order")[-1]["clip_id"]
+    write_clips(
+        packing.tables[0], [row | {"topic": "KJ" if row["clip_id"] == last else None} for row in rows]
+    )
+    packing.crop()
+    packing.pack("shards", shard_mb=0.3)
+    assert [row["topic"] for row in packing.rows("shards")] == [None] * 8 + ["KJ"]
+    assert {row["speaker"] for row in packing.rows("shards")} == {None, "anna"}
+    return packing
+
+
+def shards_of(packing: Packing) -> list[str]:
+    shards = sorted(str(path) for path in (packing.folder / "shards").rglob("*.tar"))
+    assert len(shards) > 1
+    return shards
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hugging_face_datasets_where_the_first_samples_lack_a_topic(
+    half_known: Packing, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    loaded = datasets.load_dataset(
+        "webdataset",
+        data_files=shards_of(half_known),
+        split="train",
+        streaming=streaming,
+        cache_dir=str(tmp_path),
+    )
+    # what it makes out of the first five samples holds for all
+    kinds = {str: "string", int: "int64", float: "float64"}
+    assert {name: kind.dtype for name, kind in loaded.features["json"].items()} == {
+        name: kinds[kind] for name, kind in TYPES.items()
+    }
+    found = [sample["json"] for sample in loaded]
+    assert [about["topic"] for about in found] == [""] * 8 + ["KJ"]
+    assert [about["speaker"] for about in found] == [
+        row["speaker"] or "" for row in half_known.rows("shards")
+    ]
+
+
+def test_webdataset_in_batches(half_known: Packing) -> None:
+    import webdataset
+
+    samples = webdataset.WebDataset(shards_of(half_known), shardshuffle=False).decode()
+    batches = list(samples.to_tuple("npy", "json").batched(BATCH))
+    assert [clips.shape for clips, _ in batches] == [(BATCH, 12, 96, 96)] * 3
+    abouts = [about for _, of_batch in batches for about in of_batch]
+    assert len(abouts) == 9
+    for about in abouts:
+        assert {name: type(value) for name, value in about.items()} == TYPES
+
+
+def test_torchs_loader_with_its_default_collate(half_known: Packing) -> None:
+    import torch
+    import webdataset
+
+    samples = webdataset.WebDataset(shards_of(half_known), shardshuffle=False).decode()
+    batches = list(torch.utils.data.DataLoader(samples, batch_size=BATCH))
+    assert [tuple(batch["npy"].shape) for batch in batches] == [(BATCH, 12, 96, 96)] * 3
+    told = {name: [value for batch in batches for value in batch["json"][name]] for name in TYPES}
+    for row in half_known.rows("shards"):
+        place = told["clip_id"].index(row["clip_id"])
+        for name in ("label", "speaker", "topic", "num_frames"):
+            assert told[name][place] == ("" if row[name] is None else row[name])
 
 
 @pytest.mark.realdata

@@ -6,10 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
-from pipeline.params import RECIPES, load_params, recipe_text
+from pipeline.cli import app
+from pipeline.params import load_params, recipe_text
 from pipeline.recipes import refuse_other_recipe, show_dvc_lock, write_recipe
+from recipes import RECIPES
 from shards.errors import ConfigError
 
 
@@ -22,7 +26,56 @@ def params(tmp_path: Path) -> Path:
 def test_a_recipe_is_written_as_it_stands(recipe: str, params: Path) -> None:
     line = write_recipe(recipe, params, None, force=False)
     assert params.read_text("utf-8") == recipe_text(recipe)
-    assert recipe in line and "dvc repro" in line
+    assert recipe in line
+
+
+def test_every_recipe_is_known_and_stands_in_the_help() -> None:
+    import recipes
+
+    files = Path(recipes.__file__).parent.glob("*.yaml")
+    assert sorted(RECIPES) == sorted(path.stem for path in files)
+    shown = CliRunner().invoke(app, ["init", "--help"]).output
+    assert ", ".join(RECIPES) in " ".join(shown.split())
+
+
+PROJECT, NO_PROJECT = ("dvc.yaml", ".dvc"), ()
+BY_VERBS = "pipeline preprocess && pipeline lm && pipeline stats && pipeline train && pipeline report"
+
+
+@pytest.mark.parametrize(
+    ("there", "recipe", "file", "advice"),
+    [
+        (PROJECT, "grid", "params.yaml", "dvc repro"),
+        (PROJECT, "demo", "params.yaml", "pipeline demo && dvc repro"),
+        (NO_PROJECT, "grid", "params.yaml", BY_VERBS),
+        (NO_PROJECT, "demo", "params.yaml", f"pipeline demo && {BY_VERBS}"),
+        (("dvc.yaml",), "grid", "params.yaml", BY_VERBS),
+        # DVC reads no other file than params.yaml
+        (
+            PROJECT,
+            "grid",
+            "my own.yaml",
+            BY_VERBS.replace(" &&", " --params 'my own.yaml' &&") + " --params 'my own.yaml'",
+        ),
+    ],
+)
+def test_the_advice_works_where_the_file_is(
+    there: tuple[str, ...],
+    recipe: str,
+    file: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if "dvc.yaml" in there:
+        (tmp_path / "dvc.yaml").touch()
+    if ".dvc" in there:
+        (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    line = write_recipe(recipe, Path(file), None, force=False)
+    assert line.partition("; next: ")[2] == advice
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert {step.split()[1] for step in advice.split(" && ") if step != "dvc repro"} <= set(verbs)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,21 @@ def test_a_whole_pack_passes(tmp_path: Path, codec: str) -> None:
         assert result.num_bytes == sum(path.stat().st_size for path in tars)
 
 
+@pytest.mark.parametrize(
+    ("told", "is_right"), [(None, True), ("", True), ("anna", False), (0, False), ([], False)]
+)
+def test_an_unknown_speaker_is_empty_or_in_older_packs_null(
+    tmp_path: Path, told: object, is_right: bool
+) -> None:
+    pack = Pack(tmp_path)
+    name = "train/train-000000.tar"
+    pack.shards[name][1] = ("a.json", pack.metadata(name, "a", speaker=told))
+    pack.write()
+    problems = pack.verify().problems
+    assert (problems == ()) is is_right
+    assert is_right or f"its metadata says speaker {told!r}, samples.parquet None" in problems[0].what
+
+
 PLACES: dict[str, tuple[Callable[[dict[str, Any]], int], str]] = {
     "payload": (
         lambda row: row["clip_offset"] + 500,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.settings import CropParams
+from stages.videos.media import Source
 from stages.videos.video import decode, read_header, resample
 from tests.videos import (
     number_of,
@@ -274,6 +275,60 @@ def test_a_cut_file(tmp_path: Path, layout: str, share: float) -> None:
     assert error.reason in (Reason.TRUNCATED, Reason.UNREADABLE)
     if layout == "index_first" and share > 0.5:
         assert error.reason is Reason.TRUNCATED
+
+
+def with_last_picture_for(path: Path, whole: Path, seconds: float, faststart: bool = False) -> Path:
+    """A copy of a video of 25 frames/s whose last picture is shown for so long, and where it is stored before others,
+    as mp4 has it, the last stored too."""
+    options = {"movflags": "faststart"} if faststart else {}
+    with av.open(str(whole)) as source, av.open(str(path), "w", options=options) as copy:
+        shown = copy.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet in {max(packets, key=lambda packet: packet.pts), packets[-1]}:
+            packet.duration = round(seconds / packet.time_base)
+        for packet in packets:
+            packet.stream = shown
+            copy.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 30.0])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "mpeg4", {}),
+        ("a.mp4", "libx264", {"bf": "3"}),
+        ("a.mov", "libx264", {"bf": "0"}),
+        ("a.mkv", "libx264", {"bf": "3"}),
+    ],
+)
+def test_a_last_picture_may_be_shown_for_long(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], seconds: float
+) -> None:
+    plain = write_video(tmp_path / f"plain_{name}", map(numbered, range(50)), codec=codec, options=options)
+    path = with_last_picture_for(tmp_path / name, plain, seconds)
+    header = read_header(path)
+    assert header.duration_s == pytest.approx(1.96 + seconds, abs=0.1)
+    assert [number_of(frame.gray()) for frame in decode(path, PARAMS)] == [*range(50)]
+    # also as a part that ends while the last picture stands; not beyond it
+    end_s = 1.96 + seconds - 0.1
+    assert len(list(decode(Source(path, start_s=1.0, end_s=end_s), PARAMS))) == 25
+    too_late = Source(path, start_s=1.0, end_s=1.96 + seconds + 1)
+    with pytest.raises(ClipRejected, match=r"should go on to"):
+        list(decode(too_late, PARAMS))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_cut_file_is_truncated_however_long_its_last_picture_would_be(
+    tmp_path: Path, name: str, share: float
+) -> None:
+    small = cv2.resize(photograph(), (256, 144))
+    pictures = [np.roll(small, 5 * i, axis=1) for i in range(50)]
+    plain = write_video(tmp_path / f"plain_{name}", pictures)
+    whole = with_last_picture_for(tmp_path / f"whole_{name}", plain, 1.0, faststart=True).read_bytes()
+    error = rejection(write(tmp_path / name, whole[: int(len(whole) * share)]))
+    assert error.reason is Reason.TRUNCATED
 
 
 def test_a_hole_in_the_middle(tmp_path: Path) -> None:

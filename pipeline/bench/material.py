@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ConfigError
+from stages.videos.streams import shown_stream
 
 EXTENSIONS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 CRF = "21"
@@ -55,7 +56,7 @@ def lengthened(source: Path, path: Path, width: int, height: int, minutes: float
 
 def _pictures(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(path)) as container:
-        yield from container.decode(video=0)
+        yield from container.decode(shown_stream(container, path.name))
 
 
 def _fitted(picture: av.VideoFrame, width: int, height: int, share: float = 1.0) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from shards.errors import ClipRejected
 from stages.long_videos.pieces import Piece
 from stages.mouths.cropping import MouthClip
 from stages.videos.picture import SourceFrame
+from stages.videos.streams import shown_stream
 from stages.videos.video import SAFE_OPTIONS, decode, read_header
 
 BOX_RGB = (64, 220, 120)
@@ -190,9 +191,8 @@ class _Sound:
         if sound is None or sound.codec_context is None:
             return
         # pictures are timed from the first of them
-        first = next(
-            (frame for frame in self._source.decode(streams.video[0]) if frame.pts is not None), None
-        )
+        shown = shown_stream(self._source, self._source.name)
+        first = next((frame for frame in self._source.decode(shown) if frame.pts is not None), None)
         begin_s = float(first.pts * first.time_base) if first is not None else 0.0
         self._source.seek(0)
         if sound.start_time is not None and sound.time_base is not None:

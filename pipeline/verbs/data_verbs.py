@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, shown
+from recipes import RECIPES
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -24,7 +25,7 @@ HasRights = Annotated[
 
 @app.command()
 def init(
-    recipe: Annotated[str, typer.Option(help="demo, grid, chinese_lips or chinese_lips_conformer")],
+    recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))],
     corpus_root: Annotated[str | None, typer.Option(help="folder of your corpus", metavar="DIR")] = None,
     params: ParamsFile = PARAMS,
     force: Annotated[bool, typer.Option("--force", help="overwrite an edited file")] = False,

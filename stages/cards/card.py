@@ -108,7 +108,7 @@ Licence: {"unknown" if is_unknown(facts.license) else facts.license}. {_terms(fa
 `<split>/<split>-000000.tar` and so on are plain WebDataset shards; the samples of a split are shuffled. Each has
 
 - `<clip_id>.{extension}`: the mouth clip, {_CODECS[facts.codec]}.{_layout(facts)}
-- `<clip_id>.json`: `clip_id`, `label` (what is said), `speaker` and `topic` (null where unknown), `split`,
+- `<clip_id>.json`: `clip_id`, `label` (what is said), `speaker` and `topic` (empty where unknown), `split`,
   `num_frames`, `fps`, `codec`.
 
 `<split>/index.json` has the number of samples, the size and the sha256 of every shard; `metadata.json` describes all

@@ -36,6 +36,7 @@ class ClipSource:
         read_tracks: Callable[[], pa.Table],
     ) -> None:
         self.root, self.params, self.clips = Path(corpus.root), crop, clips
+        self.follow_links = corpus.follow_links
         self.cache = ClipCache(Path(machine.cache_dir))
         self.mirror = SharedCache(machine.share, self.cache.folder) if machine.share else None
         self.read_tracks = read_tracks
@@ -64,13 +65,17 @@ class ClipSource:
             )
         return clip_THW
 
+    def video_of(self, clip: Mapping[str, Any]) -> Source:
+        """The video, or its part, of a row of clips.parquet. Raises ClipRejected where it is missing or outside."""
+        return resolve_media(self.root, clip["media"], clip["start_s"], clip["end_s"], self.follow_links)
+
     def _render(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
         clip_id = crop_row["clip_id"]
         clip = self.clips[clip_id]
         # as crop does where ingest could not tell; a face has landmarks
         kind = MediaKind.MOUTH if crop_row["track_key"] is None else MediaKind.FACE
         try:
-            source = media_of(self.root, clip)
+            source = self.video_of(clip)
             self._refuse_other_content(source, kind, crop_row)
             clip_THW = self._cut(source, kind, clip_id)
             # replaced while it was cut
@@ -102,8 +107,3 @@ class ClipSource:
     def _tracks(self) -> tuple[pa.Table, dict[str, int]]:
         tracks = self.read_tracks()
         return tracks, {clip_id: row for row, clip_id in enumerate(tracks["clip_id"].to_pylist())}
-
-
-def media_of(root: Path, clip: Mapping[str, Any]) -> Source:
-    """The video, or its part, of a row of clips.parquet. Raises ClipRejected where it is missing or lies outside."""
-    return resolve_media(root, clip["media"], clip["start_s"], clip["end_s"])

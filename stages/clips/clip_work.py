@@ -54,6 +54,8 @@ class Clip:
     end_s: float | None = None
     kind_setting: KindSetting = "auto"
     """`corpus.media_kind`, for a clip whose kind is not known."""
+    follow_links: bool = False
+    """`corpus.follow_links`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
     try:
         if not clip.label:
             raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
-        source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s)
+        source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s, clip.follow_links)
         # without a kind, ingest could not read the header: looking again finds the reason, or a file that came
         if clip.media_kind is None:
             kind = media_kind_of(source, read_header(source, params), clip.kind_setting, params)

@@ -14,7 +14,7 @@ from stages.settings import CorpusParams
 __all__ = ["Transcript", "read_corpus", "split_rank"]
 
 _READERS: Mapping[str, Callable[[CorpusParams], list[Transcript]]] = {
-    "chinese_lips": lambda corpus: read_chinese_lips(Path(corpus.root)),
+    "chinese_lips": lambda corpus: read_chinese_lips(Path(corpus.root), corpus.follow_links),
     "grid": lambda corpus: read_grid(Path(corpus.root)),
     "table": read_transcript_table,
 }

@@ -30,7 +30,7 @@ _SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
 _OTHER_MEDIA_FOLDERS = frozenset({"PPT", "WAV"})
 
 
-def read_chinese_lips(root: Path) -> list[Transcript]:
+def read_chinese_lips(root: Path, follow_links: bool = False) -> list[Transcript]:
     """The rows of meta_train.csv, meta_valid.csv and meta_test.csv below `root`.
 
     A video is found by the CSV's path (relative to `root`), else as `<ID>.mp4` or `<ID>_FACE.mp4` anywhere
@@ -62,11 +62,11 @@ def read_chinese_lips(root: Path) -> list[Transcript]:
                     f"{where}: ID {clip_id!r} is not of the form speaker_age_gender_TOPIC_number, "
                     f"as 012_25_F_KJ_003"
                 )
-            media = relative_media(face.strip())
+            media = relative_media(face.strip(), root)
             # Path.is_file raises at a name too long for the file system; one row must not stop the others
             if leaves_root(media) or not (media and os.path.isfile(root / media)):  # noqa: PTH113
                 if index is None or zips is None:
-                    index, zips = _index_videos(root), _index_zips(root)
+                    index, zips = _index_videos(root, follow_links), _index_zips(root)
                 media = (
                     _find(clip_id, split, index, where)
                     or zips.find(clip_id, media, split, where)
@@ -95,12 +95,25 @@ def _check_header(header: Sequence[str]) -> str | None:
     return f"header {','.join(header)} should be {','.join(HEADER)} (or the older {','.join(OLDER_HEADER)})"
 
 
-def _index_videos(root: Path) -> dict[str, list[str]]:
+def _index_videos(root: Path, follow_links: bool) -> dict[str, list[str]]:
     """Clip id → videos that may be its own, as paths relative to `root`, sorted; one walk of the tree."""
     index = defaultdict(list)
-    for folder, folders, files in os.walk(root):
+    walked = set()
+    for folder, folders, files in os.walk(root, followlinks=follow_links):
+        # links may go in a circle
+        if (real := os.path.realpath(folder)) in walked:
+            folders.clear()
+            continue
+        walked.add(real)
         folders[:] = sorted(name for name in folders if name not in _OTHER_MEDIA_FOLDERS)
         below = Path(folder).relative_to(root)
+        if links := [
+            str(below / name) for name in folders if not follow_links and (Path(folder) / name).is_symlink()
+        ]:
+            _log.warning(
+                "videos are not looked for in %s, for links: set corpus.follow_links to true if they should be",
+                ", ".join(links),
+            )
         for name in sorted(files):
             if (clip_id := _clip_id_of(name)) is not None:
                 index[clip_id].append((below / name).as_posix())

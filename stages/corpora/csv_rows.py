@@ -2,11 +2,14 @@
 
 import codecs
 import csv
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 
 from shards.errors import CorpusError
+
+_log = logging.getLogger(__name__)
 
 # as spreadsheets of other languages write them
 _OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'", "，": "'，'"}
@@ -36,34 +39,66 @@ def read_csv(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields (`file:line`, record) for each row below the header; values are as they stand in the file.
 
-    Spaces around column names do not count. `check_header` gives what is wrong with the column names, or
-    None. Blank lines are passed over. Raises CorpusError for a wrong header, a row of another number of
-    fields, or broken quoting.
+    Spaces around column names do not count, nor do columns that have neither a name nor a value. `check_header` gives
+    what is wrong with the column names, or None. Blank lines are passed over; rows of empty fields, and the header
+    where it stands again (tables joined by `cat`), are too, and logged. Raises CorpusError for a wrong header, a row of
+    another number of fields, or broken quoting.
     """
     # strict: a stray quote would otherwise swallow the rows up to the next one
     reader = csv.reader(StringIO(read_text(path), newline=""), strict=True)
     header: list[str] | None = None
-    line = 1
+    line, num_empty, num_repeated = 1, 0, 0
     try:
         for fields in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
-            if not fields:
+            if not any(field.strip() for field in fields):
+                num_empty += bool(fields)
                 continue
             if header is None:
-                header = [name.strip() for name in fields]
-                if problem := check_header(header):
+                header = _names(fields)
+                if problem := check_header([name for name in header if name]):
                     raise CorpusError(f"{where}: {problem}{_hint(header)}")
-                continue
-            if len(fields) != len(header):
+            elif (names := _names(fields)) == header:
+                num_repeated += 1
+            elif set(names) == set(header):
                 raise CorpusError(
-                    f"{where}: {len(fields)} fields where the header has {len(header)}; "
-                    f'a field with a comma or a line break in it needs "quotes"'
+                    f"{where}: a second header begins here, with the columns in another order; give each table a "
+                    "file of its own, or the same order"
                 )
-            yield where, dict(zip(header, fields, strict=True))
+            else:
+                yield where, _record(header, fields, where)
     except csv.Error as error:
         raise CorpusError(f"{path}:{line}: {error}; check the quotes of this row") from error
     if header is None:
         raise CorpusError(f"{path}:1: the file is empty; it needs a header")
+    if num_empty or num_repeated:
+        _log.warning(
+            "%s: %d empty rows and %d repeated headers are passed over", path, num_empty, num_repeated
+        )
+
+
+def _names(fields: Sequence[str]) -> list[str]:
+    """Column names without the empty ones that spreadsheets put at the end."""
+    # joined files bring their byte order marks along
+    names = [name.removeprefix("\ufeff").strip() for name in fields]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _record(header: Sequence[str], fields: Sequence[str], where: str) -> dict[str, str]:
+    if len(fields) < len(header) or any(field.strip() for field in fields[len(header) :]):
+        raise CorpusError(
+            f"{where}: {len(fields)} fields where the header has {len(header)}; "
+            f'a field with a comma or a line break in it needs "quotes"'
+        )
+    for number, (name, field) in enumerate(zip(header, fields, strict=False), start=1):
+        if not name and field.strip():
+            raise CorpusError(
+                f"{where}: {field[:40]!r} stands in column {number}, which has no name; name it in the header, or "
+                "empty it"
+            )
+    return {name: field for name, field in zip(header, fields, strict=False) if name}
 
 
 def _hint(header: Sequence[str]) -> str:

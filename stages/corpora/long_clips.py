@@ -35,25 +35,32 @@ class ClipPart:
 
 
 def cut_long_clip(
-    root: Path, transcript: Transcript, normalised: Callable[[str], str], max_s: float, longest_s: float
+    root: Path,
+    transcript: Transcript,
+    normalised: Callable[[str], str],
+    max_s: float,
+    longest_s: float,
+    follow_links: bool = False,
 ) -> list[ClipPart] | None:
     """The parts, of at most `max_s`, of a clip whose video is longer than `longest_s`.
 
-    None where it is not, or has no times or no pauses.
+    None where it is not, or has no times or no pauses, or is a part of a video already.
 
     Times come from the file that the corpus names, else from one that bears the video's name beside it (in the
     same folder or zip), with the extension .align, .TextGrid, .srt or .vtt. One that is malformed, missing though
     named, or says another text, raises CorpusError where the corpus names it; one that merely lies beside is told
     in the log, and the clip stays whole.
     """
+    if transcript.start_s is not None or transcript.end_s is not None:
+        return None
     try:
-        duration_s = read_header(resolve_media(root, transcript.media)).duration_s
+        duration_s = read_header(resolve_media(root, transcript.media, follow_links=follow_links)).duration_s
     except ClipRejected:
         return None  # crop looks again, and tells why
     if duration_s is None or duration_s <= longest_s:
         return None
     try:
-        found = _times_of(root, transcript)
+        found = _times_of(root, transcript, follow_links)
         if found is None:
             return None
         name, utterances = found
@@ -71,30 +78,31 @@ def cut_long_clip(
     return parts
 
 
-def _times_of(root: Path, transcript: Transcript) -> tuple[str, list[Utterance]] | None:
+def _times_of(root: Path, transcript: Transcript, follow_links: bool) -> tuple[str, list[Utterance]] | None:
     if transcript.times is not None:
         if not transcript.times.lower().endswith(tuple(PARSERS)):
             raise CorpusError(
                 f"{transcript.where}: {transcript.times} is of no known kind ({', '.join(PARSERS)})"
             )
         try:
-            return _read(root, transcript.times)
+            return _read(root, transcript.times, follow_links)
         except ClipRejected as error:
             raise CorpusError(f"{transcript.where}: times: {error.detail}") from error
     stem, dot, extension = transcript.media.rpartition(".")
     beside = stem if dot and "/" not in extension else transcript.media
     for extension in (".align", ".TextGrid", ".textgrid", ".srt", ".vtt"):
         try:
-            return _read(root, beside + extension)
+            return _read(root, beside + extension, follow_links)
         except ClipRejected as error:
             if error.reason is not Reason.MISSING_FILE:
                 raise CorpusError(f"{transcript.where}: {error.detail}") from error
     return None
 
 
-def _read(root: Path, media: str) -> tuple[str, list[Utterance]]:
+def _read(root: Path, media: str, follow_links: bool) -> tuple[str, list[Utterance]]:
     name = str(root / media)
-    return name, parse_timed(name, read_small(resolve_media(root, media), MAX_BYTES))
+    source = resolve_media(root, media, follow_links=follow_links)
+    return name, parse_timed(name, read_small(source, MAX_BYTES))
 
 
 def _check_text(transcript: Transcript, name: str, timed: str, given: str) -> None:

@@ -7,6 +7,7 @@
 | gender | of the speaker, as reports are to name it: F and M in Chinese-LiPS |
 | age | of the speaker, whole years |
 | topic | of the clip |
+| start, end | the part of the video that says the text: seconds (72.5) or [hours:]minutes:seconds (00:01:12.500) |
 | times | a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root |
 """
 
@@ -29,9 +30,10 @@ from stages.settings import CorpusParams
 _log = logging.getLogger(__name__)
 
 REQUIRED = ("clip_id", "media", "text")
-OPTIONAL = ("split", "speaker", "gender", "age", "topic", "times")
+OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times")
 # a Parquet column of ages with gaps may have become floating point
 _AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
+_TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,2}):)?(\d{1,9}(?:\.\d{1,12})?)", re.ASCII)
 _UNSPLIT = "unsplit"
 
 
@@ -49,6 +51,9 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     transcripts, has_splits = [], True
     for where, row in rows:
         has_splits = "split" in row
+        start_s, end_s = (_time_s(name, row.get(name, "").strip(), where) for name in ("start", "end"))
+        if end_s is not None and end_s <= (start_s or 0):
+            raise CorpusError(f"{where}: end {row['end']} is not after start {row.get('start') or 0}")
         transcripts.append(
             Transcript(
                 clip_id=row["clip_id"].strip(),
@@ -57,21 +62,33 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 gender=row.get("gender", "").strip() or None,
                 age=_age(row.get("age", "").strip(), where),
                 topic=row.get("topic", "").strip() or None,
-                media=relative_media(_below(root, row["media"].strip())),
+                media=relative_media(row["media"].strip(), root),
                 text=row["text"],
                 where=where,
-                times=relative_media(_below(root, row.get("times", "").strip())) or None,
+                times=relative_media(row.get("times", "").strip(), root) or None,
+                # at 0 the video begins by itself
+                start_s=start_s or None,
+                end_s=end_s,
             )
         )
     return transcripts if has_splits else _with_seeded_split(transcripts, corpus, path)
 
 
-def _below(root: Path, media: str) -> str:
-    """An absolute path into the root, as programs write them, relative to it; any other as it is."""
-    # absolute, not resolved: a link below the root stays what crop judges
-    path, root = Path(media), root.absolute()
-    inside = path.is_absolute() and ".." not in path.parts and path.is_relative_to(root)
-    return path.relative_to(root).as_posix() if inside else media
+def _time_s(name: str, text: str, where: str) -> float | None:
+    if not text:
+        return None
+    match = _TIME.fullmatch(text)
+    hours, minutes, seconds = match.groups("0") if match else ("", "", "")
+    if (
+        match is None
+        or (":" in text and float(seconds) >= 60)
+        or (text.count(":") == 2 and int(minutes) >= 60)
+    ):
+        raise CorpusError(
+            f"{where}: {name} {text!r} is no time; write seconds, as 72.5, or hours:minutes:seconds, as 00:01:12.500, "
+            "or leave it empty at the video's own start or end"
+        )
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
 def _age(text: str, where: str) -> int | None:
@@ -85,7 +102,7 @@ def _age(text: str, where: str) -> int | None:
 
 
 def _check_header(header: Sequence[str]) -> str | None:
-    if doubled := sorted(name for name, count in Counter(header).items() if count > 1):
+    if doubled := sorted(name for name, count in Counter(header).items() if name and count > 1):
         return f"column {', '.join(doubled)} stands twice"
     if missing := [name for name in REQUIRED if name not in header]:
         lower = "names are lower case; " if set(missing) <= {name.lower() for name in header} else ""
@@ -93,13 +110,13 @@ def _check_header(header: Sequence[str]) -> str | None:
             f"header {','.join(header)} lacks {', '.join(missing)}; {lower}"
             f"needed are {','.join(REQUIRED)}, known are also {','.join(OPTIONAL)}"
         )
-    if ignored := [name for name in header if name not in REQUIRED + OPTIONAL]:
+    if ignored := [name for name in header if name and name not in REQUIRED + OPTIONAL]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
     return None
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    number = 0
+    number = num_empty = 0
     try:
         file = pq.ParquetFile(path)
         if problem := _check_header(file.schema_arrow.names):
@@ -113,11 +130,17 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             strings.validate(full=True)
             for row in strings.to_pylist():
                 number += 1
-                yield f"{path}:{number}", {name: value or "" for name, value in row.items()}
+                texts = {name: value or "" for name, value in row.items()}
+                if any(text.strip() for text in texts.values()):
+                    yield f"{path}:{number}", texts
+                else:
+                    num_empty += 1
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise CorpusError(
             f"{path}:{number + 1}: from here on this is no Parquet table of strings: {error}"
         ) from error
+    if num_empty:
+        _log.warning("%s: %d empty rows are passed over", path, num_empty)
 
 
 def seeded_split(

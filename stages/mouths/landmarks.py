@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards.terms import Transfer
 from stages.mouths.face_search import overlap
 
-TRACK_VERSION = 5
+TRACK_VERSION = 6
 """Raise it when the same video and parameters would give other landmarks: it is part of `track_key`."""
 
 MIN_OVERLAP = 0.1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected, ShardError
 from shards.files import Progress
 from shards.schema import Reason
-from stages.clips.clip_source import ClipSource, media_of
+from stages.clips.clip_source import ClipSource
 from stages.pages.page import film_strip, jpeg_uri
 from stages.pages.qc_page import Card, Picture, RejectedClip
 from stages.quality import QUALITIES, Quality
@@ -125,7 +125,7 @@ class Pictures:
 
 def first_picture(source: ClipSource, row: dict[str, Any]) -> NDArray[np.uint8]:
     """The first picture that decodes of a clip's video, BGR, upright. Raises ClipRejected where none does."""
-    for frame in decode(media_of(source.root, row), source.params):
+    for frame in decode(source.video_of(row), source.params):
         return np.ascontiguousarray(frame.rgb_HW3()[:, :, ::-1])
     raise AssertionError("decode gives a picture or raises")
 

@@ -1,8 +1,11 @@
 """Where a clip's video bytes are: a plain file, or a member of a zip; and which part of the video the clip is."""
 
 import re
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 
 from shards.errors import ClipRejected
 from shards.schema import Reason
@@ -38,10 +41,17 @@ def source_of(media: Media) -> Source:
     return media if isinstance(media, Source) else Source(media)
 
 
-def resolve_media(root: Path, media: str, start_s: float | None = None, end_s: float | None = None) -> Source:
+def resolve_media(
+    root: Path,
+    media: str,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    follow_links: bool = False,
+) -> Source:
     """What `media` of clips.parquet names under `root`: a file, or `zip!member`.
 
-    Raises ClipRejected where it is missing, would be read outside (unsafe_path), or its zip is damaged.
+    Names are found in whichever Unicode form the disk or the zip has them. Raises ClipRejected where it is missing,
+    would be read outside (unsafe_path; with `follow_links` links may lead there), or its zip is damaged.
     """
     if not media:
         raise ClipRejected(Reason.MISSING_FILE, "the transcript names no video")
@@ -50,11 +60,66 @@ def resolve_media(root: Path, media: str, start_s: float | None = None, end_s: f
         raise ClipRejected(
             Reason.UNSAFE_PATH, f"{media} leads out of the corpus; name it relative to the root"
         )
-    # a plain file may be called so too
-    if in_zip is None or _exists(root / media, media):
-        return Source(_file_below(root, media), start_s=start_s, end_s=end_s)
-    path = _file_below(root, in_zip[1])
-    return Source(path, find_member(path, in_zip[2]).name, start_s, end_s)
+    try:
+        path = _found(root, media)
+        # a plain file may be called so too
+        if path is None and in_zip is not None:
+            media, path = in_zip[1], _found(root, in_zip[1])
+        else:
+            in_zip = None
+        if path is None:
+            raise ClipRejected(Reason.MISSING_FILE, f"{media} is not below the corpus root {root}")
+        target = path.resolve()
+        inside = follow_links or any(target.is_relative_to(place) for place in _places(root))
+    except OSError as error:
+        # a name too long for the file system, a folder one may not enter
+        raise ClipRejected(Reason.MISSING_FILE, f"{media[:200]}: {error.strerror}") from error
+    if not inside:
+        raise ClipRejected(
+            Reason.UNSAFE_PATH,
+            f"{media} leads by a link to {target}, outside the corpus root; set corpus.follow_links to true if links "
+            "may lead there, or copy the file into the root",
+        )
+    if not path.is_file():
+        raise ClipRejected(Reason.MISSING_FILE, f"{media} is no plain file")
+    return Source(path, find_member(path, in_zip[2]).name if in_zip else None, start_s, end_s)
+
+
+def _places(root: Path) -> Iterator[Path]:
+    """Where files of a corpus may lie: below its root, and for a snapshot of a Hugging Face cache in `blobs`.
+
+    There `<repository>/snapshots/<revision>` is links into `<repository>/blobs`, which holds nothing else.
+    """
+    root = root.resolve()
+    yield root
+    for folder in (root, *root.parents):
+        if folder.parent.name == "snapshots":
+            yield (folder.parent.parent / "blobs").resolve()
+
+
+def _found(root: Path, media: str) -> Path | None:
+    """The file or folder of that name; part by part in the disk's Unicode form: macOS takes accents and kana apart."""
+    path = root / media
+    if path.exists():
+        return path
+    if media.isascii():
+        return None
+    path = root
+    for part in PurePosixPath(media).parts:
+        if not (path / part).exists():
+            found = _names_in(path, path.stat().st_mtime_ns).get(unicodedata.normalize("NFC", part))
+            if found is None:
+                return None
+            part = found
+        path /= part
+    return path
+
+
+@lru_cache(maxsize=16)
+def _names_in(folder: Path, mtime_ns: int) -> Mapping[str, str]:
+    """The composed form of each name in a folder → the name; listed again where `mtime_ns` says that it changed."""
+    names = sorted(path.name for path in folder.iterdir())
+    return {unicodedata.normalize("NFC", name): name for name in names}
 
 
 def check_file_size(source: Source, max_source_mb: float) -> None:
@@ -86,28 +151,3 @@ def read_small(source: Source, max_bytes: int) -> bytes:
         payload = file.read(max_bytes)
         file.check()
     return payload
-
-
-def _exists(path: Path, media: str) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        # a name too long for the file system, a folder one may not enter
-        raise ClipRejected(Reason.MISSING_FILE, f"{media[:200]}: {error.strerror}") from error
-
-
-def _file_below(root: Path, media: str) -> Path:
-    path = root / media
-    if not _exists(path, media):
-        raise ClipRejected(Reason.MISSING_FILE, f"{media} is not below the corpus root {root}")
-    try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except OSError as error:
-        raise ClipRejected(Reason.MISSING_FILE, f"{media[:200]}: {error.strerror}") from error
-    if not inside:
-        raise ClipRejected(
-            Reason.UNSAFE_PATH, f"{media} is a link to a file outside the corpus; copy the file into it"
-        )
-    if not path.is_file():
-        raise ClipRejected(Reason.MISSING_FILE, f"{media} is no plain file")
-    return path

@@ -22,6 +22,7 @@ from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
+from stages.videos.streams import shown_stream
 from stages.videos.zips import MemberFile, find_member, opened_member
 
 TRUNCATION_TOLERANCE_S = 0.25
@@ -120,8 +121,7 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
                 index, time_s - first_s, display.shown(picture), display.orientation, display.transfer
             )
         else:
-            assert clock.time_s is not None, "a clock that read a picture shows a time"
-            found_s = clock.time_s + clock.step_s
+            found_s = clock.end_s
             announced_s = header.duration_s if source.end_s is None else source.end_s
             if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
                 what = "announces" if source.end_s is None else "should go on to"
@@ -251,10 +251,20 @@ class _Clock:
         self.step_s = step_s
         self._by_decoding = by_decoding
         self.time_s: float | None = None
+        self.end_s = 0.0
+        """Until when pictures are shown, by their own durations: the last may stay for long."""
         self._origin_s = origin_s
 
     def read(self, picture: av.VideoFrame) -> tuple[float, float]:
         """Time of `picture`, and the time since the one before (0 for the first)."""
+        time_s, gap_s = self._read(picture)
+        # some containers tell no durations
+        shown_s = float(picture.duration * picture.time_base) if picture.duration else 0.0
+        # not only of the last: where pictures are stored in another order than shown, mp4 counts the last stored
+        self.end_s = max(self.end_s, time_s + max(shown_s, self.step_s))
+        return time_s, gap_s
+
+    def _read(self, picture: av.VideoFrame) -> tuple[float, float]:
         stamp_s = _stamp_s(picture, self._by_decoding)
         if self._origin_s is None:
             self._origin_s = stamp_s or 0.0
@@ -313,7 +323,7 @@ def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
 def _opened(
     source: Source, params: CropParams | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its first video stream; with `params`, caps are checked before anything is decoded."""
+    """The container and the video stream that is shown; with `params`, caps are checked before anything is decoded."""
     check_file_size(source, params.max_source_mb if params else math.inf)
     if source.member is None:
         # absolute, so that no name can be read as a protocol ("http:x.mp4")
@@ -342,7 +352,7 @@ def _container(
             Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"
         ) from error
     with container:
-        stream = _video_stream(source, container)
+        stream = shown_stream(container, source.name)
         if params:
             header = _header(source, container, stream)
             _check_size(source, stream.width, stream.height, params)
@@ -352,19 +362,6 @@ def _container(
             stream.codec_context.options = {"max_pixels": str(_coded_pixels(params))}
         stream.codec_context.thread_count = 1
         yield container, stream
-
-
-def _video_stream(source: Source, container: av.container.InputContainer) -> av.VideoStream:
-    for stream in container.streams.video:
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            continue  # the cover of a piece of music
-        if stream.codec_context is None:
-            raise ClipRejected(Reason.UNREADABLE, f"{source.name}: FFmpeg has no decoder for its video")
-        if stream.width < 1 or stream.height < 1:
-            raise ClipRejected(Reason.UNREADABLE, f"{source.name}: its video has no picture size")
-        return stream
-    kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-    raise ClipRejected(Reason.NO_VIDEO, f"{source.name} holds no video stream (only {', '.join(kinds)})")
 
 
 def _header(source: Source, container: av.container.InputContainer, stream: av.VideoStream) -> Header:

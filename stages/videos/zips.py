@@ -10,11 +10,12 @@ import os
 import stat
 import struct
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -36,6 +37,8 @@ MAX_DIRECTORY_BYTES = 128 << 20
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _ENCRYPTED = 0x1
 _UTF8 = 0x800
+_LIKELY_ENCODINGS = ("utf-8", "gb18030", "cp950", "cp932", "cp949")
+"""Of names without the flag for UTF-8: of macOS and Linux, then of Windows in Chinese, Japanese and Korean."""
 _UNIX = 3
 
 # what a cut, flipped or foreign file makes zipfile raise
@@ -78,12 +81,23 @@ def leaves_root(media: str) -> bool:
     return bool(windows.drive or windows.root) or ".." in windows.parts
 
 
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    members: Mapping[str, Member]
+    spellings: Mapping[str, Member]
+    """By what names that are not ASCII may be in other encodings, all in the composed form of Unicode."""
+
+
 def zip_members(path: Path) -> Mapping[str, Member]:
     """The members of a zip that are no folders; read once a process for each size and time of change.
 
     A name that stands twice maps to its last member, as every unpacker sees it. Raises ClipRejected (missing_file,
     unreadable).
     """
+    return _listed(path).members
+
+
+def _listed(path: Path) -> _Directory:
     try:
         status = path.stat()
     except OSError as error:
@@ -101,17 +115,18 @@ def zip_members(path: Path) -> Mapping[str, Member]:
     return found
 
 
-_zips: OrderedDict[tuple[str, int, int], Mapping[str, Member] | str] = OrderedDict()
+_zips: OrderedDict[tuple[str, int, int], _Directory | str] = OrderedDict()
 """Of a zip that is not whole what is wrong with it, so that it is looked at once and not for each of its clips."""
 _zips_lock = threading.Lock()
 
 
 def find_member(path: Path, name: str) -> Member:
     """The directory's entry, checked for what must not be read. Raises ClipRejected."""
-    member = zip_members(path).get(name)
+    listed = _listed(path)
+    member = listed.members.get(name) or listed.spellings.get(unicodedata.normalize("NFC", name))
     if member is None:
         raise ClipRejected(Reason.MISSING_FILE, f"{path.name} holds no file {name[:200]}")
-    if leaves_root(name) or member.is_link:
+    if leaves_root(name) or leaves_root(member.name) or member.is_link:
         raise ClipRejected(
             Reason.UNSAFE_PATH,
             f"{member.title} is a link, or named to lie outside of its zip; it is not read",
@@ -128,7 +143,7 @@ def find_member(path: Path, name: str) -> Member:
     return member
 
 
-def _directory_or_fault(path: Path) -> Mapping[str, Member] | str:
+def _directory_or_fault(path: Path) -> _Directory | str:
     try:
         return _directory(path)
     except ClipRejected as error:
@@ -148,14 +163,20 @@ class _Capped(io.BufferedReader):
         return super().read(size)
 
 
-def _directory(path: Path) -> Mapping[str, Member]:
+def _directory(path: Path) -> _Directory:
+    members: dict[str, Member] = {}
+    spellings: dict[str, Member] = {}
     try:
         with path.open("rb", buffering=0) as raw, _Capped(raw) as file, zipfile.ZipFile(file) as archive:
-            return {
-                info.filename: Member(
+            for info in archive.infolist():
+                if info.is_dir():
+                    continue
+                raw_name = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+                names = _spellings(info, raw_name)
+                member = Member(
                     path,
-                    info.filename,
-                    info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437"),
+                    names[0],
+                    raw_name,
                     info.header_offset,
                     info.compress_type,
                     info.compress_size,
@@ -164,13 +185,26 @@ def _directory(path: Path) -> Mapping[str, Member]:
                     bool(info.flag_bits & _ENCRYPTED),
                     info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16),
                 )
-                for info in archive.infolist()
-                if not info.is_dir()
-            }
+                members[member.name] = member
+                if not info.filename.isascii():
+                    spellings |= {unicodedata.normalize("NFC", name): member for name in names}
     except _DAMAGE as error:
         raise ClipRejected(
             Reason.UNREADABLE, f"{path.name} is no whole zip ({error}); get the zip anew"
         ) from error
+    return _Directory(members, spellings)
+
+
+def _spellings(info: zipfile.ZipInfo, raw_name: bytes) -> list[str]:
+    """What a member may be called, the likeliest first: unless the zip says UTF-8, it says no encoding at all."""
+    if info.filename.isascii() or info.flag_bits & _UTF8:
+        return [info.filename]
+    names = []
+    for encoding in _LIKELY_ENCODINGS:
+        with suppress(UnicodeDecodeError):
+            names.append(raw_name.partition(b"\0")[0].decode(encoding))
+    # as the standard has it, which a table may have taken over from Python
+    return [*names, info.filename]
 
 
 def member_sha256(member: Member) -> str:
