@@ -3,8 +3,9 @@ nobody sees or says."""
 
 import re
 import unicodedata
+from collections.abc import Mapping
 
-_RADICALS = str.maketrans(
+_IDEOGRAPH_OF = str.maketrans(
     "⺁⺂⺃⺄⺅⺆⺇⺈⺉⺊⺋⺌⺍⺎⺏⺐⺑⺒⺓⺔⺕⺖⺗⺘⺙⺛⺜⺝⺞⺠⺡⺢⺣⺤⺥⺦⺧⺨⺩⺪⺫⺬⺭⺮⺯⺰⺱⺲⺳⺴"
     "⺵⺶⺷⺸⺹⺺⺻⺼⺽⺾⺿⻀⻁⻂⻃⻄⻅⻆⻇⻈⻉⻊⻋⻌⻍⻎⻏⻐⻑⻒⻓⻔⻕⻖⻗⻘⻙⻚⻛⻜⻝⻞⻟⻠⻡⻢⻣⻤⻥⻦"
     "⻧⻨⻩⻪⻫⻬⻭⻮⻯⻰⻱⻲㇆㇏㇐㇑㇒㇓㇔㇕㇖㇗㇘㇙㇚㇛㇜㇝㇞㇟㇠㇡",
@@ -15,11 +16,13 @@ _RADICALS = str.maketrans(
 """Radicals and strokes as the ideographs that they look like: the Unicode Character Database 17.0,
 EquivalentUnifiedIdeograph.txt, less what NFKC maps (the Kangxi radicals do). Programs that read PDF files give them."""
 
-_CIRCLED_NUMBERS = {
+_NUMBER_OF = {
     point: str(int(unicodedata.numeric(chr(point))))
     for point in (*range(0x24EB, 0x2500), *range(0x2776, 0x2794), 0x1F10B, 0x1F10C)
 }
 """⓫ and ❶ as NFKC does with ⑪ and ①."""
+
+_READ_AS: Mapping[int, int | str] = {**_IDEOGRAPH_OF, **_NUMBER_OF}
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -32,6 +35,7 @@ _NEW_HAN = range(0x20000, 0x3FFFE)
 
 _HAN_NUMERAL = "零〇一二三四五六七八九十百千万萬"
 _NUMERAL = f"0-9{_HAN_NUMERAL}"
+_CIRCLE = re.compile("[○◯⭘⭕⚪]")
 _CIRCLES = "[○◯⭘⭕⚪](?: *[○◯⭘⭕⚪])*"
 _CIRCLES_AS_ZERO = (
     re.compile(rf"(?P<numeral>[{_NUMERAL}]) *(?P<circles>{_CIRCLES})(?= *[{_NUMERAL}年])"),
@@ -43,7 +47,7 @@ _LETTER_AS_ZERO = re.compile("(?<=[〇零一二三四五六七八九])[oοоOΟ�
 
 def plain(text: str) -> str:
     """`text` in NFKC without invisible characters, its radicals as ideographs, one space wherever some stood."""
-    text = _INVISIBLE.sub("", text.translate(_RADICALS).translate(_CIRCLED_NUMBERS))
+    text = _INVISIBLE.sub("", text.translate(_READ_AS))
     if not text.isprintable():
         # control and format characters join nothing; those of a private or of no use have no meaning here
         text = "".join(one for one in text if one.isspace() or _is_written(one))
@@ -59,7 +63,7 @@ def with_zeros(text: str) -> str:
 
     Any other circle stays: ○○公司 leaves a name out, 1○ is an answer. A zero among 0 to 9 is 0, any other 〇.
     """
-    for pattern in _CIRCLES_AS_ZERO:
+    for pattern in _CIRCLES_AS_ZERO if _CIRCLE.search(text) else ():
         text = pattern.sub(_zeros, text)
     return text
 

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from model.annotations import MAY_HOLD, unescaped, without_annotations
 from model.characters import plain, with_zeros, with_zeros_of_letters
@@ -41,8 +42,10 @@ def normalise(text: str, params: TextParams) -> str:
     if params.drop_annotations:
         text, _ = without_annotations(text)
     text = with_zeros(text)
+    if params.drop_punctuation:
+        text = "".join(map(_without_symbols, text))
     # what is dropped may have stood between a letter and its mark: café written with a joiner in it
-    text = unicodedata.normalize("NFKC", "".join(_kept(character, params) for character in text))
+    text = unicodedata.normalize("NFKC", text)
     text = with_zeros_of_letters(_SPACE_BESIDE_HAN.sub("", " ".join(text.split())))
     if params.digits == "chinese":
         text = text.translate(_CHINESE_DIGITS)
@@ -78,12 +81,13 @@ def units_of(text: str) -> list[str]:
     return _HAN_OR_WORD.findall(text)
 
 
-def _kept(character: str, params: TextParams) -> str:
+@lru_cache(1 << 16)
+def _without_symbols(character: str) -> str:
     kind = unicodedata.category(character)
-    if params.drop_punctuation and (kind[0] in "PS" or kind == "Me"):
-        # don't, it's: an apostrophe inside a word joins, any other mark parts; a keycap stands around its digit
-        return "" if character in "'’" or kind == "Me" else " "
-    return character
+    if kind == "Me":
+        return ""  # a keycap stands around its digit
+    # don't, it's: an apostrophe inside a word joins, any other mark parts
+    return character if kind[0] not in "PS" else "" if character in "'’" else " "
 
 
 @dataclass(frozen=True)
