@@ -28,12 +28,14 @@ not come back. OpenCC's tw2s knows fewer words, and makes 原着, 专着 and 什
 def simplified(text: str) -> str:
     """One character for each of `text`, by OpenCC's phrases: 乾隆 stays, 乾燥 is 干燥; 看著 is 看着, 著名 stays."""
     # a second pass may find more: 薴 is 苧, the traditional form of 苎
-    while (simpler := _zhe(_opencc().convert(text).translate(_MORE))) != text:
+    while (simpler := _once(text)) != text:
         text = simpler
     return text
 
 
-def _zhe(text: str) -> str:
+def _once(text: str) -> str:
+    # 甚麼 is 什么, though OpenCC takes it character by character
+    text = _opencc().convert(text).translate(_MORE).replace("甚么", "什么")
     return _ZHU_OR_ZHE.sub(lambda match: match["zhu"] or "着", text)
 
 

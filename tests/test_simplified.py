@@ -63,6 +63,7 @@ from model.simplified import simplified
         # other forms of Taiwan and Hong Kong
         ("妳看牠", "你看它"),
         ("屋簷", "屋檐"),
+        ("甚麼", "什么"),
         ("化粧間", "化妆间"),
     ],
 )
