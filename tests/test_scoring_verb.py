@@ -153,7 +153,9 @@ def test_references_of_another_normaliser_are_warned_of(workplace: Path, tmp_pat
             assert done.returncode == 0, done.stderr
             said = " ".join(done.stdout.split())
             assert ("Warning: The references were made by another normaliser" in said) == warns
-            assert (f"digits as Chinese characters, one by one (version {NORMALISER_VERSION})" in said) == warns
+            assert (
+                f"digits as Chinese characters, one by one (version {NORMALISER_VERSION})" in said
+            ) == warns
             assert ("Normaliser of the references and of the model's labels: NFKC" in said) != warns
 
 
