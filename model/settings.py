@@ -36,6 +36,9 @@ class TextParams(Section):
         "keep", description="chinese: 2024 is 二零二四, as it may be spoken"
     )
     simplify: bool = Field(False, description="traditional characters become simplified ones")
+    drop_annotations: bool = Field(
+        False, description="[noise], <unk>, (笑) are no part of a label (model/annotations.py)"
+    )
 
 
 class _SizesOfPreset(dict[str, Any]):

@@ -6,62 +6,69 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
+from model.annotations import MAY_HOLD, unescaped, without_annotations
+from model.characters import plain, with_zeros, with_zeros_of_letters
 from model.settings import TextParams
+from model.simplified import simplified
 from shards.errors import CheckpointError, TableError
 
-if TYPE_CHECKING:
-    from opencc import OpenCC
-
-NORMALISER_VERSION = 3
-READABLE_NORMALISERS = (1, 2, 3)
+NORMALISER_VERSION = 4
+READABLE_NORMALISERS = (1, 2, 3, 4)
 """Versions whose labels are the same where the switches that they did not have yet are off, but for letters that 1 and
-2 left apart from their marks."""
+2 left apart from their marks, and for radicals, circles as zero, 著 and invisible characters, which 4 reads first."""
 
 BLANK_ID, START_ID, END_ID, UNKNOWN_ID = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<blank>", "<start>", "<end>", "<unknown>")
 
-# The blocks whose characters are written without spaces between words (Unicode 16, chapter 18).
-_HAN = "\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+# The blocks whose characters are written without spaces between words (Unicode 17, chapter 18), and planes 2 and 3.
+_HAN = "\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
 _SPACE_BESIDE_HAN = re.compile(rf"(?<=[{_HAN}]) | (?=[{_HAN}])")
 _IS_HAN = re.compile(rf"[{_HAN}]")
 _HAN_OR_WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
-_CHINESE_DIGITS = str.maketrans("0123456789", "零一二三四五六七八九")
+_CHINESE_DIGITS = str.maketrans("0123456789〇〡〢〣〤〥〦〧〨〩", "零一二三四五六七八九零一二三四五六七八九")
 
 
 def normalise(text: str, params: TextParams) -> str:
     """The label of a transcript: NFKC, case folded, without punctuation, one space between words.
 
     Spaces beside Han characters go, spaces between words of other scripts stay. Applying it twice changes
-    nothing. `params.digits` reads every digit by itself, 100 is 一零零, wherever it stands: a rule for the
-    neighbours of Han characters alone would read iPhone 15 in two ways.
+    nothing. No letter, ideograph or number is lost: what goes is punctuation and symbols (emoji are symbols), what
+    nobody sees (`characters.plain`) and, with `params.drop_annotations`, what nobody says.
+    `params.digits` reads every digit by itself, 100 is 一零零, wherever it stands: a rule for the
+    neighbours of Han characters alone would read iPhone 15 in two ways. 二〇二四 is 二零二四 then.
     """
+    text = _settled(text, params)
+    if params.drop_annotations:
+        text, _ = without_annotations(text)
+    text = with_zeros(text)
+    if params.drop_punctuation:
+        text = "".join(map(_without_symbols, text))
+    # what is dropped may have stood between a letter and its mark: café written with a joiner in it
     text = unicodedata.normalize("NFKC", text)
+    text = with_zeros_of_letters(_SPACE_BESIDE_HAN.sub("", " ".join(text.split())))
+    if params.digits == "chinese":
+        text = text.translate(_CHINESE_DIGITS)
+        text = _SPACE_BESIDE_HAN.sub("", text)
+    return simplified(text) if params.simplify else text
+
+
+_MAY_HOLD_ANNOTATIONS = re.compile(MAY_HOLD)
+
+
+def annotations_of(text: str, params: TextParams) -> list[str]:
+    """What `params.drop_annotations` drops of a transcript, or would drop."""
+    if not _MAY_HOLD_ANNOTATIONS.search(text):
+        return []
+    return without_annotations(_settled(text, params.model_copy(update={"drop_annotations": True})))[1]
+
+
+def _settled(text: str, params: TextParams) -> str:
+    text = unicodedata.normalize("NFKC", unescaped(text) if params.drop_annotations else text)
     if params.case_fold:
         # folding can leave a form that NFKC changes once more; the second pass settles it
         text = unicodedata.normalize("NFKC", text.casefold())
-    # what is dropped may have stood between a letter and its mark: café written with a joiner in it
-    text = unicodedata.normalize("NFKC", "".join(_kept(character, params) for character in text))
-    if params.digits == "chinese":
-        text = text.translate(_CHINESE_DIGITS)
-    text = _SPACE_BESIDE_HAN.sub("", " ".join(text.split()))
-    return _simplified(text) if params.simplify else text
-
-
-def _simplified(text: str) -> str:
-    """Traditional characters as simplified ones, by OpenCC's phrases: 乾隆 stays, 乾燥 is 干燥."""
-    # a second pass may find more: 薴 is 苧, the traditional form of 苎
-    while (simpler := _opencc().convert(text)) != text:
-        text = simpler
-    return text
-
-
-@lru_cache(1)  # loaded only where it is on
-def _opencc() -> "OpenCC":
-    from opencc import OpenCC
-
-    return OpenCC("t2s")
+    return plain(text)
 
 
 def is_han(character: str) -> bool:
@@ -74,15 +81,13 @@ def units_of(text: str) -> list[str]:
     return _HAN_OR_WORD.findall(text)
 
 
-def _kept(character: str, params: TextParams) -> str:
-    kind = unicodedata.category(character)[0]
-    if character.isspace() or kind in "ZC":
-        # control and format characters join nothing: a zero-width space is no letter
-        return " " if character.isspace() or kind == "Z" else ""
-    if kind in "PS" and params.drop_punctuation:
-        # don't, it's: an apostrophe inside a word joins, any other mark parts
-        return "" if character in "'’" else " "
-    return character
+@lru_cache(1 << 16)
+def _without_symbols(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind == "Me":
+        return ""  # a keycap stands around its digit
+    # don't, it's: an apostrophe inside a word joins, any other mark parts
+    return character if kind[0] not in "PS" else "" if character in "'’" else " "
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,13 @@ def describe_normaliser(params: TextParams, version: int = NORMALISER_VERSION) -
         steps.append("case folded")
     if params.drop_punctuation:
         steps.append("without punctuation and symbols")
+    if params.drop_annotations:
+        steps.append("without annotations")
     steps.append("no spaces beside Han characters")
     if params.digits == "chinese":
         steps.append("digits as Chinese characters, one by one")
     if params.simplify:
-        steps.append("traditional characters simplified (OpenCC t2s)")
+        steps.append("traditional characters simplified (OpenCC t2s, 著)")
     return f"{', '.join(steps)}{_VERSION_TOLD}{version})"
 
 
@@ -180,11 +187,17 @@ def describe_mark(metadata: Mapping[bytes, bytes] | None, table: object) -> str 
 
     Raises TableError, which names `table`, where the mark is none of this program.
     """
+    mark = read_mark(metadata, table)
+    return describe_normaliser(*mark) if mark else None
+
+
+def read_mark(metadata: Mapping[bytes, bytes] | None, table: object) -> tuple[TextParams, int] | None:
+    """The normaliser of a table's labels and its version, as `describe_mark` tells them."""
     if not metadata or _MARK not in metadata:
         return None
     try:
         told = json.loads(metadata[_MARK])
-        return describe_normaliser(TextParams.model_validate(told["params"]), int(told["version"]))
+        return TextParams.model_validate(told["params"]), int(told["version"])
     except (ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TableError(

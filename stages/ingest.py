@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from model.settings import TextParams
-from model.text import normalise, normaliser_mark
+from model.text import annotations_of, normalise, normaliser_mark
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
@@ -58,6 +58,9 @@ class IngestSummary:
     num_parts: int
     clips_by_kind: Mapping[str, int]
     """Of the clips whose file can be read, sorted by kind."""
+    annotations: Mapping[str, int]
+    """What transcripts say of the sound ([noise]), the most frequent first; part of the labels or not, as
+    `text.drop_annotations` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
         shared_videos=videos,
         num_split=num_split,
         num_parts=num_parts,
+        annotations=_annotations(clips, text),
         clips_by_kind=dict(sorted(Counter(clip.media_kind for clip in clips if clip.media_kind).items())),
     )
 
@@ -136,6 +140,17 @@ def _refuse_two_texts(transcripts: Sequence[Transcript], text: TextParams) -> No
                 f"({other.text[:40]!r}): correct the path or leave one out; where each is said in a part of the video, "
                 "give the parts' times (corpus.kind table: columns start and end)"
             )
+
+
+def _annotations(clips: Sequence[_Clip], text: TextParams) -> dict[str, int]:
+    found = Counter(one for clip in clips for one in annotations_of(clip.transcript.text, text))
+    if found and not text.drop_annotations:
+        _log.warning(
+            "%d annotations in the transcripts become letters of labels: %s; set text.drop_annotations to true",
+            found.total(),
+            ", ".join(f"{one} ({count})" for one, count in found.most_common(NAMES_SHOWN)),
+        )
+    return dict(found.most_common())
 
 
 def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:

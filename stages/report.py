@@ -45,7 +45,7 @@ from stages.reports.groups import (
     total,
 )
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 """Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
 RESAMPLES = 2_000
 NO_FACTS = ReportFacts()

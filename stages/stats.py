@@ -11,6 +11,7 @@ from shards.catalogue import MEMORY_LIMIT, damage, open_catalogue
 from shards.errors import MachineError
 from shards.files import check_table, write_json, write_text
 from stages.corpora.transcript import split_rank
+from stages.statistics.annotations import annotations
 from stages.statistics.characters import Characters, characters_by_split, num_distinct, vocabulary
 from stages.statistics.copies import copies_across_splits
 from stages.statistics.joined import TABLES, UNKNOWN, join_tables, num_parts_of
@@ -50,9 +51,9 @@ def stats(
 ) -> dict[str, Any]:
     """Writes what `measure` finds into `stats_folder`; gives the JSON values by file stem.
 
-    `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `overlap.json`, `histograms.json` and
-    `shards.json`; all of them, one row a figure, in `stats.parquet`; the plot data `label_lengths.csv` and
-    `clip_frames.csv`; and `stats.svg` to look at.
+    `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `annotations.json`, `overlap.json`,
+    `histograms.json` and `shards.json`; all of them, one row a figure, in `stats.parquet`; the plot data
+    `label_lengths.csv` and `clip_frames.csv`; and `stats.svg` to look at.
 
     Hours, frames and characters are of the `ok` clips, or of all clips where `crops_path` is None
     (`splits.json` says which under `counted`); hours are of source video. What a missing table would tell
@@ -87,6 +88,7 @@ def measure(
             "rejections": _rejections(connection, has["has_crops"]),
             "topics": _by(connection, f"coalesce(topic::VARCHAR, '{UNKNOWN}')", has),
             "vocabulary": vocabulary(characters),
+            "annotations": annotations(connection, clips_path),
             "overlap": _overlap(connection, has["has_crops"]),
             "histograms": {
                 "label_lengths": _histogram(connection, "num_chars", 1),

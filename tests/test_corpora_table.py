@@ -321,6 +321,15 @@ def test_a_table_without_splits_is_split_by_speaker(tmp_path: Path) -> None:
     assert [t.split for t in other] != [t.split for t in transcripts]
 
 
+def test_a_seeded_split_keeps_the_spellings_of_a_name_together(tmp_path: Path) -> None:
+    names = [spelling.format(i) for i in range(12) for spelling in ("S{}", "s{}", "Ｓ{}")]
+    columns = {name: [f"{name[0]}{i}" for i in range(36)] for name in ("clip_id", "media", "text")}
+    found = read_corpus(table(tmp_path, columns | {"speaker": names}))
+    assert [one.speaker for one in found] == [f"S{i}" for i in range(12) for _ in range(3)]
+    assert len({(one.speaker, one.split) for one in found}) == 12
+    assert {one.split for one in found} == {"train", "valid", "test"}
+
+
 def test_too_few_speakers_for_a_disjoint_split_stop(tmp_path: Path) -> None:
     columns = {"clip_id": ["a", "b"], "media": ["m"] * 2, "text": ["t"] * 2, "speaker": ["x", "x"]}
     with pytest.raises(CorpusError, match=r"without sharing a speaker .*column split, or set corpus.valid"):

@@ -216,6 +216,45 @@ def test_two_texts_of_one_stretch_of_video_stop(
     assert not path.exists()
 
 
+def test_names_that_differ_in_case_or_width_are_one_speaker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {"s1": "train", "S1": "valid", "Ｓ1": "test", "S2": "test", "s-2": "train", "s\u200b1": "train"}
+    rows = [(f"c{i}", split, name, f"{i}.mp4", "字") for i, (name, split) in enumerate(names.items())]
+    path = tmp_path / "clips.parquet"
+    with pytest.raises(CorpusError, match=r"^1 speaker stands in several splits: S1 in train, valid, test;"):
+        ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
+    assert "are taken as one person: S1 = s1 = s\u200b1 = Ｓ1;" in caplog.text
+    summary = ingest(corpus_of(tmp_path / "c", rows, "warn"), TEXT, CROP, path)
+    assert summary.shared_speakers == {"S1": ("train", "valid", "test")}
+    assert summary.speakers_by_split == {"train": 2, "valid": 1, "test": 2}
+    assert set(read_table(path, CLIPS, "ingest")["speaker"].to_pylist()) == {"S1", "S2", "s-2"}
+
+
+ANNOTATED = [("a", "train", "s1", "a.mp4", "[noise] 你好(笑)"), ("b", "train", "s1", "b.mp4", "[Noise]")]
+
+
+def test_annotations_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "clips.parquet"
+    params = TextParams(drop_annotations=True)
+    summary = ingest(corpus_of(tmp_path / "c", ANNOTATED), params, CROP, path)
+    assert summary.annotations == {"[noise]": 2, "(笑)": 1}
+    assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["你好", ""]
+    assert "annotations" not in caplog.text
+
+
+def test_annotations_that_become_letters_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "clips.parquet"
+    summary = ingest(corpus_of(tmp_path / "c", ANNOTATED), TEXT, CROP, path)
+    assert summary.annotations == {"[noise]": 2, "(笑)": 1}
+    assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["noise你好笑", "noise"]
+    assert (
+        "3 annotations in the transcripts become letters of labels: [noise] (2), (笑) (1); set" in caplog.text
+    )
+
+
 @pytest.mark.parametrize("speakers", [("", ""), ("li", "wang"), ("li", "")])
 def test_one_video_in_two_splits_stops_or_warns(
     speakers: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture

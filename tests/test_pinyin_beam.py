@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model.decoders import pinyin_beam as module
 from model.decoders.kneser_ney import train
 from model.decoders.ngram import LanguageModel
-from model.decoders.pinyin_beam import readings_of
+from model.pinyin import readings_of
 from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import BLANK_ID, Tokenizer

@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from model.settings import TextParams
+from model.text import normaliser_mark
 from pipeline.bench.made_up import write_catalogue
 from shards.errors import TableError
 from shards.files import table_from_rows, write_table
@@ -22,7 +24,16 @@ from shards.schema import CLIPS, CROPS, SAMPLES
 from stages.statistics.shown import print_stats
 from stages.stats import FRAME_BIN, UNKNOWN, measure, stats
 
-JSON_FILES = ("splits", "rejections", "topics", "vocabulary", "overlap", "histograms", "shards")
+JSON_FILES = (
+    "splits",
+    "rejections",
+    "topics",
+    "vocabulary",
+    "annotations",
+    "overlap",
+    "histograms",
+    "shards",
+)
 Row = dict[str, Any]
 
 
@@ -208,6 +219,49 @@ def test_characters_of_rejected_training_clips_are_out_of_vocabulary(tmp_path: P
     assert test["out_of_vocabulary_head"][0] == {"character": "见", "count": 2, "share": round(2 / 6, 6)}
     assert summary["vocabulary"]["splits"]["unseen"]["out_of_vocabulary_rate"] == 0.0
     assert summary["vocabulary"]["most_frequent"][0]["character"] == "天"
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_annotations_are_counted_by_split_whether_they_are_dropped_or_not(
+    tmp_path: Path, is_on: bool
+) -> None:
+    texts = {
+        "a": "[noise]一",
+        "b": "二(笑)［ＮＯＩＳＥ］",
+        "c": "三（四）",
+        "d": "[red]五",
+        "e": "六",
+        "f": "",
+        "g": "<unk>",
+    }
+    rows = [row | {"text": texts[row["clip_id"]]} for row in CLIP_ROWS]
+    marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_mark(TextParams(drop_annotations=is_on)))
+    write_table(tmp_path / "clips.parquet", table_from_rows(rows, CLIPS), marked)
+    summary = stats(tmp_path / "clips.parquet", None, None, tmp_path / "stats")
+    assert summary["annotations"] == {
+        "dropped": is_on,
+        "splits": {
+            "train": {"clips": 2, "annotations": 3},
+            "valid": {"clips": 1, "annotations": 1},
+            "test": {"clips": 1, "annotations": 1},
+            "unseen": {"clips": 0, "annotations": 0},
+        },
+        "most_frequent": [
+            {"annotation": "[noise]", "count": 2},
+            {"annotation": "(笑)", "count": 1},
+            {"annotation": "<unk>", "count": 1},
+            {"annotation": "[red]", "count": 1},
+        ],
+    }
+    table = pq.read_table(tmp_path / "stats" / "stats.parquet").to_pylist()
+    assert [row["value"] for row in table if row["report"] == "annotations" and row["split"] == "train"] == [
+        2,
+        3,
+    ]
+    out = StringIO()
+    print_stats(summary, Console(file=out, width=100))
+    told = "Dropped from the labels" if is_on else "The most frequent"
+    assert f"{told}: [noise] 2, (笑) 1, <unk> 1, [red] 1" in out.getvalue()
 
 
 def test_a_corpus_only_ingested(tmp_path: Path) -> None:

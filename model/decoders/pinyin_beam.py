@@ -9,13 +9,13 @@ Shapes: B clips, S steps, W syllables (special tokens included), U characters wi
 from functools import lru_cache
 
 import numpy as np
-from pypinyin import Style, pinyin
 
 from model.decoders.arrays import Array
 from model.decoders.ctc_beam import best_of, fusion_of
 from model.decoders.ngram import LanguageModel
 from model.decoders.posterior import with_posteriors
 from model.decoders.prefix_beam import Units, prefix_beam
+from model.pinyin import readings_of
 from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import Tokenizer
@@ -56,12 +56,6 @@ def pinyin_beam(
         log_mass = float(np.logaddexp.reduce(list(heard.values()), initial=-np.inf))
         found.append(best_of(with_posteriors(list(candidates.values()), log_mass), params))
     return found
-
-
-def readings_of(character: str) -> tuple[str, ...]:
-    """Every toneless syllable that a Han character has in some word; any other character stands for itself."""
-    (found,) = pinyin(character, style=Style.NORMAL, heteronym=True, errors=lambda other: [[other]])  # type: ignore[arg-type, return-value]
-    return tuple(dict.fromkeys(found))
 
 
 @lru_cache(4)

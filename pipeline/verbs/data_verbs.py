@@ -174,6 +174,9 @@ def _ingest(values: "Params") -> None:
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
     typer.echo(f"  {_taken_as(summary.clips_by_kind, values.corpus.media_kind)}")
+    if summary.annotations and values.text.drop_annotations:
+        most = ", ".join(f"{one} ({count})" for one, count in list(summary.annotations.items())[:5])
+        typer.echo(f"  {sum(summary.annotations.values())} annotations are no part of the labels: {most}")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
 

@@ -7,6 +7,7 @@ from shards.errors import CorpusError
 from shards.schema import CLIP_ID_PATTERN
 from stages.corpora.chinese_lips import read_chinese_lips
 from stages.corpora.grid import read_grid
+from stages.corpora.overlap import with_one_spelling
 from stages.corpora.table import read_transcript_table
 from stages.corpora.transcript import Transcript, split_rank
 from stages.settings import CorpusParams
@@ -21,7 +22,7 @@ _READERS: Mapping[str, Callable[[CorpusParams], list[Transcript]]] = {
 
 
 def read_corpus(corpus: CorpusParams) -> list[Transcript]:
-    """Every transcript of the corpus, in the order of its files.
+    """Every transcript of the corpus, in the order of its files, each speaker under one spelling of the name.
 
     Raises CorpusError, naming file and line, where the transcripts are untrue: a wrong header, a ragged row,
     broken encoding, a doubled id, a name outside [A-Za-z0-9_-]{1,120}, or no clip at all.
@@ -46,4 +47,4 @@ def read_corpus(corpus: CorpusParams) -> list[Transcript]:
                 f"{seen[transcript.clip_id]}; every id must occur once"
             )
         seen[transcript.clip_id] = transcript.where
-    return transcripts
+    return with_one_spelling(transcripts)

@@ -3,7 +3,10 @@
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from model.settings import TextParams
+from model.text import normalise
 from shards.errors import CorpusError
 from shards.terms import TRAIN_SPLIT
 from stages.corpora.transcript import Transcript, split_rank
@@ -15,6 +18,31 @@ _NEEDED_SPLITS = (TRAIN_SPLIT, "valid")
 
 Shared = Mapping[str, tuple[str, ...]]
 """Speaker, or video, → the two or more splits that it stands in."""
+
+
+_NAMES = TextParams(drop_punctuation=False)
+
+
+def with_one_spelling(transcripts: Sequence[Transcript]) -> list[Transcript]:
+    """Each speaker under one name: S1, s1 and Ｓ1 are one person, called as the first of them in code point order.
+
+    Names are compared as labels are, but for punctuation, which counts. Warns where it makes one of several.
+    """
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for one in transcripts:
+        if one.speaker:
+            spellings[normalise(one.speaker, _NAMES)].add(one.speaker)
+    name_of = {name: min(names) for names in spellings.values() for name in names}
+    if several := sorted(sorted(names) for names in spellings.values() if len(names) > 1):
+        some = "; ".join(" = ".join(names) for names in several[:NAMES_SHOWN])
+        more = f" and {len(several) - NAMES_SHOWN} more" if len(several) > NAMES_SHOWN else ""
+        _log.warning(
+            "names of speakers that differ in case or width alone are taken as one person: %s%s; two people need "
+            "names that differ in more",
+            some,
+            more,
+        )
+    return [replace(one, speaker=name_of[one.speaker]) if one.speaker else one for one in transcripts]
 
 
 def shared_speakers(transcripts: Sequence[Transcript]) -> Shared:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import CorpusError
 from stages.corpora.csv_rows import read_csv
+from stages.corpora.overlap import with_one_spelling
 from stages.corpora.transcript import Transcript, relative_media
 from stages.settings import CorpusParams
 
@@ -71,7 +72,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 end_s=end_s,
             )
         )
-    return transcripts if has_splits else _with_seeded_split(transcripts, corpus, path)
+    return transcripts if has_splits else _with_seeded_split(with_one_spelling(transcripts), corpus, path)
 
 
 def _time_s(name: str, text: str, where: str) -> float | None:

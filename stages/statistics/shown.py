@@ -55,6 +55,12 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
             others,
             ("out_of_vocabulary", "out_of_vocabulary_distinct", "out_of_vocabulary_rate"),
         )
+    if most := summary["annotations"]["most_frequent"]:
+        counted = list(summary["annotations"]["splits"].items())
+        _print_figures(console, "Annotations", "split", counted, ("clips", "annotations"))
+        # which they are, a person should see: what is said may stand in brackets too
+        told = "Dropped from the labels:" if summary["annotations"]["dropped"] else "The most frequent:"
+        console.print(told, Text(", ".join(f"{one['annotation']} {one['count']}" for one in most[:20])))
     if shared := summary["overlap"]["speakers"]:
         names = Text(", ".join(list(shared)[:20]))
         console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)

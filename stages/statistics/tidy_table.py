@@ -55,6 +55,9 @@ def _rows(summary: Mapping[str, Any], characters: Characters) -> Iterator[_Row]:
         for figure, value in figures.items():
             if not isinstance(value, list):
                 yield "vocabulary", split, None, None, figure, value
+    for split, figures in summary["annotations"]["splits"].items():
+        for figure, value in figures.items():
+            yield "annotations", split, None, None, figure, value
     for split in sorted(characters, key=split_rank):
         for character, count in sorted(characters[split].items(), key=lambda item: (-item[1], item[0])):
             yield "characters", split, character, None, "count", count

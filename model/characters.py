@@ -1,0 +1,79 @@
+"""What NFKC leaves apart though it is written or said as one: radicals, circled numbers, circles as zero; and what
+nobody sees or says."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+_IDEOGRAPH_OF = str.maketrans(
+    "⺁⺂⺃⺄⺅⺆⺇⺈⺉⺊⺋⺌⺍⺎⺏⺐⺑⺒⺓⺔⺕⺖⺗⺘⺙⺛⺜⺝⺞⺠⺡⺢⺣⺤⺥⺦⺧⺨⺩⺪⺫⺬⺭⺮⺯⺰⺱⺲⺳⺴"
+    "⺵⺶⺷⺸⺹⺺⺻⺼⺽⺾⺿⻀⻁⻂⻃⻄⻅⻆⻇⻈⻉⻊⻋⻌⻍⻎⻏⻐⻑⻒⻓⻔⻕⻖⻗⻘⻙⻚⻛⻜⻝⻞⻟⻠⻡⻢⻣⻤⻥⻦"
+    "⻧⻨⻩⻪⻫⻬⻭⻮⻯⻰⻱⻲㇆㇏㇐㇑㇒㇓㇔㇕㇖㇗㇘㇙㇚㇛㇜㇝㇞㇟㇠㇡",
+    "厂乛乚乙亻冂𠘨刀刂卜㔾小小兀尣尢𡯂巳幺彑𫜹忄心扌攵旡日月歺民氵氺灬爫爫丬牛犭王𤴔目示礻𥫗糹纟罓罒㓁冗"
+    "𦉫羊𦍌𦍋耂肀聿肉𦥑艹艹艹虎衤覀西见角𧢲讠贝𧾷车辶辶辶邑钅長镸长门𨸏阝雨青韦页风飞食𩙿飠饣𩠐马骨鬼鱼鸟"
+    "卤麦黄黾斉齐歯齿竜龙龜亀𠃌乀一丨丿丿丶𠃍乛𠃊𠃎𠄌亅𡿨𠃋乀𠃑乚乙𠄎",
+)
+"""Radicals and strokes as the ideographs that they look like: the Unicode Character Database 17.0,
+EquivalentUnifiedIdeograph.txt, less what NFKC maps (the Kangxi radicals do). Programs that read PDF files give them."""
+
+_NUMBER_OF = {
+    point: str(int(unicodedata.numeric(chr(point))))
+    for point in (*range(0x24EB, 0x2500), *range(0x2776, 0x2794), 0x1F10B, 0x1F10C)
+}
+"""⓫ and ❶ as NFKC does with ⑪ and ①."""
+
+_READ_AS: Mapping[int, int | str] = {**_IDEOGRAPH_OF, **_NUMBER_OF}
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+"""Default_Ignorable_Code_Point of the Unicode Character Database 17.0: variation selectors, joiners, fillers."""
+
+# Han characters that the Unicode version of this Python does not know yet: the planes 2 and 3 hold nothing else
+_NEW_HAN = range(0x20000, 0x3FFFE)
+
+_HAN_NUMERAL = "零〇一二三四五六七八九十百千万萬"
+_NUMERAL = f"0-9{_HAN_NUMERAL}"
+_CIRCLE = re.compile("[○◯⭘⭕⚪]")
+_CIRCLES = "[○◯⭘⭕⚪](?: *[○◯⭘⭕⚪])*"
+_CIRCLES_AS_ZERO = (
+    re.compile(rf"(?P<numeral>[{_NUMERAL}]) *(?P<circles>{_CIRCLES})(?= *[{_NUMERAL}年])"),
+    re.compile(rf"(?P<numeral>[{_HAN_NUMERAL}]) *(?P<circles>[○◯⭘](?: *[○◯⭘])*)"),
+    re.compile(rf"(?P<circles>{_CIRCLES})(?= *(?P<numeral>[{_NUMERAL}]) *[{_NUMERAL}年])"),
+)
+_LETTER_AS_ZERO = re.compile("(?<=[〇零一二三四五六七八九])[oοоOΟО]+(?=[〇零一二三四五六七八九年])")
+
+
+def plain(text: str) -> str:
+    """`text` in NFKC without invisible characters, its radicals as ideographs, one space wherever some stood."""
+    text = _INVISIBLE.sub("", text.translate(_READ_AS))
+    if not text.isprintable():
+        # control and format characters join nothing; those of a private or of no use have no meaning here
+        text = "".join(one for one in text if one.isspace() or _is_written(one))
+    return " ".join(text.split())
+
+
+def _is_written(character: str) -> bool:
+    return unicodedata.category(character)[0] != "C" or ord(character) in _NEW_HAN
+
+
+def with_zeros(text: str) -> str:
+    """Circles as the zeros that they are: behind a Han numeral (一九九○), or before two numerals or a year (○八年).
+
+    Any other circle stays: ○○公司 leaves a name out, 1○ is an answer. A zero among 0 to 9 is 0, any other 〇.
+    """
+    for pattern in _CIRCLES_AS_ZERO if _CIRCLE.search(text) else ():
+        text = pattern.sub(_zeros, text)
+    return text
+
+
+def _zeros(match: re.Match[str]) -> str:
+    numeral, circles = match["numeral"], match["circles"]
+    zeros = ("0" if numeral.isascii() else "〇") * len(circles.replace(" ", ""))
+    return zeros if match.start("numeral") > match.start("circles") else numeral + zeros
+
+
+def with_zeros_of_letters(text: str) -> str:
+    """The letter O as zero, between Han numerals only: 二OO八年."""
+    return _LETTER_AS_ZERO.sub(lambda match: "〇" * len(match[0]), text)

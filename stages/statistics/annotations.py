@@ -1,0 +1,45 @@
+"""What the transcripts say of their sound ([noise]), split by split."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+
+from model.annotations import MAY_HOLD
+from model.settings import TextParams
+from model.text import annotations_of, read_mark
+from shards.catalogue import batches
+from stages.corpora.transcript import split_rank
+from stages.statistics.characters import HEAD, ROWS_AT_ONCE
+
+
+def annotations(connection: duckdb.DuckDBPyConnection, clips_path: Path) -> dict[str, Any]:
+    """How many stand in the transcripts of each split, in how many clips, and the HEAD most frequent.
+
+    `dropped` says whether the labels are without them; null where the table does not say how its labels were made.
+    """
+    mark = read_mark(pq.read_schema(clips_path).metadata, clips_path)
+    text = mark[0] if mark else TextParams()
+    names = connection.execute("SELECT DISTINCT split FROM clips").fetchall()
+    splits = {
+        split: {"clips": 0, "annotations": 0}
+        for (split,) in sorted(names, key=lambda row: split_rank(row[0]))
+    }
+    every: Counter[str] = Counter()
+    for batch in batches(
+        connection.sql("SELECT split, text FROM clips WHERE regexp_matches(text, $1)", params=[MAY_HOLD]),
+        ROWS_AT_ONCE,
+    ):
+        for row in batch.to_pylist():
+            found = annotations_of(row["text"], text)
+            splits[row["split"]]["clips"] += bool(found)
+            splits[row["split"]]["annotations"] += len(found)
+            every.update(found)
+    ranked = sorted(every.items(), key=lambda item: (-item[1], item[0]))
+    return {
+        "dropped": text.drop_annotations if mark else None,
+        "splits": splits,
+        "most_frequent": [{"annotation": one, "count": count} for one, count in ranked[:HEAD]],
+    }

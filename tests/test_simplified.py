@@ -1,0 +1,89 @@
+"""Traditional text as simplified text: what OpenCC leaves, above all 著 of Taiwan."""
+
+import unicodedata
+
+import pytest
+from opencc import OpenCC
+
+from model.simplified import simplified
+
+
+@pytest.mark.parametrize(
+    ("taiwan", "simple"),
+    [
+        ("看著", "看着"),
+        ("睡著了", "睡着了"),
+        ("著急", "着急"),
+        ("著火", "着火"),
+        ("替人著想", "替人着想"),
+        ("飛機著陸", "飞机着陆"),
+        ("沿著河走", "沿着河走"),
+        ("執著", "执着"),
+        ("附著", "附着"),
+        ("穿著", "穿着"),
+        ("沉著", "沉着"),
+        ("摸不著", "摸不着"),
+        ("著手", "着手"),
+        ("著眼", "着眼"),
+        ("著重", "着重"),
+        ("他看著書", "他看着书"),
+        ("帶著作業回家", "带着作业回家"),
+        ("接著作者說", "接着作者说"),
+        ("衝著名氣", "冲着名气"),
+        ("跟著錄音讀", "跟着录音读"),
+        ("討論著", "讨论着"),
+        ("配合著", "配合着"),
+        ("重新著手", "重新着手"),
+        ("凸顯著", "凸显着"),
+        ("翻譯著", "翻译着"),
+        # zhù
+        ("著名", "著名"),
+        ("著作", "著作"),
+        ("顯著", "显著"),
+        ("原著", "原著"),
+        ("土著", "土著"),
+        ("卓著", "卓著"),
+        ("名著", "名著"),
+        ("專著", "专著"),
+        ("編著", "编著"),
+        ("論著", "论著"),
+        ("譯著", "译著"),
+        ("遺著", "遗著"),
+        ("巨著", "巨著"),
+        ("合著", "合著"),
+        ("新著", "新著"),
+        ("昭著", "昭著"),
+        ("見微知著", "见微知著"),
+        ("著書立說", "著书立说"),
+        ("著稱於世", "著称于世"),
+        ("著者", "著者"),
+        ("著錄", "著录"),
+        # both in one
+        ("看著著名的原著", "看着著名的原著"),
+        # other forms of Taiwan and Hong Kong
+        ("妳看牠", "你看它"),
+        ("屋簷", "屋檐"),
+        ("甚麼", "什么"),
+        ("化粧間", "化妆间"),
+    ],
+)
+def test_taiwan_and_hong_kong(taiwan: str, simple: str) -> None:
+    assert simplified(taiwan) == simple
+    # what is simplified already stays
+    assert simplified(simple) == simple
+
+
+def test_a_character_by_itself_tells_no_word() -> None:
+    assert simplified("著") == "著"
+
+
+def test_every_character_stays_one_character() -> None:
+    blocks = (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000), *range(0x20000, 0x2EBF0))
+    every = [chr(point) for point in blocks if unicodedata.category(chr(point)) != "Cn"]
+    assert len(simplified("\n".join(every))) == 2 * len(every) - 1
+
+
+def test_what_taiwan_writes_is_simplified_as_opencc_does_apart_from_zhe() -> None:
+    opencc = OpenCC("t2s")
+    for text in ("乾隆年間很乾燥", "皇后在後面", "一目瞭然", "發現頭髮", "憂鬱", "什麼時候"):
+        assert simplified(text) == opencc.convert(text)
