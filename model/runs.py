@@ -17,6 +17,7 @@ from typing import Any
 from model.full_disk import full_disk_told
 from shards.errors import CheckpointError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
+from shards.plain import LogFormatter
 from shards.settings import Section
 
 TRAIN_VERSION = 4
@@ -127,7 +128,7 @@ class _LogFile(logging.Handler):
         super().__init__()
         # logging.FileHandler keeps what it could not write, and raises once more when it is closed
         self._file = path.open("ab", buffering=0)
-        self.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATE_FORMAT))
+        self.setFormatter(LogFormatter(LOG_FORMAT, LOG_DATE_FORMAT))
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):

@@ -12,6 +12,7 @@ from model.characters import plain, with_zeros, with_zeros_of_letters
 from model.settings import TextParams
 from model.simplified import simplified
 from shards.errors import CheckpointError, TableError
+from shards.plain import is_control
 
 NORMALISER_VERSION = 4
 READABLE_NORMALISERS = (1, 2, 3, 4)
@@ -138,6 +139,11 @@ class Tokenizer:
             raise CheckpointError(f"{name}: 'characters' must be a list of single characters")
         if joiner not in ("", " "):
             raise CheckpointError(f"{name}: 'joiner' must be empty or a space, it is {joiner!r}")
+        if bad := [unit for unit in units if any(map(is_control, unit))]:
+            raise CheckpointError(
+                f"{name}: 'characters' holds {bad[0]!a}, which is no character of a text but steers the terminal; no "
+                "label has it, so the file was modified or is not of this program: train again, or get it anew"
+            )
         if len(set(units)) != len(units):
             raise CheckpointError(f"{name}: a character stands twice in 'characters'")
         return cls(tuple(units), joiner)

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from pipeline.command import app, is_other_rank
+from shards.plain import message_lines
 
 # isort: off
 # imported for the verbs they add, which `--help` lists in this order
@@ -99,7 +100,7 @@ def _usage_told(error: Any) -> str:
 
 def _fail(error: BaseException | str, code: int) -> None:
     who = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
-    typer.echo(f"{who}: {error}", err=True)
+    typer.echo(f"{who}: {message_lines(error)}", err=True)
     raise SystemExit(code)
 
 

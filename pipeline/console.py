@@ -18,6 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from model.runs import LOG_DATE_FORMAT, LOG_FORMAT
+from shards.plain import LogFormatter
 
 LINE_EVERY_S = 10.0
 RATE_OVER_LINES = 6
@@ -47,10 +48,10 @@ def show_logs() -> None:
     """Sends log lines to stderr, above a progress bar where there is one."""
     if stderr.is_terminal:
         handler: logging.Handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(LogFormatter("%(message)s"))
     else:
         handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATE_FORMAT))
+        handler.setFormatter(LogFormatter(LOG_FORMAT, LOG_DATE_FORMAT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for ours in ("pipeline", "stages", "model", "shards"):
         logging.getLogger(ours).setLevel(logging.INFO)

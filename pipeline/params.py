@@ -18,6 +18,7 @@ from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, T
 from pipeline.older import sections_of_older_config
 from recipes import RECIPES
 from shards.errors import ConfigError
+from shards.plain import inner_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
 
@@ -96,7 +97,7 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is no valid YAML: {error}") from error
+        raise ConfigError(f"{name} is no valid YAML: {inner_lines(error)}") from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

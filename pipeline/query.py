@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.params import PathsParams
 from shards.catalogue import batches, damage, open_catalogue
 from shards.errors import ConfigError, Interrupted, TableError
+from shards.plain import inner_lines
 
 MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 10_000
@@ -86,7 +87,7 @@ def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         named = _MISSING_TABLE.search(str(error))
         file, verb = files.get(named[1].lower() if named else "", (None, ""))
         if file is None or file.is_file():
-            raise ConfigError(f"query: {error}") from error
+            raise ConfigError(f"query: {inner_lines(error)}") from error
         raise TableError(f"{file} is missing; `{verb}` makes it") from error
     except duckdb.OutOfMemoryException as error:
         # what DuckDB proposes in the lines after the first is locked
@@ -95,7 +96,7 @@ def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
             f"{str(error).splitlines()[0]}"
         ) from error
     except duckdb.Error as error:
-        raise damage(error, files) or ConfigError(f"query: {error}") from error
+        raise damage(error, files) or ConfigError(f"query: {inner_lines(error)}") from error
 
 
 def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Done]) -> _Done:

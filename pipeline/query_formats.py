@@ -22,6 +22,7 @@ from pipeline.params import PathsParams
 from pipeline.query import Answer, query, rows_of, view_files
 from shards.errors import ConfigError
 from shards.files import ROW_GROUP_ROWS, atomic_file
+from shards.plain import csv_cell, one_line
 
 FORMATS = ("table", "csv", "json", "parquet")
 MAX_PRINTED_ROWS = 1_000
@@ -80,9 +81,9 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
 
 def _write_csv(answer: Answer, out: TextIO) -> None:
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(answer.columns)
+    writer.writerow(map(csv_cell, answer.columns))
     for batch in answer.batches():
-        writer.writerows(rows_of(answer, batch))
+        writer.writerows(map(csv_cell, row) for row in rows_of(answer, batch))
 
 
 def _write_json(answer: Answer, out: TextIO) -> None:
@@ -106,10 +107,10 @@ def _write_table(answer: Answer, out: TextIO) -> None:
     table = Table()
     for index, column in enumerate(answer.columns):
         numeric = bool(shown) and isinstance(shown[0][index], int | float | Decimal)
-        table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(one_line(column)), justify="right" if numeric else "left", overflow="fold")
     for row in shown:
         # Text: a value such as [red] is no markup
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))
+        table.add_row(*(Text("" if value is None else one_line(value)) for value in row))
     console_on(out).print(table)
     if (rest := num_rows - len(shown)) > 0:
         Console(stderr=True).print(f"{rest} more rows; --format csv, json or parquet writes them all")

@@ -56,7 +56,7 @@ def newest_whole(run: RunFolder, mapped: bool = False) -> tuple[dict[str, Any], 
         try:
             return load_checkpoint(run.before_last, mapped), run.before_last, damage
         except CheckpointError as before:
-            raise CheckpointError(f"{damage}\n{before}\n{_what_to_do(run)}") from before
+            raise CheckpointError(f"{damage}\n  {before}\n  {_what_to_do(run)}") from before
 
 
 def _what_to_do(run: RunFolder) -> str:

@@ -138,7 +138,7 @@ def in_process_of_its_own(task: Task) -> Figures:
         check=False,
     )
     if done.returncode:
-        told = "\n".join(done.stderr.strip().splitlines()[-TOLD_LINES:])
+        told = "\n  ".join(done.stderr.strip().splitlines()[-TOLD_LINES:])
         if done.returncode == BAD_CONFIG:
             raise ConfigError(told)
         raise PipelineError(

@@ -41,17 +41,6 @@ def valid_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def one_line_name(path: Path | str) -> str:
-    """A file's name as it can be printed in a line, whatever signs are in it."""
-    return "".join(map(_shown, str(path)))
-
-
-def _shown(sign: str) -> str:
-    category = unicodedata.category(sign)
-    is_shown = not category.startswith("C") and category not in ("Zl", "Zp")
-    return sign if is_shown else sign.encode("unicode_escape").decode("ascii")
-
-
 def as_srt(reading: VideoReading) -> str:
     """SubRip: number, times with a comma, text, an empty line."""
     cues = [

@@ -17,7 +17,6 @@ from pipeline.out_folder import check_writable
 from pipeline.params import Params
 from pipeline.reading.captions import (
     Format,
-    one_line_name,
     out_paths,
     rendered,
     suffix_of,
@@ -29,6 +28,7 @@ from pipeline.reading.inference import VideoReading, read_video
 from pipeline.reading.readers import open_reader
 from shards.errors import ClipRejected, ConfigError, Interrupted, MachineError
 from shards.files import atomic_file
+from shards.plain import one_line
 from stages.mouths.chatter import NATIVE_LOG, native_stderr_to
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _print(reading: VideoReading, kind: Format, named: bool) -> None:
     _tell_unread(reading)
     if reading.reason is not None:
         return
-    name = f"{one_line_name(reading.path)}: " if named else ""
+    name = f"{one_line(reading.path)}: " if named else ""
     typer.echo(f"{name}{valid_utf8(rendered(reading, kind))}", nl=False)
     _tell_cer(reading, kind, err=kind != "text")
 
@@ -181,7 +181,7 @@ def _tell_unread(reading: VideoReading) -> None:
 
 
 def _tell(line: str) -> None:
-    typer.echo(one_line_name(line), err=True)
+    typer.echo(one_line(line), err=True)
 
 
 def _check_outputs(

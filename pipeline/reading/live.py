@@ -22,6 +22,7 @@ from pipeline.params import Params
 from pipeline.reading.capture import Capture, capturing, ended_by_signals
 from pipeline.reading.inference import Joined, Segment
 from pipeline.reading.readers import open_reader
+from shards.plain import one_line
 from stages.long_videos.long_video import MouthStream
 from stages.long_videos.pieces import Piece
 from stages.mouths.chatter import NATIVE_LOG, native_stderr_to
@@ -189,7 +190,8 @@ class _Shown:
             told = {"start_s": gap.start_s, "end_s": gap.end_s, "text": "", "reason": gap.reason}
             self._write(json.dumps(told, ensure_ascii=False) + "\n")
         elif is_new:
-            print(f"{gap.start_s:7.2f} to {gap.end_s:6.2f} s  not read: {gap.reason}", file=sys.stderr)  # noqa: T201
+            reason = one_line(gap.reason)
+            print(f"{gap.start_s:7.2f} to {gap.end_s:6.2f} s  not read: {reason}", file=sys.stderr)  # noqa: T201
 
     def end(self, summary: LiveSummary) -> None:
         self._clear()

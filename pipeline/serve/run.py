@@ -21,6 +21,7 @@ from pipeline.serve.guard import Guard
 from pipeline.serve.limits import Limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import ConfigError
+from shards.plain import message_lines
 
 GOODBYE_S = 3
 """For answers that are on their way when the server is stopped."""
@@ -112,4 +113,4 @@ def _address(listener: socket.socket) -> str:
 
 
 def _tell(message: str) -> None:
-    typer.echo(f"pipeline: {message}", err=True)
+    typer.echo(f"pipeline: {message_lines(message)}", err=True)

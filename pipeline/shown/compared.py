@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shards.plain import one_line
 from stages.compare import Comparison, Difference
 from stages.pages.compare_page import signed, verdict
 from stages.pages.page import percent
@@ -21,11 +22,13 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
     whole, unit = comparison.whole, comparison.unit
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        console.print(one_line(text), markup=False, highlight=False)
 
     table = Table(
-        title=f"split {comparison.split}: {whole.num_clips} clips in both, {whole.counts_a.num_chars} "
-        f"{unit.names}: {unit.short}",
+        title=Text(
+            f"split {one_line(comparison.split)}: {whole.num_clips} clips in both, {whole.counts_a.num_chars} "
+            f"{unit.names}: {unit.short}"
+        ),
         title_justify="left",
     )
     for name in ("", "clips", "A", "B", "change", "95 % interval"):
@@ -33,7 +36,7 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
     table.add_row("all", *_cells(whole), end_section=True)
     for kind, groups in comparison.groups.items():
         for name, found in _shown(groups):
-            table.add_row(Text(f"{kind} {name}"), *_cells(found))
+            table.add_row(Text(one_line(f"{kind} {name}")), *_cells(found))
         if len(groups) > GROUPS_SHOWN:
             table.add_row(f"… {len(groups) - GROUPS_SHOWN} between them")
         table.add_section()

@@ -5,15 +5,19 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from model.public.report import ImportReport
+from shards.plain import one_line
 
 SHOWN = 20
 
 
 def print_import(report: ImportReport, out: Path, console: Console) -> None:
     """What became of each part, of the characters, and of what the format does not know."""
-    table = Table(title=f"{report.file} ({report.format}), {report.part}", title_justify="left")
+    table = Table(
+        title=Text(one_line(f"{report.file} ({report.format}), {report.part}")), title_justify="left"
+    )
     table.add_column("part")
     for name in ("matched", "left", "new", "numbers"):
         table.add_column(name, justify="right")
@@ -22,7 +26,7 @@ def print_import(report: ImportReport, out: Path, console: Console) -> None:
         table.add_row(part.part, *(f"{count:,}" if count else "" for count in counts))
     console.print(table)
     for line in _lines(report, out):
-        console.print(line, markup=False, highlight=False)
+        console.print(one_line(line), markup=False, highlight=False)
 
 
 def _lines(report: ImportReport, out: Path) -> list[str]:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from model.metrics import edit_counts
 from model.scored import ScoredClip
+from shards.plain import one_line
 from stages.reports.figures import (
     NORMALISER_UNKNOWN,
     has_interval,
@@ -114,9 +115,9 @@ def print_examples(scored: Sequence[ScoredClip], console: Console) -> None:
     """A few clips, as the older trainer printed them."""
     for number, clip in enumerate(scored[:EXAMPLES], start=1):
         counts = edit_counts(clip.reference, clip.hypothesis)
-        console.print(f"Example {number}: {clip.clip_id}", markup=False, highlight=False)
-        console.print(f"  Ground truth: {clip.reference}", markup=False, highlight=False)
-        console.print(f"  Predicted:    {clip.hypothesis}", markup=False, highlight=False)
+        console.print(f"Example {number}: {one_line(clip.clip_id)}", markup=False, highlight=False)
+        console.print(f"  Ground truth: {one_line(clip.reference)}", markup=False, highlight=False)
+        console.print(f"  Predicted:    {one_line(clip.hypothesis)}", markup=False, highlight=False)
         console.print(f"  CER: {counts.cer:.4f} ({counts.accuracy:.2%} accuracy)", highlight=False)
 
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shards.plain import one_line
 from shards.verify import Problem, Verification
 
 MAX_ROWS = 50
@@ -19,7 +20,9 @@ def print_verification(result: Verification, console: Console) -> None:
         table.add_column("samples it costs", overflow="fold")
         for problem in result.problems[:MAX_ROWS]:
             # as text: a name out of a damaged tar may look like rich's markup
-            table.add_row(Text(problem.shard), Text(problem.what), Text(_samples(problem)))
+            table.add_row(
+                *(Text(one_line(told)) for told in (problem.shard, problem.what, _samples(problem)))
+            )
         console.print(table)
         if len(result.problems) > MAX_ROWS:
             console.print(f"and {len(result.problems) - MAX_ROWS} more; --json lists them all")

@@ -55,10 +55,10 @@ def inference(
 
     Example: pipeline inference me.mp4 holidays/ --format srt --out captions
     """
-    from pipeline.reading.captions import one_line_name
     from pipeline.reading.found_videos import find_videos
     from pipeline.reading.inference_run import Outputs, print_json, run_inference
     from shards.errors import ConfigError
+    from shards.plain import one_line
 
     names = [*(videos or []), *(video_path or [])]
     if not names:
@@ -69,7 +69,7 @@ def inference(
         raise ConfigError("--burn-in writes videos; say where with --out DIR")
     paths, skipped = find_videos(names)
     if skipped:
-        told = ", ".join(map(one_line_name, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        told = ", ".join(map(one_line, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
         typer.echo(f"skipped, no video file or captioned here: {told} ({len(skipped)})", err=True)
     if not paths:
         raise ConfigError(f"no video in {', '.join(names)}")

@@ -1,10 +1,12 @@
 """Keeps what native libraries say about themselves off the terminal, where it would bury what matters."""
 
+import logging
 import os
 import sys
 from pathlib import Path
 
 from shards.files import unwritable_told
+from shards.plain import LogFormatter
 
 NATIVE_LOG = "native.log"
 _is_redirected = False
@@ -21,6 +23,9 @@ def native_stderr_to(file: Path) -> None:
     with unwritable_told(f"machine.cache_dir: {file}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    # the only handler that a worker has
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LogFormatter())
     sys.stderr.flush()
     if not _is_redirected:
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shards.plain import one_line
 from shards.terms import TRAIN_SPLIT
 from stages.statistics.joined import UNKNOWN
 
@@ -60,9 +61,11 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
         _print_figures(console, "Annotations", "split", counted, ("clips", "annotations"))
         # which they are, a person should see: what is said may stand in brackets too
         told = "Dropped from the labels:" if summary["annotations"]["dropped"] else "The most frequent:"
-        console.print(told, Text(", ".join(f"{one['annotation']} {one['count']}" for one in most[:20])))
+        console.print(
+            told, Text(one_line(", ".join(f"{one['annotation']} {one['count']}" for one in most[:20])))
+        )
     if shared := summary["overlap"]["speakers"]:
-        names = Text(", ".join(list(shared)[:20]))
+        names = Text(one_line(", ".join(list(shared)[:20])))
         console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)
     if len(splits["splits"]) > 1 and not splits["total"]["speakers"]:
         console.print("No clip names its speaker: whether the splits share people cannot be told.")
@@ -88,5 +91,5 @@ def _print_figures(
     for key, figures in rows:
         # Text: names of the corpus are no markup
         values = ("-" if figures[column] is None else str(figures[column]) for column in columns)
-        table.add_row(Text(key), *values)
+        table.add_row(Text(one_line(key)), *values)
     console.print(table)

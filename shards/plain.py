@@ -1,0 +1,59 @@
+"""Text of others' making (a corpus, a file's name, a checkpoint), made harmless where people look at it."""
+
+import logging
+import re
+import unicodedata
+from typing import Any
+
+_JOINERS = "\u200c\u200d"
+"""They shape letters (Persian has one in many words) and hide nothing."""
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def is_control(character: str) -> bool:
+    """Whether it steers a terminal or turns the direction of what stands beside it, rather than being seen."""
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+
+
+def one_line(text: object) -> str:
+    r"""`text` as it can be printed in a line, whatever characters are in it: a newline as \n, ESC as \x1b."""
+    plain = str(text)
+    return plain if plain.isprintable() else "".join(map(_shown, plain))
+
+
+def _shown(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii") if is_control(character) else character
+
+
+def message_lines(text: object) -> str:
+    """A message of ours, in which nothing foreign begins a line: those after the first begin with two spaces."""
+    return "\n  ".join(map(one_line, str(text).split("\n  ")))
+
+
+def inner_lines(text: object) -> str:
+    """Another program's message of several lines, to stand in one of ours."""
+    return str(text).replace("\n", "\n  ")
+
+
+class LogFormatter(logging.Formatter):
+    """Formats as `logging.Formatter`, with no foreign text in a line's beginning, or steering the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = message_lines(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(f"  {one_line(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def csv_cell(value: Any) -> Any:
+    """`value` for a CSV that a spreadsheet may open, in which no text is run as a formula (OWASP, CSV injection).
+
+    Text that begins as a formula gets an apostrophe in front, numbers stay. Where a cell begins with apostrophes and
+    then one of = + - @, a tab or a line break, a program takes one apostrophe away, and has the text again.
+    """
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
