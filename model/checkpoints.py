@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from model.altered import altered_told
-from model.full_disk import full_disk_told
 from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
@@ -70,7 +69,7 @@ def save_checkpoint(
     """
     missing = [key for key in KEYS if key not in state]
     assert not missing, f"checkpoint lacks {missing}"
-    with full_disk_told(path, num_bytes(state)), atomic_file(path) as file:
+    with atomic_file(path, num_bytes(state)) as file:
         torch.save(dict(state), file)
         if before_rename:
             file.flush()

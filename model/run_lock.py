@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from model.full_disk import full_disk_told
+from shards.disk import writing_told
 from shards.errors import TrainingError
-from shards.files import unwritable_told
 from shards.locks import held
 
 LOCK = ".lock"
@@ -24,7 +23,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         )
 
     with ExitStack() as lock:
-        with full_disk_told(folder), unwritable_told(folder):
+        with writing_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(folder / LOCK, refusal))
         yield

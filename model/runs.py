@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from model.full_disk import full_disk_told
+from shards.disk import NOT_TAKEN, writing_told
 from shards.errors import CheckpointError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
 from shards.plain import LogFormatter
@@ -99,11 +99,7 @@ class RunFolder:
         write_json(manifest, {"run": self.folder.name, "files": names})
         for source in ours:
             target = checkpoints_folder / source.name
-            with (
-                full_disk_told(target, source.stat().st_size),
-                source.open("rb") as file,
-                atomic_file(target) as copy,
-            ):
+            with source.open("rb") as file, atomic_file(target, source.stat().st_size) as copy:
                 shutil.copyfileobj(file, copy)
 
 
@@ -146,7 +142,8 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
 
     Raises MachineError where anything inside meets a full disk.
     """
-    with full_disk_told(f"{run.folder} or {logs_folder}"):
+    # TensorBoard and DVCLive write there too, in their own ways
+    with writing_told(f"{run.folder} or {logs_folder}", among=NOT_TAKEN):
         run.folder.mkdir(parents=True, exist_ok=True)
         logs_folder.mkdir(parents=True, exist_ok=True)
         published = logs_folder / "training.log"

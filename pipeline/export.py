@@ -19,7 +19,6 @@ from model.exports.onnx_file import onnx_bytes, quantised_bytes
 from model.exports.onnx_reader import OnnxReader
 from model.exports.safetensors_file import reader_config, weights_bytes
 from model.exports.torchscript_file import torchscript_bytes
-from model.full_disk import full_disk_told
 from model.metrics import EditCounts, edit_counts
 from model.reader import LipReader
 from model.settings import DecodeParams
@@ -70,9 +69,8 @@ def export(
     if int8:
         facts = _scored(facts, payloads, params, on_progress)
     payloads |= {CONFIG_FILE: json_bytes(config), CARD: model_card(facts).encode()}
-    with full_disk_told(out, sum(map(len, payloads.values()))):
-        for name, payload in payloads.items():
-            write_bytes(out / name, payload)
+    for name, payload in payloads.items():
+        write_bytes(out / name, payload)
     _clear_older(out, payloads.keys())
     return facts
 

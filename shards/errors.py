@@ -9,6 +9,7 @@
     ├── TrainingError       training cannot start or go on (no clips, non-finite loss)
     ├── Interrupted         SIGTERM or Ctrl-C; the position was saved
     ├── MachineError        the machine lacks something: a system library, memory, disk, the way to a bucket
+    │   └── DiskError       a file cannot be written: the disk is full, or nobody may write there
     └── ClipRejected        one clip cannot be used; becomes a row of the ledger, never ends a run
 
 Broken invariants of our own are `assert`s, not errors of this tree.
@@ -51,6 +52,10 @@ class Interrupted(PipelineError):
 
 class MachineError(PipelineError):
     """The machine lacks something a stage needs, a way to its shards included; the message names what mends it."""
+
+
+class DiskError(MachineError):
+    """A file cannot be written; names it. Its cause is the OSError."""
 
 
 class ClipRejected(PipelineError):

@@ -1,9 +1,11 @@
 """Atomic files and the Parquet tables: a name on disk is always a whole, synced file."""
 
-import errno
 import hashlib
+import io
 import json
 import os
+import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +16,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.disk import WatchedFile, unwritable, writing_told
 from shards.errors import MachineError, TableError
+from shards.locks import is_at, is_locked, tried_lock
 from shards.schema import SCHEMA_VERSION
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -23,44 +27,101 @@ ROW_GROUP_ROWS = 1 << 17
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`; on success it is synced and renamed, on error removed.
 
-    A reader sees the old file or the whole new one, never a torso. Raises as `unwritable_told` does.
+    A reader sees the old file or the whole new one, never a torso. Where `path` is a link, its target is replaced; a
+    character device or a pipe is written as it comes. Raises DiskError where nothing can be written there, or not
+    enough; the message for a full disk tells of `needed_bytes`.
     """
-    with unwritable_told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # a name may have 255 bytes, and a character up to four
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
-    temporary = Path(name)
+    with writing_told(path, needed_bytes):
+        temporary = None
+        if _is_stream(path):
+            raw = WatchedFile(path, "w")
+        else:
+            path = _made_place(path)
+            _sweep(path.parent)
+            temporary, raw = _locked_temporary(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
-        with unwritable_told(path):
-            temporary.chmod(0o666 & ~_UMASK)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-@contextmanager
-def unwritable_told(place: Path | str) -> Iterator[None]:
-    """Raises MachineError naming `place` where it turns out that nothing can be written there.
-
-    A full disk stays the OSError that it is: who writes much tells of the room that is needed.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if raw.failure:
+                raise raw.failure
+            if temporary:
+                with writing_told(path, needed_bytes):
+                    os.fsync(raw.fileno())
+                    # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
+                    os.fchmod(raw.fileno(), 0o666 & ~_UMASK)
+                    # still open, so locked: a sweep would take it for a killed process's
+                    temporary.replace(path)
+    except Exception:
+        # Arrow, torch and PyAV raise what they like where the disk refuses, or nothing
+        if raw.failure is None:
             raise
+        raise unwritable(path, raw.failure, needed_bytes) from raw.failure
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+    if temporary:
+        sync_folder(path.parent)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is written as it comes, and never replaced; MachineError for what only root could write."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise MachineError(f"{path} is a {'disk' if stat.S_ISBLK(mode) else 'socket'}; name a file")
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def _made_place(path: Path) -> Path:
+    """Where the file lies that `path` names, its folder made: a link stays, and its target is what is replaced."""
+    if not path.is_symlink():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.stat().st_mode & 0o222:
         raise MachineError(
-            f"{place} cannot be written ({error.strerror}); give another place, or make that one writable"
-        ) from error
+            f"{path} is a link to {target}, which is write-protected (DVC's cache is: `dvc unprotect {path}`); "
+            "remove the link, or give another place"
+        )
+    return target
+
+
+def _locked_temporary(path: Path) -> tuple[Path, WatchedFile]:
+    """A file beside `path`, locked until it is closed or its process ends, however that ends."""
+    while True:
+        # a name may have 255 bytes, and a character up to four
+        descriptor, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name[:50]}.{_TEMPORARY}-", suffix=".tmp"
+        )
+        # not so where a sweep came in between; a file system without locks is never swept
+        is_ours = True
+        with suppress(OSError):
+            is_ours = is_locked(descriptor) and is_at(Path(name), descriptor)
+        if is_ours:
+            return Path(name), WatchedFile(descriptor, "w")
+        os.close(descriptor)
+
+
+_TEMPORARY = f"pipeline-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
+"""In the name of a temporary file: this program's, of this machine, whose locks tell that its maker is gone."""
+_swept: set[Path] = set()
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes of this machine left of `atomic_file` in `folder`, the first time it is asked."""
+    if (place := folder.absolute()) in _swept:
+        return
+    _swept.add(place)
+    for left in place.glob(f".*.{_TEMPORARY}-*.tmp"):
+        with suppress(OSError), tried_lock(left) as is_ours:
+            if is_ours:
+                left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -73,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path, older_than_s: float) -> int:
-    """Removes what killed processes left of `atomic_file` below `folder`; gives the number of files.
+    """Removes what killed processes of any machine left of `atomic_file` below `folder`; gives the number of files.
 
     Younger files are left: another process may be writing them.
     """
@@ -89,7 +150,7 @@ def sweep_temporaries(folder: Path, older_than_s: float) -> int:
 
 
 def write_bytes(path: Path, payload: bytes) -> None:
-    with atomic_file(path) as file:
+    with atomic_file(path, len(payload)) as file:
         file.write(payload)
 
 

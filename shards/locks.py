@@ -43,3 +43,42 @@ def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) 
         return
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
+
+
+@contextmanager
+def tried_lock(path: Path, flags: int = 0) -> Iterator[bool]:
+    """Whether the lock of the file at `path` could be taken, now; it is held within.
+
+    Nobody's where the file is gone, or renamed or removed by the last holder while it was opened here.
+    """
+    try:
+        descriptor = opened(path, flags)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield is_locked(descriptor) and is_at(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def opened(path: Path, flags: int) -> int:
+    """Each opening is a holder of its own, so that threads shut each other out as processes do."""
+    return os.open(path, os.O_RDWR | flags, 0o666)
+
+
+def is_locked(descriptor: int) -> bool:
+    """Whether the lock could be taken, now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether `path` is still the name of the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

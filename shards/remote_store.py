@@ -1,6 +1,5 @@
 """Shards at a URL of any file system that fsspec opens, read through a bounded cache on this machine."""
 
-import errno
 import hashlib
 import logging
 import os
@@ -12,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import MachineError, PipelineError, ShardError
+from shards.disk import FULL
+from shards.errors import DiskError, MachineError, PipelineError, ShardError
 from shards.fetch_ahead import FetchAhead
 from shards.files import fingerprint, sweep_temporaries
 from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
@@ -124,7 +124,7 @@ class RemoteStore(ShardStore):
                 file.flush()
                 self._files.put(name, Path(file.name))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in FULL:
                 raise
             raise MachineError(
                 f"{self.place(name)} cannot be written: no space below {self._uploads}; free some, or set "
@@ -243,9 +243,9 @@ class RemoteStore(ShardStore):
     def _on_disk(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, DiskError) as error:
             raise MachineError(
-                f"{self._cache.folder} cannot hold shards ({error}); free some space, lower "
+                f"{self._cache.folder} cannot hold shards ({error.__cause__ or error}); free some space, lower "
                 "machine.shard_cache_gb, or set machine.cache_dir to another disk"
             ) from error
 

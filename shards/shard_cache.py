@@ -8,12 +8,13 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from shards.errors import MachineError
 from shards.files import atomic_file
+from shards.locks import opened, tried_lock
 
 _WAIT_S = 0.05
 _FOLDERS_LOCK = ".lock"
@@ -70,7 +71,7 @@ class ShardCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock, began = path.with_name(f".{path.name}.lock"), time.monotonic()
         while True:
-            with _tried_lock(lock, os.O_CREAT) as is_ours:
+            with tried_lock(lock, os.O_CREAT) as is_ours:
                 if is_ours:
                     try:
                         yield
@@ -97,10 +98,8 @@ class ShardCache:
                 f"machine.shard_cache_gb ({self.max_bytes / 1e9:g}) holds not even one shard: {path.name} has "
                 f"{num_bytes / 1e9:.3g} GB; raise it, or pack with a smaller pack.shard_mb"
             )
-        with ExitStack() as held, atomic_file(path) as file:
-            # held until the file has its name, after it was closed: others take it for a killed process's without
-            held.callback(os.close, os.dup(file.fileno()))
-            fcntl.flock(file, fcntl.LOCK_EX)
+        # locked until it has its name: others take it for a killed process's without
+        with atomic_file(path) as file:
             self._make_room(file, num_bytes, expected)
             yield file
         # its grace begins now; a long fsync may have used it up
@@ -165,7 +164,7 @@ class ShardCache:
     def _locked(self) -> Iterator[None]:
         """Alone with the folder, for a moment."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _opened(self.folder / _FOLDERS_LOCK, os.O_CREAT)
+        descriptor = opened(self.folder / _FOLDERS_LOCK, os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -179,49 +178,10 @@ def _is_removed_as_left_behind(path: Path, num_bytes: int) -> bool:
     # one without its size is about to be locked
     if not path.name.startswith(".") or not (is_lock or (path.suffix == ".tmp" and num_bytes)):
         return False
-    with _tried_lock(path) as is_ours:
+    with tried_lock(path) as is_ours:
         if is_ours:
             path.unlink()
         return is_ours
-
-
-@contextmanager
-def _tried_lock(path: Path, flags: int = 0) -> Iterator[bool]:
-    """Whether the lock of the file at `path` could be taken, now; it is held within.
-
-    Nobody's where the file is gone, or renamed or removed by the last holder while it was opened here.
-    """
-    try:
-        descriptor = _opened(path, flags)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        yield _is_locked(descriptor) and _is_at(path, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _opened(path: Path, flags: int) -> int:
-    """Each opening is a holder of its own, so that threads shut each other out as processes do."""
-    return os.open(path, os.O_RDWR | flags, 0o666)
-
-
-def _is_locked(descriptor: int) -> bool:
-    """Whether the lock could be taken, now."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still the name of the open file."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _touch(path: Path) -> None:

@@ -1,25 +1,16 @@
 """Stage crop: every clip of clips.parquet becomes one row of the ledger, and a mouth clip in the cache."""
 
-import errno
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards import schema
 from shards.cores import usable_cores
-from shards.errors import MachineError
-from shards.files import (
-    Progress,
-    read_table,
-    sweep_temporaries,
-    table_from_rows,
-    unwritable_told,
-    write_table,
-)
+from shards.disk import writing_told
+from shards.files import Progress, read_table, sweep_temporaries, table_from_rows, write_table
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
@@ -93,14 +84,13 @@ def crop(
         )
         for path in (crops_path, tracks_path):
             path.unlink(missing_ok=True)
-    with _full_disk_told():
-        done = _done_by_id(clips, crop, machine, part, on_progress)
-        crop_rows = [done[clip.clip_id].crop_row for clip in clips]
-        track_rows = [row for clip in clips if (row := done[clip.clip_id].track_row) is not None]
-        # killed between the two, the ledger is missing, and pack says so
-        crops_path.unlink(missing_ok=True)
-        write_table(tracks_path, table_from_rows(track_rows, tracks_schema), tracks_schema)
-        write_table(crops_path, table_from_rows(crop_rows, crops_schema), crops_schema)
+    done = _done_by_id(clips, crop, machine, part, on_progress)
+    crop_rows = [done[clip.clip_id].crop_row for clip in clips]
+    track_rows = [row for clip in clips if (row := done[clip.clip_id].track_row) is not None]
+    # killed between the two, the ledger is missing, and pack says so
+    crops_path.unlink(missing_ok=True)
+    write_table(tracks_path, table_from_rows(track_rows, tracks_schema), tracks_schema)
+    write_table(crops_path, table_from_rows(crop_rows, crops_schema), crops_schema)
     return CropSummary(
         num_ok=sum(row["status"] == Status.OK for row in crop_rows),
         rejected=Counter(row["reason"] for row in crop_rows if row["status"] == Status.REJECTED),
@@ -140,7 +130,7 @@ def _done_by_id(
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
     # the workers would each find it out, and say nothing of it
-    with unwritable_told(f"machine.cache_dir: {native_log}"):
+    with writing_told(f"machine.cache_dir: {native_log}"):
         cache_folder.mkdir(parents=True, exist_ok=True)
         native_log.write_bytes(b"")
     if machine.share:
@@ -162,15 +152,3 @@ def _executor(work: CropWork, machine: MachineParams, timeout_s: float, native_l
 
         return RayPool(work, machine, timeout_s, native_log)
     return LocalPool(work, machine.workers or usable_cores(), timeout_s, native_log)
-
-
-@contextmanager
-def _full_disk_told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise MachineError(
-            f"the disk is full ({error.filename or 'cache or tables'}); what is done is kept, the same command goes on"
-        ) from error

@@ -18,6 +18,7 @@ from model.text import same_mark
 from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.cores import usable_cores
+from shards.disk import writing_told
 from shards.errors import ShardError
 from shards.files import (
     Progress,
@@ -25,7 +26,6 @@ from shards.files import (
     read_table,
     sync_folder,
     table_from_rows,
-    unwritable_told,
     write_table,
 )
 from shards.index import INDEX, IndexedShard
@@ -148,7 +148,7 @@ def _alone(samples_path: Path) -> Iterator[None]:
         )
 
     with ExitStack() as lock:
-        with unwritable_told(samples_path):
+        with writing_told(samples_path):
             samples_path.parent.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(samples_path.with_name(f".{samples_path.name}.lock"), refusal))
         yield

@@ -1,8 +1,5 @@
 """A place that cannot be written is one message, and comes before the work that would be lost."""
 
-import errno
-import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,18 +27,6 @@ def test_a_folder_in_the_files_place_is_named_and_nothing_is_left(tmp_path: Path
     with pytest.raises(MachineError, match=r"x\.json cannot be written \(Is a directory\)"):
         write_text(tmp_path / "x.json", "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Those who write much tell of it with the room that they need."""
-
-    def full(**_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(tempfile, "mkstemp", full)
-    with pytest.raises(OSError, match=os.strerror(number)):
-        write_text(tmp_path / "x.json", "{}")
 
 
 @pytest.mark.parametrize(

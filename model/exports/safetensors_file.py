@@ -5,7 +5,6 @@ from typing import Any
 import safetensors.torch
 
 from model.checkpoints import load_checkpoint
-from model.full_disk import full_disk_told
 from model.runs import RunFolder
 from model.settings import TextParams
 from model.text import describe_normaliser
@@ -17,9 +16,7 @@ CONFIG_VERSION = 1
 def write_weights(run: RunFolder) -> None:
     """Writes the best model's weights and configuration beside it. Raises CheckpointError, MachineError."""
     state = load_checkpoint(run.best)
-    payload = weights_bytes(state)
-    with full_disk_told(run.weights, len(payload)):
-        write_bytes(run.weights, payload)
+    write_bytes(run.weights, weights_bytes(state))
     write_json(run.reader_config, reader_config(state))
 
 

@@ -3,7 +3,6 @@
 All variants run in turns in one call, each through the same pool of processes, whose start counts in all of them.
 """
 
-import json
 import resource
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from pipeline.bench.machine import machine_told
 from pipeline.bench.material import lengthened, upscaled, videos_of
 from pipeline.bench.peers import auto_avsr_like, decode_only, mediapipe_loop
 from shards import schema
-from shards.files import read_table, table_from_rows, write_table
+from shards.files import read_table, table_from_rows, write_json, write_table, write_text
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, Work
 from stages.clips.local_pool import LocalPool
@@ -299,10 +298,10 @@ def crop_long(video: Path) -> float:
 
 def _write(result: CropBench, out: Path) -> None:
     told = asdict(result) | {"ratios": result.ratios()}
-    (out / "results.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    write_json(out / "results.json", told)
     lines = ["videos,tolerance_px,frames_per_s,landmarked_share,centre_mean_px,centre_p99_px,corner_p99_px"]
     for point in result.curve:
         errors = asdict(point.errors).values()
         figures = (point.tolerance_px, point.frames_per_s, point.landmarked_share, *errors)
         lines.append(",".join([point.videos, *(f"{figure:.4g}" for figure in figures)]))
-    (out / "curve.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    write_text(out / "curve.csv", "\n".join(lines) + "\n")

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.bench.crop import CHINESE_LIPS_FRAMES, TOLERANCES_PX, CropBench
+from shards.files import atomic_file
 
 GOALS = {
     "share of decoding": 0.40,
@@ -108,5 +109,6 @@ def plot_curve(result: CropBench, path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    with atomic_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:], metadata={"Date": None})
     pyplot.close(figure)

@@ -1,9 +1,7 @@
 """Files of one clip: H.264 video and silent WAV, each whole or absent, equal bytes for equal frames."""
 
-import os
 import wave
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,29 +11,18 @@ import numpy as np
 
 from pipeline.demo.face import FRAME_HEIGHT, FRAME_WIDTH
 from pipeline.demo.motion import FPS
+from shards.files import atomic_file
 
 WAV_HZ: Final = 8000
 # veryfast at 21 made a prototype's files a fifth of superfast's. One thread: the bytes differ with the count.
 _X264_OPTIONS: Final = {"preset": "veryfast", "crf": "21", "threads": "1"}
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, moved onto it if the block ends well, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_face_video(path: Path, frames: Iterable[Any]) -> int:
     """H.264 yuv420p MP4 at 30 fps from uint8 BGR frames (360, 640, 3); gives the number of frames."""
     num_frames = 0
     exact = {"fflags": "+bitexact"}  # no library versions in the file
-    with replaced(path) as temporary, av.open(str(temporary), "w", format="mp4", options=exact) as container:
+    with atomic_file(path) as file, av.open(file, "w", format="mp4", options=exact) as container:
         stream = container.add_stream("libx264", rate=FPS, options=dict(_X264_OPTIONS))
         stream.width, stream.height, stream.pix_fmt = FRAME_WIDTH, FRAME_HEIGHT, "yuv420p"
         stream.thread_count = 1
@@ -49,8 +36,8 @@ def write_face_video(path: Path, frames: Iterable[Any]) -> int:
 
 def write_silence(path: Path, seconds: float) -> None:
     """A silent WAV: 8 kHz, mono, 8 bits (whose silence is 128)."""
-    with replaced(path) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(1)
-        file.setframerate(WAV_HZ)
-        file.writeframes(b"\x80" * round(seconds * WAV_HZ))
+    with atomic_file(path) as file, wave.open(file, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(1)
+        sound.setframerate(WAV_HZ)
+        sound.writeframes(b"\x80" * round(seconds * WAV_HZ))

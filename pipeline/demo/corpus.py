@@ -25,7 +25,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
-from pipeline.demo.clips import replaced, write_face_video, write_silence
+from pipeline.demo.clips import write_face_video, write_silence
 from pipeline.demo.face import Face
 from pipeline.demo.motion import FPS, clip_motion
 from pipeline.demo.photograph import Image
@@ -40,6 +40,7 @@ from pipeline.demo.plan import (
 )
 from pipeline.demo.visemes import Viseme, viseme_sequence
 from shards.errors import CorpusError
+from shards.files import write_bytes
 
 # Raise it with every change that alters a byte of the corpus: a corpus of another version is built anew.
 DEMO_CORPUS_VERSION: Final = 1
@@ -105,13 +106,8 @@ def _csv_bytes(plans: Sequence[ClipPlan]) -> bytes:
     return text.getvalue().encode("utf-8-sig")
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    with replaced(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def _write_manifest(root: Path, manifest: dict[str, Any]) -> None:
-    _write_bytes(root / MANIFEST_NAME, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes(root / MANIFEST_NAME, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _read_manifest(root: Path) -> dict[str, Any] | None:
@@ -210,7 +206,7 @@ def build_demo_corpus(
     by_split = {split: [p for p in plans if p.split == split] for split in SPLIT_FOLDERS}
     for split, members in by_split.items():
         path = root / f"meta_{split}.csv"
-        _write_bytes(path, _csv_bytes(members))
+        write_bytes(path, _csv_bytes(members))
         listed[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     manifest = {
         **wanted,

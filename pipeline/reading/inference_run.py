@@ -26,7 +26,7 @@ from pipeline.reading.captions import (
 from pipeline.reading.found_videos import BURNT_SUFFIX, VIDEO_SUFFIXES, is_kind
 from pipeline.reading.inference import VideoReading, read_video
 from pipeline.reading.readers import open_reader
-from shards.errors import ClipRejected, ConfigError, Interrupted, MachineError
+from shards.errors import ClipRejected, ConfigError, DiskError, Interrupted, MachineError
 from shards.files import atomic_file
 from shards.plain import one_line
 from stages.mouths.chatter import NATIVE_LOG, native_stderr_to
@@ -157,17 +157,15 @@ def _write(reading: VideoReading, kind: Format, path: Path) -> bool:
         return True
     try:
         write_reading(reading, kind, path)
-    except (OSError, MachineError) as error:
+    except (OSError, DiskError) as error:
         _tell(f"{reading.path}: {path.name} is not written: {_mend(error)}")
         return False
     return True
 
 
-def _mend(error: OSError | MachineError) -> str:
-    if isinstance(error, MachineError):
-        if not isinstance(error.__cause__, OSError):
-            raise error
-        error = error.__cause__
+def _mend(told: OSError | DiskError) -> str:
+    error = told if isinstance(told, OSError) else told.__cause__
+    assert isinstance(error, OSError), "every DiskError has one"
     if error.errno == errno.ENAMETOOLONG:
         return "the name is too long for a file; give the video a shorter one"
     return f"{error.strerror or error}; make room, or give another --out"
@@ -229,7 +227,7 @@ def _burn_in(
     except (ClipRejected, av.error.FFmpegError) as error:
         _tell(f"{reading.path}: not captioned: {error}")
         return False
-    except (OSError, MachineError) as error:
+    except (OSError, DiskError) as error:
         _tell(f"{reading.path}: not captioned: {_mend(error)}")
         return False
     if lost:

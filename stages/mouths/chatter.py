@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from shards.files import unwritable_told
+from shards.disk import writing_told
 from shards.plain import LogFormatter
 
 NATIVE_LOG = "native.log"
@@ -20,7 +20,7 @@ def native_stderr_to(file: Path) -> None:
     place; whoever kept the old one writes to `file` too. MachineError where it cannot be written.
     """
     global _is_redirected
-    with unwritable_told(f"machine.cache_dir: {file}"):
+    with writing_told(f"machine.cache_dir: {file}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     # the only handler that a worker has

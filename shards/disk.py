@@ -1,0 +1,63 @@
+"""What a disk refuses, told as what it is: by file, and with what mends it."""
+
+import errno
+import io
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shards.errors import DiskError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+MB = 1_000_000
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_TAKEN = (*FULL, errno.EFBIG, errno.EROFS)
+"""Errors that only writing meets."""
+
+
+class WatchedFile(io.FileIO):
+    """An unbuffered file that remembers why it could not be written.
+
+    What writes through it (Arrow, torch, PyAV, a buffer) raises an error of its own instead, or none at all.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+
+def unwritable(place: Path | str, error: OSError, needed_bytes: int = 0) -> DiskError:
+    """The message for `error`, met while `place` was written."""
+    if error.errno in FULL:
+        room = f", {needed_bytes / MB:.1f} MB are needed" if needed_bytes > MB / 10 else ""
+        return DiskError(
+            f"the disk is full: {place} cannot be written{room}; what was saved before is kept. Free some space, "
+            "then the same command goes on"
+        )
+    return DiskError(
+        f"{place} cannot be written ({error.strerror or error}); give another place, or make that one writable"
+    )
+
+
+@contextmanager
+def writing_told(
+    place: Path | str, needed_bytes: int = 0, among: Collection[int] | None = None
+) -> Iterator[None]:
+    """Raises DiskError naming `place` where it turns out that nothing can be written there.
+
+    `among` these numbers of errors: for a block that does more than write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if among is not None and error.errno not in among:
+            raise
+        raise unwritable(place, error, needed_bytes) from error

@@ -1,0 +1,282 @@
+"""What stands where a file is written: a device and a pipe stay, a link is followed, torsos of the killed go."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import wave
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import torch
+from matplotlib.figure import Figure
+
+from pipeline.cli import app
+from shards import files
+from shards.errors import DiskError, MachineError
+from shards.files import atomic_file, write_bytes, write_text
+
+NULL, FULL = (1, 3), (1, 7)
+"""Numbers of Linux's devices: one that takes everything, one that is always full."""
+MANY = np.arange(200_000)
+
+
+def device(path: Path, numbers: tuple[int, int], kind: int = stat.S_IFCHR) -> Path:
+    """A device of this test's own: those in /dev are everybody's, and tests may run as root."""
+    try:
+        os.mknod(path, kind | 0o666, os.makedev(*numbers))
+        if kind == stat.S_IFCHR:
+            os.close(os.open(path, os.O_WRONLY))
+    except PermissionError:
+        pytest.skip("no devices can be made here")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# -- devices and pipes ---------------------------------------------------------------------------------------
+
+
+def test_a_device_is_written_and_stays_one(tmp_path: Path) -> None:
+    null = device(tmp_path / "null", NULL)
+    write_text(null, "x" * 100_000)
+    app(["query", "SELECT 1", "--out", str(null), "--params", "params.yaml"], standalone_mode=False)
+    assert stat.S_ISCHR(null.stat().st_mode) and names(tmp_path) == ["null"]
+
+
+def test_a_pipe_is_written_as_it_comes_and_stays_one(tmp_path: Path) -> None:
+    pipe, link, came = tmp_path / "pipe", tmp_path / "link", []
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        reader = threading.Thread(target=lambda: came.append(pipe.read_bytes()))
+        reader.start()
+        write_bytes(path, b"abc" * 50_000)
+        reader.join(10)
+    assert came == [b"abc" * 50_000] * 2
+    assert pipe.is_fifo() and link.is_symlink() and names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_pipe_that_nobody_reads_any_more_is_told(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: pipe.open("rb").close())
+    reader.start()
+    with pytest.raises(DiskError, match=r"pipe cannot be written \(Broken pipe\)"), atomic_file(pipe) as file:
+        reader.join(10)
+        file.write(bytes(1_000_000))
+
+
+def test_disks_and_sockets_are_refused(tmp_path: Path) -> None:
+    # a number that no disk has, should it be opened all the same
+    disk = device(tmp_path / "disk", (240, 250), stat.S_IFBLK)
+    with pytest.raises(MachineError, match=r"disk is a disk; name a file"):
+        write_bytes(disk, b"x")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "sock"))
+        with pytest.raises(MachineError, match=r"sock is a socket; name a file"):
+            write_bytes(tmp_path / "sock", b"x")
+    assert stat.S_ISBLK(disk.stat().st_mode) and (tmp_path / "sock").is_socket()
+
+
+def _arrow(file: BinaryIO) -> None:
+    pq.write_table(pa.table({"a": MANY}), file)
+
+
+def _plot(file: BinaryIO) -> None:
+    figure = Figure()
+    figure.subplots().plot(MANY[:9000], MANY[:9000] ** 0.5)
+    figure.savefig(file, format="svg")
+
+
+def _tar(file: BinaryIO) -> None:
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        member = tarfile.TarInfo("a")
+        member.size = MANY.nbytes
+        tar.addfile(member, BytesIO(MANY.tobytes()))
+
+
+def _zip(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a", MANY.tobytes())
+
+
+def _video(file: BinaryIO) -> None:
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(12):
+            noise = np.random.default_rng(number).integers(0, 256, (240, 320, 3), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+def _sound(file: BinaryIO) -> None:
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(MANY.tobytes())
+
+
+def _hushed(file: BinaryIO) -> None:
+    """A library that takes no notice."""
+    try:
+        file.write(MANY.tobytes())
+        file.flush()
+    except OSError:
+        file.seek(0)
+
+
+WRITERS: dict[str, Callable[[BinaryIO], object]] = {
+    "Arrow": _arrow,
+    "torch": lambda file: torch.save({"a": torch.from_numpy(MANY)}, file),
+    "numpy": lambda file: np.savez(file, a=MANY),
+    "matplotlib": _plot,
+    "safetensors": lambda file: file.write(safetensors.numpy.save({"a": MANY})),
+    "tarfile": _tar,
+    "zipfile": _zip,
+    "PyAV": _video,
+    "wave": _sound,
+    "hushed": _hushed,
+    "at the end": lambda file: file.write(b"x"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_whatever_writes_a_full_disk_is_the_same_message(
+    tmp_path: Path, write: Callable[[BinaryIO], object]
+) -> None:
+    """Each of these raises errors of its own kind, or none."""
+    full = device(tmp_path / "full", FULL)
+    with (
+        pytest.raises(DiskError, match=r"the disk is full: \S*/full cannot be written"),
+        atomic_file(full) as file,
+    ):
+        write(file)
+    assert stat.S_ISCHR(full.stat().st_mode)
+
+
+# -- links ---------------------------------------------------------------------------------------------------
+
+
+def test_a_link_is_followed_to_its_target(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    target, link, second = tmp_path / "far" / "target", tmp_path / "link", tmp_path / "second"
+    target.write_bytes(b"old")
+    link.symlink_to("far/target")
+    second.symlink_to(link)
+    for path, content in ((link, b"one"), (second, b"two"), (tmp_path / "dangling", b"three")):
+        if path.name == "dangling":
+            path.symlink_to("far/new")
+        write_bytes(path, content)
+        assert path.is_symlink() and path.read_bytes() == content
+    assert target.read_bytes() == b"two" and not target.is_symlink()
+    assert (tmp_path / "far" / "new").read_bytes() == b"three"
+    assert names(tmp_path / "far") == ["new", "target"]
+
+
+def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Path) -> None:
+    """The owner of a cache makes its files read-only (DVC does), and links to them: root could write all the same."""
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"of a cache")
+    kept.chmod(0o444)
+    for name, target in (("protected", "kept"), ("loop", "loop"), ("lost", "gone/file")):
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(
+        MachineError, match=r"protected is a link to \S*/kept, which is write-protected .*dvc unpr"
+    ):
+        write_bytes(tmp_path / "protected", b"x")
+    with pytest.raises(DiskError, match=r"loop cannot be written \(Too many levels of symbolic links\)"):
+        write_bytes(tmp_path / "loop", b"x")
+    with pytest.raises(DiskError, match=r"lost cannot be written \(No such file or directory\)"):
+        write_bytes(tmp_path / "lost", b"x")
+    assert kept.read_bytes() == b"of a cache"
+    assert names(tmp_path) == ["kept", "loop", "lost", "protected"]
+
+
+# -- what killed processes leave -----------------------------------------------------------------------------
+
+WRITING = """
+import os, sys
+from pathlib import Path
+from shards.files import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(bytes(100_000))
+    file.flush()
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def begun(path: Path) -> "subprocess.Popen[str]":
+    """A process in the midst of writing `path`; it ends well when its stdin is closed."""
+    command = [sys.executable, "-c", WRITING, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_the_next_run_removes_what_a_killed_process_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, alive = begun(tmp_path / "stats.svg"), begun(tmp_path / "best_model.pt")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=10)
+    # other programs' files of such names, and another machine's, whose locks this one may not see
+    others = {".stats.svg.abc.tmp", ".notes.tmp", ".a.pipeline-00000000-abcdefgh.tmp", "a.pipeline-x.tmp"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"theirs")
+    torsos = {name for name in names(tmp_path) if name.startswith((".stats.svg.p", ".best_model.pt.p"))}
+    assert len(torsos) == 2 and all((tmp_path / name).stat().st_size == 100_000 for name in torsos)
+    monkeypatch.setattr(files, "_swept", set())
+    write_bytes(tmp_path / "splits.json", b"{}")
+    (left,) = torsos & set(names(tmp_path))
+    assert left.startswith(".best_model.pt.")
+    assert set(names(tmp_path)) == {*others, left, "splits.json"}
+    alive.communicate(timeout=10)
+    assert alive.returncode == 0
+    assert (tmp_path / "best_model.pt").read_bytes() == bytes(100_000)
+    assert set(names(tmp_path)) == {*others, "splits.json", "best_model.pt"}
+
+
+def test_a_folder_is_swept_while_files_are_begun_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of a temporary file and its lock another process may look: none is lost by it."""
+
+    class Never(set):  # type: ignore[type-arg]
+        def __contains__(self, _: object) -> bool:
+            return False
+
+    monkeypatch.setattr(files, "_swept", Never())
+    faults: list[Exception] = []
+
+    def write(number: int) -> None:
+        try:
+            for time in range(40):
+                write_bytes(tmp_path / f"{number}-{time}", bytes(10))
+        except (OSError, MachineError) as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not faults
+    assert len(names(tmp_path)) == 240
