@@ -4,13 +4,17 @@ import atexit
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from pipeline.command import app, is_other_rank
 from shards.plain import message_lines
+
+if TYPE_CHECKING:
+    from shards.disk import WatchedFile
 
 # isort: off
 # imported for the verbs they add, which `--help` lists in this order
@@ -35,10 +39,12 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Entry point: older `--data_root` spellings are taken too; errors are one message and an exit code."""
+    from shards.disk import NOT_TAKEN, unwritable
     from shards.errors import ConfigError, Interrupted, PipelineError
 
     exit_code = [CRASHED]
     atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
+    stdout = _watched_stdout()
     for stream in (sys.stdout, sys.stderr):  # as every file that we write, whatever the locale says
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
@@ -48,7 +54,11 @@ def main() -> None:
     try:
         try:
             # else typer ends the process itself, and tells its errors in a block of its own
-            code = app(arguments or ["--help"], standalone_mode=False)
+            try:
+                code = app(arguments or ["--help"], standalone_mode=False)
+            except SystemExit as done:
+                code = done.code
+            sys.stdout.flush()
             raise SystemExit(code or 0)
         except UsageError as error:
             _fail(_usage_told(error), 2)
@@ -62,9 +72,39 @@ def main() -> None:
             _fail(error, 1)
         except PipelineError as error:
             _fail(error, 1)
+        except Exception as error:
+            if stdout is not None and stdout.failure is not None:
+                if isinstance(stdout.failure, BrokenPipeError):
+                    raise SystemExit(CRASHED) from None  # whoever read it has gone
+                _fail(unwritable("stdout", stdout.failure), 1)
+            if isinstance(error, OSError) and error.errno in NOT_TAKEN:
+                _fail(unwritable(error.filename or "a file", error), 1)
+            raise
     except SystemExit as done:
         exit_code[0] = done.code if isinstance(done.code, int) else int(done.code is not None)
         raise
+
+
+def _watched_stdout() -> "WatchedFile | None":
+    """Puts a stdout in place that tells why it could not be written; None where this process has another already.
+
+    Of what was closed before the start, stdout fails when it is written, as it should, and stderr takes all: their
+    numbers must not become those of files that are opened later.
+    """
+    from shards.disk import WatchedFile
+
+    if sys.stdout is not sys.__stdout__:
+        return None
+    former = sys.stdout
+    raw = WatchedFile(
+        os.open(os.devnull, os.O_RDONLY) if former is None else former.fileno(), "w", closefd=False
+    )
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw), errors=None if former is None else former.errors, line_buffering=raw.isatty()
+    )
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    return raw
 
 
 def _leave(exit_code: list[int]) -> None:
@@ -77,8 +117,8 @@ def _leave(exit_code: list[int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            code = code or CRASHED  # whoever read the output has gone
+        except OSError:
+            code = code or CRASHED  # told, or nobody is there to be told
     os._exit(code)
 
 
@@ -100,7 +140,8 @@ def _usage_told(error: Any) -> str:
 
 def _fail(error: BaseException | str, code: int) -> None:
     who = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
-    typer.echo(f"{who}: {message_lines(error)}", err=True)
+    with suppress(OSError):  # nothing can be said, but the exit code
+        typer.echo(f"{who}: {message_lines(error)}", err=True)
     raise SystemExit(code)
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Protocol, TextIO
 
@@ -116,7 +116,8 @@ def progress(what: str, unit: str) -> Iterator[Shown]:
         rate = (done - done_then) / max(now - since, 1e-9)
         left = timedelta(seconds=round((total - done) / rate)) if rate else "?"
         figures = [f"{done}/{total} {unit}", f"{rate:.1f} {unit}/s", f"{left} left", *filter(None, [beside])]
-        print(f"{what}: {', '.join(figures)}", file=sys.stderr, flush=True)  # noqa: T201
+        with suppress(OSError):  # a full disk below stderr costs the line, not the run
+            print(f"{what}: {', '.join(figures)}", file=sys.stderr, flush=True)  # noqa: T201
 
     yield line
 

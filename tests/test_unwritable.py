@@ -1,9 +1,13 @@
 """A place that cannot be written is one message, and comes before the work that would be lost."""
 
+import errno
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline import cli
 from pipeline.cli import app
 from pipeline.params import load_params
 from shards.errors import ConfigError, MachineError
@@ -68,3 +72,22 @@ def test_a_cache_that_cannot_be_made_is_told_before_any_worker_starts(tmp_path: 
     machine = MachineParams(workers=1, cache_dir=str(tmp_path / place))
     with pytest.raises(MachineError, match=r"machine\.cache_dir: .*/file.* cannot be written \("):
         crop(CorpusParams(root=str(tmp_path)), CropParams(), machine, clips, crops, tracks)
+
+
+def test_a_full_disk_that_nobody_foresaw_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lock, a folder, a library's own file: what is written past `atomic_file`."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/some/file")
+
+    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr(cli.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "crop"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "pipeline: the disk is full: cache/some/file cannot be written; what"
+    )
