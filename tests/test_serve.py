@@ -3,6 +3,8 @@
 import base64
 import json
 import math
+import os
+import re
 import signal
 import subprocess
 import threading
@@ -10,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -26,8 +29,9 @@ from pipeline.serve.limits import Limits
 from pipeline.serve.plain_words import refusal
 from pipeline.serve.run import listening
 from pipeline.serve.worker import ReadingWorker, mouth_of
-from shards.errors import CheckpointError, ConfigError
+from shards.errors import CheckpointError, ConfigError, MachineError
 from shards.schema import Reason
+from tests.conftest import OnSmallDisk
 from tests.crops import crop_like
 from tests.serving import (
     DIES,
@@ -47,6 +51,7 @@ from tests.serving import (
 )
 from tests.videos import write_audio, write_mouth
 
+ROOT = Path(__file__).parents[1]
 LINES = {"Accept": "application/x-ndjson"}
 
 
@@ -292,6 +297,31 @@ def test_a_model_that_cannot_be_opened_is_told(server: Serving) -> None:
     worker = ReadingWorker(no_reader, server.worker._params, 1.0)
     worker.start()
     with pytest.raises(CheckpointError, match="damaged"):
+        worker.wait_ready()
+    worker.close()
+
+
+def test_a_read_only_cache_is_one_message(tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
+    """A real one; the process that reads finds it out."""
+    small, command = tmp_path / "small", serve_command(tmp_path / "none.pt", "--port", "0")
+    read_only = ["sh", "-c", 'mount -o remount,ro "$0" && exec "$@"', str(small)]
+    options = ["--set", f"machine.cache_dir={small / 'cache'}"]
+    done = on_small_disk(small, "1m", [*read_only, *command, *options], ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    opening, told = done.stderr.splitlines()
+    assert opening.startswith("pipeline: opening ")
+    place = re.escape(str(small / "cache" / "native.log"))
+    assert re.fullmatch(
+        rf"pipeline: machine\.cache_dir: {place} cannot be written \(Read-only file system\); .*", told
+    )
+
+
+def test_a_process_that_dies_while_it_opens_the_model_is_one_message(server: Serving) -> None:
+    worker = ReadingWorker(partial(os._exit, 3), server.worker._params, 1.0)
+    worker.start()
+    with pytest.raises(
+        MachineError, match=r"ended while it opened the model; `pipeline doctor` .*native\.log"
+    ):
         worker.wait_ready()
     worker.close()
 

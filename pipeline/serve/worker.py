@@ -76,8 +76,14 @@ class ReadingWorker:
                 self._process = _Process(self._open_reader, self._params)
 
     def wait_ready(self) -> None:
-        """Raises the PipelineError for which the model cannot be opened."""
-        self._ready()
+        """Raises the PipelineError for which the model cannot be opened, or the process not start."""
+        try:
+            self._ready()
+        except WorkerDied as error:
+            raise MachineError(
+                "the process that reads ended while it opened the model; `pipeline doctor` looks for the cause (memory "
+                f"may be short), {Path(self._params.machine.cache_dir) / NATIVE_LOG} may have its last words"
+            ) from error
 
     def stop(self) -> None:
         """Kills the process at once; a `read` meanwhile raises WorkerDied, and so does every later one."""
@@ -167,11 +173,11 @@ class _Process:
 
 def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader], params: Params) -> None:
     """The process's life: says that it is ready, or why it cannot be, then answers each video."""
-    native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    from pipeline.reading.inference import read_video
-
     try:
+        native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
+        from pipeline.reading.inference import read_video
+
         opened = open_reader()
     except PipelineError as error:
         pipe.send(error)
