@@ -41,6 +41,7 @@ class CropSummary:
     num_ok: int
     rejected: Mapping[str, int]
     num_from_cache: int
+    num_damaged: int
     source_frames: int
     frames_made: int
     """Source frames of clips that did not come from the cache."""
@@ -51,12 +52,13 @@ class CropSummary:
         rate = f", {self.frames_made / self.seconds:.0f} frames/s" if self.frames_made else ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
         given_up = sum(self.rejected.get(reason, 0) for reason in (Reason.CRASHED, Reason.TIMEOUT))
+        damaged = f" ({self.num_damaged} damaged entries made again)" if self.num_damaged else ""
         retry = (
             f"; `pipeline crop` again tries the {given_up} crashed or timeout once more" if given_up else ""
         )
         return (
             f"{self.num_ok} of {total} clips ok, rejected: {reasons or 'none'}; {self.num_from_cache} from the "
-            f"cache, {self.source_frames:,} source frames, {self.seconds:.0f} s{rate}{retry}"
+            f"cache{damaged}, {self.source_frames:,} source frames, {self.seconds:.0f} s{rate}{retry}"
         )
 
 
@@ -105,6 +107,7 @@ def crop(
         num_ok=sum(row["status"] == Status.OK for row in crop_rows),
         rejected=Counter(row["reason"] for row in crop_rows if row["status"] == Status.REJECTED),
         num_from_cache=sum(result.from_cache for result in done.values()),
+        num_damaged=sum(result.num_damaged for result in done.values()),
         source_frames=sum(row["source_frames"] or 0 for row in crop_rows),
         frames_made=sum(
             result.crop_row["source_frames"] or 0 for result in done.values() if not result.from_cache
