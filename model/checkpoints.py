@@ -19,7 +19,7 @@ from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
-from shards.files import atomic_file
+from shards.files import FORBIDDEN, atomic_file
 from shards.identity import PlanIdentity
 
 CHECKPOINT_VERSION = 3
@@ -133,6 +133,8 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint {path} {FORBIDDEN}") from error
     except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

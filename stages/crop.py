@@ -14,6 +14,7 @@ from shards.cores import usable_cores
 from shards.errors import MachineError
 from shards.files import (
     Progress,
+    of_this_user,
     read_table,
     sweep_temporaries,
     table_from_rows,
@@ -141,6 +142,7 @@ def _done_by_id(
     sweep_temporaries(cache_folder, TORSO_AGE_S)
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
+    native_log = of_this_user(native_log)
     # the workers would each find it out, and say nothing of it
     with unwritable_told(f"machine.cache_dir: {native_log}"):
         cache_folder.mkdir(parents=True, exist_ok=True)
