@@ -10,7 +10,6 @@ from typing import Any
 from shards import schema
 from shards.cores import usable_cores
 from shards.disk import writing_told
-from shards.errors import MachineError
 from shards.files import (
     Progress,
     of_this_user,
