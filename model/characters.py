@@ -51,7 +51,13 @@ _BEHIND_ZERO = re.compile(
 # an emoji answers and adorns more often
 _BEHIND_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL} ?(?:{_NUMERAL}|年)")
 _BETWEEN_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL}|年")
-_LETTER_AS_ZERO = re.compile("(?<=[〇零一二三四五六七八九])[oοоOΟО]+(?=[〇零一二三四五六七八九年])")
+_LETTERS = "oοоOΟО"
+_DIGIT = "0-9〇零一二三四五六七八九"
+# not behind a letter: Al2O3 is no number
+_NUMBER_WITH_LETTERS = re.compile(
+    f"(?<![a-zA-Z\u00c0-\u04ff{_DIGIT}])[{_DIGIT}][{_DIGIT}{_LETTERS}]*(?:(?<=[{_DIGIT}])|(?=年))"
+)
+_LETTERS_AS_ZEROS = re.compile(f"(?<=[{_DIGIT}])[{_LETTERS}]+")
 
 
 def plain(text: str) -> str:
@@ -93,5 +99,9 @@ def _is_zero(before: str, behind: str, is_emoji: bool) -> bool:
 
 
 def with_zeros_of_letters(text: str) -> str:
-    """The letter O as zero, between Han numerals only: 二OO八年."""
-    return _LETTER_AS_ZERO.sub(lambda match: "〇" * len(match[0]), text)
+    """The letter O as zero within a number or before its year, and nowhere else: 二OO八年, 2O24."""
+    return _NUMBER_WITH_LETTERS.sub(lambda number: _LETTERS_AS_ZEROS.sub(_zero_letters, number[0]), text)
+
+
+def _zero_letters(letters: re.Match[str]) -> str:
+    return ("0" if letters.string[letters.start() - 1].isascii() else "〇") * len(letters[0])

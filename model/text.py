@@ -39,6 +39,13 @@ def normalise(text: str, params: TextParams) -> str:
     `params.digits` reads every digit by itself, 100 is 一零零, wherever it stands: a rule for the
     neighbours of Han characters alone would read iPhone 15 in two ways. 二〇二四 is 二零二四 then.
     """
+    # what one step makes, another may change: ½O8, where O meets its neighbour only as 1⁄2 is without its line
+    while (again := _once(text, params)) != text:
+        text = again
+    return text
+
+
+def _once(text: str, params: TextParams) -> str:
     text = _settled(text, params)
     if params.drop_annotations:
         text, _ = without_annotations(text)
@@ -47,7 +54,7 @@ def normalise(text: str, params: TextParams) -> str:
         text = "".join(map(_without_symbols, text))
     # what is dropped may have stood between a letter and its mark: café written with a joiner in it
     text = unicodedata.normalize("NFKC", text)
-    text = with_zeros_of_letters(_SPACE_BESIDE_HAN.sub("", " ".join(text.split())))
+    text = _SPACE_BESIDE_HAN.sub("", with_zeros_of_letters(" ".join(text.split())))
     if params.digits == "chinese":
         text = text.translate(_CHINESE_DIGITS)
         text = _SPACE_BESIDE_HAN.sub("", text)

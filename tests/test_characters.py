@@ -149,7 +149,18 @@ def test_circles_in_labels() -> None:
 
 @pytest.mark.parametrize(
     ("text", "read"),
-    [("二oo八年", "二〇〇八年"), ("二О二四", "二〇二四"), ("三o", "三o"), ("一ok二", "一ok二")],
+    [
+        ("2o24年", "2024年"),
+        ("2oo年", "200年"),
+        ("al2o3", "al2o3"),
+        ("al二o三", "al二o三"),
+        ("o2o", "o2o"),
+        ("2 o 4", "2 o 4"),
+        ("二oo八年", "二〇〇八年"),
+        ("二О二四", "二〇二四"),
+        ("三o", "三o"),
+        ("一ok二", "一ok二"),
+    ],
 )
 def test_the_letter_o_is_a_zero_between_numerals(text: str, read: str) -> None:
     assert with_zeros_of_letters(text) == read
