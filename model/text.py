@@ -48,7 +48,8 @@ def normalise(text: str, params: TextParams) -> str:
 def _once(text: str, params: TextParams) -> str:
     text = _settled(text, params)
     if params.drop_annotations:
-        text, _ = without_annotations(text)
+        text, *_ = without_annotations(text)
+    text = _folded(text, params)
     text = with_zeros(text)
     if params.drop_punctuation:
         text = "".join(map(_without_symbols, text))
@@ -64,19 +65,22 @@ def _once(text: str, params: TextParams) -> str:
 _MAY_HOLD_ANNOTATIONS = re.compile(MAY_HOLD)
 
 
-def annotations_of(text: str, params: TextParams) -> list[str]:
-    """What `params.drop_annotations` drops of a transcript, or would drop."""
+def in_brackets(text: str, params: TextParams) -> tuple[list[str], list[str]]:
+    """What `params.drop_annotations` drops of a transcript, or would drop; and what else stands in brackets and stays."""
     if not _MAY_HOLD_ANNOTATIONS.search(text):
-        return []
-    return without_annotations(_settled(text, params.model_copy(update={"drop_annotations": True})))[1]
+        return [], []
+    settled = _settled(text, params.model_copy(update={"drop_annotations": True}))
+    _, dropped, kept = without_annotations(settled)
+    return [_folded(one, params) for one in dropped], [_folded(one, params) for one in kept]
 
 
 def _settled(text: str, params: TextParams) -> str:
-    text = unicodedata.normalize("NFKC", unescaped(text) if params.drop_annotations else text)
-    if params.case_fold:
-        # folding can leave a form that NFKC changes once more; the second pass settles it
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return plain(text)
+    return plain(unicodedata.normalize("NFKC", unescaped(text) if params.drop_annotations else text))
+
+
+def _folded(text: str, params: TextParams) -> str:
+    # folding can leave a form that NFKC changes once more; the second pass settles it
+    return unicodedata.normalize("NFKC", text.casefold()) if params.case_fold else text
 
 
 def is_han(character: str) -> bool:

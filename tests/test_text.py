@@ -105,6 +105,7 @@ any_text = st.text() | st.text(alphabet="乾隆燥瞭然望薴苧著作後來零
 # letters, marks that join them, and what is dropped from between the two
 # zeros in every form beside what makes them zeros, and brackets around them
 zeros_text = st.text(alphabet="0129oOОΟ○◯⭕〇零二八十百年点點比第号½⅒①〥 .:,，司aL")
+bracket_text = st.text(alphabet="<>[](){}【】*#/_= aAbıİ3ǅ笑声○点&lt;gt")
 marked_text = st.text(alphabet="cafeoiÉǰᾳ한ᄒ가2漢\u0301\u0327\u0345\u1161\u11ab\u200d\u200b\u00ad '<\u0338")
 
 
@@ -112,7 +113,7 @@ marked_text = st.text(alphabet="cafeoiÉǰᾳ한ᄒ가2漢\u0301\u0327\u0345\u11
 @example("½O二OO八年", True, True, "chinese", False, False)
 @example("○二OO八年", True, False, "keep", False, False)
 @given(
-    any_text | marked_text | zeros_text,
+    any_text | marked_text | zeros_text | bracket_text,
     st.booleans(),
     st.booleans(),
     st.sampled_from(["keep", "chinese"]),
