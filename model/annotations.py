@@ -41,6 +41,8 @@ _SURE = re.compile(
 # a<b and c>d compares
 _TAG = re.compile(r"[\w:./'@*-]+")
 
+_CLOSING_TAG = re.compile(r"</([^<>/]+)>")
+
 _TOKENS = re.compile("unk|spn|nsn|spoken_noise")
 _SOUNDS = re.compile(
     "(?:(?:audience|baby|background|brief|crowd|dog|door|heavy|long|loud|nervous|phone|short|soft) )*(?:applau(?:se|ds)"
@@ -48,11 +50,12 @@ _SOUNDS = re.compile(
     "|cough(?:s|ing)?|crosstalk|cry(?:ing)?|(?:ex|in)hales?|foreign|gasps?|giggles?|groans?|inaudible|indistinct"
     "|knock(?:s|ing)|laugh(?:s|ing|ter)?|lipsmack|music|noises?|overlap(?:ping)?|pause|ring(?:s|ing)|scream(?:s|ing)?"
     "|sigh(?:s|ing)?|sil(?:ence)?|singing|sneez(?:es?|ing)|sniffs?|sob(?:s|bing)?|throat clearing|unintelligible)"
+    "(?: (?:continues|deeply|heavily|loudly|nervously|playing|quietly|softly))?"
     f"|{_TOKENS.pattern}"
     "|(?:众人?|大家|全场|观众|现场|台下|孩子|婴儿)?(?:(?:大|轻|苦|冷|微|热烈|持续|长时间|短暂|一阵|小声|背景|电话)的?)*"
-    "(?:笑|鼓掌|掌声|拍手|欢呼|尖叫|[抽哭]泣|哭|哈欠|咳嗽?|清嗓子?|打?喷嚏|喘[气息]|呼吸|[吸叹]气|叹息|音乐|噪[音声]|杂音|嘈杂"
-    "|背景音|配乐|唱歌|[狗猫鸟]叫|铃声|敲门声|脚步声|[风雨雷]声|口水音|静音|无声|沉默|停顿|重叠|(?:听|说话)?不清楚?|无法辨认)"
-    r"声?(?:\d+秒)?"
+    "(?:笑|鼓掌|掌声|拍手|欢呼|尖叫|[抽哭]泣|哭|哽咽|哈欠|打嗝|咳嗽?|清嗓子?|打?喷嚏|喘[气息]|呼吸|[吸叹]气|叹息|音乐|噪[音声]|杂音|嘈杂"
+    "|背景音|配乐|唱歌|[狗猫鸟鸡][叫吠鸣]|铃声|敲门声|脚步声|[风雨雷]声|口水音|静音|无声|沉默|停顿|重叠|(?:听|说话)?不清楚?|无法辨认)"
+    r"(?:声|了|着|中|响起)?(?:[\d一二两三四五六七八九十几]+[秒声下])?"
 )
 _AND = re.compile(r" ?[、,;/和与及] ?| and ")
 
@@ -76,7 +79,7 @@ def without_annotations(text: str) -> tuple[str, list[str], list[str]]:
 
     def drop(match: re.Match[str]) -> str:
         kind = match.lastgroup or ""
-        if not _is_annotation(kind, match[kind], match.string):
+        if not _is_annotation(kind, match[kind], closing):
             if kind not in _TITLES and any(map(str.isalnum, match[kind])):
                 kept.append((kind, match[0]))
             return match[0]
@@ -84,19 +87,24 @@ def without_annotations(text: str) -> tuple[str, list[str], list[str]]:
             found.append(match[0])
         return " "
 
+    closing = _closing(text)
     # from the inside out: [[noise]]
     while (shorter := " ".join(_BRACKETED.sub(drop, text).split())) != text:
-        text = shorter
+        text, closing = shorter, _closing(shorter)
         kept.clear()
-    for kind, one in kept:
+    for kind, one in dict.fromkeys(kept):
         # once folded, <NBA> would look like a tag
         if kind in _MARKUP and one != one.casefold():
             text = text.replace(one, f" {one[1:-1]} ")
     return " ".join(text.split()), found, [one for _, one in kept]
 
 
-def _is_annotation(kind: str, inside: str, text: str) -> bool:
-    if kind in _MARKUP and not _HAN.search(inside) and _is_markup(kind, inside, text):
+def _closing(text: str) -> frozenset[str]:
+    return frozenset(_CLOSING_TAG.findall(text.casefold()))
+
+
+def _is_annotation(kind: str, inside: str, closing: frozenset[str]) -> bool:
+    if kind in _MARKUP and not _HAN.search(inside) and _is_markup(kind, inside, closing):
         return True
     word = inside.strip(" /.…!*~。,♪").casefold()
     if kind in _TITLES:
@@ -106,10 +114,10 @@ def _is_annotation(kind: str, inside: str, text: str) -> bool:
     return all(map(_SOUNDS.fullmatch, _AND.split(word)))
 
 
-def _is_markup(kind: str, inside: str, text: str) -> bool:
+def _is_markup(kind: str, inside: str, closing: frozenset[str]) -> bool:
     if _SURE.fullmatch(inside) or not any(map(str.isalnum, inside)):
         return True
-    if kind == "tag" and f"</{inside}>".casefold() in text.casefold():
+    if kind == "tag" and inside.casefold() in closing:
         return True
     is_small = all(c.islower() for c in inside if c.isalpha()) and not any(map(str.isnumeric, inside))
     return is_small and (kind != "tag" or _TAG.fullmatch(inside) is not None)

@@ -86,7 +86,7 @@ def _zeros(match: re.Match[str]) -> str:
     behind = match.string[match.end() : match.end() + _NEAR].lstrip()
     if not _is_zero(before, behind, is_emoji=not set(match[0]).isdisjoint("⭕⚪")):
         return match[0]
-    near = re.findall(_NUMERAL, before)[-1:] or re.findall(_NUMERAL, behind)
+    near = re.findall(_NUMERAL, before)[-1:] or re.findall(_NUMERAL, behind[:2])
     return ("0" if near and near[0].isascii() else "〇") * len(match[0].replace(" ", ""))
 
 

@@ -66,7 +66,7 @@ _MAY_HOLD_ANNOTATIONS = re.compile(MAY_HOLD)
 
 
 def in_brackets(text: str, params: TextParams) -> tuple[list[str], list[str]]:
-    """What `params.drop_annotations` drops of a transcript, or would drop; and what else stands in brackets and stays."""
+    """What `params.drop_annotations` drops of a transcript, or would; and what else stands in brackets, and stays."""
     if not _MAY_HOLD_ANNOTATIONS.search(text):
         return [], []
     settled = _settled(text, params.model_copy(update={"drop_annotations": True}))

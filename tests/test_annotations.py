@@ -45,6 +45,8 @@ PARAMS, OFF = TextParams(drop_annotations=True), TextParams()
             ["(笑。)", "(笑~)", "(观众鼓掌)", "(大哭)", "(热烈的掌声)", "(停顿2秒)"],
         ),
         ("(嘈杂)(唱歌)(清嗓)〖笑〗[重叠]", "", ["(嘈杂)", "(唱歌)", "(清嗓)", "〖笑〗", "[重叠]"]),
+        ("(狗吠)(咳嗽两声)(沉默三秒)(音乐响起)", "", ["(狗吠)", "(咳嗽两声)", "(沉默三秒)", "(音乐响起)"]),
+        ("(sighs deeply) [Music playing]", "", ["(sighs deeply)", "[music playing]"]),
         ("《unk》⟨unk⟩〈UNK〉好#笑#的*笑*", "好的", ["《unk》", "⟨unk⟩", "〈unk〉", "#笑#", "*笑*"]),
         (
             "(throat clearing) (long pause) so (Laughter and applause)",
