@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,8 +12,8 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.params import PathsParams
-from shards.catalogue import batches, damage, open_catalogue
-from shards.errors import ConfigError, Interrupted, TableError
+from shards.catalogue import batches, damage, interruptible, open_catalogue
+from shards.errors import ConfigError, TableError
 from shards.plain import inner_lines
 
 MEMORY_LIMIT = "2GB"
@@ -75,7 +74,9 @@ def query(sql: str, paths: PathsParams, use: Callable[[Answer], _Done]) -> _Done
             raise ConfigError(
                 f"query must be one SELECT statement (DESCRIBE clips lists the columns of a view): {sql}"
             )
-        return _interruptible(connection, lambda: use(Answer(connection, connection.sql(statements[0]))))
+        return interruptible(
+            connection, "query", lambda: use(Answer(connection, connection.sql(statements[0])))
+        )
 
 
 @contextmanager
@@ -102,17 +103,3 @@ def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         raise ConfigError(
             f"query: a column cannot be shown ({inner_lines(error)}); cast it, as x::VARCHAR"
         ) from error
-
-
-def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Done]) -> _Done:
-    """`work()` in a thread, so that Ctrl-C ends it at once: DuckDB itself does not look for it while it sorts."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        try:
-            return future.result()
-        except KeyboardInterrupt as error:
-            # again and again: one that comes between two steps of DuckDB is lost
-            while not future.done():
-                connection.interrupt()
-                wait([future], timeout=0.1)
-            raise Interrupted("query: stopped") from error

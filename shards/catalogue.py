@@ -10,11 +10,12 @@ import io
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -22,13 +23,15 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from shards.cores import usable_cores
-from shards.errors import TableError
+from shards.errors import Interrupted, TableError
 from shards.files import DAMAGED, unreadable
 
 MEMORY_LIMIT = "2GB"
 MOST_THREADS = 8
 _PROTOCOL = "catalogue"
 _OUT_OF_MEMORY = "Out of Memory Error"
+
+_Done = TypeVar("_Done")
 
 
 @contextmanager
@@ -68,13 +71,24 @@ def open_catalogue(
         # this also keeps SQL from naming Python variables of this process as tables
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
+        yield connection
+
+
+def interruptible(connection: duckdb.DuckDBPyConnection, verb: str, work: Callable[[], _Done]) -> _Done:
+    """Returns `work()`, computed in a thread; raises Interrupted at once at Ctrl-C.
+
+    In the main thread DuckDB may not notice Ctrl-C before it is done.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
         try:
-            yield connection
-        except RuntimeError as error:
-            # so DuckDB tells of Ctrl-C where it is at work in the main thread
-            if "interrupted" not in str(error):
-                raise
-            raise KeyboardInterrupt from error
+            return future.result()
+        except KeyboardInterrupt as error:
+            # again and again: one that comes between two steps of DuckDB is lost
+            while not future.done():
+                connection.interrupt()
+                wait([future], timeout=0.1)
+            raise Interrupted(f"{verb}: stopped") from error
 
 
 def batches(relation: duckdb.DuckDBPyRelation, batch_rows: int) -> Iterator[pa.RecordBatch]:

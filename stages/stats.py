@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from shards.catalogue import MEMORY_LIMIT, damage, open_catalogue
+from shards.catalogue import MEMORY_LIMIT, damage, interruptible, open_catalogue
 from shards.errors import MachineError
 from shards.files import check_table, write_json, write_text
 from stages.corpora.transcript import split_rank
@@ -79,23 +80,35 @@ def measure(
     for name, (path, verb) in files.items():
         check_table(path, TABLES[name][0], verb)
     with open_catalogue(files) as connection, _told(files):
-        for name in paths.keys() - files.keys():
+        ask = partial(_measured, connection, clips_path, paths, leave_out_others=leave_out_others)
+        return interruptible(connection, "stats", ask)
+
+
+def _measured(
+    connection: duckdb.DuckDBPyConnection,
+    clips_path: Path,
+    paths: Mapping[str, Path | None],
+    *,
+    leave_out_others: bool,
+) -> tuple[dict[str, Any], Characters]:
+    for name, path in paths.items():
+        if path is None:
             connection.register(name, TABLES[name][0].empty_table())
-        has = join_tables(connection, paths, leave_out_others=leave_out_others)
-        characters = characters_by_split(connection, has["has_crops"])
-        summary = {
-            "splits": _splits(connection, has, characters),
-            "rejections": _rejections(connection, has["has_crops"]),
-            "topics": _by(connection, f"coalesce(topic::VARCHAR, '{UNKNOWN}')", has),
-            "vocabulary": vocabulary(characters),
-            "annotations": annotations(connection, clips_path),
-            "overlap": _overlap(connection, has["has_crops"]),
-            "histograms": {
-                "label_lengths": _histogram(connection, "num_chars", 1),
-                "clip_frames": _histogram(connection, "num_frames", FRAME_BIN),
-            },
-            "shards": _shards(connection, has["has_samples"]),
-        }
+    has = join_tables(connection, paths, leave_out_others=leave_out_others)
+    characters = characters_by_split(connection, has["has_crops"])
+    summary = {
+        "splits": _splits(connection, has, characters),
+        "rejections": _rejections(connection, has["has_crops"]),
+        "topics": _by(connection, f"coalesce(topic::VARCHAR, '{UNKNOWN}')", has),
+        "vocabulary": vocabulary(characters),
+        "annotations": annotations(connection, clips_path),
+        "overlap": _overlap(connection, has["has_crops"]),
+        "histograms": {
+            "label_lengths": _histogram(connection, "num_chars", 1),
+            "clip_frames": _histogram(connection, "num_frames", FRAME_BIN),
+        },
+        "shards": _shards(connection, has["has_samples"]),
+    }
     return summary, characters
 
 

@@ -396,12 +396,6 @@ def test_ctrl_c_ends_a_long_query_and_leaves_no_file(paths: PathsParams, sql: st
     assert not list(out.parent.glob("*out*"))
 
 
-def test_ctrl_c_that_duckdb_took_is_ctrl_c_again(paths: PathsParams) -> None:
-    """So DuckDB 2.0 tells of it in the main thread, where stats asks."""
-    with pytest.raises(KeyboardInterrupt), open_catalogue(view_files(paths)):
-        raise RuntimeError("Query interrupted")
-
-
 def test_memory_does_not_grow_with_the_rows(paths: PathsParams) -> None:
     """500,000 rows of 800 characters are 400 MB. 50,000 are five batches: as many as are ever held are held by then."""
     program = """

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import statistics
+import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from io import StringIO
@@ -18,9 +22,10 @@ from rich.console import Console
 from model.settings import TextParams
 from model.text import normaliser_mark
 from pipeline.bench.made_up import write_catalogue
-from shards.errors import TableError
+from shards.errors import Interrupted, TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
+from stages import stats as stats_module
 from stages.statistics.shown import print_stats
 from stages.stats import FRAME_BIN, UNKNOWN, measure, stats
 
@@ -464,3 +469,21 @@ def test_printed_tables_tell_the_figures_and_what_is_not_known(
     assert ("too_short" in text.replace(" ", "_")) == (crops is not None)
     assert "No samples.parquet yet" in text
     assert "Speakers in several splits (1)" in text
+
+
+def test_ctrl_c_stops_stats_while_duckdb_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its questions is replaced by one that takes hours; the signal comes while DuckDB is at it."""
+    write_table(tmp_path / "clips.parquet", table_from_rows([clip("a", "train", "字")], CLIPS), CLIPS)
+    endless = "SELECT count(*) FROM range(100000000) a, range(100000) b WHERE (a.range * b.range) % 7 = 3"
+    monkeypatch.setattr(stats_module, "_shards", lambda connection, _: connection.execute(endless).fetchall())
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    begin_s = time.monotonic()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(Interrupted, match=r"^stats: stopped$"):
+            measure(tmp_path / "clips.parquet", None, None)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, former)
+    assert time.monotonic() - begin_s < 30
