@@ -48,7 +48,9 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     path = root / corpus.table
     if not path.is_file():
         raise CorpusError(f"{path} is missing; corpus.table names a CSV or Parquet file below corpus.root")
-    rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header)
+    rows = (
+        _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header, REQUIRED)
+    )
     transcripts, has_splits = [], True
     for where, row in rows:
         has_splits = "split" in row
