@@ -83,8 +83,8 @@ def read_csv(
                 num_repeated += 1
             elif len({*_folded(names)} & {*_folded(required)}) > 1:
                 raise CorpusError(
-                    f"{where}: a second table begins here, with the header {','.join(names)}; give each table a file of "
-                    "its own, or the same columns in the same order"
+                    f"{where}: a second table begins here, with the header {','.join(names)}; give each table a "
+                    "file of its own, or the same columns in the same order"
                 )
             else:
                 num_short += len(fields) < len(header)

@@ -9,6 +9,8 @@
 | topic | of the clip |
 | start, end | the part of the video that says the text: seconds (72.5) or [hours:]minutes:seconds (00:01:12.500) |
 | times | a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root |
+
+start_s and end_s are other names of start and end.
 """
 
 import hashlib
@@ -25,6 +27,7 @@ import pyarrow.parquet as pq
 from shards.errors import CorpusError
 from stages.corpora.csv_rows import read_csv
 from stages.corpora.overlap import with_one_spelling
+from stages.corpora.table_values import age, as_texts, is_time, time_s
 from stages.corpora.transcript import Transcript, relative_media
 from stages.settings import CorpusParams
 
@@ -32,9 +35,15 @@ _log = logging.getLogger(__name__)
 
 REQUIRED = ("clip_id", "media", "text")
 OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times")
-# a Parquet column of ages with gaps may have become floating point
-_AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
-_TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,2}):)?(\d{1,9}(?:\.\d{1,12})?)", re.ASCII)
+# as clips.parquet calls them
+_SAME = {"start_s": "start", "end_s": "end"}
+_KNOWN = (*REQUIRED, *OPTIONAL, *_SAME)
+# what other tools call them; without its part each text would be that of the whole video
+_LIKE_TIMES = re.compile(
+    "(?:t|time|clip|segment|seg|utterance|utt|sentence|speech|part|cue|video)?"
+    "(?:(?P<start>start|begin|beginning|onset|开始|起始)|end|stop|offset|结束|终止)"
+    "(?:time|times|timestamp|at|s|sec|secs|second|seconds|ms|msec|milliseconds|frame|时间|秒)?"
+)
 _UNSPLIT = "unsplit"
 
 
@@ -52,9 +61,10 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
         _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header, REQUIRED)
     )
     transcripts, has_splits = [], True
-    for where, row in rows:
+    for where, named in rows:
+        row = {_SAME.get(name, name): text for name, text in named.items()}
         has_splits = "split" in row
-        start_s, end_s = (_time_s(name, row.get(name, "").strip(), where) for name in ("start", "end"))
+        start_s, end_s = (time_s(name, row.get(name, "").strip(), where) for name in ("start", "end"))
         if end_s is not None and end_s <= (start_s or 0):
             raise CorpusError(f"{where}: end {row['end']} is not after start {row.get('start') or 0}")
         transcripts.append(
@@ -63,7 +73,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 split=row["split"].strip() if has_splits else _UNSPLIT,
                 speaker=row.get("speaker", "").strip() or None,
                 gender=row.get("gender", "").strip() or None,
-                age=_age(row.get("age", "").strip(), where),
+                age=age(row.get("age", "").strip(), where),
                 topic=row.get("topic", "").strip() or None,
                 media=relative_media(row["media"].strip(), root),
                 text=row["text"],
@@ -77,43 +87,27 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     return transcripts if has_splits else _with_seeded_split(with_one_spelling(transcripts), corpus, path)
 
 
-def _time_s(name: str, text: str, where: str) -> float | None:
-    if not text:
-        return None
-    match = _TIME.fullmatch(text)
-    hours, minutes, seconds = match.groups("0") if match else ("", "", "")
-    if (
-        match is None
-        or (":" in text and float(seconds) >= 60)
-        or (text.count(":") == 2 and int(minutes) >= 60)
-    ):
-        raise CorpusError(
-            f"{where}: {name} {text!r} is no time; write seconds, as 72.5, or hours:minutes:seconds, as 00:01:12.500, "
-            "or leave it empty at the video's own start or end"
-        )
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
-def _age(text: str, where: str) -> int | None:
-    if not text:
-        return None
-    if (match := _AGE.fullmatch(text)) is None:
-        raise CorpusError(
-            f"{where}: age {text!r} is no number of years; leave it empty where it is not known"
-        )
-    return int(match[1])
-
-
 def _check_header(header: Sequence[str]) -> str | None:
     if doubled := sorted(name for name, count in Counter(header).items() if name and count > 1):
         return f"column {', '.join(doubled)} stands twice"
+    for name, same in _SAME.items():
+        if name in header and same in header:
+            return f"columns {same} and {name} are the same; leave one of them"
     if missing := [name for name in REQUIRED if name not in header]:
         lower = "names are lower case; " if set(missing) <= {name.lower() for name in header} else ""
         return (
             f"header {','.join(header)} lacks {', '.join(missing)}; {lower}"
             f"needed are {','.join(REQUIRED)}, known are also {','.join(OPTIONAL)}"
         )
-    if ignored := [name for name in header if name and name not in REQUIRED + OPTIONAL]:
+    for name in header:
+        if name not in _KNOWN and (match := _LIKE_TIMES.fullmatch(re.sub(r"[\W_]", "", name).casefold())):
+            meant = "start" if match["start"] else "end"
+            if not {meant, f"{meant}_s"} & {*header}:
+                return (
+                    f"column {name} looks like the {meant} of a part of the video: name the columns start and end, in "
+                    "seconds, as 72.5, or as 00:01:12.500; a column of something else needs another name"
+                )
+    if ignored := [name for name in header if name and name not in _KNOWN]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
     return None
 
@@ -124,11 +118,16 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         file = pq.ParquetFile(path)
         if problem := _check_header(file.schema_arrow.names):
             raise CorpusError(f"{path}:1: {problem}")
-        columns = [name for name in file.schema_arrow.names if name in REQUIRED + OPTIONAL]
+        columns = [name for name in file.schema_arrow.names if name in _KNOWN]
+        for name in columns:
+            if _SAME.get(name, name) in ("start", "end") and not is_time(
+                kind := file.schema_arrow.field(name).type
+            ):
+                raise CorpusError(
+                    f"{path}: column {name} is of type {kind}, which is no time in a video; make it numbers of seconds"
+                )
         for batch in file.iter_batches(columns=columns):
-            strings = pa.table(batch.columns, names=columns).cast(
-                pa.schema([(name, pa.string()) for name in columns])
-            )
+            strings = pa.table([as_texts(column) for column in batch.columns], names=columns)
             # Parquet readers take the bytes of a string column on trust
             strings.validate(full=True)
             for row in strings.to_pylist():
