@@ -1,7 +1,6 @@
 """Stage ingest: the transcripts of a corpus become clips.parquet."""
 
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from stages.corpora.overlap import (
     shared_videos,
     warn_of_splits,
 )
+from stages.corpora.same_video import check_texts, videos_of
 from stages.mouths.media_kind import media_kind_of
 from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
@@ -32,7 +32,7 @@ from stages.videos.video import read_header
 
 _log = logging.getLogger(__name__)
 
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 """Raised whenever the same corpus gives other rows; a DVC parameter."""
 
 # opening a file waits for the disk more than it computes
@@ -85,9 +85,10 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     videos stand in several splits and `corpus.speaker_overlap` is `error`.
     """
     transcripts = read_corpus(corpus)
-    _refuse_two_texts(transcripts, text)
+    video_of = videos_of(corpus, transcripts)
+    check_texts(transcripts, video_of, text)
     warn_of_splits(transcripts)
-    speakers, videos = shared_speakers(transcripts), shared_videos(transcripts)
+    speakers, videos = shared_speakers(transcripts), shared_videos(transcripts, video_of)
     report_overlap(speakers, videos, is_error=corpus.speaker_overlap == "error")
     # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
     max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
@@ -124,22 +125,6 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
         annotations=_annotations(clips, text),
         clips_by_kind=dict(sorted(Counter(clip.media_kind for clip in clips if clip.media_kind).items())),
     )
-
-
-def _refuse_two_texts(transcripts: Sequence[Transcript], text: TextParams) -> None:
-    """Raises CorpusError where one video, or one part of it, has two texts in a split: one of them is wrong."""
-    said: dict[tuple[object, ...], Transcript] = {}
-    for one in transcripts:
-        if not (one.media and one.text.strip()):
-            continue
-        stretch = (one.split, unicodedata.normalize("NFC", one.media), one.start_s, one.end_s)
-        other = said.setdefault(stretch, one)
-        if one.text != other.text and normalise(one.text, text) != normalise(other.text, text):
-            raise CorpusError(
-                f"{one.where}: {one.media} has another text here ({one.text[:40]!r}) than at {other.where} "
-                f"({other.text[:40]!r}): correct the path or leave one out; where each is said in a part of the video, "
-                "give the parts' times (corpus.kind table: columns start and end)"
-            )
 
 
 def _annotations(clips: Sequence[_Clip], text: TextParams) -> dict[str, int]:

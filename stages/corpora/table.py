@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from shards.errors import CorpusError
 from stages.corpora.csv_rows import read_csv
 from stages.corpora.overlap import with_one_spelling
+from stages.corpora.same_video import videos_of
 from stages.corpora.table_values import age, as_texts, is_time, time_s
 from stages.corpora.transcript import Transcript, relative_media
 from stages.settings import CorpusParams
@@ -187,7 +188,7 @@ def seeded_split(
 def _with_seeded_split(
     transcripts: Sequence[Transcript], corpus: CorpusParams, path: Path
 ) -> list[Transcript]:
-    keys = _groups(transcripts)
+    keys = _groups(transcripts, videos_of(corpus, transcripts))
     try:
         splits = seeded_split(Counter(keys), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
     except ValueError as error:
@@ -198,7 +199,7 @@ def _with_seeded_split(
     return [replace(t, split=splits[key]) for t, key in zip(transcripts, keys, strict=True)]
 
 
-def _groups(transcripts: Sequence[Transcript]) -> list[str]:
+def _groups(transcripts: Sequence[Transcript], video_of: Mapping[str, str]) -> list[str]:
     """For each clip the name of its group: clips of one speaker, and clips of one video, stay together.
 
     A group is called after its first name in the order of the alphabet, so that the split does not hang on the
@@ -216,6 +217,6 @@ def _groups(transcripts: Sequence[Transcript]) -> list[str]:
     of_video: dict[str, str] = {}
     for name, one in zip(names, transcripts, strict=True):
         if one.media:
-            low, high = sorted((first(name), first(of_video.setdefault(one.media, name))))
+            low, high = sorted((first(name), first(of_video.setdefault(video_of[one.media], name))))
             first_of[high] = low
     return [first(name) for name in names]
