@@ -63,8 +63,8 @@ def check_texts(transcripts: Sequence[Transcript], video_of: Mapping[str, str], 
     if pairs:
         one, other = pairs[0]
         _log.warning(
-            "clips that share half of their seconds or more have different texts (pairs: %d): %s (%r) and %s (%r), of %s; "
-            "correct start and end, or leave one of them out",
+            "clips that share half of their seconds or more have different texts (pairs: %d): %s (%r) and %s (%r), of "
+            "%s; correct start and end, or leave one of them out",
             *(len(pairs), one.where, one.text[:40], other.where, other.text[:40], one.media),
         )
 
