@@ -42,7 +42,7 @@ _KNOWN = (*REQUIRED, *OPTIONAL, *_SAME)
 # what other tools call them; without its part each text would be that of the whole video
 _LIKE_TIMES = re.compile(
     "(?:t|time|clip|segment|seg|utterance|utt|sentence|speech|part|cue|video)?"
-    "(?:(?P<start>start|begin|beginning|onset|开始|起始)|end|stop|offset|结束|终止)"
+    "(?:(?P<start>start|begin|beginning|onset|开始|起始)|(?P<length>duration|length|时长)|end|stop|offset|结束|终止)"
     "(?:time|times|timestamp|at|s|sec|secs|second|seconds|ms|msec|milliseconds|frame|时间|秒)?"
 )
 _UNSPLIT = "unsplit"
@@ -100,14 +100,18 @@ def _check_header(header: Sequence[str]) -> str | None:
             f"header {','.join(header)} lacks {', '.join(missing)}; {lower}"
             f"needed are {','.join(REQUIRED)}, known are also {','.join(OPTIONAL)}"
         )
+    given = {_SAME.get(name, name) for name in header}
     for name in header:
-        if name not in _KNOWN and (match := _LIKE_TIMES.fullmatch(re.sub(r"[\W_]", "", name).casefold())):
-            meant = "start" if match["start"] else "end"
-            if not {meant, f"{meant}_s"} & {*header}:
-                return (
-                    f"column {name} looks like the {meant} of a part of the video: name the columns start and end, in "
-                    "seconds, as 72.5, or as 00:01:12.500; a column of something else needs another name"
-                )
+        match = _LIKE_TIMES.fullmatch(re.sub(r"[\W_]", "", name).casefold())
+        if name in _KNOWN or match is None or (match["length"] and "start" not in given):
+            continue
+        meant = "start" if match["start"] else "end"
+        if meant not in given:
+            seen = "length" if match["length"] else meant
+            return (
+                f"column {name} looks like the {seen} of a part of the video: name the columns start and end, in "
+                "seconds, as 72.5, or as 00:01:12.500; a column of something else needs another name"
+            )
     if ignored := [name for name in header if name and name not in _KNOWN]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
     return None
