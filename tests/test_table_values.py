@@ -1,6 +1,5 @@
 """Times and ages of a corpus table, in all the forms and under all the names that programs write."""
 
-import logging
 import re
 from decimal import Decimal
 from pathlib import Path

@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -107,13 +108,13 @@ def test_a_jump_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         (
             (1.0, 99.0),
-            r"ends at 4\.00 s; the part should go on to 99\.00 s: correct its start and end, in seconds$",
+            r"ends at 4\.00 s, but the part should go on to 99\.00 s; correct its start and end, in seconds$",
         ),
         (
             (50.0, None),
-            r"ends at 4\.00 s; the part that begins at 50\.00 s is not there: correct its start and end",
+            r"ends at 4\.00 s, but the part begins at 50\.00 s; correct its start and end",
         ),
-        ((1500.0, 2500.0), r"ends at 4\.00 s; the part that begins at 1500\.00 s is not there: correct"),
+        ((1500.0, 2500.0), r"ends at 4\.00 s, but the part begins at 1500\.00 s; correct"),
         (
             (0.501, 0.502),
             r"shows no new picture between 0\.501 and 0\.502 s: the part is shorter than a picture",
@@ -136,6 +137,17 @@ def test_a_part_that_a_cut_file_lacks_is_a_fault_of_the_file(
     whole = with_last_picture_for(tmp_path / "whole.mp4", plain, 0.04, faststart=True).read_bytes()
     (tmp_path / "a.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     assert "get the file anew" in rejection(lambda: pictures(Source(tmp_path / "a.mp4", None, *times))).detail
+
+
+def test_a_part_that_a_cut_file_still_has_is_read(tmp_path: Path) -> None:
+    plain = write_video(tmp_path / "plain.mp4", moving(100), codec="mpeg4")
+    whole = with_last_picture_for(tmp_path / "whole.mp4", plain, 0.04, faststart=True)
+    with av.open(str(whole)) as container:
+        begins = [packet.pos for packet in container.demux(video=0) if packet.size]
+    (tmp_path / "a.mp4").write_bytes(whole.read_bytes()[: begins[60]])
+    detail = rejection(lambda: pictures(tmp_path / "a.mp4")).detail
+    assert "announces 4.00 s but ends at 2.40 s, 60 frames; get the file anew" in detail
+    assert len(pictures(Source(tmp_path / "a.mp4", None, None, 2.4))) == 60
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])

@@ -132,17 +132,16 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
 
 def _check_end(source: Source, announced_s: float | None, found_s: float, num_frames: int) -> None:
     """Raises ClipRejected where a video breaks off, or the part that is asked for lies beyond its end."""
+    is_behind = source.start_s is not None and source.start_s >= found_s - TIME_SLACK_S
+    wanted_s = announced_s if source.end_s is None else source.end_s
+    if not is_behind and (wanted_s is None or wanted_s - found_s <= TRUNCATION_TOLERANCE_S):
+        return
     if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
         fault = f"announces {announced_s:.2f} s but ends at {found_s:.2f} s, {num_frames} frames; get the file anew"
-    elif source.start_s is not None and source.start_s >= found_s - TIME_SLACK_S:
-        fault = f"ends at {found_s:.2f} s; the part that begins at {source.start_s:.2f} s is not there"
-    elif source.end_s is not None and source.end_s - found_s > TRUNCATION_TOLERANCE_S:
-        fault = f"ends at {found_s:.2f} s; the part should go on to {source.end_s:.2f} s"
     else:
-        return
-    if "anew" not in fault:
-        fault += ": correct its start and end, in seconds"
-        fault += "" if announced_s is not None else ", or get the file anew if it was cut"
+        part = f"begins at {source.start_s:.2f} s" if is_behind else f"should go on to {wanted_s:.2f} s"
+        or_cut = "" if announced_s is not None else ", or get the file anew if it was cut"
+        fault = f"ends at {found_s:.2f} s, but the part {part}; correct its start and end, in seconds{or_cut}"
     raise ClipRejected(Reason.TRUNCATED, f"{source.name} {fault}")
 
 
