@@ -6,7 +6,10 @@ import re
 from model.simplified import simplified
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z]+\d*);")
-MAY_HOLD = r"[>\])}】〕⁾₎︶︸︺︼﹈﹚﹜﹞﹥）＞］｝]|&[#\w]+;"
+MAY_HOLD = (
+    r"[>\])}】〕⁾₎︶︸︺︼﹈﹚﹜﹞﹥）＞］｝]|&[#\w]+;"
+    "|[〗⟩》*#\ufe18\u232a\u3009\ufe3e\ufe40\ufe5f\ufe61\uff03\uff0a]"
+)
 """A pattern, for DuckDB as well, that a text with annotations matches: what NFKC makes a closing bracket."""
 
 LONGEST = 40
@@ -20,19 +23,41 @@ _BRACKETED = re.compile(
     rf"|\{{(?P<curly>[^{{}}]{{0,{LONGEST}}})\}}"
     rf"|\((?P<round>[^()]{{1,{LONGEST}}})\)"
     rf"|【(?P<lenticular>[^【】]{{1,{LONGEST}}})】"
+    rf"|〖(?P<white>[^〖〗]{{1,{LONGEST}}})〗"
     rf"|〔(?P<shell>[^〔〕]{{1,{LONGEST}}})〕"
+    rf"|\*(?P<star>[^*]{{1,{LONGEST}}})\*"
+    rf"|#(?P<hash>[^#]{{1,{LONGEST}}})#"
+    rf"|《(?P<title>[^《》]{{1,{LONGEST}}})》"
+    rf"|\u3008(?P<inner_title>[^\u3008\u3009]{{1,{LONGEST}}})\u3009"
+    rf"|⟨(?P<angle>[^⟨⟩]{{1,{LONGEST}}})⟩"
 )
-_MARKUP = ("tag", "square", "curly")
+_MARKUP, _TITLES = ("tag", "square", "curly"), ("title", "inner_title", "angle")
 
-_SOUNDS = re.compile(
-    "applause|beeps?|breath(s|ing|es)?|cheer(s|ing)|chuckles?|clap(s|ping)|clear(s|ing) throat|clicks?|cough(s|ing)?"
-    "|crosstalk|cry(ing)?|(ex|in)hales?|foreign|gasps?|giggles?|groans?|inaudible|indistinct|laugh(s|ing|ter)?"
-    "|lipsmack|(background )?(music|noises?)|nsn|pause|scream(s|ing)?|sigh(s|ing)?|sil(ence)?|sneezes?|sniffs?"
-    "|sob(s|bing)?|spn|spoken_noise|unintelligible|unk"
-    "|(大|轻|苦|冷|微|众人?|全场|观众)?笑声?|(全场|热烈)?(鼓掌|掌声)|拍手|欢呼声?|尖叫声?|(抽|哭)泣|哭声?|哈欠"
-    "|咳(嗽声?)?|清嗓子|打?喷嚏|喘[气息]?|呼吸声?|[吸叹]气|叹息|(背景)?(音乐声?|噪[音声]|杂音)|背景音|配乐|(电话)?铃声"
-    "|敲门声|脚步声|口水音|静音|无声|沉默|停顿|(听|说话)?不清楚?|无法辨认"
+# closing, empty or with attributes; WebVTT's speakers; times; ASS; names of variables
+_SURE = re.compile(
+    r"/[\w:.-]+|[\w:.-]+ ?/|\w+(?: [\w:-]+ ?= ?(?:\"[^\"]*\"|'[^']*'|[^ \"']+))+ ?/?|v(?:\.\w+)* .+"
+    r"|(?:\d\d:)?\d\d:\d\d[.,]\d+|\d\d:\d\d:\d\d|\\.+|[*@=]*[a-zA-Z]\w*_\w*"
 )
+# a<b and c>d compares
+_TAG = re.compile(r"[\w:./'@*-]+")
+
+_CLOSING_TAG = re.compile(r"</([^<>/]+)>")
+
+_TOKENS = re.compile("unk|spn|nsn|spoken_noise")
+_SOUNDS = re.compile(
+    "(?:(?:audience|baby|background|brief|crowd|dog|door|heavy|long|loud|nervous|phone|short|soft) )*(?:applau(?:se|ds)"
+    "|bark(?:s|ing)?|beeps?|breath(?:s|ing|es)?|cheer(?:s|ing)|chuckles?|clap(?:s|ping)|clear(?:s|ing) throat|clicks?"
+    "|cough(?:s|ing)?|crosstalk|cry(?:ing)?|(?:ex|in)hales?|foreign|gasps?|giggles?|groans?|inaudible|indistinct"
+    "|knock(?:s|ing)|laugh(?:s|ing|ter)?|lipsmack|music|noises?|overlap(?:ping)?|pause|ring(?:s|ing)|scream(?:s|ing)?"
+    "|sigh(?:s|ing)?|sil(?:ence)?|singing|sneez(?:es?|ing)|sniffs?|sob(?:s|bing)?|throat clearing|unintelligible)"
+    "(?: (?:continues|deeply|heavily|loudly|nervously|playing|quietly|softly))?"
+    f"|{_TOKENS.pattern}"
+    "|(?:众人?|大家|全场|观众|现场|台下|孩子|婴儿)?(?:(?:大|轻|苦|冷|微|热烈|持续|长时间|短暂|一阵|小声|背景|电话)的?)*"
+    "(?:笑|鼓掌|掌声|拍手|欢呼|尖叫|[抽哭]泣|哭|哽咽|哈欠|打嗝|咳嗽?|清嗓子?|打?喷嚏|喘[气息]|呼吸|[吸叹]气|叹息|音乐|噪[音声]|杂音|嘈杂"
+    "|背景音|配乐|唱歌|[狗猫鸟鸡][叫吠鸣]|铃声|敲门声|脚步声|[风雨雷]声|口水音|静音|无声|沉默|停顿|重叠|(?:听|说话)?不清楚?|无法辨认)"
+    r"(?:声|了|着|中|响起)?(?:[\d一二两三四五六七八九十几]+[秒声下])?"
+)
+_AND = re.compile(r" ?[、,;/和与及] ?| and ")
 
 
 def unescaped(text: str) -> str:
@@ -42,33 +67,57 @@ def unescaped(text: str) -> str:
     return text
 
 
-def without_annotations(text: str) -> tuple[str, list[str]]:
-    """`text` (in NFKC, one space between words) with a space for each annotation, and these.
+def without_annotations(text: str) -> tuple[str, list[str], list[str]]:
+    """`text` (in NFKC, one space between words) with a space for each annotation, these, and what else is in brackets.
 
-    In `<>`, `[]` and `{}` that is all that holds no Han character; in these and in (), 【】 and 〔〕, where people also
-    put what is said, a sound or a silence of a list. Words between two tags stay: <b>they</b> are said.
+    In all brackets that is a sound or a silence of a list; in `<>`, `[]` and `{}` also what looks like markup: in
+    small letters, closing, with attributes. Numbers, capitals (NBA, iPhone) and scripts without them may be said, and
+    stay. Words between two tags stay: <b>they</b> are said. Titles, 《》, are not among what else is in brackets.
     """
     found: list[str] = []
+    kept: list[tuple[str, str]] = []
 
     def drop(match: re.Match[str]) -> str:
-        if not _is_annotation(match):
+        kind = match.lastgroup or ""
+        if not _is_annotation(kind, match[kind], closing):
+            if kind not in _TITLES and any(map(str.isalnum, match[kind])):
+                kept.append((kind, match[0]))
             return match[0]
-        if match[match.lastgroup or 0].strip():
+        if match[kind].strip():
             found.append(match[0])
         return " "
 
+    closing = _closing(text)
     # from the inside out: [[noise]]
     while (shorter := " ".join(_BRACKETED.sub(drop, text).split())) != text:
-        text = shorter
-    return text, found
+        text, closing = shorter, _closing(shorter)
+        kept.clear()
+    for kind, one in dict.fromkeys(kept):
+        # once folded, <NBA> would look like a tag
+        if kind in _MARKUP and one != one.casefold():
+            text = text.replace(one, f" {one[1:-1]} ")
+    return " ".join(text.split()), found, [one for _, one in kept]
 
 
-def _is_annotation(match: re.Match[str]) -> bool:
-    kind = match.lastgroup or ""
-    inside = match[kind]
-    if kind in _MARKUP and not _HAN.search(inside):
+def _closing(text: str) -> frozenset[str]:
+    return frozenset(_CLOSING_TAG.findall(text.casefold()))
+
+
+def _is_annotation(kind: str, inside: str, closing: frozenset[str]) -> bool:
+    if kind in _MARKUP and not _HAN.search(inside) and _is_markup(kind, inside, closing):
         return True
-    word = inside.strip(" /.…!*").casefold()
+    word = inside.strip(" /.…!*~。,♪").casefold()
+    if kind in _TITLES:
+        return _TOKENS.fullmatch(word) is not None
     if _HAN.search(word):
         word = simplified(word.replace(" ", ""))
-    return _SOUNDS.fullmatch(word) is not None
+    return all(map(_SOUNDS.fullmatch, _AND.split(word)))
+
+
+def _is_markup(kind: str, inside: str, closing: frozenset[str]) -> bool:
+    if _SURE.fullmatch(inside) or not any(map(str.isalnum, inside)):
+        return True
+    if kind == "tag" and inside.casefold() in closing:
+        return True
+    is_small = all(c.islower() for c in inside if c.isalpha()) and not any(map(str.isnumeric, inside))
+    return is_small and (kind != "tag" or _TAG.fullmatch(inside) is not None)

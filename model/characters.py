@@ -33,16 +33,31 @@ _INVISIBLE = re.compile(
 # Han characters that the Unicode version of this Python does not know yet: the planes 2 and 3 hold nothing else
 _NEW_HAN = range(0x20000, 0x3FFFE)
 
-_HAN_NUMERAL = "零〇一二三四五六七八九十百千万萬"
-_NUMERAL = f"0-9{_HAN_NUMERAL}"
-_CIRCLE = re.compile("[○◯⭘⭕⚪]")
-_CIRCLES = "[○◯⭘⭕⚪](?: *[○◯⭘⭕⚪])*"
-_CIRCLES_AS_ZERO = (
-    re.compile(rf"(?P<numeral>[{_NUMERAL}]) *(?P<circles>{_CIRCLES})(?= *[{_NUMERAL}年])"),
-    re.compile(rf"(?P<numeral>[{_HAN_NUMERAL}]) *(?P<circles>[○◯⭘](?: *[○◯⭘])*)"),
-    re.compile(rf"(?P<circles>{_CIRCLES})(?= *(?P<numeral>[{_NUMERAL}]) *[{_NUMERAL}年])"),
+_HAN_NUMERAL = "零〇一二三四五六七八九十百千万萬两兩"
+_NUMERAL = f"[0-9{_HAN_NUMERAL}]"
+_CIRCLES = re.compile("[○◯⭘⭕⚪](?: ?[○◯⭘⭕⚪])*")
+_NEAR = 4
+"""Characters on either side that tell whether a circle is a zero."""
+
+_UNIT = (
+    "年(?![级級会會报報])|月(?![刊报報饼餅球])|日(?![报報本])|[时時](?![代尚装裝报報])|分(?![公店行局部校院支])"
+    "|秒|[点點](?![评評心名歌])|度(?!假)|[号號](?![称稱召])|[%‰℃°]"
 )
-_LETTER_AS_ZERO = re.compile("(?<=[〇零一二三四五六七八九])[oοоOΟО]+(?=[〇零一二三四五六七八九年])")
+_NUMBER = "[0-9○◯⭘" + _HAN_NUMERAL + "]"
+_BEFORE_ZERO = re.compile(f"(?:[0-9]|(?:[{_HAN_NUMERAL}第号號码碼]|分之|{_NUMBER} ?[点點比]) ?)$")
+_BEHIND_ZERO = re.compile(
+    f"{_UNIT}|{_NUMERAL} ?(?:$|[^\u3400-\u9fff]|{_NUMBER}|{_UNIT})|[比.:/] ?{_NUMERAL}|[点點] ?{_NUMBER}"
+)
+# an emoji answers and adorns more often
+_BEHIND_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL} ?(?:{_NUMERAL}|年)")
+_BETWEEN_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL}|年")
+_LETTERS = "oοоOΟО"
+_DIGIT = "0-9〇零一二三四五六七八九"
+# not behind a letter: Al2O3 is no number
+_NUMBER_WITH_LETTERS = re.compile(
+    f"(?<![a-zA-Z\u00c0-\u04ff{_DIGIT}])[{_DIGIT}][{_DIGIT}{_LETTERS}]*(?:(?<=[{_DIGIT}])|(?=年))"
+)
+_LETTERS_AS_ZEROS = re.compile(f"(?<=[{_DIGIT}])[{_LETTERS}]+")
 
 
 def plain(text: str) -> str:
@@ -59,21 +74,34 @@ def _is_written(character: str) -> bool:
 
 
 def with_zeros(text: str) -> str:
-    """Circles as the zeros that they are: behind a Han numeral (一九九○), or before two numerals or a year (○八年).
+    """Circles as the zeros that they are by their neighbours: 一九九○, 1○○, 八点○五分, 百分之○, 三比○, ○○年.
 
-    Any other circle stays: ○○公司 leaves a name out, 1○ is an answer. A zero among 0 to 9 is 0, any other 〇.
+    Any other circle stays: ○○公司 leaves a name out. A zero beside 0 to 9 is 0, any other 〇.
     """
-    for pattern in _CIRCLES_AS_ZERO if _CIRCLE.search(text) else ():
-        text = pattern.sub(_zeros, text)
-    return text
+    return _CIRCLES.sub(_zeros, text)
 
 
 def _zeros(match: re.Match[str]) -> str:
-    numeral, circles = match["numeral"], match["circles"]
-    zeros = ("0" if numeral.isascii() else "〇") * len(circles.replace(" ", ""))
-    return zeros if match.start("numeral") > match.start("circles") else numeral + zeros
+    before = match.string[max(0, match.start() - _NEAR) : match.start()]
+    behind = match.string[match.end() : match.end() + _NEAR].lstrip()
+    if not _is_zero(before, behind, is_emoji=not set(match[0]).isdisjoint("⭕⚪")):
+        return match[0]
+    near = re.findall(_NUMERAL, before)[-1:] or re.findall(_NUMERAL, behind[:2])
+    return ("0" if near and near[0].isascii() else "〇") * len(match[0].replace(" ", ""))
+
+
+def _is_zero(before: str, behind: str, is_emoji: bool) -> bool:
+    if is_emoji:
+        is_between = re.search(f"{_NUMERAL} ?$", before) and _BETWEEN_ZERO_OF_EMOJI.match(behind)
+        return bool(is_between or _BEHIND_ZERO_OF_EMOJI.match(behind))
+    is_behind_a_point = re.search(f"{_NUMERAL}[.:/]$", before) and not behind
+    return bool(_BEFORE_ZERO.search(before) or _BEHIND_ZERO.match(behind) or is_behind_a_point)
 
 
 def with_zeros_of_letters(text: str) -> str:
-    """The letter O as zero, between Han numerals only: 二OO八年."""
-    return _LETTER_AS_ZERO.sub(lambda match: "〇" * len(match[0]), text)
+    """The letter O as zero within a number or before its year, and nowhere else: 二OO八年, 2O24."""
+    return _NUMBER_WITH_LETTERS.sub(lambda number: _LETTERS_AS_ZEROS.sub(_zero_letters, number[0]), text)
+
+
+def _zero_letters(letters: re.Match[str]) -> str:
+    return ("0" if letters.string[letters.start() - 1].isascii() else "〇") * len(letters[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.altered import altered_told
 from model.networks.network import differences
@@ -17,12 +18,14 @@ from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
-from shards.files import atomic_file
+from shards.files import FORBIDDEN, atomic_file
 from shards.identity import PlanIdentity
 
 CHECKPOINT_VERSION = 3
 SHOWN = 3
 """Of the weights at fault."""
+MOST_FPS, MOST_CROP_PX = 120, 512
+"""Of clips that crop makes."""
 OLDER_KEYS = (
     "epoch",
     "model_state_dict",
@@ -32,28 +35,42 @@ OLDER_KEYS = (
     "val_loss",
     "best_val_loss",
 )
-KEYS = (
-    *OLDER_KEYS,
-    "version",
-    "normaliser_version",
-    "model_params",
-    "text_params",
-    "train_params",
-    "decode_params",
-    "tokenizer",
-    "syllables",
-    "heads",
-    "training_state_dict",
-    "averaged_steps",
-    "fps",
-    "crop_px",
-    "progress",
-    "plan_identity",
-    "valid_hash",
-    "threads",
-    "random_state",
-    "cuda_random_state",
-)
+
+
+class _Kept(BaseModel):
+    """What each key of a checkpoint holds. None: of imported weights, with which no training goes on."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    epoch: int = Field(ge=-1)
+    model_state_dict: dict[str, torch.Tensor]
+    optimizer_state_dict: dict[str, Any] | None
+    scheduler_state_dict: dict[str, Any] | None
+    scaler_state_dict: dict[str, Any] | None
+    val_loss: float | None
+    best_val_loss: float | None
+    version: int
+    normaliser_version: int
+    model_params: dict[str, Any]
+    text_params: dict[str, Any]
+    train_params: dict[str, Any]
+    decode_params: dict[str, Any]
+    tokenizer: dict[str, Any]
+    syllables: dict[str, Any] | None
+    heads: list[Head]
+    training_state_dict: dict[str, torch.Tensor] | None
+    averaged_steps: int = Field(ge=0)
+    fps: float = Field(gt=0, le=MOST_FPS)
+    crop_px: int = Field(gt=0, le=MOST_CROP_PX)
+    progress: dict[str, Any]
+    plan_identity: dict[str, Any] | None
+    valid_hash: str | None
+    threads: int = Field(ge=0)
+    random_state: torch.Tensor | None
+    cuda_random_state: torch.Tensor | None
+
+
+KEYS = tuple(_Kept.model_fields)
 
 CLIPS_LEARNT = {"fps": "target_fps", "crop_px": "size_px"}
 """What a checkpoint keeps of the clips that it has learnt from, and the parameter of section crop that decided it."""
@@ -115,19 +132,30 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint {path} {FORBIDDEN}") from error
     except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint of weights: {reason}"
         ) from error
-    version = state.get("version", CHECKPOINT_VERSION) if isinstance(state, dict) else CHECKPOINT_VERSION
-    if version != CHECKPOINT_VERSION:
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {path} is not of this program: it holds {type(state).__name__}")
+    version = state.get("version", CHECKPOINT_VERSION)
+    if isinstance(version, int) and version != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has version {version}, this program reads {CHECKPOINT_VERSION}; train again"
         )
-    missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else list(KEYS)
-    if missing:
+    if missing := [key for key in KEYS if key not in state]:
         raise CheckpointError(f"checkpoint {path} is not of this program: it lacks {', '.join(missing)}")
+    try:
+        _Kept.model_validate(state)
+    except ValidationError as error:
+        wrong = error.errors(include_input=False)[0]
+        where = ".".join(map(str, wrong["loc"]))[:200]
+        raise CheckpointError(
+            f"checkpoint {path} is altered or not of this program: {where}: {wrong['msg']}"
+        ) from error
     if state["normaliser_version"] not in READABLE_NORMALISERS:
         raise CheckpointError(
             f"checkpoint {path} was trained on labels of normaliser version {state['normaliser_version']}, this "

@@ -39,15 +39,23 @@ def normalise(text: str, params: TextParams) -> str:
     `params.digits` reads every digit by itself, 100 is 一零零, wherever it stands: a rule for the
     neighbours of Han characters alone would read iPhone 15 in two ways. 二〇二四 is 二零二四 then.
     """
+    # what one step makes, another may change: ½O8, where O meets its neighbour only as 1⁄2 is without its line
+    while (again := _once(text, params)) != text:
+        text = again
+    return text
+
+
+def _once(text: str, params: TextParams) -> str:
     text = _settled(text, params)
     if params.drop_annotations:
-        text, _ = without_annotations(text)
+        text, *_ = without_annotations(text)
+    text = _folded(text, params)
     text = with_zeros(text)
     if params.drop_punctuation:
         text = "".join(map(_without_symbols, text))
     # what is dropped may have stood between a letter and its mark: café written with a joiner in it
     text = unicodedata.normalize("NFKC", text)
-    text = with_zeros_of_letters(_SPACE_BESIDE_HAN.sub("", " ".join(text.split())))
+    text = _SPACE_BESIDE_HAN.sub("", with_zeros_of_letters(" ".join(text.split())))
     if params.digits == "chinese":
         text = text.translate(_CHINESE_DIGITS)
         text = _SPACE_BESIDE_HAN.sub("", text)
@@ -57,19 +65,22 @@ def normalise(text: str, params: TextParams) -> str:
 _MAY_HOLD_ANNOTATIONS = re.compile(MAY_HOLD)
 
 
-def annotations_of(text: str, params: TextParams) -> list[str]:
-    """What `params.drop_annotations` drops of a transcript, or would drop."""
+def in_brackets(text: str, params: TextParams) -> tuple[list[str], list[str]]:
+    """What `params.drop_annotations` drops of a transcript, or would; and what else stands in brackets, and stays."""
     if not _MAY_HOLD_ANNOTATIONS.search(text):
-        return []
-    return without_annotations(_settled(text, params.model_copy(update={"drop_annotations": True})))[1]
+        return [], []
+    settled = _settled(text, params.model_copy(update={"drop_annotations": True}))
+    _, dropped, kept = without_annotations(settled)
+    return [_folded(one, params) for one in dropped], [_folded(one, params) for one in kept]
 
 
 def _settled(text: str, params: TextParams) -> str:
-    text = unicodedata.normalize("NFKC", unescaped(text) if params.drop_annotations else text)
-    if params.case_fold:
-        # folding can leave a form that NFKC changes once more; the second pass settles it
-        text = unicodedata.normalize("NFKC", text.casefold())
-    return plain(text)
+    return plain(unicodedata.normalize("NFKC", unescaped(text) if params.drop_annotations else text))
+
+
+def _folded(text: str, params: TextParams) -> str:
+    # folding can leave a form that NFKC changes once more; the second pass settles it
+    return unicodedata.normalize("NFKC", text.casefold()) if params.case_fold else text
 
 
 def is_han(character: str) -> bool:

@@ -33,6 +33,8 @@ import pipeline.verbs.bench_verbs  # noqa: F401
 # isort: on
 
 CRASHED = 1
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What is wrong with a command line, in the words of click or, as the version has it, of typer's own copy of it."""
 
@@ -41,6 +43,7 @@ def main() -> None:
     """Entry point: older `--data_root` spellings are taken too; errors are one message and an exit code."""
     from shards.disk import NOT_TAKEN, unwritable
     from shards.errors import ConfigError, Interrupted, PipelineError
+    from shards.files import FORBIDDEN
 
     exit_code = [CRASHED]
     atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
@@ -59,11 +62,24 @@ def main() -> None:
             except SystemExit as done:
                 code = done.code
             sys.stdout.flush()
+            if code == INTERRUPTED:
+                _fail("stopped", 1)
             raise SystemExit(code or 0)
         except UsageError as error:
             _fail(_usage_told(error), 2)
-        except typer.Abort:
+        except (typer.Abort, KeyboardInterrupt):
             _fail("stopped", 1)
+        except PermissionError as error:
+            _fail(f"{error.filename or error} {FORBIDDEN}", 1)
+        except (MemoryError, ImportError) as error:
+            # a shared library for which there was no room
+            if isinstance(error, ImportError) and "failed to map segment" not in str(error):
+                raise
+            _fail(
+                "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that "
+                "of the batch system)",
+                1,
+            )
         except ConfigError as error:
             _fail(error, 2)
         except Interrupted as error:

@@ -67,7 +67,12 @@ SYSTEM_LIBRARIES = {
     "libstdc++.so.6": SystemLibrary("torch, OpenCV, mediapipe", "libstdc++6", "libstdc++"),
 }
 
-_IMPORTS = {"opencv-python": "cv2", "pyyaml": "yaml", "import-linter": "importlinter"}
+_IMPORTS = {
+    "opencv-python": "cv2",
+    "opencv-contrib-python": "cv2",
+    "pyyaml": "yaml",
+    "import-linter": "importlinter",
+}
 _TRIED = ("av", "duckdb", "numpy", "opencv-python", "pyarrow", "scipy")
 """Native packages that are imported; torch and mediapipe have a check of their own."""
 

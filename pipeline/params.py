@@ -5,7 +5,7 @@ Precedence, lowest first: params.yaml, preset, `--config`, `--set` and flags.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,9 @@ from shards.errors import ConfigError
 from shards.plain import inner_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
+
+MAX_SHOWN = 200
+"""Characters of a wrong value; whoever wrote more knows where."""
 
 
 class PathsParams(Section):
@@ -73,10 +76,25 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as everyone but YAML 1.1 reads it; a doubled key is an error."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > 64:
+                raise ValueError(value.bit_length())
+            return value
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            # what PyYAML's own readers of numbers, dates, truth values and keys raise
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"this is no {kind} that can be read; a text stands in quotes", node.start_mark
+            ) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # refused below, as what is no mapping is
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key '{key}' stands twice", key_node.start_mark
@@ -98,6 +116,10 @@ def parse_yaml(text: str, name: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is no valid YAML: {inner_lines(error)}") from error
+    except RecursionError:
+        raise ConfigError(
+            f"{name} is nested too deep; sections hold keys, and keys values or lists"
+        ) from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -141,7 +163,7 @@ def load_params(
         key, equals, text = assignment.partition("=")
         if not equals or "." not in key:
             raise ConfigError(f"--set {assignment}: write it as section.key=value, e.g. train.batch_size=4")
-        name = f"--set {assignment}"
+        name = _cut(f"--set {assignment}")
         sources.append(_Source(name, _nested(key.strip(), parse_yaml(text, name))))
     for key, value in (flags or {}).items():
         if value is not None:
@@ -260,14 +282,22 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
         known = ", ".join(PRESET_SIZES[preset].model_dump())
         return f"{key}: not a size of model.preset {preset}; it has {known}"
     if item["type"] == "tuple_type" and isinstance(item["input"], str):
-        return f"{key}: {item['input']!r} is no list; write [{item['input']}]"
+        return f"{key}: {_shown(item['input'])} is no list; write [{_cut(item['input'])}]"
     if item["type"] == "extra_forbidden":
         near = _near(loc)
         mend = "look for a typing error" if near is None else f"did you mean {near}?"
-        return f"{key}: no such key (value {item['input']!r}); {mend}"
+        return f"{key}: no such key (value {_shown(item['input'])}); {mend}"
     if item["type"] == "missing":
         return f"{key}: is missing; `pipeline init --recipe demo` shows every key with its meaning"
-    return f"{key}: {item['input']!r} is not allowed: {message}"
+    return f"{key}: {_shown(item['input'])} is not allowed: {message}"
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _near(keys: Sequence[str | int]) -> str | None:

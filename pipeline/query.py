@@ -97,6 +97,11 @@ def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         ) from error
     except duckdb.Error as error:
         raise damage(error, files) or ConfigError(f"query: {inner_lines(error)}") from error
+    except (pa.ArrowNotImplementedError, OverflowError) as error:
+        # a UNION, an interval of a million years: neither Arrow nor Python has the like
+        raise ConfigError(
+            f"query: a column cannot be shown ({inner_lines(error)}); cast it, as x::VARCHAR"
+        ) from error
 
 
 def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _Done]) -> _Done:

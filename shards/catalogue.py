@@ -23,7 +23,7 @@ from fsspec import AbstractFileSystem
 
 from shards.cores import usable_cores
 from shards.errors import TableError
-from shards.files import DAMAGED
+from shards.files import DAMAGED, unreadable
 
 MEMORY_LIMIT = "2GB"
 MOST_THREADS = 8
@@ -44,14 +44,12 @@ def open_catalogue(
         opened: dict[str, BinaryIO] = {}
         for view, (file, verb) in files.items():
             if file.is_file():
-                opened[view] = stack.enter_context(file.open("rb"))
                 try:
+                    opened[view] = stack.enter_context(file.open("rb"))
                     # DuckDB would tell of damage in words about its own name of the file
                     pq.read_metadata(opened[view])
                 except DAMAGED as error:
-                    raise TableError(
-                        f"{file} is no readable Parquet file ({error}); run `{verb}` again"
-                    ) from error
+                    raise unreadable(file, error, verb) from error
         connection = stack.enter_context(duckdb.connect(":memory:"))
         connection.register_filesystem(_OpenTables(opened))
         places = {view: f"{_PROTOCOL}://{view}" for view in opened}
@@ -70,7 +68,13 @@ def open_catalogue(
         # this also keeps SQL from naming Python variables of this process as tables
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        yield connection
+        try:
+            yield connection
+        except RuntimeError as error:
+            # so DuckDB tells of Ctrl-C where it is at work in the main thread
+            if "interrupted" not in str(error):
+                raise
+            raise KeyboardInterrupt from error
 
 
 def batches(relation: duckdb.DuckDBPyRelation, batch_rows: int) -> Iterator[pa.RecordBatch]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.disk import WatchedFile, unwritable, writing_told
-from shards.errors import MachineError, TableError
+from shards.errors import MachineError, PipelineError, TableError
 from shards.locks import is_at, is_locked, tried_lock
 from shards.schema import SCHEMA_VERSION
 
@@ -149,6 +149,13 @@ def sweep_temporaries(folder: Path, older_than_s: float) -> int:
     return num_removed
 
 
+def of_this_user(path: Path) -> Path:
+    """`path`, or one beside it of this user's own where another's stands there that cannot be written."""
+    if not path.exists() or os.access(path, os.W_OK, effective_ids=True):
+        return path
+    return path.with_stem(f"{path.stem}-{os.geteuid()}")
+
+
 def write_bytes(path: Path, payload: bytes) -> None:
     with atomic_file(path, len(payload)) as file:
         file.write(payload)
@@ -196,7 +203,7 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
-        raise _unreadable(path, error, made_by) from error
+        raise unreadable(path, error, made_by) from error
     _refuse_other_schema(path, table.schema, schema, made_by)
     _refuse_nulls(path, {name: table[name].null_count for name in schema.names}, schema, made_by)
     return table
@@ -218,7 +225,7 @@ def read_table_in_pieces(
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
-        raise _unreadable(path, error, made_by) from error
+        raise unreadable(path, error, made_by) from error
 
 
 def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
@@ -230,10 +237,13 @@ def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
-        raise _unreadable(path, error, made_by) from error
+        raise unreadable(path, error, made_by) from error
     _refuse_other_schema(path, found, schema, made_by)
     _refuse_nulls(path, null_counts, schema, made_by)
 
+
+FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another place"
+"""What is to be said of a PermissionError."""
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a Parquet file raises where bytes of it are wrong: by Arrow's parts, and by its wrapper in Python."""
@@ -243,7 +253,10 @@ def _missing(path: Path, made_by: str) -> TableError:
     return TableError(f"{path} is missing; `{made_by}` makes it")
 
 
-def _unreadable(path: Path, error: Exception, made_by: str) -> TableError:
+def unreadable(path: Path, error: Exception, made_by: str) -> PipelineError:
+    """What to raise where opening or reading a Parquet file raised `error`."""
+    if isinstance(error, PermissionError):
+        return MachineError(f"{path} {FORBIDDEN}")
     return TableError(f"{path} is no readable Parquet file ({error}); run `{made_by}` again")
 
 

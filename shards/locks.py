@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.errors import PipelineError
+from shards.errors import MachineError, PipelineError
 
 LOG = logging.getLogger(__name__)
 
@@ -20,13 +20,31 @@ def held(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
     On this machine or another. A file system that has no locks (NFS, where its server keeps none) is no reason to
     stop: it is said, and whoever starts two has been told.
     """
-    # to be written, else NFS grants no lock of it; never removed, since another may have opened it
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _opened(file)
     try:
         _lock(descriptor, file, refusal)
         yield
     finally:
         os.close(descriptor)
+
+
+def _opened(file: Path) -> int:
+    """Never removed, since another may have opened it."""
+    try:
+        # to be written, else NFS grants no lock of it
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        # another user's: it is locked as well where it may only be read
+        try:
+            return os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            pass  # it is the folder that cannot be written
+        except PermissionError as error:
+            raise MachineError(
+                f"the lock {file} is another user's and cannot be opened ({error.strerror}); ask its owner to let you "
+                f"read it (chmod a+r), or to remove it while nothing runs"
+            ) from error
+        raise
 
 
 def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) -> None:
@@ -41,8 +59,9 @@ def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) 
             error.strerror,
         )
         return
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
 
 
 @contextmanager

@@ -1,14 +1,35 @@
 """Base of every params section, and the sections that `shards` owns."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
     """One section of params.yaml: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _refuse_unusable(cls, value: Any) -> Any:
+        """What no file name, table or random generator can take, whatever the key's own limits are."""
+        if isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("it holds a NUL character, which no name or table can hold")
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("it is no valid Unicode text") from None
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("it is beyond 64 bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("it is not finite")
+        elif isinstance(value, list | tuple):
+            for item in value:
+                cls._refuse_unusable(item)
+        return value
 
 
 class PackParams(Section):

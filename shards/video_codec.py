@@ -107,9 +107,8 @@ def decode_video(payload: bytes, codec: str, num_frames: int, max_bytes: int) ->
     else:
         _check_segment(payload)
     try:
-        with av.open(
-            io.BytesIO(payload), format=chosen.container, options=_DECODING, metadata_errors="replace"
-        ) as container:
+        # tags that are no UTF-8, which PyAV 18 refuses with a ValueError, are none of ours
+        with av.open(io.BytesIO(payload), format=chosen.container, options=_DECODING) as container:
             return _pictures(container, chosen, num_frames, max_bytes)
     except av.error.FFmpegError as error:
         raise ValueError(f"the payload cannot be decoded as {codec} ({error})") from error

@@ -10,7 +10,14 @@ from typing import Any
 from shards import schema
 from shards.cores import usable_cores
 from shards.disk import writing_told
-from shards.files import Progress, read_table, sweep_temporaries, table_from_rows, write_table
+from shards.files import (
+    Progress,
+    of_this_user,
+    read_table,
+    sweep_temporaries,
+    table_from_rows,
+    write_table,
+)
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
@@ -32,6 +39,7 @@ class CropSummary:
     num_ok: int
     rejected: Mapping[str, int]
     num_from_cache: int
+    num_damaged: int
     source_frames: int
     frames_made: int
     """Source frames of clips that did not come from the cache."""
@@ -42,12 +50,13 @@ class CropSummary:
         rate = f", {self.frames_made / self.seconds:.0f} frames/s" if self.frames_made else ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
         given_up = sum(self.rejected.get(reason, 0) for reason in (Reason.CRASHED, Reason.TIMEOUT))
+        damaged = f" ({self.num_damaged} damaged entries made again)" if self.num_damaged else ""
         retry = (
             f"; `pipeline crop` again tries the {given_up} crashed or timeout once more" if given_up else ""
         )
         return (
             f"{self.num_ok} of {total} clips ok, rejected: {reasons or 'none'}; {self.num_from_cache} from the "
-            f"cache, {self.source_frames:,} source frames, {self.seconds:.0f} s{rate}{retry}"
+            f"cache{damaged}, {self.source_frames:,} source frames, {self.seconds:.0f} s{rate}{retry}"
         )
 
 
@@ -95,6 +104,7 @@ def crop(
         num_ok=sum(row["status"] == Status.OK for row in crop_rows),
         rejected=Counter(row["reason"] for row in crop_rows if row["status"] == Status.REJECTED),
         num_from_cache=sum(result.from_cache for result in done.values()),
+        num_damaged=sum(result.num_damaged for result in done.values()),
         source_frames=sum(row["source_frames"] or 0 for row in crop_rows),
         frames_made=sum(
             result.crop_row["source_frames"] or 0 for result in done.values() if not result.from_cache
@@ -129,6 +139,7 @@ def _done_by_id(
     sweep_temporaries(cache_folder, TORSO_AGE_S)
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
+    native_log = of_this_user(native_log)
     # the workers would each find it out, and say nothing of it
     with writing_told(f"machine.cache_dir: {native_log}"):
         cache_folder.mkdir(parents=True, exist_ok=True)

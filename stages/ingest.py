@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from model.settings import TextParams
-from model.text import annotations_of, normalise, normaliser_mark
+from model.text import in_brackets, normalise, normaliser_mark
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
@@ -61,6 +61,8 @@ class IngestSummary:
     annotations: Mapping[str, int]
     """What transcripts say of the sound ([noise]), the most frequent first; part of the labels or not, as
     `text.drop_annotations` says."""
+    kept_in_brackets: Mapping[str, int]
+    """What else stands in brackets, the most frequent first: part of the labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below the corpus root")
     num_outside = _warn_of(clips, Reason.UNSAFE_PATH, "have a path or link that leads out of the corpus root")
     _warn_of_times(clips)
+    annotations, kept = _annotations(clips, text)
     return IngestSummary(
         clips_path=clips_path,
         clips_by_split=dict(Counter(clip.transcript.split for clip in clips)),
@@ -121,20 +124,24 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
         shared_videos=videos,
         num_split=num_split,
         num_parts=num_parts,
-        annotations=_annotations(clips, text),
+        annotations=annotations,
+        kept_in_brackets=kept,
         clips_by_kind=dict(sorted(Counter(clip.media_kind for clip in clips if clip.media_kind).items())),
     )
 
 
-def _annotations(clips: Sequence[_Clip], text: TextParams) -> dict[str, int]:
-    found = Counter(one for clip in clips for one in annotations_of(clip.transcript.text, text))
+def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, int], dict[str, int]]:
+    found, kept = Counter[str](), Counter[str]()
+    for clip in clips:
+        for counter, names in zip((found, kept), in_brackets(clip.transcript.text, text), strict=True):
+            counter.update(names)
     if found and not text.drop_annotations:
         _log.warning(
             "%d annotations in the transcripts become letters of labels: %s; set text.drop_annotations to true",
             found.total(),
             ", ".join(f"{one} ({count})" for one, count in found.most_common(NAMES_SHOWN)),
         )
-    return dict(found.most_common())
+    return dict(found.most_common()), dict(kept.most_common())
 
 
 def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:

@@ -100,7 +100,7 @@ def pack(
     refuse_other_ledger(ledger.schema.metadata, clips.values(), crop, clips_path, crops_path)
     source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
     usable = [row for row in ledger.to_pylist() if row["status"] == Status.OK]
-    with _alone(samples_path):
+    with _alone(store, samples_path):
         _clear(store, samples_path)
         rows: list[dict[str, Any]] = []
         splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
@@ -138,19 +138,25 @@ def pack(
 
 
 @contextmanager
-def _alone(samples_path: Path) -> Iterator[None]:
-    """Of two packs at once each would clear away what the other writes; both write this catalogue."""
+def _alone(store: ShardStore, samples_path: Path) -> Iterator[None]:
+    """Of two packs at once each would clear away what the other writes: this catalogue, or a folder of shards.
+
+    Two that write other catalogues into one remote store are not kept apart: it has no locks.
+    """
 
     def refusal(holder: str) -> ShardError:
         return ShardError(
-            f"another pack is at work on {samples_path} ({holder}): wait until it has ended, or end it; to make "
+            f"another pack is at work on {written} ({holder}): wait until it has ended, or end it; to make "
             "both, give this one paths.shards and paths.samples of its own"
         )
 
     with ExitStack() as lock:
-        with writing_told(samples_path):
-            samples_path.parent.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(held(samples_path.with_name(f".{samples_path.name}.lock"), refusal))
+        # always in this order; by the true name, whichever link leads there
+        for written in (samples_path, *([] if store.is_remote else [Path(store.place(""))])):
+            place = written.resolve()
+            with writing_told(written):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(held(place.with_name(f".{place.name}.lock"), refusal))
         yield
 
 

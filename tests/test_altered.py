@@ -1,5 +1,6 @@
 """Checkpoints that are whole files of other values: refused by their name, and no hindrance to another run."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoints import load_checkpoint, save_checkpoint
+from model.checkpoints import KEYS, load_checkpoint, save_checkpoint
 from model.reader import LipReader
 from model.training.trainer import train
 from model.training.training_data import TrainingData
@@ -83,6 +84,52 @@ def test_what_cannot_be_gone_on_with_is_named(tmp_path: Path, packed: Packed, la
     job = replace(job, machine=job.machine.model_copy(update={"threads": 0}))
     with pytest.raises(CheckpointError, match=r"altered\.pt"):
         state_of(job).restore(run_of(job, TrainingData(job)))
+
+
+HOSTILE_VALUES: list[Any] = [
+    None,
+    -2,
+    2**70,
+    float("nan"),
+    1e300,
+    "a\0b",
+    b"x",
+    [],
+    ["x"],
+    {1: 2},
+    torch.ones(3),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_hostile_value_of_any_key_is_refused_in_words_or_taken(
+    tmp_path: Path, packed: Packed, last: Path, key: str
+) -> None:
+    """Nothing but CheckpointError comes of it, to read with and to go on from."""
+    whole = load_checkpoint(last)
+    file = tmp_path / "hostile.pt"
+    num_refused = 0
+    for value in HOSTILE_VALUES:
+        torch.save(whole | {key: value}, file)
+        try:
+            load_checkpoint(file)
+        except CheckpointError as error:
+            assert str(file) in str(error) and len(str(error)) < 2_000
+            num_refused += 1
+            continue
+        with contextlib.suppress(CheckpointError):
+            LipReader.from_checkpoint(file, torch.device("cpu"))
+        job = replace(job_in(tmp_path, packed), resume=file)
+        with contextlib.suppress(CheckpointError):
+            state_of(job).restore(run_of(job, TrainingData(job)))
+    assert num_refused >= 6, "most are of another type"
+
+
+@pytest.mark.parametrize("value", [torch.ones(3), None, [3], "3", 3.0, True])
+def test_a_version_that_is_no_number_is_refused(tmp_path: Path, last: Path, value: object) -> None:
+    torch.save(load_checkpoint(last) | {"version": value}, tmp_path / "hostile.pt")
+    with pytest.raises(CheckpointError, match=r"hostile\.pt"):
+        load_checkpoint(tmp_path / "hostile.pt")
 
 
 @pytest.mark.parametrize(

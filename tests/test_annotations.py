@@ -7,7 +7,7 @@ import pytest
 
 from model.annotations import LONGEST, MAY_HOLD
 from model.settings import TextParams
-from model.text import annotations_of, normalise
+from model.text import in_brackets, normalise
 
 PARAMS, OFF = TextParams(drop_annotations=True), TextParams()
 
@@ -31,11 +31,38 @@ PARAMS, OFF = TextParams(drop_annotations=True), TextParams()
         ("(Coughing.) so", "so", ["(coughing.)"]),
         ("<噪音>[听不清]{咳嗽}", "", ["<噪音>", "[听不清]", "{咳嗽}"]),
         ("[]", "", []),
+        (
+            "<FONT color='#fff'>it</FONT> <I>is</I><br/>",
+            "it is",
+            ["<font color='#fff'>", "</font>", "<i>", "</i>", "<br/>"],
+        ),
+        ("{\\an8}你好 [SPK_1] <v Roger>hi", "你好hi", ["{\\an8}", "[spk_1]", "<v roger>"]),
+        ("<00:01:02.500>你好[00:01:02]", "你好", ["<00:01:02.500>", "[00:01:02]"]),
+        ("你（狗叫）好（笑、鼓掌）", "你好", ["(狗叫)", "(笑、鼓掌)"]),
+        (
+            "(笑。)(笑~)(观众鼓掌)(大哭)(热烈的掌声)(停顿2秒)",
+            "",
+            ["(笑。)", "(笑~)", "(观众鼓掌)", "(大哭)", "(热烈的掌声)", "(停顿2秒)"],
+        ),
+        ("(嘈杂)(唱歌)(清嗓)〖笑〗[重叠]", "", ["(嘈杂)", "(唱歌)", "(清嗓)", "〖笑〗", "[重叠]"]),
+        ("(狗吠)(咳嗽两声)(沉默三秒)(音乐响起)", "", ["(狗吠)", "(咳嗽两声)", "(沉默三秒)", "(音乐响起)"]),
+        ("(sighs deeply) [Music playing]", "", ["(sighs deeply)", "[music playing]"]),
+        ("《unk》⟨unk⟩〈UNK〉好#笑#的*笑*", "好的", ["《unk》", "⟨unk⟩", "〈unk〉", "#笑#", "*笑*"]),
+        (
+            "(throat clearing) (long pause) so (Laughter and applause)",
+            "so",
+            ["(throat clearing)", "(long pause)", "(laughter and applause)"],
+        ),
+        (
+            "*coughs* (dog barking) [Background noise]",
+            "",
+            ["*coughs*", "(dog barking)", "[background noise]"],
+        ),
     ],
 )
 def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list[str]) -> None:
     assert normalise(text, PARAMS) == label
-    assert annotations_of(text, PARAMS) == annotations_of(text, OFF) == dropped
+    assert in_brackets(text, PARAMS)[0] == in_brackets(text, OFF)[0] == dropped
 
 
 @pytest.mark.parametrize(
@@ -52,11 +79,32 @@ def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list
         ("no [bracket", "no bracket"),
         (f"[{'a' * (LONGEST + 1)}]", "a" * (LONGEST + 1)),
         ("《音乐》“掌声”", "音乐掌声"),
+        ("价格是[3]元", "价格是3元"),
+        ("[2024]年第{5}章", "2024年第5章"),
+        ("a<b and c>d 你好", "a b and c d你好"),
+        ("x<y,y>z", "x y y z"),
+        ("<NBA>的[iPhone]", "nba的iphone"),
+        ("[mp3] [Door closes] [12:30]", "mp3 door closes 12 30"),
+        ("[ノイズ]", "ノイズ"),
+        ("《Silence》", "silence"),
+        ("(狗叫什么)(笑和哭都行)", "狗叫什么笑和哭都行"),
+        ("#今天#2*3*4", "今天2 3 4"),
     ],
 )
 def test_what_is_said_in_brackets_stays(text: str, label: str) -> None:
     assert normalise(text, PARAMS) == label == normalise(text, OFF)
-    assert annotations_of(text, PARAMS) == []
+    assert in_brackets(text, PARAMS)[0] == []
+
+
+def test_what_a_capital_kept_does_not_go_in_a_second_pass() -> None:
+    params = TextParams(drop_annotations=True, drop_punctuation=False)
+    assert normalise("<NBA>和[3]<i>", params) == "nba和[3]"
+
+
+def test_brackets_that_stay_are_told() -> None:
+    kept = in_brackets("我(中国)[noise]<NBA>的[3]《红楼梦》(中国)〖开场〗#话题#", PARAMS)[1]
+    assert kept == ["(中国)", "<nba>", "[3]", "(中国)", "〖开场〗", "#话题#"]
+    assert in_brackets("1 < 2", PARAMS) == ([], [])
 
 
 def test_the_option_is_off_where_a_checkpoint_does_not_know_it() -> None:
@@ -67,7 +115,9 @@ def test_the_pattern_for_many_texts_leaves_out_none_with_annotations() -> None:
     import re
 
     forms = [
-        c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.normalize("NFKC", c) in set(">])}】〕")
+        c
+        for c in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.normalize("NFKC", c) in set(">])}】〕〗〉⟩》*#")
     ]
-    assert len(forms) == 21
+    assert len(forms) == 35
     assert all(re.search(MAY_HOLD, text) for text in (*forms, "&gt;", "&#62;", "&#x3e;"))

@@ -39,10 +39,10 @@ def test_a_clip_comes_back_as_it_was_made(cache: ClipCache, mouth: Path) -> None
     kept = cache.crop(mouth, MediaKind.MOUTH, PARAMS)
     assert (made.from_cache, kept.from_cache) == (False, True)
     assert (made.figures, made.num_bytes, made.keys) == (kept.figures, kept.num_bytes, kept.keys)
-    clip_THW = cache.read_clip(made.keys.clip)
+    clip_THW = cache.read_clip(made.keys.clip, (12, 96, 96))
     assert clip_THW is not None
     assert np.array_equal(clip_THW, cache_module.crop_video(mouth, MediaKind.MOUTH, PARAMS).clip_THW)
-    assert cache.read_clip("0" * 64) is None
+    assert cache.read_clip("0" * 64, (12, 96, 96)) is None
 
 
 def test_every_parameter_that_shapes_a_clip_is_in_the_key(cache: ClipCache, mouth: Path) -> None:
@@ -110,7 +110,7 @@ def test_another_scale_needs_no_new_landmarks(
     monkeypatch.setattr(cache_module, "follow_video", never)
     larger = cache.crop(face, MediaKind.FACE, PARAMS.model_copy(update={"size_px": 128}))
     assert not larger.from_cache
-    clip_THW = cache.read_clip(larger.keys.clip)
+    clip_THW = cache.read_clip(larger.keys.clip, (12, 128, 128))
     assert clip_THW is not None
     assert clip_THW.shape == (12, 128, 128)
 
@@ -163,7 +163,7 @@ def test_a_flipped_picture_is_not_handed_out(
     payload = bytearray(entry.read_bytes())
     payload[len(payload) // 2] ^= 1
     entry.write_bytes(payload)
-    assert cache.read_clip(key) is None
+    assert cache.read_clip(key, (12, 96, 96)) is None
     assert str(entry) in caplog.text
 
 

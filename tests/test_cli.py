@@ -1,17 +1,24 @@
 """The verbs as a person types them, on a tiny drawn corpus and a tiny model, each in a process of its own."""
 
+import atexit
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
 import sysconfig
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 import typer
 import yaml
 
+from pipeline import cli
 from pipeline.demo.corpus import build_demo_corpus
 from pipeline.demo.plan import CorpusSize
 from pipeline.older import OLDER_NAMES
@@ -220,3 +227,29 @@ def test_nothing_asked_for_is_told_what_there_is(tmp_path: Path) -> None:
     alone = run(tmp_path)
     assert (alone.returncode, alone.stderr) == (0, "")
     assert alone.stdout == run(tmp_path, "--help").stdout and "ingest" in alone.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (lambda *_: bytearray(1 << 60), "memory is used up: lower machine.workers"),
+        (lambda *_: signal.raise_signal(signal.SIGINT), "stopped"),
+        (lambda *_: os.open("/nowhere", os.O_RDONLY), None),
+    ],
+)
+def test_what_the_machine_does_to_a_verb_is_one_message(
+    fault: Callable[..., Any],
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pipeline.query_formats.write_answer", fault)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "query", "SELECT 1", "--params", str(ROOT / "params.yaml")])
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    if told is None:
+        with pytest.raises(FileNotFoundError):  # a fault of ours keeps its traceback
+            cli.main()
+        return
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert (done.value.code, capsys.readouterr().err.strip().startswith(f"pipeline: {told}")) == (1, True)

@@ -181,7 +181,11 @@ def test_freezing_what_is_not_there_or_everything_is_refused() -> None:
 def checkpoint_of(folder: Path, network: LipNetwork, model: ModelParams) -> Path:
     """A checkpoint with these weights."""
     assert VOCABULARY.syllables
-    state = dict.fromkeys(KEYS) | {
+    of_training = {f"{name}_params": {} for name in ("text", "train", "decode")}
+    state = (
+        dict.fromkeys(KEYS) | {"epoch": 0, "averaged_steps": 0, "threads": 0, "progress": {}} | of_training
+    )
+    state |= {
         "version": CHECKPOINT_VERSION,
         "normaliser_version": NORMALISER_VERSION,
         "model_state_dict": network.state_dict(),

@@ -258,7 +258,10 @@ def test_names_that_differ_in_case_or_width_are_one_speaker(
     assert set(read_table(path, CLIPS, "ingest")["speaker"].to_pylist()) == {"S1", "S2", "s-2"}
 
 
-ANNOTATED = [("a", "train", "s1", "a.mp4", "[noise] 你好(笑)"), ("b", "train", "s1", "b.mp4", "[Noise]")]
+ANNOTATED = [
+    ("a", "train", "s1", "a.mp4", "[noise] 你好(笑)(中国)"),
+    ("b", "train", "s1", "b.mp4", "[Noise]"),
+]
 
 
 def test_annotations_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -266,7 +269,8 @@ def test_annotations_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogC
     params = TextParams(drop_annotations=True)
     summary = ingest(corpus_of(tmp_path / "c", ANNOTATED), params, CROP, path)
     assert summary.annotations == {"[noise]": 2, "(笑)": 1}
-    assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["你好", ""]
+    assert summary.kept_in_brackets == {"(中国)": 1}
+    assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["你好中国", ""]
     assert "annotations in the transcripts" not in caplog.text
 
 
@@ -276,7 +280,7 @@ def test_annotations_that_become_letters_are_warned_of(
     path = tmp_path / "clips.parquet"
     summary = ingest(corpus_of(tmp_path / "c", ANNOTATED), TEXT, CROP, path)
     assert summary.annotations == {"[noise]": 2, "(笑)": 1}
-    assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["noise你好笑", "noise"]
+    assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["noise你好笑中国", "noise"]
     assert (
         "3 annotations in the transcripts become letters of labels: [noise] (2), (笑) (1); set" in caplog.text
     )

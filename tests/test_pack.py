@@ -153,7 +153,8 @@ def test_offsets_are_those_of_the_tar(packing: Packing) -> None:
                 r["clip_key"]
                 for r in pq.read_table(packing.tables[1]).to_pylist()
                 if r["clip_id"] == row["clip_id"]
-            )
+            ),
+            (row["num_frames"], 96, 96),
         )
         assert kept is not None
         assert np.array_equal(clip_THW, kept)

@@ -89,6 +89,10 @@ def test_a_second_pack_is_refused_until_the_first_is_dead(own: Packing) -> None:
         written = {path: path.stat().st_ino for path in (own.folder / "shards").rglob("train-*.tar")}
         with pytest.raises(ShardError, match=rf"another pack .*shards\.parquet \(process {first.pid} of "):
             own.pack("shards", codec="jpeg", shard_mb=0.02)
+        (own.folder / "link").symlink_to(own.folder)
+        for folder in (own.folder, own.folder / "link"):
+            with pytest.raises(ShardError, match=rf"another pack .*shards \(process {first.pid} of "):
+                pack_into(own, FolderStore(folder / "shards"), "another_catalogue.parquet")
         assert all(path.stat().st_ino == inode for path, inode in written.items())
         first.send_signal(signal.SIGKILL)
         first.wait(20)

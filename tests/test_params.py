@@ -1,7 +1,12 @@
 """params.yaml: every value stated, every overlay in its order, every error naming key and value."""
 
+import copy
+import datetime
+import functools
+import math
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +446,72 @@ def test_a_configuration_error_is_exit_code_2_and_no_traceback(params_file: Path
     assert done.returncode == 2
     assert "crop.size_px: 1 is not allowed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+HOSTILE_VALUES: list[Any] = [
+    "a\0b", b"a\0b", "\ud800", "x" * 10_000, 2**63, 2**64, -(2**70), 10**400, 1e308, float("inf"), -float("inf"),
+    float("nan"), -1, None, [], {}, [[1]], ["a\0b"], [float("nan")], {"a": 1}, {1: 2}, datetime.date(2024, 1, 1),
+]  # fmt: skip
+
+
+def every_key(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, value in values.items():
+        yield (*prefix, name)
+        if isinstance(value, dict):
+            yield from every_key(value, (*prefix, name))
+
+
+def plain(values: Any) -> Iterator[Any]:
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, dict | list | tuple):
+            yield from plain(value)
+        else:
+            yield value
+
+
+def test_every_key_takes_or_refuses_hostile_values() -> None:
+    """What is taken, any file system, table and generator can hold; what is not, is told in few words."""
+    values = check(parse_yaml(recipe_text("demo"), "demo"), "demo").model_dump(mode="json")
+    for keys in every_key(values):
+        for hostile in HOSTILE_VALUES:
+            changed = copy.deepcopy(values)
+            section = functools.reduce(dict.__getitem__, keys[:-1], changed)
+            section[keys[-1]] = hostile
+            try:
+                taken = check(changed, "p.yaml").model_dump()
+            except ConfigError as error:
+                assert keys[0] in str(error) and len(str(error)) < 2_000, (keys, hostile)
+                continue
+            for value in plain(taken):
+                if isinstance(value, str):
+                    assert "\0" not in value and value.encode() is not None, (keys, hostile)
+                elif isinstance(value, int | float):
+                    assert abs(value) < 2**63 or (isinstance(value, float) and math.isfinite(value)), (
+                        keys,
+                        hostile,
+                    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-13-45", "!!int x", "!!int", "9" * 5_000, "0x" + "f" * 5_000, "!!float x", "!!bool x", "!!timestamp x",
+        "!!binary é", "!!set [a]", "!!pairs x", "!!omap x", "!!map x", "!!seq x", "? [1]\n: 2", "{[1]: 2}",
+        "[" * 1_000, "{a: " * 1_000, "- " * 1_000 + "1", "!!python/object:os.system x", "<<: 5", "{a: *b}", "&a *a",
+        "\0", "\x1b",
+    ],
+)  # fmt: skip
+def test_what_yaml_cannot_make_a_value_of_is_told_with_its_place(text: str, params_file: Path) -> None:
+    for written in (text, f"a: {text}", f"a: [{text}]"):
+        try:
+            parse_yaml(written, "p.yaml")
+        except ConfigError as error:
+            assert str(error).startswith("p.yaml")
+    with pytest.raises(ConfigError, match=r"--set corpus\.root") as told:
+        load_params(params_file, assignments=[f"corpus.root={text}"])
+    assert len(str(told.value)) < 1_000
+
+
+def test_a_recursive_value_is_refused(params_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"corpus\.root"):
+        load_params(params_file, assignments=["corpus.root=&a [*a]"])

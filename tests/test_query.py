@@ -230,6 +230,35 @@ def test_an_unknown_format_is_refused(paths: PathsParams) -> None:
         write_answer("FROM clips", paths, "xml")
 
 
+@pytest.mark.parametrize("format", ["table", "csv", "json", "parquet"])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT union_value(a := 1) AS x",
+        "SELECT [union_value(a := 1)] AS x",
+        "SELECT {'k': 1::UNION(a INT, b VARCHAR)} AS x FROM clips",
+        "SELECT INTERVAL 99999999 YEAR AS x",
+        "SELECT TIMESTAMPTZ '2024-01-01' AS x",
+        "SELECT DATE '290000-01-01' AS x",
+        "SELECT 'infinity'::TIMESTAMP AS x",
+        "SELECT TIMETZ '12:00:00+01' AS x",
+        "SELECT '0101'::BIT AS x",
+        "SELECT 170141183460469231731687303715884105727::UHUGEINT AS x",
+        "SELECT 'a'::ENUM('a', 'b') AS x",
+        "SELECT MAP {[1]: NULL} AS x",
+    ],
+)
+def test_odd_types_are_shown_or_refused_in_words(paths: PathsParams, sql: str, format: str) -> None:
+    out = Path(paths.report) / "out"
+    try:
+        write_answer(sql, paths, format, out)
+    except ConfigError as error:
+        assert str(error).startswith("query: ")
+    # what the message advises
+    write_answer(f"SELECT x::VARCHAR AS x FROM ({sql})", paths, format, out)
+    assert out.stat().st_size
+
+
 def test_memory_is_capped(paths: PathsParams, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("pipeline.query.MEMORY_LIMIT", "20MB")
     monkeypatch.chdir(tmp_path)
@@ -365,6 +394,12 @@ def test_ctrl_c_ends_a_long_query_and_leaves_no_file(paths: PathsParams, sql: st
     assert process.returncode == 1
     assert told.decode().strip() == "pipeline: query: stopped"
     assert not list(out.parent.glob("*out*"))
+
+
+def test_ctrl_c_that_duckdb_took_is_ctrl_c_again(paths: PathsParams) -> None:
+    """So DuckDB 2.0 tells of it in the main thread, where stats asks."""
+    with pytest.raises(KeyboardInterrupt), open_catalogue(view_files(paths)):
+        raise RuntimeError("Query interrupted")
 
 
 def test_memory_does_not_grow_with_the_rows(paths: PathsParams) -> None:

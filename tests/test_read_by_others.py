@@ -41,7 +41,7 @@ def packing(tmp_path_factory: pytest.TempPathFactory) -> Packing:
 def cached_clips(crops: Path, cache: Path) -> dict[str, np.ndarray]:
     """What went into the pack."""
     kept = {
-        row["clip_id"]: ClipCache(cache).read_clip(row["clip_key"])
+        row["clip_id"]: ClipCache(cache).read_clip(row["clip_key"], (row["num_frames"], 96, 96))
         for row in pq.read_table(crops).to_pylist()
         if row["status"] == "ok"
     }

@@ -113,6 +113,24 @@ def test_a_damaged_entry_of_the_mirror_is_made_anew_and_replaced(run: Run) -> No
     assert run(machine=machine(run, 3)).num_from_cache == 3
 
 
+def test_an_entry_that_would_fill_the_disk_is_cut_off_and_made_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(machine=machine(run, 1))
+    tables = run.tables()
+    (entry, *_) = sorted(share(run).glob("clips/*/*.npz"))
+    with entry.open("r+b") as file:
+        file.truncate(1 << 26)  # a hole
+    monkeypatch.setattr("stages.clips.shared_cache.MAX_MEMBER_BYTES", 1 << 23)
+    here = SharedCache(share(run).as_uri(), run.folder / "cache2")
+    monkeypatch.setattr("stages.clips.shared_cache.BLOCK_BYTES", 1 << 22)
+    here.fetch_clip(entry.stem)
+    fetched = here.folder / entry.relative_to(share(run))
+    assert fetched.stat().st_size == 1 << 23
+    assert (run(machine=machine(run, 2)).num_damaged, run.tables()) == (1, tables)
+    assert entry.stat().st_size < 1 << 23
+
+
 @pytest.mark.parametrize("url", ["nosuch://bucket/cache", "git+nosuch://x"])
 def test_a_url_that_no_file_system_knows(run: Run, url: str) -> None:
     with pytest.raises(ConfigError, match=r"machine\.share"):

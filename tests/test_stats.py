@@ -252,6 +252,7 @@ def test_annotations_are_counted_by_split_whether_they_are_dropped_or_not(
             {"annotation": "<unk>", "count": 1},
             {"annotation": "[red]", "count": 1},
         ],
+        "kept": [{"annotation": "(四)", "count": 1}],
     }
     table = pq.read_table(tmp_path / "stats" / "stats.parquet").to_pylist()
     assert [row["value"] for row in table if row["report"] == "annotations" and row["split"] == "train"] == [
@@ -262,6 +263,7 @@ def test_annotations_are_counted_by_split_whether_they_are_dropped_or_not(
     print_stats(summary, Console(file=out, width=100))
     told = "Dropped from the labels" if is_on else "The most frequent"
     assert f"{told}: [noise] 2, (笑) 1, <unk> 1, [red] 1" in out.getvalue()
+    assert "In brackets and part of the labels: (四) 1" in out.getvalue()
 
 
 def test_a_corpus_only_ingested(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import unicodedata
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.settings import TextParams
@@ -64,6 +64,10 @@ def test_switches() -> None:
         ("二零二四年", "二零二四年"),
         ("二○二四年", "二零二四年"),
         ("二OO八年", "二零零八年"),
+        ("2O24年", "二零二四年"),
+        ("零o2", "零零二"),
+        ("½O二OO八年", "一二零二零零八年"),
+        ("Al2O3", "al二o三"),
         ("〡〥〇", "一五零"),
     ],
 )
@@ -99,11 +103,17 @@ def test_every_simplified_character_is_a_normal_han_character() -> None:
 # traditional phrases of OpenCC and their parts, apart by a space too
 any_text = st.text() | st.text(alphabet="乾隆燥瞭然望薴苧著作後來零2①３.ab ﬀſ'\u3000")
 # letters, marks that join them, and what is dropped from between the two
+# zeros in every form beside what makes them zeros, and brackets around them
+zeros_text = st.text(alphabet="0129oOОΟ○◯⭕〇零二八十百年点點比第号½⅒①〥 .:,，司aL")
+bracket_text = st.text(alphabet="<>[](){}【】*#/_= aAbıİ3ǅ笑声○点&lt;gt")
 marked_text = st.text(alphabet="cafeoiÉǰᾳ한ᄒ가2漢\u0301\u0327\u0345\u1161\u11ab\u200d\u200b\u00ad '<\u0338")
 
 
+@settings(max_examples=1000, deadline=None)
+@example("½O二OO八年", True, True, "chinese", False, False)
+@example("○二OO八年", True, False, "keep", False, False)
 @given(
-    any_text | marked_text,
+    any_text | marked_text | zeros_text | bracket_text,
     st.booleans(),
     st.booleans(),
     st.sampled_from(["keep", "chinese"]),

@@ -23,6 +23,7 @@ from tests.videos import (
     set_rotation,
     write_audio,
     write_face,
+    write_mouth,
     write_video,
 )
 
@@ -363,3 +364,12 @@ def test_pyav_still_pads_rows(tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).planes[0].line_size > 360
     assert next(iter(decode(path, PARAMS))).rgb_HW3().flags.c_contiguous
+
+
+def test_tags_that_are_no_utf8_are_no_hindrance(tmp_path: Path) -> None:
+    """As a Chinese Windows writes them; PyAV 18 refuses the file where it is not told otherwise."""
+    path = write_mouth(tmp_path / "a.mkv", 12)
+    content = path.read_bytes()
+    assert b"Lavf" in content, "the name of the program that wrote it is a tag"
+    path.write_bytes(content.replace(b"Lavf", "我爱".encode("gbk")))
+    assert len(list(decode(path, PARAMS))) == 12

@@ -22,7 +22,7 @@ from stages.long_videos.pieces import Piece
 from stages.mouths.cropping import MouthClip
 from stages.videos.picture import SourceFrame
 from stages.videos.streams import shown_stream
-from stages.videos.video import SAFE_OPTIONS, decode, read_header
+from stages.videos.video import OPENING, decode, read_header
 
 BOX_RGB = (64, 220, 120)
 CAPTION_SHARE = 1 / 18
@@ -75,7 +75,7 @@ def burn_in(
     no_limit = params.crop.model_copy(update={"max_source_s": math.inf, "max_gap_s": math.inf})
     with (
         av.open(file, "w", format="mp4") as out,
-        av.open(str(video.absolute()), options=SAFE_OPTIONS, metadata_errors="replace") as source,
+        av.open(str(video.absolute()), **OPENING) as source,
     ):
         sound = _Sound(source, out)
         stream = None

@@ -174,9 +174,14 @@ def _ingest(values: "Params") -> None:
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
     typer.echo(f"  {_taken_as(summary.clips_by_kind, values.corpus.media_kind)}")
-    if summary.annotations and values.text.drop_annotations:
-        most = ", ".join(f"{one} ({count})" for one, count in list(summary.annotations.items())[:5])
-        typer.echo(f"  {sum(summary.annotations.values())} annotations are no part of the labels: {most}")
+    if values.text.drop_annotations:
+        for found, told in (
+            (summary.annotations, "annotations are no part of the labels"),
+            (summary.kept_in_brackets, "texts in brackets are part of the labels"),
+        ):
+            most = ", ".join(f"{one} ({count})" for one, count in list(found.items())[:5])
+            if most:
+                typer.echo(f"  {sum(found.values())} {told}: {most}")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
 

@@ -7,8 +7,6 @@
 The .npz are plain numpy archives, without pickles. A damaged entry is named in the log and made anew.
 """
 
-import io
-import json
 import logging
 import re
 import socket
@@ -16,18 +14,28 @@ import sqlite3
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.codec import decode_raw, encode_raw
+from shards.codec import encode_raw
 from shards.errors import ClipRejected
-from shards.files import atomic_file, fingerprint, sha256_of
-from shards.schema import MediaKind, Reason, Transfer
-from stages.mouths.cropping import CODE_VERSION, Figures, MouthClip, crop_video
+from shards.files import atomic_file, fingerprint, of_this_user, sha256_of
+from shards.schema import MediaKind, Reason
+from stages.clips.entries import (
+    DAMAGE,
+    NOT_OF_CONTENT,
+    Track,
+    arrays_of_landmarks,
+    arrays_of_outcome,
+    clip_of,
+    landmarks_of,
+    outcome_of,
+)
+from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
 from stages.mouths.follow import follow_video
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
@@ -38,26 +46,10 @@ from stages.videos.zips import find_member, member_sha256
 log = logging.getLogger(__name__)
 
 SQLITE_WAIT_S = 60.0
-_CLIP = "clip"
-_LANDMARK_SCALARS = ("width", "height", "transfer")
-_LANDMARK_ARRAYS = tuple(field.name for field in fields(Landmarks) if field.name not in _LANDMARK_SCALARS)
-
-# what a cut, flipped or foreign file makes zipfile, numpy and json raise
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
-
 _T = TypeVar("_T")
 
 _TRIES = 3
 """For a video that is replaced between hashing and decoding, as by an rsync that ends then."""
-
-
-@dataclass(frozen=True)
-class Track:
-    """How the clip was cut; the fields of `MouthClip` without the pictures."""
-
-    transform_T23: NDArray[np.float32] | None
-    frame_index_T: NDArray[np.int32]
-    landmarked: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -85,6 +77,8 @@ class ClipCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.num_damaged = 0
+        """Entries met so far that were damaged."""
 
     def keys(self, media: Media, media_kind: MediaKind, params: CropParams) -> Keys:
         """The keys of a video, by its bytes: packed into a zip it has the same ones.
@@ -110,7 +104,7 @@ class ClipCache:
         """
         for _ in range(_TRIES):
             keys = self.keys(path, media_kind, params)
-            found = self._read_outcome(keys)
+            found = self._read_outcome(keys, params.size_px)
             if found is not None:
                 return found
             try:
@@ -134,12 +128,12 @@ class ClipCache:
         def find_landmarks(video: Media, crop_params: CropParams, patches: MouthPatches) -> Landmarks:
             assert keys.track is not None, "ready mouth crops are never landmarked"
             place = self._place("tracks", keys.track)
-            kept = self._read(place, _landmarks_of)
+            kept = self._read(place, landmarks_of)
             if kept is not None:
                 return kept
             made = follow_video(video, crop_params, patches)
             refuse_other_content()
-            self._write_landmarks(place, made)
+            self._write(place, arrays_of_landmarks(made))
             return made
 
         try:
@@ -147,16 +141,16 @@ class ClipCache:
         except ClipRejected as rejection:
             refuse_other_content()
             if _is_of_content(rejection):
-                self._write_outcome(keys, figures, None, rejection)
+                self._write(self._place("clips", keys.clip), arrays_of_outcome(figures, None, rejection))
             return Outcome(keys, figures, None, None, rejection, from_cache=False)
         refuse_other_content()
-        num_bytes = self._write_outcome(keys, mouth.figures, mouth, None)
+        self._write(self._place("clips", keys.clip), arrays_of_outcome(mouth.figures, mouth, None))
         track = Track(mouth.transform_T23, mouth.frame_index_T, mouth.landmarked)
-        return Outcome(keys, mouth.figures, track, num_bytes, None, from_cache=False)
+        return Outcome(keys, mouth.figures, track, len(encode_raw(mouth.clip_THW)), None, from_cache=False)
 
-    def read_clip(self, clip_key: str) -> NDArray[np.uint8] | None:
-        """The clip kept under a key, uint8, T×H×W; None where it is not there (any more)."""
-        return self._read(self._place("clips", clip_key), lambda kept: decode_raw(kept.read(f"{_CLIP}.npy")))
+    def read_clip(self, clip_key: str, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
+        """The clip kept under a key, uint8, T×H×W; None where none of this shape is there (any more)."""
+        return self._read(self._place("clips", clip_key), lambda kept: clip_of(kept, shape))
 
     # -- sources ---------------------------------------------------------------------------------------
 
@@ -166,7 +160,8 @@ class ClipCache:
         name = str(source.path.absolute()) + ("" if source.member is None else f"!{source.member}")
         place = (name, status.st_size, status.st_mtime_ns)
         # one a host: SQLite's locks cannot be relied on across a network file system
-        memo = self.folder / f"content-{re.sub(r'[^A-Za-z0-9_.-]', '_', socket.gethostname())}.sqlite"
+        host = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())
+        memo = of_this_user(self.folder / f"content-{host}.sqlite")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             # a connection a call: it costs far less than a clip, and none is ever shared between processes
@@ -193,52 +188,14 @@ class ClipCache:
 
     # -- outcomes --------------------------------------------------------------------------------------
 
-    def _read_outcome(self, keys: Keys) -> Outcome | None:
-        """The clip itself is left on the disk, so that a rerun over a whole corpus costs no minutes of reading."""
-
-        def outcome_of(kept: zipfile.ZipFile) -> Outcome:
-            told = json.loads(_array(kept, "outcome").tobytes())
-            figures = Figures(**told["figures"])
-            if told["reason"] is not None:
-                rejection = ClipRejected(Reason(told["reason"]), told["detail"])
-                return Outcome(keys, figures, None, None, rejection, from_cache=True)
-            has_transform = "transform_T23.npy" in kept.namelist()
-            track = Track(
-                _array(kept, "transform_T23") if has_transform else None,
-                _array(kept, "frame_index_T"),
-                _array(kept, "landmarked"),
-            )
-            num_bytes = kept.getinfo(f"{_CLIP}.npy").file_size
-            return Outcome(keys, figures, track, num_bytes, None, from_cache=True)
-
-        return self._read(self._place("clips", keys.clip), outcome_of)
-
-    def _write_landmarks(self, place: Path, made: Landmarks) -> None:
-        arrays = {name: getattr(made, name) for name in _LANDMARK_ARRAYS}
-        self._write(place, arrays | {name: np.array(getattr(made, name)) for name in _LANDMARK_SCALARS})
-
-    def _write_outcome(
-        self, keys: Keys, figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
-    ) -> int | None:
-        """Keeps an outcome; gives the size of the clip's payload."""
-        told = {
-            "figures": figures.as_row(),
-            "reason": None if rejection is None else rejection.reason.value,
-            "detail": None if rejection is None else rejection.detail,
-        }
-        arrays: dict[str, NDArray[Any]] = {
-            "outcome": np.frombuffer(json.dumps(told, ensure_ascii=False).encode(), np.uint8)
-        }
-        if mouth is not None:
-            arrays |= {
-                _CLIP: mouth.clip_THW,
-                "frame_index_T": mouth.frame_index_T,
-                "landmarked": mouth.landmarked,
-            }
-            if mouth.transform_T23 is not None:
-                arrays["transform_T23"] = mouth.transform_T23
-        self._write(self._place("clips", keys.clip), arrays)
-        return None if mouth is None else len(encode_raw(mouth.clip_THW))
+    def _read_outcome(self, keys: Keys, size_px: int) -> Outcome | None:
+        kept = self._read(
+            self._place("clips", keys.clip), lambda kept: outcome_of(kept, keys.track is not None, size_px)
+        )
+        if kept is None:
+            return None
+        figures, track, num_bytes, rejection = kept
+        return Outcome(keys, figures, track, num_bytes, rejection, from_cache=True)
 
     # -- files -----------------------------------------------------------------------------------------
 
@@ -252,7 +209,8 @@ class ClipCache:
                 return taken_from(kept)
         except FileNotFoundError:
             return None
-        except _DAMAGE as error:
+        except DAMAGE as error:
+            self.num_damaged += 1
             log.warning("cache entry %s is damaged (%s); it is made anew", place, error)
             return None
 
@@ -268,7 +226,7 @@ class _Replaced(Exception):
 def _is_of_content(rejection: ClipRejected) -> bool:
     """Whether the same bytes would be turned down again; a file system that fails may serve them tomorrow."""
     # PyAV's I/O errors are OSErrors too, those about the data ValueErrors
-    return rejection.reason is not Reason.MISSING_FILE and not isinstance(
+    return rejection.reason not in NOT_OF_CONTENT and not isinstance(
         rejection.__cause__, OSError | MemoryError
     )
 
@@ -280,18 +238,3 @@ def _hashed(source: Source) -> str:
         return sha256_of(source.path)
     except OSError as error:
         raise ClipRejected(Reason.UNREADABLE, f"{source.name} cannot be read ({error.strerror})") from error
-
-
-def _array(kept: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    # the whole member first, which checks its CRC: numpy then parses only what numpy wrote
-    file = io.BytesIO(kept.read(f"{name}.npy"))
-    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-
-
-def _landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
-    return Landmarks(
-        int(_array(kept, "width")),
-        int(_array(kept, "height")),
-        **{name: _array(kept, name) for name in _LANDMARK_ARRAYS},
-        transfer=Transfer(str(_array(kept, "transfer"))),
-    )

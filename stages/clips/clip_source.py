@@ -51,13 +51,13 @@ class ClipSource:
         """
         if self.mirror:
             self.mirror.fetch_clip(crop_row["clip_key"])
-        clip_THW = self.cache.read_clip(crop_row["clip_key"])
+        expected = (crop_row["num_frames"], self.params.size_px, self.params.size_px)
+        clip_THW = self.cache.read_clip(crop_row["clip_key"], expected)
         if clip_THW is None:
             # rare: one at a time, since a decoder and its pictures take far more memory than a clip
             with self._cutting:
                 clip_THW = self._render(crop_row)
                 self.num_rendered += 1
-        expected = (crop_row["num_frames"], self.params.size_px, self.params.size_px)
         if clip_THW.shape != expected:
             raise TableError(
                 f"clip {crop_row['clip_id']} is {clip_THW.shape}, ledger and parameters say {expected} (frames, "

@@ -65,6 +65,8 @@ class Done:
     crop_row: dict[str, Any]
     track_row: dict[str, Any] | None
     from_cache: bool
+    num_damaged: int = 0
+    """Entries of the cache that were damaged, and were made again."""
 
 
 Work = Callable[[Clip], Done]
@@ -132,10 +134,9 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
     rejection_or_none = outcome.rejection or _too_dense(clip, outcome.figures, params)
     if rejection_or_none is not None:
         row = crop_row(clip, outcome.figures, rejection_or_none.reason, rejection_or_none.detail, outcome)
-        return Done(row, None, outcome.from_cache)
-    return Done(
-        crop_row(clip, outcome.figures, None, None, outcome), track_row(clip, outcome), outcome.from_cache
-    )
+        return Done(row, None, outcome.from_cache, cache.num_damaged)
+    row = crop_row(clip, outcome.figures, None, None, outcome)
+    return Done(row, track_row(clip, outcome), outcome.from_cache, cache.num_damaged)
 
 
 def _mirrored(

@@ -6,7 +6,6 @@ mirror is not asked entry by entry: each process lists a folder of it once.
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,7 +19,9 @@ from shards.errors import MachineError
 from shards.files import atomic_file
 from shards.remote_files import open_file_system, put_whole
 from stages.clips.cache import Keys
+from stages.clips.entries import MAX_MEMBER_BYTES
 
+BLOCK_BYTES = 1 << 24
 _KEY = "machine.share"
 _ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
 
@@ -59,7 +60,9 @@ class SharedCache:
         if not here.exists():
             try:
                 with self._files.open(self._place(entry), "rb") as there, atomic_file(here) as file:
-                    shutil.copyfileobj(there, file)
+                    # no entry is larger: cut off, it is damaged, and is made again
+                    while file.tell() < MAX_MEMBER_BYTES and (block := there.read(BLOCK_BYTES)):
+                        file.write(block)
             except FileNotFoundError:
                 return None
             except OSError as error:

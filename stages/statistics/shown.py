@@ -59,11 +59,11 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
     if most := summary["annotations"]["most_frequent"]:
         counted = list(summary["annotations"]["splits"].items())
         _print_figures(console, "Annotations", "split", counted, ("clips", "annotations"))
-        # which they are, a person should see: what is said may stand in brackets too
         told = "Dropped from the labels:" if summary["annotations"]["dropped"] else "The most frequent:"
-        console.print(
-            told, Text(one_line(", ".join(f"{one['annotation']} {one['count']}" for one in most[:20])))
-        )
+        _print_annotations(console, told, most)
+    # which they are, a person should see: what is said may stand in brackets too
+    if kept := summary["annotations"]["kept"]:
+        _print_annotations(console, "In brackets and part of the labels:", kept)
     if shared := summary["overlap"]["speakers"]:
         names = Text(one_line(", ".join(list(shared)[:20])))
         console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)
@@ -76,6 +76,12 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
             f"The same video in several splits: {copies['num_videos']} ({counts}), whose scores say nothing:",
             Text(same),
         )
+
+
+def _print_annotations(console: Console, told: str, counted: Sequence[Mapping[str, Any]]) -> None:
+    console.print(
+        told, Text(one_line(", ".join(f"{one['annotation']} {one['count']}" for one in counted[:20])))
+    )
 
 
 def _print_figures(

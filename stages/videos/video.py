@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Any
 
 import av
 import numpy as np
@@ -50,8 +51,11 @@ _MAX_LEADING = 32
 _CONTAINERS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,mjpeg,flv,asf,ogg,ivf,nut,mxf,wav,mp3,flac,aac"
 )
-SAFE_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+OPENING: dict[str, Any] = {"options": {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}}
 """With these PyAV opens a file of a stranger: that file alone, as a container that holds a video by itself."""
+if int(av.__version__.partition(".")[0]) < 19:
+    # tags need not be UTF-8: PyAV 19 knows that by itself, and has no such argument
+    OPENING["metadata_errors"] = "replace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +358,7 @@ def _container(
     source: Source, file: str | MemberFile, params: CropParams | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = av.open(file, options=SAFE_OPTIONS, metadata_errors="replace")
+        container = av.open(file, **OPENING)
     except av.error.FFmpegError as error:
         raise ClipRejected(
             Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"
