@@ -1,7 +1,6 @@
 """Stage ingest: the transcripts of a corpus become clips.parquet."""
 
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +24,15 @@ from stages.corpora.overlap import (
     shared_videos,
     warn_of_splits,
 )
+from stages.corpora.same_video import check_texts, videos_of
 from stages.mouths.media_kind import media_kind_of
 from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
-from stages.videos.video import read_header
+from stages.videos.video import TRUNCATION_TOLERANCE_S, read_header
 
 _log = logging.getLogger(__name__)
 
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 """Raised whenever the same corpus gives other rows; a DVC parameter."""
 
 # opening a file waits for the disk more than it computes
@@ -71,7 +71,10 @@ class _Clip:
 
     transcript: Transcript
     media_kind: str | None
-    problem: Reason | None = None
+    problem: tuple[Reason, str] | None = None
+    """Why it will be rejected, and the detail."""
+    length_s: float | None = None
+    """Of the whole video, at most, where its header tells."""
 
 
 def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path: Path) -> IngestSummary:
@@ -87,9 +90,10 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     videos stand in several splits and `corpus.speaker_overlap` is `error`.
     """
     transcripts = read_corpus(corpus)
-    _refuse_two_texts(transcripts, text)
+    video_of = videos_of(corpus, transcripts)
+    check_texts(transcripts, video_of, text)
     warn_of_splits(transcripts)
-    speakers, videos = shared_speakers(transcripts), shared_videos(transcripts)
+    speakers, videos = shared_speakers(transcripts), shared_videos(transcripts, video_of)
     report_overlap(speakers, videos, is_error=corpus.speaker_overlap == "error")
     # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
     max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
@@ -107,12 +111,8 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_mark(text))
     write_table(clips_path, table_from_rows(rows, CLIPS), marked)
     num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below the corpus root")
-    num_outside = _warn_of(
-        clips,
-        Reason.UNSAFE_PATH,
-        "have a path or link that leads out of the corpus root (name files relative to the root; where links may lead "
-        "out of it, set corpus.follow_links to true)",
-    )
+    num_outside = _warn_of(clips, Reason.UNSAFE_PATH, "have a path or link that leads out of the corpus root")
+    _warn_of_times(clips)
     annotations, kept = _annotations(clips, text)
     return IngestSummary(
         clips_path=clips_path,
@@ -128,22 +128,6 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
         kept_in_brackets=kept,
         clips_by_kind=dict(sorted(Counter(clip.media_kind for clip in clips if clip.media_kind).items())),
     )
-
-
-def _refuse_two_texts(transcripts: Sequence[Transcript], text: TextParams) -> None:
-    """Raises CorpusError where one video, or one part of it, has two texts in a split: one of them is wrong."""
-    said: dict[tuple[object, ...], Transcript] = {}
-    for one in transcripts:
-        if not (one.media and one.text.strip()):
-            continue
-        stretch = (one.split, unicodedata.normalize("NFC", one.media), one.start_s, one.end_s)
-        other = said.setdefault(stretch, one)
-        if one.text != other.text and normalise(one.text, text) != normalise(other.text, text):
-            raise CorpusError(
-                f"{one.where}: {one.media} has another text here ({one.text[:40]!r}) than at {other.where} "
-                f"({other.text[:40]!r}): correct the path or leave one out; where each is said in a part of the video, "
-                "give the parts' times (corpus.kind table: columns start and end)"
-            )
 
 
 def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, int], dict[str, int]]:
@@ -163,23 +147,54 @@ def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, in
 def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:
     try:
         source = resolve_media(Path(corpus.root), transcript.media, follow_links=corpus.follow_links)
-        kind = media_kind_of(source, read_header(source, crop), corpus.media_kind, crop)
-        return _Clip(transcript, kind.value)
+        header = read_header(source, crop)
+        kind = media_kind_of(source, header, corpus.media_kind, crop)
+        return _Clip(transcript, kind.value, length_s=header.max_duration_s)
     except ClipRejected as error:
         _log.debug("%s: %s", transcript.media, error)
-        return _Clip(transcript, None, error.reason)
+        return _Clip(transcript, None, (error.reason, error.detail))
     except DATA_ERRORS:
         # crop looks again, and makes a row of it
         _log.exception("while looking at %s", transcript.media)
-        return _Clip(transcript, None, Reason.CRASHED)
+        return _Clip(transcript, None)
 
 
-def _warn_of(clips: Sequence[_Clip], problem: Reason, told: str) -> int:
-    names = [clip.transcript.clip_id for clip in clips if clip.problem is problem]
-    if names:
-        some = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
-        _log.warning("%d of %d clips %s; crop will reject them: %s", len(names), len(clips), told, some)
-    return len(names)
+def _warn_of(clips: Sequence[_Clip], reason: Reason, told: str) -> int:
+    """With what is wrong with the first."""
+    found = [(clip.transcript, clip.problem) for clip in clips if clip.problem and clip.problem[0] is reason]
+    if found:
+        first, (_, detail) = found[0]
+        _log.warning(
+            "%d of %d clips %s; crop will reject them (%s: %s): %s",
+            *(len(found), len(clips), told, first.where, detail),
+            _some([one.clip_id for one, _ in found]),
+        )
+    return len(found)
+
+
+def _warn_of_times(clips: Sequence[_Clip]) -> None:
+    late = [
+        (clip.transcript, clip.length_s)
+        for clip in clips
+        if clip.length_s is not None
+        and (
+            (clip.transcript.start_s or 0.0) >= clip.length_s
+            or (clip.transcript.end_s or 0.0) > clip.length_s + TRUNCATION_TOLERANCE_S
+        )
+    ]
+    if late:
+        first, length_s = late[0]
+        end = "its end" if first.end_s is None else f"{first.end_s:g} s"
+        _log.warning(
+            "%d of %d clips begin or end after the end of their video; crop will reject them (%s: from %g s to %s of "
+            "%s, which has %.2f s; times are in seconds, are these milliseconds?): %s",
+            *(len(late), len(clips), first.where, first.start_s or 0, end, first.media, length_s),
+            _some([one.clip_id for one, _ in late]),
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
 
 
 def _parts(

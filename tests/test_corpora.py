@@ -350,9 +350,31 @@ def test_two_videos_of_one_grid_clip_stop(tmp_path: Path) -> None:
 def test_relative_media_is_settled_after_one_pass(path: str) -> None:
     once = relative_media(path, Path("nowhere"))
     assert relative_media(once, Path("nowhere")) == once
-    assert leaves_root(once) == leaves_root(path)
-    if not leaves_root(path):
+    if not leaves_root(once):
         assert "\\" not in once and ".." not in re.split("/", once)
+    else:
+        assert once == path and leaves_root(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("sub/../a.mp4", "a.mp4"),
+        ("sub\\..\\v\\a.mp4", "v/a.mp4"),
+        ("./a/b/../../c/./d.mp4", "c/d.mp4"),
+        ("a/../a.zip!v/b.mp4", "a/../a.zip!v/b.mp4"),
+        ("../a.mp4", "../a.mp4"),
+        ("a/../../b.mp4", "a/../../b.mp4"),
+        ("a.zip!../b.mp4", "a.zip!../b.mp4"),
+        ("a.zip!v/../../b.mp4", "a.zip!v/../../b.mp4"),
+        ("{root}/sub/../a.mp4", "a.mp4"),
+        ("{root}/../a.mp4", "{root}/../a.mp4"),
+    ],
+)
+def test_a_way_up_that_stays_in_the_root_is_no_way_out(tmp_path: Path, path: str, told: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    assert relative_media(path.format(root=root), root) == told.format(root=root)
 
 
 def test_splits_come_in_their_usual_order() -> None:

@@ -1,7 +1,10 @@
 """Corpora given as one table, CSV or Parquet, and the seeded split of those without one."""
 
+import bz2
 import csv
+import gzip
 import logging
+import lzma
 import re
 from collections import Counter
 from pathlib import Path
@@ -63,7 +66,7 @@ def test_gender_age_and_topic_are_taken(
         "text": ["好"] * 3,
         "split": ["train"] * 3,
         "gender": ["F", " ", "divers"],
-        "age": ["25", "", "31.0"] if suffix == "csv" else [25.0, None, 31.0],
+        "age": ["25", "nan", "31.0"] if suffix == "csv" else [25.0, None, 31.0],
         "topic": ["KJ", "", "LY"],
     }
     with caplog.at_level(logging.WARNING):
@@ -131,75 +134,6 @@ def test_a_csv_table_with_a_doubled_column_or_none_stops(tmp_path: Path) -> None
         read_corpus(corpus)
 
 
-TIMES = {
-    "": None,
-    "0": None,
-    "0.0": None,
-    "1.5": 1.5,
-    "72": 72.0,
-    " 3.25 ": 3.25,
-    "1:12": 72.0,
-    "01:02:03.5": 3723.5,
-    "00:00:00.040": 0.04,
-    "100:00:00": 360_000.0,
-}
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_start_and_end_are_the_part_that_says_the_text(
-    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    starts = list(TIMES)
-    columns = {
-        "clip_id": [f"c{i}" for i in range(len(starts))],
-        "media": ["a.mp4"] * len(starts),
-        "text": ["t"] * len(starts),
-        "split": ["train"] * len(starts),
-        "start": starts,
-        "end": ["400000", *[""] * (len(starts) - 2), "100:00:00.5"],
-    }
-    found = read_corpus(table(tmp_path, columns, suffix))
-    assert [one.start_s for one in found] == list(TIMES.values())
-    assert [one.end_s for one in found] == [400_000.0, *[None] * (len(starts) - 2), 360_000.5]
-    assert caplog.text == ""
-
-
-def test_parquet_times_may_be_numbers(tmp_path: Path) -> None:
-    columns = {"clip_id": ["a", "b", "c"], "media": ["m"] * 3, "text": ["t"] * 3, "split": ["train"] * 3}
-    columns |= {"start": [0.0, 1.25, None], "end": [1, 3, None]}
-    found = read_corpus(table(tmp_path, columns, "parquet"))
-    assert [(one.start_s, one.end_s) for one in found] == [(None, 1.0), (1.25, 3.0), (None, None)]
-
-
-@pytest.mark.parametrize(
-    ("start", "end", "told"),
-    [
-        ("soon", "", "start 'soon' is no time"),
-        ("-1", "2", "start '-1' is no time"),
-        ("1,5", "2", "start '1,5' is no time"),
-        ("nan", "", "start 'nan' is no time"),
-        ("", "1e3", "end '1e3' is no time"),
-        ("0:75", "", "start '0:75' is no time"),
-        ("1:60:00", "", "start '1:60:00' is no time"),
-        ("1:2:3:4", "", "is no time"),
-        ("2", "1.5", "end 1.5 is not after start 2"),
-        ("2", "2", "end 2 is not after start 2"),
-        ("", "0", "end 0 is not after start 0"),
-    ],
-)
-def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, told: str) -> None:
-    columns = {
-        "clip_id": ["a"],
-        "media": ["m"],
-        "text": ["t"],
-        "split": ["train"],
-        "start": [start],
-        "end": [end],
-    }
-    with pytest.raises(CorpusError, match=rf"clips\.csv:2: .*{re.escape(told)}"):
-        read_corpus(table(tmp_path, columns))
-
-
 HEADER = "clip_id,media,text,split"
 ROWS = ["a,a.mp4,好,train", "b,b.mp4,你,valid"]
 ODD_TABLES = {
@@ -218,6 +152,18 @@ ODD_TABLES = {
     "tables joined by cat": (
         [HEADER, ROWS[0], f"\ufeff{HEADER}", ROWS[1], f"{HEADER.replace(',', ' , ')},,"],
         "0 empty rows and 2 repeated headers",
+    ),
+    "a header in another case": (
+        [HEADER, ROWS[0], "Clip_ID,Media,Text,Split", ROWS[1]],
+        "0 empty rows and 1 repeated headers",
+    ),
+    "byte order marks on lines of their own, and before rows": (
+        [f"\ufeff{HEADER}", "\ufeff", ROWS[0], f"\ufeff\ufeff{ROWS[1]}", "\ufeff"],
+        "",
+    ),
+    "rows without their last fields": (
+        [f"{HEADER},speaker,topic", ROWS[0], f"{ROWS[1]}, "],
+        "2 rows lack their last fields, which are taken as empty",
     ),
 }
 
@@ -245,7 +191,22 @@ def test_what_spreadsheets_and_joining_leave_is_passed_over(
             "2: 'note' stands in column 2, which has no name; name it in the header",
         ),
         ([HEADER, ROWS[0], "a.mp4,train"], "3: 2 fields where the header has 4"),
-        ([HEADER, ROWS[0], "media,clip_id,text,split", "b.mp4,b,你,valid"], "3: a second header begins here"),
+        ([HEADER, "a,a.mp4"], "2: 2 fields where the header has 4"),
+        ([f"{HEADER}", "a,a.mp4,好"], "2: split ''"),
+        *(
+            (
+                [HEADER, ROWS[0], second, "b,b.mp4,你,valid"],
+                f"3: a second table begins here, with the header {second};",
+            )
+            for second in (
+                "media,clip_id,text,split",
+                "clip_id,media,text,speaker",
+                "clip_id,media,text",
+                "Clip_ID,MEDIA,Text,speaker,age,topic,gender",
+                "media,text,id,speaker",
+                "clip_id,text",
+            )
+        ),
         ([f"{HEADER},text,,", f"{ROWS[0]},x,,"], "1: column text stands twice"),
         (["clip_id,,media", "a,,m"], "1: header clip_id,media lacks text"),
         ([",,,", ",,,"], "1: the file is empty"),
@@ -255,6 +216,32 @@ def test_what_would_lose_a_value_is_named(tmp_path: Path, lines: list[str], told
     (tmp_path / "clips.csv").write_text("\n".join([*lines, ""]), "utf-8")
     with pytest.raises(CorpusError, match=rf"clips\.csv:{re.escape(told)}"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["media", "text", "clip_id"])
+def test_a_row_that_says_the_name_of_one_column_is_no_header(tmp_path: Path, text: str) -> None:
+    (tmp_path / "clips.csv").write_text(f"{HEADER},speaker\na,a.mp4,{text},train,speaker\n", "utf-8")
+    (found,) = read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
+    assert (found.text, found.speaker) == (text, "speaker")
+
+
+OTHER_FILES = {
+    "clips.xlsx": (b"PK\x03\x04\x14\0", "an Excel workbook or another zip"),
+    "clips.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1", "an old Excel workbook"),
+    "clips.csv.gz": (gzip.compress(HEADER.encode()), "packed by gzip"),
+    "packed.csv": (gzip.compress(HEADER.encode()), "packed by gzip"),
+    "clips.csv.bz2": (bz2.compress(HEADER.encode()), "packed by bzip2"),
+    "clips.csv.xz": (lzma.compress(HEADER.encode()), "packed by xz"),
+    "clips": (b"PAR1\x15\x04", "a Parquet file without the extension"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_table_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
+    content, told = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=rf"{name} is {told}.*; save it as a plain CSV file in UTF-8"):
+        read_corpus(CorpusParams(kind="table", root=str(tmp_path), table=name))
 
 
 def test_empty_rows_of_parquet_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -216,6 +216,33 @@ def test_two_texts_of_one_stretch_of_video_stop(
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        (("1500", "2500"), "from 1500 s to 2500 s of a.mp4, which has 2.00 s"),
+        (("1", "99"), "from 1 s to 99 s of a.mp4"),
+        (("50", ""), "from 50 s to its end of a.mp4"),
+        (("2", "2.1"), "from 2 s to 2.1 s of a.mp4"),
+        # as much as headers round
+        (("1", "2.2"), None),
+        (("1.9", ""), None),
+        (("", ""), None),
+    ],
+)
+def test_times_after_the_end_of_the_video_are_told(
+    tmp_path: Path, times: tuple[str, str], told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_numbered(tmp_path / "a.mp4", map(numbered, range(50)))
+    rows = [("fine", "train", "a.mp4", "0", "1", "一"), ("late", "train", "a.mp4", *times, "二")]
+    with caplog.at_level(logging.WARNING):
+        ingest(parts_of(tmp_path, rows), TEXT, CROP, tmp_path / "clips.parquet")
+    found = [record.getMessage() for record in caplog.records if "after the end of" in record.getMessage()]
+    assert len(found) == (told is not None)
+    if told is not None:
+        assert "1 of 2 clips" in found[0] and f"clips.csv:3: {told}" in found[0]
+        assert found[0].endswith("times are in seconds, are these milliseconds?): late")
+
+
 def test_names_that_differ_in_case_or_width_are_one_speaker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,7 +271,7 @@ def test_annotations_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogC
     assert summary.annotations == {"[noise]": 2, "(笑)": 1}
     assert summary.kept_in_brackets == {"(中国)": 1}
     assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["你好中国", ""]
-    assert "annotations" not in caplog.text
+    assert "annotations in the transcripts" not in caplog.text
 
 
 def test_annotations_that_become_letters_are_warned_of(

@@ -120,6 +120,40 @@ def test_a_link_out_of_the_corpus_is_followed_where_the_parameters_say_so(
     assert pictures(source) == pictures(video), "read under the link's name: blobs have no extension"
 
 
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_advice_on_a_path_that_leads_out_works(
+    tmp_path: Path, video: Path, follow_links: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, outside = tmp_path / "corpus", tmp_path / "x.mp4"
+    outside.write_bytes(video.read_bytes())
+    for media in ("../x.mp4", str(outside)):
+        caplog.clear()
+        assert kinds_of(table_of(root, media, follow_links=follow_links), tmp_path) == [None]
+        assert "clips.csv:2: " in caplog.text and "or put a link to it below the root" in caplog.text
+        assert ("set corpus.follow_links to true" in caplog.text) is not follow_links
+    linked(root / "x.mp4", outside)
+    assert kinds_of(table_of(root, "x.mp4", follow_links=True), tmp_path) == ["mouth"]
+
+
+@pytest.mark.parametrize("media", ["a.mp4", "folder/a.mp4", "a.zip!v/a.mp4", "round.mp4"])
+def test_a_link_to_nothing_is_named(tmp_path: Path, media: str, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "corpus"
+    name = media.partition("/")[0].partition("!")[0]
+    linked(root / name, name if name == "round.mp4" else "../blobs/0123")
+    assert kinds_of(table_of(root, media), tmp_path) == [None]
+    target = (root / name).readlink()
+    assert f"{root / name} is a link whose target {target} is missing; fetch what it leads to" in caplog.text
+
+
+def test_an_official_zip_that_is_a_link_to_nothing_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = chinese_lips(tmp_path / "corpus", train=row(face=""))
+    linked(tmp_path / "corpus" / "train.zip", "../blobs/0123")
+    assert kinds_of(corpus, tmp_path) == [None]
+    assert caplog.text.count("train.zip is a link whose target ../blobs/0123 is missing") == 2
+
+
 @pytest.mark.parametrize("media", ["../elsewhere.mp4", "/etc/hostname", "a.zip!../b.mp4", "C:\\x.mp4"])
 def test_following_links_lets_no_path_climb_out(tmp_path: Path, media: str) -> None:
     (tmp_path / "corpus").mkdir()

@@ -10,6 +10,7 @@ from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.media_kind import media_kind_of
 from stages.settings import CropParams
+from stages.videos.media import Source
 from stages.videos.video import read_header
 from tests.faces import landmarks_of, made_up
 from tests.videos import photograph, write_audio, write_face, write_video
@@ -101,6 +102,14 @@ def test_too_long_is_said_before_anything_is_landmarked(tmp_path: Path) -> None:
     error, figures = rejected(path, PARAMS.model_copy(update={"max_frames": 20}), find_landmarks=no_landmarks)
     assert error.reason is Reason.TOO_LONG
     assert figures.source_width == 64
+
+
+def test_a_part_that_is_too_long_is_not_advised_to_be_split(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 60)
+    params = PARAMS.model_copy(update={"max_frames": 20})
+    detail = rejected(Source(path, start_s=0.4), params, find_landmarks=no_landmarks)[0].detail
+    assert "shorter parts in the corpus table" in detail and "split_long: true" not in detail
+    assert "set crop.split_long: true" in rejected(path, params, find_landmarks=no_landmarks)[0].detail
 
 
 def test_a_tiny_picture_is_no_trouble(tmp_path: Path) -> None:

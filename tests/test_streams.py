@@ -116,7 +116,8 @@ def test_a_cover_alone_is_no_video(tmp_path: Path) -> None:
         container.mux(tone.encode(None))
     with av.open(str(path)) as container:
         assert [stream.disposition for stream in container.streams.video] == [COVER]
-    assert rejection(lambda: read_header(path)).reason is Reason.NO_VIDEO
+    error = rejection(lambda: read_header(path))
+    assert error.reason is Reason.NO_VIDEO and "a.mp4 holds a cover picture and no video" in error.detail
 
 
 def test_captions_are_timed_by_the_video_that_is_shown(tmp_path: Path) -> None:

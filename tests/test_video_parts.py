@@ -1,10 +1,12 @@
 """Parts of videos: against whole decodings cut."""
 
+import re
 import zipfile
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from stages.clips.cache import ClipCache
 from stages.videos.media import Source, resolve_media
 from stages.videos.video import decode, read_header
 from tests.sources import PARAMS, gray_HW, pictures, rejection, zipped
+from tests.test_video import with_last_picture_for
 from tests.videos import number_of, numbered, photograph, write_mouth, write_video
 
 X264 = {"preset": "veryfast", "crf": "20"}
@@ -98,6 +101,53 @@ def test_a_jump_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(video._Clock, "read", lambda self, p: read.append(1) or clock_read(self, p))
     assert len(pictures(Source(path, None, 9.0, 10.0))) == 25
     assert len(read) <= 25 + 3 * 25
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        (
+            (1.0, 99.0),
+            r"ends at 4\.00 s, but the part should go on to 99\.00 s; correct its start and end, in seconds$",
+        ),
+        (
+            (50.0, None),
+            r"ends at 4\.00 s, but the part begins at 50\.00 s; correct its start and end",
+        ),
+        ((1500.0, 2500.0), r"ends at 4\.00 s, but the part begins at 1500\.00 s; correct"),
+        (
+            (0.501, 0.502),
+            r"shows no new picture between 0\.501 and 0\.502 s: the part is shorter than a picture",
+        ),
+    ],
+)
+def test_a_part_that_a_whole_video_lacks_is_a_fault_of_the_table(
+    tmp_path: Path, times: tuple[float | None, float | None], told: str
+) -> None:
+    path = write_video(tmp_path / "a.mp4", moving(100), options=X264)
+    detail = rejection(lambda: pictures(Source(path, None, *times))).detail
+    assert re.search(told, detail) and "anew" not in detail
+
+
+@pytest.mark.parametrize("times", [(None, None), (0.5, None), (0.5, 3.5), (3.5, None)])
+def test_a_part_that_a_cut_file_lacks_is_a_fault_of_the_file(
+    tmp_path: Path, times: tuple[float | None, float | None]
+) -> None:
+    plain = write_video(tmp_path / "plain.mp4", moving(100), options=X264)
+    whole = with_last_picture_for(tmp_path / "whole.mp4", plain, 0.04, faststart=True).read_bytes()
+    (tmp_path / "a.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    assert "get the file anew" in rejection(lambda: pictures(Source(tmp_path / "a.mp4", None, *times))).detail
+
+
+def test_a_part_that_a_cut_file_still_has_is_read(tmp_path: Path) -> None:
+    plain = write_video(tmp_path / "plain.mp4", moving(100), codec="mpeg4")
+    whole = with_last_picture_for(tmp_path / "whole.mp4", plain, 0.04, faststart=True)
+    with av.open(str(whole)) as container:
+        begins = [packet.pos for packet in container.demux(video=0) if packet.size]
+    (tmp_path / "a.mp4").write_bytes(whole.read_bytes()[: begins[60]])
+    detail = rejection(lambda: pictures(tmp_path / "a.mp4")).detail
+    assert "announces 4.00 s but ends at 2.40 s, 60 frames; get the file anew" in detail
+    assert len(pictures(Source(tmp_path / "a.mp4", None, None, 2.4))) == 60
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])

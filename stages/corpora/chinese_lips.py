@@ -172,7 +172,8 @@ def _index_zips(root: Path) -> _Zips:
         f"{folder}.zip"
         for folders in _SPLIT_FOLDERS.values()
         for folder in folders
-        if (root / f"{folder}.zip").is_file()
+        # a link is looked at even if its target is missing, so that this is told
+        if (root / f"{folder}.zip").is_file() or (root / f"{folder}.zip").is_symlink()
     )
     by_path, by_clip = defaultdict(list), defaultdict(list)
     damaged = []

@@ -3,8 +3,10 @@
 import codecs
 import csv
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 
 from shards.errors import CorpusError
@@ -14,17 +16,31 @@ _log = logging.getLogger(__name__)
 # as spreadsheets of other languages write them
 _OTHER_SEPARATORS = {";": "';'", "\t": "tabs", "|": "'|'", "，": "'，'"}
 
+# first bytes of files that people keep tables in
+_OTHER_FILES = {
+    b"PK\x03\x04": "an Excel workbook or another zip",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x1f\x8b": "packed by gzip",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ\0": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"PAR1": "a Parquet file without the extension .parquet",
+}
+
 
 def read_text(path: Path) -> str:
     """The UTF-8 text of `path`, without a byte order mark.
 
-    Raises CorpusError where it is missing, or with the line of the first byte that is no UTF-8.
+    Raises CorpusError where it is missing or a file of another kind, or with the line of the first byte that is no
+    UTF-8.
     """
     try:
         # by hand: with utf-8-sig the error would count its bytes from behind the mark
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+    if other := next((_OTHER_FILES[first] for first in _OTHER_FILES if raw.startswith(first)), None):
+        raise CorpusError(f"{path} is {other}, which is not read; save it as a plain CSV file in UTF-8")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -35,19 +51,23 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(
-    path: Path, check_header: Callable[[Sequence[str]], str | None]
+    path: Path, check_header: Callable[[Sequence[str]], str | None], required: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields (`file:line`, record) for each row below the header; values are as they stand in the file.
 
     Spaces around column names do not count, nor do columns that have neither a name nor a value. `check_header` gives
     what is wrong with the column names, or None. Blank lines are passed over; rows of empty fields, and the header
-    where it stands again (tables joined by `cat`), are too, and logged. Raises CorpusError for a wrong header, a row of
-    another number of fields, or broken quoting.
+    where it stands again (tables joined by `cat`), are too, and logged. A row may lack its last fields, which are then
+    empty, but for those of the columns `required` (none given: all of the header); this is logged too. Raises
+    CorpusError for a wrong header, another header below the first, a row of another number of fields, or broken
+    quoting.
     """
+    # joined files bring their byte order marks along
+    text = re.sub(r"^\ufeff+", "", read_text(path), flags=re.MULTILINE)
     # strict: a stray quote would otherwise swallow the rows up to the next one
-    reader = csv.reader(StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
-    line, num_empty, num_repeated = 1, 0, 0
+    line, num_empty, num_repeated, num_short = 1, 0, 0, 0
     try:
         for fields in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
@@ -58,15 +78,17 @@ def read_csv(
                 header = _names(fields)
                 if problem := check_header([name for name in header if name]):
                     raise CorpusError(f"{where}: {problem}{_hint(header)}")
-            elif (names := _names(fields)) == header:
+                required = required or header
+            elif _folded(names := _names(fields)) == _folded(header):
                 num_repeated += 1
-            elif set(names) == set(header):
+            elif len({*_folded(names)} & {*_folded(required)}) > 1:
                 raise CorpusError(
-                    f"{where}: a second header begins here, with the columns in another order; give each table a "
-                    "file of its own, or the same order"
+                    f"{where}: a second table begins here, with the header {','.join(names)}; give each table a "
+                    "file of its own, or the same columns in the same order"
                 )
             else:
-                yield where, _record(header, fields, where)
+                num_short += len(fields) < len(header)
+                yield where, _record(header, fields, where, required)
     except csv.Error as error:
         raise CorpusError(f"{path}:{line}: {error}; check the quotes of this row") from error
     if header is None:
@@ -75,22 +97,31 @@ def read_csv(
         _log.warning(
             "%s: %d empty rows and %d repeated headers are passed over", path, num_empty, num_repeated
         )
+    if num_short:
+        _log.warning("%s: %d rows lack their last fields, which are taken as empty", path, num_short)
 
 
 def _names(fields: Sequence[str]) -> list[str]:
     """Column names without the empty ones that spreadsheets put at the end."""
-    # joined files bring their byte order marks along
-    names = [name.removeprefix("\ufeff").strip() for name in fields]
+    names = [name.strip() for name in fields]
     while names and not names[-1]:
         names.pop()
     return names
 
 
-def _record(header: Sequence[str], fields: Sequence[str], where: str) -> dict[str, str]:
-    if len(fields) < len(header) or any(field.strip() for field in fields[len(header) :]):
+def _folded(names: Sequence[str]) -> list[str]:
+    return [name.casefold() for name in names]
+
+
+def _record(
+    header: Sequence[str], fields: Sequence[str], where: str, required: Sequence[str]
+) -> dict[str, str]:
+    lacking = [name for name in header[len(fields) :] if name in required]
+    if lacking or any(field.strip() for field in fields[len(header) :]):
         raise CorpusError(
             f"{where}: {len(fields)} fields where the header has {len(header)}; "
             f'a field with a comma or a line break in it needs "quotes"'
+            + (f", and an empty {', '.join(lacking)} its comma" if lacking else "")
         )
     for number, (name, field) in enumerate(zip(header, fields, strict=False), start=1):
         if not name and field.strip():
@@ -98,7 +129,7 @@ def _record(header: Sequence[str], fields: Sequence[str], where: str) -> dict[st
                 f"{where}: {field[:40]!r} stands in column {number}, which has no name; name it in the header, or "
                 "empty it"
             )
-    return {name: field for name, field in zip(header, fields, strict=False) if name}
+    return {name: field for name, field in zip_longest(header, fields[: len(header)], fillvalue="") if name}
 
 
 def _hint(header: Sequence[str]) -> str:

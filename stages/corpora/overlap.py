@@ -49,9 +49,9 @@ def shared_speakers(transcripts: Sequence[Transcript]) -> Shared:
     return _in_several_splits((one.speaker, one.split) for one in transcripts)
 
 
-def shared_videos(transcripts: Sequence[Transcript]) -> Shared:
-    """By path: of copies under several names `stats` knows once they are cropped."""
-    return _in_several_splits((one.media, one.split) for one in transcripts)
+def shared_videos(transcripts: Sequence[Transcript], video_of: Mapping[str, str]) -> Shared:
+    """By file, as `videos_of` gives it: of copies `stats` knows once they are cropped."""
+    return _in_several_splits((video_of.get(one.media), one.split) for one in transcripts)
 
 
 def _in_several_splits(pairs: Iterable[tuple[str | None, str]]) -> Shared:

@@ -9,6 +9,8 @@
 | topic | of the clip |
 | start, end | the part of the video that says the text: seconds (72.5) or [hours:]minutes:seconds (00:01:12.500) |
 | times | a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root |
+
+start_s and end_s are other names of start and end.
 """
 
 import hashlib
@@ -25,6 +27,8 @@ import pyarrow.parquet as pq
 from shards.errors import CorpusError
 from stages.corpora.csv_rows import read_csv
 from stages.corpora.overlap import with_one_spelling
+from stages.corpora.same_video import videos_of
+from stages.corpora.table_values import age, as_texts, is_time, time_s
 from stages.corpora.transcript import Transcript, relative_media
 from stages.settings import CorpusParams
 
@@ -32,9 +36,15 @@ _log = logging.getLogger(__name__)
 
 REQUIRED = ("clip_id", "media", "text")
 OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times")
-# a Parquet column of ages with gaps may have become floating point
-_AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
-_TIME = re.compile(r"(?:(?:(\d{1,4}):)?(\d{1,2}):)?(\d{1,9}(?:\.\d{1,12})?)", re.ASCII)
+# as clips.parquet calls them
+_SAME = {"start_s": "start", "end_s": "end"}
+_KNOWN = (*REQUIRED, *OPTIONAL, *_SAME)
+# what other tools call them; without its part each text would be that of the whole video
+_LIKE_TIMES = re.compile(
+    "(?:t|time|clip|segment|seg|utterance|utt|sentence|speech|part|cue|video)?"
+    "(?:(?P<start>start|begin|beginning|onset|开始|起始)|(?P<length>duration|length|时长)|end|stop|offset|结束|终止)"
+    "(?:time|times|timestamp|at|s|sec|secs|second|seconds|ms|msec|milliseconds|frame|时间|秒)?"
+)
 _UNSPLIT = "unsplit"
 
 
@@ -48,11 +58,14 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     path = root / corpus.table
     if not path.is_file():
         raise CorpusError(f"{path} is missing; corpus.table names a CSV or Parquet file below corpus.root")
-    rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header)
+    rows = (
+        _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header, REQUIRED)
+    )
     transcripts, has_splits = [], True
-    for where, row in rows:
+    for where, named in rows:
+        row = {_SAME.get(name, name): text for name, text in named.items()}
         has_splits = "split" in row
-        start_s, end_s = (_time_s(name, row.get(name, "").strip(), where) for name in ("start", "end"))
+        start_s, end_s = (time_s(name, row.get(name, "").strip(), where) for name in ("start", "end"))
         if end_s is not None and end_s <= (start_s or 0):
             raise CorpusError(f"{where}: end {row['end']} is not after start {row.get('start') or 0}")
         transcripts.append(
@@ -61,7 +74,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 split=row["split"].strip() if has_splits else _UNSPLIT,
                 speaker=row.get("speaker", "").strip() or None,
                 gender=row.get("gender", "").strip() or None,
-                age=_age(row.get("age", "").strip(), where),
+                age=age(row.get("age", "").strip(), where),
                 topic=row.get("topic", "").strip() or None,
                 media=relative_media(row["media"].strip(), root),
                 text=row["text"],
@@ -75,43 +88,31 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     return transcripts if has_splits else _with_seeded_split(with_one_spelling(transcripts), corpus, path)
 
 
-def _time_s(name: str, text: str, where: str) -> float | None:
-    if not text:
-        return None
-    match = _TIME.fullmatch(text)
-    hours, minutes, seconds = match.groups("0") if match else ("", "", "")
-    if (
-        match is None
-        or (":" in text and float(seconds) >= 60)
-        or (text.count(":") == 2 and int(minutes) >= 60)
-    ):
-        raise CorpusError(
-            f"{where}: {name} {text!r} is no time; write seconds, as 72.5, or hours:minutes:seconds, as 00:01:12.500, "
-            "or leave it empty at the video's own start or end"
-        )
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-
-
-def _age(text: str, where: str) -> int | None:
-    if not text:
-        return None
-    if (match := _AGE.fullmatch(text)) is None:
-        raise CorpusError(
-            f"{where}: age {text!r} is no number of years; leave it empty where it is not known"
-        )
-    return int(match[1])
-
-
 def _check_header(header: Sequence[str]) -> str | None:
     if doubled := sorted(name for name, count in Counter(header).items() if name and count > 1):
         return f"column {', '.join(doubled)} stands twice"
+    for name, same in _SAME.items():
+        if name in header and same in header:
+            return f"columns {same} and {name} are the same; leave one of them"
     if missing := [name for name in REQUIRED if name not in header]:
         lower = "names are lower case; " if set(missing) <= {name.lower() for name in header} else ""
         return (
             f"header {','.join(header)} lacks {', '.join(missing)}; {lower}"
             f"needed are {','.join(REQUIRED)}, known are also {','.join(OPTIONAL)}"
         )
-    if ignored := [name for name in header if name and name not in REQUIRED + OPTIONAL]:
+    given = {_SAME.get(name, name) for name in header}
+    for name in header:
+        match = _LIKE_TIMES.fullmatch(re.sub(r"[\W_]", "", name).casefold())
+        if name in _KNOWN or match is None or (match["length"] and "start" not in given):
+            continue
+        meant = "start" if match["start"] else "end"
+        if meant not in given:
+            seen = "length" if match["length"] else meant
+            return (
+                f"column {name} looks like the {seen} of a part of the video: name the columns start and end, in "
+                "seconds, as 72.5, or as 00:01:12.500; a column of something else needs another name"
+            )
+    if ignored := [name for name in header if name and name not in _KNOWN]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
     return None
 
@@ -122,11 +123,16 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         file = pq.ParquetFile(path)
         if problem := _check_header(file.schema_arrow.names):
             raise CorpusError(f"{path}:1: {problem}")
-        columns = [name for name in file.schema_arrow.names if name in REQUIRED + OPTIONAL]
+        columns = [name for name in file.schema_arrow.names if name in _KNOWN]
+        for name in columns:
+            if _SAME.get(name, name) in ("start", "end") and not is_time(
+                kind := file.schema_arrow.field(name).type
+            ):
+                raise CorpusError(
+                    f"{path}: column {name} is of type {kind}, which is no time in a video; make it numbers of seconds"
+                )
         for batch in file.iter_batches(columns=columns):
-            strings = pa.table(batch.columns, names=columns).cast(
-                pa.schema([(name, pa.string()) for name in columns])
-            )
+            strings = pa.table([as_texts(column) for column in batch.columns], names=columns)
             # Parquet readers take the bytes of a string column on trust
             strings.validate(full=True)
             for row in strings.to_pylist():
@@ -186,7 +192,7 @@ def seeded_split(
 def _with_seeded_split(
     transcripts: Sequence[Transcript], corpus: CorpusParams, path: Path
 ) -> list[Transcript]:
-    keys = _groups(transcripts)
+    keys = _groups(transcripts, videos_of(corpus, transcripts))
     try:
         splits = seeded_split(Counter(keys), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
     except ValueError as error:
@@ -197,7 +203,7 @@ def _with_seeded_split(
     return [replace(t, split=splits[key]) for t, key in zip(transcripts, keys, strict=True)]
 
 
-def _groups(transcripts: Sequence[Transcript]) -> list[str]:
+def _groups(transcripts: Sequence[Transcript], video_of: Mapping[str, str]) -> list[str]:
     """For each clip the name of its group: clips of one speaker, and clips of one video, stay together.
 
     A group is called after its first name in the order of the alphabet, so that the split does not hang on the
@@ -215,6 +221,6 @@ def _groups(transcripts: Sequence[Transcript]) -> list[str]:
     of_video: dict[str, str] = {}
     for name, one in zip(names, transcripts, strict=True):
         if one.media:
-            low, high = sorted((first(name), first(of_video.setdefault(one.media, name))))
+            low, high = sorted((first(name), first(of_video.setdefault(video_of[one.media], name))))
             first_of[high] = low
     return [first(name) for name in names]

@@ -1,5 +1,6 @@
 """The record every corpus reader gives, and the two conventions they share: media paths and split order."""
 
+import posixpath
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -35,19 +36,28 @@ class Transcript:
 
 
 def relative_media(path: str, root: Path) -> str:
-    """`path` of a corpus table relative to `root`, with forward slashes and no `./`; outside it stays as given.
+    """`path` of a corpus table relative to `root`, with forward slashes and no `./` or `..`; outside it as given.
 
     An absolute path, as programs write them, is below the root where one of its folders is the root, however the two
     are spelled: through links, from the working directory, with `..`.
     """
-    if not path or not leaves_root(path):
-        return path and str(PurePosixPath(path.replace("\\", "/")))
+    if not path:
+        return path
+    if (inside := _inside(path)) is not None:
+        return inside
     absolute = Path(path)
     for folder in absolute.parents if absolute.is_absolute() else ():
         if _is_same(folder, root):
-            inside = absolute.relative_to(folder)
-            return path if ".." in inside.parts else inside.as_posix()
+            return _inside(str(absolute.relative_to(folder))) or path
     return path
+
+
+def _inside(path: str) -> str | None:
+    """A relative path without `.` and `..`; None where it leaves its folder, or climbs within a zip."""
+    slashed = path.replace("\\", "/")
+    if leaves_root(path) and ".zip!" not in path.lower():
+        slashed = posixpath.normpath(slashed)
+    return None if leaves_root(slashed) else str(PurePosixPath(slashed))
 
 
 def _is_same(folder: Path, other: Path) -> bool:

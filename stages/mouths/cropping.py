@@ -22,7 +22,7 @@ from stages.mouths.motion import mouth_motion
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams
-from stages.videos.media import Media
+from stages.videos.media import Media, source_of
 from stages.videos.picture import Window
 from stages.videos.video import decode, mean_fps, read_header, resample
 
@@ -95,7 +95,7 @@ def crop_video(
     figures.source_fps, figures.source_width, figures.source_height = header.fps, header.width, header.height
     longest_s = params.max_frames / params.target_fps + HEADER_SLACK_S
     if header.duration_s is not None and header.duration_s > longest_s:
-        raise _too_long(header.duration_s * params.target_fps, params)
+        raise _too_long(media, header.duration_s * params.target_fps, params)
     patches = MouthPatches()
     if media_kind is MediaKind.MOUTH:
         times_s_F = _keep_whole(media, params, patches, figures)
@@ -126,7 +126,7 @@ def cut_mouth(
     figures.source_fps = mean_fps(times_s_F) or figures.source_fps
     figures.num_frames = len(frame_index_T)
     figures.duration_s = float(times_s_F[-1] + _step_s(times_s_F, params))
-    _check_length(len(frame_index_T), params)
+    _check_length(media, len(frame_index_T), params)
     transform_T23 = None
     if landmarks is not None:
         transform_T23 = _transform(landmarks, frame_index_T, params, figures)
@@ -229,9 +229,9 @@ def _seldom_seen(landmarks: Landmarks, frame_N: NDArray[np.int32], params: CropP
     return None
 
 
-def _check_length(num_frames: int, params: CropParams) -> None:
+def _check_length(media: Media, num_frames: int, params: CropParams) -> None:
     if num_frames > params.max_frames:
-        raise _too_long(num_frames, params)
+        raise _too_long(media, num_frames, params)
     if num_frames < params.min_frames:
         raise ClipRejected(
             Reason.TOO_SHORT,
@@ -239,12 +239,17 @@ def _check_length(num_frames: int, params: CropParams) -> None:
         )
 
 
-def _too_long(num_frames: float, params: CropParams) -> ClipRejected:
+def _too_long(media: Media, num_frames: float, params: CropParams) -> ClipRejected:
+    advice = (
+        "Give shorter parts in the corpus table (columns start and end): crop.split_long cuts whole videos only"
+        if source_of(media).is_part
+        else "Put a transcript with times (.align, .TextGrid, .srt, .vtt) beside the video and set crop.split_long: "
+        "true to cut it at pauses"
+    )
     return ClipRejected(
         Reason.TOO_LONG,
-        f"{num_frames:.0f} frames at {params.target_fps:g} fps; crop.max_frames is {params.max_frames}. Put a "
-        "transcript with times (.align, .TextGrid, .srt, .vtt) beside the video and set crop.split_long: true to cut "
-        "it at pauses, or raise the limit",
+        f"{num_frames:.0f} frames at {params.target_fps:g} fps; crop.max_frames is {params.max_frames}. {advice}, or "
+        "raise the limit",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.videos.zips import find_member, leaves_root, opened_member
+from stages.videos.zips import dangling_link, find_member, leaves_root, opened_member
 
 _IN_ZIP = re.compile(r"(.+?\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 
@@ -58,7 +58,9 @@ def resolve_media(
     in_zip = _IN_ZIP.fullmatch(media)
     if leaves_root(media) or (in_zip and leaves_root(in_zip[2])):
         raise ClipRejected(
-            Reason.UNSAFE_PATH, f"{media} leads out of the corpus; name it relative to the root"
+            Reason.UNSAFE_PATH,
+            f"{media} leads out of the corpus; name it relative to the root, or put a link to it below the root"
+            + ("" if follow_links else " and set corpus.follow_links to true"),
         )
     try:
         path = _found(root, media)
@@ -68,7 +70,8 @@ def resolve_media(
         else:
             in_zip = None
         if path is None:
-            raise ClipRejected(Reason.MISSING_FILE, f"{media} is not below the corpus root {root}")
+            link = dangling_link(root / media)
+            raise ClipRejected(Reason.MISSING_FILE, link or f"{media} is not below the corpus root {root}")
         target = path.resolve()
         inside = follow_links or any(target.is_relative_to(place) for place in _places(root))
     except OSError as error:

@@ -16,6 +16,10 @@ def shown_stream(container: av.container.InputContainer, name: str) -> av.VideoS
     """
     streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
     if not streams:
+        if container.streams.video:
+            raise ClipRejected(
+                Reason.NO_VIDEO, f"{name} holds a cover picture and no video; get the video itself"
+            )
         kinds = sorted({one.type for one in container.streams}) or ["nothing"]
         raise ClipRejected(Reason.NO_VIDEO, f"{name} holds no video stream (only {', '.join(kinds)})")
     streams = [one for one in streams if one.codec_context is not None]

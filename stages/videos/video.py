@@ -94,8 +94,8 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
 
     Of a part, the very pictures that decoding the whole file gives, counted and timed from the part's first.
     Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
-    off, holds less than it (or the part) announces, lacks more than `max_gap_s` in its midst, or where FFmpeg tells
-    that a picture is damaged.
+    off, holds less than it announces, ends before the part does, lacks more than `max_gap_s` in its midst, or where
+    FFmpeg tells that a picture is damaged.
     """
     source = source_of(media)
     begin_s = -TIME_SLACK_S if source.start_s is None else source.start_s - TIME_SLACK_S
@@ -125,20 +125,28 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
                 index, time_s - first_s, display.shown(picture), display.orientation, display.transfer
             )
         else:
-            found_s = clock.end_s
-            announced_s = header.duration_s if source.end_s is None else source.end_s
-            if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
-                what = "announces" if source.end_s is None else "should go on to"
-                raise ClipRejected(
-                    Reason.TRUNCATED,
-                    f"{source.name} {what} {announced_s:.2f} s but ends at {found_s:.2f} s, "
-                    f"{index + 1} frames; get the file anew",
-                )
+            _check_end(source, header.duration_s, clock.end_s, index + 1)
         if first_s is None:
             raise ClipRejected(
                 Reason.TRUNCATED,
-                f"{source.name} has no picture between {source.start_s or 0:.2f} and {end_s:.2f} s",
+                f"{source.name} shows no new picture between {source.start_s or 0:.3f} and {end_s:.3f} s: the part is "
+                "shorter than a picture; correct its start and end, in seconds",
             )
+
+
+def _check_end(source: Source, announced_s: float | None, found_s: float, num_frames: int) -> None:
+    """Raises ClipRejected where a video breaks off, or the part that is asked for lies beyond its end."""
+    is_behind = source.start_s is not None and source.start_s >= found_s - TIME_SLACK_S
+    wanted_s = announced_s if source.end_s is None else source.end_s
+    if not is_behind and (wanted_s is None or wanted_s - found_s <= TRUNCATION_TOLERANCE_S):
+        return
+    if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
+        fault = f"announces {announced_s:.2f} s but ends at {found_s:.2f} s, {num_frames} frames; get the file anew"
+    else:
+        part = f"begins at {source.start_s:.2f} s" if is_behind else f"should go on to {wanted_s:.2f} s"
+        or_cut = "" if announced_s is not None else ", or get the file anew if it was cut"
+        fault = f"ends at {found_s:.2f} s, but the part {part}; correct its start and end, in seconds{or_cut}"
+    raise ClipRejected(Reason.TRUNCATED, f"{source.name} {fault}")
 
 
 def _timed(

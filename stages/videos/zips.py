@@ -75,6 +75,14 @@ class Member:
         return f"{self.path.name}!{self.name}"
 
 
+def dangling_link(path: Path) -> str | None:
+    """For messages: the link on the way to `path` whose target is missing."""
+    for part in (*reversed(path.parents), path):
+        if part.is_symlink() and not part.exists():
+            return f"{part} is a link whose target {part.readlink()} is missing; fetch what it leads to"
+    return None
+
+
 def leaves_root(media: str) -> bool:
     """Whether a path of a corpus table or a zip, of POSIX or Windows, is absolute or has a `..` in it."""
     windows = PureWindowsPath(media)  # splits at / and \, and knows drives
@@ -101,7 +109,8 @@ def _listed(path: Path) -> _Directory:
     try:
         status = path.stat()
     except OSError as error:
-        raise ClipRejected(Reason.MISSING_FILE, f"{path}: {error.strerror}") from error
+        link = dangling_link(path) if isinstance(error, FileNotFoundError) else None
+        raise ClipRejected(Reason.MISSING_FILE, link or f"{path}: {error.strerror}") from error
     key = (str(path.absolute()), status.st_size, status.st_mtime_ns)
     with _zips_lock:
         if key not in _zips:
