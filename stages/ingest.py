@@ -112,6 +112,7 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     write_table(clips_path, table_from_rows(rows, CLIPS), marked)
     num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below the corpus root")
     num_outside = _warn_of(clips, Reason.UNSAFE_PATH, "have a path or link that leads out of the corpus root")
+    _warn_of(clips, Reason.UNREADABLE, "have a file that cannot be read")
     _warn_of_times(clips)
     annotations, kept = _annotations(clips, text)
     return IngestSummary(

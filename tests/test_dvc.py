@@ -162,9 +162,9 @@ def test_a_stage_declares_the_files_it_reads_and_writes(
 ) -> None:
     params = params_of(workplace / "params.yaml")
     stage, recorded = DECLARED[verb], record(verb)
-    samples = Path(params["paths"]["samples"])
-    lock = str(samples.with_name(f".{samples.name}.lock"))
-    kept = {params["paths"]["runs"], params["machine"]["cache_dir"], lock}
+    packed = (Path(params["paths"][name]) for name in ("samples", "shards"))
+    locks = {str(path.with_name(f".{path.name}.lock")) for path in packed}
+    kept = {params["paths"]["runs"], params["machine"]["cache_dir"], *locks}
     strangers = {name for name in recorded.written if not _among(name, stage.outs | kept)}
     assert not strangers, f"{verb} writes {strangers}, which are no outs of its stage"
     allowed = stage.deps | stage.outs | kept | {"params.yaml"}

@@ -122,7 +122,12 @@ def test_a_table_of_anothers_is_not_called_damaged(shared: Path, closed: Path) -
     [
         ("corpus", 1, r"pipeline: \S+/corpus/clips\.csv may not be opened by this user: .*"),
         ("corpus/clips.csv", 1, r"pipeline: \S+/corpus/clips\.csv cannot be read: Permission denied"),
-        ("corpus/videos", 0, r".*have no file below the corpus root; crop will reject them: a"),
+        (
+            "corpus/videos",
+            0,
+            r".*a file that cannot be read; .* videos/a\.mp4 may not be opened by this user: .*: a",
+        ),
+        ("corpus/videos/a.mp4", 0, r".*a file that cannot be read; .* \(Permission denied\)\): a"),
         (".", 2, r"pipeline: params\.yaml cannot be read: .*Permission denied.*"),
     ],
 )
@@ -134,7 +139,7 @@ def test_a_corpus_of_anothers_is_told_of(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One message and exit code 1, or, where videos alone are closed, clips that are missing."""
+    """One message and exit code 1, or, where videos alone are closed, a warning that names them."""
     root = shared / "corpus"
     (root / "videos").mkdir(parents=True)
     write_mouth(root / "videos" / "a.mp4", 12)

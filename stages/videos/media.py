@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from shards.errors import ClipRejected
+from shards.files import FORBIDDEN
 from shards.schema import Reason
 from stages.videos.zips import dangling_link, find_member, leaves_root, opened_member
 
@@ -74,8 +75,10 @@ def resolve_media(
             raise ClipRejected(Reason.MISSING_FILE, link or f"{media} is not below the corpus root {root}")
         target = path.resolve()
         inside = follow_links or any(target.is_relative_to(place) for place in _places(root))
+    except PermissionError as error:
+        raise ClipRejected(Reason.UNREADABLE, f"{media} {FORBIDDEN}") from error
     except OSError as error:
-        # a name too long for the file system, a folder one may not enter
+        # a name too long for the file system
         raise ClipRejected(Reason.MISSING_FILE, f"{media[:200]}: {error.strerror}") from error
     if not inside:
         raise ClipRejected(
