@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.disk import NOT_TAKEN, writing_told
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, ConfigError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
 from shards.plain import LogFormatter
 from shards.settings import Section
@@ -94,8 +94,8 @@ class RunFolder:
         names = [source.name for source in ours]
         manifest = checkpoints_folder / MANIFEST
         if manifest.exists():
-            for stale in set(json.loads(manifest.read_text("utf-8"))["files"]) - set(names):
-                (checkpoints_folder / Path(stale).name).unlink(missing_ok=True)
+            for stale in published_files(manifest) - set(names):
+                (checkpoints_folder / stale).unlink(missing_ok=True)
         write_json(manifest, {"run": self.folder.name, "files": names})
         for source in ours:
             target = checkpoints_folder / source.name
@@ -103,9 +103,21 @@ class RunFolder:
                 shutil.copyfileobj(file, copy)
 
 
+def published_files(manifest: Path) -> set[str]:
+    """The names in `published.json`. Raises CheckpointError where it is damaged."""
+    try:
+        names = json.loads(manifest.read_text("utf-8"))["files"]
+        return {Path(name).name for name in names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{manifest} is damaged ({error!r}): remove it, and move the checkpoints beside it away"
+        ) from error
+
+
 def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
-    """CheckpointError where the folder holds checkpoints that no run of this program published."""
+    """Raises CheckpointError where the folder holds checkpoints that no run of this program published."""
     if (checkpoints_folder / MANIFEST).exists():
+        published_files(checkpoints_folder / MANIFEST)
         return
     found = sorted(
         [*checkpoints_folder.glob("checkpoint_epoch_*.pt"), *checkpoints_folder.glob("best_model.pt")]
@@ -147,6 +159,10 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
         run.folder.mkdir(parents=True, exist_ok=True)
         logs_folder.mkdir(parents=True, exist_ok=True)
         published = logs_folder / "training.log"
+        if published.is_symlink() or (published.exists() and not published.is_file()):
+            raise ConfigError(
+                f"{published} is a link, device or pipe: remove it, or choose another paths.logs"
+            )
         if run.log.exists():
             shutil.copyfile(run.log, published)
         else:

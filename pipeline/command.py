@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shards.plain import one_line
+
 if TYPE_CHECKING:
     from pipeline.params import Params
 
@@ -58,6 +60,11 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
     dotted = {name.replace("__", "."): value for name, value in flags.items() if name not in OLDER_NAMES}
     dotted |= keys_of_flags(flags)
     return load_params(params, preset=preset, config=config, assignments=assignments or (), flags=dotted)
+
+
+def say(text: object) -> None:
+    """Prints a line on stdout, with control characters of a path or a name escaped."""
+    typer.echo(one_line(text))
 
 
 def is_other_rank() -> bool:

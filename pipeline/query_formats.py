@@ -22,7 +22,7 @@ from pipeline.params import PathsParams
 from pipeline.query import Answer, query, rows_of, view_files
 from shards.errors import ConfigError
 from shards.files import ROW_GROUP_ROWS, atomic_file
-from shards.plain import csv_cell, one_line
+from shards.plain import csv_cell, is_control, one_line
 
 FORMATS = ("table", "csv", "json", "parquet")
 MAX_PRINTED_ROWS = 1_000
@@ -92,7 +92,11 @@ def _write_json(answer: Answer, out: TextIO) -> None:
     for batch in answer.batches():
         for row in rows_of(answer, batch):
             named = dict(zip(answer.columns, map(_json_value, row), strict=True))
-            out.write(between + json.dumps(named, ensure_ascii=False, default=str))
+            text = json.dumps(named, ensure_ascii=False, default=str)
+            if not text.isprintable():
+                # json escapes the control characters of ASCII only
+                text = "".join(json.dumps(one)[1:-1] if is_control(one) else one for one in text)
+            out.write(between + text)
             between = ",\n"
     out.write("[]\n" if between == "[\n" else "\n]\n")
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import sys
 import unicodedata
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from model.text import SPECIAL_TOKENS, Tokenizer
 from pipeline.cli import app
+from pipeline.command import say
 from pipeline.params import PathsParams
 from pipeline.query_formats import write_answer
 from shards.errors import CheckpointError
@@ -191,3 +193,19 @@ def test_a_reports_tables_hold_no_formula() -> None:
     rows = list(csv.DictReader(io.StringIO(tables["by_topic.csv"])))
     assert rows and list(rows[0]) == list(GROUP_COLUMNS)
     assert {row["group"] for row in rows} == {"'=cmd|' /C calc'!A0", "-1.5", "KJ"}
+
+
+def test_json_of_a_query_steers_no_terminal_and_is_read_back(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a\x1b\x9b\u202e\u2028\U000e0001好"
+    sql = "SELECT '" + text + "' AS t"
+    app(["query", sql, "--format", "json"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert json.loads(out) == [{"t": text}]
+    assert "好" in out and not any(unicodedata.category(c) in STEERING for c in out.replace("\n", ""))
+
+
+def test_a_path_on_stdout_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say(Path("a\nb\u202e"))
+    assert capsys.readouterr().out == "a\\nb\\u202e\n"

@@ -306,3 +306,15 @@ def test_letters_of_pinyin_are_not_called_characters(tmp_path: Path) -> None:
     assert "counted by its letters: not to be compared with a CER of characters" in out.getvalue()
     write_report(made_clips(), [], made_context(), tmp_path, ReportFacts("ctc"))
     assert "sounds, tones and meaning" in page_of(tmp_path) and "letters" not in page_of(tmp_path)
+
+
+def test_what_is_printed_of_a_report_of_others_making_steers_no_terminal(tmp_path: Path) -> None:
+    clips = made_clips()
+    metrics = write_report(clips, blind_of(clips), made_context(), tmp_path, ReportFacts("ctc"))
+    hostile = "\x1b[31mx\u202e\nforged"
+    out = io.StringIO()
+    names = ("decoder", "normaliser", "checkpoint_normaliser", "language_model")
+    print_metrics(metrics | dict.fromkeys(names, hostile), Console(file=out, width=300))
+    assert "\\x1b[31mx\\u202e\\nforged" in out.getvalue()
+    assert not set("\x1b\u202e") & set(out.getvalue())
+    assert not any(line.startswith("forged") for line in out.getvalue().split("\n"))

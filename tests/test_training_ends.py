@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import torch
 
 from model.checkpoints import load_checkpoint
 from model.progress import Progress
+from model.runs import RunFolder, training_log
 from model.training.step import StepFigures, TrainingStep
 from model.training.stopping import StopSignals
 from model.training.trainer import train
-from shards.errors import TrainingError
+from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams
@@ -183,3 +185,33 @@ def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
         assert stop.has_come
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_refused_training_leaves_the_published_log(tmp_path: Path, packed: Packed) -> None:
+    job = job_in(tmp_path, packed, num_epochs=1)
+    job.logs.mkdir(parents=True)
+    (job.logs / "training.log").write_text("of the former run", "utf-8")
+    job.checkpoints.mkdir(parents=True)
+    (job.checkpoints / "best_model.pt").write_bytes(b"of somebody else")
+    with pytest.raises(CheckpointError, match=r"best_model\.pt was not published by this program"):
+        train(job)
+    (job.checkpoints / "published.json").write_text("{}", "utf-8")
+    with pytest.raises(CheckpointError, match=r"published\.json is damaged .*: remove it"):
+        train(job)
+    assert (job.logs / "training.log").read_text("utf-8") == "of the former run"
+    assert (job.checkpoints / "best_model.pt").read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_the_published_log_replaces_nothing_but_a_file(tmp_path: Path, kind: str) -> None:
+    log, notes = tmp_path / "training.log", tmp_path / "notes.txt"
+    notes.write_text("mine", "utf-8")
+    if kind == "link":
+        log.symlink_to(notes)
+    else:
+        os.mknod(log, 0o600 | (stat.S_IFIFO if kind == "pipe" else stat.S_IFCHR), os.makedev(1, 3))
+    before = log.lstat()
+    with pytest.raises(ConfigError, match=r"training\.log is a link, device or pipe: remove it"):  # noqa: SIM117
+        with training_log(RunFolder(tmp_path / "runs", "a"), tmp_path):
+            raise AssertionError("not reached")
+    assert notes.read_text("utf-8") == "mine" and log.lstat() == before

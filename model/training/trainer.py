@@ -47,6 +47,7 @@ def train(job: TrainingJob) -> TrainingSummary:
     MachineError; Interrupted after SIGTERM or Ctrl-C.
     """
     with joined() as ranks:
+        refuse_foreign_checkpoints(job.checkpoints)
         data = TrainingData(job, ranks)
         run = run_of(job, data)
         with alone_in(run.folder) if ranks.is_first else contextlib.nullcontext():
@@ -85,7 +86,6 @@ class _Trainer:
 
     def train(self) -> TrainingSummary:
         job, run = self.job, self.run
-        refuse_foreign_checkpoints(job.checkpoints)
         resumed_from = self.state.restore(run)
         progress = self.progress
         self._refuse_torn_ranks()

@@ -24,6 +24,7 @@ EXAMPLES = 3
 
 def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     """CER, what it is made of, and what a reader that sees no lips would score."""
+    metrics = {name: one_line(value) if isinstance(value, str) else value for name, value in metrics.items()}
     table = Table(title=f"split {metrics['split']}: {metrics['num_clips']} clips", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import Json, app
+from pipeline.command import Json, app, say
 
 
 @app.command()
@@ -44,4 +44,4 @@ def compare(
     else:
         print_comparison(comparison, num_clips, stdout)
         if html is not None:
-            typer.echo(html)
+            say(html)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, shown
+from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, say, shown
 from recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def demo(
     with shown("drawing the demo corpus", "clips") as on_progress:
         summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
     counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
-    typer.echo(
+    say(
         f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
         f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
     )
@@ -172,7 +172,7 @@ def _ingest(values: "Params") -> None:
     check_writable(Path(values.paths.clips).parent, "paths.clips")
     summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
-    typer.echo(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
+    say(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
     typer.echo(f"  {_taken_as(summary.clips_by_kind, values.corpus.media_kind)}")
     if values.text.drop_annotations:
         for found, told in (
@@ -181,7 +181,7 @@ def _ingest(values: "Params") -> None:
         ):
             most = ", ".join(f"{one} ({count})" for one, count in list(found.items())[:5])
             if most:
-                typer.echo(f"  {sum(found.values())} {told}: {most}")
+                say(f"  {sum(found.values())} {told}: {most}")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
 
@@ -207,7 +207,7 @@ def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None =
             part,
         )
     crops = Path(paths.crops) if part is None else part.path(Path(paths.crops))
-    typer.echo(f"{crops}: {summary}")
+    say(f"{crops}: {summary}")
 
 
 def _merge(values: "Params", num_jobs: int | None) -> None:
@@ -215,7 +215,7 @@ def _merge(values: "Params", num_jobs: int | None) -> None:
 
     paths = values.paths
     merged = merge(values.crop, Path(paths.clips), Path(paths.crops), Path(paths.tracks), num_jobs)
-    typer.echo(f"{paths.crops}: {merged}")
+    say(f"{paths.crops}: {merged}")
 
 
 def _pack(values: "Params", has_rights: bool) -> None:
@@ -237,7 +237,7 @@ def _pack(values: "Params", has_rights: bool) -> None:
             on_progress,
             has_rights,
         )
-    typer.echo(f"{paths.samples}: {summary}")
+    say(f"{paths.samples}: {summary}")
 
 
 def _check_pack_places(values: "Params") -> None:

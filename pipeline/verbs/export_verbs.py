@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, Json, ModelFile, ParamsFile, app, load, shown
+from pipeline.command import (
+    PARAMS,
+    Assignments,
+    CheckpointDir,
+    Json,
+    ModelFile,
+    ParamsFile,
+    app,
+    load,
+    say,
+    shown,
+)
 
 
 @app.command()
@@ -63,7 +74,7 @@ def export(
         told = f"{folder / file.name}: {file.num_bytes / 1e6:.1f} MB"
         if file.cer is not None and file.clips_per_s is not None:
             told += f", CER {file.cer:.2%} on split {facts.scored_split}, {file.clips_per_s:.1f} clips/s"
-        typer.echo(told)
+        say(told)
     if facts.difference is not None:
         typer.echo(f"differs from the network by at most {facts.difference:.1e} in a log-probability")
-    typer.echo(str(folder / "MODEL_CARD.md"))
+    say(folder / "MODEL_CARD.md")

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, Json, ParamsFile, app, load, shown
+from pipeline.command import (
+    PARAMS,
+    Assignments,
+    ConfigFile,
+    DataRoot,
+    Json,
+    ParamsFile,
+    app,
+    load,
+    say,
+    shown,
+)
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -86,7 +97,7 @@ def qc(
 
     values = load(params, assignments)
     check_writable(out.parent if out else Path(values.paths.stats), "--out" if out else "paths.stats")
-    typer.echo(_qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips))
+    say(_qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips))
 
 
 def _qc(values: "Params", page: Path, **choice: Any) -> str:

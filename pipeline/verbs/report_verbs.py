@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, Json, ModelFile, ParamsFile, app, load, shown
+from pipeline.command import PARAMS, Assignments, Json, ModelFile, ParamsFile, app, load, say, shown
 
 
 @app.command()
@@ -53,7 +53,7 @@ def report(
     from pipeline.shown.summary import print_metrics
 
     print_metrics(metrics, stdout)
-    typer.echo(f"{Path(paths.report) / 'report.html'}")
+    say(Path(paths.report) / "report.html")
 
 
 @app.command()
@@ -80,4 +80,4 @@ def show(params: ParamsFile = PARAMS, assignments: Assignments = None, json_: Js
         typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
     else:
         print_metrics(metrics, stdout)
-        typer.echo(f"report: {folder / 'report.html'}")
+        say(f"report: {folder / 'report.html'}")

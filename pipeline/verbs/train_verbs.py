@@ -18,6 +18,7 @@ from pipeline.command import (
     ParamsFile,
     app,
     load,
+    say,
     shown,
 )
 
@@ -111,7 +112,7 @@ def train(
         best = f"best valid CER {summary.best_val_cer:.1%} in epoch {summary.best_epoch}"
     if summary.already_done:
         typer.echo("this run was finished before; nothing to do")
-    typer.echo(
+    say(
         f"{paths.checkpoints}: {summary.num_parameters:,} parameters, {summary.epochs} epochs, {best}, "
         f"{summary.seconds:.0f} s of training"
     )
