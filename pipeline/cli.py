@@ -120,6 +120,8 @@ def _watched_stdout() -> "WatchedFile | None":
     )
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        # else workers would be started with it closed
+        os.set_inheritable(sys.stderr.fileno(), True)
     return raw
 
 

@@ -50,6 +50,16 @@ def test_what_prints_nothing_needs_no_stdout_and_no_stderr(tmp_path: Path) -> No
     assert len(out.read_text().splitlines()) == 100_001
 
 
+def test_processes_start_where_stderr_is_closed() -> None:
+    child = "[sys.executable, '-c', 'import os; os.fstat(2)']"
+    program = (
+        "import subprocess, sys; from pipeline import cli; cli._watched_stdout(); "
+        f"raise SystemExit(subprocess.run({child}).returncode)"
+    )
+    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{program}" 2>&-'], check=False, cwd=ROOT)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
 def test_a_reader_who_has_seen_enough_is_no_fault(kind: str) -> None:
     done = run(TO_STDOUT[kind], "| head -c 20 > /dev/null; exit ${PIPESTATUS[0]}")
