@@ -209,6 +209,64 @@ def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Pat
     assert names(tmp_path) == ["kept", "loop", "lost", "protected"]
 
 
+# -- files that are open already -----------------------------------------------------------------------------
+
+WRITES = """
+import sys
+from pathlib import Path
+from shards.errors import PipelineError
+from shards.files import write_bytes
+try:
+    write_bytes(Path(sys.argv[1]), b"answer")
+except PipelineError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "shell", "left"),
+    [
+        ("/dev/stdout", ">> log", b"precious\nanswer"),
+        ("/proc/self/fd/1", ">> log", b"precious\nanswer"),
+        ("/proc/thread-self/fd/1", ">> log", b"precious\nanswer"),
+        ("link", ">> log", b"precious\nanswer"),
+        ("/dev/fd/6", "6> gone; rm gone", b"precious\n"),
+        ("/dev/fd/6", "6<> log; read -u 6", b"precious\nanswer"),
+        ("/dev/stdout", "| cat > log", b"answer"),
+    ],
+)
+def test_a_path_of_an_open_file_is_written_where_that_file_stands(
+    tmp_path: Path, path: str, shell: str, left: bytes
+) -> None:
+    """As the shell wrote it so far: appended to, at its offset, or without a name any more."""
+    (tmp_path / "log").write_bytes(b"precious\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    opened, _, then = shell.partition("; ")
+    command = '"$@"'
+    script = f"exec {opened}\n{then}\n{command}" if then else f"{command} {opened}"
+    done = written_by(script, path, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path) == ["link", "log"] and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "log").read_bytes() == left
+
+
+def written_by(script: str, path: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = ["bash", "-c", script, "bash", sys.executable, "-c", WRITES, path]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_another_processs_open_file_and_one_that_may_only_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"precious\n")
+    done = written_by('exec 6>> log; "${@:1:3}" /proc/$$/fd/6 6>&-', "", tmp_path)
+    assert "is an open file of another process; give the file's own path" in done.stderr
+    done = written_by('"$@" 6< log', "/dev/fd/6", tmp_path)
+    assert "/dev/fd/6 cannot be written (Bad file descriptor)" in done.stderr
+    assert names(tmp_path) == ["log"] and (tmp_path / "log").read_bytes() == b"precious\n"
+
+
 # -- what killed processes leave -----------------------------------------------------------------------------
 
 WRITING = """
