@@ -150,7 +150,7 @@ def _sweep(folder: Path) -> None:
         return
     _swept.add(place)
     for left in place.glob(f".*.{_TEMPORARY}-*.tmp"):
-        with suppress(OSError), tried_lock(left) as is_ours:
+        with suppress(OSError, MachineError), tried_lock(left) as is_ours:
             if is_ours:
                 left.unlink()
 

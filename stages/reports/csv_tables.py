@@ -85,5 +85,5 @@ def _groups_csv(groups: Sequence[Group]) -> str:
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    write_csv_rows(text, [columns, *([row[name] for name in columns] for row in rows)])
+    write_csv_rows(text, [columns, *(map(row.get, columns) for row in rows)])
     return text.getvalue()
