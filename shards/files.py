@@ -56,8 +56,7 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
             if temporary:
                 with writing_told(path, needed_bytes):
                     os.fsync(raw.fileno())
-                    # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
-                    os.fchmod(raw.fileno(), 0o666 & ~_UMASK)
+                    _give_rights(raw.fileno(), path)
                     # still open, so locked: a sweep would take it for a killed process's
                     temporary.replace(path)
     except Exception:
@@ -137,6 +136,21 @@ def _locked_temporary(path: Path) -> tuple[Path, WatchedFile]:
         if is_ours:
             return Path(name), WatchedFile(descriptor, "w")
         os.close(descriptor)
+
+
+def _give_rights(descriptor: int, path: Path) -> None:
+    """To the open file those of the one at `path`, which it replaces; else the usual ones, where mkstemp gives 0600."""
+    try:
+        former = path.stat()
+    except FileNotFoundError:
+        # tables and shards are shared with other users of the machine
+        os.fchmod(descriptor, 0o666 & ~_UMASK)
+        return
+    for owner, group in ((-1, former.st_gid), (former.st_uid, -1)):
+        # only root may give to anyone: whoever may not has it as his own
+        with suppress(OSError):
+            os.fchown(descriptor, owner, group)
+    os.fchmod(descriptor, former.st_mode & 0o777)
 
 
 _TEMPORARY = f"pipeline-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"

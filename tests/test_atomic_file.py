@@ -28,6 +28,7 @@ from pipeline.cli import app
 from shards import files
 from shards.errors import DiskError, MachineError
 from shards.files import atomic_file, write_bytes, write_text
+from tests.other_user import NOBODY, as_nobody, open_folder
 
 NULL, FULL = (1, 3), (1, 7)
 """Numbers of Linux's devices: one that takes everything, one that is always full."""
@@ -207,6 +208,49 @@ def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Pat
         write_bytes(tmp_path / "lost", b"x")
     assert kept.read_bytes() == b"of a cache"
     assert names(tmp_path) == ["kept", "loop", "lost", "protected"]
+
+
+# -- whose it is and who may read it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755, 0o444])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    """Also without permission to write, as DVC leaves hard links to its cache: the other name keeps its bytes."""
+    file, cache, link = tmp_path / "file", tmp_path / "cache", tmp_path / "link"
+    file.write_bytes(b"old")
+    cache.hardlink_to(file)
+    file.chmod(mode)
+    write_bytes(file, b"new")
+    assert (file.read_bytes(), cache.read_bytes()) == (b"new", b"old")
+    assert file.stat().st_mode & 0o7777 == mode
+    if mode & 0o222:
+        link.symlink_to(file)
+        write_bytes(link, b"newer")
+        assert (file.read_bytes(), file.stat().st_mode & 0o7777) == (b"newer", mode)
+
+
+def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_whose_a_file_is_stays_so_where_root_replaces_it_and_another_has_it_as_his_own() -> None:
+    with open_folder() as folder:
+        file = folder / "file"
+        file.write_bytes(b"old")
+        os.chown(file, NOBODY, NOBODY)
+        file.chmod(0o600)
+        write_bytes(file, b"new")
+        assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (
+            NOBODY,
+            NOBODY,
+            0o600,
+        )
+        os.chown(file, 0, 0)
+        with as_nobody():
+            write_bytes(file, b"his")
+        assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (NOBODY, 0o600)
 
 
 # -- files that are open already -----------------------------------------------------------------------------
