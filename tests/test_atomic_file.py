@@ -1,6 +1,7 @@
 """What stands where a file is written: a device and a pipe stay, a link is followed, torsos of the killed go."""
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -73,14 +74,45 @@ def test_a_pipe_is_written_as_it_comes_and_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo() and link.is_symlink() and names(tmp_path) == ["link", "pipe"]
 
 
+BROKEN = r"pipe cannot be written \(Broken pipe\); what reads it ended too soon: see why, or name a file$"
+
+
 def test_a_pipe_that_nobody_reads_any_more_is_told(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: pipe.open("rb").close())
     reader.start()
-    with pytest.raises(DiskError, match=r"pipe cannot be written \(Broken pipe\)"), atomic_file(pipe) as file:
+    with pytest.raises(DiskError, match=BROKEN), atomic_file(pipe) as file:
         reader.join(10)
         file.write(bytes(1_000_000))
+
+
+def test_a_file_above_the_limit_of_its_user_is_told(tmp_path: Path) -> None:
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python takes no notice of the signal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(
+            DiskError, match=r"a cannot be written \(File too large\); raise the limit \(`ulimit -f`"
+        ):
+            write_bytes(tmp_path / "a", bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    for name, told in {
+        "folder": "a folder has that name",
+        "file/a": "a file stands where a folder is needed",
+        "file/a/b": "a file stands where a folder is needed",
+        "a" * 256: "give a shorter name",
+    }.items():
+        with pytest.raises(DiskError, match=rf"{name} cannot be written \([A-Z].*\); {told}"):
+            write_bytes(tmp_path / name, b"x")
+    assert names(tmp_path) == ["file", "folder"]
 
 
 def test_disks_and_sockets_are_refused(tmp_path: Path) -> None:
