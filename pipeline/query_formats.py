@@ -1,6 +1,5 @@
 """The answer to a query as a table, CSV, JSON or Parquet, written while it is read."""
 
-import csv
 import io
 import json
 import math
@@ -22,7 +21,7 @@ from pipeline.params import PathsParams
 from pipeline.query import Answer, query, rows_of, view_files
 from shards.errors import ConfigError
 from shards.files import ROW_GROUP_ROWS, atomic_file
-from shards.plain import csv_cell, is_control, one_line
+from shards.plain import is_control, one_line, write_csv_rows
 
 FORMATS = ("table", "csv", "json", "parquet")
 MAX_PRINTED_ROWS = 1_000
@@ -80,10 +79,9 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
 
 
 def _write_csv(answer: Answer, out: TextIO) -> None:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(csv_cell, answer.columns))
+    write_csv_rows(out, [answer.columns])
     for batch in answer.batches():
-        writer.writerows(map(csv_cell, row) for row in rows_of(answer, batch))
+        write_csv_rows(out, rows_of(answer, batch))
 
 
 def _write_json(answer: Answer, out: TextIO) -> None:

@@ -16,6 +16,22 @@ MB = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_TAKEN = (*FULL, errno.EFBIG, errno.EROFS)
 """Errors that only writing meets."""
+_MENDS = {
+    errno.EACCES: "give another place, or make that one writable (chmod)",
+    errno.EPERM: "give another place, or lift its protection (lsattr shows it)",
+    errno.EROFS: "give another place: what is mounted there may only be read",
+    errno.EPIPE: "what reads it ended too soon: see why, or name a file",
+    errno.EFBIG: "raise the limit (`ulimit -f` shows it), or give a place whose file system takes files so large",
+    errno.EBADF: "it is closed, or open for reading only: open it for writing, or name a file",
+    errno.ESPIPE: "this kind needs a file: a pipe has no places to go back to",
+    errno.EISDIR: "a folder has that name: name a file in it",
+    errno.ENOTDIR: "a file stands where a folder is needed: remove it, or give another place",
+    errno.EEXIST: "a file stands where a folder is needed: remove it, or give another place",
+    errno.ENOENT: "make the folder it is to be in, or give another place",
+    errno.ELOOP: "its links lead in a circle: remove them, or give another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EIO: "look at the disk (`dmesg` tells what failed), and give another place",
+}
 
 
 class WatchedFile(io.FileIO):
@@ -42,9 +58,8 @@ def unwritable(place: Path | str, error: OSError, needed_bytes: int = 0) -> Disk
             f"the disk is full: {place} cannot be written{room}; what was saved before is kept. Free some space, "
             "then the same command goes on"
         )
-    return DiskError(
-        f"{place} cannot be written ({error.strerror or error}); give another place, or make that one writable"
-    )
+    mend = _MENDS.get(error.errno or 0, "give another place")
+    return DiskError(f"{place} cannot be written ({error.strerror or error}); {mend}")
 
 
 @contextmanager

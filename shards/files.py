@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -31,12 +32,16 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
     """Opens a temporary file beside `path`; on success it is synced and renamed, on error removed.
 
     A reader sees the old file or the whole new one, never a torso. Where `path` is a link, its target is replaced; a
-    character device or a pipe is written as it comes. Raises DiskError where nothing can be written there, or not
+    character device, a pipe, or what stands for an open file of this process (/dev/stdout) is written as it comes.
+    Raises DiskError where nothing can be written there, or not
     enough; the message for a full disk tells of `needed_bytes`.
     """
     with writing_told(path, needed_bytes):
         temporary = None
-        if _is_stream(path):
+        if (descriptor := _open_already(path)) is not None:
+            # of the same opening, so at its offset, and at the end where it appends
+            raw = WatchedFile(os.dup(descriptor), "w")
+        elif _is_stream(path):
             raw = WatchedFile(path, "w")
         else:
             path = _made_place(path)
@@ -51,8 +56,7 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
             if temporary:
                 with writing_told(path, needed_bytes):
                     os.fsync(raw.fileno())
-                    # mkstemp gives 0600; tables and shards are shared with other users of the machine as usual
-                    os.fchmod(raw.fileno(), 0o666 & ~_UMASK)
+                    _give_rights(raw.fileno(), path)
                     # still open, so locked: a sweep would take it for a killed process's
                     temporary.replace(path)
     except Exception:
@@ -65,6 +69,32 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
     if temporary:
         sync_folder(path.parent)
+
+
+def _open_already(path: Path) -> int | None:
+    """The descriptor that `path` leads to, as /dev/stdout and /dev/fd/6 do; None for every other path.
+
+    Its link reads as a path, which the open file may no longer have. MachineError for another process's open file.
+    """
+    for _ in range(_MOST_LINKS):
+        path = Path(os.path.realpath(path.parent), path.name)
+        if not path.is_symlink():
+            return None
+        if of_process := _DESCRIPTOR.fullmatch(str(path)):
+            if int(of_process[1]) == os.getpid():
+                return int(path.name)
+            if _is_stream(path):
+                return None
+            raise MachineError(
+                f"{path} is an open file of another process; give the file's own path, or /dev/stdout"
+            )
+        path = path.parent / path.readlink()
+    return None
+
+
+_MOST_LINKS = 40
+"""As many as Linux follows."""
+_DESCRIPTOR = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/\d+")
 
 
 def _is_stream(path: Path) -> bool:
@@ -108,6 +138,21 @@ def _locked_temporary(path: Path) -> tuple[Path, WatchedFile]:
         os.close(descriptor)
 
 
+def _give_rights(descriptor: int, path: Path) -> None:
+    """To the open file those of the one at `path`, which it replaces; else the usual ones, where mkstemp gives 0600."""
+    try:
+        former = path.stat()
+    except FileNotFoundError:
+        # tables and shards are shared with other users of the machine
+        os.fchmod(descriptor, 0o666 & ~_UMASK)
+        return
+    for owner, group in ((-1, former.st_gid), (former.st_uid, -1)):
+        # only root may give to anyone: whoever may not has it as his own
+        with suppress(OSError):
+            os.fchown(descriptor, owner, group)
+    os.fchmod(descriptor, former.st_mode & 0o777)
+
+
 _TEMPORARY = f"pipeline-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
 """In the name of a temporary file: this program's, of this machine, whose locks tell that its maker is gone."""
 _swept: set[Path] = set()
@@ -119,7 +164,7 @@ def _sweep(folder: Path) -> None:
         return
     _swept.add(place)
     for left in place.glob(f".*.{_TEMPORARY}-*.tmp"):
-        with suppress(OSError), tried_lock(left) as is_ours:
+        with suppress(OSError, MachineError), tried_lock(left) as is_ours:
             if is_ours:
                 left.unlink()
 

@@ -4,8 +4,9 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import MachineError, PipelineError
@@ -32,11 +33,11 @@ def _opened(file: Path) -> int:
     """Never removed, since another may have opened it."""
     try:
         # to be written, else NFS grants no lock of it
-        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        return opened(file, os.O_CREAT)
     except PermissionError:
         # another user's: it is locked as well where it may only be read
         try:
-            return os.open(file, os.O_RDONLY)
+            return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             pass  # it is the folder that cannot be written
         except PermissionError as error:
@@ -82,8 +83,17 @@ def tried_lock(path: Path, flags: int = 0) -> Iterator[bool]:
 
 
 def opened(path: Path, flags: int) -> int:
-    """Each opening is a holder of its own, so that threads shut each other out as processes do."""
-    return os.open(path, os.O_RDWR | flags, 0o666)
+    """Each opening is a holder of its own, so that threads shut each other out as processes do.
+
+    MachineError where a link, a device or the like stands in the file's place: its target would be written.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise MachineError(
+                f"the lock {path} is no regular file (a link, a pipe or another thing); remove it"
+            )
+    # one that came in between is not followed, and a pipe not waited for
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
 
 
 def is_locked(descriptor: int) -> bool:

@@ -1,9 +1,11 @@
 """Text of others' making (a corpus, a file's name, a checkpoint), made harmless where people look at it."""
 
+import csv
 import logging
 import re
 import unicodedata
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 _JOINERS = "\u200c\u200d"
 """They shape letters (Persian has one in many words) and hide nothing."""
@@ -57,3 +59,18 @@ def csv_cell(value: Any) -> Any:
     if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value
+
+
+def write_csv_rows(out: TextIO, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes rows of `csv_cell`s, each ended by a line feed."""
+    csv.writer(_LineFeeds(out), lineterminator="\r\n").writerows(map(csv_cell, row) for row in rows)
+
+
+class _LineFeeds:
+    """Ends a row as we do. For `csv` it ends with both breaks, since that quotes the breaks of its own end alone."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, row: str, /) -> None:
+        self._out.write(row[:-2] + "\n")

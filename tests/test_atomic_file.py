@@ -1,6 +1,7 @@
 """What stands where a file is written: a device and a pipe stay, a link is followed, torsos of the killed go."""
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -28,6 +29,7 @@ from pipeline.cli import app
 from shards import files
 from shards.errors import DiskError, MachineError
 from shards.files import atomic_file, write_bytes, write_text
+from tests.other_user import NOBODY, as_nobody, open_folder
 
 NULL, FULL = (1, 3), (1, 7)
 """Numbers of Linux's devices: one that takes everything, one that is always full."""
@@ -72,14 +74,45 @@ def test_a_pipe_is_written_as_it_comes_and_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo() and link.is_symlink() and names(tmp_path) == ["link", "pipe"]
 
 
+BROKEN = r"pipe cannot be written \(Broken pipe\); what reads it ended too soon: see why, or name a file$"
+
+
 def test_a_pipe_that_nobody_reads_any_more_is_told(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: pipe.open("rb").close())
     reader.start()
-    with pytest.raises(DiskError, match=r"pipe cannot be written \(Broken pipe\)"), atomic_file(pipe) as file:
+    with pytest.raises(DiskError, match=BROKEN), atomic_file(pipe) as file:
         reader.join(10)
         file.write(bytes(1_000_000))
+
+
+def test_a_file_above_the_limit_of_its_user_is_told(tmp_path: Path) -> None:
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python takes no notice of the signal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(
+            DiskError, match=r"a cannot be written \(File too large\); raise the limit \(`ulimit -f`"
+        ):
+            write_bytes(tmp_path / "a", bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    for name, told in {
+        "folder": "a folder has that name",
+        "file/a": "a file stands where a folder is needed",
+        "file/a/b": "a file stands where a folder is needed",
+        "a" * 256: "give a shorter name",
+    }.items():
+        with pytest.raises(DiskError, match=rf"{name} cannot be written \([A-Z].*\); {told}"):
+            write_bytes(tmp_path / name, b"x")
+    assert names(tmp_path) == ["file", "folder"]
 
 
 def test_disks_and_sockets_are_refused(tmp_path: Path) -> None:
@@ -207,6 +240,107 @@ def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Pat
         write_bytes(tmp_path / "lost", b"x")
     assert kept.read_bytes() == b"of a cache"
     assert names(tmp_path) == ["kept", "loop", "lost", "protected"]
+
+
+# -- whose it is and who may read it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755, 0o444])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    """Also without permission to write, as DVC leaves hard links to its cache: the other name keeps its bytes."""
+    file, cache, link = tmp_path / "file", tmp_path / "cache", tmp_path / "link"
+    file.write_bytes(b"old")
+    cache.hardlink_to(file)
+    file.chmod(mode)
+    write_bytes(file, b"new")
+    assert (file.read_bytes(), cache.read_bytes()) == (b"new", b"old")
+    assert file.stat().st_mode & 0o7777 == mode
+    if mode & 0o222:
+        link.symlink_to(file)
+        write_bytes(link, b"newer")
+        assert (file.read_bytes(), file.stat().st_mode & 0o7777) == (b"newer", mode)
+
+
+def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_whose_a_file_is_stays_so_where_root_replaces_it_and_another_has_it_as_his_own() -> None:
+    with open_folder() as folder:
+        file = folder / "file"
+        file.write_bytes(b"old")
+        os.chown(file, NOBODY, NOBODY)
+        file.chmod(0o600)
+        write_bytes(file, b"new")
+        assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (
+            NOBODY,
+            NOBODY,
+            0o600,
+        )
+        os.chown(file, 0, 0)
+        with as_nobody():
+            write_bytes(file, b"his")
+        assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (NOBODY, 0o600)
+
+
+# -- files that are open already -----------------------------------------------------------------------------
+
+WRITES = """
+import sys
+from pathlib import Path
+from shards.errors import PipelineError
+from shards.files import write_bytes
+try:
+    write_bytes(Path(sys.argv[1]), b"answer")
+except PipelineError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "shell", "left"),
+    [
+        ("/dev/stdout", ">> log", b"precious\nanswer"),
+        ("/proc/self/fd/1", ">> log", b"precious\nanswer"),
+        ("/proc/thread-self/fd/1", ">> log", b"precious\nanswer"),
+        ("link", ">> log", b"precious\nanswer"),
+        ("/dev/fd/6", "6> gone; rm gone", b"precious\n"),
+        ("/dev/fd/6", "6<> log; read -u 6", b"precious\nanswer"),
+        ("/dev/stdout", "| cat > log", b"answer"),
+    ],
+)
+def test_a_path_of_an_open_file_is_written_where_that_file_stands(
+    tmp_path: Path, path: str, shell: str, left: bytes
+) -> None:
+    """As the shell wrote it so far: appended to, at its offset, or without a name any more."""
+    (tmp_path / "log").write_bytes(b"precious\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    opened, _, then = shell.partition("; ")
+    command = '"$@"'
+    script = f"exec {opened}\n{then}\n{command}" if then else f"{command} {opened}"
+    done = written_by(script, path, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path) == ["link", "log"] and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "log").read_bytes() == left
+
+
+def written_by(script: str, path: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = ["bash", "-c", script, "bash", sys.executable, "-c", WRITES, path]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_another_processs_open_file_and_one_that_may_only_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"precious\n")
+    done = written_by('exec 6>> log; "${@:1:3}" /proc/$$/fd/6 6>&-', "", tmp_path)
+    assert "is an open file of another process; give the file's own path" in done.stderr
+    done = written_by('"$@" 6< log', "/dev/fd/6", tmp_path)
+    assert "/dev/fd/6 cannot be written (Bad file descriptor)" in done.stderr
+    assert names(tmp_path) == ["log"] and (tmp_path / "log").read_bytes() == b"precious\n"
 
 
 # -- what killed processes leave -----------------------------------------------------------------------------

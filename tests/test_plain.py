@@ -19,7 +19,7 @@ from pipeline.command import say
 from pipeline.params import PathsParams
 from pipeline.query_formats import write_answer
 from shards.errors import CheckpointError
-from shards.plain import LogFormatter, csv_cell, message_lines, one_line
+from shards.plain import LogFormatter, csv_cell, message_lines, one_line, write_csv_rows
 from stages.reports.csv_tables import GROUP_COLUMNS, csv_tables
 from tests.report_figures import group, made_figures
 
@@ -184,6 +184,31 @@ def test_a_query_as_csv_holds_no_formula(corpus: Path, capsys: pytest.CaptureFix
             ["'=cmd", "number", "told", "nothing", "list"],
             ["'=1+1", "-1.5", "-1.5", "", "['=1']"],
         ]
+
+
+BREAKS = "a\r=cmd|calc"
+"""A carriage return begins a row where it stands without quotes: for spreadsheets, and for Python's own reader."""
+
+
+def test_no_line_break_in_a_value_begins_a_row(corpus: Path) -> None:
+    sql = "SELECT 1 AS n, 'a' || chr(13) || '=cmd|calc' AS t, 'b' || chr(10) || 'c' AS \"u\r=v\""
+    write_answer(sql, PathsParams(), "csv", corpus / "out.csv")
+    assert (corpus / "out.csv").read_bytes() == b'n,t,"u\r=v"\n1,"a\r=cmd|calc","b\nc"\n'
+    tables = csv_tables(replace(made_figures(), groups={"speaker": [group(BREAKS, 9)]}), [])
+    rows = list(csv.DictReader(io.StringIO(tables["by_speaker.csv"], newline="")))
+    assert [row["group"] for row in rows] == [BREAKS] and f'"{BREAKS}"' in tables["by_speaker.csv"]
+
+
+@given(st.lists(st.lists(st.text(), min_size=1)))
+def test_every_row_is_read_back_and_ordinary_ones_are_as_csv_writes_them(rows: list[list[str]]) -> None:
+    text, plain = io.StringIO(newline=""), io.StringIO(newline="")
+    write_csv_rows(text, rows)
+    cells = [list(map(csv_cell, row)) for row in rows]
+    if not any("\x00" in cell for row in cells for cell in row):
+        assert list(csv.reader(io.StringIO(text.getvalue(), newline=""))) == cells
+    csv.writer(plain, lineterminator="\n").writerows(cells)
+    if "\r" not in plain.getvalue():
+        assert text.getvalue() == plain.getvalue()
 
 
 def test_a_reports_tables_hold_no_formula() -> None:

@@ -39,8 +39,8 @@ def test_a_full_stdout_is_one_message(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["table", "csv", "help"])
 def test_a_closed_stdout_is_one_message_and_no_other_file_takes_its_place(kind: str) -> None:
     done = run(TO_STDOUT[kind], ">&-")
-    told = "pipeline: stdout cannot be written (Bad file descriptor); give another place, or make that one writable\n"
-    assert (done.returncode, done.stderr) == (1, told)
+    told = "stdout cannot be written (Bad file descriptor); it is closed, or open for reading only: open it for writing"
+    assert (done.returncode, done.stderr) == (1, f"pipeline: {told}, or name a file\n")
 
 
 def test_what_prints_nothing_needs_no_stdout_and_no_stderr(tmp_path: Path) -> None:

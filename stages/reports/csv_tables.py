@@ -1,12 +1,11 @@
 """The figures of a report as CSV files, for `dvc plots` and other tools."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from shards.plain import csv_cell
+from shards.plain import write_csv_rows
 from stages.reports.figures import Figures, Group
 
 CURVE_COLUMNS = (
@@ -86,7 +85,5 @@ def _groups_csv(groups: Sequence[Group]) -> str:
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
+    write_csv_rows(text, [columns, *(map(row.get, columns) for row in rows)])
     return text.getvalue()
