@@ -155,6 +155,8 @@ def _give_rights(descriptor: int, path: Path) -> None:
 
 _TEMPORARY = f"pipeline-{hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]}"
 """In the name of a temporary file: this program's, of this machine, whose locks tell that its maker is gone."""
+TEMPORARY_NAME = r"\.[^/]+\.pipeline-[0-9a-f]{8}-[^/]+\.tmp"
+"""The same, of any machine, as a regular expression."""
 _swept: set[Path] = set()
 
 

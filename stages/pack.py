@@ -21,6 +21,7 @@ from shards.cores import usable_cores
 from shards.disk import writing_told
 from shards.errors import ShardError
 from shards.files import (
+    TEMPORARY_NAME,
     Progress,
     json_bytes,
     read_table,
@@ -43,10 +44,11 @@ from stages.clips.ledger_mark import refuse_other_ledger
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 
-# the .tmp are what a pack that was killed leaves behind
+# the .tmp are what a pack that was killed leaves behind: here, or in a remote folder
 _OURS = re.compile(
+    rf"([^/]+/)?{TEMPORARY_NAME}|"
     r"[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp)"
-    r"|\.(README\.md|metadata\.json)\..*\.tmp"
+    r"|\.{1,2}(README\.md|metadata\.json)\..*\.tmp"
 )
 
 PACK_VERSION = 2
@@ -289,6 +291,8 @@ def _clear(store: ShardStore, samples_path: Path) -> None:
         )
     if names or samples_path.exists():
         _try_writing(store)
+        # what a killed pack left was swept by it
+        names = sorted(set(names).intersection(store.names()))
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
     if samples_path.exists():
         samples_path.unlink()

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
+from shards import files
 from shards.errors import MachineError, ShardError
 from shards.store import FolderStore
 from stages.pack import pack
@@ -100,3 +101,65 @@ def test_a_second_pack_is_refused_until_the_first_is_dead(own: Packing) -> None:
         first.kill()
     own.pack("shards", codec="jpeg", shard_mb=0.02)
     assert own.files("shards") == own.files("whole")
+
+
+KILLED_PACK = """
+import os, signal, sys
+from pathlib import Path
+from shards import files
+from tests.test_pack_safe import Packing
+
+begin, begun = files._locked_temporary, []
+
+def killed_at(path):
+    temporary, raw = begin(path)
+    begun.append(path)
+    if len(begun) == int(sys.argv[2]):
+        raw.write(bytes(1000))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return temporary, raw
+
+files._locked_temporary = killed_at
+own = Packing(Path(sys.argv[1]))
+own.pack("shards", shard_mb=50)
+print(len(begun))
+"""
+
+
+def killed_pack(folder: Path, at: int) -> "subprocess.CompletedProcess[str]":
+    """A pack whose process is killed while it writes its `at`th file."""
+    return subprocess.run(
+        [sys.executable, "-c", KILLED_PACK, str(folder), str(at)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_the_pack_after_a_killed_one_is_whole_whatever_was_being_written(
+    own: Packing, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial, a shard, the card."""
+    own.pack("shards", shard_mb=50)
+    whole = own.files("shards")
+    assert killed_pack(own.folder, at).returncode == -signal.SIGKILL
+    assert list(own.folder.rglob(".*.tmp")), "nothing was left behind"
+    monkeypatch.setattr(files, "_swept", set())
+    own.pack("shards", shard_mb=50)
+    assert own.files("shards") == whole
+    assert not list(own.folder.rglob(".*.tmp"))
+
+
+def test_a_left_file_of_any_name_that_this_program_gives_is_swept_and_no_other(own: Packing) -> None:
+    own.pack("shards")
+    whole = own.files("shards")
+    left = files._locked_temporary(own.folder / "shards" / ("x" * 60 + "-000000.tar"))
+    left[1].close()
+    (own.folder / "shards" / "..README.md.tried.tmp.0123456789abcdef.tmp").touch()  # as in a remote folder
+    own.pack("shards")
+    assert own.files("shards") == whole
+    (own.folder / "shards" / ".notes.tmp").touch()
+    with pytest.raises(ShardError, match=r"\.notes\.tmp is no shard"):
+        own.pack("shards")
