@@ -16,6 +16,7 @@ MB = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_TAKEN = (*FULL, errno.EFBIG, errno.EROFS)
 """Errors that only writing meets."""
+KEPT = "what was saved before is kept"
 _MENDS = {
     errno.EACCES: "give another place, or make that one writable (chmod)",
     errno.EPERM: "give another place, or lift its protection (lsattr shows it)",
@@ -55,7 +56,7 @@ def unwritable(place: Path | str, error: OSError, needed_bytes: int = 0) -> Disk
     if error.errno in FULL:
         room = f", {needed_bytes / MB:.1f} MB are needed" if needed_bytes > MB / 10 else ""
         return DiskError(
-            f"the disk is full: {place} cannot be written{room}; what was saved before is kept. Free some space, "
+            f"the disk is full: {place} cannot be written{room}; {KEPT}. Free some space, "
             "then the same command goes on"
         )
     mend = _MENDS.get(error.errno or 0, "give another place")

@@ -1,8 +1,11 @@
 """Stage pack: mouth clips become tar shards and their catalogue, samples.parquet."""
 
+import errno
 import hashlib
 import json
+import os
 import re
+import shutil
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +21,8 @@ from model.text import same_mark
 from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.cores import usable_cores
-from shards.disk import writing_told
-from shards.errors import ShardError
+from shards.disk import KEPT, unwritable, writing_told
+from shards.errors import DiskError, ShardError
 from shards.files import (
     TEMPORARY_NAME,
     Progress,
@@ -102,8 +105,8 @@ def pack(
     refuse_other_ledger(ledger.schema.metadata, clips.values(), crop, clips_path, crops_path)
     source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
     usable = [row for row in ledger.to_pylist() if row["status"] == Status.OK]
-    with _alone(store, samples_path):
-        _clear(store, samples_path)
+    least_bytes = sum(row["num_frames"] for row in usable) * crop.size_px**2 if pack.codec == "raw" else 0
+    with _alone(store, samples_path), _cleared(store, samples_path, least_bytes):
         rows: list[dict[str, Any]] = []
         splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
         shards: dict[str, list[IndexedShard]] = {split: [] for split in splits}
@@ -281,8 +284,12 @@ def _write(store: ShardStore, name: str, content: bytes) -> None:
         file.write(content)
 
 
-def _clear(store: ShardStore, samples_path: Path) -> None:
-    """Removes a former pack and its catalogue; refuses to touch what is not one."""
+@contextmanager
+def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterator[None]:
+    """Removes a former pack and its catalogue, since there may be no room for two; refuses to touch what is not one.
+
+    Raises DiskError, and removes nothing, where `least_bytes` of new shards have no room in its place either.
+    """
     names = store.names()
     foreign = [name for name in names if not (_OURS.fullmatch(name) or _is_card_of_ours(store, name))]
     if foreign:
@@ -293,12 +300,26 @@ def _clear(store: ShardStore, samples_path: Path) -> None:
         _try_writing(store)
         # what a killed pack left was swept by it
         names = sorted(set(names).intersection(store.names()))
+    if not store.is_remote:
+        folder = Path(store.place(""))
+        room_bytes = shutil.disk_usage(folder if folder.exists() else folder.resolve().parent).free
+        if room_bytes + sum(store.local(name).stat().st_size for name in names) < least_bytes:
+            raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), least_bytes)
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
     if samples_path.exists():
         samples_path.unlink()
         sync_folder(samples_path.parent)
     for name in sorted(names, key=lambda name: not name.endswith(f"/{INDEX}")):
         store.remove(name)
+    try:
+        yield
+    except DiskError as error:
+        told, is_full, _ = str(error).partition(KEPT)
+        if not (names and is_full):
+            raise
+        raise DiskError(
+            f"{told}the former pack was removed to make room. Free some space, then run the same command again"
+        ) from error
 
 
 def _is_card_of_ours(store: ShardStore, name: str) -> bool:

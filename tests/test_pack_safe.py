@@ -1,6 +1,8 @@
 """A pack that cannot be written costs the former one nothing, and two at once do not write over each other."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +17,11 @@ import pytest
 
 from shards import files
 from shards.errors import MachineError, ShardError
+from shards.files import read_table
+from shards.schema import CROPS
 from shards.store import FolderStore
 from stages.pack import pack
+from tests.conftest import OnSmallDisk
 from tests.test_pack import PARAMS, Packing, make
 from tests.test_pack_threads import SLOW_PACK
 
@@ -163,3 +168,59 @@ def test_a_left_file_of_any_name_that_this_program_gives_is_swept_and_no_other(o
     (own.folder / "shards" / ".notes.tmp").touch()
     with pytest.raises(ShardError, match=r"\.notes\.tmp is no shard"):
         own.pack("shards")
+
+
+FULL_DISK = """
+import json, os, sys
+from pathlib import Path
+from shards.errors import DiskError
+from tests.test_pack_safe import Packing
+
+own = Packing(Path(sys.argv[1]))
+small = own.folder / "small"
+answers = []
+for codec, room in ("raw", 300_000), ("ffv1", 50_000):
+    own.pack("small/shards", codec="jpeg", shard_mb=0.05)
+    before = own.files("small/shards")
+    space = os.statvfs(small)
+    (small / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - room))
+    try:
+        own.pack("small/shards", codec=codec, shard_mb=0.05)
+        told = "packed"
+    except DiskError as error:
+        told = str(error)
+    rest = (small / "shards.parquet").exists() and own.files("small/shards") == before
+    answers.append({"told": told, "is_whole": rest})
+    (small / "filler").unlink()
+own.pack("small/shards", codec="jpeg", shard_mb=0.05)
+answers.append({"told": "", "is_whole": own.files("small/shards") == before})
+print(json.dumps(answers))
+"""
+
+
+def test_a_full_disk_is_told_before_the_former_pack_goes_or_as_what_it_cost(
+    own: Packing, on_small_disk: OnSmallDisk
+) -> None:
+    """Raw clips have a known size; how large others become turns out when there is no room any more."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", FULL_DISK, str(own.folder)]
+    done = on_small_disk(own.folder / "small", "24m", command, own.folder, environment)
+    assert done.returncode == 0, done.stderr
+    beforehand, midway, again = json.loads(done.stdout.splitlines()[-1])
+    needed = re.fullmatch(
+        r"the disk is full: \S*/small/shards cannot be written, (\d\.\d) MB are needed; what was saved before "
+        r"is kept\. Free some space, .*",
+        beforehand["told"],
+    )
+    assert needed, beforehand
+    frames = sum(
+        row["num_frames"] for row in read_table(own.tables[1], CROPS, "").to_pylist() if row["status"] == "ok"
+    )
+    assert float(needed[1]) == round(frames * PARAMS.size_px**2 / 1e6, 1)
+    assert beforehand["is_whole"]
+    assert re.fullmatch(
+        r"the disk is full: \S*/small/shards/\S+ cannot be written.*; the former pack was removed to make room\. "
+        "Free some space, then run the same command again",
+        midway["told"],
+    ), midway
+    assert not midway["is_whole"] and again["is_whole"]
