@@ -10,7 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -208,6 +208,18 @@ def write_bytes(path: Path, payload: bytes) -> None:
         file.write(payload)
 
 
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes all of `files` (name → content) or none: no file is renamed before every byte of all is on the disk."""
+    with ExitStack() as opened:
+        for name, content in files.items():
+            file = opened.enter_context(atomic_file(folder / name, len(content)))
+            file.write(content)
+            file.flush()
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                with writing_told(folder / name, len(content)):
+                    os.fsync(file.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
@@ -219,6 +231,13 @@ def json_bytes(value: Any) -> bytes:
 
 def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json_bytes(value))
+
+
+def table_bytes(table: pa.Table, schema: pa.Schema) -> bytes:
+    """The file that `write_table` writes."""
+    file = io.BytesIO()
+    pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    return file.getvalue()
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:

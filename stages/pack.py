@@ -300,7 +300,7 @@ def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterato
         _try_writing(store)
         # what a killed pack left was swept by it
         names = sorted(set(names).intersection(store.names()))
-    if not store.is_remote:
+    if names and not store.is_remote:
         folder = Path(store.place(""))
         room_bytes = shutil.disk_usage(folder if folder.exists() else folder.resolve().parent).free
         if room_bytes + sum(store.local(name).stat().st_size for name in names) < least_bytes:

@@ -28,7 +28,7 @@ from model.visemes import (
     visemes_of_pinyin,
 )
 from shards.errors import ConfigError
-from shards.files import table_from_rows, write_json, write_table, write_text
+from shards.files import json_bytes, table_bytes, table_from_rows, write_together
 from shards.schema import PREDICTIONS
 from stages.pages.report_page import ReportContext, render_page
 from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
@@ -59,20 +59,21 @@ def write_report(
     report_folder: Path,
     facts: ReportFacts = NO_FACTS,
 ) -> dict[str, Any]:
-    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, curves.csv, …) and report.html.
+    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, …) and report.html, all or none.
 
     `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
     stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
     Raises ConfigError where the split has no clips.
     """
     figures = figures_of(scored, blind, context, facts)
-    write_json(report_folder / "metrics.json", figures.metrics)
     clips = counted_clips(scored)
     predictions = table_from_rows([_prediction(counted, facts) for counted in clips], PREDICTIONS)
-    write_table(report_folder / "predictions.parquet", predictions, PREDICTIONS)
-    for name, text in csv_tables(figures, context.curves).items():
-        write_text(report_folder / name, text)
-    write_text(report_folder / "report.html", render_page(figures, context))
+    tables = csv_tables(figures, context.curves) | {"report.html": render_page(figures, context)}
+    files = {name: text.encode() for name, text in tables.items()} | {
+        "metrics.json": json_bytes(figures.metrics),
+        "predictions.parquet": table_bytes(predictions, PREDICTIONS),
+    }
+    write_together(report_folder, files)
     return dict(figures.metrics)
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from model.pinyin import syllables_of
 from model.scored import ScoredClip
 from pipeline.shown.summary import print_metrics
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DiskError
 from shards.files import read_table
 from shards.schema import PREDICTIONS
 from stages.pages.report_page import ReportContext
@@ -318,3 +319,19 @@ def test_what_is_printed_of_a_report_of_others_making_steers_no_terminal(tmp_pat
     assert "\\x1b[31mx\\u202e\\nforged" in out.getvalue()
     assert not set("\x1b\u202e") & set(out.getvalue())
     assert not any(line.startswith("forged") for line in out.getvalue().split("\n"))
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_former_one_whole(tmp_path: Path) -> None:
+    """The page is larger than a file may be here, and the tables are smaller."""
+    clips = made_clips()
+    write_report(clips, blind_of(clips), made_context(), tmp_path)
+    former = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limit_bytes = len(former["report.html"]) // 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        with pytest.raises(DiskError, match=r"report\.html cannot be written \(File too large\)"):
+            write_report(clips[:-1], [], made_context(split="valid"), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == former
