@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shards.plain import one_line
+from shards.plain import message_lines
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -63,8 +63,8 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
 
 
 def say(text: object) -> None:
-    """Prints a line on stdout, with control characters of a path or a name escaped."""
-    typer.echo(one_line(text))
+    """Prints a message on stdout, with control characters of a path or a name escaped."""
+    typer.echo(message_lines(text))
 
 
 def is_other_rank() -> bool:

@@ -303,7 +303,7 @@ def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterato
     if names and not store.is_remote:
         folder = Path(store.place(""))
         room_bytes = shutil.disk_usage(folder if folder.exists() else folder.resolve().parent).free
-        if room_bytes + sum(store.local(name).stat().st_size for name in names) < least_bytes:
+        if room_bytes + sum((folder / name).stat().st_size for name in names) < least_bytes:
             raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), least_bytes)
     # the catalogue and the index first: new shards under an old catalogue would be read without a word
     if samples_path.exists():
