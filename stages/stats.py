@@ -10,14 +10,14 @@ import duckdb
 
 from shards.catalogue import MEMORY_LIMIT, damage, interruptible, open_catalogue
 from shards.errors import MachineError
-from shards.files import check_table, write_json, write_text
+from shards.files import check_table, json_bytes, write_together
 from stages.corpora.transcript import split_rank
 from stages.statistics.annotations import annotations
 from stages.statistics.characters import Characters, characters_by_split, num_distinct, vocabulary
 from stages.statistics.copies import copies_across_splits
 from stages.statistics.joined import TABLES, UNKNOWN, join_tables, num_parts_of
-from stages.statistics.plots import plot_stats
-from stages.statistics.tidy_table import write_stats_table
+from stages.statistics.plots import stats_picture
+from stages.statistics.tidy_table import stats_table
 
 FRAME_BIN = 10
 """Width of the bins of clip lengths, frames."""
@@ -50,7 +50,7 @@ def stats(
     *,
     leave_out_others: bool = False,
 ) -> dict[str, Any]:
-    """Writes what `measure` finds into `stats_folder`; gives the JSON values by file stem.
+    """Writes what `measure` finds into `stats_folder`, all files or none; returns the JSON values by file stem.
 
     `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `annotations.json`, `overlap.json`,
     `histograms.json` and `shards.json`; all of them, one row a figure, in `stats.parquet`; the plot data
@@ -62,12 +62,13 @@ def stats(
     `leave_out_others`, one of other clips (another corpus was ingested since) is told of and taken as missing.
     """
     summary, characters = measure(clips_path, crops_path, samples_path, leave_out_others=leave_out_others)
-    for name, value in summary.items():
-        write_json(stats_folder / f"{name}.json", value)
-    _write_plot_data(stats_folder / "label_lengths.csv", "num_chars", summary["histograms"]["label_lengths"])
-    _write_plot_data(stats_folder / "clip_frames.csv", "num_frames", summary["histograms"]["clip_frames"])
-    write_stats_table(stats_folder / "stats.parquet", summary, characters)
-    plot_stats(stats_folder / "stats.svg", summary, characters)
+    files = {f"{name}.json": json_bytes(value) for name, value in summary.items()} | {
+        "label_lengths.csv": _plot_data("num_chars", summary["histograms"]["label_lengths"]),
+        "clip_frames.csv": _plot_data("num_frames", summary["histograms"]["clip_frames"]),
+        "stats.parquet": stats_table(summary, characters),
+        "stats.svg": stats_picture(summary, characters),
+    }
+    write_together(stats_folder, files)
     return summary
 
 
@@ -216,9 +217,9 @@ def _ranked(by_split: Mapping[str, Any]) -> dict[str, Any]:
     return {split: by_split[split] for split in sorted(by_split, key=split_rank)}
 
 
-def _write_plot_data(path: Path, column: str, histogram: Mapping[str, Any]) -> None:
+def _plot_data(column: str, histogram: Mapping[str, Any]) -> bytes:
     total: dict[int, int] = {}
     for by_edge in histogram["splits"].values():
         for edge, count in by_edge.items():
             total[int(edge)] = total.get(int(edge), 0) + count
-    write_text(path, f"{column},clips\n" + "".join(f"{edge},{total[edge]}\n" for edge in sorted(total)))
+    return (f"{column},clips\n" + "".join(f"{edge},{total[edge]}\n" for edge in sorted(total))).encode()

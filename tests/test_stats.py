@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import statistics
 import threading
@@ -22,7 +23,7 @@ from rich.console import Console
 from model.settings import TextParams
 from model.text import normaliser_mark
 from pipeline.bench.made_up import write_catalogue
-from shards.errors import Interrupted, TableError
+from shards.errors import DiskError, Interrupted, TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
 from stages import stats as stats_module
@@ -487,3 +488,21 @@ def test_ctrl_c_stops_stats_while_duckdb_works(tmp_path: Path, monkeypatch: pyte
         timer.cancel()
         signal.signal(signal.SIGINT, former)
     assert time.monotonic() - begin_s < 30
+
+
+def test_stats_that_cannot_be_finished_leave_the_former_ones_whole(tmp_path: Path) -> None:
+    """The picture is larger than a file may be here, and all else is smaller."""
+    for number, label in enumerate(("字", "字母")):
+        write_table(
+            tmp_path / f"{number}.parquet", table_from_rows([clip("a", "train", label)], CLIPS), CLIPS
+        )
+    stats(tmp_path / "0.parquet", None, None, tmp_path / "stats")
+    former = {path.name: path.read_bytes() for path in (tmp_path / "stats").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(former["stats.svg"]) // 2, hard))
+    try:
+        with pytest.raises(DiskError, match=r"stats\.svg cannot be written \(File too large\)"):
+            stats(tmp_path / "1.parquet", None, None, tmp_path / "stats")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "stats").iterdir()} == former

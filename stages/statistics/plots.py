@@ -1,12 +1,11 @@
 """The figures of stage stats as one picture: same figures, same bytes."""
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.files import atomic_file
 from shards.terms import TRAIN_SPLIT
 from stages.statistics.characters import Characters
 
@@ -44,8 +43,8 @@ _AXES_CHARS = 58
 """Characters that fit beside each other into half of the picture."""
 
 
-def plot_stats(path: Path, summary: Mapping[str, Any], characters: Characters) -> None:
-    """Draws hours, rejections, lengths of clips and labels, character frequencies and unknown characters as SVG."""
+def stats_picture(summary: Mapping[str, Any], characters: Characters) -> bytes:
+    """Returns an SVG of hours, rejections, lengths of clips and labels, character frequencies, unknown characters."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -68,8 +67,9 @@ def plot_stats(path: Path, summary: Mapping[str, Any], characters: Characters) -
         )
         _frequencies(axes[2, 0], characters, colours)
         _unknown(axes[2, 1], summary["vocabulary"]["splits"], colours)
-        with atomic_file(path) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None})
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return file.getvalue()
 
 
 def _hours(axes: "Axes", splits: Mapping[str, Any], colours: Mapping[str, str]) -> None:

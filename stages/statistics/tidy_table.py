@@ -1,12 +1,11 @@
 """The figures of stage stats as one tidy table: a row a figure, for SQL and data frames."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from shards.files import table_from_rows, write_table
+from shards.files import table_bytes, table_from_rows
 from stages.corpora.transcript import split_rank
 from stages.statistics.characters import Characters
 
@@ -28,13 +27,13 @@ STATS = pa.schema(
 )
 
 
-def write_stats_table(path: Path, summary: Mapping[str, Any], characters: Characters) -> None:
-    """Writes what `stats` gave, and the count of every character of every split.
+def stats_table(summary: Mapping[str, Any], characters: Characters) -> bytes:
+    """Returns `stats.parquet`: what `stats` gave, and the count of every character of every split.
 
     `SELECT split, value FROM 'stats.parquet' WHERE report = 'splits' AND figure = 'hours'` reads it.
     """
     rows = [dict(zip(STATS.names, row, strict=True)) for row in _rows(summary, characters)]
-    write_table(path, table_from_rows(rows, STATS), STATS)
+    return table_bytes(table_from_rows(rows, STATS), STATS)
 
 
 _Row = tuple[str, str | None, str | None, int | None, str, float | None]
