@@ -105,12 +105,25 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
             lm_weight=metrics["decode"]["lm_weight"] if metrics.get("language_model") else None,
             num_rejected=metrics.get("num_rejected") or 0,
         )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise TableError(f"{file} is damaged ({error}); `pipeline report` makes it again") from error
+    except TableError:
+        raise
+    except _DAMAGED as error:
+        raise _damaged(file, error) from error
 
 
 def _speaker_cers(file: Path) -> tuple[float, ...]:
     """Ascending; none where the clips name no speakers."""
-    with file.open(newline="", encoding="utf-8") as rows:
-        named = [row for row in csv.DictReader(rows) if row["group"] != UNKNOWN_GROUP]
-    return tuple(sorted(float(row["cer"]) for row in named))
+    try:
+        with file.open(newline="", encoding="utf-8") as rows:
+            named = [row for row in csv.DictReader(rows) if row["group"] != UNKNOWN_GROUP]
+        return tuple(sorted(float(row["cer"]) for row in named))
+    except (*_DAMAGED, csv.Error) as error:
+        raise _damaged(file, error) from error
+
+
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError)
+"""What reading a file of a report raises that was altered or cut short."""
+
+
+def _damaged(file: Path, error: Exception) -> TableError:
+    return TableError(f"{file} is damaged ({error!r}); `pipeline report` makes it again")

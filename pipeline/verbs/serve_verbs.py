@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, ModelFile, ParamsFile, app, load
+from pipeline.command import PARAMS, Assignments, CheckpointDir, ModelFile, ParamsFile, app, load, model_of
 
 
 @app.command()
@@ -46,14 +46,12 @@ def serve(
         raise ConfigError(
             f"pipeline serve needs {', '.join(missing)}; install the extra: pip install 'lip-pipeline[serve]'"
         )
-    if checkpoint is not None and onnx is not None:
-        raise ConfigError("--checkpoint or --onnx, not both")
     from pipeline.serve.limits import Limits
     from pipeline.serve.run import serve as run
 
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     run(
-        onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt",
+        model_of(checkpoint, onnx, values),
         values,
         host,
         port,
