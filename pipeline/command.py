@@ -62,24 +62,6 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
     return load_params(params, preset=preset, config=config, assignments=assignments or (), flags=dotted)
 
 
-def model_of(checkpoint: Path | None, onnx: Path | None, values: "Params") -> Path:
-    """The file to read with: a checkpoint, the best one by default, or an exported model.
-
-    Raises ConfigError where both are given, or --onnx a file that is none by its name: readers go by it.
-    """
-    from pipeline.reading.readers import ONNX
-    from shards.errors import ConfigError
-
-    if checkpoint is not None and onnx is not None:
-        raise ConfigError("--checkpoint and --onnx are two models; give one")
-    if onnx is not None and onnx.suffix != ONNX:
-        raise ConfigError(
-            f"--onnx: {onnx} is no ONNX model by its name, which must end in {ONNX}; rename it, or give a checkpoint "
-            "with --checkpoint (`pipeline export --format onnx` makes an ONNX model of one)"
-        )
-    return onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt"
-
-
 def say(text: object) -> None:
     """Prints a message on stdout, with control characters of a path or a name escaped."""
     typer.echo(message_lines(text))

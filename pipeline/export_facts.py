@@ -14,6 +14,7 @@ from model.reader import LipReader
 from pipeline.params import Params, read_mapping
 from shards.errors import ConfigError, TableError
 from shards.files import file_identity
+from shards.pipes import refuse_pipe
 from shards.samples import read_samples, samples_hash
 from shards.terms import TRAIN_SPLIT
 from stages.cards.model_card import ExportFacts, Measured, TrainedOn
@@ -83,6 +84,7 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
     file = report / "metrics.json"
     if not file.exists():
         return None
+    refuse_pipe(file)
     try:
         metrics = json.loads(file.read_text("utf-8"))
         if metrics.get("checkpoint") != checkpoint:
@@ -113,6 +115,7 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
 
 def _speaker_cers(file: Path) -> tuple[float, ...]:
     """Ascending; none where the clips name no speakers."""
+    refuse_pipe(file)
     try:
         with file.open(newline="", encoding="utf-8") as rows:
             named = [row for row in csv.DictReader(rows) if row["group"] != UNKNOWN_GROUP]

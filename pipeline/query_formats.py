@@ -26,7 +26,8 @@ from shards.plain import is_control, one_line, write_csv_rows
 FORMATS = ("table", "csv", "json", "parquet")
 MAX_PRINTED_ROWS = 1_000
 _PLAIN = frozenset(
-    "boolean tinyint smallint integer bigint hugeint utinyint usmallint uinteger ubigint float double decimal varchar".split()
+    {"boolean", "varchar", "float", "double", "decimal"}
+    | {"tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
 )
 _LOST = frozenset({"uhugeint", "bignum", "bit", "time with time zone"})
 """Of these Arrow, by which Parquet is written, gets other values, or bytes that DuckDB alone can read."""
@@ -43,10 +44,10 @@ def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path 
     """Writes what `sql` gives to the file `out`, whole or not at all, or to stdout.
 
     `table` shows the first MAX_PRINTED_ROWS rows and counts the rest on stderr, the others write all; in JSON, a list
-    with one object a line, values that are not finite are null. Memory does not grow with the rows.
-    Numbers, truth values and text are given as such, in JSON lists and structs of them too; all else as DuckDB writes
-    it. Parquet keeps the types that it has. Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a column because
-    another has its name, for Parquet on a terminal, and where `out` is one of the tables.
+    with one object a line, values that are not finite are null. Memory does not grow with the rows. Numbers, truth
+    values and text are given as such, in JSON lists and structs of them too; all else as DuckDB writes it. Parquet
+    keeps the types that it has. Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a
+    column because another has its name, for Parquet on a terminal, and where `out` is one of the tables.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format: '{format}' is not allowed; known are {', '.join(FORMATS)}")

@@ -45,7 +45,9 @@ def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str
             if state["valid_hash"] != data.valid_hash:
                 told.append("other valid clips")
             try:
-                go_on = f"to go on with that one: {_command(last, job, state, progress.epoch, there, data.ranks)}"
+                go_on = (
+                    f"to go on with that one: {_command(last, job, state, progress.epoch, there, data.ranks)}"
+                )
             except (PipelineError, ValidationError) as error:
                 go_on = f"it cannot be gone on with: {' '.join(str(error).split())}"
             return (

@@ -19,7 +19,6 @@ from pipeline.command import (
     ParamsFile,
     app,
     load,
-    model_of,
     shown,
 )
 
@@ -65,6 +64,7 @@ def inference(
     """
     from pipeline.reading.found_videos import find_videos
     from pipeline.reading.inference_run import Outputs, print_json, run_inference
+    from pipeline.reading.readers import model_of
     from shards.errors import ConfigError
     from shards.plain import one_line
 
@@ -116,6 +116,7 @@ def live(
     Example: pipeline live --camera 0
     """
     from pipeline.reading.live import run_live
+    from pipeline.reading.readers import model_of
     from shards.errors import ConfigError
 
     if camera is not None and file is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, ModelFile, ParamsFile, app, load, model_of
+from pipeline.command import PARAMS, Assignments, CheckpointDir, ModelFile, ParamsFile, app, load
 
 
 @app.command()
@@ -46,6 +46,7 @@ def serve(
         raise ConfigError(
             f"pipeline serve needs {', '.join(missing)}; install the extra: pip install 'lip-pipeline[serve]'"
         )
+    from pipeline.reading.readers import model_of
     from pipeline.serve.limits import Limits
     from pipeline.serve.run import serve as run
 
