@@ -17,8 +17,9 @@ from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
+from shards.disk import FORBIDDEN
 from shards.errors import CheckpointError
-from shards.files import FORBIDDEN, atomic_file
+from shards.files import atomic_file
 from shards.identity import PlanIdentity
 from shards.pipes import refuse_pipe
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.disk import WatchedFile, unwritable, writing_told
+from shards.disk import FORBIDDEN, WatchedFile, unwritable, writing_told
 from shards.errors import MachineError, PipelineError, TableError
 from shards.locks import is_at, is_locked, tried_lock
 from shards.pipes import is_stream, open_already, opened_stream, refuse_pipe
@@ -229,7 +229,8 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     refuse_pipe(path)
     try:
         with path.open("rb") as file:
-            table = pq.read_table(file)
+            # in this thread: where a thread of theirs cannot start, Arrow's scanner waits for it for ever
+            table = pq.ParquetFile(file).read(use_threads=False)
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
@@ -273,9 +274,6 @@ def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
     _refuse_other_schema(path, found, schema, made_by)
     _refuse_nulls(path, null_counts, schema, made_by)
 
-
-FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another place"
-"""What is to be said of a PermissionError."""
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a Parquet file raises where bytes of it are wrong: by Arrow's parts, and by its wrapper in Python."""
