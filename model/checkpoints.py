@@ -17,9 +17,11 @@ from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
+from shards.disk import FORBIDDEN
 from shards.errors import CheckpointError
-from shards.files import FORBIDDEN, atomic_file
+from shards.files import atomic_file
 from shards.identity import PlanIdentity
+from shards.pipes import refuse_pipe
 
 CHECKPOINT_VERSION = 3
 SHOWN = 3
@@ -126,6 +128,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     Raises CheckpointError where it is missing, damaged or foreign, or its weights are not finite. `mapped` leaves the
     tensors in the file until they are looked at, so that neither damage nor such weights are noticed.
     """
+    refuse_pipe(path)
     try:
         if not mapped:
             refuse_wrong_checksums(path)

@@ -17,6 +17,7 @@ from typing import Any
 from shards.disk import NOT_TAKEN, writing_told
 from shards.errors import CheckpointError, ConfigError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
+from shards.pipes import refuse_pipe
 from shards.plain import LogFormatter
 from shards.settings import Section
 
@@ -163,6 +164,7 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{published} is a link, device or pipe: remove it, or choose another paths.logs"
             )
+        refuse_pipe(run.log)
         if run.log.exists():
             shutil.copyfile(run.log, published)
         else:

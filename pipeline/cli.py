@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipeline.command import app, is_other_rank
+from pipeline.memory_limit import USED_UP, run_under_watch, told_of_memory
 from shards.plain import message_lines
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 def main() -> None:
     """Entry point: older `--data_root` spellings are taken too; errors are one message and an exit code."""
-    from shards.disk import NOT_TAKEN, unwritable
+    watched = run_under_watch()  # before anything else: libraries may fail while they are imported
+    from shards.disk import FORBIDDEN, NOT_TAKEN, unwritable
     from shards.errors import ConfigError, Interrupted, PipelineError
-    from shards.files import FORBIDDEN
 
     exit_code = [CRASHED]
-    atexit.register(_leave, exit_code)  # registered first, so it runs after every other exit function
+    atexit.register(
+        _leave, exit_code, watched
+    )  # registered first, so it runs after every other exit function
     stdout = _watched_stdout()
     for stream in (sys.stdout, sys.stderr):  # as every file that we write, whatever the locale says
         if isinstance(stream, io.TextIOWrapper):
@@ -61,6 +64,12 @@ def main() -> None:
                 code = app(arguments or ["--help"], standalone_mode=False)
             except SystemExit as done:
                 code = done.code
+            except (UsageError, typer.Abort):
+                raise
+            except Exception as error:
+                if isinstance(error, MemoryError) or told_of_memory(error):
+                    _fail(f"{error}\n  {USED_UP}" if isinstance(error, PipelineError) else USED_UP, 1)
+                raise
             sys.stdout.flush()
             if code == INTERRUPTED:
                 _fail("stopped", 1)
@@ -71,15 +80,6 @@ def main() -> None:
             _fail("stopped", 1)
         except PermissionError as error:
             _fail(f"{error.filename or error} {FORBIDDEN}", 1)
-        except (MemoryError, ImportError) as error:
-            # a shared library for which there was no room
-            if isinstance(error, ImportError) and "failed to map segment" not in str(error):
-                raise
-            _fail(
-                "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that "
-                "of the batch system)",
-                1,
-            )
         except ConfigError as error:
             _fail(error, 2)
         except Interrupted as error:
@@ -125,7 +125,7 @@ def _watched_stdout() -> "WatchedFile | None":
     return raw
 
 
-def _leave(exit_code: list[int]) -> None:
+def _leave(exit_code: list[int], watched: int | None) -> None:
     """Ends the process without the native libraries' destructors.
 
     With torch, Arrow and OpenCV in one process these now and then abort it ("terminate called without an active
@@ -137,6 +137,8 @@ def _leave(exit_code: list[int]) -> None:
             stream.flush()
         except OSError:
             code = code or CRASHED  # told, or nobody is there to be told
+    if watched is not None:
+        os.write(watched, b".")
     os._exit(code)
 
 

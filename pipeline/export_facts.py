@@ -14,6 +14,7 @@ from model.reader import LipReader
 from pipeline.params import Params, read_mapping
 from shards.errors import ConfigError, TableError
 from shards.files import file_identity
+from shards.pipes import refuse_pipe
 from shards.samples import read_samples, samples_hash
 from shards.terms import TRAIN_SPLIT
 from stages.cards.model_card import ExportFacts, Measured, TrainedOn
@@ -83,6 +84,7 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
     file = report / "metrics.json"
     if not file.exists():
         return None
+    refuse_pipe(file)
     try:
         metrics = json.loads(file.read_text("utf-8"))
         if metrics.get("checkpoint") != checkpoint:
@@ -105,12 +107,26 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
             lm_weight=metrics["decode"]["lm_weight"] if metrics.get("language_model") else None,
             num_rejected=metrics.get("num_rejected") or 0,
         )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise TableError(f"{file} is damaged ({error}); `pipeline report` makes it again") from error
+    except TableError:
+        raise
+    except _DAMAGED as error:
+        raise _damaged(file, error) from error
 
 
 def _speaker_cers(file: Path) -> tuple[float, ...]:
     """Ascending; none where the clips name no speakers."""
-    with file.open(newline="", encoding="utf-8") as rows:
-        named = [row for row in csv.DictReader(rows) if row["group"] != UNKNOWN_GROUP]
-    return tuple(sorted(float(row["cer"]) for row in named))
+    refuse_pipe(file)
+    try:
+        with file.open(newline="", encoding="utf-8") as rows:
+            named = [row for row in csv.DictReader(rows) if row["group"] != UNKNOWN_GROUP]
+        return tuple(sorted(float(row["cer"]) for row in named))
+    except (*_DAMAGED, csv.Error) as error:
+        raise _damaged(file, error) from error
+
+
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError)
+"""What reading a file of a report raises that was altered or cut short."""
+
+
+def _damaged(file: Path, error: Exception) -> TableError:
+    return TableError(f"{file} is damaged ({error!r}); `pipeline report` makes it again")

@@ -14,6 +14,7 @@ from model.settings import TextParams
 from model.text import describe_mark, describe_normaliser, normalise
 from pipeline.params import Params
 from shards.errors import ConfigError
+from shards.pipes import refuse_pipe
 from shards.samples import read_samples, splits_of
 from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
@@ -82,6 +83,7 @@ def _labels(samples: Path, split: str) -> list[str]:
 def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None]) -> Iterator[str]:
     """The lines of a UTF-8 file, normalised as transcripts are; `on_line` is given each as it stands there."""
     number = 0
+    refuse_pipe(file)
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):

@@ -18,6 +18,7 @@ from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, T
 from pipeline.older import sections_of_older_config
 from recipes import RECIPES
 from shards.errors import ConfigError
+from shards.pipes import refuse_pipe
 from shards.plain import inner_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
@@ -123,6 +124,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
+    refuse_pipe(path)
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:

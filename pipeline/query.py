@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
+from duckdb.sqltypes import DuckDBPyType
 
 from pipeline.params import PathsParams
 from shards.catalogue import batches, damage, interruptible, open_catalogue
@@ -19,6 +20,8 @@ from shards.plain import inner_lines
 MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 10_000
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
+NESTED = ("list", "array", "struct", "map")
+"""DuckDB's names of the types that hold others."""
 _Done = TypeVar("_Done")
 
 
@@ -28,14 +31,46 @@ class Answer:
 
     connection: duckdb.DuckDBPyConnection
     relation: duckdb.DuckDBPyRelation
+    columns: tuple[str, ...]
+    """Two may share a name."""
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self.relation.columns)
+    def with_text_for(self, is_kept: Callable[[str], bool]) -> "Answer":
+        """The same answer, all values of other types as the text that DuckDB writes of them, in lists and structs too.
+
+        `is_kept` is asked by DuckDB's name of a type ('hugeint', 'timestamp_ns', 'struct'). Neither Arrow nor Python
+        has all of its values: dates may be infinite, an interval has months, a UHUGEINT would become -1.
+        """
+        chosen = []
+        # by number, since names may be shared; what is chosen of those gets names of its own
+        for place, (name, kind) in enumerate(zip(self.columns, self.relation.types, strict=True), start=1):
+            shown = _kept_or_text(kind, is_kept)
+            chosen.append(
+                f"#{place}" if shown == str(kind) else f"CAST(#{place} AS {shown}) AS {_quoted(name)}"
+            )
+        return replace(self, relation=self.relation.project(", ".join(chosen)))
 
     def batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """As `shards.catalogue.batches`."""
         return batches(self.relation, batch_rows)
+
+
+def _kept_or_text(kind: DuckDBPyType, is_kept: Callable[[str], bool]) -> str:
+    """The SQL name of the type as which values of `kind` are shown."""
+    if not is_kept(kind.id):
+        return "VARCHAR"
+    if kind.id not in NESTED:
+        return str(kind)
+    parts = dict(kind.children)
+    size = parts.pop("size") if kind.id == "array" else ""
+    kinds = [_kept_or_text(part, is_kept) for part in parts.values()]
+    if kind.id == "struct":
+        fields = (f"{_quoted(name)} {part}" for name, part in zip(parts, kinds, strict=True))
+        return f"STRUCT({', '.join(fields)})"
+    return f"MAP({', '.join(kinds)})" if kind.id == "map" else f"{kinds[0]}[{size}]"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def rows_of(answer: Answer, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
@@ -74,9 +109,12 @@ def query(sql: str, paths: PathsParams, use: Callable[[Answer], _Done]) -> _Done
             raise ConfigError(
                 f"query must be one SELECT statement (DESCRIBE clips lists the columns of a view): {sql}"
             )
-        return interruptible(
-            connection, "query", lambda: use(Answer(connection, connection.sql(statements[0])))
-        )
+
+        def answered() -> _Done:
+            relation = connection.sql(statements[0])
+            return use(Answer(connection, relation, tuple(relation.columns)))
+
+        return interruptible(connection, "query", answered)
 
 
 @contextmanager

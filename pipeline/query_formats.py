@@ -4,7 +4,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from decimal import Decimal
 from pathlib import Path
@@ -18,22 +18,36 @@ from rich.text import Text
 
 from pipeline.console import console_on
 from pipeline.params import PathsParams
-from pipeline.query import Answer, query, rows_of, view_files
+from pipeline.query import NESTED, Answer, query, rows_of, view_files
 from shards.errors import ConfigError
 from shards.files import ROW_GROUP_ROWS, atomic_file
 from shards.plain import is_control, one_line, write_csv_rows
 
 FORMATS = ("table", "csv", "json", "parquet")
 MAX_PRINTED_ROWS = 1_000
+_PLAIN = frozenset(
+    {"boolean", "varchar", "float", "double", "decimal"}
+    | {"tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
+)
+_LOST = frozenset({"uhugeint", "bignum", "bit", "time with time zone"})
+"""Of these Arrow, by which Parquet is written, gets other values, or bytes that DuckDB alone can read."""
+_KEPT: Mapping[str, Callable[[str], bool]] = {
+    "table": _PLAIN.__contains__,
+    "csv": _PLAIN.__contains__,
+    "json": (_PLAIN | {*NESTED}).__contains__,
+    "parquet": lambda kind: kind not in _LOST,
+}
+"""Format → whether it gives values of a type as they are; others are given as text."""
 
 
 def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path | None = None) -> None:
     """Writes what `sql` gives to the file `out`, whole or not at all, or to stdout.
 
     `table` shows the first MAX_PRINTED_ROWS rows and counts the rest on stderr, the others write all; in JSON, a list
-    with one object a line, values that are not finite are null. Memory does not grow with the rows.
-    Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a column because
-    another has its name, for Parquet on a terminal, and where `out` is one of the tables.
+    with one object a line, values that are not finite are null. Memory does not grow with the rows. Numbers, truth
+    values and text are given as such, in JSON lists and structs of them too; all else as DuckDB writes it. Parquet
+    keeps the types that it has. Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a
+    column because another has its name, for Parquet on a terminal, and where `out` is one of the tables.
     """
     if format not in FORMATS:
         raise ConfigError(f"--format: '{format}' is not allowed; known are {', '.join(FORMATS)}")
@@ -43,6 +57,7 @@ def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path 
         raise ConfigError("--format parquet is not for a terminal; name a file with --out")
 
     def write(answer: Answer) -> None:
+        answer = answer.with_text_for(_KEPT[format])
         if format == "parquet":
             with atomic_file(out) if out else nullcontext(sys.stdout.buffer) as file:
                 _write_parquet(answer, file)
@@ -74,7 +89,7 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
         with pq.ParquetWriter(file, next(batches).schema, compression="zstd") as writer:
             for batch in batches:
                 writer.write_batch(batch)
-    except pa.ArrowNotImplementedError as error:
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise ConfigError(f"query: Parquet cannot hold a column ({error}); cast it, as x::VARCHAR") from error
 
 
@@ -128,7 +143,8 @@ def _refuse_shared_names(answer: Answer) -> None:
 def _json_value(value: Any) -> Any:
     """`value` with lists and structs followed, decimals as floats, and NaN and infinities as None."""
     if isinstance(value, Decimal):
-        value = float(value)
+        # a HUGEINT within a list is one of scale 0
+        value = float(value) if value.as_tuple().exponent else int(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, list | tuple):

@@ -25,6 +25,7 @@ from fsspec import AbstractFileSystem
 from shards.cores import usable_cores
 from shards.errors import Interrupted, TableError
 from shards.files import DAMAGED, unreadable
+from shards.pipes import refuse_pipe
 
 MEMORY_LIMIT = "2GB"
 MOST_THREADS = 8
@@ -46,6 +47,7 @@ def open_catalogue(
     with ExitStack() as stack:
         opened: dict[str, BinaryIO] = {}
         for view, (file, verb) in files.items():
+            refuse_pipe(file)
             if file.is_file():
                 try:
                     opened[view] = stack.enter_context(file.open("rb"))

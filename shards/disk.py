@@ -16,12 +16,15 @@ MB = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_TAKEN = (*FULL, errno.EFBIG, errno.EROFS)
 """Errors that only writing meets."""
+FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another place"
+"""What is to be said of a PermissionError."""
 KEPT = "what was saved before is kept"
 _MENDS = {
     errno.EACCES: "give another place, or make that one writable (chmod)",
     errno.EPERM: "give another place, or lift its protection (lsattr shows it)",
     errno.EROFS: "give another place: what is mounted there may only be read",
     errno.EPIPE: "what reads it ended too soon: see why, or name a file",
+    errno.ENXIO: "no program reads this pipe: start the reader first, or name a file",
     errno.EFBIG: "raise the limit (`ulimit -f` shows it), or give a place whose file system takes files so large",
     errno.EBADF: "it is closed, or open for reading only: open it for writing, or name a file",
     errno.ESPIPE: "this kind needs a file: a pipe has no places to go back to",

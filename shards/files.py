@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import socket
 import stat
 import tempfile
@@ -17,9 +16,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.disk import WatchedFile, unwritable, writing_told
+from shards.disk import FORBIDDEN, WatchedFile, unwritable, writing_told
 from shards.errors import MachineError, PipelineError, TableError
 from shards.locks import is_at, is_locked, tried_lock
+from shards.pipes import is_stream, open_already, opened_stream, refuse_pipe
 from shards.schema import SCHEMA_VERSION
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -38,11 +38,11 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
     """
     with writing_told(path, needed_bytes):
         temporary = None
-        if (descriptor := _open_already(path)) is not None:
+        if (descriptor := open_already(path)) is not None:
             # of the same opening, so at its offset, and at the end where it appends
             raw = WatchedFile(os.dup(descriptor), "w")
-        elif _is_stream(path):
-            raw = WatchedFile(path, "w")
+        elif is_stream(path):
+            raw = opened_stream(path)
         else:
             path = _made_place(path)
             _sweep(path.parent)
@@ -69,43 +69,6 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
     if temporary:
         sync_folder(path.parent)
-
-
-def _open_already(path: Path) -> int | None:
-    """The descriptor that `path` leads to, as /dev/stdout and /dev/fd/6 do; None for every other path.
-
-    Its link reads as a path, which the open file may no longer have. MachineError for another process's open file.
-    """
-    for _ in range(_MOST_LINKS):
-        path = Path(os.path.realpath(path.parent), path.name)
-        if not path.is_symlink():
-            return None
-        if of_process := _DESCRIPTOR.fullmatch(str(path)):
-            if int(of_process[1]) == os.getpid():
-                return int(path.name)
-            if _is_stream(path):
-                return None
-            raise MachineError(
-                f"{path} is an open file of another process; give the file's own path, or /dev/stdout"
-            )
-        path = path.parent / path.readlink()
-    return None
-
-
-_MOST_LINKS = 40
-"""As many as Linux follows."""
-_DESCRIPTOR = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/\d+")
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether it is written as it comes, and never replaced; MachineError for what only root could write."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return False
-    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
-        raise MachineError(f"{path} is a {'disk' if stat.S_ISBLK(mode) else 'socket'}; name a file")
-    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def _made_place(path: Path) -> Path:
@@ -263,9 +226,11 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     `made_by` is the command that makes it, for the message of the TableError raised where the file is
     missing, damaged, of another schema version, or has another type or a null where the schema allows none.
     """
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
-            table = pq.read_table(file)
+            # in this thread: where a thread of theirs cannot start, Arrow's scanner waits for it for ever
+            table = pq.ParquetFile(file).read(use_threads=False)
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except DAMAGED as error:
@@ -279,6 +244,7 @@ def read_table_in_pieces(
     path: Path, schema: pa.Schema, made_by: str, columns: Sequence[str], piece_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """`columns` of the table at `path`, at most `piece_rows` rows at a time; checked and refused as by `read_table`."""
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file)
@@ -296,6 +262,7 @@ def read_table_in_pieces(
 
 def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
     """Raises as `read_table` does, but looks at the end of the file alone, where columns and their nulls stand."""
+    refuse_pipe(path)
     try:
         metadata = pq.read_metadata(path)
         found = metadata.schema.to_arrow_schema()
@@ -307,9 +274,6 @@ def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
     _refuse_other_schema(path, found, schema, made_by)
     _refuse_nulls(path, null_counts, schema, made_by)
 
-
-FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another place"
-"""What is to be said of a PermissionError."""
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a Parquet file raises where bytes of it are wrong: by Arrow's parts, and by its wrapper in Python."""
@@ -363,6 +327,7 @@ def _null_counts(metadata: pq.FileMetaData) -> dict[str, int]:
 
 
 def sha256_of(path: Path) -> str:
+    refuse_pipe(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):

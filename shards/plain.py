@@ -10,7 +10,7 @@ from typing import Any, TextIO
 _JOINERS = "\u200c\u200d"
 """They shape letters (Persian has one in many words) and hide nothing."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|infinity)", re.ASCII | re.IGNORECASE)
 
 
 def is_control(character: str) -> bool:

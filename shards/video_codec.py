@@ -92,6 +92,8 @@ def encode_video(clip_THW: NDArray[np.uint8], codec: str, crf: int) -> bytes:
                 picture.pts, picture.color_range = number, ColorRange.JPEG
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
+    except MemoryError:
+        raise  # FFmpeg's is an error of both kinds
     except av.error.FFmpegError as error:
         raise ValueError(f"a clip of {clip_THW.shape} cannot be encoded as {codec} ({error})") from error
     return file.getvalue()
@@ -110,6 +112,8 @@ def decode_video(payload: bytes, codec: str, num_frames: int, max_bytes: int) ->
         # tags that are no UTF-8, which PyAV 18 refuses with a ValueError, are none of ours
         with av.open(io.BytesIO(payload), format=chosen.container, options=_DECODING) as container:
             return _pictures(container, chosen, num_frames, max_bytes)
+    except MemoryError:
+        raise  # FFmpeg's is an error of both kinds
     except av.error.FFmpegError as error:
         raise ValueError(f"the payload cannot be decoded as {codec} ({error})") from error
 

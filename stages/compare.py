@@ -22,6 +22,7 @@ from model.decoders.choice import describe_settings
 from model.metrics import EditCounts
 from shards.errors import ConfigError, TableError
 from shards.files import read_table
+from shards.pipes import refuse_pipe
 from shards.schema import PREDICTIONS
 from stages.reports.figures import LETTERS, CountedUnit, Interval, unit_of
 from stages.reports.groups import decade_name
@@ -198,6 +199,7 @@ def _rows(run: Path) -> dict[str, dict[str, Any]]:
 def _read_by(run: Path) -> tuple[str | None, str | None]:
     """What read a report, in a line for people, and its decoder; None where no metrics.json says it."""
     file = (run if run.is_dir() else run.parent) / METRICS_FILE
+    refuse_pipe(file)
     try:
         metrics = json.loads(file.read_text("utf-8"))
         settings = metrics.get("decode") or {"decoder": metrics.get("decoder") or "unknown"}

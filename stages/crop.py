@@ -18,6 +18,7 @@ from shards.files import (
     table_from_rows,
     write_table,
 )
+from shards.pipes import refuse_pipe
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
@@ -140,6 +141,7 @@ def _done_by_id(
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
     native_log = of_this_user(native_log)
+    refuse_pipe(native_log)
     # the workers would each find it out, and say nothing of it
     with writing_told(f"machine.cache_dir: {native_log}"):
         cache_folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from model.spikes import Spikes, ctc_spikes, spiking_head
 from model.text import describe_mark
 from shards import schema
 from shards.files import Progress, file_identity, read_table
+from shards.pipes import refuse_pipe
 from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
@@ -244,5 +245,6 @@ def _read_curves(path: Path) -> list[dict[str, float | None]]:
     """The training curves; none where the checkpoint came without them."""
     if not path.exists():
         return []
+    refuse_pipe(path)
     with path.open(newline="", encoding="utf-8") as file:
         return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]

@@ -183,6 +183,35 @@ def test_the_newest_damaged_one_falls_back_to_the_one_before(
     assert (batches_done(run.before_last), batches_done(run.last)) == (5, 7)
 
 
+@pytest.mark.parametrize(
+    ("altered", "told"),
+    [
+        ({"epoch": "5"}, r"progress\.epoch is '5'"),
+        ({"batches_done": None}, r"progress\.batches_done is None"),
+        ({"epoch": torch.zeros(3)}, r"progress\.epoch is tensor"),
+        ({"other": 1}, "unexpected keyword argument 'other'"),
+    ],
+)
+def test_a_position_of_another_kind_in_the_one_before_is_told(
+    tmp_path: Path, state: dict[str, Any], altered: dict[str, Any], told: str
+) -> None:
+    run = run_with(tmp_path, state, 2, 4)
+    spoil(run.last, "truncated")
+    save_checkpoint(run.before_last, state | {"progress": state["progress"] | altered})
+    with pytest.raises(CheckpointError, match=rf"{run.before_last} is altered .*{told}"):
+        load_last(run)
+
+
+def test_a_position_that_lacks_newer_fields_is_told_as_the_first(
+    tmp_path: Path, state: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_with(tmp_path, state, 2, 4)
+    spoil(run.last, "missing")
+    save_checkpoint(run.before_last, state | {"progress": {"epoch": 3}})
+    assert load_last(run) is not None
+    assert f"{run.before_last}: epoch 3 after 0 batches" in caplog.text
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("with_epoch", [False, True])
 def test_both_damaged_is_an_error_that_says_what_to_do(

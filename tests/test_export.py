@@ -229,6 +229,33 @@ def test_the_card_quotes_the_report_of_this_checkpoint(best: Path, params: Param
         assert line in card
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("by_speaker.csv", b"group,clips,characters,cer\nann,1,3,many\n"),
+        ("by_speaker.csv", b"speaker,cer\nann,0.4\n"),
+        ("by_speaker.csv", b"group,cer\nann\n"),
+        ("by_speaker.csv", b"group,cer\n\xff,0.4\n"),
+        ("by_speaker.csv", b'group,cer\n"' + b"a" * 200_000),
+        ("by_speaker.csv", None),
+        ("metrics.json", b"{"),
+        ("metrics.json", b"[]"),
+        ("metrics.json", b'{"checkpoint": "%s", "split": "test"}'),
+    ],
+)
+def test_the_file_of_a_report_that_is_damaged_is_named(
+    best: Path, params: Params, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    report_in(tmp_path / "report", checkpoint=file_identity(best))
+    damaged = tmp_path / "report" / name
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content.replace(b"%s", file_identity(best).encode()))
+    with pytest.raises(TableError, match=rf"^{damaged} is damaged \(.*`pipeline report` makes it again"):
+        card_of(best, params, tmp_path)
+
+
 def test_the_card_says_what_of_its_cer_is_no_part_of_the_export(
     best: Path, params: Params, tmp_path: Path
 ) -> None:

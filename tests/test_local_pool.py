@@ -142,9 +142,30 @@ def test_an_error_of_the_machine_arrives_with_its_number(tmp_path: Path) -> None
     assert caught.value.errno == errno.ENOSPC
 
 
+def test_the_ledger_tells_how_a_process_died(tmp_path: Path) -> None:
+    rows = run(poisoned, some("poison", "huge"), tmp_path)
+    assert "poison.mp4 alone died (signal SIGKILL)" in rows["poison"]["detail"]
+    assert "huge.mp4 alone died (memory ran out)" in rows["huge"]["detail"]
+
+
+def test_where_memory_is_limited_clips_that_die_one_after_the_other_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger of crashed clips, and exit code 0, would hide that the limit is too low for any."""
+    names = ("huge1", "huge2", "huge3", "huge4")
+    assert {row["reason"] for row in run(poisoned, some(*names), tmp_path).values()} == {Reason.CRASHED}
+    monkeypatch.setattr(local_pool, "limit_bytes", lambda: 1 << 30)
+    with pytest.raises(MachineError, match=r"3 clips in a row: .*huge3\.mp4.*\(memory ran out\).*ulimit -v"):
+        run(poisoned, some(*names), tmp_path)
+    rows = run(poisoned, some("huge1", "huge2", "a"), tmp_path)
+    assert [rows[name]["reason"] for name in ("huge1", "huge2", "a")] == [Reason.CRASHED] * 2 + [None]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_processes_that_cannot_even_start_are_no_clips_fault(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="pipeline doctor"):
+    with pytest.raises(
+        MachineError, match=r"\(exit code 1\); where memory is short.*ulimit -v.*pipeline doctor"
+    ):
         run(DiesAtStart(), some("a", "b"), tmp_path)
 
 

@@ -246,6 +246,8 @@ def test_an_unknown_format_is_refused(paths: PathsParams) -> None:
         "SELECT 170141183460469231731687303715884105727::UHUGEINT AS x",
         "SELECT 'a'::ENUM('a', 'b') AS x",
         "SELECT MAP {[1]: NULL} AS x",
+        "SELECT MAP {} AS x",
+        "SELECT row(1, DATE '2024-01-01') AS x",
     ],
 )
 def test_odd_types_are_shown_or_refused_in_words(paths: PathsParams, sql: str, format: str) -> None:
@@ -290,6 +292,68 @@ def test_csv_and_json_are_read_back(paths: PathsParams) -> None:
         {"x": [None], "y": {"k": [1, 2]}, "z": 1.5, "w": 15}
     ]
     assert json.loads(printed("FROM clips WHERE false", paths, "json")) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("DATE 'infinity'", "infinity"),
+        ("DATE '-infinity'", "-infinity"),
+        ("DATE '0044-03-15 (BC)'", "0044-03-15 (BC)"),
+        ("DATE '10000-01-01'", "10000-01-01"),
+        ("TIMESTAMP '-infinity'", "-infinity"),
+        ("'infinity'::TIMESTAMP_S", "infinity"),
+        ("TIMESTAMPTZ 'infinity'", "infinity"),
+        ("TIMESTAMP '290000-01-01'", "290000-01-01 00:00:00"),
+        ("TIMESTAMP '2024-01-02 03:04:05.5'", "2024-01-02 03:04:05.5"),
+        ("TIMESTAMP_NS '2024-01-01 00:00:00.123456789'", "2024-01-01 00:00:00.123456789"),
+        ("TIME '24:00:00'", "24:00:00"),
+        ("TIMETZ '12:00:00+01'", "12:00:00+01"),
+        ("INTERVAL '1 month 3 days'", "1 month 3 days"),
+        ("INTERVAL 99999999 YEAR", "99999999 years"),
+        ("340282366920938463463374607431768211455::UHUGEINT", "340282366920938463463374607431768211455"),
+        (r"'\xAA\x00b'::BLOB", r"\xAA\x00b"),
+        ("'0101'::BIT", "0101"),
+        ("'a'::ENUM('a', 'b')", "a"),
+        ("union_value(a := DATE 'infinity')", "infinity"),
+    ],
+)
+def test_a_value_that_python_has_not_is_the_same_text_in_all_formats(
+    paths: PathsParams, value: str, text: str
+) -> None:
+    """Infinite dates became the last of Python's years, months 30 days, the largest UHUGEINT -1."""
+    sql = f"SELECT {value} AS x, [{value}] AS l, {{'a\"b': {value}}} AS s, 1 AS n ORDER BY n"
+    (row,) = json.loads(printed(sql, paths, "json"))
+    assert row == {"x": text, "l": [text], "s": {'a"b': text}, "n": 1}
+    ((x, listed, *_),) = list(csv.reader(StringIO(printed(sql, paths, "csv"), newline="")))[1:]
+    assert x == text and text in listed.replace("\\\\", "\\")
+    assert f"│ {text} " in printed(f"SELECT {value} AS x", paths, "table")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("170141183460469231731687303715884105727::HUGEINT", "170141183460469231731687303715884105727"),
+        ("(-1)::HUGEINT", "-1"),
+        ("18446744073709551615::UBIGINT", "18446744073709551615"),
+        ("-0.5::DOUBLE", "-0.5"),
+    ],
+)
+def test_numbers_stay_numbers_in_lists_too(paths: PathsParams, value: str, text: str) -> None:
+    sql = f"SELECT {value} AS x, [{value}] AS l"
+    assert printed(sql, paths, "json") == f'[\n{{"x": {text}, "l": [{text}]}}\n]\n'
+    assert printed(sql, paths, "csv") == f"x,l\n{text},[{text}]\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["340282366920938463463374607431768211455::UHUGEINT", "'0101'::BIT", "TIMETZ '12:00:00+01'"]
+)
+def test_parquet_has_text_of_what_arrow_would_lose(paths: PathsParams, tmp_path: Path, value: str) -> None:
+    out = tmp_path / "out.parquet"
+    write_answer(f"SELECT {value} AS x, [{value}] AS l, DATE 'infinity' AS d", paths, "parquet", out)
+    text = value.split("::")[0].removeprefix("TIMETZ ").strip("'")
+    found = duckdb.read_parquet(str(out)).select("x, l, d::VARCHAR")
+    assert found.fetchall() == [(text, [text], "infinity")]
 
 
 def test_parquet_is_read_back_and_the_same_twice(paths: PathsParams) -> None:

@@ -387,11 +387,24 @@ def test_what_is_wrong_at_the_start_is_told(tmp_path: Path, server: Serving) -> 
 
 def test_flags_that_exclude_each_other_and_a_missing_extra_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     both = CliRunner().invoke(app, ["serve", "--checkpoint", "a.pt", "--onnx", "b.onnx"])
-    assert isinstance(both.exception, ConfigError) and "not both" in str(both.exception)
+    assert isinstance(both.exception, ConfigError) and "are two models; give one" in str(both.exception)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else name)
     lacking = CliRunner().invoke(app, ["serve"])
     assert isinstance(lacking.exception, ConfigError)
     assert "needs uvicorn; install the extra: pip install 'lip-pipeline[serve]'" in str(lacking.exception)
+
+
+@pytest.mark.parametrize("verb", [["serve"], ["inference", str(ROOT / "README.md")], ["live"]])
+def test_a_file_given_as_an_onnx_model_is_never_called_a_checkpoint(tmp_path: Path, verb: list[str]) -> None:
+    """By its name it would be read as one, whatever the option says."""
+    (tmp_path / "model.bin").write_bytes(b"no model")
+    refused = CliRunner().invoke(
+        app, [*verb, "--onnx", str(tmp_path / "model.bin"), "--params", str(ROOT / "params.yaml")]
+    )
+    assert isinstance(refused.exception, ConfigError)
+    assert str(refused.exception).startswith(
+        f"--onnx: {tmp_path / 'model.bin'} is no ONNX model by its name, which must end in .onnx; rename it"
+    )
 
 
 @pytest.mark.parametrize(("host", "is_open"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])

@@ -20,6 +20,7 @@ from model.settings import TextParams
 from model.text import Tokenizer, describe_normaliser, without_version
 from shards.errors import TableError
 from shards.files import atomic_file
+from shards.pipes import refuse_pipe
 
 LOG = logging.getLogger(__name__)
 SPACE = "<space>"
@@ -57,6 +58,7 @@ def write_arpa(path: Path, model: NgramModel, about: Mapping[str, Any] | None = 
 
 def arpa_about(path: Path) -> dict[str, Any] | None:
     """What `write_arpa` was told of the model; None where there is no file, or another program's."""
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             line = file.readline(MAX_LINE_BYTES).decode()
@@ -112,6 +114,7 @@ def read_arpa(path: Path) -> NgramModel:
 
     Raises TableError where the file is missing, and naming the line where it is damaged or cut off.
     """
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             return _Reader(path, file).model()

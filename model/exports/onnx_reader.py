@@ -25,6 +25,7 @@ from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.cores import usable_cores
 from shards.errors import CheckpointError, MachineError
+from shards.pipes import refuse_pipe
 
 MAX_FILE_BYTES = 4 << 30
 """Ten times the largest preset's; protobuf ends at 2 GB."""
@@ -144,6 +145,7 @@ class OnnxReader:
 
 
 def _file_bytes(path: Path) -> bytes:
+    refuse_pipe(path)
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise CheckpointError(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from model.checkpoints import refuse_wrong_checksums
 from model.public.names import RENAMES, PublicFormat, our_name
 from shards.errors import CheckpointError
+from shards.pipes import refuse_pipe
 
 MAX_BYTES = 16 << 30
 MAX_TENSORS = 20_000
@@ -71,6 +72,7 @@ def open_weights(path: Path, format: PublicFormat) -> PublicWeights:
 
 
 def _opened(path: Path) -> object:
+    refuse_pipe(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 from model.settings import TextParams
 from model.text import END_ID, SPECIAL_TOKENS, START_ID, UNKNOWN_ID, Tokenizer, normalise
 from shards.errors import CheckpointError
+from shards.pipes import refuse_pipe
 
 MAX_BYTES = 4 << 20
 """A table of every Chinese character takes half a megabyte."""
@@ -125,6 +126,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _text(path: Path) -> str:
+    refuse_pipe(path)
     try:
         with path.open("rb") as file:
             payload = file.read(MAX_BYTES + 1)

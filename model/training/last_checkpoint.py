@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from model.altered import altered_told
 from model.checkpoints import load_checkpoint, save_checkpoint
+from model.progress import Progress
 from model.runs import RunFolder, logger
 from shards.errors import CheckpointError
 
@@ -34,13 +36,14 @@ def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
     state, path, damage = found
     if damage:
         run.last_is_damaged = run.last.exists()
-        progress = state["progress"]
+        with altered_told(path):
+            progress = Progress.of(state["progress"])
         logger.warning(
             "%s; going on from the one before it, %s: epoch %d after %d batches",
             damage,
             path,
-            progress["epoch"],
-            progress["batches_done"],
+            progress.epoch,
+            progress.batches_done,
         )
     return state, path
 

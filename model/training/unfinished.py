@@ -45,7 +45,9 @@ def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str
             if state["valid_hash"] != data.valid_hash:
                 told.append("other valid clips")
             try:
-                go_on = f"to go on with that one: {_command(last, job, state, there, data.ranks)}"
+                go_on = (
+                    f"to go on with that one: {_command(last, job, state, progress.epoch, there, data.ranks)}"
+                )
             except (PipelineError, ValidationError) as error:
                 go_on = f"it cannot be gone on with: {' '.join(str(error).split())}"
             return (
@@ -60,7 +62,9 @@ def _written(folder: Path) -> float:
     return max(path.stat().st_mtime for path in folder.glob("*last.pt"))
 
 
-def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIdentity, ranks: Ranks) -> str:
+def _command(
+    last: Path, job: TrainingJob, state: dict[str, Any], epoch: int, there: PlanIdentity, ranks: Ranks
+) -> str:
     """Goes on from `last` by its own parameters; raises what that would raise before its first step."""
     loader = there.loader | {"max_bad_fraction": job.loader.max_bad_fraction}
     theirs = replace(
@@ -72,7 +76,7 @@ def _command(last: Path, job: TrainingJob, state: dict[str, Any], there: PlanIde
         loader=LoaderParams.model_validate(loader),
     )
     data = TrainingData(theirs, ranks)
-    data.epoch(state["progress"]["epoch"])
+    data.epoch(epoch)
     command = f"pipeline train --params {shlex.quote(str(last.parent / 'config.yaml'))}"
     if run_of(theirs, data).folder == last.parent:
         return command

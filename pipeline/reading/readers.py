@@ -9,9 +9,25 @@ from model.reading import ClipReader, refuse_other_clips
 from model.settings import Head
 from model.vocabulary import Vocabulary
 from pipeline.params import Params
+from shards.errors import ConfigError
 
 ONNX = ".onnx"
 LOG = logging.getLogger("pipeline.reading.readers")
+
+
+def model_of(checkpoint: Path | None, onnx: Path | None, values: Params) -> Path:
+    """The file to read with: a checkpoint, the best one by default, or an exported model.
+
+    Raises ConfigError where both are given, or --onnx a file that is none by its name: readers go by it.
+    """
+    if checkpoint is not None and onnx is not None:
+        raise ConfigError("--checkpoint and --onnx are two models; give one")
+    if onnx is not None and onnx.suffix != ONNX:
+        raise ConfigError(
+            f"--onnx: {onnx} is no ONNX model by its name, which must end in {ONNX}; rename it, or give a checkpoint "
+            "with --checkpoint (`pipeline export --format onnx` makes an ONNX model of one)"
+        )
+    return onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt"
 
 
 class OpenedReader(ClipReader, Protocol):

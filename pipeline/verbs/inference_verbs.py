@@ -6,14 +6,21 @@ Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, CheckpointDir, Json, ModelFile, ParamsFile, app, load, shown
-
-if TYPE_CHECKING:
-    from pipeline.params import Params
+from pipeline.command import (
+    PARAMS,
+    Assignments,
+    CheckpointDir,
+    Json,
+    ModelFile,
+    ParamsFile,
+    app,
+    load,
+    shown,
+)
 
 Onnx = Annotated[Path | None, typer.Option(help="an exported model instead of a checkpoint", metavar="FILE")]
 
@@ -57,6 +64,7 @@ def inference(
     """
     from pipeline.reading.found_videos import find_videos
     from pipeline.reading.inference_run import Outputs, print_json, run_inference
+    from pipeline.reading.readers import model_of
     from shards.errors import ConfigError
     from shards.plain import one_line
 
@@ -108,6 +116,7 @@ def live(
     Example: pipeline live --camera 0
     """
     from pipeline.reading.live import run_live
+    from pipeline.reading.readers import model_of
     from shards.errors import ConfigError
 
     if camera is not None and file is not None:
@@ -118,12 +127,3 @@ def live(
     # as inference: nobody spoke is no fault, somebody could not be read is one
     if summary.num_gaps and not summary.settled:
         raise SystemExit(1)
-
-
-def model_of(checkpoint: Path | None, onnx: Path | None, values: "Params") -> Path:
-    """The file to read with: a checkpoint, the best one by default, or an exported model."""
-    from shards.errors import ConfigError
-
-    if checkpoint is not None and onnx is not None:
-        raise ConfigError("--checkpoint and --onnx are two models; give one")
-    return onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt"

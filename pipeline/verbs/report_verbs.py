@@ -67,9 +67,11 @@ def show(params: ParamsFile = PARAMS, assignments: Assignments = None, json_: Js
     from pipeline.console import stdout
     from pipeline.shown.summary import print_metrics
     from shards.errors import TableError
+    from shards.pipes import refuse_pipe
 
     folder = Path(load(params, assignments).paths.report)
     file = folder / "metrics.json"
+    refuse_pipe(file)
     try:
         metrics = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:

@@ -46,14 +46,13 @@ def serve(
         raise ConfigError(
             f"pipeline serve needs {', '.join(missing)}; install the extra: pip install 'lip-pipeline[serve]'"
         )
-    if checkpoint is not None and onnx is not None:
-        raise ConfigError("--checkpoint or --onnx, not both")
+    from pipeline.reading.readers import model_of
     from pipeline.serve.limits import Limits
     from pipeline.serve.run import serve as run
 
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     run(
-        onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt",
+        model_of(checkpoint, onnx, values),
         values,
         host,
         port,

@@ -4,6 +4,7 @@ No executor of the standard library can end one hung process, and those that can
 workers, which a killed worker may leave locked or half written. Here each has a pipe and a clip of its own.
 """
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -22,6 +23,7 @@ from pathlib import Path
 import cv2
 
 from shards.errors import MachineError
+from shards.memory import limit_bytes
 from shards.schema import Reason
 from stages.clips.clip_work import Clip, Done, Work, given_up, place
 from stages.mouths.chatter import native_stderr_to
@@ -30,6 +32,12 @@ MAX_FAILED_STARTS = 3
 """Processes that may die in a row before they read a clip: a busy machine kills one, a broken one all."""
 FINISH_S = 2.0
 """For what the others are at when one clip's error ends the run."""
+
+MORE_MEMORY = (
+    "where memory is short, lower machine.workers or raise the limit (ulimit -v, or that of the batch system)"
+)
+NO_MEMORY = errno.ENOMEM
+"""Exit code of a worker whose clip asked for more memory than there is."""
 
 START_TIMEOUT_S = 300.0
 """Importing what a worker needs takes 2 s; from a cold network file system, minutes."""
@@ -49,6 +57,8 @@ class LocalPool:
         self.native_log = native_log
         self._workers: list[_Worker] = []
         self._failed_starts = 0
+        self._death = ""
+        """How the last process that died came to its end."""
 
     def __enter__(self) -> "LocalPool":
         return self
@@ -63,7 +73,7 @@ class LocalPool:
 
     def run(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Done]]:
         """Each clip with what became of it, as they finish."""
-        died = []
+        died, num_dead = [], 0
         try:
             for clip, done in self._run(clips, self.num_workers):
                 if done is None:
@@ -74,6 +84,11 @@ class LocalPool:
                 # alone in a fresh process: what dies now dies of this clip, not of its neighbours' memory
                 self.close()
                 for clip, done in self._run([suspect], 1):
+                    num_dead = num_dead + 1 if done is None else 0
+                    if num_dead >= MAX_FAILED_STARTS and limit_bytes() is not None:
+                        raise MachineError(
+                            f"{num_dead} clips in a row: {self._last_words(clip)}; {MORE_MEMORY}"
+                        )
                     yield clip, done or given_up(clip, Reason.CRASHED, self._last_words(clip))
         except Exception:
             self._let_finish()
@@ -91,7 +106,7 @@ class LocalPool:
 
     def _last_words(self, clip: Clip) -> str:
         return (
-            f"the process that read {clip.media} alone died; look at the file, or leave it out "
+            f"the process that read {clip.media} alone died ({self._death}); look at the file, or leave it out "
             f"({self.native_log} has the last words)"
         )
 
@@ -107,6 +122,7 @@ class LocalPool:
                 try:
                     answer = worker.receive()
                 except (EOFError, OSError):
+                    self._death = worker.death()
                     self._end(worker)
                     self._count_start(worker)
                     if clip is not None:
@@ -148,7 +164,8 @@ class LocalPool:
         self._failed_starts += not ended.is_ready
         if self._failed_starts >= MAX_FAILED_STARTS:
             raise MachineError(
-                "worker processes die before they read a clip; `pipeline doctor` looks for the cause "
+                f"worker processes die before they read a clip ({self._death}); {MORE_MEMORY}; `pipeline doctor` "
+                "looks for other causes "
                 f"({self.native_log} may have their last words)"
             )
 
@@ -190,6 +207,16 @@ class _Worker:
     def is_late(self) -> bool:
         """Past its time, and with nothing said meanwhile."""
         return self.deadline_s <= time.monotonic() and not self.pipe.poll()
+
+    def death(self) -> str:
+        """How the process ended, whose end of the pipe is closed."""
+        self.process.join(FINISH_S)
+        code = self.process.exitcode
+        if code is None:
+            return "it closed its pipe"
+        if code == NO_MEMORY:
+            return "memory ran out"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def end(self) -> None:
         self.process.kill()
@@ -235,7 +262,7 @@ def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> 
             answer = work(clip)
         except MemoryError:
             # as if the kernel had ended it: this clip asks for more than there is, the others need not suffer
-            os._exit(1)
+            os._exit(NO_MEMORY)
         except Exception as error:  # noqa: BLE001  (the parent raises it)
             # a traceback does not travel, its text does
             error.add_note(traceback.format_exc())

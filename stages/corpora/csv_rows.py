@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from shards.errors import CorpusError
+from shards.pipes import refuse_pipe
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def read_text(path: Path) -> str:
     Raises CorpusError where it is missing or a file of another kind, or with the line of the first byte that is no
     UTF-8.
     """
+    refuse_pipe(path)
     try:
         # by hand: with utf-8-sig the error would count its bytes from behind the mark
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)

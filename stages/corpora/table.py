@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import CorpusError
+from shards.pipes import refuse_pipe
 from stages.corpora.csv_rows import read_csv
 from stages.corpora.overlap import with_one_spelling
 from stages.corpora.same_video import videos_of
@@ -119,6 +120,7 @@ def _check_header(header: Sequence[str]) -> str | None:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     number = num_empty = 0
+    refuse_pipe(path)
     try:
         file = pq.ParquetFile(path)
         if problem := _check_header(file.schema_arrow.names):

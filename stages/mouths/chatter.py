@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from shards.disk import writing_told
+from shards.pipes import refuse_pipe
 from shards.plain import LogFormatter
 
 NATIVE_LOG = "native.log"
@@ -20,6 +21,7 @@ def native_stderr_to(file: Path) -> None:
     place; whoever kept the old one writes to `file` too. MachineError where it cannot be written.
     """
     global _is_redirected
+    refuse_pipe(file)
     with writing_told(f"machine.cache_dir: {file}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

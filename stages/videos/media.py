@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from shards.disk import FORBIDDEN
 from shards.errors import ClipRejected
-from shards.files import FORBIDDEN
 from shards.schema import Reason
 from stages.videos.zips import dangling_link, find_member, leaves_root, opened_member
 

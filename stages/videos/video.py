@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
+from shards.memory import is_short
 from shards.schema import Reason
 from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
@@ -335,8 +336,25 @@ def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
 def _opened(
     source: Source, params: CropParams | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and the video stream that is shown; with `params`, caps are checked before anything is decoded."""
+    """The container and the video stream that is shown; with `params`, caps are checked before anything is decoded.
+
+    Raises MemoryError instead of ClipRejected, of the block too, where memory may be the cause.
+    """
     check_file_size(source, params.max_source_mb if params else math.inf)
+    try:
+        with _opened_anywhere(source, params) as opened:
+            yield opened
+    except ClipRejected as rejection:
+        # FFmpeg calls data invalid that it had no memory to decode
+        if is_short() or isinstance(rejection.__cause__, MemoryError):
+            raise MemoryError(str(rejection)) from rejection
+        raise
+
+
+@contextmanager
+def _opened_anywhere(
+    source: Source, params: CropParams | None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     if source.member is None:
         # absolute, so that no name can be read as a protocol ("http:x.mp4")
         with _container(source, str(source.path.absolute()), params) as opened:
