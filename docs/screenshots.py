@@ -1,4 +1,4 @@
-"""The README's pictures, taken with headless Chromium: `python docs/screenshots.py --help`.
+"""The pictures of the docs, taken with headless Chromium: `python docs/screenshots.py --help`.
 
 The report's need a finished `pipeline report`, the try-out page's a running `pipeline serve` and a video. The last,
 lively_head.png, needs a video of somebody who nods.

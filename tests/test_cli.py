@@ -22,11 +22,12 @@ from pipeline import cli
 from pipeline.demo.corpus import build_demo_corpus
 from pipeline.demo.plan import CorpusSize
 from pipeline.older import OLDER_NAMES
-from pipeline.params import read_mapping
+from pipeline.params import PathsParams, read_mapping
+from pipeline.query import query
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
-README = (ROOT / "README.md").read_text("utf-8")
+QUERIES = (ROOT / "docs" / "queries.md").read_text("utf-8")
 SMALL = {
     "model": {"frame_height": 24, "frame_width": 24, "sizes": {"channels": [4, 8, 8, 12], "hidden_dim": 16}},
     "train": {"warmup_epochs": 0, "batch_size": 4, "mixed_precision": False, "valid_every": 1},
@@ -141,21 +142,20 @@ def test_inference_reads_what_it_can_and_says_why_not(workspace: Path) -> None:
     assert unread.stdout == "" and unread.stderr.strip().startswith("garbage.mp4: unreadable: ")
 
 
-def readme_queries() -> list[tuple[str, str]]:
-    """(for `pipeline query`, for plain duckdb), in the README's order."""
-    ours = re.findall(r'^pipeline query "(SELECT .*)"$', README, re.MULTILINE)
-    # the troubleshooting table has another, within a line
-    (block,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+def documented_queries() -> list[tuple[str, str]]:
+    """(for `pipeline query`, for plain duckdb), in the order of docs/queries.md."""
+    ours = re.findall(r'^pipeline query "(SELECT .*)"$', QUERIES, re.MULTILINE)
+    (block,) = re.findall(r"```sql\n(.*?)```", QUERIES, re.DOTALL)
     plain = [part.strip() for part in re.sub(r"--.*", "", block).split(";") if part.strip()]
     assert len(ours) == len(plain) == 5
     return list(zip(ours, plain, strict=True))
 
 
-def test_the_five_queries_of_the_readme_run_as_they_stand(
+def test_the_five_documented_queries_give_the_same_in_plain_duckdb(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
-    for ours, plain in readme_queries():
+    for ours, plain in documented_queries():
         found = run(workspace, "query", ours, "--format", "json")
         assert found.returncode == 0, found.stderr
         relation = duckdb.sql(plain)
@@ -163,6 +163,18 @@ def test_the_five_queries_of_the_readme_run_as_they_stand(
         # ties may come in any order
         assert Counter(map(str, json.loads(found.stdout))) == Counter(map(str, rows)), ours
         assert rows or "rejected" in plain
+
+
+def test_the_other_documented_queries_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process: the five are those of the command."""
+    monkeypatch.chdir(workspace)
+    texts = [path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")]
+    found = {sql for text in texts for sql in re.findall(r'^pipeline query "(.*?)"', text, re.MULTILINE)}
+    others = found - {ours for ours, _ in documented_queries()}
+    assert len(others) >= 4
+    paths = PathsParams()
+    for sql in others:
+        assert query(sql, paths, lambda answer: answer.columns)
 
 
 def test_stats_of_another_corpus_leave_the_older_tables_out(workspace: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ HARMLESS = ["-1.5", "+3", "-1e-9", ".5", "", "'tis", "你好", "a=b", "1-2", " =
 
 
 def read_back(cell: str) -> str:
-    """As the README says it: one apostrophe less, where such text stands behind apostrophes."""
+    """As docs/queries.md says: one apostrophe is removed where such text follows apostrophes."""
     rest = cell.lstrip("'")
     return cell[1:] if cell != rest and rest[:1] in tuple("=+-@\t\r\n＝＋－＠") else cell
 
