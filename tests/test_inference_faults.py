@@ -191,7 +191,9 @@ def test_a_full_disk_costs_the_captioned_video_and_no_text(
     told = capsys.readouterr().err
     for video in (large, small):
         captioned = tmp_path / "out" / f"{video.stem}.captioned.mp4"
-        assert f"{video}: not captioned: {captioned} is not written: File too large; make room, or give" in told
+        assert (
+            f"{video}: not captioned: {captioned} is not written: File too large; make room, or give" in told
+        )
 
 
 def test_a_text_that_cannot_be_written_costs_no_other(
