@@ -80,7 +80,9 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
 
 
 def _write_csv(answer: Answer, out: TextIO) -> None:
-    rows = chain([answer.columns], chain.from_iterable(rows_of(answer, one) for one in answer.batches()))
+    rows: Iterable[Iterable[Any]] = chain(
+        [answer.columns], chain.from_iterable(rows_of(answer, one) for one in answer.batches())
+    )
     if out.isatty():
         # lists and structs are written as Python shows them, which has none
         rows = ([one_line(value) if isinstance(value, str) else value for value in row] for row in rows)
