@@ -39,15 +39,21 @@ _CIRCLES = re.compile("[○◯⭘⭕⚪](?: ?[○◯⭘⭕⚪])*")
 _NEAR = 4
 """Characters on either side that tell whether a circle is a zero."""
 
-_UNIT = (
-    "年(?![级級会會报報])|月(?![刊报報饼餅球])|日(?![报報本])|[时時](?![代尚装裝报報])|分(?![公店行局部校院支])"
+_MEASURE = (
+    "[时時](?![代尚装裝报報])|分(?![公店行局部校院支])"
     "|秒|[点點](?![评評心名歌])|度(?!假)|[号號](?![称稱召])|[%‰℃°]"
 )
+_UNIT = f"年(?![级級会會报報])|月(?![刊报報饼餅球])|日(?![报報本])|{_MEASURE}"
 _NUMBER = "[0-9○◯⭘" + _HAN_NUMERAL + "]"
-_BEFORE_ZERO = re.compile(f"(?:[0-9]|(?:[{_HAN_NUMERAL}第号號码碼]|分之|{_NUMBER} ?[点點比]) ?)$")
+_BEFORE_ZERO = re.compile(f"(?:[0-9]|(?:[{_HAN_NUMERAL}第号號码碼負负]|分之|{_NUMBER} ?[点點比]) ?)$")
+# no date has a zero: ○月○日 leaves one out
 _BEHIND_ZERO = re.compile(
-    f"{_UNIT}|{_NUMERAL} ?(?:$|[^\u3400-\u9fff]|{_NUMBER}|{_UNIT})|[比.:/] ?{_NUMERAL}|[点點] ?{_NUMBER}"
+    f"{_MEASURE}|{_NUMERAL} ?(?:$|[^\u3400-\u9fff]|{_NUMBER}|{_UNIT})|[比.:/] ?{_NUMERAL}|[点點] ?{_NUMBER}"
 )
+# several circles leave something out (○○年, 第○○屆) where no number stands beside them, be it the 〇 of 〇點
+_ONE = f"(?:{_NUMERAL}|(?<![○◯⭘])[○◯⭘](?![○◯⭘]))"
+_BEFORE_ZEROS = re.compile(f"(?:[0-9]|(?:[{_HAN_NUMERAL}]|{_ONE} ?[点點比]) ?)$")
+_BEHIND_ZEROS = re.compile(f"[比.:/] ?{_NUMERAL}|[点點] ?{_ONE}")
 # an emoji answers and adorns more often
 _BEHIND_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL} ?(?:{_NUMERAL}|年)")
 _BETWEEN_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL}|年")
@@ -74,9 +80,9 @@ def _is_written(character: str) -> bool:
 
 
 def with_zeros(text: str) -> str:
-    """Circles as the zeros that they are by their neighbours: 一九九○, 1○○, 八点○五分, 百分之○, 三比○, ○○年.
+    """Circles as the zeros that they are by their neighbours: 一九九○, 1○○, 八点○五分, 百分之○, 三比○, 負○.
 
-    Any other circle stays: ○○公司 leaves a name out. A zero beside 0 to 9 is 0, any other 〇.
+    Any other circle stays: ○○公司 leaves a name out, ○○年 and ○月○日 a date. A zero beside 0 to 9 is 0, any other 〇.
     """
     return _CIRCLES.sub(_zeros, text)
 
@@ -84,17 +90,20 @@ def with_zeros(text: str) -> str:
 def _zeros(match: re.Match[str]) -> str:
     before = match.string[max(0, match.start() - _NEAR) : match.start()]
     behind = match.string[match.end() : match.end() + _NEAR].lstrip()
-    if not _is_zero(before, behind, is_emoji=not set(match[0]).isdisjoint("⭕⚪")):
+    circles = match[0].replace(" ", "")
+    if not _is_zero(before, behind, circles):
         return match[0]
     near = re.findall(_NUMERAL, before)[-1:] or re.findall(_NUMERAL, behind[:2])
-    return ("0" if near and near[0].isascii() else "〇") * len(match[0].replace(" ", ""))
+    return ("0" if near and near[0].isascii() else "〇") * len(circles)
 
 
-def _is_zero(before: str, behind: str, is_emoji: bool) -> bool:
-    if is_emoji:
+def _is_zero(before: str, behind: str, circles: str) -> bool:
+    if not set(circles).isdisjoint("⭕⚪"):
         is_between = re.search(f"{_NUMERAL} ?$", before) and _BETWEEN_ZERO_OF_EMOJI.match(behind)
         return bool(is_between or _BEHIND_ZERO_OF_EMOJI.match(behind))
     is_behind_a_point = re.search(f"{_NUMERAL}[.:/]$", before) and not behind
+    if len(circles) > 1 and not re.match(_NUMERAL, behind):
+        return bool(_BEFORE_ZEROS.search(before) or _BEHIND_ZEROS.match(behind) or is_behind_a_point)
     return bool(_BEFORE_ZERO.search(before) or _BEHIND_ZERO.match(behind) or is_behind_a_point)
 
 

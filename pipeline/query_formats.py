@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -94,9 +95,13 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
 
 
 def _write_csv(answer: Answer, out: TextIO) -> None:
-    write_csv_rows(out, [answer.columns])
-    for batch in answer.batches():
-        write_csv_rows(out, rows_of(answer, batch))
+    rows: Iterable[Iterable[Any]] = chain(
+        [answer.columns], chain.from_iterable(rows_of(answer, one) for one in answer.batches())
+    )
+    if out.isatty():
+        # lists and structs are written as Python shows them, which has none
+        rows = ([one_line(value) if isinstance(value, str) else value for value in row] for row in rows)
+    write_csv_rows(out, rows)
 
 
 def _write_json(answer: Answer, out: TextIO) -> None:

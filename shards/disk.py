@@ -26,7 +26,7 @@ _MENDS = {
     errno.EPIPE: "what reads it ended too soon: see why, or name a file",
     errno.ENXIO: "no program reads this pipe: start the reader first, or name a file",
     errno.EFBIG: "raise the limit (`ulimit -f` shows it), or give a place whose file system takes files so large",
-    errno.EBADF: "it is closed, or open for reading only: open it for writing, or name a file",
+    errno.EBADF: "it is closed (>&-), or open for reading only (<): redirect it to a file or a pipe, or name a file",
     errno.ESPIPE: "this kind needs a file: a pipe has no places to go back to",
     errno.EISDIR: "a folder has that name: name a file in it",
     errno.ENOTDIR: "a file stands where a folder is needed: remove it, or give another place",

@@ -53,11 +53,13 @@ def open_already(path: Path) -> int | None:
     """
     for _ in range(_MOST_LINKS):
         path = Path(os.path.realpath(path.parent), path.name)
+        of_process = _DESCRIPTOR.fullmatch(str(path))
+        # one that is closed is no link, and no file to be made either
+        if of_process and int(of_process[1]) == os.getpid():
+            return int(path.name)
         if not path.is_symlink():
             return None
-        if of_process := _DESCRIPTOR.fullmatch(str(path)):
-            if int(of_process[1]) == os.getpid():
-                return int(path.name)
+        if of_process:
             if is_stream(path):
                 return None
             raise MachineError(

@@ -1,5 +1,6 @@
 """Files below a URL of any file system that fsspec opens: each request bounded in time, and tried again."""
 
+import errno
 import logging
 import random
 import time
@@ -62,7 +63,7 @@ def open_file_system(url: str, key: str, **options: Any) -> tuple[Any, str]:
 
 def put_whole(files: Any, here: Path, there: str, **options: Any) -> None:
     """Stores the file `here`; another reader sees all of it or nothing. `options` go to the transfer."""
-    if _OBJECT_STORES & set(_protocols(files)):
+    if _is_object_store(files):
         files.put_file(str(here), there, **options)
         return
     folder, _, name = there.rpartition("/")
@@ -158,6 +159,31 @@ class RemoteFiles:
 
         self._tried("write", name, store)
 
+    def put_first(self, name: str, content: bytes) -> bytes:
+        """Stores `content` under `name` unless something lies there; gives what lies there then.
+
+        Of two at once one is first where the store knows the condition (S3's If-None-Match, GCS, Azure); elsewhere
+        it is asked before, and what came last is given.
+        """
+        path = self._path(name)
+
+        def store() -> None:
+            if not _is_object_store(self._files):
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                self._files.pipe_file(path, content, mode="create", **self._within())
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+                self._files.invalidate_cache()
+                if not self._files.exists(path):
+                    self._files.pipe_file(path, content, **self._within())
+
+        self._tried("write", name, store)
+        return self.read_small(name)
+
     def remove(self, name: str) -> None:
         self._tried("remove", name, lambda: self._files.rm_file(self._path(name), **self._within()))
 
@@ -233,5 +259,6 @@ class RemoteFiles:
         raise AssertionError("the last try returns or raises")
 
 
-def _protocols(files: Any) -> tuple[str, ...]:
-    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
+def _is_object_store(files: Any) -> bool:
+    protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
+    return not _OBJECT_STORES.isdisjoint(protocols)

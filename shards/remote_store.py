@@ -3,23 +3,26 @@
 import hashlib
 import logging
 import os
+import socket
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from shards.disk import FULL
 from shards.errors import DiskError, MachineError, PipelineError, ShardError
 from shards.fetch_ahead import FetchAhead
-from shards.files import fingerprint, sweep_temporaries
+from shards.files import fingerprint, sweep_temporaries, write_text
 from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
 from shards.remote_files import Patience, RemoteFiles
 from shards.settings import MachineParams
 from shards.shard_cache import ShardCache
-from shards.store import ShardStore, refuse_climbing
+from shards.store import OWNER, ShardStore, refuse_climbing
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,33 @@ class RemoteStore(ShardStore):
         return self._files.place(name)
 
     def names(self) -> list[str]:
-        return self._files.names()
+        """As for every store, without its mark of the owner."""
+        return [name for name in self._files.names() if name != OWNER]
+
+    def claim(self, catalogue: Path) -> None:
+        """As for every store. The mark stays, so that a later pack of another catalogue is refused too.
+
+        Its first line is an id that lies beside the catalogue: that one may pack again, from whichever machine and
+        after whatever end, since it has a lock.
+        """
+        file = catalogue.with_name(f".{catalogue.name}.id")
+        if not file.exists():
+            write_text(file, f"{uuid.uuid4().hex}\n")
+        began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        ours = f"{catalogue}, process {os.getpid()} of {socket.gethostname()}, begun {began}"
+        content = f"{file.read_text('utf-8').strip()}\n{ours}\n".encode()
+        found = self._files.put_first(OWNER, content)
+        if found == content:
+            return
+        their_id, _, theirs = found[:1000].decode(errors="replace").strip().partition("\n")
+        if their_id != content.decode().partition("\n")[0]:
+            raise ShardError(
+                f"{self._files.url} holds another pack, at work or ended ({theirs or 'of nobody known'}); "
+                f"this one ({ours}) would replace it: give this one paths.shards of its own; or, where the other has "
+                f"ended and nobody reads it any more, remove {self.place(OWNER)} and start again"
+            )
+        with self.writing(OWNER) as mark:
+            mark.write(content)
 
     def local(self, name: str) -> Path:
         """As for every store; MachineError where the cache cannot hold it. A file that is no tar is read anew."""

@@ -1,5 +1,6 @@
 """Where the shards of a pack lie: a folder here, or any place that fsspec opens."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -7,7 +8,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import ShardError
-from shards.files import atomic_file, sync_folder
+from shards.files import TEMPORARY_NAME, atomic_file, sync_folder
+
+OWNER = ".pack_owner"
+"""In a remote store: whose pack it holds."""
+LEFT_BEHIND = re.compile(
+    rf"([^/]+/)?{TEMPORARY_NAME}|[A-Za-z0-9_-]+/\.[A-Za-z0-9_-]+(-\d{{6}}\.tar|\.json)\..*\.tmp"
+    r"|\.{1,2}(README\.md|metadata\.json|pack_owner)\..*\.tmp"
+)
+"""What a pack that was killed leaves in a folder, or in a remote store that is no object store."""
 
 
 class ShardStore(ABC):
@@ -36,6 +45,10 @@ class ShardStore(ABC):
 
         Done once a shard and store: False afterwards. Raises as `local` does.
         """
+
+    @abstractmethod
+    def claim(self, catalogue: Path) -> None:
+        """Before a pack of `catalogue` is written: ShardError where a remote store holds another catalogue's."""
 
     @abstractmethod
     def expect(self, names: Sequence[str]) -> None:
@@ -82,6 +95,9 @@ class FolderStore(ShardStore):
     def renew(self, name: str) -> bool:
         """False: there is no other copy."""
         return False
+
+    def claim(self, catalogue: Path) -> None:
+        """Nothing: a folder has a lock."""
 
     def expect(self, names: Sequence[str]) -> None:
         """Nothing: they are here."""

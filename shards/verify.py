@@ -20,10 +20,10 @@ from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
 from shards.reading_threads import ReadingThreads
 from shards.samples import read_samples
 from shards.settings import MachineParams
-from shards.store import ShardStore
+from shards.store import LEFT_BEHIND, OWNER, ShardStore
 from shards.verify_shard import Problem, check_shard
 
-CARDS = frozenset({"README.md", "metadata.json"})
+CARDS = frozenset({"README.md", "metadata.json", OWNER})
 """What pack writes beside the splits."""
 
 
@@ -216,7 +216,12 @@ def _check(
 
 def _foreign(names: Sequence[str], known: Set[str]) -> list[Problem]:
     return [
-        Problem(name, "is no file of this pack")
+        Problem(
+            name,
+            "was left by a pack that was killed (or is at work); the next `pipeline pack` removes it"
+            if LEFT_BEHIND.fullmatch(name)
+            else "is no file of this pack",
+        )
         for name in names
         if name not in known and name not in CARDS and not name.endswith(f"/{INDEX}")
     ]

@@ -1,12 +1,13 @@
 """Stage ingest: the transcripts of a corpus become clips.parquet."""
 
 import logging
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from model.settings import TextParams
 from model.text import in_brackets, normalise, normaliser_mark
@@ -161,16 +162,35 @@ def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Cl
 
 
 def _warn_of(clips: Sequence[_Clip], reason: Reason, told: str) -> int:
-    """With what is wrong with the first."""
-    found = [(clip.transcript, clip.problem) for clip in clips if clip.problem and clip.problem[0] is reason]
-    if found:
-        first, (_, detail) = found[0]
+    """With what is wrong with the first clip of each kind, the most frequent kind first."""
+    alike: dict[str, list[tuple[Transcript, str]]] = defaultdict(list)
+    for clip in clips:
+        if clip.problem and clip.problem[0] is reason:
+            detail = clip.problem[1]
+            alike[_without_names(detail, clip.transcript.media)].append((clip.transcript, detail))
+    kinds = sorted(alike.values(), key=len, reverse=True)
+    num_found = sum(map(len, kinds))
+    if kinds:
+        lines = [
+            (f"{len(kind)} " if len(kinds) > 1 else "")
+            + f"({kind[0][0].where}: {kind[0][1]}): {_some([one.clip_id for one, _ in kind])}"
+            for kind in kinds[:NAMES_SHOWN]
+        ]
+        if len(kinds) > NAMES_SHOWN:
+            lines.append(f"{sum(map(len, kinds[NAMES_SHOWN:]))} for {len(kinds) - NAMES_SHOWN} other reasons")
+        between = ":\n  " if len(kinds) > 1 else " "
         _log.warning(
-            "%d of %d clips %s; crop will reject them (%s: %s): %s",
-            *(len(found), len(clips), told, first.where, detail),
-            _some([one.clip_id for one, _ in found]),
+            "%d of %d clips %s; crop will reject them%s%s",
+            *(num_found, len(clips), told, between, "\n  ".join(lines)),
         )
-    return len(found)
+    return num_found
+
+
+def _without_names(detail: str, media: str) -> str:
+    """What is alike in the details of clips with the same fault."""
+    for name in (media, *media.split("!", 1), PurePosixPath(media).name):
+        detail = detail.replace(name, "") if name else detail
+    return re.sub(r"\S*/\S*|\d+", "", detail)
 
 
 def _warn_of_times(clips: Sequence[_Clip]) -> None:

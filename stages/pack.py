@@ -24,7 +24,6 @@ from shards.cores import usable_cores
 from shards.disk import KEPT, unwritable, writing_told
 from shards.errors import DiskError, ShardError
 from shards.files import (
-    TEMPORARY_NAME,
     Progress,
     json_bytes,
     read_table,
@@ -37,7 +36,7 @@ from shards.locks import held
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
-from shards.store import ShardStore
+from shards.store import LEFT_BEHIND, OWNER, ShardStore
 from shards.tar import shard_writer
 from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
@@ -47,11 +46,9 @@ from stages.clips.ledger_mark import refuse_other_ledger
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 
-# the .tmp are what a pack that was killed leaves behind: here, or in a remote folder
+# the owner's mark comes with a copy of a remote pack
 _OURS = re.compile(
-    rf"([^/]+/)?{TEMPORARY_NAME}|"
-    r"[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{6}\.tar|index\.json|\.[A-Za-z0-9_-]+(-\d{6}\.tar|\.json)\..*\.tmp)"
-    r"|\.{1,2}(README\.md|metadata\.json)\..*\.tmp"
+    rf"{LEFT_BEHIND.pattern}|[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{{6}}\.tar|index\.json)|{re.escape(OWNER)}"
 )
 
 PACK_VERSION = 2
@@ -92,10 +89,10 @@ def pack(
     """Writes `<split>/<split>-000000.tar`…, the card, `<split>/index.json` and samples.parquet: same input, same bytes.
 
     Clips of a split are shuffled by `pack.seed`, so that a shard mixes speakers; `machine.workers` threads encode
-    them. Shards of a former pack are removed. Raises ShardError where something else lies in the store or another
-    pack of this catalogue is at work, MachineError where nothing can be written, TableError
-    where the tables do not belong together, and ConfigError, before anything is touched, where the store is remote
-    and the licence does not allow it, unless the caller says that he `has_rights`.
+    them. Shards of a former pack are removed. Raises ShardError where something else lies in the store, another
+    pack of this catalogue is at work, or a remote store holds that of another catalogue, MachineError where nothing
+    can be written, TableError where the tables do not belong together, and ConfigError, before anything is touched,
+    where the store is remote and the licence does not allow it, unless the caller says that he `has_rights`.
     """
     refuse_unlicensed(corpus.license, store, has_rights)
     clips_table = read_table(clips_path, schema.CLIPS, "pipeline ingest")
@@ -146,7 +143,7 @@ def pack(
 def _alone(store: ShardStore, samples_path: Path) -> Iterator[None]:
     """Of two packs at once each would clear away what the other writes: this catalogue, or a folder of shards.
 
-    Two that write other catalogues into one remote store are not kept apart: it has no locks.
+    A remote store has no locks, but an owner (`ShardStore.claim`).
     """
 
     def refusal(holder: str) -> ShardError:
@@ -296,6 +293,7 @@ def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterato
         raise ShardError(
             f"{store.place(foreign[0])} is no shard of a former pack; move it out of {store.place('')}"
         )
+    store.claim(samples_path)
     if names or samples_path.exists():
         _try_writing(store)
         # what a killed pack left was swept by it

@@ -124,15 +124,46 @@ def test_what_encloses_a_character_is_no_part_of_a_label(mark: str) -> None:
         ("10.○", "10.0"),
         ("○.5", "0.5"),
         ("1:○", "1:0"),
-        ("○○年", "〇〇年"),
         ("零下○度", "零下〇度"),
         ("○%", "〇%"),
-        ("○○年, 1○○", "〇〇年, 100"),
+        ("○○年, 1○○", "○○年, 100"),
         ("1○", "10"),
         ("两○", "两〇"),
         ("问1⭕ 问2×", "问1⭕ 问2×"),
         ("第一⭕", "第一⭕"),
         ("我○你", "我○你"),
+        # one circle is a zero where zero is said, also behind a sign
+        ("負○", "負〇"),
+        ("负○度", "负〇度"),
+        ("負 ○ 點五", "負 〇 點五"),
+        ("○號病人", "〇號病人"),
+        ("○時○分", "〇時〇分"),
+        # several without a number beside them hold a place, as does one where no date has a zero
+        ("○○年", "○○年"),
+        ("○○年代", "○○年代"),
+        ("○ ○年", "○ ○年"),
+        ("○○○年○○月○○日", "○○○年○○月○○日"),
+        ("一一三年○月○日", "一一三年○月○日"),
+        ("三月○○日", "三月○○日"),
+        ("第○○屆", "第○○屆"),
+        ("編號○○", "編號○○"),
+        ("百分之○○", "百分之○○"),
+        ("負○○", "負○○"),
+        ("○○點○○分", "○○點○○分"),
+        ("○○:○○", "○○:○○"),
+        ("○○度", "○○度"),
+        # a number beside them makes them zeros
+        ("一九九○年", "一九九〇年"),
+        ("二○○八年", "二〇〇八年"),
+        ("○○七", "〇〇七"),
+        ("○○八年", "〇〇八年"),
+        ("三○二", "三〇二"),
+        ("○点五", "〇点五"),
+        ("○○点五", "〇〇点五"),
+        ("8點○○分", "8點00分"),
+        ("○點○○分", "〇點〇〇分"),
+        ("10:○○", "10:00"),
+        ("一○○年○月", "一〇〇年○月"),
     ],
 )
 def test_a_circle_is_a_zero_among_numerals(text: str, read: str) -> None:
@@ -141,6 +172,7 @@ def test_a_circle_is_a_zero_among_numerals(text: str, read: str) -> None:
 
 def test_circles_in_labels() -> None:
     assert normalise("一九九○年，○○公司", PARAMS) == "一九九〇年公司"
+    assert normalise("○○年○月，負○", PARAMS) == "年月負〇"
     assert normalise("二\u200b○二￮年", PARAMS) == "二〇二〇年"
     assert normalise("10.○5", PARAMS) == "10 05"
     # what stands apart by a comma is no zero

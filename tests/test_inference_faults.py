@@ -188,7 +188,12 @@ def test_a_full_disk_costs_the_captioned_video_and_no_text(
     with largest_file(2_000), pytest.raises(MachineError, match="2 of 2 videos could not be"):
         run(params, Outputs("srt", tmp_path / "out", True), large, small)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.srt", "b.srt"]
-    assert capsys.readouterr().err.count("not captioned: ") == 2
+    told = capsys.readouterr().err
+    for video in (large, small):
+        captioned = tmp_path / "out" / f"{video.stem}.captioned.mp4"
+        assert (
+            f"{video}: not captioned: {captioned} is not written: File too large; make room, or give" in told
+        )
 
 
 def test_a_text_that_cannot_be_written_costs_no_other(
@@ -199,7 +204,7 @@ def test_a_text_that_cannot_be_written_costs_no_other(
     with pytest.raises(MachineError, match="1 of 2 videos"):
         run(params, Outputs("text", tmp_path / "out", False), *videos)
     assert (tmp_path / "out" / "b.txt").read_text("utf-8") == f"{TEXT}\n"
-    assert f"{videos[0]}: a.txt is not written: " in capsys.readouterr().err
+    assert f"{videos[0]}: {tmp_path / 'out' / 'a.txt'} is not written: " in capsys.readouterr().err
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import csv
 import logging
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from tests.videos import number_of, numbered, write_mouth
 from tests.videos import write_video as write_numbered
 
 TEXT, CROP = TextParams(), CropParams()
+ingest_module = sys.modules[ingest.__module__]
 
 
 def write_video(path: Path, width: int, height: int) -> None:
@@ -95,10 +98,61 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert summary.speakers_by_split == {"train": 1, "valid": 0, "test": 1, "unseen": 1}
     assert (summary.num_missing, summary.num_outside) == (3, 2)
     told = [record.getMessage() for record in caplog.records if "crop will reject" in record.getMessage()]
-    assert [one.rpartition(": ")[2] for one in told] == ["v, w, x", "t, u", "z1"]
+    assert [[line.rpartition(": ")[2] for line in one.split("\n")[-3:]] for one in told] == [
+        ["v", "w", "x"],
+        ["t, u"],
+        ["z1"],
+    ]
     assert ["no file below" in one for one in told] == [True, False, False]
     assert summary.shared_speakers == {}
     assert describe_mark(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
+
+
+def test_each_kind_of_fault_is_told_with_its_count_and_its_first_clip(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "corpus of 2"
+    (root / "a 1").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    rows = []
+    for number in range(40):
+        names = {
+            f"empty{number:02d}": f"a 1/clip {number}.mp4",
+            f"noise{number:02d}": f"noise{number}.mp4",
+            f"zip{number:02d}": f"{number}.zip!inner {number}.mp4",
+            f"link{number:02d}": f"link{number}.mp4",
+            f"up{number:02d}": f"../far/{number}.mp4",
+        }
+        (root / names[f"empty{number:02d}"]).touch()
+        (root / names[f"noise{number:02d}"]).write_bytes(bytes(100))
+        (root / f"{number}.zip").write_bytes(b"PK" + bytes(100))
+        (tmp_path / "far" / f"{number}.mp4").touch()
+        (root / f"link{number}.mp4").symlink_to(tmp_path / "far" / f"{number}.mp4")
+        # as many of each kind as its place in the row
+        rows += [
+            (clip_id, "train", "s1", media, "一")
+            for place, (clip_id, media) in enumerate(names.items(), start=1)
+            if number < 8 * place
+        ]
+    with caplog.at_level(logging.WARNING):
+        ingest(corpus := corpus_of(root, rows), TEXT, CROP, tmp_path / "clips.parquet")
+    outside, unreadable = (one for one in caplog.messages if "crop will reject" in one)
+    kinds = {"zip": "is no whole zip", "noise": "is no video file that FFmpeg can read", "empty": "is empty"}
+    lines = [
+        rf"  {count} \(\S+.*/clips\.csv:\d+: .*{kinds[kind]}.*\): {kind}00, {kind}01, {kind}02, {kind}03, {kind}04, …"
+        for count, kind in ((24, "zip"), (16, "noise"), (8, "empty"))
+    ]
+    head = "48 of 120 clips have a file that cannot be read; crop will reject them:"
+    assert re.fullmatch("\n".join([head, *lines]), unreadable), unreadable
+    assert re.fullmatch(
+        r"72 of 120 clips .*:\n  40 \(.*far/0\.mp4 leads out .*\): up00, .*\n  32 \(.*link0\.mp4 .*\): link00, .*",
+        outside,
+    ), outside
+    caplog.clear()
+    monkeypatch.setattr(ingest_module, "NAMES_SHOWN", 2)
+    with caplog.at_level(logging.WARNING):
+        ingest(corpus, TEXT, CROP, tmp_path / "clips.parquet")
+    assert caplog.messages[-1].split("\n")[-1] == "  8 for 1 other reasons"
 
 
 @pytest.mark.parametrize("setting", ["face", "mouth"])

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import logging
+import os
 import sys
+import tty
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +22,9 @@ from pipeline.params import PathsParams
 from pipeline.query_formats import write_answer
 from shards.errors import CheckpointError
 from shards.plain import LogFormatter, csv_cell, message_lines, one_line, write_csv_rows
+from stages.pages.report_page import render_page
 from stages.reports.csv_tables import GROUP_COLUMNS, csv_tables
-from tests.report_figures import group, made_figures
+from tests.report_figures import group, made_context, made_figures
 
 ROOT = Path(__file__).parents[1]
 FORGED = "2026-11-30 00:00:00 - ERROR - forged"
@@ -111,6 +114,39 @@ def test_a_corpus_cannot_forge_a_line_or_steer_the_terminal(
     for line in (out + err).split("\n"):
         assert not any(unicodedata.category(c) in STEERING for c in line), line
         assert not line.startswith(FORGED)
+
+
+@pytest.mark.parametrize("out", [None, "the terminal by name"])
+def test_csv_steers_no_terminal_and_is_left_as_it_is_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str | None
+) -> None:
+    literal = "'" + HOSTILE.replace("\x00", "") + "'"
+    sql = f"SELECT {literal} AS \"m\x1b[2J\", [{literal}] AS list, {{'k': {literal}}} AS struct, 1 AS n, NULL AS none"
+    ours, terminal = os.openpty()
+    with os.fdopen(terminal, "w", encoding="utf-8") as file:
+        tty.setraw(terminal)
+        monkeypatch.setattr(sys, "stdout", file)
+        write_answer(sql, PathsParams(), "csv", out and Path(os.ttyname(terminal)))
+        file.flush()
+        shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    plain = SHOWN.replace(r"\x00", "")
+    assert shown.splitlines()[0] == r"m\x1b[2J,list,struct,n,none" and shown.count(plain) == 3
+    assert not {c for c in shown if unicodedata.category(c) in STEERING} - {"\n"}
+    write_answer(sql, PathsParams(), "csv", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_bytes().decode().count(HOSTILE.replace("\x00", "")) == 1
+
+
+def test_no_page_holds_a_control_character(tmp_path: Path, corpus: Path) -> None:
+    app(["ingest", "--set", "corpus.speaker_overlap=warn"], standalone_mode=False)
+    app(["crop"], standalone_mode=False)
+    app(["qc", "--out", str(tmp_path / "qc.html")], standalone_mode=False)
+    qc = (tmp_path / "qc.html").read_text("utf-8")
+    assert r"S1\x1b]0;title\x07" in qc and "c0" in qc
+    report = render_page(replace(made_figures(), groups={"speaker": [group(HOSTILE, 9)]}), made_context())
+    assert r"S1\x1b]0;title\x07" in report
+    for page in (qc, report):
+        assert not {c for c in page if unicodedata.category(c) in STEERING} - {"\n"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ TWO_NAMES = {
     "a link in another folder": ("folder/b.mp4", "a.mp4"),
     "a linked folder": ("linked/c.mp4", "folder/c.mp4"),
     "zips": ("a.zip!" + NFC, "other.zip!" + NFD),
+    "a hard link": ("a.mp4", "folder/hard.mp4"),
+    "a link to a hard link": ("link.mp4", "folder/hard.mp4"),
+    "a zip's hard link": ("a.zip!" + NFC, "hard.zip!" + NFD),
 }
 
 
@@ -42,6 +45,8 @@ def root(tmp_path: Path) -> Path:
     with zipfile.ZipFile(root / "a.zip", "w") as archive:
         archive.writestr(NFC, b"no video")
     (root / "other.zip").symlink_to("a.zip")
+    (root / "folder" / "hard.mp4").hardlink_to(root / "a.mp4")
+    (root / "hard.zip").hardlink_to(root / "a.zip")
     return root
 
 

@@ -36,11 +36,24 @@ def test_a_full_stdout_is_one_message(tmp_path: Path, kind: str) -> None:
     assert done.stderr == f"{told}then the same command goes on\n"
 
 
+CLOSED = (
+    "cannot be written (Bad file descriptor); it is closed (>&-), or open for reading only (<): redirect it to a file "
+    "or a pipe, or name a file"
+)
+
+
 @pytest.mark.parametrize("kind", ["table", "csv", "help"])
 def test_a_closed_stdout_is_one_message_and_no_other_file_takes_its_place(kind: str) -> None:
     done = run(TO_STDOUT[kind], ">&-")
-    told = "stdout cannot be written (Bad file descriptor); it is closed, or open for reading only: open it for writing"
-    assert (done.returncode, done.stderr) == (1, f"pipeline: {told}, or name a file\n")
+    assert (done.returncode, done.stderr) == (1, f"pipeline: stdout {CLOSED}\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "redirected"), [("/dev/stdout", ">&-"), ("/dev/fd/1", ">&-"), ("/dev/fd/99", "")]
+)
+def test_so_is_a_closed_one_that_is_named(out: str, redirected: str) -> None:
+    done = run(("query", "SELECT 1", "--out", out), redirected)
+    assert (done.returncode, done.stderr) == (1, f"pipeline: {out} {CLOSED}\n")
 
 
 def test_what_prints_nothing_needs_no_stdout_and_no_stderr(tmp_path: Path) -> None:

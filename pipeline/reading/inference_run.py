@@ -158,7 +158,7 @@ def _write(reading: VideoReading, kind: Format, path: Path) -> bool:
     try:
         write_reading(reading, kind, path)
     except (OSError, DiskError) as error:
-        _tell(f"{reading.path}: {path.name} is not written: {_mend(error)}")
+        _tell(f"{reading.path}: {path} is not written: {_mend(error)}")
         return False
     return True
 
@@ -228,7 +228,7 @@ def _burn_in(
         _tell(f"{reading.path}: not captioned: {error}")
         return False
     except (OSError, DiskError) as error:
-        _tell(f"{reading.path}: not captioned: {_mend(error)}")
+        _tell(f"{reading.path}: not captioned: {path} is not written: {_mend(error)}")
         return False
     if lost:
         _tell(f"{reading.path}: captioned, but {lost}")

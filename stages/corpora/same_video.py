@@ -24,8 +24,8 @@ _SHARE = 0.5
 def videos_of(corpus: CorpusParams, transcripts: Sequence[Transcript]) -> Mapping[str, str]:
     """Each media path → the first path, in code point order, that leads to the same file.
 
-    Through links, and in whichever Unicode form; where there is no file that may be read, the composed names are
-    compared.
+    Through links, hard ones too, and in whichever Unicode form; where there is no file that may be read, the composed
+    names are compared.
     """
     name_of: dict[str, str] = {}
     return {
@@ -39,7 +39,10 @@ def _file(corpus: CorpusParams, media: str) -> str:
         source = resolve_media(Path(corpus.root), media, follow_links=corpus.follow_links)
     except ClipRejected:
         return unicodedata.normalize("NFC", media)
-    return f"{os.path.realpath(source.path)}!{source.member or ''}"
+    status = source.path.stat()
+    # some network file systems number their files anew at every look, but they have no hard links
+    place = f"{status.st_dev}:{status.st_ino}" if status.st_nlink > 1 else os.path.realpath(source.path)
+    return f"{place}!{source.member or ''}"
 
 
 def check_texts(transcripts: Sequence[Transcript], video_of: Mapping[str, str], text: TextParams) -> None:

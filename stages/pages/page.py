@@ -8,15 +8,19 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from shards.plain import one_line
+
 JPEG_QUALITY = 88
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The page as HTML text; every text that came from outside is escaped."""
+    """The page as HTML text; every text that came from outside is escaped, its control characters too."""
     environment = Environment(
         loader=PackageLoader("stages.pages"),
         autoescape=True,
         undefined=StrictUndefined,
+        # what macros give has passed here already
+        finalize=lambda value: one_line(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
