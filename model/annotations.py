@@ -3,7 +3,7 @@
 import html
 import re
 
-from model.simplified import simplified
+from model.characters import simplified
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z]+\d*);")
 MAY_HOLD = (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.altered import altered_told
+from model.checkpoint_errors import altered_told
 from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
@@ -20,8 +20,8 @@ from model.vocabulary import Vocabulary
 from shards.disk import FORBIDDEN
 from shards.errors import CheckpointError
 from shards.files import atomic_file
-from shards.identity import PlanIdentity
 from shards.pipes import refuse_pipe
+from shards.plan_identity import PlanIdentity
 
 CHECKPOINT_VERSION = 3
 SHOWN = 3

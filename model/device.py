@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from shards.cores import usable_cores
 from shards.errors import ConfigError
+from shards.machine import usable_cores
 
 Network = TypeVar("Network", bound=nn.Module)
 TIMED_STEPS = 3

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from pypinyin import Style, lazy_pinyin, pinyin
 
-from model.simplified import simplified
+from model.characters import simplified
 
 LABELS_KEPT = 1 << 17
 

@@ -2,6 +2,8 @@
 
 DVC deletes a stage's outs before it runs the stage. So what must survive an interruption lies outside them,
 in `runs/<fingerprint>/`; a finished run is copied to `checkpoints/` and `logs/`.
+
+Only one training at a time writes in a run folder.
 """
 
 import csv
@@ -10,15 +12,16 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from shards.disk import NOT_TAKEN, writing_told
-from shards.errors import CheckpointError, ConfigError
+from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
+from shards.locks import held
 from shards.pipes import refuse_pipe
-from shards.plain import LogFormatter
+from shards.safe_text import LogFormatter
 from shards.settings import Section
 
 TRAIN_VERSION = 4
@@ -181,3 +184,24 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
             for handler in handlers:
                 logger.removeHandler(handler)
                 handler.close()
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other trainings out of `folder`, as `shards.locks.held`. TrainingError where one is at work there."""
+
+    def refusal(holder: str) -> TrainingError:
+        return TrainingError(
+            f"another training of the same parameters is at work in {folder} ({holder}): wait until "
+            "it has ended, or end it, and the same command goes on from there; to train both, change a parameter "
+            "(train.seed), or give this one paths.runs, paths.checkpoints and paths.logs of its own"
+        )
+
+    with ExitStack() as lock:
+        with writing_told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(held(folder / LOCK, refusal))
+        yield

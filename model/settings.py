@@ -248,7 +248,7 @@ class DecodeParams(Section):
 
 
 class LmParams(Section):
-    """The character language model that beam searches may ask (model/decoders/ngram.py)."""
+    """The character language model that beam searches may ask (model/decoding/ngram.py)."""
 
     order: int = Field(4, ge=1, le=6, description="characters of its longest n-grams")
     text_file: str = Field(

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from model.annotations import MAY_HOLD, unescaped, without_annotations
-from model.characters import plain, with_zeros, with_zeros_of_letters
+from model.characters import plain, simplified, with_zeros, with_zeros_of_letters
 from model.settings import TextParams
-from model.simplified import simplified
 from shards.errors import CheckpointError, TableError
-from shards.plain import is_control
+from shards.safe_text import is_control
 
 NORMALISER_VERSION = 4
 READABLE_NORMALISERS = (1, 2, 3, 4)

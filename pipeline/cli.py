@@ -12,25 +12,24 @@ import typer
 
 from pipeline.command import app, is_other_rank
 from pipeline.memory_limit import USED_UP, run_under_watch, told_of_memory
-from shards.plain import message_lines
+from shards.safe_text import message_lines
 
 if TYPE_CHECKING:
     from shards.disk import WatchedFile
 
 # isort: off
 # imported for the verbs they add, which `--help` lists in this order
-import pipeline.verbs.data_verbs
-import pipeline.verbs.look_verbs
-import pipeline.verbs.lm_verbs
-import pipeline.verbs.train_verbs
-import pipeline.verbs.scoring_verbs
-import pipeline.verbs.report_verbs
-import pipeline.verbs.compare_verbs
-import pipeline.verbs.inference_verbs
-import pipeline.verbs.serve_verbs
-import pipeline.verbs.weights_verbs
-import pipeline.verbs.export_verbs
-import pipeline.verbs.bench_verbs  # noqa: F401
+import pipeline.commands.data
+import pipeline.commands.look
+import pipeline.commands.lm
+import pipeline.commands.train
+import pipeline.commands.score
+import pipeline.commands.report
+import pipeline.commands.compare
+import pipeline.commands.inference
+import pipeline.commands.serve
+import pipeline.commands.weights
+import pipeline.commands.export  # noqa: F401
 # isort: on
 
 CRASHED = 1

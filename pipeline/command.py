@@ -1,4 +1,7 @@
-"""What every verb shares: the app, its common options, parameters and progress."""
+"""What every verb shares: the app, its common options, parameters and progress.
+
+A folder for results, tried before hours of work go into them.
+"""
 
 import os
 import signal
@@ -9,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shards.plain import message_lines
+from shards.safe_text import message_lines
 
 if TYPE_CHECKING:
     from pipeline.params import Params
+import tempfile
+
+from shards.errors import ConfigError
 
 STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
 """Of dvc.yaml, in its order; each is a verb."""
@@ -49,10 +55,10 @@ PREPROCESSING = ("corpus", "crop", "pack")
 def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
     """Effective parameters.
 
-    `flags` are preset, config, names of the older trainer (pipeline/older.py), or others spelled section__key.
+    `flags` are preset, config, names of the older trainer (pipeline/legacy_config.py), or others spelled section__key.
     """
     from pipeline.console import show_logs
-    from pipeline.older import OLDER_NAMES, keys_of_flags
+    from pipeline.legacy_config import OLDER_NAMES, keys_of_flags
     from pipeline.params import load_params
 
     show_logs()
@@ -104,3 +110,19 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def check_writable(folder: Path, key: str = "--out") -> None:
+    """Raises ConfigError, naming `key`, where no file can be written to `folder`; leaves nothing there.
+
+    Of a folder that is yet to be made, the first above it that is there is tried.
+    """
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"tried")
+            file.flush()
+    except OSError as error:
+        raise ConfigError(
+            f"{key} {folder}: no file can be written there ({error.strerror}); make room, or give another folder"
+        ) from error

@@ -18,7 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from model.runs import LOG_DATE_FORMAT, LOG_FORMAT
-from shards.plain import LogFormatter
+from shards.safe_text import LogFormatter
 
 LINE_EVERY_S = 10.0
 RATE_OVER_LINES = 6
@@ -58,7 +58,7 @@ def show_logs() -> None:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is when a line comes: stages/mouths/chatter.py puts another in its place."""
+    """Writes to what `sys.stderr` is when a line comes: stages/mouths/native_stderr.py puts another in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

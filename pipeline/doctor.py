@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shards.cores import usable_cores
+from shards.machine import usable_cores
 
 DISTRIBUTION = "lip-pipeline"
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"

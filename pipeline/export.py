@@ -1,8 +1,14 @@
-"""A trained reader for other programs: one folder with the model, its configuration and its card."""
+"""A trained reader for other programs: one folder with the model, its configuration and its card.
 
+What an export's card tells: of the checkpoint, of the clips it was trained on, and of the report on it.
+"""
+
+import csv
 import io
+import json
+import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,28 +16,32 @@ from typing import Any
 import pyarrow as pa
 import torch
 import typer
+from pydantic import ValidationError
 
 from model.checkpoints import load_checkpoint
-from model.exports.check import largest_difference
+from model.decoding.reader import LipReader
 from model.exports.graph import ExportedNetwork, tracing
 from model.exports.names import NUM_FRAMES, VIDEO
-from model.exports.onnx_file import onnx_bytes, quantised_bytes
+from model.exports.onnx_file import largest_difference, onnx_bytes, quantised_bytes
 from model.exports.onnx_reader import OnnxReader
 from model.exports.safetensors_file import reader_config, weights_bytes
 from model.exports.torchscript_file import torchscript_bytes
 from model.metrics import EditCounts, edit_counts
-from model.reader import LipReader
+from model.networks.network import num_parameters
 from model.settings import DecodeParams
-from pipeline.export_facts import export_facts
-from pipeline.params import Params
-from shards.errors import ConfigError
-from shards.files import Progress, json_bytes, write_bytes
+from pipeline.params import Params, read_mapping
+from shards.enums import TRAIN_SPLIT
+from shards.errors import ConfigError, TableError
+from shards.files import Progress, file_identity, json_bytes, write_bytes
 from shards.open_store import open_store
-from shards.samples import read_samples
+from shards.pipes import refuse_pipe
+from shards.samples import read_samples, samples_hash
 from shards.store import ShardStore
 from shards.stream import read_sample
-from stages.cards.model_card import CARD, ExportFacts, FileFacts, model_card
+from stages.cards.model_card import CARD, ExportFacts, FileFacts, Measured, TrainedOn, model_card
 from stages.cards.model_card_examples import FILES, ExportFormat
+from stages.reports.figures import UNKNOWN_GROUP, read_by
+from stages.settings import CorpusParams
 
 CONFIG_FILE = "config.json"
 INT8_FILE = "model_int8.onnx"
@@ -154,3 +164,112 @@ def score_exported(
         counts += edit_counts(reader.reference(record["label"], decode), text)
         on_clip(number)
     return counts, seconds
+
+
+def export_facts(
+    checkpoint: Path, state: Mapping[str, Any], reader: LipReader, format: ExportFormat, params: Params
+) -> ExportFacts:
+    """All that is known of a checkpoint; what is not is None."""
+    identity = file_identity(checkpoint)
+    trained_on = _trained_on(state, Path(params.paths.samples), reader.fps)
+    corpus = _corpus(checkpoint, params if trained_on else None)
+    valid_cer = state["val_cer"]
+    return ExportFacts(
+        format=format,
+        preset=reader.model.preset,
+        num_parameters=num_parameters(reader.network),
+        heads=tuple(state["heads"]),
+        num_characters=len(reader.vocabulary.characters.units),
+        epoch=reader.epoch,
+        checkpoint=identity,
+        valid_cer=valid_cer if isinstance(valid_cer, float) and math.isfinite(valid_cer) else None,
+        train=dict(state["train_params"]),
+        normaliser=reader.normaliser,
+        fps=reader.fps,
+        crop_px=reader.crop_px,
+        corpus=corpus.kind if corpus else None,
+        license=corpus.license if corpus else "",
+        trained_on=trained_on,
+        measured=_measured(Path(params.paths.report), identity),
+        files=(),
+    )
+
+
+def _corpus(checkpoint: Path, params: Params | None) -> CorpusParams | None:
+    """As config.yaml beside the checkpoint says, which training left there; without it, as params.yaml does.
+
+    `params` is None where the clips there are not those that were learnt from.
+    """
+    file = checkpoint.parent / "config.yaml"
+    section = read_mapping(file).get("corpus") if file.exists() else None
+    if section is None:
+        return params.corpus if params else None
+    try:
+        return CorpusParams.model_validate(section)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: its section corpus is not one: {error.errors()[0]['msg']}") from error
+
+
+def _trained_on(state: Mapping[str, Any], samples_path: Path, fps: float) -> TrainedOn | None:
+    """The training split's figures where samples.parquet is the one that the checkpoint's plan was made of."""
+    if not samples_path.exists():
+        return None
+    samples = read_samples(samples_path, TRAIN_SPLIT)
+    if samples_hash(samples) != state["plan_identity"].get("samples"):
+        return None
+    hours = sum(samples["num_frames"].to_pylist()) / fps / 3600
+    speakers = set(samples["speaker"].to_pylist()) - {None}
+    return TrainedOn(samples.num_rows, hours, len(speakers) or None)
+
+
+def _measured(report: Path, checkpoint: str) -> Measured | None:
+    """Of the report in that folder, where it is of this checkpoint."""
+    file = report / "metrics.json"
+    if not file.exists():
+        return None
+    refuse_pipe(file)
+    try:
+        metrics = json.loads(file.read_text("utf-8"))
+        if metrics.get("checkpoint") != checkpoint:
+            return None
+        return Measured(
+            split=metrics["split"],
+            decoder=metrics.get("decoder"),
+            num_clips=metrics["num_clips"],
+            num_chars=metrics["num_chars"],
+            cer=metrics["cer"],
+            cer_low=metrics.get("cer_low"),
+            cer_high=metrics.get("cer_high"),
+            interval_over=metrics.get("cer_interval_over"),
+            num_speakers=metrics.get("num_speakers"),
+            blind_cer=metrics.get("blind_cer"),
+            chance_cer=metrics.get("chance_cer"),
+            speaker_overlap=metrics.get("speaker_overlap"),
+            speaker_cers=_speaker_cers(report / "by_speaker.csv"),
+            read_by=read_by(metrics),
+            lm_weight=metrics["decode"]["lm_weight"] if metrics.get("language_model") else None,
+            num_rejected=metrics.get("num_rejected") or 0,
+        )
+    except TableError:
+        raise
+    except _DAMAGED as error:
+        raise _damaged(file, error) from error
+
+
+def _speaker_cers(file: Path) -> tuple[float, ...]:
+    """Ascending; none where the clips name no speakers."""
+    refuse_pipe(file)
+    try:
+        with file.open(newline="", encoding="utf-8") as rows:
+            named = [row for row in csv.DictReader(rows) if row["group"] != UNKNOWN_GROUP]
+        return tuple(sorted(float(row["cer"]) for row in named))
+    except (*_DAMAGED, csv.Error) as error:
+        raise _damaged(file, error) from error
+
+
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError)
+"""What reading a file of a report raises that was altered or cut short."""
+
+
+def _damaged(file: Path, error: Exception) -> TableError:
+    return TableError(f"{file} is damaged ({error!r}); `pipeline report` makes it again")

@@ -9,7 +9,7 @@ import os
 import signal
 
 from shards.errors import PipelineError
-from shards.memory import is_short, limit_bytes
+from shards.machine import is_short, limit_bytes
 
 USED_UP = (
     "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that of the batch "

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
-from pipeline.older import sections_of_older_config
+from pipeline.legacy_config import sections_of_older_config
 from recipes import RECIPES
 from shards.errors import ConfigError
 from shards.pipes import refuse_pipe
-from shards.plain import inner_lines
+from shards.safe_text import inner_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
 

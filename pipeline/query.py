@@ -1,21 +1,35 @@
-"""SQL over the tables: read-only views of the Parquet files, without access to other files or the network."""
+"""SQL over the tables: read-only views of the Parquet files, without access to other files or the network.
 
+The answer to a query as a table, CSV, JSON or Parquet, written while it is read.
+"""
+
+import io
+import json
+import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from duckdb.sqltypes import DuckDBPyType
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from pipeline.console import console_on
 from pipeline.params import PathsParams
 from shards.catalogue import batches, damage, interruptible, open_catalogue
 from shards.errors import ConfigError, TableError
-from shards.plain import inner_lines
+from shards.files import ROW_GROUP_ROWS, atomic_file
+from shards.safe_text import inner_lines, is_control, one_line, write_csv_rows
 
 MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 10_000
@@ -141,3 +155,138 @@ def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         raise ConfigError(
             f"query: a column cannot be shown ({inner_lines(error)}); cast it, as x::VARCHAR"
         ) from error
+
+
+FORMATS = ("table", "csv", "json", "parquet")
+MAX_PRINTED_ROWS = 1_000
+_PLAIN = frozenset(
+    {"boolean", "varchar", "float", "double", "decimal"}
+    | {"tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
+)
+_LOST = frozenset({"uhugeint", "bignum", "bit", "time with time zone"})
+"""Of these Arrow, by which Parquet is written, gets other values, or bytes that DuckDB alone can read."""
+_KEPT: Mapping[str, Callable[[str], bool]] = {
+    "table": _PLAIN.__contains__,
+    "csv": _PLAIN.__contains__,
+    "json": (_PLAIN | {*NESTED}).__contains__,
+    "parquet": lambda kind: kind not in _LOST,
+}
+"""Format → whether it gives values of a type as they are; others are given as text."""
+
+
+def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path | None = None) -> None:
+    """Writes what `sql` gives to the file `out`, whole or not at all, or to stdout.
+
+    `table` shows the first MAX_PRINTED_ROWS rows and counts the rest on stderr, the others write all; in JSON, a list
+    with one object a line, values that are not finite are null. Memory does not grow with the rows. Numbers, truth
+    values and text are given as such, in JSON lists and structs of them too; all else as DuckDB writes it. Parquet
+    keeps the types that it has. Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a
+    column because another has its name, for Parquet on a terminal, and where `out` is one of the tables.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"--format: '{format}' is not allowed; known are {', '.join(FORMATS)}")
+    if out and any(file.exists() and out.exists() and out.samefile(file) for file, _ in _tables(paths)):
+        raise ConfigError(f"--out: {out} is one of the tables that queries read; name another file")
+    if format == "parquet" and not out and sys.stdout.isatty():
+        raise ConfigError("--format parquet is not for a terminal; name a file with --out")
+
+    def write(answer: Answer) -> None:
+        answer = answer.with_text_for(_KEPT[format])
+        if format == "parquet":
+            with atomic_file(out) if out else nullcontext(sys.stdout.buffer) as file:
+                _write_parquet(answer, file)
+        else:
+            write_text = {"table": _write_table, "csv": _write_csv, "json": _write_json}[format]
+            with _text_file(out) if out else nullcontext(sys.stdout) as text:
+                write_text(answer, text)
+
+    query(sql, paths, write)
+
+
+def _tables(paths: PathsParams) -> Iterable[tuple[Path, str]]:
+    return view_files(paths).values()
+
+
+@contextmanager
+def _text_file(path: Path) -> Iterator[TextIO]:
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        yield text
+        # the file is synced and closed by its owner
+        text.detach()
+
+
+def _write_parquet(answer: Answer, file: BinaryIO) -> None:
+    _refuse_shared_names(answer)
+    batches = answer.batches(ROW_GROUP_ROWS)
+    try:
+        with pq.ParquetWriter(file, next(batches).schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"query: Parquet cannot hold a column ({error}); cast it, as x::VARCHAR") from error
+
+
+def _write_csv(answer: Answer, out: TextIO) -> None:
+    rows: Iterable[Iterable[Any]] = chain(
+        [answer.columns], chain.from_iterable(rows_of(answer, one) for one in answer.batches())
+    )
+    if out.isatty():
+        # lists and structs are written as Python shows them, which has none
+        rows = ([one_line(value) if isinstance(value, str) else value for value in row] for row in rows)
+    write_csv_rows(out, rows)
+
+
+def _write_json(answer: Answer, out: TextIO) -> None:
+    _refuse_shared_names(answer)
+    between = "[\n"
+    for batch in answer.batches():
+        for row in rows_of(answer, batch):
+            named = dict(zip(answer.columns, map(_json_value, row), strict=True))
+            text = json.dumps(named, ensure_ascii=False, default=str)
+            if not text.isprintable():
+                # json escapes the control characters of ASCII only
+                text = "".join(json.dumps(one)[1:-1] if is_control(one) else one for one in text)
+            out.write(between + text)
+            between = ",\n"
+    out.write("[]\n" if between == "[\n" else "\n]\n")
+
+
+def _write_table(answer: Answer, out: TextIO) -> None:
+    shown: list[tuple[Any, ...]] = []
+    num_rows = 0
+    for batch in answer.batches():
+        if len(shown) < MAX_PRINTED_ROWS:
+            shown += rows_of(answer, batch.slice(0, MAX_PRINTED_ROWS - len(shown)))
+        num_rows += batch.num_rows
+    table = Table()
+    for index, column in enumerate(answer.columns):
+        numeric = bool(shown) and isinstance(shown[0][index], int | float | Decimal)
+        table.add_column(Text(one_line(column)), justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        # Text: a value such as [red] is no markup
+        table.add_row(*(Text("" if value is None else one_line(value)) for value in row))
+    console_on(out).print(table)
+    if (rest := num_rows - len(shown)) > 0:
+        Console(stderr=True).print(f"{rest} more rows; --format csv, json or parquet writes them all")
+
+
+def _refuse_shared_names(answer: Answer) -> None:
+    if len(set(answer.columns)) < len(answer.columns):
+        raise ConfigError(
+            f"query: two columns of {', '.join(answer.columns)} share a name; rename one with AS"
+        )
+
+
+def _json_value(value: Any) -> Any:
+    """`value` with lists and structs followed, decimals as floats, and NaN and infinities as None."""
+    if isinstance(value, Decimal):
+        # a HUGEINT within a list is one of scale 0
+        value = float(value) if value.as_tuple().exponent else int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    return value

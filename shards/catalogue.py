@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from shards.cores import usable_cores
 from shards.errors import Interrupted, TableError
 from shards.files import DAMAGED, unreadable
+from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 
 MEMORY_LIMIT = "2GB"

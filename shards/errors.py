@@ -15,7 +15,7 @@
 Broken invariants of our own are `assert`s, not errors of this tree.
 """
 
-from shards.terms import Reason
+from shards.enums import Reason
 
 
 class PipelineError(ValueError):

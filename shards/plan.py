@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.epoch_shuffle import cut, plan_window
 from shards.errors import TableError, TrainingError
-from shards.identity import PlanIdentity
+from shards.plan_identity import PlanIdentity
 from shards.samples import samples_hash
 from shards.settings import LoaderParams
-from shards.windows import cut, plan_window
 
 PLAN_VERSION = 2
 

@@ -36,8 +36,8 @@ def read_samples(samples_path: Path, split: str, columns: Sequence[str] = schema
 def read_plan_columns(samples_path: Path, split: str) -> pa.Table:
     """`PLAN_COLUMNS` of `read_samples`, row by row the same, with shards as a dictionary: a sixth of the memory.
 
-    Enough for the epochs' plans of a catalogue of millions, as `pipeline bench plan` makes them; their identity comes
-    from `plan_identity(sample_pieces(path, split), ...)`. Training reads `STREAM_COLUMNS`: it also needs labels and
+    Enough for the epoch plans of a catalogue of millions (`python -m benchmarks.plan`); their identity comes from
+    `plan_identity(sample_pieces(path, split), ...)`. Training reads `STREAM_COLUMNS`: it also needs labels and
     places.
     """
     fields = [schema.SAMPLES.field(name) for name in PLAN_COLUMNS]

@@ -11,7 +11,7 @@
 
 import pyarrow as pa
 
-from shards.terms import CLIP_ID_PATTERN, MediaKind, Reason, Status, Transfer
+from shards.enums import CLIP_ID_PATTERN, MediaKind, Reason, Status, Transfer
 
 __all__ = [
     "CLIPS",

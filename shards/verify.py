@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import schema
-from shards.cores import usable_cores
 from shards.errors import ShardError
 from shards.files import Progress, read_table
 from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
+from shards.machine import usable_cores
 from shards.reading_threads import ReadingThreads
 from shards.samples import read_samples
 from shards.settings import MachineParams

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from shards import schema
-from shards.cores import usable_cores
 from shards.disk import writing_told
 from shards.files import (
     Progress,
@@ -18,15 +17,16 @@ from shards.files import (
     table_from_rows,
     write_table,
 )
+from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
-from stages.clips.ledger_mark import ledger_mark
+from stages.clips.job_shares import Part, mark_of
 from stages.clips.local_pool import LocalPool
-from stages.clips.parts import Part, mark_of
+from stages.clips.provenance import ledger_mark
 from stages.clips.shared_cache import SharedCache
-from stages.mouths.chatter import NATIVE_LOG
+from stages.mouths.native_stderr import NATIVE_LOG
 from stages.settings import CorpusParams, CropParams
 
 TORSO_AGE_S = 24 * 3_600.0

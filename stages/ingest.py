@@ -20,12 +20,13 @@ from stages.corpora.long_clips import cut_long_clip
 from stages.corpora.overlap import (
     NAMES_SHOWN,
     Shared,
+    check_texts,
     report_overlap,
     shared_speakers,
     shared_videos,
+    videos_of,
     warn_of_splits,
 )
-from stages.corpora.same_video import check_texts, videos_of
 from stages.mouths.media_kind import media_kind_of
 from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media

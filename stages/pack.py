@@ -20,7 +20,6 @@ import numpy as np
 from model.text import same_mark
 from shards import schema
 from shards.codec import clip_extension, encode_clip
-from shards.cores import usable_cores
 from shards.disk import KEPT, unwritable, writing_told
 from shards.errors import DiskError, ShardError
 from shards.files import (
@@ -33,6 +32,7 @@ from shards.files import (
 )
 from shards.index import INDEX, IndexedShard
 from shards.locks import held
+from shards.machine import usable_cores
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
@@ -42,7 +42,7 @@ from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
-from stages.clips.ledger_mark import refuse_other_ledger
+from stages.clips.provenance import refuse_other_ledger
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 

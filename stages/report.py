@@ -1,254 +1,250 @@
-"""Counts what a scored split got right and writes the report: metrics, tables, curves and the page."""
+"""Stage report: a checkpoint reads a split, sighted and blind, and the report is written."""
 
-import math
-from collections.abc import Callable, Sequence
+import csv
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from model.metrics import (
-    chance_cer,
-    edit_counts,
-    has_words,
-    mixed_error_rate,
-    mixes_scripts,
-    total_counts,
-    unit_error_rate,
-    word_error_rate,
-)
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from model.decoding.ctc_spikes import Spikes, ctc_spikes, spiking_head
+from model.decoding.reader import LipReader
+from model.decoding.registry import asks_language_model, describe_settings, unused_weights, used_settings
+from model.decoding.result import ScoredClip
+from model.decoding.scoring import score_split
+from model.device import choose_device
+from model.networks.network import num_parameters
 from model.pinyin import syllables_of
-from model.scored import ScoredClip
-from model.text import UNKNOWN_ID, Tokenizer
-from model.visemes import (
-    is_mandarin,
-    look_alikes,
-    look_units,
-    look_units_of_pinyin,
-    viseme_units,
-    visemes_of_pinyin,
-)
-from shards.errors import ConfigError
-from shards.files import json_bytes, table_bytes, table_from_rows, write_together
-from shards.schema import PREDICTIONS
-from stages.pages.report_page import ReportContext, render_page
-from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
-from stages.reports.csv_tables import csv_tables
-from stages.reports.figures import CountedClip, Figures, ReportFacts
-from stages.reports.groups import (
-    UNKNOWN,
-    calibration_error,
-    calibration_of,
-    cer_interval,
-    confidence_of,
-    groups_of_split,
-    quality_bins,
-    total,
-)
+from model.settings import DecodeParams
+from model.text import describe_mark
+from shards import schema
+from shards.files import Progress, file_identity, read_table
+from shards.pipes import refuse_pipe
+from shards.samples import read_samples
+from shards.settings import LoaderParams, MachineParams
+from shards.store import ShardStore
+from shards.stream import read_sample
+from stages.pages.report_page import ModelFacts, ReportContext
+from stages.reports.counting import write_report
+from stages.reports.figures import ClipFacts, ReportFacts
+from stages.reports.train_test_leakage import seen_in_training
+from stages.settings import CorpusParams, ReportParams
+from stages.statistics.quality import QUALITIES
 
-REPORT_VERSION = 4
-"""Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
-RESAMPLES = 2_000
-NO_FACTS = ReportFacts()
-LOOK_ALIKE_GROUPS, LOOK_ALIKE_CHARACTERS = 12, 12
+SCORING_BATCH = 32
+LOG = logging.getLogger(__name__)
 
 
-def write_report(
-    scored: Sequence[ScoredClip],
-    blind: Sequence[ScoredClip],
-    context: ReportContext,
-    report_folder: Path,
-    facts: ReportFacts = NO_FACTS,
-) -> dict[str, Any]:
-    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, …) and report.html, all or none.
+@dataclass(frozen=True)
+class ReportJob:
+    """All that one report needs."""
 
-    `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
-    stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
-    Raises ConfigError where the split has no clips.
-    """
-    figures = figures_of(scored, blind, context, facts)
-    clips = counted_clips(scored)
-    predictions = table_from_rows([_prediction(counted, facts) for counted in clips], PREDICTIONS)
-    tables = csv_tables(figures, context.curves) | {"report.html": render_page(figures, context)}
-    files = {name: text.encode() for name, text in tables.items()} | {
-        "metrics.json": json_bytes(figures.metrics),
-        "predictions.parquet": table_bytes(predictions, PREDICTIONS),
-    }
-    write_together(report_folder, files)
-    return dict(figures.metrics)
+    checkpoint: Path
+    clips: Path
+    crops: Path
+    samples: Path
+    shards: ShardStore
+    curves: Path
+    report: Path
+    corpus: CorpusParams
+    report_params: ReportParams
+    loader: LoaderParams
+    decode: DecodeParams
+    machine: MachineParams
+    lm: Path | None = None
+    """Of the language model, which a beam search may ask."""
 
 
-def figures_of(
-    scored: Sequence[ScoredClip],
-    blind: Sequence[ScoredClip],
-    context: ReportContext,
-    facts: ReportFacts = NO_FACTS,
-) -> Figures:
-    """What the report says; raises ConfigError where the split has no clips."""
-    metrics = split_metrics(
-        scored,
-        blind,
-        context.split,
-        context.seed,
-        context.speaker_overlap,
-        resamples=context.resamples,
-        facts=facts,
-        num_rejected=sum(context.rejections.get(context.split, {}).values()),
-    )
-    clips = counted_clips(scored)
-    pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
-    references = [reference for reference, _ in pairs]
-    sounds = _sounds(references, facts.decoder)
-    alike = look_alikes(references)
-    worst, median, best = _examples(clips, context.num_examples)
-    return Figures(
-        metrics=metrics,
-        groups=groups_of_split(clips, facts.clips, context.fps, context.resamples, context.seed),
-        characters=character_confusions(pairs),
-        syllables=syllable_confusions(pairs, sounds.syllables) if sounds else (),
-        calibration=calibration_of(clips),
-        qualities=quality_bins(clips, facts.clips),
-        worst=worst,
-        median=median,
-        best=best,
-        look_alikes=[group[:LOOK_ALIKE_CHARACTERS] for group in alike[:LOOK_ALIKE_GROUPS]],
-        words=word_confusions(pairs) if has_words(references) and not sounds else (),
-    )
-
-
-def split_metrics(
-    scored: Sequence[ScoredClip],
-    blind: Sequence[ScoredClip],
+def score_checkpoint(
+    checkpoint: Path,
+    samples_path: Path,
+    store: ShardStore,
     split: str,
-    seed: int,
-    speaker_overlap: int | None = 0,
     *,
-    resamples: int = RESAMPLES,
-    facts: ReportFacts = NO_FACTS,
-    num_rejected: int | None = None,
-) -> dict[str, Any]:
-    """What stands in metrics.json: shares (not per cent) and counts, null where they cannot be known.
+    loader: LoaderParams,
+    decode: DecodeParams,
+    machine: MachineParams,
+    lm: Path | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[LipReader, list[ScoredClip], list[ScoredClip]]:
+    """The reader of a checkpoint, and every clip of `split` as it read it, sighted and blind."""
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(machine.device))
+    if lm is not None:
+        reader.open_language_model(lm, decode)
+    if told := unused_weights(decode, reader.heads):
+        LOG.warning(told)
+    samples = read_samples(samples_path, split)
+    passes = []
+    for number, blind in enumerate((False, True)):
 
-    `decode` holds the settings that the decoder used, `language_model` the identity of the file that it asked.
-    `cer_low` to `cer_high` holds 95 % of the resamples over `cer_interval_over`, all three null where that would say
-    nothing (`why_no_interval`). `chance_cer` is the mean of `chance_pairings`, whatever the seed. `normaliser` made
-    the references, `checkpoint_normaliser` the labels that were learnt. `speaker_overlap` counts the speakers that
-    were also trained on, `num_unwritable` the characters of the references that the model has no token for; they are
-    errors. `wer` is there only for text with words, `mer` (Han characters and words of other scripts) where there are
-    both, the rates of syllables, of their looks and of visemes are null unless half of the text is Han, or it is
-    pinyin that was read. `num_rejected` counts the clips of the split that have no part in anything here, for the
-    ledger rejected them: a CER falls where hard clips go. `num_without_confidence` clips have no score, and no part in
-    `calibration_error`.
-    Raises ConfigError where the split has no clips.
+        def tell(done: int, total: int, passed: int = number) -> None:
+            if on_progress:
+                on_progress(passed * total + done, 2 * total)
+
+        scored = score_split(
+            reader,
+            samples,
+            store,
+            batch_size=SCORING_BATCH,
+            loader=loader,
+            machine=machine,
+            decode=decode,
+            blind=blind,
+            on_progress=tell,
+        )
+        passes.append(scored)
+    return reader, passes[0], passes[1]
+
+
+def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Writes the report folder and returns what stands in metrics.json."""
+    reader, scored, blind = score_checkpoint(
+        job.checkpoint,
+        job.samples,
+        job.shards,
+        job.report_params.split,
+        loader=job.loader,
+        decode=job.decode,
+        machine=job.machine,
+        lm=job.lm,
+        on_progress=on_progress,
+    )
+    clips = read_table(job.clips, schema.CLIPS, "pipeline ingest")
+    crops = read_table(job.crops, schema.CROPS, "pipeline crop")
+    samples = read_samples(job.samples, job.report_params.split)
+    seen = seen_in_training(job.samples, job.report_params.split)
+    records = {record["clip_id"]: record for record in samples.to_pylist()}
+
+    def clip_of(clip_id: str) -> np.ndarray:
+        return read_sample(job.shards, records[clip_id])[0]
+
+    def spikes_of(clip_id: str) -> Spikes | None:
+        head, vocabulary = spiking_head(reader.decoder(job.decode)), reader.vocabulary
+        log_probs_SV = reader.ctc_log_probs(clip_of(clip_id), head)
+        if log_probs_SV is None:
+            return None
+        if head == "syllables":
+            assert vocabulary.syllables is not None
+            return ctc_spikes(log_probs_SV, vocabulary.syllables, syllables_of(records[clip_id]["label"]))
+        return ctc_spikes(log_probs_SV, vocabulary.characters)
+
+    known = clip_facts(clips, crops, records.keys())
+    facts = reading_facts(reader, job.decode, job.checkpoint, job.samples, job.lm, known)
+    context = ReportContext(
+        corpus=job.corpus.kind,
+        split=job.report_params.split,
+        seed=job.report_params.seed,
+        num_examples=job.report_params.num_examples,
+        resamples=job.report_params.resamples,
+        model=ModelFacts(
+            preset=reader.model.preset,
+            num_parameters=num_parameters(reader.network),
+            epoch=reader.epoch,
+            decoder=describe_settings(used_settings(reader.decoder(job.decode), job.decode, reader.heads)),
+        ),
+        clip_of=clip_of,
+        spikes_of=spikes_of,
+        warnings=seen.warnings(),
+        speaker_overlap=seen.num_speakers,
+        curves=_read_curves(job.curves),
+        rejections=_rejections(clips, crops),
+        clip_totals=_usable_clips(clips, crops),
+        fps=reader.fps,
+    )
+    return write_report(scored, blind, context, job.report, facts)
+
+
+def reading_facts(
+    reader: LipReader,
+    decode: DecodeParams,
+    checkpoint: Path,
+    samples: Path,
+    lm: Path | None = None,
+    clips: Mapping[str, ClipFacts] | None = None,
+) -> ReportFacts:
+    """What read the clips: its decoder and this one's settings, the units that it writes, the files it came from.
+
+    And what normalised the references, where samples.parquet says it, and the labels that were learnt.
     """
-    if not scored:
-        raise ConfigError(f"report.split: {split!r} has no clips to report on; name a packed split")
-    assert not blind or {clip.clip_id for clip in blind} == {clip.clip_id for clip in scored}
-    clips = counted_clips(scored)
-    pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
-    references = [reference for reference, _ in pairs]
-    chance, counts = chance_cer(pairs), total(clips)
-    interval, over = cer_interval(clips, resamples, seed)
-    sounds = _sounds(references, facts.decoder)
-    metrics: dict[str, Any] = {
-        "split": split,
-        "decoder": facts.decoder,
-        "decode": facts.decode,
-        "language_model": facts.language_model,
-        "checkpoint": facts.checkpoint,
-        "normaliser": facts.normaliser,
-        "checkpoint_normaliser": facts.checkpoint_normaliser,
-        "num_clips": len(clips),
-        "num_rejected": num_rejected,
-        "num_speakers": len({counted.clip.speaker for counted in clips} - {None}),
-        "num_chars": counts.num_chars,
-        "cer": counts.cer,
-        "cer_low": interval.low if interval else None,
-        "cer_high": interval.high if interval else None,
-        "cer_interval_over": over if interval else None,
-        "cer_mean": fmean(counted.counts.cer for counted in clips),
-        "accuracy": counts.accuracy,
-        "substitutions": counts.substitutions,
-        "deletions": counts.deletions,
-        "insertions": counts.insertions,
-        "num_unwritable": None if facts.table is None else _num_unwritable(references, facts.table),
-        "syllable_error_rate": unit_error_rate(pairs, sounds.syllables) if sounds else None,
-        "look_error_rate": unit_error_rate(pairs, sounds.looks) if sounds else None,
-        "viseme_error_rate": unit_error_rate(pairs, sounds.visemes) if sounds else None,
-        "calibration_error": calibration_error(calibration_of(clips)),
-        "num_without_confidence": sum(math.isnan(counted.clip.score) for counted in clips),
-        "blind_cer": total_counts((c.reference, c.hypothesis) for c in blind).cer if blind else None,
-        "chance_cer": chance.cer if chance else None,
-        "chance_pairings": chance.num_pairings if chance else None,
-        "speaker_overlap": speaker_overlap,
-    }
-    if has_words(references):
-        metrics["wer"] = word_error_rate(pairs)
-    if mixes_scripts(references):
-        metrics["mer"] = mixed_error_rate(pairs)
-    return metrics
+    decoder, vocabulary = reader.decoder(decode), reader.vocabulary
+    table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
+    asked = file_identity(lm) if lm is not None and asks_language_model(decoder, decode) else None
+    settings = used_settings(decoder, decode, reader.heads)
+    return ReportFacts(
+        decoder,
+        table,
+        clips or {},
+        file_identity(checkpoint),
+        settings,
+        asked,
+        normaliser_of(samples),
+        reader.normaliser,
+    )
 
 
-class _Sounds(NamedTuple):
-    """What makes syllables, their looks, and visemes, of a text."""
-
-    syllables: Callable[[str], Sequence[str]]
-    looks: Callable[[str], Sequence[str]]
-    visemes: Callable[[str], Sequence[str]]
+def normaliser_of(samples: Path) -> str | None:
+    """What made the labels of a samples.parquet, in a line; None where it does not say it."""
+    return describe_mark(pq.read_schema(samples).metadata, samples)
 
 
-def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
-    """None where little of the text is Mandarin."""
-    if decoder == "syllables":
-        return _Sounds(str.split, look_units_of_pinyin, visemes_of_pinyin)
-    return _Sounds(syllables_of, look_units, viseme_units) if is_mandarin(references) else None
+def clip_facts(clips: pa.Table, crops: pa.Table, clip_ids: Collection[str]) -> dict[str, ClipFacts]:
+    """What the tables say of these clips."""
+    rows = {row["clip_id"]: row for row in crops.to_pylist() if row["clip_id"] in clip_ids}
+    facts = {}
+    for clip in clips.select(["clip_id", "gender", "age"]).to_pylist():
+        if (crop := rows.get(clip["clip_id"])) is not None:
+            facts[clip["clip_id"]] = ClipFacts(clip["gender"], clip["age"], _qualities(crop))
+    return facts
 
 
-def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:
-    """In a fixed order, so that chance CER and files do not depend on how the clips were batched."""
-    return [
-        CountedClip(clip, edit_counts(clip.reference, clip.hypothesis))
-        for clip in sorted(scored, key=lambda clip: clip.clip_id)
-    ]
+def _qualities(crop: Mapping[str, Any]) -> dict[str, float]:
+    values = dict(crop)
+    if crop["landmarked_frames"] is not None and crop["source_frames"]:
+        values["landmarked_share"] = crop["landmarked_frames"] / crop["source_frames"]
+    return {one.name: values[one.name] for one in QUALITIES if values.get(one.name) is not None}
 
 
-def _num_unwritable(references: Sequence[str], table: Tokenizer) -> int:
-    units = (text.split(table.joiner) if table.joiner else text for text in references)
-    return sum(table.encode(text).count(UNKNOWN_ID) for text in units)
+def num_rejected(clips: Path, crops: Path, split: str, clip_ids: Iterable[str]) -> int | None:
+    """Clips of the split that the ledger rejected; None where the tables are not here, or not of `clip_ids`."""
+    if not (clips.exists() and crops.exists()):
+        return None
+    tables = (
+        read_table(clips, schema.CLIPS, "pipeline ingest"),
+        read_table(crops, schema.CROPS, "pipeline crop"),
+    )
+    ids = dict(zip(tables[0]["clip_id"].to_pylist(), tables[0]["split"].to_pylist(), strict=True))
+    if any(ids.get(clip_id) != split for clip_id in clip_ids):
+        return None
+    return sum(_rejections(*tables).get(split, {}).values())
 
 
-def _examples(
-    clips: Sequence[CountedClip], wanted: int
-) -> tuple[Sequence[CountedClip], Sequence[CountedClip], Sequence[CountedClip]]:
-    """The worst, the median and the best clips, each clip at most once; of equals the one with more text is shown."""
-    num = min(wanted, -(-len(clips) // 3))
-    worst_first = sorted(clips, key=lambda c: (-c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
-    worst = worst_first[:num]
-    best_first = sorted(worst_first[num:], key=lambda c: (c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
-    best = best_first[:num]
-    between = best_first[num:]
-    # with as many left out at either end, the middle of the rest is the middle of all
-    start = (len(between) - min(wanted, len(between))) // 2
-    return worst, between[start : start + wanted][::-1], best
+def _rejections(clips: pa.Table, crops: pa.Table) -> Mapping[str, Mapping[str, int]]:
+    """Rejected clips by split and reason."""
+    splits = dict(zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True))
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for clip_id, reason in zip(crops["clip_id"].to_pylist(), crops["reason"].to_pylist(), strict=True):
+        # a ledger of other clips than the table's is possible for as long as crop has not run again
+        if reason is not None and clip_id in splits:
+            counts[splits[clip_id]][reason] += 1
+    return counts
 
 
-def _prediction(counted: CountedClip, facts: ReportFacts) -> dict[str, Any]:
-    clip, counts = counted.clip, counted.counts
-    known = facts.clips.get(clip.clip_id, UNKNOWN)
-    return {
-        "clip_id": clip.clip_id,
-        "split": clip.split,
-        "speaker": clip.speaker,
-        "gender": known.gender,
-        "age": known.age,
-        "topic": clip.topic,
-        "num_frames": clip.num_frames,
-        "num_chars": counts.num_chars,
-        "reference": clip.reference,
-        "hypothesis": clip.hypothesis,
-        "cer": counts.cer,
-        "substitutions": counts.substitutions,
-        "deletions": counts.deletions,
-        "insertions": counts.insertions,
-        "score": clip.score,
-        "confidence": confidence_of(counted),
-    }
+def _usable_clips(clips: Any, crops: Any) -> Mapping[str, int]:
+    usable = set(crops.filter(pc.equal(crops["status"], schema.Status.OK.value))["clip_id"].to_pylist())
+    pairs = zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True)
+    return Counter(split for clip_id, split in pairs if clip_id in usable)
+
+
+def _read_curves(path: Path) -> list[dict[str, float | None]]:
+    """The training curves; none where the checkpoint came without them."""
+    if not path.exists():
+        return []
+    refuse_pipe(path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]

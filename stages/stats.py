@@ -12,10 +12,14 @@ from shards.catalogue import MEMORY_LIMIT, damage, interruptible, open_catalogue
 from shards.errors import MachineError
 from shards.files import check_table, json_bytes, write_together
 from stages.corpora.transcript import split_rank
-from stages.statistics.annotations import annotations
-from stages.statistics.characters import Characters, characters_by_split, num_distinct, vocabulary
-from stages.statistics.copies import copies_across_splits
-from stages.statistics.joined import TABLES, UNKNOWN, join_tables, num_parts_of
+from stages.statistics.characters import (
+    Characters,
+    annotations,
+    characters_by_split,
+    num_distinct,
+    vocabulary,
+)
+from stages.statistics.join_tables import TABLES, UNKNOWN, copies_across_splits, join_tables, num_parts_of
 from stages.statistics.plots import stats_picture
 from stages.statistics.tidy_table import stats_table
 

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from model.device import Precision, channels_last_weights, cpu_computes_bfloat16
-from model.networks.cnn3d_frontend import ConvBlock
 from model.networks.conformer_encoder import Convolution
-from model.networks.resnet_frontend import BasicBlock, Stem
+from model.networks.frontends import BasicBlock, ConvBlock, Stem
 
 CHANNELS = ((2, 4), (7, 12), (17, 33))
 """Into a block and out of it: below, at and above the 8 numbers of an AVX2 register and the 16 of an AVX-512 one."""

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from shards import schema
 from shards.files import Progress, table_from_rows, write_table
 from shards.settings import MachineParams
-from stages.clips.parts import Part
+from stages.clips.job_shares import Part
 from stages.crop import CropSummary, crop
 from stages.settings import CorpusParams, CropParams
 from tests.videos import write_mouth

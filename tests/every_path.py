@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from model.decoders.ngram import LanguageModel
+from model.decoding.ngram import LanguageModel
 from model.text import BLANK_ID, END_ID, Tokenizer
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
+from model.decoding.reader import LipReader
 from model.device import Precision
 from model.exports.safetensors_file import reader_config
 from model.networks.network import LipNetwork
-from model.reader import LipReader
 from model.settings import Head, ModelParams, TextParams
 from model.text import NORMALISER_VERSION
 from model.vocabulary import Vocabulary
-from shards.identity import PlanIdentity
+from shards.plan_identity import PlanIdentity
 
 LABELS = ("今天天气很好", "我们一起去公园", "你好 ok")
 MODELS = {

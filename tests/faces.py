@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from stages.mouths.geometry import CANONICAL_42
-from stages.mouths.landmarks import Landmarks
-from stages.mouths.mesh_points import (
+from stages.mouths.landmarks import (
     INNER_LIPS,
     KEPT,
     LEFT_EYE_CORNERS,
@@ -15,6 +14,7 @@ from stages.mouths.mesh_points import (
     NOSE_BASE,
     OUTER_LIPS,
     RIGHT_EYE_CORNERS,
+    Landmarks,
 )
 from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams

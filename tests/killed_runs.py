@@ -15,12 +15,13 @@ from unittest.mock import patch
 import torch
 
 from model import checkpoints
-from model.reader import LipReader
-from model.training import set_up, trainer
+from model.decoding.reader import LipReader
+from model.training import step
 from model.training.job import TrainingJob
 from model.training.step import StepFigures, TrainingStep
 from shards.errors import Interrupted
 from shards.stream import ClipBatch
+from stages import train
 
 STEPS = "steps.jsonl"
 INTERRUPTED = 7
@@ -58,7 +59,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 def _train(job: TrainingJob, notes: Path, death: Death | None, save_every_s: float) -> None:
     notes.parent.mkdir(parents=True, exist_ok=True)
     dies = _Dying(death)
-    trainer.SAVE_EVERY_S = save_every_s
+    train.SAVE_EVERY_S = save_every_s
 
     class NotedStep(TrainingStep):
         def __call__(self, window: Sequence[ClipBatch], epoch: int, epochs_done: float) -> StepFigures:
@@ -73,7 +74,7 @@ def _train(job: TrainingJob, notes: Path, death: Death | None, save_every_s: flo
             dies.at("piece")
             return losses
 
-    set_up.TrainingStep = NotedStep
+    step.TrainingStep = NotedStep
     dies.before(LipReader, "decode", "validation")
     save, rename = torch.save, Path.replace
 
@@ -95,7 +96,7 @@ def _train(job: TrainingJob, notes: Path, death: Death | None, save_every_s: flo
     checkpoints.torch.save = torn_save
     Path.replace = torn_rename
     try:
-        trainer.train(job)
+        train.train(job)
     except Interrupted:
         os._exit(INTERRUPTED)
 

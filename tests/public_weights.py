@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoints import save_checkpoint
+from model.decoding.reader import LipReader
 from model.networks.network import LipNetwork
-from model.public.names import PublicFormat, our_name
-from model.public.weights import import_weights
-from model.reader import LipReader
+from model.pretrained.names import PublicFormat, our_name
+from model.pretrained.weights import import_weights
 from model.settings import ModelParams
 from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
 from model.vocabulary import Vocabulary
@@ -45,7 +45,7 @@ def table_file(folder: Path, characters: Sequence[str], first: Sequence[str] = (
 
 
 def public_name(format: PublicFormat, ours: str) -> str:
-    """By hand, the other way round than model/public/names.py."""
+    """By hand, the other way round than model/pretrained/names.py."""
     renames = {
         "frontend.stem.convolution": "frontend.frontend3D.0",
         "frontend.stem.norm": "frontend.frontend3D.1",

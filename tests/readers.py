@@ -5,7 +5,7 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from model.reading import Candidate, Reading
+from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams, TextParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 
 from model.bootstrap import Over
+from model.decoding.ctc_spikes import Spike, Spikes
+from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, edit_counts
-from model.scored import ScoredClip
-from model.spikes import Spike, Spikes
 from stages.pages.report_page import ModelFacts, ReportContext
 from stages.reports.figures import (
     CalibrationBin,

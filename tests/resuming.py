@@ -10,10 +10,10 @@ import torch
 
 from model.device import Precision
 from model.training.job import TrainingJob
-from model.training.trainer import train
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
 from shards.errors import Interrupted
+from stages.train import train
 from tests.packed import Packed
 from tests.trainings import job_in
 

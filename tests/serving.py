@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import uvicorn
 
-from model.reading import Candidate, Reading
+from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams, Head, TextParams
 from pipeline.params import load_params
 from pipeline.serve.app import make_app

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from model.checkpoints import KEYS, load_checkpoint, save_checkpoint
-from model.reader import LipReader
-from model.training.trainer import train
+from model.decoding.reader import LipReader
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from shards.errors import CheckpointError
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of, stopped_in
 from tests.trainings import job_in

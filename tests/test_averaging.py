@@ -12,11 +12,11 @@ from model.checkpoints import load_checkpoint
 from model.device import Precision
 from model.networks.network import LipNetwork
 from model.text import Tokenizer
-from model.training.averaging import WeightAverage
-from model.training.trainer import train
+from model.training.schedule import WeightAverage
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of
 from tests.trainings import MODEL, job_in

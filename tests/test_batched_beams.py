@@ -8,15 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoders.ctc_beam import ctc_beam
-from model.decoders.ctc_forward import ctc_log_probabilities
-from model.decoders.ctc_greedy import greedy_ctc
-from model.decoders.ctc_reading import ctc_readings
-from model.decoders.kneser_ney import train
-from model.decoders.pinyin_beam import pinyin_beam
-from model.decoding import padded_log_probs
+from model.decoding.ctc_beam import ctc_beam, ctc_readings, pinyin_beam
+from model.decoding.ctc_forward import ctc_log_probabilities, greedy_ctc
+from model.decoding.decode import padded_log_probs
+from model.decoding.kneser_ney import train
+from model.decoding.result import Candidate
 from model.networks.masks import step_mask
-from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import BLANK_ID, Tokenizer
 from model.vocabulary import Vocabulary

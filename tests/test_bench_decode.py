@@ -1,4 +1,4 @@
-"""`pipeline bench decode`: every decoder reads the made-up sentence, and its goals are told as they are."""
+"""`python -m benchmarks.decode`: every decoder reads the made-up sentence, and its goals are told as they are."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import decode
 from model.settings import DecodeParams
-from pipeline.bench import decode
 from shards.errors import ConfigError
 
 

@@ -1,4 +1,4 @@
-"""`pipeline bench loader`: a tiny run gives every figure, and all readers that it compares hand over the same clips."""
+"""`python -m benchmarks.loader`: a tiny run gives every figure, and all readers return the same clips."""
 
 import io
 import json
@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.bench import loader_measure
-from pipeline.bench.loader import LoaderBench, bench_loader, in_process_of_its_own, speed_tasks
-from pipeline.bench.loader_material import CODECS, Material
-from pipeline.bench.loader_measure import Figures, Task, figures
-from pipeline.bench.loader_peers import READERS, PaddedBatch
-from pipeline.bench.loader_show import print_loader_bench
+from benchmarks import loader_measure
+from benchmarks.loader import (
+    LoaderBench,
+    bench_loader,
+    in_process_of_its_own,
+    print_loader_bench,
+    speed_tasks,
+)
+from benchmarks.loader_material import CODECS, Material
+from benchmarks.loader_measure import Figures, Task, figures
+from benchmarks.loader_peers import READERS, PaddedBatch
 from shards.errors import ConfigError
 from tests.videos import write_mouth
 
@@ -189,7 +194,7 @@ def test_the_median_of_the_rounds_counts(out: Path, monkeypatch: pytest.MonkeyPa
         assert task.kind == "speed"
         return {"clips_per_s": next(speeds)}
 
-    from pipeline.bench.loader import _rounds
+    from benchmarks.loader import _rounds
 
     told = _rounds({"ours": Task("speed")}, Material(out), 3, run, lambda _: None)
     assert told == {"ours": {"clips_per_s": 3.0}}

@@ -1,4 +1,4 @@
-"""`pipeline bench plan` counts what really is in the plans of all ranks."""
+"""`python -m benchmarks.plan` counts what really is in the plans of all ranks."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bench import plan as bench
-from pipeline.bench.made_up import write_catalogue
+from benchmarks import plan as bench
+from benchmarks.synthetic_catalogue import write_catalogue
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams

@@ -1,4 +1,4 @@
-"""`pipeline bench train`: a tiny run gives every figure that this machine can, and says what it cannot."""
+"""`python -m benchmarks.train`: a tiny run gives every figure that this machine can, and says what it cannot."""
 
 import functools
 import io
@@ -14,8 +14,8 @@ from rich.console import Console
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
-from pipeline.bench import train_measure
-from pipeline.bench.train import (
+from benchmarks import train_measure
+from benchmarks.train import (
     BASELINE,
     GROUPS,
     LARGE,
@@ -23,16 +23,16 @@ from pipeline.bench.train import (
     TrainBench,
     bench_train,
     in_process_of_its_own,
+    print_train_bench,
 )
-from pipeline.bench.train_material import write_pack
-from pipeline.bench.train_measure import Figures, Task, figures
-from pipeline.bench.train_show import print_train_bench
+from benchmarks.train_material import write_pack
+from benchmarks.train_measure import Figures, Task, figures
 from pipeline.cli import app
+from shards.enums import TRAIN_SPLIT
 from shards.errors import ConfigError, PipelineError
 from shards.samples import read_samples
 from shards.store import FolderStore
 from shards.stream import read_sample
-from shards.terms import TRAIN_SPLIT
 
 BATCH, FRAMES = 2, 12
 CNN3D = {"channels": (2, 2, 2, 4), "hidden_dim": 8, "num_heads": 2}
@@ -120,7 +120,7 @@ def test_the_tables_say_what_was_not_run_and_how_to(result: TrainBench) -> None:
     told = console.export_text()
     assert all(name in told for name in (*result.figures, *result.ratios()))
     assert told.count("not run") == 4
-    assert told.count("pipeline bench train --only conformer") == 2
+    assert told.count("python -m benchmarks.train --only conformer") == 2
     assert told.count("missed") == sum(goal.is_reached is False for goal in result.goals())
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.reading.caption_font import font_for
-from pipeline.reading.captions import (
+from pipeline.inference.caption_font import font_for
+from pipeline.inference.captions import (
     LINE_COLUMNS,
     caption_lines,
     out_paths,
@@ -20,7 +20,7 @@ from pipeline.reading.captions import (
     stamp,
     write_reading,
 )
-from pipeline.reading.inference import Alternative, Segment, VideoReading
+from pipeline.inference.text_of_video import Alternative, Segment, VideoReading
 from shards.errors import MachineError
 
 READING = VideoReading(

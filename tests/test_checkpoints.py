@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
-from model.reader import LipReader
+from model.decoding.reader import LipReader
 from model.runs import RunFolder
 from model.settings import TextParams
 from model.training.last_checkpoint import load_last, newest_whole, save_last
-from model.training.trainer import train
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from shards.errors import CheckpointError, Interrupted
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of, stopping_at
 from tests.trainings import assert_same_weights, job_in
@@ -246,7 +246,7 @@ def test_a_training_falls_back_and_ends_as_if_nothing_had_been(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model.training.trainer.SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr("stages.train.SAVE_EVERY_S", -1.0)
     job = job_in(tmp_path / "damaged", packed, ema_decay=0.9)
     with pytest.raises(Interrupted):
         train(stopping_at(job, 1, 2))

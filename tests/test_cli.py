@@ -21,7 +21,7 @@ import yaml
 from pipeline import cli
 from pipeline.demo.corpus import build_demo_corpus
 from pipeline.demo.plan import CorpusSize
-from pipeline.older import OLDER_NAMES
+from pipeline.legacy_config import OLDER_NAMES
 from pipeline.params import PathsParams, read_mapping
 from pipeline.query import query
 
@@ -227,7 +227,7 @@ def test_every_name_of_the_older_trainer_is_a_flag_of_train() -> None:
 
 
 def test_flags_of_the_older_trainer_reach_their_owners() -> None:
-    from pipeline.older import keys_of_flags
+    from pipeline.legacy_config import keys_of_flags
 
     given = {"frame_height": 48, "frame_size": 64, "dropout": None}
     assert keys_of_flags(given) == {"model.frame_height": 48, "model.frame_width": 64}
@@ -255,7 +255,7 @@ def test_what_the_machine_does_to_a_verb_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("pipeline.query_formats.write_answer", fault)
+    monkeypatch.setattr("pipeline.query.write_answer", fault)
     monkeypatch.setattr(sys, "argv", ["pipeline", "query", "SELECT 1", "--params", str(ROOT / "params.yaml")])
     monkeypatch.setattr(atexit, "register", lambda *_: None)
     if told is None:

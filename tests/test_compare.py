@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from model.decoders.choice import used_settings
+from model.decoding.registry import used_settings
+from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, edit_counts
 from model.pinyin import syllables_of
-from model.scored import ScoredClip
 from model.settings import DecodeParams
 from pipeline.cli import app
 from shards.errors import ConfigError, TableError
 from shards.files import read_table, write_table
 from shards.schema import PREDICTIONS
-from stages.compare import ComparedClip, compare, paired_difference
 from stages.pages.compare_page import compare_page, verdict
-from stages.report import write_report
+from stages.reports.compare import ComparedClip, compare, paired_difference
+from stages.reports.counting import write_report
 from stages.reports.figures import ReportFacts
 from tests.test_report import HOSTILE, READ, made_clips, made_context
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.decoders.attention_greedy import read_greedily
+from model.decoding.attention import read_greedily
 from model.networks.conformer_encoder import ConformerEncoder, RelativeAttention, offset_sinusoids, sinusoids
-from model.networks.resnet_frontend import ResNetFrontend, Stem
+from model.networks.frontends import ResNetFrontend, Stem
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import ConformerSizes
 from model.text import END_ID, START_ID, UNKNOWN_ID

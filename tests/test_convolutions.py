@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from model.device import cpu_computes_bfloat16
-from model.networks.shapes import network_of_shapes
 from model.presets import PRESET_SIZES
+from model.pretrained.sizes import network_of_shapes
 from model.settings import HEAD_OF_MODULE, ModelParams
 from model.vocabulary import Vocabulary
 from tests import convolutions

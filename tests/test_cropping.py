@@ -18,10 +18,9 @@ from shards.errors import ClipRejected, MachineError
 from shards.schema import CROPS, MediaKind
 from stages.mouths import landmarker
 from stages.mouths.cropping import CODE_VERSION, MouthClip, crop_video
-from stages.mouths.follow import follow_video
+from stages.mouths.face_tracking import follow_video
 from stages.mouths.geometry import apply
-from stages.mouths.landmarks import TRACK_VERSION, Landmarks
-from stages.mouths.mesh_points import KEPT
+from stages.mouths.landmarks import KEPT, TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams

@@ -11,13 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoders import ctc_beam as module
-from model.decoders.ctc_forward import SyllableScores, ctc_log_probabilities, syllable_log_probabilities
-from model.decoders.ctc_greedy import greedy_ctc
-from model.decoders.kneser_ney import train
-from model.decoders.ngram import LanguageModel
+from model.decoding import ctc_beam as module
+from model.decoding.ctc_forward import (
+    SyllableScores,
+    ctc_log_probabilities,
+    greedy_ctc,
+    syllable_log_probabilities,
+)
+from model.decoding.kneser_ney import train
+from model.decoding.ngram import LanguageModel
+from model.decoding.result import Candidate
 from model.pinyin import syllables_of
-from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import BLANK_ID, SPECIAL_TOKENS, Tokenizer
 from shards.errors import ConfigError

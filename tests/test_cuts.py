@@ -11,7 +11,7 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import crop_video
 from stages.mouths.cuts import cut_frames
-from stages.mouths.follow import follow_video
+from stages.mouths.face_tracking import follow_video
 from stages.mouths.geometry import stable_points
 from stages.settings import CropParams
 from stages.videos.video import decode

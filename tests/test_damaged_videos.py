@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.inference.text_of_video import read_video
 from pipeline.params import load_params
-from pipeline.reading.inference import read_video
 from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.settings import CropParams

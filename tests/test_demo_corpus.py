@@ -14,9 +14,18 @@ import pytest
 
 from pipeline.demo.corpus import CorpusSummary, build_demo_corpus, render_frames
 from pipeline.demo.face import Face
-from pipeline.demo.grammar import CHARACTERS, HOMOPHENES, SLOTS
 from pipeline.demo.motion import clip_motion
-from pipeline.demo.plan import CSV_HEADER, ClipPlan, CorpusSize, clip_rng, plan_corpus, speaker_of
+from pipeline.demo.plan import (
+    CHARACTERS,
+    CSV_HEADER,
+    HOMOPHENES,
+    SLOTS,
+    ClipPlan,
+    CorpusSize,
+    clip_rng,
+    plan_corpus,
+    speaker_of,
+)
 from pipeline.demo.visemes import DOMINANCE, SHAPES, viseme_sequence
 from shards.errors import CorpusError
 

@@ -159,7 +159,7 @@ def test_every_command_of_the_documents_parses() -> None:
     [
         "pipeline cropp",
         "pipeline crop --no-such",
-        "pipeline bench crop --no-such DIR",
+        "python -m benchmarks.crop --no-such DIR",
         "srun torchrun -m pipeline train --no-such",
         "PIPELINE_REALDATA=/x pipeline init",
         "sbatch --wrap 'pipeline crop --jobs 3'",

@@ -142,7 +142,7 @@ def test_peak_memory_is_this_processs_own_and_stays() -> None:
     ballast = np.ones(400_000_000, np.uint8)
     source = (
         "import numpy as np\n"
-        "from shards.memory import peak_mb\n"
+        "from shards.machine import peak_mb\n"
         "before = peak_mb()\n"
         "np.ones(200_000_000, np.uint8)\n"
         "print(before, peak_mb())\n"

@@ -15,10 +15,9 @@ import safetensors
 import torch
 
 from model.checkpoints import load_checkpoint, save_checkpoint
-from model.reader import LipReader
+from model.decoding.reader import LipReader
 from model.settings import DecodeParams
 from model.text import SPECIAL_TOKENS
-from model.training.trainer import train
 from pipeline.export import export
 from pipeline.params import Params, load_params
 from shards.errors import CheckpointError, ConfigError, MachineError, TableError
@@ -28,6 +27,7 @@ from shards.stream import read_sample
 from stages.cards.model_card import Measured, TrainedOn, model_card
 from stages.cards.model_card_examples import FILES, ExportFormat, example
 from stages.reports.figures import interval_about
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import job_in
 

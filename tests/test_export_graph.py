@@ -16,13 +16,12 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch.nn import functional
 
-from model.exports import check
-from model.exports.check import largest_difference
+from model.decoding.reader import LipReader
+from model.exports import onnx_file as onnx_file_module
 from model.exports.graph import ExportedNetwork, tracing
-from model.exports.onnx_file import OPSET, onnx_bytes, quantised_bytes
+from model.exports.onnx_file import OPSET, largest_difference, onnx_bytes, quantised_bytes
 from model.exports.torchscript_file import torchscript_bytes
 from model.networks.network_input import normalised
-from model.reader import LipReader
 from model.settings import DecodeParams, ModelParams
 from shards.errors import CheckpointError, ConfigError
 from tests.exported import MODELS, config_of, random_reader
@@ -125,7 +124,7 @@ def test_the_onnx_bytes_are_the_same_each_time_and_name_no_file(
     reader: LipReader, graph: ExportedNetwork, onnx_file: bytes
 ) -> None:
     assert onnx_bytes(graph, config_of(reader)) == onnx_file
-    assert str(Path(check.__file__).parent.parent.parent).encode() not in onnx_file
+    assert str(Path(onnx_file_module.__file__).parent.parent.parent).encode() not in onnx_file
     assert b".py" not in onnx_file
 
 
@@ -200,7 +199,7 @@ def test_exporting_changes_nothing_in_the_network(reader: LipReader) -> None:
 
 def test_a_wrong_export_is_told(reader: LipReader, graph: ExportedNetwork, onnx_file: bytes) -> None:
     run = run_onnx(onnx_file)
-    assert largest_difference(run, graph, reader) < check.TOLERANCE
+    assert largest_difference(run, graph, reader) < onnx_file_module.TOLERANCE
 
     def off_by_a_little(video: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
         log_probs, *others = run(video, frames)

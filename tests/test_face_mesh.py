@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.mouths.landmarker import face_finder
-from stages.mouths.mesh_points import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
+from stages.mouths.landmarks import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
 from stages.settings import CropParams
 from stages.videos.picture import SourceFrame
 from stages.videos.video import decode

@@ -13,9 +13,9 @@ from model.settings import AugmentParams, ModelParams
 from model.training import find_budget as module
 from model.training.find_budget import MARGIN, NARROW_ENOUGH, FoundBudget, Shape, find_budget
 from model.training.job import TrainingJob
-from pipeline.shown.budget_table import print_budget
-from shards.available_memory import available_mb, group_available_mb
+from pipeline.tables.frame_budget import print_budget
 from shards.errors import ConfigError, TrainingError
+from shards.machine import available_mb, group_available_mb
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams
@@ -150,7 +150,7 @@ from model.device import Precision
 from model.training.step import TrainingStep
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
-from shards.memory import status_mb
+from shards.machine import status_mb
 from shards.settings import LoaderParams
 from tests.packed import Packed
 from tests.test_find_budget import large_job

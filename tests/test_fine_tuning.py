@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from model.checkpoints import CHECKPOINT_VERSION, KEYS, load_checkpoint, save_checkpoint
+from model.decoding.reader import LipReader
 from model.networks.network import LipNetwork
-from model.public.table import NEVER
-from model.public.weights import import_weights
-from model.reader import LipReader
+from model.pretrained.table import NEVER
+from model.pretrained.weights import import_weights
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.targets import targets_of
 from model.text import END_ID, NORMALISER_VERSION, START_ID, Tokenizer
 from model.training.fine_tuning import parameter_groups, start_from, to_training_mode
 from model.training.job import TrainingJob
-from model.training.trainer import train
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, TrainingError
 from shards.settings import LoaderParams, MachineParams
+from stages.train import train
 from tests.packed import pack_clips, toy_clips
 from tests.public_weights import made_up_weights, saved, table_file
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind
-from stages.mouths import follow as follow_module
+from stages.mouths import face_tracking as follow_module
 from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.face_search import Look
-from stages.mouths.follow import follow_video
+from stages.mouths.face_tracking import follow_video
 from stages.mouths.geometry import apply, stable_points
 from stages.mouths.landmarker import face_finder
 from stages.settings import CropParams

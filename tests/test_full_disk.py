@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.training.trainer import train
+from stages.train import train
 from tests.conftest import OnSmallDisk
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import assert_same_weights, job_in
@@ -19,13 +19,13 @@ from pathlib import Path
 from model.checkpoints import load_checkpoint
 from model.training.last_checkpoint import load_last
 from model.runs import RunFolder
-from model.training.trainer import train
-import model.training.trainer
+from stages.train import train
+import stages.train
 from shards.errors import MachineError
 from tests.packed import Packed
 from tests.trainings import job_in
 
-model.training.trainer.SAVE_EVERY_S = -1
+stages.train.SAVE_EVERY_S = -1
 place, packed, where = Path(sys.argv[1]), Packed.at(Path(sys.argv[2])), sys.argv[3]
 steps = []
 job = job_in(place, packed, ema_decay=0.9)

@@ -24,9 +24,8 @@ from stages.mouths.geometry import (
     stable_points,
     yaw_deg,
 )
-from stages.mouths.landmarks import Landmarks
+from stages.mouths.landmarks import KEPT, Landmarks
 from stages.mouths.main_face import main_face
-from stages.mouths.mesh_points import KEPT
 from stages.settings import CropParams
 from stages.videos.video import resample
 from tests.faces import face_points, landmarks_of

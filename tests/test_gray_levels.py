@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from model.checkpoints import load_checkpoint
+from model.decoding.reader import LipReader
 from model.networks.network_input import network_input
-from model.reader import LipReader
 from model.runs import RunFolder
 from model.settings import ModelParams
-from model.training.gray_levels import MEASURED_CLIPS, MEASURED_SHARDS, measured, with_gray_levels
 from model.training.job import TrainingJob
-from model.training.trainer import train
+from model.training.pixel_statistics import MEASURED_CLIPS, MEASURED_SHARDS, measured, with_gray_levels
 from model.training.training_data import TrainingData
 from shards.errors import CheckpointError, Interrupted, ShardError, TrainingError
 from shards.samples import read_samples
 from shards.settings import LoaderParams
 from shards.store import FolderStore
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import stopping_at
 from tests.trainings import MODEL, job_in

@@ -8,9 +8,9 @@ import torch
 
 from model.checkpoints import save_checkpoint
 from model.settings import DecodeParams
+from pipeline.inference.readers import open_reader
+from pipeline.inference.text_of_video import read_video
 from pipeline.params import load_params
-from pipeline.reading.inference import read_video
-from pipeline.reading.readers import open_reader
 from tests.packed import pack_clips, toy_clips
 from tests.resuming import state_of
 from tests.trainings import job_in

@@ -14,13 +14,13 @@ import av
 import numpy as np
 import pytest
 
-from model.reading import Reading
+from model.decoding.result import Reading
 from model.settings import DecodeParams
 from pipeline.cli import main
+from pipeline.inference import inference_run
+from pipeline.inference.found_videos import find_videos
+from pipeline.inference.inference_run import Outputs, print_json, run_inference
 from pipeline.params import Params, load_params
-from pipeline.reading import inference_run
-from pipeline.reading.found_videos import find_videos
-from pipeline.reading.inference_run import Outputs, print_json, run_inference
 from shards.errors import ConfigError, Interrupted, MachineError
 from tests.readers import CountingReader
 from tests.test_odd_videos import with_early_sound, with_gaps

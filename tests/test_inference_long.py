@@ -9,18 +9,18 @@ import av
 import numpy as np
 import pytest
 
-from model.reading import Candidate, Reading
+from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams
+from pipeline.inference.found_videos import find_videos
+from pipeline.inference.long_video import MouthStream, mouth_pieces
+from pipeline.inference.pauses import Piece
+from pipeline.inference.text_of_video import Alternative, Joined, Segment, _shares, read_video
 from pipeline.params import Params, load_params
-from pipeline.reading.found_videos import find_videos
-from pipeline.reading.inference import Alternative, Joined, Segment, _shares, read_video
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
-from stages.long_videos.long_video import MouthStream, mouth_pieces
-from stages.long_videos.pieces import Piece
 from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.flow import ANCHORS
-from stages.mouths.mesh_points import KEPT
+from stages.mouths.landmarks import KEPT
 from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source

@@ -11,9 +11,9 @@ import pytest
 
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary
+from pipeline.inference import burn_in, inference_run
+from pipeline.inference.inference_run import Outputs, run_inference
 from pipeline.params import Params, load_params
-from pipeline.reading import burn_in, inference_run
-from pipeline.reading.inference_run import Outputs, run_inference
 from shards.errors import ConfigError, MachineError
 from tests.readers import CountingReader
 from tests.videos import face_pictures, placed, write_face, write_mirrored, write_mouth, write_video

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.reading.joining import between, without_overlap
+from pipeline.inference.text_of_video import between, without_overlap
 
 HAN = [chr(0x4E00 + i) for i in range(200)]
 DISTINCT = st.integers(0, 2**32).map(lambda seed: "".join(random.Random(seed).sample(HAN, 60)))

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from model.decoders.attention_greedy import read_greedily
-from model.decoders.ctc_prefix import CtcPrefixes
-from model.decoders.joint_beam import Found, joint_beam
-from model.decoders.kneser_ney import train
-from model.decoders.ngram import LanguageModel
-from model.networks.lstm_decoder import LstmDecoder
+from model.decoding.attention import Found, joint_beam, read_greedily
+from model.decoding.ctc_prefix import CtcPrefixes
+from model.decoding.kneser_ney import train
+from model.decoding.ngram import LanguageModel
+from model.networks.lstm import LstmDecoder
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import Cnn3dSizes, ConformerSizes
 from model.settings import DecodeParams

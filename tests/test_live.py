@@ -14,17 +14,17 @@ import cv2
 import numpy as np
 import pytest
 
-from model.reading import Reading
+from model.decoding.result import Reading
 from model.settings import DecodeParams
 from pipeline.cli import app
+from pipeline.inference import live
+from pipeline.inference.capture import Capture, Captured, camera_pictures, file_pictures
+from pipeline.inference.live import LiveSummary, run_live
+from pipeline.inference.long_video import MouthStream
+from pipeline.inference.pauses import Piece
 from pipeline.params import Params, load_params
-from pipeline.reading import live
-from pipeline.reading.capture import Capture, Captured, camera_pictures, file_pictures
-from pipeline.reading.live import LiveSummary, run_live
 from shards.errors import ClipRejected, MachineError
 from shards.schema import MediaKind
-from stages.long_videos.long_video import MouthStream
-from stages.long_videos.pieces import Piece
 from stages.mouths.cropping import crop_video
 from stages.mouths.landmarker import face_finder
 from stages.mouths.patches import WholePictures

@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.decoders.arpa import arpa_about, read_arpa, write_arpa
-from model.decoders.kneser_ney import train
-from model.decoders.ngram import perplexity
+from model.decoding.arpa import arpa_about, read_arpa, write_arpa
+from model.decoding.kneser_ney import train
+from model.decoding.ngram import perplexity
 from model.exports.names import LOG_PROBS
 from model.exports.onnx_reader import OnnxReader
 from model.settings import DecodeParams, TextParams
 from model.text import describe_normaliser, normaliser_mark
-from pipeline.language_model import make_language_model
-from pipeline.lm_text import warn_of_other_text
 from pipeline.params import load_params, read_mapping
 from shards.errors import ConfigError
 from shards.files import read_table, write_table
 from shards.schema import SAMPLES
+from stages.lm import make_language_model, warn_of_other_text
 from tests.exported import MODELS, random_reader
 from tests.packed import pack_clips, toy_clips
 

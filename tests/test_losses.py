@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from model.decoding.reader import LipReader
 from model.losses import (
     LossParams,
     ctc_steps_needed,
@@ -18,14 +19,13 @@ from model.losses import (
 )
 from model.networks.network import LipNetwork, Outputs
 from model.pinyin import syllables_of
-from model.reader import LipReader
 from model.settings import DecodeParams, ModelParams, TrainParams
 from model.targets import Targets, targets_of
 from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
-from model.training.trainer import train
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError, TrainingError
 from shards.samples import read_samples
+from stages.train import train
 from tests.packed import pack_clips, toy_clips
 from tests.test_network import SMALL, SMALL_CONFORMER
 from tests.trainings import job_in, read_test_clips, with_sizes

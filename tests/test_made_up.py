@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.bench.made_up import SHARD_BYTES, write_catalogue
+from benchmarks.synthetic_catalogue import SHARD_BYTES, write_catalogue
 from shards.files import ROW_GROUP_ROWS, read_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, CROPS, SAMPLES
 
@@ -100,7 +100,7 @@ def test_the_same_arguments_give_the_same_bytes(folder: Path, rows: dict, tmp_pa
 def test_shards_go_on_over_the_blocks_that_it_is_written_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.bench.made_up.ROW_GROUP_ROWS", 1_000)
+    monkeypatch.setattr("benchmarks.synthetic_catalogue.ROW_GROUP_ROWS", 1_000)
     assert ROW_GROUP_ROWS > 1_000
     write_catalogue(tmp_path, 5_000)
     samples = read_table(tmp_path / "samples.parquet", SAMPLES, "x").to_pylist()

@@ -13,7 +13,7 @@ import pytest
 from pipeline import memory_limit
 from pipeline.memory_limit import told_of_memory
 from shards.errors import ClipRejected, TableError
-from shards.memory import is_short, status_mb
+from shards.machine import is_short, status_mb
 from stages.settings import CropParams
 from stages.videos import video
 from tests.videos import numbered, write_video

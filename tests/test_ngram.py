@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoders.arpa import load_language_model, read_arpa, write_arpa
-from model.decoders.kneser_ney import FALLBACK_DISCOUNTS, train
-from model.decoders.ngram import END, LN_10, START, UNKNOWN, NgramModel, perplexity
+from model.decoding.arpa import load_language_model, read_arpa, write_arpa
+from model.decoding.kneser_ney import FALLBACK_DISCOUNTS, train
+from model.decoding.ngram import END, LN_10, START, UNKNOWN, NgramModel, perplexity
 from model.text import END_ID, START_ID, Tokenizer
 from shards.errors import ConfigError, TableError
 

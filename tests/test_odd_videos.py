@@ -14,19 +14,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from model.reading import Reading
+from model.decoding.result import Reading
 from model.settings import DecodeParams
+from pipeline.inference import live, text_of_video
+from pipeline.inference.live import run_live
+from pipeline.inference.long_video import MouthStream
+from pipeline.inference.pauses import Piece
+from pipeline.inference.text_of_video import read_video
 from pipeline.params import Params, load_params
-from pipeline.reading import inference, live
-from pipeline.reading.inference import read_video
-from pipeline.reading.live import run_live
 from shards.schema import MediaKind
-from stages.long_videos.long_video import MouthStream
-from stages.long_videos.pieces import Piece
 from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.face_search import Square
 from stages.mouths.flow import ANCHORS
-from stages.mouths.mesh_points import KEPT
+from stages.mouths.landmarks import KEPT
 from stages.mouths.patches import WholePictures
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
@@ -103,9 +103,9 @@ def test_cues_rise_and_no_word_comes_twice_whenever_the_speaker_is_away(
     pieces = pieces_of(len(is_away), is_away, params.inference)
     reader = TickReader()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "_check_there", lambda path: None)
-        patch.setattr(inference, "read_header", lambda path: Header)
-        patch.setattr(inference, "mouth_pieces", lambda *_: pieces)
+        patch.setattr(text_of_video, "_check_there", lambda path: None)
+        patch.setattr(text_of_video, "read_header", lambda path: Header)
+        patch.setattr(text_of_video, "mouth_pieces", lambda *_: pieces)
         reading = read_video(Path("none.mp4"), reader, params, on_mouth=reader.on_mouth)
     for one in reading.segments:
         assert one.start_s < one.end_s

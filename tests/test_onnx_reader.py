@@ -14,16 +14,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from model.decoders import kneser_ney
-from model.decoders.arpa import write_arpa
-from model.decoders.ctc_beam import SyllableScores, ctc_beam
+from model.decoding import kneser_ney
+from model.decoding.arpa import write_arpa
+from model.decoding.ctc_beam import SyllableScores, ctc_beam
+from model.decoding.reader import LipReader
 from model.exports.graph import ExportedNetwork
 from model.exports.onnx_file import onnx_bytes
 from model.exports.onnx_reader import OnnxReader
-from model.reader import LipReader
 from model.settings import DecodeParams
+from pipeline.inference.readers import open_reader
 from pipeline.params import load_params
-from pipeline.reading.readers import open_reader
 from shards.errors import CheckpointError, ConfigError, TableError
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
@@ -249,8 +249,8 @@ def test_inference_reads_a_video_where_there_is_no_torch(
 
 def test_the_reader_imports_neither_torch_nor_onnx(exported: Path) -> None:
     source = (
-        "import sys, model.exports.onnx_reader, model.decoders.ctc_beam, model.decoders.pinyin_beam;"
-        "import model.decoders.arpa;"
+        "import sys, model.exports.onnx_reader, model.decoding.ctc_beam, model.decoding.ctc_beam;"
+        "import model.decoding.arpa;"
         "from pathlib import Path; model.exports.onnx_reader.OnnxReader.open(Path(sys.argv[1]));"
         "print(*{name.partition('.')[0] for name in sys.modules} & {'torch', 'onnx', 'mediapipe', 'webdataset'})"
     )

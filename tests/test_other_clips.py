@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from model.checkpoints import save_checkpoint
-from model.reader import LipReader
+from model.decoding.reader import LipReader
 from model.settings import DecodeParams
-from model.training.trainer import train
+from pipeline.inference.readers import open_reader
 from pipeline.params import load_params
-from pipeline.reading.readers import open_reader
-from pipeline.shown.decoder_table import compare_decoders
+from pipeline.tables.decoders import compare_decoders
 from shards.errors import CheckpointError
 from shards.settings import LoaderParams, MachineParams
-from stages.score import score_checkpoint
+from stages.report import score_checkpoint
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of, stopped_in
 from tests.trainings import MODEL, job_in

@@ -140,7 +140,7 @@ STARVED = """
 import resource, sys, logging
 from pathlib import Path
 import torch
-from shards.memory import status_mb
+from shards.machine import status_mb
 from tests.packed import Packed
 from tests.stepping import Bench, MODELS, stepping_job
 logging.basicConfig(stream=sys.stdout, format="%(message)s")

@@ -23,7 +23,7 @@ from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from shards.stream import read_sample
 from stages.clips.cache import ClipCache
-from stages.clips.ledger_mark import ledger_mark
+from stages.clips.provenance import ledger_mark
 from stages.crop import crop
 from stages.pack import PackSummary, pack
 from stages.settings import CorpusParams, CropParams

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from model.presets import PRESET_SIZES
-from pipeline.older import OLDER_NAMES, SECTIONS
+from pipeline.legacy_config import OLDER_NAMES, SECTIONS
 from pipeline.params import (
     PRESETS,
     Params,

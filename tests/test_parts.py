@@ -10,8 +10,8 @@ import pytest
 from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError, TableError
 from stages import crop as crop_stage
-from stages.clips import parts
-from stages.clips.parts import Merged, Part, merge
+from stages.clips import job_shares
+from stages.clips.job_shares import Merged, Part, merge
 from stages.settings import CropParams
 from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_face, write_mouth
@@ -145,7 +145,7 @@ def test_merge_killed_at_a_table_leaves_no_mixed_pair(
     whole = run.tables()
     run_all_parts(run)
     with monkeypatch.context() as patch:
-        kill_at(patch, parts, table)
+        kill_at(patch, job_shares, table)
         with pytest.raises(KeyboardInterrupt):
             merged(run)
     assert not (run.folder / "crops.parquet").exists()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.long_videos.pauses import Cut, next_cut, runs
+from pipeline.inference.pauses import Cut, next_cut, runs
 from stages.settings import CropParams, InferenceParams
 from tests.faces import landmarks_of
 

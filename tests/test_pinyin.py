@@ -4,9 +4,9 @@ import pytest
 from opencc import OpenCC
 from pypinyin.phrases_dict import phrases_dict
 
+from model.characters import simplified
 from model.metrics import unit_error_rate
 from model.pinyin import readings_of, syllables_of
-from model.simplified import simplified
 from model.vocabulary import Vocabulary
 
 # Traditional, simplified and pinyin without tones, as CC-CEDICT has them (MDBG, release of 2023-11-07): words

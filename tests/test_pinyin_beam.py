@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoders import pinyin_beam as module
-from model.decoders.kneser_ney import train
-from model.decoders.ngram import LanguageModel
+from model.decoding import ctc_beam as module
+from model.decoding.kneser_ney import train
+from model.decoding.ngram import LanguageModel
+from model.decoding.result import Candidate
 from model.pinyin import readings_of
-from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import BLANK_ID, Tokenizer
 from model.vocabulary import Vocabulary

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from model.checkpoints import load_checkpoint
-from model.decoders.arpa import arpa_about, read_arpa
+from model.decoding.arpa import arpa_about, read_arpa
 from model.exports.onnx_reader import OnnxReader
-from model.public.files import open_weights
-from model.public.table import read_table as read_public_table
+from model.pretrained.files import open_weights
+from model.pretrained.table import read_table as read_public_table
 from model.runs import RunFolder, training_log
 from model.settings import TextParams
 from pipeline.params import PathsParams, read_mapping
@@ -24,9 +24,9 @@ from shards.errors import DiskError, MachineError
 from shards.files import check_table, read_table, read_table_in_pieces, sha256_of, write_text
 from shards.pipes import refuse_pipe
 from shards.schema import CLIPS
-from stages.compare import compare
 from stages.corpora.csv_rows import read_text
-from stages.mouths.chatter import native_stderr_to
+from stages.mouths.native_stderr import native_stderr_to
+from stages.reports.compare import compare
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 10.0

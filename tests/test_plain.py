@@ -19,9 +19,9 @@ from model.text import SPECIAL_TOKENS, Tokenizer
 from pipeline.cli import app
 from pipeline.command import say
 from pipeline.params import PathsParams
-from pipeline.query_formats import write_answer
+from pipeline.query import write_answer
 from shards.errors import CheckpointError
-from shards.plain import LogFormatter, csv_cell, message_lines, one_line, write_csv_rows
+from shards.safe_text import LogFormatter, csv_cell, message_lines, one_line, write_csv_rows
 from stages.pages.report_page import render_page
 from stages.reports.csv_tables import GROUP_COLUMNS, csv_tables
 from tests.report_figures import group, made_context, made_figures

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.params import check, parse_yaml, recipe_text
+from shards.epoch_shuffle import cut, even_out, part_edges
 from shards.errors import TableError, TrainingError
 from shards.plan import EpochPlan, length_limit, order_epoch, plan_epoch, plan_scoring
 from shards.settings import LoaderParams
-from shards.windows import cut, even_out, part_edges
 
 CHINESE_LIPS_CLIPS = 30_341
 

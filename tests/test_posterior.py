@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.decoders.ctc_beam import ctc_beam
-from model.decoders.ctc_forward import SyllableScores
-from model.decoders.kneser_ney import train
-from model.decoders.ngram import LanguageModel
-from model.decoders.pinyin_beam import pinyin_beam
-from model.decoders.posterior import with_posteriors
+from model.decoding.ctc_beam import ctc_beam, pinyin_beam
+from model.decoding.ctc_forward import SyllableScores
+from model.decoding.kneser_ney import train
+from model.decoding.ngram import LanguageModel
+from model.decoding.posterior import with_posteriors
+from model.decoding.result import Candidate
 from model.pinyin import syllables_of
-from model.reading import Candidate
 from model.settings import DecodeParams
 from model.text import SPECIAL_TOKENS
 from model.vocabulary import Vocabulary

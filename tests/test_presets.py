@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from model.networks.network import LipNetwork, num_parameters
-from model.networks.shapes import network_of_shapes
 from model.presets import PRESET_SIZES
+from model.pretrained.sizes import network_of_shapes
 from model.settings import Head, ModelParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from model.decoders.choice import HEADS_OF_DECODER
+from model.decoding.reader import LipReader
+from model.decoding.registry import HEADS_OF_DECODER
 from model.device import Precision
-from model.reader import LipReader
 from model.settings import AugmentParams, DecodeParams, ModelParams
-from model.training.trainer import train
 from shards.settings import MachineParams
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.pretend_gpu import CUDA, PretendGpu, pretended_gpu
 from tests.stepping import ALL_HEADS, MODELS, Bench, assert_same, stepping_job

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from model.checkpoints import save_checkpoint
-from model.public.files import open_weights
-from model.public.names import PublicFormat
-from model.public.table import read_table
-from model.public.weights import import_weights
-from model.reader import LipReader
+from model.decoding.reader import LipReader
+from model.pretrained.files import open_weights
+from model.pretrained.names import PublicFormat
+from model.pretrained.table import read_table
+from model.pretrained.weights import import_weights
 from model.settings import TextParams
 from model.text import START_ID, UNKNOWN_ID
 from shards.errors import CheckpointError

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from model.networks.conformer_encoder import ConformerEncoder
+from model.networks.frontends import ResNetFrontend
 from model.networks.masks import step_mask
-from model.networks.resnet_frontend import ResNetFrontend
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import PRESET_SIZES, ConformerSizes
-from model.public.names import PublicFormat, our_name
+from model.pretrained.names import PublicFormat, our_name
 
 FORMATS: tuple[PublicFormat, ...] = get_args(PublicFormat)
 TINY = ConformerSizes(

@@ -17,9 +17,9 @@ from pipeline.params import read_mapping
 from shards.errors import TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CROPS
-from stages import qc as qc_stage
 from stages.pages.histogram import NUM_BINS, bin_edges, count
-from stages.quality import QUALITIES, Limit
+from stages.qc import pages as qc_stage
+from stages.statistics.quality import QUALITIES, Limit
 from tests.crop_runs import clip_row
 from tests.ledgers import HOSTILE, PARAMS, Corpus, Row
 from tests.qc_pages import made_fixture, own_fixture, plain, real_fixture  # noqa: F401

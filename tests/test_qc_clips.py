@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from shards.schema import CROPS, Reason
-from stages import qc as qc_stage
 from stages.clips.cache import ClipCache
-from stages.pages import qc_pictures
-from stages.pages.qc_pictures import PICTURE_BYTES
-from stages.quality import EXPLAINED, QUALITIES
+from stages.qc import pages as qc_stage
+from stages.qc import pictures as pictures_module
+from stages.qc.pictures import PICTURE_BYTES
+from stages.statistics.quality import EXPLAINED, QUALITIES
 from tests.crop_runs import clip_row
 from tests.ledgers import Corpus, Row, with_made_up
 from tests.qc_pages import (  # noqa: F401
@@ -152,9 +152,9 @@ def test_what_crop_did_not_decode_is_not_opened(own: Corpus, monkeypatch: pytest
     row = dict.fromkeys(CROPS.names) | {"clip_id": "x", "status": "rejected", "detail": "d"}
     own.write([*own.clips, clip_row("x", "numbered.mp4")], [*own.crops, row | {"reason": "oversized"}])
     opened = []
-    first_picture = qc_pictures.first_picture
+    first_picture = pictures_module.first_picture
     monkeypatch.setattr(
-        qc_pictures,
+        pictures_module,
         "first_picture",
         lambda source, row: opened.append(row["clip_id"]) or first_picture(source, row),
     )

@@ -16,7 +16,6 @@ import torch
 from model.runs import RunFolder
 from model.training.job import TrainingJob
 from model.training.quarantine import Quarantine
-from model.training.trainer import train
 from model.training.training_data import TrainingData
 from shards.errors import Interrupted, MachineError, ShardError, TrainingError
 from shards.plan import plan_epoch
@@ -25,6 +24,7 @@ from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore
 from shards.stream import BadSample, ClipBatch, ShardStream
+from stages.train import train
 from tests.packed import Codec, Packed, pack_clips, toy_clips
 from tests.remote_packs import (  # noqa: F401
     HASTY,

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.params import PathsParams
-from pipeline.query import query, rows_of, view_files
-from pipeline.query_formats import write_answer
+from pipeline.query import query, rows_of, view_files, write_answer
 from shards.catalogue import open_catalogue
 from shards.errors import ConfigError, TableError
 
@@ -465,9 +464,9 @@ def test_memory_does_not_grow_with_the_rows(paths: PathsParams) -> None:
     program = """
 import sys
 from pathlib import Path
-from shards.memory import status_mb
+from shards.machine import status_mb
 from pipeline.params import PathsParams
-from pipeline.query_formats import write_answer
+from pipeline.query import write_answer
 sql = f"SELECT lpad(range::VARCHAR, 800, 'x') AS x FROM range({sys.argv[2]})"
 write_answer(sql, PathsParams(), "json", Path(sys.argv[1]))
 print(status_mb("VmHWM"))

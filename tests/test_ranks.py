@@ -16,21 +16,20 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.checkpoints import load_checkpoint
-from model.reader import LipReader
-from model.run_lock import alone_in
-from model.runs import RunFolder
+from model.decoding.reader import LipReader
+from model.runs import RunFolder, alone_in
 from model.settings import DecodeParams
-from model.training import trainer
-from model.training.gray_levels import measured, with_gray_levels
 from model.training.job import TrainingJob
+from model.training.pixel_statistics import measured, with_gray_levels
 from model.training.ranks import Ranks, ranks_of
-from model.training.trainer import train
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.store import FolderStore
+from stages import train as train_module
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import MODEL, assert_same_weights, job_in
 
@@ -168,7 +167,7 @@ def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
 
 def levels(folder: Path, packed: Packed) -> object:
     """Rank 1 sees no shards, as on a node that has fetched none."""
-    with trainer.joined() as ranks:
+    with train_module.joined() as ranks:
         job = job_in(folder, packed)
         job = replace(job, model=MODEL.model_copy(update={"standardise": "shards"}))
         if not ranks.is_first:
@@ -193,14 +192,14 @@ def stopped(folder: Path, packed: Packed, where: str) -> object:
     is_second = os.environ["RANK"] == "1"
     job = job_in(folder, packed)
     if where == "training" and is_second:
-        take = trainer._Trainer._take
+        take = train_module._Trainer._take
 
-        def take_and_stop(self: trainer._Trainer, figures) -> None:
+        def take_and_stop(self: train_module._Trainer, figures) -> None:
             take(self, figures)
             if (self.progress.epoch, self.progress.batches_done) == (0, 0):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        trainer._Trainer._take = take_and_stop  # type: ignore[method-assign]
+        train_module._Trainer._take = take_and_stop  # type: ignore[method-assign]
     elif where == "validation" and is_second:
         encode = LipReader.encode
 
@@ -244,10 +243,10 @@ def test_a_signal_to_one_rank_stops_both_at_one_step_and_they_go_on_exactly(
 def failing(folder: Path, packed: Packed) -> None:
     if os.environ["RANK"] == "1":
 
-        def fail(self: trainer._Trainer, figures) -> None:
+        def fail(self: train_module._Trainer, figures) -> None:
             raise ConfigError("only here")
 
-        trainer._Trainer._take = fail  # type: ignore[method-assign]
+        train_module._Trainer._take = fail  # type: ignore[method-assign]
     train(job_in(folder, packed))
 
 
@@ -278,7 +277,7 @@ def test_a_rank_that_is_gone_is_told_where_statistics_are_shared() -> None:
 
 
 def sharing() -> None:
-    with trainer.joined() as ranks:
+    with train_module.joined() as ranks:
         if ranks.rank == 1:
             raise ConfigError("only here")
         for _ in range(1000):  # a broadcast from here ends before anyone has taken it
@@ -347,7 +346,7 @@ def test_lines_of_all_ranks_come_in_their_order() -> None:
 
 
 def exchange() -> object:
-    with trainer.joined() as ranks:
+    with train_module.joined() as ranks:
         return [
             ranks.lines([]),
             ranks.lines([f"rank {ranks.rank}", f"银行\u2028 {ranks.rank}"]),
@@ -364,7 +363,7 @@ def test_gradients_stay_a_ranks_own_until_the_windows_last_batch() -> None:
 
 
 def gradients() -> list[float]:
-    with trainer.joined() as ranks:
+    with train_module.joined() as ranks:
         network = torch.nn.Linear(1, 1, bias=False)
         learner = ranks.wrap(network)
         x = torch.full((1, 1), ranks.rank + 1.0)

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.decoders.arpa import write_arpa
-from model.decoders.choice import (
+from model.decoding.arpa import write_arpa
+from model.decoding.ctc_forward import SyllableScores, syllable_log_probabilities
+from model.decoding.kneser_ney import train
+from model.decoding.reader import LipReader
+from model.decoding.registry import (
     HEADS_OF_DECODER,
     describe_settings,
     unused_weights,
     used_settings,
 )
-from model.decoders.ctc_forward import SyllableScores, syllable_log_probabilities
-from model.decoders.kneser_ney import train
 from model.networks.network import LipNetwork
-from model.reader import LipReader
 from model.settings import DecodeParams, Head, ModelParams
 from model.text import UNKNOWN_ID
 from shards.errors import ConfigError, TableError

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.inference import inference_run
+from pipeline.inference.captions import as_srt
+from pipeline.inference.long_video import mouth_pieces
+from pipeline.inference.pauses import Piece
+from pipeline.inference.ready_mouths import ReadyMouthStream
+from pipeline.inference.text_of_video import VideoReading, read_video
 from pipeline.params import Params
-from pipeline.reading import inference_run
-from pipeline.reading.captions import as_srt
-from pipeline.reading.inference import VideoReading, read_video
 from shards.schema import MediaKind
-from stages.long_videos.long_video import mouth_pieces
-from stages.long_videos.pieces import Piece
-from stages.long_videos.ready_mouths import ReadyMouthStream
 from stages.mouths import patches
 from stages.mouths.cropping import crop_video
 from stages.settings import CropParams, InferenceParams

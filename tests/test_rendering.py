@@ -9,7 +9,7 @@ from shards.schema import MediaKind
 from stages.mouths import patches as patches_module
 from stages.mouths import rendering
 from stages.mouths.cropping import crop_video
-from stages.mouths.follow import follow_video
+from stages.mouths.face_tracking import follow_video
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.settings import CropParams

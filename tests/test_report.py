@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from model.decoding.result import ScoredClip
 from model.pinyin import syllables_of
-from model.scored import ScoredClip
-from pipeline.shown.summary import print_metrics
+from pipeline.tables.metrics import print_metrics
 from shards.errors import ConfigError, DiskError
 from shards.files import read_table
 from shards.schema import PREDICTIONS
 from stages.pages.report_page import ReportContext
-from stages.report import split_metrics, write_report
+from stages.reports.counting import split_metrics, write_report
 from stages.reports.figures import ReportFacts
 from tests import report_figures
 

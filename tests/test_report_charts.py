@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
+from model.decoding.ctc_spikes import Spike, Spikes
 from model.metrics import EditCounts, Op
-from model.spikes import Spike, Spikes
-from stages.pages.aligned import aligned_cells
+from stages.pages.compare_page import aligned_cells
 from stages.pages.page import film_strip
 from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.pages.report_clips import AXIS, FULL, TILE, TimeAxis, shown_clip
 from stages.reports.figures import CalibrationBin, QualityBin
-from stages.ticks import nice_ticks
+from stages.statistics.axis_ticks import nice_ticks
 from tests.report_figures import counted_clips, made_context, mouth_of, spikes_of
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from model.scored import ScoredClip
+from model.decoding.result import ScoredClip
 from model.settings import TextParams
 from model.text import describe_normaliser
-from pipeline.shown.summary import print_metrics
+from pipeline.tables.metrics import print_metrics
 from stages.pages.report_page import verdict
-from stages.report import split_metrics, write_report
+from stages.reports.counting import split_metrics, write_report
 from stages.reports.figures import ReportFacts, normaliser_warning
 from tests.test_report import blind_of, made_clips, made_context, page_of
 

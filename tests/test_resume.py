@@ -16,16 +16,16 @@ import pytest
 import torch
 
 from model.checkpoints import load_checkpoint
-from model.networks.bilstm_encoder import BilstmEncoder
+from model.networks.lstm import BilstmEncoder
 from model.settings import DecodeParams, ModelParams
 from model.training.job import TrainingJob
 from model.training.step import TrainingStep
-from model.training.trainer import train
 from shards.errors import Interrupted
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ClipBatch, ShardStream
+from stages.train import train
 from tests.killed_runs import INTERRUPTED, Death, run, steps_of, with_same
 from tests.packed import Codec, Packed, pack_clips, toy_clips
 from tests.resuming import Position, stopping_at

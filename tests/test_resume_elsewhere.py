@@ -11,10 +11,10 @@ import torch
 from model.checkpoints import load_checkpoint
 from model.settings import DecodeParams, TextParams
 from model.training.job import TrainingJob
-from model.training.trainer import train
 from shards.errors import CheckpointError, Interrupted
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import Position, stopped_in, stopping_at
 from tests.trainings import assert_same_weights, job_in

@@ -17,13 +17,13 @@ from unittest.mock import patch
 
 import pytest
 
-from model.run_lock import alone_in
+from model.runs import alone_in
 from model.training import find_budget
 from model.training.job import TrainingJob
 from model.training.quarantine import Quarantine
-from model.training.trainer import train
 from shards.errors import TrainingError
 from shards.stream import BadSample
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import assert_same_weights, job_in
 

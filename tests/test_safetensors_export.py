@@ -11,8 +11,8 @@ from model.checkpoints import load_checkpoint
 from model.networks.network import LipNetwork
 from model.settings import DecodeParams, ModelParams, TextParams
 from model.text import Tokenizer
-from model.training.trainer import train
 from model.vocabulary import Vocabulary
+from stages.train import train
 from tests.packed import pack_clips, toy_clips
 from tests.trainings import MODEL, TRAIN, job_in
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from model.networks.network import LipNetwork
 from model.settings import TrainParams
 from model.training.schedule import learning_rate, teacher_forcing
-from model.training.trainer import _Trainer, train
+from stages.train import _Trainer, train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.stepping import MODELS, Bench, assert_close, stepping_job
 from tests.trainings import job_in

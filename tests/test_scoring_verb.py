@@ -16,20 +16,20 @@ import torch
 import yaml
 
 from model.checkpoints import load_checkpoint, save_checkpoint
+from model.decoding.reader import LipReader
+from model.decoding.scoring import score_decoders, score_split
 from model.metrics import EditCounts, edit_counts, total_counts
-from model.reader import LipReader
-from model.scoring import score_decoders, score_split
 from model.settings import DecodeParams, TextParams
 from model.text import NORMALISER_VERSION, SPECIAL_TOKENS, normaliser_mark
+from pipeline.inference.readers import open_reader
 from pipeline.params import load_params, read_mapping
-from pipeline.reading.readers import open_reader
-from pipeline.shown.decoder_table import compare_decoders
+from pipeline.tables.decoders import compare_decoders
 from shards.errors import ConfigError
 from shards.files import file_identity, read_table, table_from_rows, write_table
 from shards.samples import read_samples
 from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from shards.settings import LoaderParams, MachineParams
-from stages.score import num_rejected
+from stages.report import num_rejected
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.resuming import state_of
 from tests.trainings import job_in

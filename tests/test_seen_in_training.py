@@ -6,7 +6,7 @@ import pytest
 
 from shards.files import table_from_rows, write_table
 from shards.schema import SAMPLES
-from stages.seen_in_training import seen_in_training
+from stages.reports.train_test_leakage import seen_in_training
 
 Clips = list[tuple[str, str | None, str]]
 

@@ -23,7 +23,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.reading.inference import VideoReading
+from pipeline.inference.text_of_video import VideoReading
 from pipeline.serve import upload
 from pipeline.serve.limits import Limits
 from pipeline.serve.plain_words import refusal

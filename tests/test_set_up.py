@@ -13,15 +13,14 @@ from torch._dynamo.utils import counters
 
 from model import device
 from model.settings import AugmentParams
-from model.training import find_budget, first_batch
+from model.training import find_budget, step_profiling
 from model.training.find_budget import Shape
-from model.training.first_batch import choose_threads, flops_a_frame
 from model.training.job import TrainingJob
-from model.training.set_up import set_up
-from model.training.step import TrainingStep
-from model.training.trainer import train
+from model.training.step import TrainingStep, set_up
+from model.training.step_profiling import choose_threads, flops_a_frame
 from model.training.training_data import TrainingData
 from shards.settings import MachineParams
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import job_in
 
@@ -90,7 +89,7 @@ def test_operations_of_a_frame_know_neither_speed_nor_bucket(tmp_path: Path, pac
         step.job = replace(step.job, train=step.job.train.model_copy(update={"compile": compiled}))
         stream, _ = step.data.streams(pin_memory=False)
         batch = next(iter(stream.batches(step.data.epoch(0).batches)))
-        inputs = first_batch.training_input(batch, step.job, step.data, 0, CPU)
+        inputs = step_profiling.training_input(batch, step.job, step.data, 0, CPU)
         entered.append(inputs[0].shape[2])
         counts.append(flops_a_frame(step, batch, 0))
     assert len(set(entered)) == 3, entered
@@ -102,7 +101,7 @@ def test_it_says_that_it_times_threads(
 ) -> None:
     monkeypatch.setattr(device, "TIMED_STEPS", 1)
     for cores, lines in ((1, 0), (2, 2)):
-        for module in (first_batch, device):
+        for module in (step_profiling, device):
             monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
         job = replace(job_in(tmp_path, packed), machine=MachineParams(threads=0, device="cpu"))
         step = step_of(job)

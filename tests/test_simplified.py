@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from opencc import OpenCC
 
-from model.simplified import simplified
+from model.characters import simplified
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.decoders.choice import HEADS_OF_DECODER
-from model.decoders.ctc_greedy import greedy_ctc
-from model.spikes import ctc_spikes, spiking_head
+from model.decoding.ctc_forward import greedy_ctc
+from model.decoding.ctc_spikes import ctc_spikes, spiking_head
+from model.decoding.registry import HEADS_OF_DECODER
 from model.text import BLANK_ID, UNKNOWN_ID, Tokenizer
 
 TABLE = Tokenizer.of_units("好学今")

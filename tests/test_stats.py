@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from benchmarks.synthetic_catalogue import write_catalogue
 from model.settings import TextParams
 from model.text import normaliser_mark
-from pipeline.bench.made_up import write_catalogue
 from shards.errors import DiskError, Interrupted, TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
@@ -176,7 +176,7 @@ def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
 def test_copies_of_a_video_in_several_splits_are_counted_under_whatever_names(
     tmp_path: Path, rows_a_pass: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.statistics.joined.ROWS_A_PASS", rows_a_pass)
+    monkeypatch.setattr("stages.statistics.join_tables.ROWS_A_PASS", rows_a_pass)
     # a and d are one video, as are b, e and g, and c and f, of which only rejected clips show it
     keys = dict(zip("abcdefg", ("k1", "k2", "k3", "k1", "k2", "k3", "k2"), strict=True))
     crops = [row | {"clip_key": keys[row["clip_id"]]} for row in CROP_ROWS]
@@ -408,7 +408,7 @@ def test_figures_do_not_depend_on_the_parts_that_are_joined_at_once(
 ) -> None:
     samples = [sample(row) for row in CLIP_ROWS if row["clip_id"] in "abd"]
     whole = run(tmp_path / "whole", CLIP_ROWS, CROP_ROWS, samples)
-    monkeypatch.setattr("stages.statistics.joined.ROWS_A_PASS", 2)
+    monkeypatch.setattr("stages.statistics.join_tables.ROWS_A_PASS", 2)
     assert run(tmp_path / "parts", CLIP_ROWS, CROP_ROWS[::-1], samples) == whole
     with pytest.raises(TableError, match=r"\(1 unknown, 1 doubled, 1 missing\)"):
         run(tmp_path, CLIP_ROWS, [*CROP_ROWS[1:], CROP_ROWS[-1], crop("zz", 5)], None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from pipeline.reading.burn_in import _Sound
+from pipeline.inference.burn_in import _Sound
 from shards.schema import Reason
 from stages.settings import CropParams
 from stages.videos.video import decode, read_header

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from model.checkpoints import OLDER_KEYS, load_checkpoint
+from model.decoding.reader import LipReader
 from model.device import Precision
 from model.metrics import total_counts
-from model.reader import LipReader
 from model.runs import RunFolder
 from model.settings import DecodeParams, ModelParams
-from model.training.trainer import train
-from model.training.training_words import tell_left_out
+from model.training.run_messages import tell_left_out
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
 from tests.trainings import MODEL, assert_same_weights, job_in, read_test_clips, with_sizes
 

@@ -18,11 +18,11 @@ from model.progress import Progress
 from model.runs import RunFolder, training_log
 from model.training.step import StepFigures, TrainingStep
 from model.training.stopping import StopSignals
-from model.training.trainer import train
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import TRAIN, assert_same_weights, job_in
 
@@ -86,7 +86,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     def poison(windows: set[int]) -> None:
         monkeypatch.setattr(Poisoned, "windows", frozenset(windows))
         monkeypatch.setattr(Poisoned, "num_windows", 0)
-        monkeypatch.setattr("model.training.set_up.TrainingStep", Poisoned)
+        monkeypatch.setattr("model.training.step.TrainingStep", Poisoned)
 
     return poison
 
@@ -134,7 +134,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
         "from shards.errors import Interrupted\n"
         "from tests.packed import Packed\n"
         "from tests.trainings import job_in\n"
-        "from model.training.trainer import train\n"
+        "from stages.train import train\n"
         "def told(epoch, done, total, loss):\n"
         "    print(epoch, done, flush=True)\n"
         "    time.sleep(0.3)\n"

@@ -13,7 +13,7 @@ import pytest
 from model.checkpoints import load_checkpoint
 from pipeline import cli
 from pipeline.params import PathsParams, read_mapping, recipe_text
-from pipeline.query_formats import write_answer
+from pipeline.query import write_answer
 from shards import schema
 from shards.errors import CheckpointError, ConfigError, MachineError, ShardError
 from shards.files import check_table, read_table, read_table_in_pieces, table_from_rows, write_table

@@ -9,10 +9,10 @@ import pytest
 
 from model import runs
 from model.training.job import TrainingJob
-from model.training.trainer import train
 from pipeline.params import check, load_params, params_text, read_mapping
-from pipeline.training import job_of
+from pipeline.training_job import job_of
 from shards.errors import Interrupted
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clip, toy_clips
 from tests.resuming import Position, stopped_in, stopping_at
 from tests.trainings import MODEL, TRAIN, job_in

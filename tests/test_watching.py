@@ -16,15 +16,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from model.decoding.result import ScoredClip
 from model.progress import Progress
 from model.runs import Curve, RunFolder
-from model.scored import ScoredClip
 from model.training.epoch_figures import curve_of
 from model.training.job import TrainingJob
+from model.training.metric_logger import FRAMES_A_CLIP, Watch, tensorboard_folder
 from model.training.step import StepFigures
-from model.training.trainer import train
-from model.training.watching import FRAMES_A_CLIP, Watch, tensorboard_folder
 from shards.plan import EpochPlan
+from stages.train import train
 from tests.packed import Packed, pack_clips, toy_clips
 from tests.trainings import job_in
 

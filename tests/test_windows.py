@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from shards.windows import plan_window
+from shards.epoch_shuffle import plan_window
 
 
 @pytest.mark.parametrize("world_size", [2, 5])

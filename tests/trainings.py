@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from model.checkpoints import load_checkpoint
-from model.reader import LipReader
-from model.scored import ScoredClip
-from model.scoring import score_split
+from model.decoding.reader import LipReader
+from model.decoding.result import ScoredClip
+from model.decoding.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
 from model.training.job import TrainingJob
 from shards.samples import read_samples

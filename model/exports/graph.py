@@ -18,11 +18,10 @@ from torch import nn
 from torch.nn import functional
 
 from model.exports.names import LOG_PROBS, NUM_STEPS, SYLLABLE_LOG_PROBS
-from model.networks.bilstm_encoder import BilstmEncoder
-from model.networks.cnn3d_frontend import Cnn3dFrontend
+from model.networks.frontends import STEM_KERNEL, Cnn3dFrontend, ResNetFrontend, Stem
+from model.networks.lstm import BilstmEncoder
 from model.networks.network import LipNetwork
 from model.networks.network_input import normalised, window_of
-from model.networks.resnet_frontend import STEM_KERNEL, ResNetFrontend, Stem
 from model.settings import ModelParams
 from shards.errors import ConfigError
 

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from model.decoders.arpa import load_language_model
-from model.decoders.choice import asks_language_model, chosen_decoder, ready_decoder
-from model.decoders.ctc_reading import ctc_readings
-from model.decoders.ngram import LanguageModel
+from model.decoding.arpa import load_language_model
+from model.decoding.ctc_beam import ctc_readings
+from model.decoding.ngram import LanguageModel
+from model.decoding.registry import asks_language_model, chosen_decoder, ready_decoder
+from model.decoding.result import Reading
 from model.exports.names import CONFIG, LOG_PROBS, NUM_FRAMES, NUM_STEPS, SYLLABLE_LOG_PROBS, VIDEO
 from model.pinyin import syllables_of
-from model.reading import Reading
 from model.settings import DecodeParams, Head, TextParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
-from shards.cores import usable_cores
 from shards.errors import CheckpointError, MachineError
+from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 
 MAX_FILE_BYTES = 4 << 30

@@ -10,12 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.networks.bilstm_encoder import BilstmEncoder
-from model.networks.cnn3d_frontend import Cnn3dFrontend
 from model.networks.conformer_encoder import ConformerEncoder
-from model.networks.lstm_decoder import LstmDecoder
+from model.networks.frontends import Cnn3dFrontend, ResNetFrontend
+from model.networks.lstm import BilstmEncoder, LstmDecoder
 from model.networks.masks import step_mask
-from model.networks.resnet_frontend import ResNetFrontend
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import Cnn3dSizes
 from model.settings import Head, ModelParams

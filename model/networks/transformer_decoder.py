@@ -150,7 +150,7 @@ class TransformerDecoder(nn.Module):
 
 
 class TransformerStepping:
-    """A Transformer decoder on its way through some clips (model/decoders/stepping.py)."""
+    """A Transformer decoder on its way through some clips (model/decoding/attention.py)."""
 
     def __init__(
         self, decoder: TransformerDecoder, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor

@@ -12,9 +12,8 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 
-from model.networks.cnn3d_frontend import Cnn3dFrontend
 from model.networks.conformer_encoder import ConformerBlock
-from model.networks.resnet_frontend import ResNetFrontend
+from model.networks.frontends import Cnn3dFrontend, ResNetFrontend
 from model.networks.transformer_decoder import DecoderBlock, KeysValues
 from shards.errors import ConfigError
 

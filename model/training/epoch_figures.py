@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.device import copy_of
 from model.progress import Progress
 from model.runs import Curve
-from shards.memory import peak_mb
+from shards.machine import peak_mb
 from shards.plan import EpochPlan
 
 PEAK_FLOPS_PER_S = {

@@ -9,7 +9,7 @@ from torch import nn
 
 from model.checkpoints import load_checkpoint, other_clips, vocabulary_of
 from model.networks.network import LipNetwork, differences
-from model.public.table import NEVER
+from model.pretrained.table import NEVER
 from model.settings import HEAD_OF_MODULE, ModelParams, TrainParams
 from model.text import SPECIAL_TOKENS, Tokenizer
 from model.vocabulary import Vocabulary

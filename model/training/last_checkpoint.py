@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from model.altered import altered_told
+from model.checkpoint_errors import altered_told
 from model.checkpoints import load_checkpoint, save_checkpoint
 from model.progress import Progress
 from model.runs import RunFolder, logger

@@ -1,4 +1,7 @@
-"""One optimiser step over a window of batches, normalised by all its characters on all ranks."""
+"""One optimiser step over a window of batches, normalised by all its characters on all ranks.
+
+How a training is set up: once for the trainer, the search for a frame budget and the bench.
+"""
 
 import contextlib
 import math
@@ -8,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from model.device import Precision
+from model.device import Precision, tune
 from model.losses import LossParams, joint_loss_B
 from model.runs import logger
 from model.training import schedule
 from model.training.batch_input import training_input
+from model.training.compiling import compile_parts
+from model.training.fine_tuning import to_training_mode
 from model.training.job import TrainingJob
 from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
 from model.training.ranks import ALONE, Ranks
@@ -231,3 +236,21 @@ def _black_clip(data: TrainingData) -> ClipBatch:
     """For a rank that has no clip: with it the rank takes part in the exchange of gradients."""
     frames_BTHW = torch.zeros((1, BLACK_FRAMES, *data.crop_HW), dtype=torch.uint8)
     return ClipBatch(frames_BTHW, torch.tensor([BLACK_FRAMES]), ("black",), ("",), (-1,))
+
+
+def set_up(job: TrainingJob, data: TrainingData, device: torch.device, ranks: Ranks = ALONE) -> TrainingStep:
+    """The step of `job` with fresh weights of train.seed, in training mode; tunes this whole process.
+
+    All ranks get equal weights, and then draw dropout of their own. Raises ConfigError where train.compile is set
+    and this machine cannot compile.
+    """
+    precision = Precision.choose(job.train.mixed_precision, device)
+    tune(device, precision, same_lengths=job.train.compile)
+    torch.manual_seed(job.train.seed)
+    state = TrainingState(job, device, precision, data, ranks)
+    if job.train.compile:
+        compile_parts(state.network, device)
+    to_training_mode(state.network, job.train)
+    if not ranks.is_first:
+        torch.manual_seed(job.train.seed + ranks.rank)
+    return TrainingStep(job, data, state, precision, ranks)

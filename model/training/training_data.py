@@ -9,6 +9,7 @@ from model.losses import refuse_unspellable
 from model.training.job import TrainingJob
 from model.training.ranks import ALONE, Ranks
 from model.vocabulary import Vocabulary
+from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards
 from shards.plan import EpochPlan, plan_epoch, plan_identity, plan_scoring
@@ -16,7 +17,6 @@ from shards.sample_reader import read_sample_of
 from shards.samples import STREAM_COLUMNS, read_samples, sample_pieces, samples_hash, splits_of
 from shards.schema import SAMPLES
 from shards.stream import ShardStream
-from shards.terms import TRAIN_SPLIT, VALID_SPLIT
 
 
 class TrainingData:
@@ -47,7 +47,7 @@ class TrainingData:
             for table in (self.samples, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
-        """The trainer puts in the gray levels that the network is given (model/training/gray_levels.py)."""
+        """The trainer puts in the gray levels that the network is given (model/training/pixel_statistics.py)."""
         self.plan_identity = plan_identity(
             sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size, ranks.world_size
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.altered import altered_told
+from model.checkpoint_errors import altered_told
 from model.checkpoints import (
     CHECKPOINT_VERSION,
     load_checkpoint,
@@ -15,21 +15,21 @@ from model.checkpoints import (
     refuse_other_model,
     save_checkpoint,
 )
+from model.decoding.reader import LipReader
 from model.device import Precision, channels_last_weights
 from model.networks.network import LipNetwork, differences
 from model.progress import Progress
-from model.reader import LipReader
 from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
-from model.training.averaging import WeightAverage
 from model.training.fine_tuning import parameter_groups, start_from
 from model.training.job import TrainingJob
 from model.training.last_checkpoint import load_last
 from model.training.ranks import ALONE, Ranks
+from model.training.schedule import WeightAverage
 from model.training.training_data import TrainingData
-from shards.cores import usable_cores
 from shards.errors import CheckpointError
 from shards.files import sha256_of
+from shards.machine import usable_cores
 
 
 class TrainingState:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model.decoding.reader import LipReader
+from model.decoding.result import ScoredClip
+from model.decoding.scoring import score_batches
 from model.metrics import EditCounts, total_counts
-from model.reader import LipReader
-from model.scored import ScoredClip
-from model.scoring import score_batches
 from model.training.job import TrainingJob
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData

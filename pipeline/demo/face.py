@@ -29,11 +29,11 @@ from pipeline.demo.photograph import (
     SCALE,
     Floats,
     Image,
+    Speaker,
     canvas,
     contour,
     rows_of,
 )
-from pipeline.demo.speaker import Speaker
 
 FRAME_WIDTH: Final = 640
 FRAME_HEIGHT: Final = 360

@@ -2,8 +2,13 @@
 
 A page of another site that a browser shows must neither use this server (cross-site requests) nor, by letting its own
 name point here (DNS rebinding), read from it.
+
+Hangs up on those who hold a connection and do nothing.
+
+uvicorn waits for ever for a request's head, and for who takes no answer.
 """
 
+import asyncio
 import ipaddress
 import socket
 from urllib.parse import urlsplit
@@ -11,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pipeline.serve.limits import Limits
 from pipeline.serve.plain_words import FOREIGN, WRONG_HOST, refusal
@@ -83,3 +89,33 @@ def _is_own_page(headers: Headers) -> bool:
         return urlsplit(origin).netloc == headers.get("host")
     except ValueError:
         return False
+
+
+def impatient(pause_s: float) -> type[H11Protocol]:
+    """A connection that ends within twice `pause_s` where nothing becomes of it.
+
+    That is: no whole head of a request has come, or bytes of an answer are left and none is taken. How fast a body
+    comes is for who reads it (`upload.py`), how long an answer takes for who gives it (`worker.py`).
+    """
+
+    class Impatient(H11Protocol):
+        _watch: asyncio.TimerHandle
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._look(before=None)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._watch.cancel()
+            super().connection_lost(exc)
+
+        def _look(self, before: object) -> None:
+            num_left = self.transport.get_write_buffer_size()
+            between_requests = self.cycle is None or self.cycle.response_complete
+            now = (self.cycle, num_left)
+            if now == before and (between_requests or num_left > 0):
+                self.transport.abort()  # `close` would wait for who takes nothing
+            else:
+                self._watch = self.loop.call_later(pause_s, self._look, now)
+
+    return Impatient

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.reading.inference import AT_REST
+from pipeline.inference.text_of_video import AT_REST
 from pipeline.serve.limits import Limits
 from shards.schema import Reason
 

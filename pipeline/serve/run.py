@@ -13,15 +13,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from pipeline.command import terminable
+from pipeline.inference.readers import open_reader
 from pipeline.params import Params
-from pipeline.reading.readers import open_reader
 from pipeline.serve.app import make_app
-from pipeline.serve.connection import impatient
-from pipeline.serve.guard import Guard
+from pipeline.serve.guard import Guard, impatient
 from pipeline.serve.limits import Limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import ConfigError
-from shards.plain import message_lines
+from shards.safe_text import message_lines
 
 GOODBYE_S = 3
 """For answers that are on their way when the server is stopped."""

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.reading import ClipReader, Reading
+from model.decoding.result import ClipReader, Reading
 from model.settings import DecodeParams, Head
+from pipeline.inference.readers import OpenedReader
 from pipeline.params import Params
-from pipeline.reading.readers import OpenedReader
 from shards.errors import MachineError, PipelineError
 from stages.clips.local_pool import START_TIMEOUT_S, end_with_parent, interrupts_held
-from stages.mouths.chatter import NATIVE_LOG, native_stderr_to
+from stages.mouths.native_stderr import NATIVE_LOG, native_stderr_to
 
 STRIP_S, STRIP_FPS = 4.0, 12.5
 """Length and rate of the mouth that is shown: enough to see that it is the right one, and that it moves."""
@@ -176,7 +176,7 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-        from pipeline.reading.inference import read_video
+        from pipeline.inference.text_of_video import read_video
 
         opened = open_reader()
     except PipelineError as error:

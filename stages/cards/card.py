@@ -4,9 +4,8 @@ from typing import Any
 
 import yaml
 
-from shards.codec import clip_extension
+from shards.codec import MAX_SIDE_PX, clip_extension
 from shards.files import json_bytes
-from shards.jpeg_codec import MAX_SIDE_PX
 from stages.cards.card_examples import with_datasets, with_webdataset
 from stages.cards.croissant import croissant
 from stages.cards.licences import hub_licence, is_unknown, why_not_shared

@@ -36,7 +36,7 @@ from stages.clips.entries import (
     outcome_of,
 )
 from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
-from stages.mouths.follow import follow_video
+from stages.mouths.face_tracking import follow_video
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
 from stages.settings import CropParams

@@ -12,7 +12,7 @@ import cv2
 
 from model.text import is_han
 from shards.errors import ClipRejected, PipelineError
-from shards.memory import is_short
+from shards.machine import is_short
 from shards.schema import MediaKind, Reason, Status
 from stages.clips.cache import ClipCache, Outcome
 from stages.clips.shared_cache import SharedCache

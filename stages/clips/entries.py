@@ -19,8 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from shards.errors import ClipRejected
 from shards.schema import Reason, Transfer
 from stages.mouths.cropping import Figures, MouthClip
-from stages.mouths.landmarks import Landmarks
-from stages.mouths.mesh_points import KEPT
+from stages.mouths.landmarks import KEPT, Landmarks
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 """What a cut, flipped or foreign file makes zipfile and numpy raise; what differs from the declaration, ValueError."""

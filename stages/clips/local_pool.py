@@ -23,10 +23,10 @@ from pathlib import Path
 import cv2
 
 from shards.errors import MachineError
-from shards.memory import limit_bytes
+from shards.machine import limit_bytes
 from shards.schema import Reason
 from stages.clips.clip_work import Clip, Done, Work, given_up, place
-from stages.mouths.chatter import native_stderr_to
+from stages.mouths.native_stderr import native_stderr_to
 
 MAX_FAILED_STARTS = 3
 """Processes that may die in a row before they read a clip: a busy machine kills one, a broken one all."""

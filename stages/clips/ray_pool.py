@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from shards.cores import usable_cores
 from shards.errors import ConfigError, MachineError
+from shards.machine import usable_cores
 from shards.schema import Reason
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, Done, Work, given_up, place

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason, Transfer
 from stages.mouths.face_search import SMALLEST_MOUTH_PX
-from stages.mouths.follow import follow_video
+from stages.mouths.face_tracking import follow_video
 from stages.mouths.geometry import longest_gap, mouth_track
 from stages.mouths.landmarks import FaceTrack, Landmarks
 from stages.mouths.main_face import main_face

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.mouths.geometry import Doubles, stable_points
-from stages.mouths.mesh_points import INNER_LIPS, KEPT, OUTER_LIPS, PLACES
+from stages.mouths.landmarks import INNER_LIPS, KEPT, OUTER_LIPS, PLACES
 from stages.videos.picture import SourceFrame, Window
 
 FLOW_EYES_PX = 50.0

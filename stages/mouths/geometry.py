@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.mouths.landmarks import FaceTrack
-from stages.mouths.mesh_points import (
+from stages.mouths.landmarks import (
     INNER_LIPS,
     LEFT_EYE_CORNERS,
     MOUTH_CORNERS,
@@ -24,6 +23,7 @@ from stages.mouths.mesh_points import (
     OUTER_LIPS,
     PLACES,
     RIGHT_EYE_CORNERS,
+    FaceTrack,
 )
 from stages.settings import CropParams
 

@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from stages.mouths.face_search import overlap
 from stages.mouths.geometry import EYES_PX, misfit_px, mouth_inside, stable_points
-from stages.mouths.landmarks import MIN_OVERLAP, FaceTrack, Landmarks, match_faces
-from stages.mouths.mesh_points import LEFT_EYE_CORNERS, LIP_GAP, PLACES, RIGHT_EYE_CORNERS
+from stages.mouths.landmarks import (
+    LEFT_EYE_CORNERS,
+    LIP_GAP,
+    MIN_OVERLAP,
+    PLACES,
+    RIGHT_EYE_CORNERS,
+    FaceTrack,
+    Landmarks,
+    match_faces,
+)
 from stages.settings import CropParams
 
 SPEAKER_MIN_SIZE = 0.4

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected
 from shards.schema import MediaKind
 from stages.mouths.landmarker import face_mesh
-from stages.mouths.mesh_points import INNER_LIPS, LEFT_EYE_CORNERS, OUTER_LIPS, RIGHT_EYE_CORNERS
+from stages.mouths.landmarks import INNER_LIPS, LEFT_EYE_CORNERS, OUTER_LIPS, RIGHT_EYE_CORNERS
 from stages.settings import CropParams, KindSetting
 from stages.videos.media import Media
 from stages.videos.picture import SourceFrame

@@ -1,10 +1,14 @@
-"""The page of `pipeline compare`: the difference and its interval, groups, and the clips that changed most."""
+"""The page of `pipeline compare`: the difference and its interval, groups, and the clips that changed most.
+
+Two texts under each other, character by character, as a page shows them.
+"""
+
+from dataclasses import dataclass
 
 from model.bootstrap import ENOUGH_SPEAKERS
-from model.metrics import has_words
-from stages.compare import Comparison, Difference
-from stages.pages.aligned import aligned_cells
+from model.metrics import Op, align, has_words
 from stages.pages.page import rendered
+from stages.reports.compare import Comparison, Difference
 from stages.reports.figures import INTERVALS_TOLD, why_no_interval
 
 NUM_CLIPS = 20
@@ -58,3 +62,22 @@ def signed(share: float) -> str:
 
 def points(share: float) -> str:
     return f"{signed(share)}\u202fpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One column of the aligned texts: a character over a character, either of them "" where it is missing."""
+
+    op: Op
+    reference: str
+    hypothesis: str
+
+
+def aligned_cells(reference: str, hypothesis: str) -> list[Cell]:
+    cells = []
+    for part in align(reference, hypothesis):
+        for index in range(max(len(part.reference), len(part.hypothesis))):
+            # slices, not indices: one side of a deletion or an insertion is empty
+            one = slice(index, index + 1)
+            cells.append(Cell(part.op, part.reference[one], part.hypothesis[one]))
+    return cells

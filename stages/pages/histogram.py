@@ -7,9 +7,9 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.quality import Limit, Quality
 from stages.settings import CropParams
-from stages.ticks import nice_ticks
+from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.quality import Limit, Quality
 
 NUM_BINS = 32
 TAILS = 0.005

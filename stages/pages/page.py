@@ -8,7 +8,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from shards.plain import one_line
+from shards.safe_text import one_line
 
 JPEG_QUALITY = 88
 

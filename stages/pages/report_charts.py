@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.pages.page import percent
-from stages.quality import QUALITIES, Quality
 from stages.reports.figures import CalibrationBin, QualityBin
-from stages.ticks import nice_ticks
+from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.quality import QUALITIES, Quality
 
 Tick = tuple[float, str]
 """(position, text)."""

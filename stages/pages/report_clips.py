@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.decoding.ctc_spikes import Spikes
 from model.metrics import unit_pairs
-from model.spikes import Spikes
-from stages.pages.aligned import Cell, aligned_cells
+from stages.pages.compare_page import Cell, aligned_cells
 from stages.pages.page import film_strip
 from stages.reports.figures import CountedClip
-from stages.ticks import nice_ticks
+from stages.statistics.axis_ticks import nice_ticks
 
 # Two pictures of 8 frames: side by side they make one strip, on a phone the second moves under the first.
 STRIP_FRAMES, FRAMES_PER_PICTURE = 16, 8

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from model.spikes import Spikes, spiking_head
+from model.decoding.ctc_spikes import Spikes, spiking_head
 from stages.pages import report_clips
 from stages.pages.page import percent, rendered
 from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.pages.report_clips import ShownClip, shown_clip
-from stages.quality import EXPLAINED
 from stages.reports.figures import (
     NARROW_TOLD,
     NORMALISER_UNKNOWN,
@@ -26,7 +25,8 @@ from stages.reports.figures import (
     why_no_interval,
 )
 from stages.reports.groups import confidence_of
-from stages.ticks import nice_ticks
+from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.quality import EXPLAINED
 
 # Of the blind and of the chance CER: the CER has to be below both, and the end of its interval, where there is one
 # (a choice of ours).

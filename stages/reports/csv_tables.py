@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from shards.plain import write_csv_rows
+from shards.safe_text import write_csv_rows
 from stages.reports.figures import Figures, Group
 
 CURVE_COLUMNS = (

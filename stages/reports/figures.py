@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.bootstrap import ENOUGH_SPEAKERS, Over
-from model.decoders.choice import describe_settings
+from model.decoding.registry import describe_settings
+from model.decoding.result import ScoredClip
 from model.metrics import EditCounts
-from model.scored import ScoredClip
 from model.text import Tokenizer, without_version
 
 UNKNOWN_GROUP = "(unknown)"
@@ -116,7 +116,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class QualityBin:
-    """Clips of like quality: a quarter of the split by one column of the ledger (stages/quality.py)."""
+    """Clips of like quality: a quarter of the split by one column of the ledger (stages/statistics/quality.py)."""
 
     low: float
     high: float

@@ -10,9 +10,9 @@ import numpy as np
 
 from model.bootstrap import Over, rate_interval
 from model.metrics import EditCounts
-from stages.quality import QUALITIES
 from stages.reports.figures import CalibrationBin, ClipFacts, CountedClip, Group, Interval, QualityBin
-from stages.ticks import nice_ticks
+from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.quality import QUALITIES
 
 CALIBRATION_BINS = 10
 QUALITY_BINS = 4

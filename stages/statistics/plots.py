@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.terms import TRAIN_SPLIT
+from shards.enums import TRAIN_SPLIT
 from stages.statistics.characters import Characters
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shards.plain import one_line
-from shards.terms import TRAIN_SPLIT
-from stages.statistics.joined import UNKNOWN
+from shards.enums import TRAIN_SPLIT
+from shards.safe_text import one_line
+from stages.statistics.join_tables import UNKNOWN
 
 
 def print_stats(summary: Mapping[str, Any], console: Console) -> None:

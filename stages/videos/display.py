@@ -16,7 +16,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 
-from shards.terms import Transfer
+from shards.enums import Transfer
 from stages.videos.tone import ToneCurve
 
 MAX_PIXEL_RATIO = 10

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.terms import Transfer
+from shards.enums import Transfer
 from stages.videos.display import UPRIGHT, Orientation, is_full_range
 
 # plane 0 of these is the luma plane, 8 bit

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.terms import Transfer
+from shards.enums import Transfer
 
 Doubles = NDArray[np.float64]
 

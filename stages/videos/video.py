@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
-from shards.memory import is_short
+from shards.machine import is_short
 from shards.schema import Reason
 from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size

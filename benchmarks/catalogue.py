@@ -1,0 +1,138 @@
+"""`python -m benchmarks.catalogue`: what queries and stats cost on a made-up catalogue of any size.
+
+Each is timed in a fresh process, as a person at a terminal starts it: imports and opening the tables included.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.options import told
+from benchmarks.synthetic_catalogue import write_catalogue
+from benchmarks.versions import machine_told
+from shards.files import write_json
+from shards.machine import status_mb
+
+QUERIES = {
+    "clips by split": "SELECT split, count(*), sum(num_chars) FROM clips GROUP BY split",
+    "rejections by reason": "SELECT reason, count(*), avg(yaw_deg) FROM crops GROUP BY reason ORDER BY 2 DESC",
+    "all of one speaker": "FROM clips JOIN crops USING (clip_id) WHERE speaker = '000042'",
+    "quantiles of length": "SELECT split, quantile_cont(num_frames, [0.01, 0.5, 0.99]) AS frames, "
+    "quantile_cont(num_chars, [0.01, 0.5, 0.99]) AS chars FROM samples GROUP BY split",
+    "shards by size": "SELECT shard, count(*) AS clips, sum(sample_size) AS bytes FROM samples "
+    "GROUP BY shard ORDER BY bytes DESC LIMIT 20",
+    "hours a speaker, join of two": "SELECT speaker, count(*) AS clips, sum(duration_s) / 3600 AS hours "
+    "FROM clips JOIN crops USING (clip_id) WHERE status = 'ok' GROUP BY speaker ORDER BY hours DESC LIMIT 20",
+    "quality by topic, join of three": "SELECT c.split, c.topic, count(*) AS clips, avg(r.jitter_px) AS jitter, "
+    "sum(s.clip_size) AS bytes FROM clips c JOIN crops r USING (clip_id) JOIN samples s USING (clip_id) "
+    "GROUP BY ALL ORDER BY ALL",
+    "all clips to Parquet": "FROM clips",
+}
+STATS = "pipeline stats"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One question in a process of its own."""
+
+    question: str
+    seconds: float
+    peak_mb: float
+
+
+def bench_catalogue(num_clips: int, out: Path, tell: Callable[[str], None]) -> list[Answered]:
+    """Makes a catalogue in `out` unless it is there, asks it all questions, and writes results.json."""
+    folder = out / f"{num_clips}_clips"
+    made_s = None
+    if not (folder / "samples.parquet").exists():
+        tell(f"making up a catalogue of {num_clips:,} clips")
+        start = time.perf_counter()
+        write_catalogue(folder, num_clips)
+        made_s = time.perf_counter() - start
+    results = []
+    for question in (*QUERIES, STATS):
+        results.append(_in_a_fresh_process(question, folder))
+        tell(f"{question}: {results[-1].seconds:.1f} s")
+    write_json(
+        out / "results.json",
+        {
+            "machine": machine_told(["duckdb", "pyarrow", "numpy"]),
+            "num_clips": num_clips,
+            "made_s": made_s,
+            "table_mb": {path.name: path.stat().st_size / 1e6 for path in sorted(folder.glob("*.parquet"))},
+            "results": [asdict(result) for result in results],
+        },
+    )
+    return results
+
+
+def answer(question: str, folder: Path) -> float:
+    """Answers the question in this process; gives its peak resident memory, MB."""
+    tables = {name: folder / f"{name}.parquet" for name in ("clips", "crops", "samples")}
+    if question == STATS:
+        from stages.stats import stats
+
+        stats(tables["clips"], tables["crops"], tables["samples"], folder / "stats")
+    else:
+        from pipeline.params import PathsParams
+        from pipeline.query import write_answer
+
+        absent = folder / "none"
+        paths = PathsParams(
+            **{name: str(path) for name, path in tables.items()}, tracks=str(absent), report=str(absent)
+        )
+        write_answer(QUERIES[question], paths, "parquet", folder / "answer.parquet")
+        (folder / "answer.parquet").unlink()
+    return status_mb("VmHWM")
+
+
+def _in_a_fresh_process(question: str, folder: Path) -> Answered:
+    program = (
+        "import os, sys; from pathlib import Path; from benchmarks.catalogue import answer; "
+        "print(answer(sys.argv[1], Path(sys.argv[2])), flush=True); "
+        # as `pipeline` does: DuckDB's bindings complain of themselves when Python takes them down
+        "os._exit(0)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program, question, str(folder)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Answered(question, time.perf_counter() - start, float(json.loads(done.stdout)))
+
+
+def print_catalogue_bench(results: list[Answered], console: Console) -> None:
+    table = Table(title="a question in a fresh process", title_justify="left")
+    for name in ("question", "seconds", "peak MB"):
+        table.add_column(name, justify="left" if name == "question" else "right")
+    for result in results:
+        table.add_row(result.question, f"{result.seconds:.1f}", f"{result.peak_mb:.0f}")
+    console.print(table)
+
+
+def command(
+    clips: Annotated[int, typer.Option(min=1, help="rows of the made-up clips.parquet")] = 10_000_000,
+    out: Annotated[
+        Path, typer.Option(help="results.json, the made-up catalogue (4 GB) and its stats", metavar="DIR")
+    ] = Path("bench-catalogue"),
+) -> None:
+    """Ask a made-up catalogue what people ask, and draw its stats, each in a fresh process: seconds and memory.
+
+    Example: python -m benchmarks.catalogue --clips 1000000
+    """
+    from pipeline.console import stdout
+
+    out.mkdir(parents=True, exist_ok=True)
+    print_catalogue_bench(bench_catalogue(clips, out, told), stdout)
+
+
+if __name__ == "__main__":
+    typer.run(command)

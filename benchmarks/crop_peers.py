@@ -1,0 +1,122 @@
+"""What the crop stage is measured against: decoding alone, and a loop as public lip readers prepare their data.
+
+Each is the work of one process on one clip, so that all run in the same pool.
+"""
+
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.schema import Status
+from stages.clips.clip_work import Clip, Done
+from stages.mouths.landmarker import model_bundle
+from stages.mouths.landmarks import INNER_LIPS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS, RIGHT_EYE_CORNERS
+from stages.videos.streams import shown_stream
+
+CANONICAL_4 = np.array([(102.07, 94.27), (156.36, 93.58), (129.00, 135.90), (129.31, 157.82)])
+"""Eyes, nose and mouth of the mean face on 256x256; the detector's nose is the tip, which is all the same in time."""
+
+
+def decode_only(clip: Clip) -> Done:
+    """Every picture decoded on one thread, its luma plane touched and left."""
+    num_frames = 0
+    with av.open(str(Path(clip.root) / clip.media)) as container:
+        stream = shown_stream(container, clip.media)
+        stream.codec_context.thread_count = 1
+        for picture in container.decode(stream):
+            memoryview(picture.planes[0])[0]
+            num_frames += 1
+    return _done(clip, num_frames)
+
+
+def auto_avsr_like(clip: Clip) -> Done:
+    """auto_avsr's preparation with mediapipe, step by step, written anew for this measurement.
+
+    The whole video in colour, a face detection with four key points on every frame, key points averaged over up to
+    13 frames, a similarity (LMedS) and a warp of the whole picture to 256x256 for each frame, gray, a cut of 96x96.
+    The original needs an interface that mediapipe dropped and a detector model that is not shipped any more; the
+    short-range detector stands in, which is the quicker one.
+    """
+    return _as_peers_do(clip, _detected_key_points)
+
+
+def mediapipe_loop(clip: Clip) -> Done:
+    """The same with key points from mediapipe's FaceLandmarker, which its present interface offers instead."""
+    return _as_peers_do(clip, _landmarked_key_points)
+
+
+def _as_peers_do(clip: Clip, find: Callable[[Any], NDArray[np.float64] | None]) -> Done:
+    import mediapipe
+
+    with av.open(str(Path(clip.root) / clip.media)) as container:
+        rgb_frames = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    points: list[NDArray[np.float64] | None] = []
+    for rgb in rgb_frames:
+        found = find(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)))
+        height, width = rgb.shape[:2]
+        points.append(None if found is None else found * (width, height))
+    seen = [i for i, p in enumerate(points) if p is not None]
+    if seen:
+        filled = np.stack([points[min(seen, key=lambda j: abs(i - j))] for i in range(len(points))])  # type: ignore[misc]
+        clip_THW = np.stack([_patch(rgb, filled, i) for i, rgb in enumerate(rgb_frames)])
+        assert clip_THW.shape[1:] == (96, 96)
+    return _done(clip, len(rgb_frames))
+
+
+def _detected_key_points(image: Any) -> NDArray[np.float64] | None:
+    found = _detector().detect(image).detections
+    return np.array([(p.x, p.y) for p in found[0].keypoints[:4]]) if found else None
+
+
+def _landmarked_key_points(image: Any) -> NDArray[np.float64] | None:
+    found = _landmarker().detect(image).face_landmarks
+    if not found:
+        return None
+    parts = (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS + INNER_LIPS)
+    return np.array([np.mean([(found[0][i].x, found[0][i].y) for i in part], axis=0) for part in parts])
+
+
+def _patch(rgb: NDArray[np.uint8], points_F42: NDArray[np.float64], i: int) -> NDArray[np.uint8]:
+    margin = min(6, i, len(points_F42) - 1 - i)
+    smoothed = points_F42[i - margin : i + margin + 1].mean(axis=0)
+    smoothed += points_F42[i].mean(axis=0) - smoothed.mean(axis=0)
+    matrix, _ = cv2.estimateAffinePartial2D(smoothed, CANONICAL_4, method=cv2.LMEDS)
+    warped = cv2.warpAffine(rgb, matrix, (256, 256), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    gray = cv2.cvtColor(warped, cv2.COLOR_RGB2GRAY)
+    x, y = (matrix @ [*smoothed[3], 1]).round().astype(int)
+    return np.asarray(gray[max(0, y - 48) : y + 48, max(0, x - 48) : x + 48], np.uint8)
+
+
+@cache
+def _detector():  # type: ignore[no-untyped-def]
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    with zipfile.ZipFile(BytesIO(model_bundle())) as models:
+        model = models.read("face_detector.tflite")
+    options = vision.FaceDetectorOptions(
+        base_options=BaseOptions(model_asset_buffer=model), running_mode=vision.RunningMode.IMAGE
+    )
+    return vision.FaceDetector.create_from_options(options)
+
+
+@cache
+def _landmarker():  # type: ignore[no-untyped-def]
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    options = vision.FaceLandmarkerOptions(
+        base_options=BaseOptions(model_asset_buffer=model_bundle()), running_mode=vision.RunningMode.IMAGE
+    )
+    return vision.FaceLandmarker.create_from_options(options)
+
+
+def _done(clip: Clip, num_frames: int) -> Done:
+    row = {"clip_id": clip.clip_id, "status": Status.OK.value, "source_frames": num_frames}
+    return Done(row, None, from_cache=False)

@@ -1,0 +1,213 @@
+"""Readers of the same clips, ours and others', that all hand over the same: padded uint8 batches.
+
+Shapes: B clips, T frames (padded), H and W px.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.loader_material import Material
+from shards.plan import plan_epoch
+from shards.settings import LoaderParams, MachineParams
+from shards.store import ShardStore
+from shards.stream import ShardStream, read_sample
+
+BATCH_SIZE = 16
+PREFETCH = 4
+NUM_EPOCHS = 8
+"""Different orders, one after the other: planned before the clock starts."""
+
+
+class PaddedBatch(Protocol):
+    """What every reader hands over."""
+
+    @property
+    def video_BTHW(self) -> torch.Tensor:
+        """uint8, padded with 0."""
+
+    @property
+    def num_frames_B(self) -> torch.Tensor: ...
+    @property
+    def clip_ids(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+Reader = Callable[[int], Iterator[PaddedBatch]]
+"""One pass over all clips; the number is that of the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The batch of a reader that is not ours."""
+
+    video_BTHW: torch.Tensor
+    num_frames_B: torch.Tensor
+    clip_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def ours(material: Material, codec: str, num_workers: int) -> Reader:
+    """Our stream; `num_workers` threads read, or the consumer's own."""
+    machine = MachineParams(num_workers=num_workers, prefetch=PREFETCH)
+    stream = ShardStream(material.store(codec), material.samples(codec), machine)
+    epochs = _epochs(material, codec)
+    return lambda epoch: stream.batches(epochs[epoch % NUM_EPOCHS])
+
+
+def plain_webdataset(material: Material, codec: str, _: int) -> Reader:
+    """webdataset in this process: shards and samples as they stand, no shuffling, its own decoding of .npy and .json.
+
+    For .jpg the quickest of what we know that gives gray pixels: OpenCV's decoder.
+    """
+    import webdataset
+
+    urls = [str(path) for path in material.shards(codec)]
+    extension = {"raw": "npy", "jpeg": "jpg"}[codec]
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=False)
+        .decode(webdataset.handle_extension("jpg", _tall_jpeg))
+        .to_tuple(extension, "__key__", "json")
+        .batched(BATCH_SIZE, collation_fn=_from_webdataset)
+    )
+    return lambda _: iter(dataset)
+
+
+def opencv_mp4(material: Material, codec: str, _: int) -> Reader:
+    """A video file a clip, by cv2.VideoCapture, as the older trainer reads them; in the order of our plan."""
+    table = material.samples(codec)
+    clip_ids, labels = table["clip_id"].to_pylist(), table["label"].to_pylist()
+    epochs = _epochs(material, codec)
+
+    def read(epoch: int) -> Iterator[Batch]:
+        for rows in epochs[epoch % NUM_EPOCHS]:
+            clips = [_opencv_clip(str(material.mp4(clip_ids[row]))) for row in rows]
+            yield padded(clips, [clip_ids[row] for row in rows], [labels[row] for row in rows])
+
+    return read
+
+
+def process(material: Material, codec: str, _: int) -> Reader:
+    """torch's DataLoader with one worker process around our own `read_sample`: why our stream has threads."""
+    batches = [batch.tolist() for batch in _epochs(material, codec)[0]]
+    loader = DataLoader(
+        _Samples(material.store(codec), material.samples(codec).to_pylist()),
+        batch_sampler=batches,
+        collate_fn=_collate_samples,
+        num_workers=1,
+        prefetch_factor=PREFETCH,
+        persistent_workers=True,
+        # as our stream once did: a forked copy of a process with OpenMP threads may hang
+        multiprocessing_context="spawn",
+    )
+    return lambda _: iter(loader)
+
+
+def readinto(material: Material, codec: str, _: int) -> Reader:
+    """The machine's limit: pixels straight into one buffer that is never given away. A batch holds until the next."""
+    return _readinto(material, codec, reuse=True)
+
+
+def readinto_fresh(material: Material, codec: str, _: int) -> Reader:
+    """The same into a new tensor for each batch, as a loader must whose batches outlive the next one."""
+    return _readinto(material, codec, reuse=False)
+
+
+READERS: Mapping[str, Callable[[Material, str, int], Reader]] = {
+    "ours": ours,
+    "webdataset": plain_webdataset,
+    "mp4": opencv_mp4,
+    "process": process,
+    "readinto": readinto,
+    "readinto_fresh": readinto_fresh,
+}
+
+
+def padded(clips: Sequence[np.ndarray], clip_ids: Sequence[str], labels: Sequence[str]) -> Batch:
+    """The clips, uint8 T×H×W, in one tensor; only what no clip fills is set to 0."""
+    num_frames = [len(clip_THW) for clip_THW in clips]
+    video_BTHW = np.empty((len(clips), max(num_frames), *clips[0].shape[1:]), np.uint8)
+    for padded_THW, clip_THW in zip(video_BTHW, clips, strict=True):
+        padded_THW[: len(clip_THW)] = clip_THW
+        padded_THW[len(clip_THW) :] = 0
+    return Batch(torch.from_numpy(video_BTHW), torch.tensor(num_frames), tuple(clip_ids), tuple(labels))
+
+
+def _epochs(material: Material, codec: str) -> list[tuple[np.ndarray, ...]]:
+    samples = material.samples(codec)
+    longest = int(samples["num_frames"].to_numpy().max())
+    params = LoaderParams(frame_budget=BATCH_SIZE * longest)
+    return [plan_epoch(samples, params, BATCH_SIZE, epoch).batches for epoch in range(NUM_EPOCHS)]
+
+
+def _tall_jpeg(payload: bytes) -> np.ndarray:
+    tall = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert tall is not None, "a clip of the bench is no picture"
+    side = tall.shape[1]
+    assert side < tall.shape[0] and tall.shape[0] % side == 0, "the bench reads clips of one column"
+    return tall.reshape(-1, side, side)
+
+
+def _from_webdataset(samples: Sequence[tuple[np.ndarray, str, dict[str, Any]]]) -> Batch:
+    clips, clip_ids, metadata = zip(*samples, strict=True)
+    return padded(clips, clip_ids, [one["label"] for one in metadata])
+
+
+def _opencv_clip(path: str) -> np.ndarray:
+    capture = cv2.VideoCapture(path)
+    frames = []
+    while True:
+        there, frame_HWC = capture.read()
+        if not there:
+            break
+        frames.append(cv2.cvtColor(frame_HWC, cv2.COLOR_BGR2GRAY))
+    capture.release()
+    return np.stack(frames)
+
+
+class _Samples(Dataset[tuple[np.ndarray, str, str]]):
+    def __init__(self, store: ShardStore, rows: list[dict[str, Any]]) -> None:
+        self.store, self.rows = store, rows
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, str, str]:
+        row = self.rows[number]
+        return read_sample(self.store, row)[0], row["clip_id"], row["label"]
+
+
+def _collate_samples(samples: Sequence[tuple[np.ndarray, str, str]]) -> Batch:
+    return padded(*zip(*samples, strict=True))
+
+
+def _readinto(material: Material, codec: str, reuse: bool) -> Reader:
+    assert codec == "raw", "only raw pixels can be read as they stand"
+    rows, store = material.samples(codec).to_pylist(), material.store(codec)
+    epochs = _epochs(material, codec)
+    paths = {name: store.local(name) for name in sorted({row["shard"] for row in rows})}
+    side = read_sample(store, rows[0])[0].shape[1]
+    buffer_BTHW = np.empty((BATCH_SIZE, max(row["num_frames"] for row in rows), side, side), np.uint8)
+
+    def read(epoch: int) -> Iterator[Batch]:
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(path.open("rb", buffering=0)) for name, path in paths.items()}
+            for numbers in epochs[epoch % NUM_EPOCHS]:
+                chosen = [rows[number] for number in numbers.tolist()]
+                num_frames = [row["num_frames"] for row in chosen]
+                shape = (len(chosen), max(num_frames), side, side)
+                video_BTHW = buffer_BTHW[: shape[0], : shape[1]] if reuse else np.empty(shape, np.uint8)
+                for padded_THW, row in zip(video_BTHW, chosen, strict=True):
+                    pixels_THW = padded_THW[: row["num_frames"]]
+                    file = files[row["shard"]]
+                    file.seek(row["clip_offset"] + row["clip_size"] - pixels_THW.nbytes)
+                    file.readinto(pixels_THW.data)
+                    padded_THW[row["num_frames"] :] = 0
+                ids, labels = (tuple(row[name] for row in chosen) for name in ("clip_id", "label"))
+                yield Batch(torch.from_numpy(video_BTHW), torch.tensor(num_frames), ids, labels)
+
+    return read

@@ -1,0 +1,202 @@
+"""`python -m benchmarks.plan`: what planning an epoch costs, and how good the plan is, on synthetic catalogues.
+
+Each figure of time and memory is of a fresh process that reads the catalogue, hashes it and plans one epoch for one
+rank, as a trainer would.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.options import told
+from benchmarks.synthetic_catalogue import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
+from benchmarks.versions import machine_told
+from shards.enums import TRAIN_SPLIT
+from shards.files import write_json
+from shards.machine import status_mb
+from shards.plan import EpochOrder, order_epoch, plan_epoch, plan_identity, shard_numbers
+from shards.samples import read_plan_columns, sample_pieces
+from shards.settings import LoaderParams
+
+CHINESE_LIPS_CLIPS = 30_341
+WORLD_SIZES = (1, 8, 1_000)
+RANKS_A_NODE = 8
+FRAME_BUDGET, BATCH_SIZE, WINDOW_SHARDS = 8_000, 8, 16
+"""As in the recipe chinese_lips."""
+
+
+@dataclass(frozen=True)
+class PlanBench:
+    """One catalogue planned for one world size."""
+
+    num_clips: int
+    """Of the train split; other splits lie in the same catalogue."""
+    num_shards: int
+    world_size: int
+    read_s: float
+    hash_s: float
+    plan_s: float
+    peak_mb: float
+    """Peak resident memory of the process, all imports included, MB."""
+    num_steps: int
+    left_out: int
+    padding_share: float
+    slowest: float
+    """Mean over the steps of the most padded frames of a rank over the mean of the ranks."""
+    shards_a_rank: float
+    ranks_a_shard: float
+    nodes_a_shard: float
+    """Machines of RANKS_A_NODE neighbouring ranks that fetch a shard, where these share a cache."""
+    nodes_a_shard_at_random: float
+    """The same if each rank got clips from anywhere."""
+
+    @property
+    def seconds(self) -> float:
+        return self.read_s + self.hash_s + self.plan_s
+
+
+def bench_plan(num_clips: Sequence[int], out: Path, tell: Callable[[str], None]) -> list[PlanBench]:
+    """Makes a catalogue with about each of `num_clips` train samples in `out`, measures, and writes results.json."""
+    results = []
+    for wanted in num_clips:
+        folder = out / f"{wanted}_clips"
+        if not (folder / "samples.parquet").exists():
+            tell(f"making up a catalogue of {wanted:,} train samples")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_catalogue(folder, round(wanted / SPLIT_SHARES[TRAIN_SPLIT] / (1 - REJECTED_SHARE)))
+        for world_size in WORLD_SIZES:
+            tell(f"{wanted:,} clips, {world_size} ranks")
+            results.append(_in_a_fresh_process(folder / "samples.parquet", world_size))
+    machine = machine_told(["numpy", "pyarrow"])
+    loader = {"frame_budget": FRAME_BUDGET, "batch_size": BATCH_SIZE, "window_shards": WINDOW_SHARDS}
+    told = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
+    write_json(out / "results.json", told)
+    return results
+
+
+def measure(samples_path: Path, world_size: int) -> PlanBench:
+    """Plans epoch 0 for rank 0 in this process, then looks at the batches of all ranks."""
+    params = LoaderParams(frame_budget=FRAME_BUDGET, window_shards=WINDOW_SHARDS)
+    start = time.perf_counter()
+    samples = read_plan_columns(samples_path, TRAIN_SPLIT)
+    read = time.perf_counter()
+    plan_identity(sample_pieces(samples_path, TRAIN_SPLIT), params, BATCH_SIZE, world_size)
+    hashed = time.perf_counter()
+    plan = plan_epoch(samples, params, BATCH_SIZE, 0, world_size)
+    planned = time.perf_counter()
+    peak_mb = status_mb("VmHWM")
+    order = order_epoch(samples, params, BATCH_SIZE, 0, world_size)
+    padded_SW = order.padded_SW
+    shard_N = shard_numbers(samples)
+    num_shards = int(shard_N.max()) + 1
+    at_random = replace(order, row_N=np.random.default_rng(0).permutation(order.row_N))
+    return PlanBench(
+        num_clips=samples.num_rows,
+        num_shards=num_shards,
+        world_size=world_size,
+        read_s=read - start,
+        hash_s=hashed - read,
+        plan_s=planned - hashed,
+        peak_mb=peak_mb,
+        num_steps=len(plan.batches),
+        left_out=len(plan.left_out),
+        padding_share=plan.padding_share,
+        slowest=float((padded_SW.max(axis=1) / padded_SW.mean(axis=1)).mean()),
+        shards_a_rank=_readers_a_shard(order, shard_N, 1) * num_shards / world_size,
+        ranks_a_shard=_readers_a_shard(order, shard_N, 1),
+        nodes_a_shard=_readers_a_shard(order, shard_N, RANKS_A_NODE),
+        nodes_a_shard_at_random=_readers_a_shard(at_random, shard_N, RANKS_A_NODE),
+    )
+
+
+def _readers_a_shard(order: EpochOrder, shard_N: np.ndarray, ranks_a_reader: int) -> float:
+    """How many groups of neighbouring ranks read a shard, on average."""
+    num_ranks = order.first_SW.shape[1]
+    clips_B = (order.stop_SW - order.first_SW).ravel()
+    reader_N = np.repeat(np.tile(np.arange(num_ranks) // ranks_a_reader, len(order.first_SW)), clips_B)
+    place_N = np.arange(len(reader_N)) + np.repeat(
+        order.first_SW.ravel() - np.cumsum(clips_B) + clips_B, clips_B
+    )
+    pairs = np.unique(shard_N[order.row_N[place_N]] * num_ranks + reader_N)
+    return len(pairs) / len(np.unique(pairs // num_ranks))
+
+
+def _in_a_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
+    program = (
+        "import sys, json; from dataclasses import asdict; from pathlib import Path; "
+        "from benchmarks.plan import measure; "
+        "print(json.dumps(asdict(measure(Path(sys.argv[1]), int(sys.argv[2])))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(samples_path), str(world_size)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return PlanBench(**json.loads(done.stdout))
+
+
+def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:
+    """What it costs, then what comes of it."""
+    cost = Table(title="one rank reads the catalogue, hashes it and plans an epoch", title_justify="left")
+    for name in ("clips", "shards", "ranks", "read s", "hash s", "plan s", "together s", "peak MB"):
+        cost.add_column(name, justify="right")
+    made = Table(title="the epoch", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("clips", "ranks", "steps", "out", "padding", "slowest", "ranks", "nodes", "random"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        clips, ranks = f"{result.num_clips:,}", f"{result.world_size:,}"
+        times = [
+            f"{seconds:.3f}" for seconds in (result.read_s, result.hash_s, result.plan_s, result.seconds)
+        ]
+        cost.add_row(clips, f"{result.num_shards:,}", ranks, *times, f"{result.peak_mb:.0f}")
+        made.add_row(
+            clips,
+            ranks,
+            f"{result.num_steps:,}",
+            f"{result.left_out:,}",
+            f"{result.padding_share:.1%}",
+            f"{result.slowest:.3f}",
+            f"{result.ranks_a_shard:.2f}",
+            f"{result.nodes_a_shard:.2f}",
+            f"{result.nodes_a_shard_at_random:.1f}",
+        )
+    console.print(cost)
+    console.print(made)
+    console.print(
+        "slowest: padded frames of the rank that has most at a step, over the ranks' mean. ranks, nodes: how many read "
+        f"a shard; random: nodes of {RANKS_A_NODE} ranks, if each rank got clips from anywhere"
+    )
+
+
+def command(
+    clips: Annotated[
+        int, typer.Option(min=10_000, help="train samples of a made-up catalogue, beside one of 30,341")
+    ] = 10_000_000,
+    out: Annotated[Path, typer.Option(help="results.json and the catalogues", metavar="DIR")] = Path(
+        "bench-plan"
+    ),
+) -> None:
+    """Plan an epoch of made-up catalogues for 1, 8 and 1,000 ranks: seconds, memory, padding, shards a rank.
+
+    Example: python -m benchmarks.plan --clips 1000000
+    """
+    from pipeline.console import stdout
+
+    out.mkdir(parents=True, exist_ok=True)
+    counts = sorted({CHINESE_LIPS_CLIPS, clips})
+    print_plan_bench(bench_plan(counts, out, told), stdout)
+
+
+if __name__ == "__main__":
+    typer.run(command)

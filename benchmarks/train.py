@@ -1,0 +1,321 @@
+"""`python -m benchmarks.train`: clips a second of training and reading, ours and plain eager torch, in the same run.
+
+Every measurement is a fresh process, since settings and peaks of memory are a process's; rounds in turns, medians.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.options import Rounds, told
+from benchmarks.tables import figures_table
+from benchmarks.train_material import write_pack
+from benchmarks.train_measure import BAD_CONFIG, Figures, Task, in_words
+from benchmarks.versions import machine_told
+from model.presets import PRESET_SIZES, ConformerSizes
+from shards.errors import ConfigError, PipelineError
+from shards.files import write_json
+from shards.machine import usable_cores
+
+PACKAGES = ("torch", "numpy")
+BASELINE, LARGE, SMALL = "cnn3d_bilstm_attention", "conformer_large", "conformer_tiny"
+BATCHES = 16
+"""Of the made-up pack."""
+GROUPS = ("training", "inference", "conformer", "loop")
+CONFORMERS = tuple(name for name, sizes in PRESET_SIZES.items() if isinstance(sizes, ConformerSizes))
+TOLD_LINES = 5
+"""Of what a measurement that failed wrote last."""
+
+Run = Callable[[Task], Figures]
+
+
+@dataclass
+class TrainBench:
+    """Everything that was measured; medians over the rounds."""
+
+    machine: dict[str, str]
+    on_gpu: bool
+    preset: str
+    """Of the conformer that is compared with its eager self."""
+    batch: int
+    frames: int
+    """Of a clip; 0: a pack of other clips was given."""
+    figures: dict[str, Figures] = field(default_factory=dict)
+    """By the name of the task."""
+
+    def speed(self, name: str) -> float | None:
+        return self.figures[name]["clips_per_s"] if name in self.figures else None
+
+    def ratios(self) -> dict[str, float]:
+        """Of clips a second; those alone of which both sides were measured."""
+        pairs = {
+            "baseline training against plain eager float32": ("training", "training, plain"),
+            "baseline training against the same with freed memory kept": (
+                "training",
+                "training, plain, kept",
+            ),
+            f"{self.preset} training against plain eager float32": ("conformer", "conformer, plain"),
+            "loop over shards against one cached batch": ("loop, shards", "loop, cached"),
+        }
+        speeds = {name: (self.speed(ours), self.speed(theirs)) for name, (ours, theirs) in pairs.items()}
+        return {name: ours / theirs for name, (ours, theirs) in speeds.items() if ours and theirs}
+
+    def goals(self) -> list["Goal"]:
+        """Those of the project, in its order; a figure is None where it was not or cannot be measured here."""
+        ratios, plain = self.ratios(), "against plain eager float32"
+        training, conformer = self.figures.get("training", {}), self.figures.get("conformer", {})
+        gpu_training = training if self.on_gpu else {}
+        large = conformer if self.on_gpu and self.preset == LARGE else {}
+        large_ratio = ratios.get(f"{LARGE} training {plain}") if self.on_gpu else None
+        cpu_ratio = None if self.on_gpu else ratios.get(f"baseline training {plain}")
+        gpu_inference = self.speed("inference, ctc") if self.on_gpu else None
+        loop = "loop over shards against one cached batch"
+        return [
+            Goal("GPU: baseline training, clips/s", gpu_training.get("clips_per_s"), 1_500, "≥", "training"),
+            Goal("GPU: baseline inference, clips/s", gpu_inference, 5_000, "≥", "inference"),
+            Goal(f"GPU: {LARGE} training {plain}", large_ratio, 3.0, "≥", "conformer"),
+            Goal(f"GPU: {LARGE}, FLOP utilisation", large.get("flop_utilisation"), 0.35, "≥", "conformer"),
+            Goal(loop, ratios.get(loop), 0.97, "≥", "loop"),
+            Goal(f"CPU: baseline training {plain}", cpu_ratio, 2.2, "≥", "training"),
+            Goal("peak memory of baseline training, MB", training.get("peak_mb"), 4_000, "≤", "training"),
+        ]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure and what it should be."""
+
+    name: str
+    figure: float | None
+    """None: not run."""
+    goal: float
+    sense: str
+    group: str
+    """What --only takes for it."""
+
+    @property
+    def is_reached(self) -> bool | None:
+        if self.figure is None:
+            return None
+        return self.figure >= self.goal if self.sense == "≥" else self.figure <= self.goal
+
+    @property
+    def command(self) -> str:
+        """What fills in a figure that was not run, on a machine that has what its name says."""
+        return f"python -m benchmarks.train --only {self.group}"
+
+
+def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> dict[str, Task]:
+    """Every measurement of the groups, by the name it has in the tables; `task` holds what they share."""
+    groups = {
+        "training": {
+            "training": task,
+            "training, plain": replace(task, settings="plain"),
+            # a GPU's memory is torch's own matter
+            **({} if on_gpu else {"training, plain, kept": replace(task, settings="kept")}),
+        },
+        "inference": {
+            f"inference, {decoder}": replace(task, kind="inference", decoder=decoder)
+            for decoder in ("ctc", "attention")
+        },
+        "conformer": {
+            "conformer": replace(task, preset=preset),
+            "conformer, plain": replace(task, preset=preset, settings="plain"),
+        },
+        "loop": {"loop, cached": task, "loop, shards": replace(task, source="shards")},
+    }
+    return {name: one for group in GROUPS if group in only for name, one in groups[group].items()}
+
+
+def in_process_of_its_own(task: Task) -> Figures:
+    """The figures of a task that ran in a fresh interpreter. PipelineError with its last lines where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_measure", in_words(task)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        told = "\n  ".join(done.stderr.strip().splitlines()[-TOLD_LINES:])
+        if done.returncode == BAD_CONFIG:
+            raise ConfigError(told)
+        raise PipelineError(
+            f"a measurement of {task.preset} ({task.kind}, {task.settings}) ended with {done.returncode}: {told}"
+        )
+    sys.stderr.write(done.stderr)
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def bench_train(
+    out: Path,
+    tell: Callable[[str], None],
+    *,
+    on_gpu: bool,
+    preset: str = "",
+    batch: int = 8,
+    frames: int = 75,
+    rounds: int = 3,
+    only: Sequence[str] = GROUPS,
+    threads: int = 0,
+    seconds: float = 10.0,
+    pack: tuple[str, Path] | None = None,
+    run: Run = in_process_of_its_own,
+) -> TrainBench:
+    """Measures, and writes results.json into `out`.
+
+    `pack`: shards and samples.parquet to train on; None: clips of noise are made up in `out`. `preset`: of the
+    conformer; empty: the largest on a GPU, the smallest on a CPU. Raises ConfigError where `only` names no group
+    or `preset` no conformer, PipelineError where a measurement fails.
+    """
+    if unknown := [group for group in only if group not in GROUPS]:
+        raise ConfigError(f"--only {unknown[0]}: there is no such group; known are {', '.join(GROUPS)}")
+    preset = preset or (LARGE if on_gpu else SMALL)
+    if preset not in CONFORMERS:
+        raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
+    if pack is None:
+        tell(f"making up {BATCHES * batch} clips of {frames} frames")
+        folder, samples = write_pack(out / "material", BATCHES * batch, frames)
+        pack = (str(folder), samples)
+    device = "cuda" if on_gpu else "cpu"
+    task = Task(
+        "training",
+        pack[0],
+        str(pack[1]),
+        BASELINE,
+        batch,
+        compile=on_gpu,
+        device=device,
+        threads=threads,
+        seconds=seconds,
+    )
+    tasks = tasks_of(task, preset, on_gpu, only)
+    machine = machine_told(PACKAGES) | _gpu_told(on_gpu) | {"threads": str(threads or usable_cores())}
+    result = TrainBench(machine, on_gpu, preset, batch, frames)
+    seen: dict[str, list[Figures]] = {name: [] for name in tasks}
+    for turn in range(rounds):
+        for name, one in tasks.items():
+            seen[name].append(run(one))
+            told = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
+            tell(f"round {turn + 1} of {rounds}, {name}: {told}")
+    result.figures = {
+        name: {figure: statistics.median(turn[figure] for turn in turns) for figure in turns[0]}
+        for name, turns in seen.items()
+    }
+    goals = [asdict(goal) | {"is_reached": goal.is_reached} for goal in result.goals()]
+    write_json(out / "results.json", asdict(result) | {"ratios": result.ratios(), "goals": goals})
+    return result
+
+
+def _gpu_told(on_gpu: bool) -> dict[str, str]:
+    if not on_gpu:
+        return {"gpu": "none"}
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
+
+
+def print_train_bench(result: TrainBench, console: Console) -> None:
+    """The figures with their goals, then everything that was measured."""
+    console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
+    console.print(_goals(result))
+    console.print(_figures(result))
+
+
+def _goals(result: TrainBench) -> Table:
+    table = figures_table("goals", "", "here", "goal", "")
+    for goal in result.goals():
+        reached = {True: "", False: "missed", None: goal.command}[goal.is_reached]
+        here = "not run" if goal.figure is None else _short(goal.figure)
+        table.add_row(goal.name, here, f"{goal.sense} {_short(goal.goal)}", reached)
+    named = {goal.name for goal in result.goals()}
+    for name, ratio in result.ratios().items():
+        if name not in named:
+            table.add_row(name, _short(ratio), "", "")
+    return table
+
+
+def _figures(result: TrainBench) -> Table:
+    clips = f"clips of {result.frames} frames" if result.frames else "clips of the given pack"
+    title = f"{clips}, batches of {result.batch}; conformer: {result.preset}"
+    table = figures_table(
+        title, "", "clips/s", "clips a processor second", "peak MB", "parameters", "FLOP utilisation"
+    )
+    for name, figures in result.figures.items():
+        utilisation, parameters = figures.get("flop_utilisation"), figures.get("parameters")
+        table.add_row(
+            name,
+            _short(figures["clips_per_s"]),
+            _short(figures["clips_per_cpu_s"]),
+            f"{figures['peak_mb']:,.0f}",
+            "" if parameters is None else f"{parameters:,.0f}",
+            "" if utilisation is None else f"{utilisation:.1%}",
+        )
+    return table
+
+
+def _short(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.2f}"
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="results.json and the made-up clips", metavar="DIR")] = Path(
+        "bench-train"
+    ),
+    params: Annotated[
+        Path | None,
+        typer.Option(help="a params.yaml whose paths name a pack to train on, instead of made-up clips"),
+    ] = None,
+    model_preset: Annotated[
+        str,
+        typer.Option(help="conformer compared with its eager self; else conformer_large, on a CPU _tiny"),
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="clips in a batch")] = 8,
+    frames: Annotated[int, typer.Option(min=10, help="of each made-up clip")] = 75,
+    rounds: Rounds = 3,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads; 0: one a core, which a busy machine makes slower")
+    ] = 0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="training, inference, conformer, loop; may be given again")
+    ] = None,
+) -> None:
+    """Clips a second of training and reading against plain eager torch, on the GPU or else the CPU; peak memory.
+
+    Example: python -m benchmarks.train --rounds 5 --only training --only loop
+    """
+    from model.device import choose_device
+    from pipeline.console import stdout
+    from pipeline.params import load_params
+
+    out.mkdir(parents=True, exist_ok=True)
+    pack = None
+    if params:
+        paths = load_params(params).paths
+        pack, frames = (paths.shards, Path(paths.samples)), 0
+    result = bench_train(
+        out,
+        told,
+        on_gpu=choose_device("auto").type == "cuda",
+        preset=model_preset,
+        batch=batch,
+        frames=frames,
+        rounds=rounds,
+        only=only or GROUPS,
+        threads=threads,
+        pack=pack,
+    )
+    print_train_bench(result, stdout)
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,0 +1,98 @@
+"""CTC's exact log-probability of given texts, and of their syllables. Imports no torch.
+
+Shapes: B clips, S steps, V columns of the head, N texts, L units of the longest, P = 2L + 1 with the blanks between.
+
+Greedy CTC; needs no torch, so exported models can use it.
+
+Shapes: B clips, S steps, V tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from model.decoding.arrays import Array, beside, to_host
+from model.pinyin import syllables_of
+from model.text import BLANK_ID, Tokenizer
+
+
+def ctc_log_probabilities(
+    log_probs_BSV: Array, clips: Sequence[int], targets: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Log of the summed probability of all paths that spell each target in its clip (N,), nats.
+
+    -inf: it needs more steps. Behind the end of a clip the blank has all probability. Graves et al. 2006, section 4.1
+    (the forward variables).
+    """
+    xp = array_namespace(log_probs_BSV)
+    N, L = len(targets), max(map(len, targets), default=0)
+    host_column_NP = np.full((N, 2 * L + 1), BLANK_ID)
+    for row, target in enumerate(targets):
+        host_column_NP[row, 1 : 2 * len(target) : 2] = target
+    host_skips_NP = np.zeros(host_column_NP.shape, bool)
+    host_skips_NP[:, 2:] = (host_column_NP[:, 2:] != BLANK_ID) & (
+        host_column_NP[:, 2:] != host_column_NP[:, :-2]
+    )
+    host_last_N = 2 * np.fromiter(map(len, targets), np.int64, N)
+    if not log_probs_BSV.shape[1]:
+        return np.where(host_last_N == 0, 0.0, -np.inf)
+    clip_N, column_NP, skips_NP, last_N = (
+        beside(one, log_probs_BSV, xp)
+        for one in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
+    )
+    alpha_NP = xp.full_like(column_NP, -np.inf, dtype=xp.float64)
+    # before the first step: as if at a blank in front, which the first two positions follow
+    alpha_NP[:, :2] = 0.0
+    for step in range(log_probs_BSV.shape[1]):
+        if step:
+            stayed_NP = xp.logaddexp(alpha_NP[:, 1:], alpha_NP[:, :-1])
+            skipped_NP = xp.where(skips_NP[:, 2:], alpha_NP[:, :-2], -np.inf)
+            alpha_NP[:, 1:] = stayed_NP
+            alpha_NP[:, 2:] = xp.logaddexp(stayed_NP[:, 1:], skipped_NP)
+        alpha_NP += xp.astype(log_probs_BSV[:, step], xp.float64)[clip_N[:, None], column_NP]
+    rows = xp.arange(N, device=alpha_NP.device)
+    before_N = xp.where(last_N > 0, alpha_NP[rows, last_N - 1], -np.inf)
+    return np.minimum(to_host(xp.logaddexp(alpha_NP[rows, last_N], before_N)), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SyllableScores:
+    """What a model's syllable head says of some clips."""
+
+    log_probs_BSW: Array
+    """Behind the end of a clip the blank has all probability."""
+    table: Tokenizer
+
+
+def syllable_log_probabilities(
+    texts: Sequence[Sequence[str]], syllables: SyllableScores
+) -> list[list[float]]:
+    """CTC's log-probability of the toneless syllables of each clip's texts by the syllable head, nats."""
+    asked = [
+        [(clip, tuple(syllables.table.encode(syllables_of(text)))) for text in of_clip]
+        for clip, of_clip in enumerate(texts)
+    ]
+    distinct = list(
+        dict.fromkeys(pair for of_clip in asked for pair in of_clip)
+    )  # homophones are scored once
+    found_N = ctc_log_probabilities(
+        syllables.log_probs_BSW, [clip for clip, _ in distinct], [target for _, target in distinct]
+    )
+    scores = dict(zip(distinct, found_N.tolist(), strict=True))
+    return [[scores[pair] for pair in of_clip] for of_clip in asked]
+
+
+def greedy_ctc(log_probs_BSV: Array) -> list[tuple[list[int], float]]:
+    """Of each clip the token ids of the best path with repeats and blanks removed, and their log-probability, nats.
+
+    That is the sum over all paths that spell them: the best path's own is far less sure than the text is right. Behind
+    the end of a clip the blank has all probability. Graves et al. 2006, section 3.2 (best path decoding).
+    """
+    best_BS = to_host(array_namespace(log_probs_BSV).argmax(log_probs_BSV, axis=2))
+    before_BS = np.pad(best_BS, ((0, 0), (1, 0)), constant_values=BLANK_ID)[:, :-1]
+    says_BS = (best_BS != before_BS) & (best_BS != BLANK_ID)
+    texts = [best_S[says_S].tolist() for best_S, says_S in zip(best_BS, says_BS, strict=True)]
+    log_probability_B = ctc_log_probabilities(log_probs_BSV, range(len(texts)), texts)
+    return list(zip(texts, log_probability_B.tolist(), strict=True))

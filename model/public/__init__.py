@@ -1,1 +1,0 @@
-"""Weights that others have trained and published, turned into ours: which names, sizes and characters match."""

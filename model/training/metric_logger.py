@@ -1,0 +1,152 @@
+"""What a run shows while it trains, beside its log: TensorBoard's event files and DVCLive's tables."""
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from model.decoding.result import ScoredClip
+from model.metrics import edit_counts
+from model.progress import Progress
+from model.runs import Curve, RunFolder
+from model.training.dvc_live import EpochTables
+from model.training.job import TrainingJob
+from model.training.step import StepFigures
+from shards.enums import VALID_SPLIT
+from shards.errors import TrainingError
+from shards.sample_reader import read_sample
+from shards.samples import STREAM_COLUMNS, read_samples
+from shards.store import ShardStore
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FLUSH_EVERY_S = 30
+NUM_CLIPS = 6
+"""Valid clips that are shown."""
+FRAMES_A_CLIP = 12
+EPOCH_TAGS = {
+    "epoch": "epoch/number",
+    "train_loss": "epoch/train_loss",
+    "val_loss": "valid/loss",
+    "val_cer": "valid/cer",
+    "clips_per_s": "speed/clips_per_s",
+    "data_wait": "speed/data_wait_share",
+    "padding": "speed/padded_share",
+    "flop_utilisation": "speed/model_flop_utilisation",
+    "peak_memory_mb": "epoch/peak_memory_mb",
+    "skipped": "epoch/skipped_steps",
+}
+"""Figures of an epoch as TensorBoard groups them."""
+
+
+class Watch:
+    """Event files in the run's folder, where they survive a rerun; their step is the optimiser's."""
+
+    def __init__(self, job: TrainingJob, run: RunFolder, progress: Progress) -> None:
+        """Goes on after `progress.steps`: what a killed run showed of later steps is left out.
+
+        TrainingError where the folder's path is no UTF-8, as TensorBoard's must be.
+        """
+        self._job, self._progress = job, progress
+        self._first_step = progress.steps + 1
+        self._folder = tensorboard_folder(run)
+        try:
+            str(self._folder).encode()
+        except UnicodeEncodeError:
+            raise TrainingError(
+                f"paths.runs: {run.folder.parent} is no UTF-8, and TensorBoard writes under no such path; rename "
+                "the folder, or set paths.runs to another"
+            ) from None
+        self._writer: SummaryWriter | None = None
+        self._tables = EpochTables(job.logs, progress.curves)
+
+    def step(self, progress: Progress, figures: StepFigures) -> None:
+        """After an optimiser step; one that was left out has nothing to show."""
+        if not figures.was_taken:
+            return
+        values = {
+            "step/loss": figures.loss_sum / max(figures.num_chars, 1),
+            "step/gradient_norm": figures.gradient_norm,
+            "step/learning_rate": figures.learning_rate,
+        }
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self._events().add_scalar(tag, value, progress.steps)
+
+    def epoch(self, curve: Curve, scored: Sequence[ScoredClip]) -> None:
+        """At the end of an epoch; `scored` holds the valid clips where it was validated."""
+        events, place = self._events(), self._progress.steps
+        for name, tag in EPOCH_TAGS.items():
+            if (value := curve[name]) is not None:
+                events.add_scalar(tag, value, place)
+        if scored:
+            shown = _evenly(scored, NUM_CLIPS)
+            events.add_text("valid/read", _table(shown), place)
+            if all(earlier["val_cer"] is None for earlier in self._progress.curves[:-1]):
+                clips = [clip.clip_id for clip in shown]
+                events.add_image("valid/mouths", mouths(self._job, clips), place, dataformats="HW")
+        events.flush()
+        self._tables.add(curve)
+
+    def close(self) -> None:
+        """Writes out what is held back."""
+        if self._writer is not None:
+            self._writer.close()
+        self._tables.close()
+
+    def _events(self) -> "SummaryWriter":
+        if self._writer is None:  # a run that was finished before adds no file
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(
+                str(self._folder), purge_step=self._first_step, flush_secs=FLUSH_EVERY_S
+            )
+        return self._writer
+
+
+def tensorboard_folder(run: RunFolder) -> Path:
+    """Where the event files of a run stand; `tensorboard --logdir runs` finds those of all."""
+    return run.folder / "tensorboard"
+
+
+def _evenly(scored: Sequence[ScoredClip], count: int) -> list[ScoredClip]:
+    """The same clips in every epoch, spread over the split."""
+    return [scored[i] for i in np.linspace(0, len(scored) - 1, min(count, len(scored))).round().astype(int)]
+
+
+def _table(clips: Sequence[ScoredClip]) -> str:
+    """Markdown; what was read is the network's, so none of it is taken for markup."""
+    rows = [
+        (_plain(clip.clip_id), _plain(clip.reference), _plain(clip.hypothesis), f"{100 * cer:.0f} %")
+        for clip in clips
+        for cer in [edit_counts(clip.reference, clip.hypothesis).cer]
+    ]
+    head = [("clip", "reference", "hypothesis", "CER"), ("---",) * 4]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [*head, *rows])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\\`*_{}\[\]()#+.!|~-]", lambda match: f"&#{ord(match[0])};", html.escape(text))
+
+
+def mouths(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
+    """A row of frames of each valid clip, evenly spread over it, as they are packed: uint8."""
+    samples = read_samples(job.samples, VALID_SPLIT, STREAM_COLUMNS)
+    rows = {
+        row["clip_id"]: row
+        for row in samples.filter(pc.is_in(samples["clip_id"], pa.array(clip_ids))).to_pylist()
+    }
+    return np.concatenate([_strip(job.shards, rows[clip_id]) for clip_id in clip_ids])
+
+
+def _strip(store: ShardStore, row: dict[str, object]) -> np.ndarray:
+    clip_THW, _ = read_sample(store, row)
+    shown = np.linspace(0, len(clip_THW) - 1, FRAMES_A_CLIP).round().astype(int)
+    return np.concatenate(list(clip_THW[shown]), axis=1)

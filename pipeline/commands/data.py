@@ -1,0 +1,249 @@
+"""Verbs that make data: init, demo, ingest, crop, pack, preprocess.
+
+Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, say, shown
+from recipes import RECIPES
+
+if TYPE_CHECKING:
+    from pipeline.params import Params
+
+HasRights = Annotated[
+    bool,
+    typer.Option(
+        "--i-have-the-rights", help="write shards of a non-commercial, or unknown, licence to a remote place"
+    ),
+]
+
+
+@app.command()
+def init(
+    recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))],
+    corpus_root: Annotated[str | None, typer.Option(help="folder of your corpus", metavar="DIR")] = None,
+    params: ParamsFile = PARAMS,
+    force: Annotated[bool, typer.Option("--force", help="overwrite an edited file")] = False,
+) -> None:
+    """Write a recipe's complete params.yaml.
+
+    Example: pipeline init --recipe chinese_lips --corpus-root /data/Chinese-LiPS
+    """
+    from pipeline.recipes import write_recipe
+
+    typer.echo(write_recipe(recipe, params, corpus_root, force))
+
+
+@app.command()
+def demo(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
+) -> None:
+    """Draw the demo corpus: a miniature Chinese-LiPS of animated faces.
+
+    Example: pipeline demo && dvc repro
+    """
+    from pipeline.demo.corpus import build_demo_corpus
+    from pipeline.recipes import refuse_other_recipe, show_dvc_lock
+    from shards.machine import usable_cores
+
+    refuse_other_recipe(params, "demo")
+    values = load(params, assignments)
+    show_dvc_lock(params.absolute().parent, shown=False)
+    workers = values.machine.workers or usable_cores()
+    with shown("drawing the demo corpus", "clips") as on_progress:
+        summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
+    counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
+    say(
+        f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
+        f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
+    )
+
+
+@app.command()
+def ingest(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Read the corpus tables: one row a clip, in clips.parquet.
+
+    Example: pipeline ingest --data-root /data/Chinese-LiPS
+    """
+    _ingest(load(params, assignments, config=config, data_root=data_root))
+
+
+@app.command()
+def crop(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray (machine.executor)")] = None,
+    job_index: Annotated[
+        int | None, typer.Option(help="crop one share of --num-jobs, counted from 0")
+    ] = None,
+    num_jobs: Annotated[int | None, typer.Option(help="shares in all", min=1)] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="join the tables of all shares")] = False,
+) -> None:
+    """Find, follow and cut the mouth of every clip; crops.parquet tells what became of each.
+
+    Example: pipeline crop --set crop.min_mouth_width_px=20
+
+    As a Slurm array of 16 jobs, with machine.cache_dir on shared storage:
+    pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID, and when all are done pipeline crop --merge
+    """
+    from shards.errors import ConfigError
+
+    if merge and job_index is not None:
+        raise ConfigError("--merge joins what the jobs have made; leave --job-index out")
+    if not merge and (job_index is None) != (num_jobs is None):
+        raise ConfigError("--job-index and --num-jobs go together")
+    flags = {"machine__executor": executor}
+    values = load(params, assignments, config=config, data_root=data_root, **flags)
+    if merge:
+        _merge(values, num_jobs)
+    else:
+        _crop(values, job_index, num_jobs)
+
+
+@app.command()
+def pack(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+    i_have_the_rights: HasRights = False,
+) -> None:
+    """Pack the mouth clips into WebDataset tar shards, with samples.parquet as their catalogue.
+
+    Example: pipeline pack --set pack.codec=jpeg --set pack.shard_mb=512
+    """
+    values = load(params, assignments, config=config, data_root=data_root)
+    _check_pack_places(values)
+    _pack(values, i_have_the_rights)
+
+
+@app.command()
+def preprocess(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    config: ConfigFile = None,
+    data_root: DataRoot = None,
+    i_have_the_rights: HasRights = False,
+) -> None:
+    """Run ingest, crop and pack in one go, without DVC (`dvc commit` then tells DVC of it).
+
+    Example: pipeline preprocess --data-root /data/Chinese-LiPS
+    """
+    from shards.open_store import open_store
+    from stages.cards.licences import refuse_unlicensed
+
+    values = load(params, assignments, config=config, data_root=data_root)
+    # now, not after hours of cropping
+    refuse_unlicensed(
+        values.corpus.license, open_store(values.paths.shards, values.machine), i_have_the_rights
+    )
+    _check_pack_places(values)
+    _ingest(values)
+    _crop(values)
+    _pack(values, i_have_the_rights)
+
+
+def _taken_as(clips_by_kind: Mapping[str, int], setting: str) -> str:
+    counts = [
+        f"{clips_by_kind.get(kind, 0)} {words}"
+        for kind, words in (("face", "as face videos"), ("mouth", "as ready mouth crops"))
+    ]
+    return f"taken {', '.join(counts)} (corpus.media_kind: {setting})"
+
+
+def _ingest(values: "Params") -> None:
+    from pipeline.command import check_writable
+    from stages.ingest import ingest as run
+
+    check_writable(Path(values.paths.clips).parent, "paths.clips")
+    summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
+    counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
+    say(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
+    typer.echo(f"  {_taken_as(summary.clips_by_kind, values.corpus.media_kind)}")
+    if values.text.drop_annotations:
+        for found, told in (
+            (summary.annotations, "annotations are no part of the labels"),
+            (summary.kept_in_brackets, "texts in brackets are part of the labels"),
+        ):
+            most = ", ".join(f"{one} ({count})" for one, count in list(found.items())[:5])
+            if most:
+                say(f"  {sum(found.values())} {told}: {most}")
+    if summary.num_split:
+        typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
+
+
+def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
+    from pipeline.command import check_writable
+    from stages.clips.job_shares import Part
+    from stages.crop import crop as run
+
+    paths = values.paths
+    check_writable(Path(paths.crops).parent, "paths.crops")
+    check_writable(Path(paths.tracks).parent, "paths.tracks")
+    part = None if job_index is None or num_jobs is None else Part(job_index, num_jobs)
+    with shown("cropping mouths", "clips") as on_progress:
+        summary = run(
+            values.corpus,
+            values.crop,
+            values.machine,
+            Path(paths.clips),
+            Path(paths.crops),
+            Path(paths.tracks),
+            on_progress,
+            part,
+        )
+    crops = Path(paths.crops) if part is None else part.path(Path(paths.crops))
+    say(f"{crops}: {summary}")
+
+
+def _merge(values: "Params", num_jobs: int | None) -> None:
+    from stages.clips.job_shares import merge
+
+    paths = values.paths
+    merged = merge(values.crop, Path(paths.clips), Path(paths.crops), Path(paths.tracks), num_jobs)
+    say(f"{paths.crops}: {merged}")
+
+
+def _pack(values: "Params", has_rights: bool) -> None:
+    from shards.open_store import open_store
+    from stages.pack import pack as run
+
+    paths = values.paths
+    with shown("packing shards", "clips") as on_progress:
+        summary = run(
+            values.corpus,
+            values.crop,
+            values.pack,
+            values.machine,
+            Path(paths.clips),
+            Path(paths.crops),
+            Path(paths.tracks),
+            open_store(paths.shards, values.machine),
+            Path(paths.samples),
+            on_progress,
+            has_rights,
+        )
+    say(f"{paths.samples}: {summary}")
+
+
+def _check_pack_places(values: "Params") -> None:
+    from pipeline.command import check_writable
+    from shards.open_store import open_store
+
+    check_writable(Path(values.paths.samples).parent, "paths.samples")
+    if not open_store(values.paths.shards, values.machine).is_remote:
+        check_writable(Path(values.paths.shards), "paths.shards")

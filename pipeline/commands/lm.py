@@ -1,0 +1,32 @@
+"""The verb lm.
+
+Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.command import PARAMS, Assignments, Json, ParamsFile, app, load
+
+
+@app.command()
+def lm(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="learn from a text file, a sentence a line (lm.text_file)", metavar="FILE"),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Train the character language model that beam searches may ask, and tell how it foresees valid.
+
+    Example: pipeline lm --text novels.txt --set lm.order=5
+    """
+    import json
+
+    from stages.lm import make_language_model, told
+
+    figures = make_language_model(load(params, assignments, lm__text_file=text))
+    typer.echo(json.dumps(figures, ensure_ascii=False, indent=2) if json_ else told(figures))

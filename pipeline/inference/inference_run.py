@@ -1,0 +1,234 @@
+"""`pipeline inference`: reads the videos, and prints or writes what was read as each is done."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import typer
+
+from model.vocabulary import Vocabulary
+from pipeline.command import check_writable, terminable
+from pipeline.inference.captions import (
+    Format,
+    out_paths,
+    rendered,
+    suffix_of,
+    valid_utf8,
+    write_reading,
+)
+from pipeline.inference.found_videos import BURNT_SUFFIX, VIDEO_SUFFIXES, is_kind
+from pipeline.inference.readers import open_reader
+from pipeline.inference.text_of_video import VideoReading, read_video
+from pipeline.params import Params
+from shards.errors import ClipRejected, ConfigError, DiskError, Interrupted, MachineError
+from shards.files import atomic_file
+from shards.safe_text import one_line
+from stages.mouths.native_stderr import NATIVE_LOG, native_stderr_to
+
+if TYPE_CHECKING:
+    from pipeline.inference.burn_in import MouthBoxes
+    from pipeline.inference.caption_font import CaptionFont
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What becomes of the readings: to stdout, or a file each in `folder`, and the captioned videos beside them."""
+
+    kind: Format
+    folder: Path | None
+    burn_in: bool
+
+
+def run_inference(
+    paths: Mapping[Path, Path],
+    model: Path,
+    params: Params,
+    outputs: Outputs,
+    ground_truth: str | None,
+    on_progress: Callable[[int, int], None],
+) -> list[VideoReading]:
+    """Every reading, in order; why a video could not be read goes to stderr, in the ledger's reasons.
+
+    `paths` are the videos and their places in the folder of outputs (`find_videos`). JSON for stdout is left to
+    `print_json`, but printed here where the reading is stopped. `ground_truth` is normalised as the labels of training
+    were. Raises CheckpointError where the model does not fit, ConfigError where the folder cannot be written or a file
+    that stands beside a video would be written over, MachineError where no font has what the model may write into
+    captions, and, after all are read, where some could not be written or captioned; Interrupted at Ctrl-C and SIGTERM.
+    """
+    if outputs.folder is None and outputs.kind in ("srt", "vtt") and len(paths) > 1:
+        raise ConfigError(f"captions of {len(paths)} videos are files of their own; say where with --out DIR")
+    folder = outputs.folder or Path()
+    files = out_paths(paths, folder, suffix_of(outputs.kind))
+    captioned = out_paths(paths, folder, BURNT_SUFFIX)
+    if outputs.folder is not None:
+        check_writable(outputs.folder)
+        _check_outputs(paths, files, list(captioned.values()) if outputs.burn_in else [])
+    native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
+    readings: list[VideoReading] = []
+    try:
+        with terminable():
+            unwritten = _read_all(
+                paths, files, captioned, model, params, outputs, ground_truth, on_progress, readings
+            )
+    except KeyboardInterrupt as error:
+        where = f"what they say is in {folder}" if outputs.folder is not None else "what they say is printed"
+        if outputs.folder is None and outputs.kind == "json":
+            print_json(readings)
+        raise Interrupted(
+            f"stopped after {len(readings)} of {len(paths)} videos; {where}, and the same command reads them anew"
+        ) from error
+    if len(paths) > 1:
+        num_unread = sum(reading.reason is not None for reading in readings)
+        rest = f", {num_unread} not (see above)" if num_unread else ""
+        _tell(f"{len(paths) - num_unread} of {len(paths)} videos read{rest}")
+    if unwritten:
+        raise MachineError(f"{unwritten} of {len(paths)} videos could not be written or captioned, see above")
+    return readings
+
+
+def _read_all(
+    paths: Mapping[Path, Path],
+    files: Mapping[Path, Path],
+    captioned: Mapping[Path, Path],
+    model: Path,
+    params: Params,
+    outputs: Outputs,
+    ground_truth: str | None,
+    on_progress: Callable[[int, int], None],
+    readings: list[VideoReading],
+) -> int:
+    """Fills `readings`; gives the number of videos of which something could not be written."""
+    reader = open_reader(model, params)
+    # asked for first: reading may take hours, and then be of no use
+    font = _caption_font(reader.vocabulary) if outputs.burn_in else None
+    num_unwritten = 0
+    for number, path in enumerate(paths, start=1):
+        boxes = _boxes(params) if outputs.burn_in else None
+        reading = read_video(path, reader, params, ground_truth, boxes)
+        readings.append(reading)
+        if outputs.folder is not None:
+            is_written = _write(reading, outputs.kind, files[path])
+            _tell_cer(reading, outputs.kind)
+            # the text is safe, whatever becomes of the pictures
+            if boxes is not None and font is not None and reading.reason is None:
+                is_written = _burn_in(reading, boxes, font, params, captioned[path]) and is_written
+            num_unwritten += not is_written
+        elif outputs.kind != "json":
+            # the next one may take minutes
+            _print(reading, outputs.kind, named=len(paths) > 1)
+        on_progress(number, len(paths))
+    return num_unwritten
+
+
+def print_json(readings: Sequence[VideoReading]) -> None:
+    typer.echo(
+        valid_utf8(
+            json.dumps([asdict(one) for one in readings], ensure_ascii=False, indent=2, allow_nan=False)
+        )
+    )
+
+
+def _print(reading: VideoReading, kind: Format, named: bool) -> None:
+    _tell_unread(reading)
+    if reading.reason is not None:
+        return
+    name = f"{one_line(reading.path)}: " if named else ""
+    typer.echo(f"{name}{valid_utf8(rendered(reading, kind))}", nl=False)
+    _tell_cer(reading, kind, err=kind != "text")
+
+
+def _tell_cer(reading: VideoReading, kind: Format, err: bool = True) -> None:
+    """JSON has it among its figures."""
+    if kind != "json" and reading.cer is not None:
+        typer.echo(f"CER {reading.cer:.4f} (accuracy {1 - reading.cer:.2%})", err=err)
+
+
+def _write(reading: VideoReading, kind: Format, path: Path) -> bool:
+    """Whether nothing is missing; what is goes to stderr, and the next is read all the same."""
+    _tell_unread(reading)
+    # only JSON has a place for what was not read
+    if reading.reason is not None and kind != "json":
+        return True
+    try:
+        write_reading(reading, kind, path)
+    except (OSError, DiskError) as error:
+        _tell(f"{reading.path}: {path} is not written: {_mend(error)}")
+        return False
+    return True
+
+
+def _mend(told: OSError | DiskError) -> str:
+    error = told if isinstance(told, OSError) else told.__cause__
+    assert isinstance(error, OSError), "every DiskError has one"
+    if error.errno == errno.ENAMETOOLONG:
+        return "the name is too long for a file; give the video a shorter one"
+    return f"{error.strerror or error}; make room, or give another --out"
+
+
+def _tell_unread(reading: VideoReading) -> None:
+    if reading.reason is not None:
+        _tell(f"{reading.path}: {reading.reason}")
+    for gap in reading.gaps:
+        _tell(f"{reading.path}: {gap.start_s:.2f} to {gap.end_s:.2f} s not read: {gap.reason}")
+
+
+def _tell(line: str) -> None:
+    typer.echo(one_line(line), err=True)
+
+
+def _check_outputs(
+    videos: Mapping[Path, Path], files: Mapping[Path, Path], captioned: Sequence[Path]
+) -> None:
+    """Beside a video its transcript stands, which the next ingest takes for what is said."""
+    sources = {os.path.realpath(video) for video in videos}
+    for file in (*files.values(), *captioned):
+        if os.path.realpath(file) in sources:
+            raise ConfigError(f"{file} is one of the videos, and would be written over; give another --out")
+    for video, file in files.items():
+        for other in file.parent.iterdir() if is_kind(Path.exists, file) else ():
+            is_video = other.suffix.lower() in VIDEO_SUFFIXES or os.path.realpath(other) in sources
+            if is_video and other.stem == file.stem:
+                raise ConfigError(
+                    f"{file} is there already, beside {other.name}, and may be its transcript; give another --out, "
+                    "or move it away"
+                )
+        if file.stem != videos[video].stem:
+            _tell(f"{video}: its name is taken, written to {file.name}")
+
+
+def _boxes(params: Params) -> "MouthBoxes":
+    from pipeline.inference.burn_in import MouthBoxes
+
+    return MouthBoxes(params.crop.size_px)
+
+
+def _caption_font(vocabulary: Vocabulary) -> "CaptionFont":
+    from pipeline.inference.caption_font import font_for
+
+    tables = (vocabulary.characters, vocabulary.syllables)
+    return font_for("".join(unit for table in tables if table is not None for unit in table.units))
+
+
+def _burn_in(
+    reading: VideoReading, boxes: "MouthBoxes", font: "CaptionFont", params: Params, path: Path
+) -> bool:
+    """Whether the captioned video, `path`, is there; why not goes to stderr, and the next is read all the same."""
+    from pipeline.inference.burn_in import burn_in
+
+    try:
+        with atomic_file(path) as file:
+            lost = burn_in(Path(reading.path), reading, boxes, font, params, file)
+    except (ClipRejected, av.error.FFmpegError) as error:
+        _tell(f"{reading.path}: not captioned: {error}")
+        return False
+    except (OSError, DiskError) as error:
+        _tell(f"{reading.path}: not captioned: {path} is not written: {_mend(error)}")
+        return False
+    if lost:
+        _tell(f"{reading.path}: captioned, but {lost}")
+    return True

@@ -1,0 +1,210 @@
+"""Where a video of any length is cut into clips: where no face is, where the mouth rests, else by windows.
+
+Shapes: F source frames, N frames of one face.
+
+A stretch of a video of any length, and how pictures come where lengths and gaps of preprocessing bound nothing.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ClipRejected
+from shards.schema import Reason
+from stages.mouths.cropping import MouthClip
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.main_face import lip_gap, main_face
+from stages.settings import CropParams, InferenceParams
+from stages.videos.media import Source
+from stages.videos.picture import SourceFrame
+from stages.videos.video import decode
+
+STILL = 0.03
+"""A mouth rests while the gap between its lips changes by no more than this, in distances between the eyes.
+
+Of GRID's speakers one rests with open lips: change tells a pause, width does not."""
+
+EARLIEST = 0.25
+"""No clip is made shorter than this share of `longest_s` for the sake of a pause."""
+
+LIVE_LEAST_S = 1.0
+"""Live, a clip of this length ends at the first pause."""
+
+LEAD_S = 0.2
+"""Live, what is kept of the rest before a mouth begins to move: lips part before a sound is heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A clip ends before frame `end`, the next one begins with frame `begin`: the same, or earlier for an overlap."""
+
+    end: int
+    begin: int
+
+
+def next_cut(
+    landmarks: Landmarks, crop: CropParams, params: InferenceParams, ended: bool, live: bool = False
+) -> Cut | None:
+    """Where the first clip of these frames ends; None: more frames must be seen.
+
+    `ended`: no more will come. `live`: end at the first pause instead of the best one, and part long rest from speech.
+    """
+    times_s_F = landmarks.times_s_F
+    num_frames = len(times_s_F)
+    step_s = frame_step_s(times_s_F, crop)
+    # half a frame: timestamps are ratios in floating point
+    num_longest = int(np.searchsorted(times_s_F, times_s_F[0] + params.longest_s - step_s / 2))
+    cut_frame = _first_scene_cut(landmarks, crop)
+    gap = _first_gap(landmarks, crop.max_gap_s, step_s)
+    if 0 < cut_frame <= num_longest and (gap is None or cut_frame <= gap[0]):
+        return Cut(cut_frame, cut_frame)
+    if gap is not None and gap[0] <= num_longest:
+        begin, end = gap
+        if begin > 0:
+            return Cut(begin, begin)
+        if end < num_frames or ended or num_frames > num_longest:
+            return Cut(end, end)
+        return None
+    if num_frames <= num_longest and not live:
+        return Cut(num_frames, num_frames) if ended else None
+    rests = _rests(landmarks, crop, params.min_pause_s, min(num_longest, num_frames))
+    if live:
+        cut = _live_cut(rests, times_s_F, params.min_pause_s)
+        if cut is None and ended and num_frames <= num_longest:
+            cut = Cut(num_frames, num_frames)
+        if cut is not None or num_frames <= num_longest:
+            return cut
+    middles = [(begin + end) // 2 for begin, end in rests]
+    earliest_s = times_s_F[0] + EARLIEST * params.longest_s
+    likely = [
+        (times_s_F[end - 1] - times_s_F[begin], middle)
+        for (begin, end), middle in zip(rests, middles, strict=True)
+        if times_s_F[middle] >= earliest_s
+    ]
+    if likely:
+        _, middle = max(likely)
+        return Cut(middle, middle)
+    again = int(np.searchsorted(times_s_F, times_s_F[num_longest] - params.overlap_s - step_s / 2))
+    return Cut(num_longest, max(again, 1))
+
+
+def _first_scene_cut(landmarks: Landmarks, crop: CropParams) -> int:
+    """The frame before which the speaker's shot first ends or begins; 0 without one."""
+    if not (landmarks.cut_frame_C > 0).any():
+        return 0
+    face = main_face(landmarks, crop)
+    return min((frame for frame in (face.cut_frames if face else []) if frame > 0), default=0)
+
+
+def frame_step_s(times_s_F: NDArray[np.float64], crop: CropParams) -> float:
+    """Median time between frames; one of the clip where there is but one frame."""
+    return float(np.median(np.diff(times_s_F))) if len(times_s_F) > 1 else 1 / crop.target_fps
+
+
+def _first_gap(landmarks: Landmarks, max_gap_s: float, step_s: float) -> tuple[int, int] | None:
+    """The first frames without any face that are too many to bridge: from, and to before."""
+    times_s_F = landmarks.times_s_F
+    for begin, end in runs(np.bincount(landmarks.frame_M, minlength=len(times_s_F)) == 0):
+        if times_s_F[end - 1] - times_s_F[begin] + step_s > max_gap_s + 1e-6:
+            return begin, end
+    return None
+
+
+def _rests(
+    landmarks: Landmarks, crop: CropParams, min_pause_s: float, num_frames: int
+) -> list[tuple[int, int]]:
+    """Frames, from and to before, through which the speaker's mouth rests for `min_pause_s` and more."""
+    face = main_face(landmarks, crop)
+    if face is None or not len(face.frame_N):
+        return []
+    times_s_F = landmarks.times_s_F[:num_frames]
+    gap_F = np.interp(times_s_F, landmarks.times_s_F[face.frame_N], lip_gap(face.points_NK3))
+    still_F = np.zeros(num_frames, bool)
+    end = 0
+    for begin in range(num_frames):
+        end = max(end, begin + 1)
+        low, high = gap_F[begin:end].min(), gap_F[begin:end].max()
+        while end < num_frames and max(high, gap_F[end]) - min(low, gap_F[end]) <= STILL:
+            low, high = min(low, gap_F[end]), max(high, gap_F[end])
+            end += 1
+        if times_s_F[end - 1] - times_s_F[begin] >= min_pause_s - 1e-6:
+            still_F[begin:end] = True
+    # where the face is not seen at either end, nobody knows
+    still_F[: face.frame_N[0]] = False
+    still_F[face.frame_N[-1] + 1 :] = False
+    return runs(still_F)
+
+
+def rests_throughout(landmarks: Landmarks, crop: CropParams, min_pause_s: float) -> bool:
+    """Whether nothing is said: the speaker's mouth rests from where it is seen first to where it is seen last.
+
+    What is left of a rest may be shorter than a pause.
+    """
+    face = main_face(landmarks, crop)
+    if face is None or not len(face.frame_N):
+        return False
+    first, last = int(face.frame_N[0]), int(face.frame_N[-1])
+    seen_s = float(landmarks.times_s_F[last] - landmarks.times_s_F[first])
+    rests = _rests(landmarks, crop, min(min_pause_s, seen_s), len(landmarks.times_s_F))
+    return rests == [(first, last + 1)]
+
+
+def _live_cut(rests: list[tuple[int, int]], times_s_F: NDArray[np.float64], min_pause_s: float) -> Cut | None:
+    for begin, end in rests:
+        if begin == 0:
+            lead = int(np.searchsorted(times_s_F, times_s_F[end - 1] - LEAD_S))
+            is_long = lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_LEAST_S
+            # less would be no rest by itself
+            if is_long and times_s_F[lead - 1] - times_s_F[0] >= min_pause_s - 1e-6:
+                return Cut(lead, lead)
+        elif times_s_F[begin] - times_s_F[0] >= LIVE_LEAST_S:
+            return Cut((begin + end) // 2, (begin + end) // 2)
+    return None
+
+
+def runs(are_F: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Where a condition holds without a break: from, and to before."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], are_F, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a video: its mouth, or why there is none."""
+
+    start_s: float
+    end_s: float
+    mouth: MouthClip | None
+    rejected: ClipRejected | None = None
+    first_frame: int = 0
+    """Source frame that the clip's frame_index counts from."""
+    is_rest: bool = False
+    """The mouth only rested: there is nothing to read, and no mouth here."""
+
+
+def as_it_comes(source: Source, crop: CropParams) -> Iterator[SourceFrame]:
+    """Also behind a gap, which ends preprocessing's clips."""
+    return decode(source, crop.model_copy(update={"max_gap_s": math.inf}))
+
+
+def longest_step_s(crop: CropParams, fps: float | None) -> float:
+    """From one picture to the next; what is longer is a gap."""
+    return max(crop.max_gap_s, 2 / (fps or crop.target_fps))
+
+
+def gap_piece(source: Source, start_s: float, end_s: float, crop: CropParams, first_frame: int) -> Piece:
+    error = ClipRejected(
+        Reason.TRUNCATED,
+        f"{source.name} has no pictures there for {end_s - start_s:.2f} s; crop.max_gap_s is {crop.max_gap_s:g}",
+    )
+    return Piece(start_s, end_s, None, error, first_frame)
+
+
+def oversized(source: Source, duration_s: float, params: InferenceParams) -> ClipRejected:
+    return ClipRejected(
+        Reason.OVERSIZED,
+        f"{source.name} lasts {duration_s:.0f} s or more; inference.max_video_s is {params.max_video_s:g}",
+    )

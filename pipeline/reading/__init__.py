@@ -1,1 +1,0 @@
-"""Reading any video: files, a camera; captions."""

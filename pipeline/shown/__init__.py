@@ -1,1 +1,0 @@
-"""What the verbs show on a terminal."""

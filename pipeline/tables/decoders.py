@@ -1,0 +1,146 @@
+"""`pipeline test --decoder …`: one checkpoint read by several decoders, side by side."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from model.decoding.reader import LipReader
+from model.decoding.registry import GREEDY, HEADS_OF_DECODER, learnt_decoders, unused_weights
+from model.decoding.scoring import DecoderScores, score_decoders
+from model.device import choose_device
+from model.metrics import has_words, total_counts, word_error_rate
+from model.settings import DecodeParams
+from pipeline.params import Params
+from pipeline.tables.metrics import print_normalisers, print_overlap
+from shards.errors import ConfigError
+from shards.files import Progress
+from shards.open_store import open_store
+from shards.samples import read_samples
+from stages.report import SCORING_BATCH, normaliser_of
+from stages.reports.counting import counted_clips
+from stages.reports.figures import interval_about, why_no_interval
+from stages.reports.groups import calibration_error, calibration_of, cer_interval
+from stages.reports.train_test_leakage import seen_in_training
+
+ALL = "all"
+LOG = logging.getLogger("pipeline.test")
+
+
+def compare_decoders(
+    checkpoint: Path, params: Params, names: Sequence[str], on_progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """The figures of each decoder on split report.split, the clips encoded once for all.
+
+    `names`: of decoders, or `all` for every one that the model has learnt. Seconds are of this machine, decoding
+    apart from encoding. Raises ConfigError for a name that is no decoder's, or of one that was not learnt.
+    """
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    decodes = [
+        params.decode.model_copy(update={"decoder": name}) for name in _named(names, reader, params.decode)
+    ]
+    for decode in decodes:
+        reader.open_language_model(Path(params.paths.lm), decode)
+    # a greedy decoder beside beam searches is what is to be compared
+    warnings = [unused_weights(one, reader.heads) for one in decodes if reader.decoder(one) not in GREEDY]
+    for told in dict.fromkeys(filter(None, warnings)):
+        LOG.warning(told)
+    samples = read_samples(Path(params.paths.samples), params.report.split)
+    seen = seen_in_training(Path(params.paths.samples), params.report.split)
+    scores, encode_s = score_decoders(
+        reader,
+        samples,
+        open_store(params.paths.shards, params.machine),
+        decodes,
+        batch_size=SCORING_BATCH,
+        loader=params.loader,
+        machine=params.machine,
+        on_progress=on_progress,
+    )
+    shared = {
+        "speaker_overlap": seen.num_speakers,
+        "normaliser": normaliser_of(Path(params.paths.samples)),
+        "checkpoint_normaliser": reader.normaliser,
+    }
+    return [{**_figures(one, encode_s, params), **shared} for one in scores]
+
+
+def _named(names: Sequence[str], reader: LipReader, decode: DecodeParams) -> list[str]:
+    if unknown := [name for name in names if name not in (*HEADS_OF_DECODER, "auto", ALL)]:
+        raise ConfigError(f"--decoder {unknown[0]}: known are {', '.join(HEADS_OF_DECODER)}, auto, {ALL}")
+    named: list[str] = []
+    for name in names:
+        named += learnt_decoders(reader.heads) if name == ALL else [name]
+    if "pinyin" in named and "pinyin" not in names and decode.lm_weight == 0:
+        LOG.warning("pinyin is left out: it asks the language model, and decode.lm_weight is 0")
+        named.remove("pinyin")
+    return list(dict.fromkeys(named))
+
+
+def _figures(scores: DecoderScores, encode_s: float, params: Params) -> dict[str, Any]:
+    pairs = [(clip.reference, clip.hypothesis) for clip in scores.clips]
+    counts, num_clips = total_counts(pairs), len(pairs)
+    counted = counted_clips(scores.clips)
+    interval, over = cer_interval(counted, params.report.resamples, params.report.seed)
+    return {
+        "decoder": scores.decoder,
+        "cer": counts.cer,
+        "cer_low": interval.low if interval else None,
+        "cer_high": interval.high if interval else None,
+        "cer_interval_over": over if interval else None,
+        "num_speakers": len({clip.speaker for clip in scores.clips} - {None}),
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+        "num_chars": counts.num_chars,
+        **({"wer": word_error_rate(pairs)} if has_words(reference for reference, _ in pairs) else {}),
+        "calibration_error": calibration_error(calibration_of(counted)),
+        "num_clips": num_clips,
+        "clips_per_s": num_clips / (encode_s + scores.decode_s),
+        "encode_s_per_clip": encode_s / num_clips,
+        "decode_s_per_clip": scores.decode_s / num_clips,
+    }
+
+
+def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Console) -> None:
+    """One line a decoder."""
+    encode_ms = 1e3 * rows[0]["encode_s_per_clip"]
+    table = Table(
+        title=f"split {split}: {rows[0]['num_clips']} clips, encoded once in {encode_ms:.1f} ms a clip",
+        title_justify="left",
+        caption="ECE: calibration error of the confidence; clips/s: from frames to text",
+        caption_justify="left",
+        padding=(0, 1, 0, 0),  # so that nothing is cut at 80 columns
+    )
+    table.add_column("decoder", no_wrap=True)
+    with_words = any("wer" in row for row in rows)
+    errors = ("CER", "95 % interval", "S", "D", "I", *(["WER"] if with_words else []))
+    for column in (*errors, "ECE", "clips/s", "decoding a clip, ms"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        words = [f"{row['wer']:.1%}" if "wer" in row else ""] if with_words else []
+        table.add_row(
+            row["decoder"],
+            f"{row['cer']:.1%}",
+            "–" if row["cer_low"] is None else f"{100 * row['cer_low']:.1f}–{row['cer_high']:.1%}",
+            *(f"{row[name]:,}" for name in ("substitutions", "deletions", "insertions")),
+            *words,
+            "–" if row["calibration_error"] is None else f"{row['calibration_error']:.1%}",
+            f"{row['clips_per_s']:,.1f}",
+            f"{1e3 * row['decode_s_per_clip']:,.1f}",
+        )
+    console.print(table)
+    told = {row["cer_interval_over"] for row in rows}
+    for over in told - {None}:
+        console.print(
+            f"95 % interval: bootstrap {interval_about(over, rows[0]['num_speakers'])}", style="dim"
+        )
+    if None in told:
+        console.print(f"95 % interval –: {why_no_interval(rows[0]['num_clips'])}", style="dim")
+    print_normalisers(rows[0], console)
+    print_overlap(rows[0]["speaker_overlap"], split, console)
+    if any(row["decoder"] == "syllables" for row in rows):
+        console.print("syllables: against the labels' syllables, toneless and spaced", style="dim")

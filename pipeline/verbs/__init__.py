@@ -1,1 +1,0 @@
-"""The verbs of `pipeline`: options and help, thin."""

@@ -1,0 +1,161 @@
+"""The crop stage in several jobs (a Slurm array): each crops its share, and the parts become one ledger."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from shards import schema
+from shards.errors import ConfigError, TableError
+from shards.files import fingerprint, read_table, sha256_of, write_table
+from shards.schema import SCHEMA_VERSION, Status
+from stages.clips.provenance import ledger_mark
+from stages.mouths.cropping import CODE_VERSION
+from stages.mouths.landmarks import TRACK_VERSION
+from stages.settings import CropParams
+
+_MARK = b"part_of"
+_NUMBERS = re.compile(r"\.part-(\d+)-of-(\d+)$")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was joined."""
+
+    num_jobs: int
+    num_clips: int
+    num_ok: int
+
+    def __str__(self) -> str:
+        return f"{self.num_ok} of {self.num_clips} clips ok, joined from {self.num_jobs} parts"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One job of `num_jobs`: every `num_jobs`-th clip, so that no job gets all the long ones of one speaker."""
+
+    index: int
+    num_jobs: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.num_jobs:
+            raise ConfigError(
+                f"--job-index {self.index} of --num-jobs {self.num_jobs}: indices are 0 to {self.num_jobs - 1}"
+            )
+
+    def take(self, rows: Sequence[_T]) -> Sequence[_T]:
+        return rows[self.index :: self.num_jobs]
+
+    def path(self, whole: Path) -> Path:
+        """Where this part of the file `whole` stands: beside it."""
+        return whole.with_name(f"{whole.stem}.part-{self.index:04}-of-{self.num_jobs:04}{whole.suffix}")
+
+
+def mark_of(clips_path: Path, crop: CropParams) -> dict[bytes, bytes]:
+    """Schema metadata of a part: equal marks, parts of one ledger. What only one machine sees is left out."""
+    values = crop.model_dump(mode="json", exclude={"timeout_s"})
+    versions = (CODE_VERSION, TRACK_VERSION, SCHEMA_VERSION)
+    return {_MARK: fingerprint("part", sha256_of(clips_path), values, *versions).encode()}
+
+
+def merge(
+    crop: CropParams, clips_path: Path, crops_path: Path, tracks_path: Path, num_jobs: int | None = None
+) -> Merged:
+    """Joins the parts into the tables that one job would have written, byte for byte, and removes them.
+
+    Without `num_jobs`, the parts' names tell it. Raises TableError where a part is missing, or of another
+    clips.parquet or other parameters, or its two tables are not of one run; then nothing is written and nothing
+    removed. Killed while it removes them, it names the jobs to run again, which find all in the cache.
+    """
+    clips = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
+    clip_ids = [row["clip_id"] for row in clips]
+    num_jobs = num_jobs or _num_jobs_beside(crops_path)
+    parts = [Part(index, num_jobs) for index in range(num_jobs)]
+    _refuse_missing(parts, crops_path, tracks_path)
+    mark = mark_of(clips_path, crop)[_MARK]
+    place = {clip_id: i for i, clip_id in enumerate(clip_ids)}
+    _refuse_unpaired(parts, crops_path, tracks_path)
+    crops = _joined([part.path(crops_path) for part in parts], schema.CROPS, mark, place)
+    tracks = _joined([part.path(tracks_path) for part in parts], schema.TRACKS, mark, place)
+    if crops["clip_id"].to_pylist() != clip_ids:
+        raise TableError(f"the parts of {crops_path} do not hold every clip of {clips_path} once; crop again")
+    # as in crop: where the ledger is there, the tracks are its own
+    crops_path.unlink(missing_ok=True)
+    write_table(tracks_path, tracks, schema.TRACKS)
+    marked = schema.CROPS.with_metadata(schema.CROPS.metadata | ledger_mark(clips, crop))
+    write_table(crops_path, crops, marked)
+    for part in parts:
+        # the name of the ledger's part tells the number of jobs to the next --merge
+        part.path(tracks_path).unlink()
+        part.path(crops_path).unlink()
+    return Merged(num_jobs, len(crops), crops["status"].to_pylist().count(Status.OK))
+
+
+def _num_jobs_beside(crops_path: Path) -> int:
+    names = crops_path.parent.glob(f"{crops_path.stem}.part-*{crops_path.suffix}")
+    found = sorted({int(numbers[2]) for name in names if (numbers := _NUMBERS.search(name.stem))})
+    if not found:
+        raise TableError(
+            f"no parts lie beside {crops_path}; `pipeline crop --job-index 0 --num-jobs N` and so on make them, "
+            "and a --merge that ended has removed them"
+        )
+    if len(found) > 1:
+        raise TableError(
+            f"parts of {' and of '.join(map(str, found))} jobs lie beside {crops_path}; say which with --num-jobs, "
+            "or remove the others"
+        )
+    return found[0]
+
+
+def _refuse_missing(parts: Sequence[Part], crops_path: Path, tracks_path: Path) -> None:
+    missing = [
+        part for part in parts if not (part.path(crops_path).exists() and part.path(tracks_path).exists())
+    ]
+    if missing:
+        raise TableError(
+            f"{len(missing)} of {len(parts)} parts are missing ({_some([m.path(crops_path) for m in missing])}); "
+            f"run first: pipeline crop --num-jobs {len(parts)} --job-index "
+            + ", ".join(str(part.index) for part in missing)
+        )
+
+
+def _refuse_unpaired(parts: Sequence[Part], crops_path: Path, tracks_path: Path) -> None:
+    """Each part's tracks are those of its usable face clips, else one table is of an older run than the other."""
+    for part in parts:
+        crops = read_table(part.path(crops_path), schema.CROPS, "pipeline crop")
+        tracks = read_table(part.path(tracks_path), schema.TRACKS, "pipeline crop")
+        rows = crops.select(["clip_id", "status", "track_key"]).to_pylist()
+        followed = [row["clip_id"] for row in rows if row["status"] == Status.OK and row["track_key"]]
+        if tracks["clip_id"].to_pylist() != followed:
+            raise TableError(
+                f"{part.path(tracks_path)} is not of the clips in {part.path(crops_path)}; run again: "
+                f"pipeline crop --num-jobs {part.num_jobs} --job-index {part.index}"
+            )
+
+
+def _joined(paths: Sequence[Path], table: pa.Schema, mark: bytes, place: Mapping[str, int]) -> pa.Table:
+    """Rows of all parts in the order of clips.parquet."""
+    tables = [read_table(path, table, "pipeline crop") for path in paths]
+    foreign = [
+        path for path, part in zip(paths, tables, strict=True) if part.schema.metadata.get(_MARK) != mark
+    ]
+    if foreign:
+        raise TableError(
+            f"{_some(foreign)}: made of another clips.parquet, with other crop parameters or by another version; "
+            "run these jobs again (what is unchanged comes from the cache)"
+        )
+    joined = pa.concat_tables([part.cast(table) for part in tables])
+    places = [place.get(clip_id, -1) for clip_id in joined["clip_id"].to_pylist()]
+    # in one piece, as one job writes it: the pages of the file depend on it
+    return joined.take(pa.array(np.argsort(places, kind="stable"))).combine_chunks()
+
+
+def _some(paths: Sequence[Path]) -> str:
+    names = [str(path) for path in paths]
+    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:4])} and {len(names) - 4} more"

@@ -1,0 +1,134 @@
+"""Trains the language model from the training labels or a text file, and measures it on valid.
+
+Whether the language model is of the text that params.yaml names, which DVC does not watch: a dep cannot be empty.
+
+What it was made from stands in the first line of its file (model/decoders/arpa.py); so does its normaliser, which a
+reader compares with its own when it opens the file.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from model.decoding.arpa import arpa_about, write_arpa
+from model.decoding.kneser_ney import train
+from model.decoding.ngram import perplexity
+from model.decoding.registry import asks_language_model
+from model.settings import TextParams
+from model.text import describe_mark, describe_normaliser, normalise
+from pipeline.params import Params
+from shards.enums import TRAIN_SPLIT, VALID_SPLIT
+from shards.errors import ConfigError
+from shards.files import sha256_of
+from shards.pipes import refuse_pipe
+from shards.samples import read_samples, splits_of
+
+
+def make_language_model(params: Params) -> dict[str, Any]:
+    """Writes paths.lm, with what it learnt from; gives that, its n-grams by order, and its perplexity on valid."""
+    text_hash = hashlib.sha256()
+    samples, text_file = Path(params.paths.samples), params.lm.text_file
+    if text_file:
+        labels = [label for label in _labels_of(Path(text_file), params.text, text_hash.update) if label]
+        normaliser: str | None = describe_normaliser(params.text)
+    else:
+        labels = _labels(samples, TRAIN_SPLIT)
+        # labels stand there as they were made, whatever params.yaml says by now
+        normaliser = describe_mark(pq.read_schema(samples).metadata, samples)
+    model = train(labels, params.lm.order)
+    about = {
+        # its name alone: a file that is passed on need not tell where things lie on this machine
+        "learnt_from": Path(text_file).name if text_file else f"{samples.name}, split {TRAIN_SPLIT}",
+        "text_sha256": text_hash.hexdigest() if text_file else None,
+        "normaliser": normaliser,
+    }
+    write_arpa(Path(params.paths.lm), model, about)
+    figures: dict[str, Any] = {
+        "file": params.paths.lm,
+        **about,
+        "sentences": len(labels),
+        "characters": sum(map(len, labels)),
+        "ngrams": list(model.counts),
+        "valid": None,
+    }
+    # with a text file, clips need not be packed yet
+    if samples.exists() and VALID_SPLIT in splits_of(samples):
+        foreseen = perplexity(model, _labels(samples, VALID_SPLIT))
+        figures["valid"] = {
+            "sentences": foreseen.num_texts,
+            "characters": foreseen.num_chars,
+            "perplexity": round(foreseen.perplexity, 3),
+            "out_of_vocabulary_rate": round(foreseen.num_unknown / max(foreseen.num_chars, 1), 6),
+        }
+    return figures
+
+
+def told(figures: dict[str, Any]) -> str:
+    counts = ", ".join(
+        f"{count:,} of order {order}" for order, count in enumerate(figures["ngrams"], start=1)
+    )
+    lines = [
+        f"{figures['file']}: {figures['sentences']:,} sentences, {figures['characters']:,} characters "
+        f"({figures['learnt_from']})",
+        f"n-grams: {counts}",
+    ]
+    if valid := figures["valid"]:
+        lines.append(
+            f"valid: perplexity {valid['perplexity']:.1f} a character, ends of sentences included; "
+            f"{valid['out_of_vocabulary_rate']:.2%} of {valid['characters']:,} characters are unknown to it"
+        )
+    return "\n".join(lines)
+
+
+def _labels(samples: Path, split: str) -> list[str]:
+    labels: list[str] = read_samples(samples, split, ["label"])["label"].to_pylist()
+    return labels
+
+
+def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None]) -> Iterator[str]:
+    """The lines of a UTF-8 file, normalised as transcripts are; `on_line` is given each as it stands there."""
+    number = 0
+    refuse_pipe(file)
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                on_line(line)
+                yield normalise(line.decode("utf-8-sig" if number == 1 else "utf-8"), params)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"lm.text_file: {file}, line {number} is no UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"lm.text_file: {file} cannot be read: {error}") from error
+
+
+LOG = logging.getLogger("pipeline.lm")
+
+
+def warn_of_other_text(params: Params, decoders: Sequence[str] = ()) -> None:
+    """A line where one of the decoders (decode.decoder by default) asks a language model made from another text."""
+    names = decoders or (params.decode.decoder,)
+    # auto is greedy
+    if any(name != "auto" and asks_language_model(name, params.decode) for name in names) and (
+        told := other_text_told(params)
+    ):
+        LOG.warning(told)
+
+
+def other_text_told(params: Params) -> str | None:
+    """What to warn of where paths.lm is not of lm.text_file as it is now; None too where nothing says what it is of."""
+    lm, text = Path(params.paths.lm), params.lm.text_file
+    about = arpa_about(lm)
+    if not text or about is None:
+        return None
+    learnt_from, mend = about.get("learnt_from"), "run `dvc repro -f lm`, or `pipeline lm`"
+    if not Path(text).is_file():
+        there = f"lm.text_file: {text} is not there; {lm} was made from {learnt_from}"
+        return f"{there}: put it back, or name another and {mend}"
+    if sha256_of(Path(text)) == about.get("text_sha256"):
+        return None
+    if Path(text).name == learnt_from:
+        return f"{text} has changed since {lm} was made from it: {mend}"
+    return f"{lm} was made from another text ({learnt_from}) than lm.text_file, {text}: {mend}"

@@ -1,1 +1,0 @@
-"""Videos of any length, cut into what a model can read at once."""

@@ -1,0 +1,254 @@
+"""Counts what a scored split got right and writes the report: metrics, tables, curves and the page."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from model.decoding.result import ScoredClip
+from model.metrics import (
+    chance_cer,
+    edit_counts,
+    has_words,
+    mixed_error_rate,
+    mixes_scripts,
+    total_counts,
+    unit_error_rate,
+    word_error_rate,
+)
+from model.pinyin import syllables_of
+from model.text import UNKNOWN_ID, Tokenizer
+from model.visemes import (
+    is_mandarin,
+    look_alikes,
+    look_units,
+    look_units_of_pinyin,
+    viseme_units,
+    visemes_of_pinyin,
+)
+from shards.errors import ConfigError
+from shards.files import json_bytes, table_bytes, table_from_rows, write_together
+from shards.schema import PREDICTIONS
+from stages.pages.report_page import ReportContext, render_page
+from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
+from stages.reports.csv_tables import csv_tables
+from stages.reports.figures import CountedClip, Figures, ReportFacts
+from stages.reports.groups import (
+    UNKNOWN,
+    calibration_error,
+    calibration_of,
+    cer_interval,
+    confidence_of,
+    groups_of_split,
+    quality_bins,
+    total,
+)
+
+REPORT_VERSION = 4
+"""Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
+RESAMPLES = 2_000
+NO_FACTS = ReportFacts()
+LOOK_ALIKE_GROUPS, LOOK_ALIKE_CHARACTERS = 12, 12
+
+
+def write_report(
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    context: ReportContext,
+    report_folder: Path,
+    facts: ReportFacts = NO_FACTS,
+) -> dict[str, Any]:
+    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, …) and report.html, all or none.
+
+    `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
+    stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
+    Raises ConfigError where the split has no clips.
+    """
+    figures = figures_of(scored, blind, context, facts)
+    clips = counted_clips(scored)
+    predictions = table_from_rows([_prediction(counted, facts) for counted in clips], PREDICTIONS)
+    tables = csv_tables(figures, context.curves) | {"report.html": render_page(figures, context)}
+    files = {name: text.encode() for name, text in tables.items()} | {
+        "metrics.json": json_bytes(figures.metrics),
+        "predictions.parquet": table_bytes(predictions, PREDICTIONS),
+    }
+    write_together(report_folder, files)
+    return dict(figures.metrics)
+
+
+def figures_of(
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    context: ReportContext,
+    facts: ReportFacts = NO_FACTS,
+) -> Figures:
+    """What the report says; raises ConfigError where the split has no clips."""
+    metrics = split_metrics(
+        scored,
+        blind,
+        context.split,
+        context.seed,
+        context.speaker_overlap,
+        resamples=context.resamples,
+        facts=facts,
+        num_rejected=sum(context.rejections.get(context.split, {}).values()),
+    )
+    clips = counted_clips(scored)
+    pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
+    references = [reference for reference, _ in pairs]
+    sounds = _sounds(references, facts.decoder)
+    alike = look_alikes(references)
+    worst, median, best = _examples(clips, context.num_examples)
+    return Figures(
+        metrics=metrics,
+        groups=groups_of_split(clips, facts.clips, context.fps, context.resamples, context.seed),
+        characters=character_confusions(pairs),
+        syllables=syllable_confusions(pairs, sounds.syllables) if sounds else (),
+        calibration=calibration_of(clips),
+        qualities=quality_bins(clips, facts.clips),
+        worst=worst,
+        median=median,
+        best=best,
+        look_alikes=[group[:LOOK_ALIKE_CHARACTERS] for group in alike[:LOOK_ALIKE_GROUPS]],
+        words=word_confusions(pairs) if has_words(references) and not sounds else (),
+    )
+
+
+def split_metrics(
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    split: str,
+    seed: int,
+    speaker_overlap: int | None = 0,
+    *,
+    resamples: int = RESAMPLES,
+    facts: ReportFacts = NO_FACTS,
+    num_rejected: int | None = None,
+) -> dict[str, Any]:
+    """What stands in metrics.json: shares (not per cent) and counts, null where they cannot be known.
+
+    `decode` holds the settings that the decoder used, `language_model` the identity of the file that it asked.
+    `cer_low` to `cer_high` holds 95 % of the resamples over `cer_interval_over`, all three null where that would say
+    nothing (`why_no_interval`). `chance_cer` is the mean of `chance_pairings`, whatever the seed. `normaliser` made
+    the references, `checkpoint_normaliser` the labels that were learnt. `speaker_overlap` counts the speakers that
+    were also trained on, `num_unwritable` the characters of the references that the model has no token for; they are
+    errors. `wer` is there only for text with words, `mer` (Han characters and words of other scripts) where there are
+    both, the rates of syllables, of their looks and of visemes are null unless half of the text is Han, or it is
+    pinyin that was read. `num_rejected` counts the clips of the split that have no part in anything here, for the
+    ledger rejected them: a CER falls where hard clips go. `num_without_confidence` clips have no score, and no part in
+    `calibration_error`.
+    Raises ConfigError where the split has no clips.
+    """
+    if not scored:
+        raise ConfigError(f"report.split: {split!r} has no clips to report on; name a packed split")
+    assert not blind or {clip.clip_id for clip in blind} == {clip.clip_id for clip in scored}
+    clips = counted_clips(scored)
+    pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
+    references = [reference for reference, _ in pairs]
+    chance, counts = chance_cer(pairs), total(clips)
+    interval, over = cer_interval(clips, resamples, seed)
+    sounds = _sounds(references, facts.decoder)
+    metrics: dict[str, Any] = {
+        "split": split,
+        "decoder": facts.decoder,
+        "decode": facts.decode,
+        "language_model": facts.language_model,
+        "checkpoint": facts.checkpoint,
+        "normaliser": facts.normaliser,
+        "checkpoint_normaliser": facts.checkpoint_normaliser,
+        "num_clips": len(clips),
+        "num_rejected": num_rejected,
+        "num_speakers": len({counted.clip.speaker for counted in clips} - {None}),
+        "num_chars": counts.num_chars,
+        "cer": counts.cer,
+        "cer_low": interval.low if interval else None,
+        "cer_high": interval.high if interval else None,
+        "cer_interval_over": over if interval else None,
+        "cer_mean": fmean(counted.counts.cer for counted in clips),
+        "accuracy": counts.accuracy,
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+        "num_unwritable": None if facts.table is None else _num_unwritable(references, facts.table),
+        "syllable_error_rate": unit_error_rate(pairs, sounds.syllables) if sounds else None,
+        "look_error_rate": unit_error_rate(pairs, sounds.looks) if sounds else None,
+        "viseme_error_rate": unit_error_rate(pairs, sounds.visemes) if sounds else None,
+        "calibration_error": calibration_error(calibration_of(clips)),
+        "num_without_confidence": sum(math.isnan(counted.clip.score) for counted in clips),
+        "blind_cer": total_counts((c.reference, c.hypothesis) for c in blind).cer if blind else None,
+        "chance_cer": chance.cer if chance else None,
+        "chance_pairings": chance.num_pairings if chance else None,
+        "speaker_overlap": speaker_overlap,
+    }
+    if has_words(references):
+        metrics["wer"] = word_error_rate(pairs)
+    if mixes_scripts(references):
+        metrics["mer"] = mixed_error_rate(pairs)
+    return metrics
+
+
+class _Sounds(NamedTuple):
+    """What makes syllables, their looks, and visemes, of a text."""
+
+    syllables: Callable[[str], Sequence[str]]
+    looks: Callable[[str], Sequence[str]]
+    visemes: Callable[[str], Sequence[str]]
+
+
+def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
+    """None where little of the text is Mandarin."""
+    if decoder == "syllables":
+        return _Sounds(str.split, look_units_of_pinyin, visemes_of_pinyin)
+    return _Sounds(syllables_of, look_units, viseme_units) if is_mandarin(references) else None
+
+
+def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:
+    """In a fixed order, so that chance CER and files do not depend on how the clips were batched."""
+    return [
+        CountedClip(clip, edit_counts(clip.reference, clip.hypothesis))
+        for clip in sorted(scored, key=lambda clip: clip.clip_id)
+    ]
+
+
+def _num_unwritable(references: Sequence[str], table: Tokenizer) -> int:
+    units = (text.split(table.joiner) if table.joiner else text for text in references)
+    return sum(table.encode(text).count(UNKNOWN_ID) for text in units)
+
+
+def _examples(
+    clips: Sequence[CountedClip], wanted: int
+) -> tuple[Sequence[CountedClip], Sequence[CountedClip], Sequence[CountedClip]]:
+    """The worst, the median and the best clips, each clip at most once; of equals the one with more text is shown."""
+    num = min(wanted, -(-len(clips) // 3))
+    worst_first = sorted(clips, key=lambda c: (-c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
+    worst = worst_first[:num]
+    best_first = sorted(worst_first[num:], key=lambda c: (c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
+    best = best_first[:num]
+    between = best_first[num:]
+    # with as many left out at either end, the middle of the rest is the middle of all
+    start = (len(between) - min(wanted, len(between))) // 2
+    return worst, between[start : start + wanted][::-1], best
+
+
+def _prediction(counted: CountedClip, facts: ReportFacts) -> dict[str, Any]:
+    clip, counts = counted.clip, counted.counts
+    known = facts.clips.get(clip.clip_id, UNKNOWN)
+    return {
+        "clip_id": clip.clip_id,
+        "split": clip.split,
+        "speaker": clip.speaker,
+        "gender": known.gender,
+        "age": known.age,
+        "topic": clip.topic,
+        "num_frames": clip.num_frames,
+        "num_chars": counts.num_chars,
+        "reference": clip.reference,
+        "hypothesis": clip.hypothesis,
+        "cer": counts.cer,
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+        "score": clip.score,
+        "confidence": confidence_of(counted),
+    }

@@ -1,0 +1,189 @@
+"""The tables of a corpus side by side, clip by clip: what its figures are counted on.
+
+The same video in several splits, under whatever names: its crops have one cache key.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from shards.errors import TableError
+from shards.schema import CLIPS, CROPS, SAMPLES
+from stages.corpora.transcript import split_rank
+
+_log = logging.getLogger(__name__)
+
+ROWS_A_PASS = 4_000_000
+"""Clips whose ids are joined at once: 0.5 GB. Ten million at once take 1.7 of the 2 GB."""
+
+UNKNOWN = "(unknown)"
+"""What stands for a topic that the corpus does not tell."""
+
+TABLES = {
+    "clips": (CLIPS, "pipeline ingest"),
+    "crops": (CROPS, "pipeline crop"),
+    "samples": (SAMPLES, "pipeline pack"),
+}
+_WORDS = {
+    "split": "clips.split",
+    "speaker": "clips.speaker",
+    "topic": "clips.topic",
+    "reason": "crops.reason",
+    "media_kind": "clips.media_kind",
+}
+"""Columns of few different words; an ENUM of a word takes 1 to 4 bytes a clip, a string 16 and more."""
+
+_CREATE_JOINED = """
+    CREATE TEMP TABLE joined (
+        split split_word, speaker speaker_word, topic topic_word, reason reason_word,
+        media_kind media_kind_word, num_chars INTEGER,
+        is_ok BOOLEAN, duration_us BIGINT, num_frames INTEGER, packed BOOLEAN, kept BOOLEAN, content UBIGINT
+    )
+"""
+_INSERT_JOINED = """
+    INSERT INTO joined
+    SELECT c.split, c.speaker, c.topic, r.reason, c.media_kind, c.num_chars, r.status = 'ok',
+        round(r.duration_s::DOUBLE * 1e6)::BIGINT, r.num_frames,
+        s.clip_id IS NOT NULL, NOT $has_crops OR r.status = 'ok',
+        CASE WHEN r.clip_key IS NOT NULL THEN hash(r.clip_key) END
+    FROM (FROM clips WHERE {part}) c
+    LEFT JOIN (FROM crops WHERE {part}) r USING (clip_id)
+    LEFT JOIN (SELECT clip_id FROM samples WHERE {part}) s USING (clip_id)
+"""
+_COMPARE = """
+    SELECT coalesce(sum(num_rows) FILTER (c.clip_id IS NULL), 0), count(*) FILTER (num_rows IS NULL),
+        coalesce(sum(num_rows - 1), 0)
+    FROM (SELECT clip_id FROM clips WHERE {part}) c
+    FULL JOIN (SELECT clip_id, count(*) AS num_rows FROM {table} WHERE {part} GROUP BY ALL) t USING (clip_id)
+"""
+
+
+def join_tables(
+    connection: duckdb.DuckDBPyConnection, paths: Mapping[str, Path | None], *, leave_out_others: bool
+) -> dict[str, bool]:
+    """Makes the table `joined`, one row a clip; gives `has_crops` and `has_samples`.
+
+    The connection has the TABLES as views, those whose path is None empty. Raises TableError where one of them is
+    not of the clips; with `leave_out_others`, one of other clips is told of, emptied and taken as missing.
+    """
+    if not _count(connection, "clips"):
+        raise TableError(f"{paths['clips']} holds no clip; run `pipeline ingest` on a corpus that has some")
+    has = {f"has_{name}": paths[name] is not None for name in ("crops", "samples")}
+    _join(connection, has["has_crops"])
+    if not _is_whole(connection, has["has_crops"]):
+        # only then is it worth the time to look at each table for what is wrong
+        for name in ("crops", "samples"):
+            if path := paths[name]:
+                has[f"has_{name}"] = is_of_clips(
+                    connection, name, path, TABLES[name][0], leave_out=leave_out_others
+                )
+        _join(connection, has["has_crops"])
+    return has
+
+
+def is_of_clips(
+    connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, *, leave_out: bool
+) -> bool:
+    """Whether table `name` is of the clips; one that is not is an error, or emptied where it may be left out."""
+    verb, is_whole = {"crops": ("pipeline crop", True), "samples": ("pipeline pack", False)}[name]
+    foreign = absent = doubled = 0
+    for part in _parts(connection):
+        ((unknown, missing, again),) = connection.execute(_COMPARE.format(table=name, part=part)).fetchall()
+        foreign, absent, doubled = foreign + unknown, absent + missing, doubled + again
+    is_other = foreign or (is_whole and absent)
+    if not is_other and not doubled:
+        return True
+    told = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
+    told += f", {absent} missing)" if is_whole else ")"
+    if doubled or not leave_out:
+        raise TableError(f"{told}; run `{verb}` again")
+    _log.warning("%s: left out of these figures; `%s` makes it anew", told, verb)
+    connection.register(name, schema.empty_table())
+    return False
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+def num_parts_of(connection: duckdb.DuckDBPyConnection) -> int:
+    """In how many parts a key of each clip fits into memory."""
+    return 1 + _count(connection, "clips") // ROWS_A_PASS
+
+
+def _parts(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """Conditions that part the clips, so that the ids of one part fit into memory."""
+    num_parts = num_parts_of(connection)
+    for number in range(num_parts):
+        # in the text: with a parameter DuckDB divides in 128 bits, which takes several times as long
+        yield f"hash(clip_id) % {num_parts} = {number}"
+
+
+def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
+    """Makes the table `joined`: what the figures need of each clip, in some 40 bytes."""
+    connection.execute("DROP TABLE IF EXISTS joined")
+    for name, column in _WORDS.items():
+        table = column.split(".")[0]
+        connection.execute(f"DROP TYPE IF EXISTS {name}_word")
+        # in the order of the words, so that sorting by either is the same; '' since an ENUM of none is refused
+        connection.execute(
+            f"CREATE TYPE {name}_word AS ENUM (SELECT '' AS word UNION "
+            f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL ORDER BY word)"
+        )
+    connection.execute(_CREATE_JOINED)
+    for part in _parts(connection):
+        connection.execute(_INSERT_JOINED.format(part=part), {"has_crops": has_crops})
+
+
+def _is_whole(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> bool:
+    """Whether every row of every table stands in `joined`, and none of them twice."""
+    num_clips, num_crops, num_samples = (_count(connection, name) for name in TABLES)
+    ((rows, with_crop, packed),) = connection.execute(
+        "SELECT count(*), count(is_ok), count(*) FILTER (packed) FROM joined"
+    ).fetchall()
+    return (rows, with_crop, packed) == (num_clips, num_clips if has_crops else 0, num_samples) and (
+        num_crops == with_crop
+    )
+
+
+EXAMPLES = 5
+
+# content: hash of the cache key, table `joined`; parts of it, so that the groups fit into memory
+_CREATE_COPIED = "CREATE OR REPLACE TEMP TABLE copied (content UBIGINT)"
+_INSERT_COPIED = """
+    INSERT INTO copied SELECT content FROM joined
+    WHERE kept AND content IS NOT NULL AND content % {num_parts} = {number}
+    GROUP BY content HAVING min(split) <> max(split)
+"""
+_EXAMPLES = """
+    SELECT list(clip_id ORDER BY clip_id)[:{limit}] FROM crops
+    WHERE status = 'ok' AND hash(clip_key) IN (SELECT content FROM copied ORDER BY content LIMIT {limit})
+    GROUP BY clip_key ORDER BY ALL
+"""
+
+
+def copies_across_splits(connection: duckdb.DuckDBPyConnection, num_parts: int) -> dict[str, Any]:
+    """Of the ok clips: `num_videos` that are in several splits, the `clips` of each split that show one of them.
+
+    `examples` lists the first ids of the clips of a few such videos. A score on a clip that was learnt by heart says
+    nothing, whoever speaks in it.
+    """
+    connection.execute(_CREATE_COPIED)
+    for number in range(num_parts):
+        connection.execute(_INSERT_COPIED.format(num_parts=num_parts, number=number))
+    ((num_videos,),) = connection.execute("SELECT count(*) FROM copied").fetchall()
+    clips = dict(
+        connection.execute(
+            "SELECT split, count(*) FROM joined SEMI JOIN copied USING (content) WHERE kept GROUP BY split"
+        ).fetchall()
+    )
+    examples = connection.execute(_EXAMPLES.format(limit=EXAMPLES)).fetchall() if num_videos else []
+    return {
+        "num_videos": num_videos,
+        "clips": {split: clips[split] for split in sorted(clips, key=split_rank)},
+        "examples": [clip_ids for (clip_ids,) in examples],
+    }

@@ -1,0 +1,304 @@
+"""The training loop: streams the shards, accumulates, validates, checkpoints, goes on where it stood."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from model.checkpoints import save_checkpoint
+from model.exports.safetensors_file import write_weights
+from model.networks.network import num_parameters
+from model.progress import Progress
+from model.runs import RunFolder, alone_in, logger, refuse_foreign_checkpoints, training_log
+from model.training import schedule
+from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
+from model.training.fine_tuning import to_training_mode
+from model.training.job import TrainingJob, TrainingSummary
+from model.training.last_checkpoint import save_last
+from model.training.metric_logger import Watch
+from model.training.pixel_statistics import with_gray_levels
+from model.training.quarantine import Quarantine
+from model.training.ranks import joined, warnings_alone
+from model.training.run_messages import tell_left_out, tell_start
+from model.training.step import StepFigures, set_up
+from model.training.step_profiling import choose_threads, known_flops_a_frame
+from model.training.stopping import StopSignals
+from model.training.training_data import TrainingData
+from model.training.training_state import run_of
+from model.training.validation import Validated, validate
+from shards.errors import Interrupted, TrainingError
+from shards.plan import EpochPlan
+from shards.stream import ClipBatch, ShardStream
+
+SAVE_EVERY_S = 60.0
+SKIPPED_IN_A_ROW = 3
+"""Steps left out one after the other that end a training."""
+
+
+def train(job: TrainingJob) -> TrainingSummary:
+    """Trains to the end, or says that it was done before; publishes to `job.checkpoints` and `job.logs`.
+
+    Goes on by itself where a run of the same fingerprint was interrupted. Started by torchrun, the processes
+    train one model together, and the first of them writes. Raises TrainingError, ShardError, CheckpointError,
+    MachineError; Interrupted after SIGTERM or Ctrl-C.
+    """
+    with joined() as ranks:
+        refuse_foreign_checkpoints(job.checkpoints)
+        data = TrainingData(job, ranks)
+        run = run_of(job, data)
+        with alone_in(run.folder) if ranks.is_first else contextlib.nullcontext():
+            data.model = with_gray_levels(job, run, data.samples, ranks)
+            trainer = _Trainer(job, data, run)
+            with training_log(run, job.logs) if ranks.is_first else warnings_alone(logger):
+                try:
+                    return trainer.train()
+                finally:
+                    trainer.state.learner = trainer.state.network  # see Ranks.wrap
+
+
+class _Trainer:
+    """The same on all ranks, which take the same way: what calls a method of `ranks` is called by all of them."""
+
+    def __init__(self, job: TrainingJob, data: TrainingData, run: RunFolder) -> None:
+        self.job, self.data, self.run = job, data, run
+        self.ranks = ranks = data.ranks
+        self.device = ranks.device(job.machine.device)
+        self.quarantine = Quarantine(run.quarantine, job.loader.max_bad_fraction, ranks)
+        self.step = set_up(job, data, self.device, ranks)
+        self.state, self.precision = self.step.state, self.step.precision
+        # what cannot be read with is said before an epoch is trained
+        self.state.reader(self.precision).decoder(job.decode)
+        self.stop = self.step.stop = StopSignals()
+        self.watch: Watch | None = None
+        """Of the first rank."""
+        self.flops_a_frame = 0.0
+        """Of a training step; 0 until the first batch was seen, and where no device's peak is known."""
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
+
+    # -- the whole -------------------------------------------------------------------------------------
+
+    def train(self) -> TrainingSummary:
+        job, run = self.job, self.run
+        resumed_from = self.state.restore(run)
+        progress = self.progress
+        self._refuse_torn_ranks()
+        self.state.learner = self.ranks.wrap(self.state.network)
+        finished_before = progress.is_over(job.train)
+        if self.ranks.is_first:
+            if job.resume:
+                self.quarantine.take_over(job.resume)
+            self.quarantine.go_on_from(progress.epoch, progress.batches_done)
+            run.start(job.config_text, self.data.vocabulary.characters.to_json())
+            if not finished_before:
+                tell_start(job, self.data, self.state, run, self.precision, resumed_from)
+        with self._watching():
+            if finished_before:
+                self._tell_finished()
+            else:
+                self._train_epochs()
+        if self.ranks.is_first:
+            self.quarantine.tell_whole(progress.bad_readings, progress.epoch)
+            self._publish_logs()
+            write_weights(run)
+            run.publish(job.checkpoints)
+        return TrainingSummary(
+            epochs=progress.epoch,
+            best_epoch=progress.best_epoch,
+            best_val_cer=progress.best_val_cer if math.isfinite(progress.best_val_cer) else None,
+            num_parameters=num_parameters(self.state.network),
+            seconds=progress.total_s,
+            already_done=finished_before,
+        )
+
+    def _train_epochs(self) -> None:
+        job, progress = self.job, self.progress
+        stream, valid_stream = self.data.streams(pin_memory=self.device.type == "cuda")
+        choose_threads(self.step, stream)
+        self.flops_a_frame = known_flops_a_frame(self.step, stream)
+        with self.stop.noted():
+            while not progress.is_over(job.train):
+                plan = self.data.epoch(progress.epoch)
+                if progress.batches_done == 0:
+                    tell_left_out(plan, self.data.samples, job.loader, progress.epoch)
+                self._train_epoch(stream, plan)
+                self._end_epoch(valid_stream, plan)
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        if not self.ranks.is_first:
+            yield
+            return
+        with contextlib.closing(Watch(self.job, self.run, self.progress)) as self.watch:
+            yield
+
+    def _refuse_torn_ranks(self) -> None:
+        """TrainingError where the ranks would go on from different places."""
+        progress = self.progress
+        places = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
+        if (places != places[0]).any():
+            raise TrainingError(
+                f"the processes found different checkpoints, {places.tolist()} (epoch, batches, steps): "
+                f"{self.job.resume or self.run.folder} must be a file or folder that all machines share"
+            )
+
+    # -- one epoch -------------------------------------------------------------------------------------
+
+    def _train_epoch(self, stream: ShardStream, plan: EpochPlan) -> None:
+        """The windows of the epoch from where progress stands."""
+        num_batches = len(plan.batches)
+        progress, accumulation = self.progress, self.job.train.accumulation_steps
+        to_training_mode(self.state.network, self.job.train)
+        batches = stream.batches(plan.batches, progress.batches_done)
+        last_save = time.monotonic()
+        while progress.batches_done < num_batches:
+            start = time.monotonic()
+            size = min(accumulation, num_batches - progress.batches_done)
+            window = [next(batches) for _ in range(size)]
+            progress.wait_s += time.monotonic() - start
+            bad_clips = progress.bad_clips
+            if self._set_bad_aside(window, plan):
+                # a warm-up that began at 0 would waste its first step: the rate is that at the step's middle
+                middle = (progress.batches_done + size / 2) / num_batches
+                try:
+                    self._take(self.step(window, progress.epoch, progress.epoch + middle))
+                except Interrupted:
+                    progress.bad_clips = bad_clips  # the window is read again
+                    self._stop_if_asked()
+                    raise
+            progress.batches_done += size
+            progress.seconds += time.monotonic() - start
+            if self.job.on_batch and self.ranks.is_first:
+                self.job.on_batch(progress.epoch, progress.batches_done, num_batches, progress.mean_loss)
+            self._stop_if_asked()
+            if self.ranks.any(self.ranks.is_first and time.monotonic() - last_save > SAVE_EVERY_S):
+                self._save_last()
+                last_save = time.monotonic()
+
+    def _take(self, figures: StepFigures) -> None:
+        progress = self.progress
+        progress.clips_seen += figures.num_clips
+        if figures.was_taken:
+            progress.loss_sum += figures.loss_sum
+            progress.chars_seen += figures.num_chars
+            progress.steps += 1
+            if math.isfinite(figures.gradient_norm):  # it is not where float16 overflowed
+                progress.gradient_norm_sum += figures.gradient_norm
+                progress.steps_in_epoch += 1
+            progress.skipped_in_a_row = []
+        else:
+            progress.skipped_steps += 1
+            progress.skipped_in_a_row.append(", ".join(self.ranks.lines(figures.skipped)))
+        if self.watch:
+            self.watch.step(progress, figures)
+        if len(progress.skipped_in_a_row) >= SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{len(progress.skipped_in_a_row)} steps in a row had no finite loss or gradient, in epoch "
+                f"{progress.epoch}: {'; '.join(progress.skipped_in_a_row)}. Look at these clips (`pipeline query`), "
+                "or lower train.learning_rate"
+            )
+
+    def _set_bad_aside(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
+        """Tells of the bad samples of all ranks; whether any rank has a clip left."""
+        progress, quarantine = self.progress, self.quarantine
+        if quarantine.max_fraction == 0:
+            return True  # a bad sample is an error of the stream
+        if num_bad := quarantine.add(progress.epoch, progress.batches_done, [batch.bad for batch in window]):
+            progress.bad_clips += num_bad
+            quarantine.refuse_too_many(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+        return self.ranks.any(any(batch.clip_ids for batch in window))
+
+    def _stop_if_asked(self) -> None:
+        """Interrupted on all ranks as soon as a signal has come to one of them."""
+        if not self.ranks.any(self.stop.has_come):
+            return
+        self._save_last()
+        raise Interrupted(
+            f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; "
+            + ("the same command without --resume" if self.job.resume else "the same command")
+            + " goes on from there"
+        )
+
+    # -- the end of an epoch -----------------------------------------------------------------------------
+
+    def _end_epoch(self, valid_stream: ShardStream, plan: EpochPlan) -> None:
+        """Validates, logs, checkpoints, and moves on to the next epoch."""
+        job, data, progress, epoch = self.job, self.data, self.progress, self.progress.epoch
+        is_last = epoch + 1 == job.train.num_epochs
+        validated: Validated | None = None
+        if data.valid_batches and (epoch % job.train.valid_every == 0 or is_last):
+            reader = self.state.reader(self.precision)
+            validated = validate(job, data, reader, valid_stream, self.ranks, self._stop_if_asked)
+        # with nothing to choose by, the last one is the best
+        is_best = is_last and not data.valid_batches
+        if validated:
+            is_best = progress.take_validated(validated.loss, validated.cer)
+        progress.best_epoch = epoch if is_best else progress.best_epoch
+        self._tell_epoch(plan, validated)
+        if progress.stopped_early(job.train):
+            logger.info(
+                "%d validations without a better CER than %.4f of epoch %d: training ends (train.patience)",
+                job.train.patience,
+                progress.best_val_cer,
+                progress.best_epoch,
+            )
+            is_last = True
+        progress.next_epoch()
+        files = [self.run.best] if is_best else []
+        if epoch % job.train.checkpoint_every == 0 or is_last:
+            files.append(self.run.epoch_checkpoint(epoch))
+        state = self.state.as_checkpoint(validated.loss if validated else None)
+        if self.ranks.is_first:
+            for file in files:
+                save_checkpoint(file, state)
+            save_last(self.run, state)
+            self._publish_logs()
+
+    def _tell_epoch(self, plan: EpochPlan, validated: Validated | None) -> None:
+        """A row of the curves, and a line of the log."""
+        job, progress = self.job, self.progress
+        curve = curve_of(
+            progress,
+            plan,
+            schedule.learning_rate(job.train, progress.epoch + 1),
+            validated.loss if validated else None,
+            validated.cer if validated else None,
+            peak_memory_mb(self.device),
+            self._flop_utilisation(plan),
+        )
+        logger.info(epoch_line(curve))
+        progress.curves.append(curve)
+        if self.watch:
+            self.quarantine.tell(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+            self.watch.epoch(curve, validated.clips if validated else [])
+
+    def _flop_utilisation(self, plan: EpochPlan) -> float | None:
+        """Of this rank's device, over the whole epoch, with what it waited for data."""
+        flops = self.flops_a_frame * plan.padded_frames / self.ranks.world_size
+        return flop_utilisation(flops, self.progress.seconds, self.device)
+
+    # -- what is written ---------------------------------------------------------------------------------
+
+    def _publish_logs(self) -> None:
+        self.run.write_curves(self.progress.curves, self.job.logs)
+        self.quarantine.publish(self.job.logs)
+
+    def _save_last(self) -> None:
+        state = self.state.as_checkpoint(None)
+        if self.ranks.is_first:
+            save_last(self.run, state)
+
+    def _tell_finished(self) -> None:
+        """Of a run that was resumed from a checkpoint alone, that is the best model."""
+        progress, is_missing = self.progress, not self.run.best.exists()
+        why = ", for want of a better CER (train.patience)" if progress.stopped_early(self.job.train) else ""
+        logger.info("run %s is finished already: %d epochs%s", self.run.folder.name, progress.epoch, why)
+        if is_missing:
+            progress.best_epoch = progress.epoch - 1
+        state = self.state.as_checkpoint(None)
+        if is_missing and self.ranks.is_first:
+            save_checkpoint(self.run.best, state)
