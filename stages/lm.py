@@ -18,37 +18,42 @@ from model.decoding.arpa import arpa_about, write_arpa
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import perplexity
 from model.decoding.registry import asks_language_model
-from model.settings import TextParams
+from model.settings import DecodeParams, LmParams, TextParams
 from model.text import describe_mark, describe_normaliser, normalise
-from pipeline.params import Params
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError
 from shards.files import sha256_of
 from shards.pipes import refuse_pipe
 from shards.samples import read_samples, splits_of
 
+LOG = logging.getLogger("pipeline.lm")
 
-def make_language_model(params: Params) -> dict[str, Any]:
-    """Writes paths.lm, with what it learnt from; gives that, its n-grams by order, and its perplexity on valid."""
+
+def make_language_model(samples: Path, lm: Path, params: LmParams, text: TextParams) -> dict[str, Any]:
+    """Writes the ARPA file `lm`; returns its source, its number of n-grams by order, and its perplexity on valid.
+
+    It learns from `params.text_file` where there is one, otherwise from the training labels of `samples`.
+    Raises ConfigError where the text file cannot be read, or is not UTF-8.
+    """
     text_hash = hashlib.sha256()
-    samples, text_file = Path(params.paths.samples), params.lm.text_file
+    text_file = params.text_file
     if text_file:
-        labels = [label for label in _labels_of(Path(text_file), params.text, text_hash.update) if label]
-        normaliser: str | None = describe_normaliser(params.text)
+        labels = [label for label in _labels_of(Path(text_file), text, text_hash.update) if label]
+        normaliser: str | None = describe_normaliser(text)
     else:
         labels = _labels(samples, TRAIN_SPLIT)
         # labels stand there as they were made, whatever params.yaml says by now
         normaliser = describe_mark(pq.read_schema(samples).metadata, samples)
-    model = train(labels, params.lm.order)
+    model = train(labels, params.order)
     about = {
         # its name alone: a file that is passed on need not tell where things lie on this machine
         "learnt_from": Path(text_file).name if text_file else f"{samples.name}, split {TRAIN_SPLIT}",
         "text_sha256": text_hash.hexdigest() if text_file else None,
         "normaliser": normaliser,
     }
-    write_arpa(Path(params.paths.lm), model, about)
+    write_arpa(lm, model, about)
     figures: dict[str, Any] = {
-        "file": params.paths.lm,
+        "file": str(lm),
         **about,
         "sentences": len(labels),
         "characters": sum(map(len, labels)),
@@ -104,22 +109,18 @@ def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None])
         raise ConfigError(f"lm.text_file: {file} cannot be read: {error}") from error
 
 
-LOG = logging.getLogger("pipeline.lm")
-
-
-def warn_of_other_text(params: Params, decoders: Sequence[str] = ()) -> None:
-    """A line where one of the decoders (decode.decoder by default) asks a language model made from another text."""
-    names = decoders or (params.decode.decoder,)
+def warn_of_other_text(lm: Path, text_file: str, decode: DecodeParams, decoders: Sequence[str] = ()) -> None:
+    """Logs a warning where a decoder (`decode.decoder` by default) uses a language model of another text."""
+    names = decoders or (decode.decoder,)
     # auto is greedy
-    if any(name != "auto" and asks_language_model(name, params.decode) for name in names) and (
-        told := other_text_told(params)
+    if any(name != "auto" and asks_language_model(name, decode) for name in names) and (
+        warning := other_text_warning(lm, text_file)
     ):
-        LOG.warning(told)
+        LOG.warning(warning)
 
 
-def other_text_told(params: Params) -> str | None:
-    """What to warn of where paths.lm is not of lm.text_file as it is now; None too where nothing says what it is of."""
-    lm, text = Path(params.paths.lm), params.lm.text_file
+def other_text_warning(lm: Path, text: str) -> str | None:
+    """The warning where `lm` was not made from lm.text_file (`text`) as it is now; None where that is not known."""
     about = arpa_about(lm)
     if not text or about is None:
         return None

@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,32 @@ from model.pinyin import syllables_of
 from model.settings import DecodeParams
 from model.text import describe_mark
 from shards import schema
-from shards.files import Progress, file_identity, read_table
+from shards.files import (
+    Progress,
+    file_identity,
+    json_bytes,
+    read_table,
+    table_bytes,
+    table_from_rows,
+    write_together,
+)
 from shards.pipes import refuse_pipe
 from shards.samples import read_samples
+from shards.schema import PREDICTIONS
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
 from shards.stream import read_sample
-from stages.pages.report_page import ModelFacts, ReportContext
-from stages.reports.counting import write_report
-from stages.reports.figures import ClipFacts, ReportFacts
+from stages.pages.report_page import render_page
+from stages.reports.counting import NO_FACTS, counted_clips, figures_of
+from stages.reports.csv_tables import csv_tables
+from stages.reports.figures import ClipFacts, CountedClip, ModelFacts, ReportContext, ReportFacts
+from stages.reports.groups import UNKNOWN, confidence_of
 from stages.reports.train_test_leakage import seen_in_training
 from stages.settings import CorpusParams, ReportParams
 from stages.statistics.quality import QUALITIES
 
+REPORT_VERSION = 4
+"""Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
 SCORING_BATCH = 32
 LOG = logging.getLogger(__name__)
 
@@ -158,6 +171,54 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         fps=reader.fps,
     )
     return write_report(scored, blind, context, job.report, facts)
+
+
+def write_report(
+    scored: Sequence[ScoredClip],
+    blind: Sequence[ScoredClip],
+    context: ReportContext,
+    report_folder: Path,
+    facts: ReportFacts = NO_FACTS,
+) -> dict[str, Any]:
+    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, …) and report.html, all or none.
+
+    `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
+    stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
+    Raises ConfigError where the split has no clips.
+    """
+    figures = figures_of(scored, blind, context, facts)
+    clips = counted_clips(scored)
+    predictions = table_from_rows([_prediction(counted, facts) for counted in clips], PREDICTIONS)
+    tables = csv_tables(figures, context.curves) | {"report.html": render_page(figures, context)}
+    files = {name: text.encode() for name, text in tables.items()} | {
+        "metrics.json": json_bytes(figures.metrics),
+        "predictions.parquet": table_bytes(predictions, PREDICTIONS),
+    }
+    write_together(report_folder, files)
+    return dict(figures.metrics)
+
+
+def _prediction(counted: CountedClip, facts: ReportFacts) -> dict[str, Any]:
+    clip, counts = counted.clip, counted.counts
+    known = facts.clips.get(clip.clip_id, UNKNOWN)
+    return {
+        "clip_id": clip.clip_id,
+        "split": clip.split,
+        "speaker": clip.speaker,
+        "gender": known.gender,
+        "age": known.age,
+        "topic": clip.topic,
+        "num_frames": clip.num_frames,
+        "num_chars": counts.num_chars,
+        "reference": clip.reference,
+        "hypothesis": clip.hypothesis,
+        "cer": counts.cer,
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+        "score": clip.score,
+        "confidence": confidence_of(counted),
+    }
 
 
 def reading_facts(

@@ -11,7 +11,6 @@ from model.bootstrap import Over
 from model.decoding.ctc_spikes import Spike, Spikes
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, edit_counts
-from stages.pages.report_page import ModelFacts, ReportContext
 from stages.reports.figures import (
     CalibrationBin,
     Confusion,
@@ -19,7 +18,9 @@ from stages.reports.figures import (
     Figures,
     Group,
     Interval,
+    ModelFacts,
     QualityBin,
+    ReportContext,
 )
 
 HOSTILE = "<script>alert('嘴')</script>\"'&amp;"

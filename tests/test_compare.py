@@ -24,8 +24,8 @@ from shards.errors import ConfigError, TableError
 from shards.files import read_table, write_table
 from shards.schema import PREDICTIONS
 from stages.pages.compare_page import compare_page, verdict
+from stages.report import write_report
 from stages.reports.compare import ComparedClip, compare, paired_difference
-from stages.reports.counting import write_report
 from stages.reports.figures import ReportFacts
 from tests.test_report import HOSTILE, READ, made_clips, made_context
 

@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from stages.pages.compare_page import compare_page
+from stages.report import write_report
 from stages.reports.compare import compare
-from stages.reports.counting import write_report
 from tests.test_report import HOSTILE, READ, made_clips, made_context
 
 pytestmark = pytest.mark.browser

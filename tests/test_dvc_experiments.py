@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from pipeline.command import STAGES
-from stages.reports.counting import write_report
+from stages.report import write_report
 from tests.dvc_stages import DECLARED, ROOT, SMALL, dvc, params_of
 from tests.test_report import READ, made_clips, made_context
 

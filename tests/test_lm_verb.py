@@ -47,7 +47,8 @@ def labels(split: str) -> list[str]:
 
 
 def made(*assignments: str) -> dict[str, object]:
-    return make_language_model(load_params(Path("params.yaml"), assignments=assignments))
+    values = load_params(Path("params.yaml"), assignments=assignments)
+    return make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
 
 
 def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
@@ -162,7 +163,8 @@ def test_a_model_of_another_text_is_told(workplace: Path, caplog: pytest.LogCapt
 
     def told(*assignments: str, decoders: Sequence[str] = ()) -> list[str]:
         caplog.clear()
-        warn_of_other_text(load_params(Path("params.yaml"), assignments=assignments), decoders)
+        values = load_params(Path("params.yaml"), assignments=assignments)
+        warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode, decoders)
         return [record.message for record in caplog.records]
 
     novel = "lm.text_file=novel.txt"

@@ -21,9 +21,9 @@ from pipeline.tables.metrics import print_metrics
 from shards.errors import ConfigError, DiskError
 from shards.files import read_table
 from shards.schema import PREDICTIONS
-from stages.pages.report_page import ReportContext
-from stages.reports.counting import split_metrics, write_report
-from stages.reports.figures import ReportFacts
+from stages.report import write_report
+from stages.reports.counting import split_metrics
+from stages.reports.figures import ReportContext, ReportFacts
 from tests import report_figures
 
 READ = [

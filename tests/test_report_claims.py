@@ -16,7 +16,8 @@ from model.settings import TextParams
 from model.text import describe_normaliser
 from pipeline.tables.metrics import print_metrics
 from stages.pages.report_page import verdict
-from stages.reports.counting import split_metrics, write_report
+from stages.report import write_report
+from stages.reports.counting import split_metrics
 from stages.reports.figures import ReportFacts, normaliser_warning
 from tests.test_report import blind_of, made_clips, made_context, page_of
 

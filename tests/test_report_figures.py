@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, total_counts
 from model.text import Tokenizer
-from stages.report import clip_facts
+from stages.report import clip_facts, write_report
 from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
-from stages.reports.counting import figures_of, split_metrics, write_report
+from stages.reports.counting import figures_of, split_metrics
 from stages.reports.figures import ClipFacts, Confusion, CountedClip, ReportFacts
 from stages.reports.groups import calibration_error, calibration_of, groups_of_split, quality_bins
 from tests.test_report import blind_of, made_clips, made_context

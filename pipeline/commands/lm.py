@@ -3,6 +3,7 @@
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,5 +29,6 @@ def lm(
 
     from stages.lm import make_language_model, told
 
-    figures = make_language_model(load(params, assignments, lm__text_file=text))
+    values = load(params, assignments, lm__text_file=text)
+    figures = make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
     typer.echo(json.dumps(figures, ensure_ascii=False, indent=2) if json_ else told(figures))

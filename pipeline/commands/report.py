@@ -30,7 +30,7 @@ def report(
     paths = values.paths
     check_writable(Path(paths.report), "paths.report")
     with shown("reading sighted, then blind", "readings") as on_progress:
-        warn_of_other_text(values)
+        warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode)
         metrics = run(
             ReportJob(
                 checkpoint=checkpoint or Path(paths.checkpoints) / "best_model.pt",

@@ -64,7 +64,7 @@ def test(
         from pipeline.tables.decoders import compare_decoders, print_decoders
 
         with shown("reading clips", "clips") as on_progress:
-            warn_of_other_text(values, decoder)
+            warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode, decoder)
             rows = compare_decoders(checkpoint, values, decoder, on_progress)
         if json_:
             typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
@@ -76,7 +76,7 @@ def test(
     clip_ids = read_samples(Path(paths.samples), values.report.split)["clip_id"].to_pylist()
     rejected = num_rejected(Path(paths.clips), Path(paths.crops), values.report.split, clip_ids)
     with shown("reading sighted, then blind", "readings") as on_progress:
-        warn_of_other_text(values)
+        warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode)
         reader, scored, blind = score_checkpoint(
             checkpoint,
             Path(paths.samples),

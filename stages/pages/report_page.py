@@ -1,13 +1,10 @@
 """The report's page: the verdict, and what the templates draw from the figures."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from model.decoding.ctc_spikes import Spikes, spiking_head
+from model.decoding.ctc_spikes import spiking_head
 from stages.pages import report_clips
 from stages.pages.page import percent, rendered
 from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
@@ -18,6 +15,7 @@ from stages.reports.figures import (
     NOTHING_TOLD,
     CountedClip,
     Figures,
+    ReportContext,
     has_interval,
     interval_about,
     normaliser_warning,
@@ -33,44 +31,6 @@ from stages.statistics.quality import EXPLAINED
 FAR_BELOW = 0.8
 # Without an error there is no interval; of so many clips and more, none wrong is word enough.
 ENOUGH_CLIPS = 30
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What read the clips."""
-
-    preset: str
-    num_parameters: int
-    epoch: int
-    decoder: str
-    """Its name and settings, in a line for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportContext:
-    """Everything in the report that does not come from the hypotheses.
-
-    `warnings` stand at the top of the page; `speaker_overlap` counts the speakers of the split that were also
-    trained on, None where no speaker is named. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
-    learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by split and
-    reason, `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height ×
-    width, `spikes_of` what a CTC head says of them over time, None where the model has none.
-    """
-
-    corpus: str
-    split: str
-    seed: int
-    num_examples: int
-    resamples: int
-    model: ModelFacts
-    clip_of: Callable[[str], np.ndarray]
-    spikes_of: Callable[[str], Spikes | None] = lambda clip_id: None
-    warnings: Sequence[str] = ()
-    speaker_overlap: int | None = 0
-    curves: Sequence[Mapping[str, float | None]] = ()
-    rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    clip_totals: Mapping[str, int] = field(default_factory=dict)
-    fps: float = 25.0
 
 
 def render_page(figures: Figures, context: ReportContext) -> str:

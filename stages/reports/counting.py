@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -28,53 +27,20 @@ from model.visemes import (
     visemes_of_pinyin,
 )
 from shards.errors import ConfigError
-from shards.files import json_bytes, table_bytes, table_from_rows, write_together
-from shards.schema import PREDICTIONS
-from stages.pages.report_page import ReportContext, render_page
 from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
-from stages.reports.csv_tables import csv_tables
-from stages.reports.figures import CountedClip, Figures, ReportFacts
+from stages.reports.figures import CountedClip, Figures, ReportContext, ReportFacts
 from stages.reports.groups import (
-    UNKNOWN,
     calibration_error,
     calibration_of,
     cer_interval,
-    confidence_of,
     groups_of_split,
     quality_bins,
     total,
 )
 
-REPORT_VERSION = 4
-"""Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
 RESAMPLES = 2_000
 NO_FACTS = ReportFacts()
 LOOK_ALIKE_GROUPS, LOOK_ALIKE_CHARACTERS = 12, 12
-
-
-def write_report(
-    scored: Sequence[ScoredClip],
-    blind: Sequence[ScoredClip],
-    context: ReportContext,
-    report_folder: Path,
-    facts: ReportFacts = NO_FACTS,
-) -> dict[str, Any]:
-    """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, …) and report.html, all or none.
-
-    `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
-    stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
-    Raises ConfigError where the split has no clips.
-    """
-    figures = figures_of(scored, blind, context, facts)
-    clips = counted_clips(scored)
-    predictions = table_from_rows([_prediction(counted, facts) for counted in clips], PREDICTIONS)
-    tables = csv_tables(figures, context.curves) | {"report.html": render_page(figures, context)}
-    files = {name: text.encode() for name, text in tables.items()} | {
-        "metrics.json": json_bytes(figures.metrics),
-        "predictions.parquet": table_bytes(predictions, PREDICTIONS),
-    }
-    write_together(report_folder, files)
-    return dict(figures.metrics)
 
 
 def figures_of(
@@ -229,26 +195,3 @@ def _examples(
     # with as many left out at either end, the middle of the rest is the middle of all
     start = (len(between) - min(wanted, len(between))) // 2
     return worst, between[start : start + wanted][::-1], best
-
-
-def _prediction(counted: CountedClip, facts: ReportFacts) -> dict[str, Any]:
-    clip, counts = counted.clip, counted.counts
-    known = facts.clips.get(clip.clip_id, UNKNOWN)
-    return {
-        "clip_id": clip.clip_id,
-        "split": clip.split,
-        "speaker": clip.speaker,
-        "gender": known.gender,
-        "age": known.age,
-        "topic": clip.topic,
-        "num_frames": clip.num_frames,
-        "num_chars": counts.num_chars,
-        "reference": clip.reference,
-        "hypothesis": clip.hypothesis,
-        "cer": counts.cer,
-        "substitutions": counts.substitutions,
-        "deletions": counts.deletions,
-        "insertions": counts.insertions,
-        "score": clip.score,
-        "confidence": confidence_of(counted),
-    }

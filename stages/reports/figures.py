@@ -3,11 +3,14 @@
 Shares are 0 to 1, never per cent. What cannot be known is None, never 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from model.bootstrap import ENOUGH_SPEAKERS, Over
+from model.decoding.ctc_spikes import Spikes
 from model.decoding.registry import describe_settings
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts
@@ -230,3 +233,41 @@ def normaliser_warning(metrics: Mapping[str, Any]) -> str | None:
         "The references were made by another normaliser than the labels that this model learnt. What differs counts as "
         "errors: run `pipeline preprocess` with the model's section text, or train again."
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What read the clips."""
+
+    preset: str
+    num_parameters: int
+    epoch: int
+    decoder: str
+    """Its name and settings, in a line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContext:
+    """Everything in the report that does not come from the hypotheses.
+
+    `warnings` stand at the top of the page; `speaker_overlap` counts the speakers of the split that were also
+    trained on, None where no speaker is named. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
+    learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by split and
+    reason, `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height ×
+    width, `spikes_of` what a CTC head says of them over time, None where the model has none.
+    """
+
+    corpus: str
+    split: str
+    seed: int
+    num_examples: int
+    resamples: int
+    model: ModelFacts
+    clip_of: Callable[[str], np.ndarray]
+    spikes_of: Callable[[str], Spikes | None] = lambda clip_id: None
+    warnings: Sequence[str] = ()
+    speaker_overlap: int | None = 0
+    curves: Sequence[Mapping[str, float | None]] = ()
+    rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    clip_totals: Mapping[str, int] = field(default_factory=dict)
+    fps: float = 25.0
