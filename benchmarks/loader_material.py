@@ -25,9 +25,10 @@ from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.clip_source import ClipSource
+from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.pack import pack
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")
 SHARD_MB = 64.0

@@ -21,7 +21,9 @@ from shards.errors import ConfigError
 from shards.pipes import refuse_pipe
 from shards.safe_text import inner_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
-from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
+from stages.corpora.settings import CorpusParams
+from stages.reports.settings import ReportParams
+from stages.videos.settings import CropParams, InferenceParams
 
 MAX_SHOWN = 200
 """Characters of a wrong value; whoever wrote more knows where."""

@@ -26,8 +26,9 @@ from stages.clips.job_shares import Part, mark_of
 from stages.clips.local_pool import LocalPool
 from stages.clips.provenance import ledger_mark
 from stages.clips.shared_cache import SharedCache
+from stages.corpora.settings import CorpusParams
 from stages.mouths.native_stderr import NATIVE_LOG
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 
 TORSO_AGE_S = 24 * 3_600.0
 """Temporary files in the cache that are older are torsos of killed processes: no clip takes a day."""

@@ -43,8 +43,9 @@ from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
 from stages.clips.provenance import refuse_other_ledger
+from stages.corpora.settings import CorpusParams
 from stages.corpora.transcript import split_rank
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 
 # the owner's mark comes with a copy of a remote pack
 _OURS = re.compile(

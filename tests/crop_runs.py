@@ -10,8 +10,9 @@ from shards import schema
 from shards.files import Progress, table_from_rows, write_table
 from shards.settings import MachineParams
 from stages.clips.job_shares import Part
+from stages.corpora.settings import CorpusParams
 from stages.crop import CropSummary, crop
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.videos import write_mouth
 
 

@@ -17,9 +17,10 @@ from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.cache import ClipCache
 from stages.clips.entries import DAMAGE, clip_of, landmarks_of, outcome_of
+from stages.corpora.settings import CorpusParams
 from stages.mouths.cropping import Figures
 from stages.pack import pack
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_face, write_mouth
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from shards.errors import CorpusError
 from stages.corpora import read_corpus
+from stages.corpora.settings import CorpusParams
 from stages.corpora.table import seeded_split
-from stages.settings import CorpusParams
 
 
 def table(root: Path, columns: dict[str, Any], suffix: str = "csv", **params: Any) -> CorpusParams:

@@ -14,9 +14,10 @@ import pytest
 from shards.errors import TableError
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
+from stages.corpora.settings import CorpusParams
 from stages.crop import CropSummary
 from stages.pack import pack
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import Run, clip_row, trapped_run, write_clips
 from tests.videos import write_face
 

@@ -23,8 +23,8 @@ from stages.mouths.geometry import apply
 from stages.mouths.landmarks import KEPT, TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
-from stages.settings import CropParams
 from stages.videos.media import Media
+from stages.videos.settings import CropParams
 from tests.faces import landmarks_of, made_up
 from tests.videos import (
     face_pictures,
@@ -382,7 +382,7 @@ def test_the_shipped_model_is_the_one_with_the_licence_note() -> None:
 def test_cropping_leaves_no_ignored_exception_at_exit(still: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from stages.mouths.cropping import crop_video; "
-        "from stages.settings import CropParams; from shards.schema import MediaKind; "
+        "from stages.videos.settings import CropParams; from shards.schema import MediaKind; "
         "crop_video(Path(sys.argv[1]), MediaKind.FACE, CropParams()); assert 'torch' not in sys.modules"
     )
     root = Path(__file__).parent.parent

@@ -269,7 +269,7 @@ def test_real_clips_are_read_as_by_torch(realdata: Path, tmp_path: Path, name: s
     from model.exports.onnx_reader import OnnxReader
     from shards.schema import MediaKind
     from stages.mouths.cropping import crop_video
-    from stages.settings import CropParams
+    from stages.videos.settings import CropParams
 
     reader = random_reader(MODELS[name])
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)

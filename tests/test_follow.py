@@ -16,7 +16,7 @@ from stages.mouths.face_search import Look
 from stages.mouths.face_tracking import follow_video
 from stages.mouths.geometry import apply, stable_points
 from stages.mouths.landmarker import face_finder
-from stages.settings import CropParams
+from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.videos import face_pictures, photograph, placed, write_video
 

@@ -22,9 +22,9 @@ from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
 from stages.mouths.patches import MouthPatches
-from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
+from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import decode, read_header
 from tests.faces import face_points
 from tests.readers import CountingReader

@@ -10,7 +10,7 @@ import pytest
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import crop_video
 from stages.mouths.motion import mouth_motion
-from stages.settings import CropParams
+from stages.videos.settings import CropParams
 from tests.test_media_kind import pictures_of
 from tests.test_rejections import rejected
 from tests.videos import face_pictures, mouth_pictures, placed, write_video

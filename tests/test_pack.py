@@ -24,9 +24,10 @@ from shards.store import FolderStore
 from shards.stream import read_sample
 from stages.clips.cache import ClipCache
 from stages.clips.provenance import ledger_mark
+from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.pack import PackSummary, pack
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import clip_row, write_clips
 from tests.videos import write_face, write_mouth
 

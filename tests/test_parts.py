@@ -12,7 +12,7 @@ from shards.errors import ConfigError, TableError
 from stages import crop as crop_stage
 from stages.clips import job_shares
 from stages.clips.job_shares import Merged, Part, merge
-from stages.settings import CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import Run, clip_row, write_clips
 from tests.videos import write_face, write_mouth
 

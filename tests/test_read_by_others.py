@@ -15,10 +15,11 @@ from shards.codec import decode_clip
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.cache import ClipCache
+from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.ingest import ingest
 from stages.pack import pack
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import clip_row, write_clips
 from tests.test_pack import Packing, make
 from tests.videos import write_mouth

@@ -9,8 +9,8 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.media_kind import media_kind_of
-from stages.settings import CropParams
 from stages.videos.media import Source
+from stages.videos.settings import CropParams
 from stages.videos.video import read_header
 from tests.faces import landmarks_of, made_up
 from tests.videos import photograph, write_audio, write_face, write_video

@@ -12,7 +12,7 @@ from stages.mouths.cropping import crop_video
 from stages.mouths.face_tracking import follow_video
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
-from stages.settings import CropParams
+from stages.videos.settings import CropParams
 from tests.videos import face_pictures, placed, set_rotation, write_mouth, write_video
 
 PARAMS = CropParams()

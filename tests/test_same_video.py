@@ -10,8 +10,9 @@ import pytest
 from model.settings import TextParams
 from shards.errors import CorpusError
 from stages.corpora import read_corpus
+from stages.corpora.settings import CorpusParams
 from stages.ingest import ingest
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 
 NFC, NFD = (unicodedata.normalize(form, "vidéo が.mp4") for form in ("NFC", "NFD"))
 TWO_NAMES = {

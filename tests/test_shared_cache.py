@@ -12,8 +12,9 @@ from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.cache import Keys
 from stages.clips.shared_cache import SharedCache
+from stages.corpora.settings import CorpusParams
 from stages.pack import pack
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import Run, clip_row, write_clips
 from tests.s3_server import BUCKET, faulty_proxy, s3_client, s3_server
 from tests.videos import write_face, write_mouth

@@ -13,7 +13,7 @@ from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import main_face
-from stages.settings import CropParams
+from stages.videos.settings import CropParams
 from tests.faces import landmarks_of
 from tests.videos import write_video
 

@@ -20,8 +20,9 @@ from shards.files import check_table, read_table, read_table_in_pieces, table_fr
 from shards.locks import held
 from shards.settings import MachineParams
 from stages.clips.cache import ClipCache
+from stages.corpora.settings import CorpusParams
 from stages.crop import crop
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.other_user import NOBODY, as_nobody, open_folder
 from tests.videos import write_mouth
 

@@ -13,8 +13,9 @@ from pipeline.params import load_params
 from shards.errors import ConfigError, MachineError
 from shards.files import write_text
 from shards.settings import MachineParams
+from stages.corpora.settings import CorpusParams
 from stages.crop import crop
-from stages.settings import CorpusParams, CropParams
+from stages.videos.settings import CropParams
 from tests.crop_runs import clip_row, write_clips
 
 ROOT = Path(__file__).parents[1]

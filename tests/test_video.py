@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.settings import CropParams
 from stages.videos.media import Source
+from stages.videos.settings import CropParams
 from stages.videos.video import decode, read_header, resample
 from tests.videos import (
     number_of,

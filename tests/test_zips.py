@@ -12,9 +12,9 @@ import pytest
 
 from shards.schema import MediaKind, Reason
 from stages.clips.cache import ClipCache
-from stages.settings import CropParams
 from stages.videos import zips
 from stages.videos.media import Source, resolve_media
+from stages.videos.settings import CropParams
 from stages.videos.video import read_header
 from stages.videos.zips import find_member, member_sha256, zip_members
 from tests.sources import PARAMS, pictures, rejection, zip_info, zipped

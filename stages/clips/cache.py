@@ -39,8 +39,8 @@ from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
 from stages.mouths.face_tracking import follow_video
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
-from stages.settings import CropParams
 from stages.videos.media import Media, Source, check_file_size, source_of
+from stages.videos.settings import CropParams
 from stages.videos.zips import find_member, member_sha256
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected
 from shards.machine import is_short
 from shards.schema import Reason
-from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
+from stages.videos.settings import CropParams
 from stages.videos.streams import shown_stream
 from stages.videos.zips import MemberFile, find_member, opened_member
 
