@@ -77,13 +77,16 @@ class RunFolder:
         write_json(self.folder / "tokenizer.json", tokenizer_json)
 
     def write_curves(self, curves: Sequence[Curve], logs_folder: Path) -> None:
-        """One row an epoch, for `dvc plots` and the report."""
+        """Writes curves.csv (a row an epoch) and metrics.json (the last row, the best CER), for DVC and the report."""
         text = io.StringIO()
         if curves:
             writer = csv.DictWriter(text, fieldnames=list(curves[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: "" if v is None else v for k, v in curve.items()} for curve in curves)
         write_text(logs_folder / "curves.csv", text.getvalue())
+        validated = [cer for curve in curves if (cer := curve["val_cer"]) is not None]
+        metrics = {**(curves[-1] if curves else {}), "best_val_cer": min(validated, default=None)}
+        write_json(logs_folder / "metrics.json", metrics)
 
     def publish(self, checkpoints_folder: Path) -> None:
         """Copies the finished run to `checkpoints_folder`; what another run of ours published there is removed."""
@@ -158,7 +161,7 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
 
     Raises MachineError where anything inside meets a full disk.
     """
-    # TensorBoard and DVCLive write there too, in their own ways
+    # TensorBoard writes there too, in its own way
     with writing_told(f"{run.folder} or {logs_folder}", among=NOT_TAKEN):
         run.folder.mkdir(parents=True, exist_ok=True)
         logs_folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ _IMPORTS = {
     "pyyaml": "yaml",
     "import-linter": "importlinter",
 }
-_TRIED = ("av", "duckdb", "numpy", "opencv-python", "pyarrow", "scipy")
+_TRIED = ("av", "duckdb", "numpy", "opencv-python", "pyarrow")
 """Native packages that are imported; torch and mediapipe have a check of their own."""
 
 _TORCH = """

@@ -27,7 +27,7 @@ STEPS = "steps.jsonl"
 INTERRUPTED = 7
 _PROCESSES = multiprocessing.get_context("forkserver")
 # imported once for all of them: seconds each
-_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tensorboard", "dvclive"])
+_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tensorboard"])
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ STILL = {"learning_rate": 3e-3, "batch_size": 3, "teacher_forcing_end": 1.0, "nu
 Task = Callable[..., object]
 # forked from a process that has imported it all: two ranks start in a moment
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.test_ranks", "torch._dynamo", "torch.utils.tensorboard", "dvclive"])
+context.set_forkserver_preload(["tests.test_ranks", "torch._dynamo", "torch.utils.tensorboard"])
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """Training on toy clips: it learns, it goes on from a checkpoint, it refuses what does not fit."""
 
+import csv
 import json
 import logging
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +56,19 @@ def test_a_run_leaves_what_the_older_trainer_left(tmp_path: Path, packed: Packed
         assert line in log
     assert f"{summary.num_parameters:,}" in log
     assert log.count("train_loss=") == 3
-    # trained once, it is not trained again
+    with (tmp_path / "logs/curves.csv").open(newline="", encoding="utf-8") as file:
+        rows = [
+            {name: float(value) if value else None for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+    metrics = json.loads((tmp_path / "logs/metrics.json").read_text("utf-8"))
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert metrics == {**rows[-1], "best_val_cer": min(row["val_cer"] for row in rows)}
+    # trained once, it is not trained again; DVC has removed its outputs, and they are written again
+    shutil.rmtree(tmp_path / "logs")
     again = train(job_in(tmp_path, packed))
     assert again.already_done and again.epochs == 3
+    assert json.loads((tmp_path / "logs/metrics.json").read_text("utf-8")) == metrics
 
 
 def test_it_learns_to_read_with_both_decoders_and_nothing_when_blind(tmp_path: Path) -> None:

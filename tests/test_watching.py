@@ -1,10 +1,6 @@
 """What a run shows, read back by TensorBoard's own reader; DVC reads its tables in tests/test_dvc_experiments.py."""
 
 import io
-import json
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -193,39 +189,3 @@ def test_the_table_shows_any_text_as_it_is(tmp_path: Path, packed: Packed, brows
     assert (clip, reference, hypothesis) == ("valid_000", "一二三四", hostile)
     assert cer.endswith("%")
     page.close()
-
-
-def test_without_dvc_there_are_no_tables_and_no_project_is_made(
-    tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DVCLive by itself would make a DVC project of a git repository."""
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
-    job, progress = job_in(tmp_path, packed), Progress(steps=1)
-    watch = Watch(job, run_in(job), progress)
-    end_epoch(watch, progress, 0.5)
-    watch.close()
-    assert not (tmp_path / ".dvc").exists() and not (tmp_path / "logs").exists()
-
-
-def test_in_a_dvc_project_the_tables_are_those_of_all_epochs_though_dvc_removed_them(
-    tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
-    monkeypatch.chdir(tmp_path)
-    job, progress = job_in(tmp_path, packed), Progress(steps=1)
-    watch = Watch(job, run_in(job), progress)
-    for cer in (0.8, 0.3, None, 0.5):
-        end_epoch(watch, progress, cer)
-    watch.close()
-    folder = tmp_path / "logs/dvclive"
-    summary = json.loads((folder / "metrics.json").read_text())
-    assert (summary["val_cer"], summary["best_val_cer"], summary["step"]) == (0.5, 0.3, 3)
-    told = {path.name: path.read_text() for path in folder.rglob("*.tsv")}
-    assert told["val_cer.tsv"].split() == ["step", "val_cer", "0", "0.8", "1", "0.3", "3", "0.5"]
-    assert len(told["train_loss.tsv"].splitlines()) == 5 and "epoch.tsv" not in told
-    shutil.rmtree(folder)
-    Watch(job, run_in(job), progress).close()
-    assert json.loads((folder / "metrics.json").read_text()) == summary
-    assert {path.name: path.read_text() for path in folder.rglob("*.tsv")} == told
-    assert {path.name for path in tmp_path.iterdir()} == {".dvc", ".dvcignore", "logs", "runs"}

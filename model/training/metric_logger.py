@@ -1,4 +1,4 @@
-"""What a run shows while it trains, beside its log: TensorBoard's event files and DVCLive's tables."""
+"""The TensorBoard event files of a run."""
 
 import html
 import math
@@ -15,7 +15,6 @@ from model.decoding.result import ScoredClip
 from model.metrics import edit_counts
 from model.progress import Progress
 from model.runs import Curve, RunFolder
-from model.training.dvc_live import EpochTables
 from model.training.job import TrainingJob
 from model.training.step import StepFigures
 from shards.enums import VALID_SPLIT
@@ -65,7 +64,6 @@ class Watch:
                 "the folder, or set paths.runs to another"
             ) from None
         self._writer: SummaryWriter | None = None
-        self._tables = EpochTables(job.logs, progress.curves)
 
     def step(self, progress: Progress, figures: StepFigures) -> None:
         """After an optimiser step; one that was left out has nothing to show."""
@@ -93,13 +91,11 @@ class Watch:
                 clips = [clip.clip_id for clip in shown]
                 events.add_image("valid/mouths", mouths(self._job, clips), place, dataformats="HW")
         events.flush()
-        self._tables.add(curve)
 
     def close(self) -> None:
         """Writes out what is held back."""
         if self._writer is not None:
             self._writer.close()
-        self._tables.close()
 
     def _events(self) -> "SummaryWriter":
         if self._writer is None:  # a run that was finished before adds no file
