@@ -50,10 +50,10 @@ test: lint
 
 # Test files that import torch, but for those about processes that are stopped, files and reports: they compute nothing new.
 # oneDNN reads the first variable and torch's own kernels the second, once, at their start.
-NOT_COMPUTING := resume|training_ends|scoring|shard_cache|stream|unfinished|watching|restart|run_folder|ranks
+NOT_COMPUTING := resume|training_ends|scoring|shard_cache|stream|unfinished|metric_logger|restart|run_folder|ranks
 test-avx2: .venv/.installed-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest -m 'not slow' $(PYTEST_ARGS) \
-	  $$(grep -lE '^ *(import|from) torch' tests/test_*.py | grep -vE '$(NOT_COMPUTING)')
+	  $$(grep -lE '^ *(import|from) torch' $$(find tests -name 'test_*.py') | grep -vE '$(NOT_COMPUTING)')
 
 test-slow: .venv/.installed-slow
 	pytest -m slow $(PYTEST_ARGS)

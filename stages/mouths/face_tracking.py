@@ -49,7 +49,7 @@ EMPTY_S = 0.16
 """Longest stretch whose ends show no face and which is taken to show none: a detector misses now and then."""
 
 # Weights of the two figures, and sizes of the flow, were chosen on GRID (two speakers) and the hard videos so that the
-# error stays below the bound that tests/test_follow.py holds; docs/decisions.md has the trials.
+# error stays below the bound that tests/stages/mouths/test_face_tracking.py holds; docs/decisions.md has the trials.
 MISS_WEIGHT = 0.4
 MOTION_WEIGHT = 0.3
 

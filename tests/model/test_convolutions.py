@@ -1,0 +1,69 @@
+"""Convolutions give the right values with every instruction set, whatever sizes a user sets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model.device import cpu_computes_bfloat16
+from model.presets import PRESET_SIZES
+from model.pretrained.sizes import network_of_shapes
+from model.settings import HEAD_OF_MODULE, ModelParams
+from model.vocabulary import Vocabulary
+from tests.support import convolutions
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = Vocabulary.of_labels(("你好",), with_syllables=True)
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "DEFAULT"])
+def test_convolutions_are_those_of_float64(instructions: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if instructions == "DEFAULT":  # of this processor, or of the variable that the tests were started with
+        environment["MALLOC_PERTURB_"] = "128"  # memory that is read before it is written holds 3e38
+    else:
+        environment["ONEDNN_MAX_CPU_ISA"] = instructions
+    done = subprocess.run(
+        [sys.executable, "-m", convolutions.__name__],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,  # a corrupted heap may let a process wait for ever
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "compared\n"), done.stderr
+
+
+@pytest.mark.parametrize("preset", PRESET_SIZES)
+def test_no_convolution_of_one_pixel_has_a_stride(preset: str) -> None:
+    """oneDNN writes past its working memory in their backward pass, with AVX-512 too, where values stay right."""
+    network = network_of_shapes(
+        ModelParams.model_validate({"preset": preset}), VOCABULARY, HEAD_OF_MODULE.values()
+    )
+    convolutions_1 = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and set(module.kernel_size) == {1}
+    ]
+    assert all(set(module.stride) == {1} for module in convolutions_1)
+    assert bool(convolutions_1) == preset.startswith("conformer")
+
+
+def test_bfloat16_is_used_only_where_onednn_uses_it() -> None:
+    """Without AVX-512 it would be emulated: six times slower than float32."""
+    source = "from model.device import cpu_computes_bfloat16; print(cpu_computes_bfloat16())"
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"
+    assert cpu_computes_bfloat16() <= torch.cpu._is_avx512_bf16_supported()

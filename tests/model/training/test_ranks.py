@@ -1,0 +1,399 @@
+"""Several processes train one model: as one process would with their batches together, and hard to kill."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from model.checkpoints import load_checkpoint
+from model.decoding.reader import LipReader
+from model.runs import RunFolder, alone_in
+from model.settings import DecodeParams
+from model.training.job import TrainingJob
+from model.training.pixel_statistics import measured, with_gray_levels
+from model.training.ranks import Ranks, ranks_of
+from model.training.training_data import TrainingData
+from model.training.training_state import run_of
+from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
+from shards.plan import plan_epoch
+from shards.samples import read_samples
+from shards.store import FolderStore
+from stages import train as train_module
+from stages.train import train
+from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.trainings import MODEL, assert_same_weights, job_in
+
+WORLD_SIZE = 2
+DEADLINE_S = 60.0
+STILL = {"learning_rate": 3e-3, "batch_size": 3, "teacher_forcing_end": 1.0, "num_epochs": 2}
+"""Without a random draw in the network: what is learnt does not depend on who reads a clip."""
+
+Task = Callable[..., object]
+# forked from a process that has imported it all: two ranks start in a moment
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["tests.model.training.test_ranks", "torch._dynamo", "torch.utils.tensorboard"]
+)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(num_train=26, num_valid=7))
+
+
+# -- two processes -----------------------------------------------------------------------------------------
+
+
+def together(task: Task, *arguments: object) -> list[object]:
+    """What `task(*arguments)` gives on each of two ranks, whose environment is torchrun's; its error where it fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe(duplex=False) for _ in range(WORLD_SIZE)]
+    processes = [
+        context.Process(target=_as_rank, args=(rank, port, sender, task, arguments))
+        for rank, (_, sender) in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    for _, sender in pipes:
+        sender.close()  # else nobody would notice that a rank has crashed
+    try:
+        results = []
+        for receiver, _ in pipes:
+            assert receiver.poll(DEADLINE_S), "a rank hangs"
+            results.append(receiver.recv())
+        return results
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+
+
+def _as_rank(rank: int, port: int, sender, task: Task, arguments: Sequence[object]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(WORLD_SIZE),
+        "LOCAL_WORLD_SIZE": str(WORLD_SIZE),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    try:
+        sender.send(task(*arguments))
+    except PipelineError as error:
+        sender.send(error)
+    os._exit(0)
+
+
+def batchnorm_in_eval() -> None:
+    _BatchNorm.train = lambda self, mode=True: torch.nn.Module.train(self, False)  # type: ignore[method-assign]
+
+
+def still_job(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
+    job = job_in(folder, packed, **STILL, **changes)
+    # the attention decoder reads something from the first epoch on
+    return replace(
+        job, model=MODEL.model_copy(update={"dropout": 0.0}), decode=DecodeParams(decoder="attention")
+    )
+
+
+def losses_of(job: TrainingJob) -> list[float]:
+    """Trains; the mean loss after each window, as this rank is told."""
+    losses: list[float] = []
+    train(replace(job, on_batch=lambda *figures: losses.append(figures[3])))
+    return losses
+
+
+# -- the same as one process ------------------------------------------------------------------------------
+
+
+def still_ranks(folder: Path, packed: Packed) -> list[float]:
+    batchnorm_in_eval()
+    return losses_of(still_job(folder, packed))
+
+
+@pytest.fixture
+def as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process whose batch of each step holds the clips of both ranks."""
+
+    def doubled(data: TrainingData, epoch: int):
+        job = data._job
+        plans = [
+            plan_epoch(data.samples, job.loader, job.train.batch_size, epoch, WORLD_SIZE, rank)
+            for rank in range(WORLD_SIZE)
+        ]
+        pairs = zip(*(plan.batches for plan in plans), strict=True)
+        return replace(plans[0], batches=tuple(np.concatenate(pair) for pair in pairs))
+
+    monkeypatch.setattr(TrainingData, "epoch", doubled)
+    monkeypatch.setattr(_BatchNorm, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
+
+
+def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
+    tmp_path: Path, packed: Packed, as_one: None
+) -> None:
+    """Windows of two batches, so that the gradient of the first stays the rank's own until the second."""
+    ours, silent = together(still_ranks, tmp_path / "two", packed)
+    theirs = losses_of(still_job(tmp_path / "one", packed))
+    assert silent == []
+    assert len(ours) == len(theirs) >= 6
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    one, two = (
+        load_checkpoint(next((tmp_path / name / "runs").glob("*/last.pt"))) for name in ("one", "two")
+    )
+    for name, weights in one["model_state_dict"].items():
+        torch.testing.assert_close(two["model_state_dict"][name], weights, atol=1e-4, rtol=0)
+    for key in ("train_loss", "val_loss", "val_cer", "gradient_norm"):
+        np.testing.assert_allclose(
+            [curve[key] for curve in two["progress"]["curves"]],
+            [curve[key] for curve in one["progress"]["curves"]],
+            atol=1e-4,
+            err_msg=key,
+        )
+    assert two["progress"]["curves"][-1]["val_cer"] != 1, "nothing is read that could differ"
+    assert one["progress"]["steps"] == two["progress"]["steps"]
+    assert one["plan_identity"]["world_size"] == 1 and two["plan_identity"]["world_size"] == 2
+
+
+def levels(folder: Path, packed: Packed) -> object:
+    """Rank 1 sees no shards, as on a node that has fetched none."""
+    with train_module.joined() as ranks:
+        job = job_in(folder, packed)
+        job = replace(job, model=MODEL.model_copy(update={"standardise": "shards"}))
+        if not ranks.is_first:
+            job = replace(job, shards=FolderStore(folder / "nowhere"))
+        run = RunFolder(job.runs, "run")
+        return with_gray_levels(job, run, read_samples(job.samples, "train"), ranks)
+
+
+def test_the_first_rank_measures_gray_levels_for_all(tmp_path: Path, packed: Packed) -> None:
+    first, second = together(levels, tmp_path, packed)
+    assert first == second
+    assert (first.input_mean, first.input_std) == measured(
+        packed.store, read_samples(packed.samples, "train"), MODEL
+    )
+
+
+# -- stopped and lost --------------------------------------------------------------------------------------
+
+
+def stopped(folder: Path, packed: Packed, where: str) -> object:
+    """Rank 1 alone is sent SIGTERM: within epoch 0, or while it validates after it."""
+    is_second = os.environ["RANK"] == "1"
+    job = job_in(folder, packed)
+    if where == "training" and is_second:
+        take = train_module._Trainer._take
+
+        def take_and_stop(self: train_module._Trainer, figures) -> None:
+            take(self, figures)
+            if (self.progress.epoch, self.progress.batches_done) == (0, 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        train_module._Trainer._take = take_and_stop  # type: ignore[method-assign]
+    elif where == "validation" and is_second:
+        encode = LipReader.encode
+
+        def encode_and_stop(self: LipReader, *arguments, **named):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return encode(self, *arguments, **named)
+
+        LipReader.encode = encode_and_stop  # type: ignore[method-assign]
+    steps: list[tuple[int, int]] = []
+    try:
+        train(replace(job, on_batch=lambda epoch, done, *_: steps.append((epoch, done))))
+    except Interrupted as error:
+        return str(error)
+    return steps
+
+
+def test_a_signal_to_one_rank_stops_both_at_one_step_and_they_go_on_exactly(
+    tmp_path: Path, packed: Packed
+) -> None:
+    """With dropout, scheduled sampling and statistics of batches, of which each rank has its own."""
+    whole, _ = together(stopped, tmp_path / "whole", packed, "nowhere")
+    assert whole == [(epoch, done) for epoch in range(3) for done in (2, 4)]
+    told = together(stopped, tmp_path / "stopped", packed, "training")
+    assert told[0] == told[1] and "in epoch 0 after 2 batches" in str(told[0])
+    told = together(stopped, tmp_path / "stopped", packed, "validation")
+    assert told[0] == told[1] and "in epoch 0 after 4 batches" in str(told[0])
+    rest, silent = together(stopped, tmp_path / "stopped", packed, "nowhere")
+    assert rest[0] == (1, 2) and silent == []
+    name = "checkpoints/checkpoint_epoch_2.pt"
+    assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
+    states = [load_checkpoint(tmp_path / run / name) for run in ("whole", "stopped")]
+    assert torch.equal(states[0]["random_state"], states[1]["random_state"])
+    assert len(states[0]["random_state"].unique(dim=0)) == WORLD_SIZE
+    keys = ("train_loss", "val_loss", "val_cer", "learning_rate", "gradient_norm")
+    ours, theirs = ([[c[key] for key in keys] for c in state["progress"]["curves"]] for state in states)
+    assert ours == theirs
+    log = (tmp_path / "stopped/logs/training.log").read_text()
+    assert log.count("train_loss=") == 3
+
+
+def failing(folder: Path, packed: Packed) -> None:
+    if os.environ["RANK"] == "1":
+
+        def fail(self: train_module._Trainer, figures) -> None:
+            raise ConfigError("only here")
+
+        train_module._Trainer._take = fail  # type: ignore[method-assign]
+    train(job_in(folder, packed))
+
+
+def test_a_rank_that_fails_ends_the_other(tmp_path: Path, packed: Packed) -> None:
+    first, second = together(failing, tmp_path, packed)
+    assert str(second) == "only here"
+    assert "another process of this training has ended" in str(first)
+
+
+def training(folder: Path, packed: Packed) -> None:
+    train(job_in(folder, packed))
+
+
+def test_where_another_training_is_at_work_no_rank_trains(tmp_path: Path, packed: Packed) -> None:
+    job = job_in(tmp_path, packed)
+    run = run_of(job, TrainingData(job, Ranks(0, WORLD_SIZE)))
+    with alone_in(run.folder):
+        first, second = together(training, tmp_path, packed)
+    assert f"at work in {run.folder}" in str(first)
+    assert "another process of this training has ended" in str(second)
+    assert not run.last.exists()
+
+
+def test_a_rank_that_is_gone_is_told_where_statistics_are_shared() -> None:
+    first, second = together(sharing)
+    assert str(second) == "only here"
+    assert isinstance(first, TrainingError) and "another process of this training has ended" in str(first)
+
+
+def sharing() -> None:
+    with train_module.joined() as ranks:
+        if ranks.rank == 1:
+            raise ConfigError("only here")
+        for _ in range(1000):  # a broadcast from here ends before anyone has taken it
+            ranks.take_first_buffers(torch.nn.BatchNorm1d(1000))
+            time.sleep(0.01)
+
+
+def test_ranks_that_find_different_checkpoints_are_refused(tmp_path: Path, packed: Packed) -> None:
+    """As where two machines do not share the folder of runs."""
+    together(elsewhere, tmp_path, packed, 1)
+    errors = together(elsewhere, tmp_path, packed, 2)
+    assert all("[[1, " in str(error) and "all machines share" in str(error) for error in errors)
+
+
+def elsewhere(folder: Path, packed: Packed, num_runs: int) -> None:
+    job = job_in(folder, packed)
+    if num_runs == 1:
+        try:
+            train(replace(job, on_batch=lambda epoch, *_: epoch and os.kill(os.getpid(), signal.SIGTERM)))
+        except Interrupted:
+            return
+    train(replace(job, runs=folder / "runs" / os.environ["RANK"] if os.environ["RANK"] == "1" else job.runs))
+
+
+# -- bad samples -------------------------------------------------------------------------------------------
+
+
+def tolerant(folder: Path, packed: Packed, fraction: float) -> TrainingJob:
+    job = job_in(folder, packed, num_epochs=1)
+    return replace(job, loader=job.loader.model_copy(update={"max_bad_fraction": fraction}))
+
+
+def trained(folder: Path, packed: Packed, fraction: float) -> None:
+    train(tolerant(folder, packed, fraction))
+
+
+def test_bad_samples_of_all_ranks_are_counted_and_named(tmp_path: Path) -> None:
+    """One rank has lost its whole first window, the other a clip: they keep in step."""
+    packed = pack_clips(tmp_path / "packed", toy_clips(num_train=26, num_valid=7))
+    samples = read_samples(packed.samples, "train")
+    loader = tolerant(tmp_path, packed, 0.0).loader
+    plans = [plan_epoch(samples, loader, 4, 0, WORLD_SIZE, rank) for rank in range(WORLD_SIZE)]
+    places = {int(row): 0 for row in plans[1].batches[0]} | {int(row): 1 for row in plans[1].batches[1]}
+    places[int(plans[0].batches[2][0])] = 2
+    for row in places:
+        sample = samples.slice(row, 1).to_pylist()[0]
+        with (packed.shards / sample["shard"]).open("r+b") as file:
+            file.seek(sample["sample_offset"])
+            file.write(b"x")
+    names = {samples["clip_id"][row].as_py(): batch for row, batch in places.items()}
+    together(trained, tmp_path / "two", packed, 0.5)
+    entries = [json.loads(line) for line in (tmp_path / "two/logs/quarantine.jsonl").read_text().splitlines()]
+    assert {entry["clip_id"]: entry["batch"] for entry in entries} == names
+    log = (tmp_path / "two/logs/training.log").read_text()
+    assert f"Epoch 0: {len(names)} of 26 clips" in log and "names them" in log
+    errors = together(trained, tmp_path / "strict", packed, (len(names) - 1) / 26)
+    assert all(f"{len(names)} of the 26 clips of epoch 0 are bad" in str(error) for error in errors)
+
+
+# -- small parts -------------------------------------------------------------------------------------------
+
+
+def test_lines_of_all_ranks_come_in_their_order() -> None:
+    expected = ["rank 0", "银行\u2028 0", "rank 1", "银行\u2028 1"]
+    assert together(exchange) == [[[], expected, [3.0, 0.5], True, False, [[0, 7], [1, 7]]]] * WORLD_SIZE
+
+
+def exchange() -> object:
+    with train_module.joined() as ranks:
+        return [
+            ranks.lines([]),
+            ranks.lines([f"rank {ranks.rank}", f"银行\u2028 {ranks.rank}"]),
+            ranks.sum([ranks.rank + 1, 0.5 * ranks.rank]),
+            ranks.any(ranks.rank == 1),
+            ranks.any(False),
+            ranks.gathered(torch.tensor([ranks.rank, 7])).tolist(),
+        ]
+
+
+def test_gradients_stay_a_ranks_own_until_the_windows_last_batch() -> None:
+    """Of w * x by w: x is 1 and 10 on rank 0, 2 and 20 on rank 1."""
+    assert together(gradients) == [[1.0, 16.5], [2.0, 16.5]]
+
+
+def gradients() -> list[float]:
+    with train_module.joined() as ranks:
+        network = torch.nn.Linear(1, 1, bias=False)
+        learner = ranks.wrap(network)
+        x = torch.full((1, 1), ranks.rank + 1.0)
+        with ranks.unsynchronised(learner):
+            learner(x).sum().backward()
+        assert network.weight.grad is not None
+        first = network.weight.grad.item()
+        learner(10 * x).sum().backward()
+        del learner
+        return [first, network.weight.grad.item()]
+
+
+def test_one_process_needs_no_exchange() -> None:
+    ranks = Ranks()
+    assert ranks.lines(["a"]) == ["a"] and ranks.sum([2]) == [2] and ranks.any(True)
+    assert ranks.gathered(torch.tensor([3])).tolist() == [[3]]
+    network = torch.nn.Linear(1, 1)
+    assert ranks.wrap(network) is network
+
+
+def test_a_torn_environment_is_refused() -> None:
+    assert ranks_of({}) == ranks_of({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 4, but LOCAL_RANK, .*torchrun"):
+        ranks_of({"WORLD_SIZE": "4", "RANK": "0"})
+
+
+def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.training.ranks.choose_device", torch.device)
+    with pytest.raises(ConfigError, match="cuda:1 is one GPU for 2 processes"):
+        Ranks(1, 2, 1, 2).device("cuda:1")
+    assert Ranks(1, 2, 1, 2).device("cpu") == torch.device("cpu")

@@ -1,0 +1,217 @@
+"""What ends a training early: a CER that gets no better, steps without a finite loss, signals."""
+
+import logging
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoints import load_checkpoint
+from model.progress import Progress
+from model.runs import RunFolder, training_log
+from model.training.step import StepFigures, TrainingStep
+from model.training.stopping import StopSignals
+from shards.errors import CheckpointError, ConfigError, TrainingError
+from shards.plan import plan_epoch
+from shards.samples import read_samples
+from shards.settings import LoaderParams
+from stages.train import train
+from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.trainings import TRAIN, assert_same_weights, job_in
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips())
+
+
+def test_training_ends_when_the_cer_gets_no_better(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a learning rate of next to nothing, where only the statistics of batches change."""
+    job = job_in(tmp_path, packed, num_epochs=40, learning_rate=1e-12, patience=2, valid_every=2)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        summary = train(job)
+    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    cers = [curve["val_cer"] for curve in load_checkpoint(last)["progress"]["curves"][::2]]
+    assert len(cers) >= 3 and min(cers[-2:]) >= min(cers[:-2])
+    for number in range(1, len(cers) - 1):
+        assert min(cers[number - 1 : number + 1]) < min([2.0, *cers[: number - 1]])
+    epoch = summary.epochs - 1
+    assert epoch == 2 * (len(cers) - 1) < 39
+    assert "2 validations without a better CER than" in caplog.text
+    assert (tmp_path / f"checkpoints/checkpoint_epoch_{epoch}.pt").exists()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        again = train(job)
+    assert again.already_done and again.epochs == summary.epochs
+    assert f"finished already: {summary.epochs} epochs, for want of a better CER" in caplog.text
+
+
+def test_patience_counts_validations_since_the_best() -> None:
+    progress, params = Progress(), TRAIN.model_copy(update={"patience": 2})
+    cers = (0.9, 0.8, 0.8, 0.7, 0.75, 0.7)
+    bests, ends = zip(
+        *((progress.take_validated(1.0, cer), progress.stopped_early(params)) for cer in cers), strict=True
+    )
+    assert bests == (True, True, True, True, False, True)
+    assert ends == (False,) * 5 + (True,)
+    assert not progress.stopped_early(TRAIN)
+
+
+class Poisoned(TrainingStep):
+    """A step whose losses are no numbers in some windows."""
+
+    windows: frozenset[int] = frozenset()
+    num_windows = 0
+
+    def __call__(self, window, epoch: int, epochs_done: float) -> StepFigures:
+        Poisoned.num_windows += 1
+        return super().__call__(window, epoch, epochs_done)
+
+    def batch_loss_B(self, network, batch, epoch: int) -> torch.Tensor:
+        loss_B = super().batch_loss_B(network, batch, epoch)
+        return loss_B * float("nan") if Poisoned.num_windows in self.windows else loss_B
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    def poison(windows: set[int]) -> None:
+        monkeypatch.setattr(Poisoned, "windows", frozenset(windows))
+        monkeypatch.setattr(Poisoned, "num_windows", 0)
+        monkeypatch.setattr("model.training.step.TrainingStep", Poisoned)
+
+    return poison
+
+
+def test_three_steps_in_a_row_without_a_finite_loss_end_training_by_their_clips(
+    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({2, 3, 4})
+    plan = plan_epoch(read_samples(packed.samples, "train"), LoaderParams(frame_budget=200), 4, 0)
+    ids = read_samples(packed.samples, "train")["clip_id"].to_pylist()
+    windows = [[ids[row] for batch in plan.batches[n : n + 2] for row in batch] for n in (2, 4)]
+    with pytest.raises(TrainingError, match="3 steps in a row had no finite loss") as caught:
+        train(job_in(tmp_path, packed))
+    for window in windows:
+        assert ", ".join(window) in str(caught.value)
+
+
+def test_two_skipped_steps_are_counted_and_forgotten_by_the_next_one(
+    tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
+) -> None:
+    poisoned({1, 2, 4, 5})
+    train(job_in(tmp_path, packed))
+    state = load_checkpoint(tmp_path / "checkpoints/checkpoint_epoch_2.pt")
+    progress = state["progress"]
+    assert (progress["skipped_steps"], progress["skipped_in_a_row"]) == (4, [])
+    assert progress["steps"] == Poisoned.num_windows - 4
+    assert [curve["skipped"] for curve in progress["curves"]] == [2, 2, 0]
+    assert all(math.isfinite(curve["train_loss"]) for curve in progress["curves"])
+    assert "2 steps skipped" in (tmp_path / "logs/training.log").read_text()
+
+
+# -- signals ---------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads(
+    tmp_path: Path, packed: Packed
+) -> None:
+    """As a terminal sends it; threads read ahead meanwhile."""
+    train(job_in(tmp_path / "whole", packed, num_epochs=2))
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, time, pathlib\n"
+        "from dataclasses import replace\n"
+        "from shards.settings import MachineParams\n"
+        "from shards.errors import Interrupted\n"
+        "from tests.support.packed import Packed\n"
+        "from tests.support.trainings import job_in\n"
+        "from stages.train import train\n"
+        "def told(epoch, done, total, loss):\n"
+        "    print(epoch, done, flush=True)\n"
+        "    time.sleep(0.3)\n"
+        "if __name__ == '__main__':\n"
+        "    folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
+        "    job = job_in(folder, packed, num_epochs=2)\n"
+        "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
+        "    try:\n"
+        "        train(replace(job, on_batch=told, machine=machine))\n"
+        "    except Interrupted as error:\n"
+        "        sys.exit(f'interrupted: {error}')\n"
+    )
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path / "stopped"),
+        str(packed.samples.parent),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout and process.stderr
+        for line in process.stdout:
+            if line.strip() == "0 4":
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        stderr = process.stderr.read()
+        assert process.wait(60) == 1, stderr
+    assert "interrupted: stopped in epoch 0" in stderr, stderr
+    train(job_in(tmp_path / "stopped", packed, num_epochs=2))
+    name = "checkpoints/best_model.pt"
+    assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
+
+
+def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
+    """The batch system sends SIGTERM to every process, and torchrun to its own once more."""
+    stop = StopSignals()
+    with stop.noted():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.has_come
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_refused_training_leaves_the_published_log(tmp_path: Path, packed: Packed) -> None:
+    job = job_in(tmp_path, packed, num_epochs=1)
+    job.logs.mkdir(parents=True)
+    (job.logs / "training.log").write_text("of the former run", "utf-8")
+    job.checkpoints.mkdir(parents=True)
+    (job.checkpoints / "best_model.pt").write_bytes(b"of somebody else")
+    with pytest.raises(CheckpointError, match=r"best_model\.pt was not published by this program"):
+        train(job)
+    (job.checkpoints / "published.json").write_text("{}", "utf-8")
+    with pytest.raises(CheckpointError, match=r"published\.json is damaged .*: remove it"):
+        train(job)
+    assert (job.logs / "training.log").read_text("utf-8") == "of the former run"
+    assert (job.checkpoints / "best_model.pt").read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
+def test_the_published_log_replaces_nothing_but_a_file(tmp_path: Path, kind: str) -> None:
+    log, notes = tmp_path / "training.log", tmp_path / "notes.txt"
+    notes.write_text("mine", "utf-8")
+    if kind == "link":
+        log.symlink_to(notes)
+    else:
+        os.mknod(log, 0o600 | (stat.S_IFIFO if kind == "pipe" else stat.S_IFCHR), os.makedev(1, 3))
+    before = log.lstat()
+    with pytest.raises(ConfigError, match=r"training\.log is a link, device or pipe: remove it"):  # noqa: SIM117
+        with training_log(RunFolder(tmp_path / "runs", "a"), tmp_path):
+            raise AssertionError("not reached")
+    assert notes.read_text("utf-8") == "mine" and log.lstat() == before

@@ -1,0 +1,320 @@
+"""Reading as if live: pictures come at their own times, whatever the reader does."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from model.decoding.result import Reading
+from model.settings import DecodeParams
+from pipeline.cli import app
+from pipeline.inference import live
+from pipeline.inference.capture import Capture, Captured, camera_pictures, file_pictures
+from pipeline.inference.live import LiveSummary, run_live
+from pipeline.inference.long_video import MouthStream
+from pipeline.inference.pauses import Piece
+from pipeline.params import Params, load_params
+from shards.errors import ClipRejected, MachineError
+from shards.schema import MediaKind
+from stages.mouths.cropping import crop_video
+from stages.mouths.landmarker import face_finder
+from stages.mouths.patches import WholePictures
+from stages.videos.media import Source
+from stages.videos.picture import SourceFrame
+from stages.videos.video import decode
+from tests.support.readers import CountingReader
+from tests.support.videos import face_pictures, placed, write_face, write_mirrored, write_video
+
+ROOT = Path(__file__).parents[3]
+FPS = 25
+
+
+@pytest.fixture
+def params() -> Params:
+    values = load_params(ROOT / "params.yaml")
+    # windows alone
+    inference = values.inference.model_copy(update={"longest_s": 1.0, "overlap_s": 0.2, "min_pause_s": 5.0})
+    return values.model_copy(update={"inference": inference})
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> CountingReader:
+    made = CountingReader()
+    monkeypatch.setattr(live, "open_reader", lambda *_: made)
+    monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
+    return made
+
+
+def test_a_file_is_read_at_its_own_speed(
+    tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_face(tmp_path / "a.mp4", 60, speaking=True)
+    begin_s = time.monotonic()
+    summary = run_live(video, Path("model.pt"), params, 0, as_json=True)
+    assert time.monotonic() - begin_s >= 59 / FPS
+    assert summary.num_captured == 60
+    told = capsys.readouterr()
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    assert [line["text"] for line in lines] and [line["start_s"] for line in lines] == sorted(
+        line["start_s"] for line in lines
+    )
+    assert len(lines) == len(summary.settled) == len(summary.settled_latency_s)
+    # no text can be there before its pictures, nor much later than they
+    assert all(0 <= line["latency_s"] < 30 for line in lines)
+    assert lines[-1]["end_s"] == pytest.approx(60 / FPS, abs=1.2)
+    assert f"60 pictures, {summary.num_dropped} dropped" in told.err and "median" in told.err
+
+
+def test_ctrl_c_settles_what_was_seen_and_sums_up(
+    tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = write_face(tmp_path / "a.mp4", 1_500, speaking=True)
+    former = signal.getsignal(signal.SIGINT)
+    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    begin_s = time.monotonic()
+    summary = run_live(video, Path("model.pt"), params, 0, as_json=False)
+    timer.join()
+    assert time.monotonic() - begin_s < 30
+    assert summary.num_captured < 1_000 and summary.settled
+    assert signal.getsignal(signal.SIGINT) is former
+    assert not [thread for thread in threading.enumerate() if "capture" in str(thread).lower()]
+    assert "stretches settled" in capsys.readouterr().err
+
+
+def test_a_slow_reader_loses_pictures_and_they_are_counted(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(CountingReader):
+        def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
+            time.sleep(2.0)
+            return super().read_clip(clip_THW, params)
+
+    monkeypatch.setattr(live, "open_reader", lambda *_: Slow())
+    monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
+    summary = run_live(
+        write_face(tmp_path / "a.mp4", 100, speaking=True), Path("model.pt"), params, 0, as_json=True
+    )
+    assert summary.num_captured == 100 and 0 < summary.num_dropped < 100
+    # latency is that of the clock, not of the stream
+    assert max(summary.shown_latency_s + summary.settled_latency_s) >= 2.0
+
+
+def test_stops_after_the_seconds_asked_for(tmp_path: Path, params: Params, reader: CountingReader) -> None:
+    summary = run_live(write_face(tmp_path / "a.mp4", 1_500), Path("model.pt"), params, 1.0, as_json=True)
+    assert 20 <= summary.num_captured <= 27
+
+
+def test_stops_after_the_seconds_asked_for_where_no_pictures_are(
+    tmp_path: Path, params: Params, reader: CountingReader
+) -> None:
+    times_s = [index / FPS + 60 * (index >= 20) for index in range(40)]
+    video = write_video(tmp_path / "a.mp4", list(face_pictures([placed()])) * 40, times_s=times_s)
+    begin_s = time.monotonic()
+    assert run_live(video, Path("model.pt"), params, 1.2, as_json=True).num_captured == 20
+    assert 1.2 <= time.monotonic() - begin_s < 30
+
+
+def test_a_file_that_is_no_video_is_told_and_nothing_is_summed_up(
+    tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(ClipRejected, match="unreadable"):
+        run_live(tmp_path / "a.mp4", Path("model.pt"), params, 0, as_json=True)
+    told = capsys.readouterr()
+    assert told.out == told.err == ""
+
+
+def test_a_camera_that_is_not_there_is_told() -> None:
+    with pytest.raises(MachineError, match="camera 63 gives no pictures"):
+        next(camera_pictures(63))
+
+
+def test_large_pictures_are_shrunk_and_times_kept(tmp_path: Path, params: Params) -> None:
+    big = write_video(tmp_path / "a.mp4", list(face_pictures([placed(2.0)], 1920, 1080)) * 3, rate=50)
+    begin_s = time.monotonic()
+    taken = list(file_pictures(big, params))
+    assert {(one.picture.width, one.picture.height) for one in taken} == {(1280, 720)}
+    assert [one.time_s for one in taken] == pytest.approx([0, 0.02, 0.04])
+    assert all(one.captured_s - begin_s >= one.time_s for one in taken)
+
+
+def test_a_mirrored_file_is_shown_as_players_do(tmp_path: Path, params: Params) -> None:
+    shown = next(iter(face_pictures([placed(2.0)], 1920, 1080)))
+    taken = list(file_pictures(write_mirrored(tmp_path / "a.mp4", [shown] * 2), params))
+    frame = SourceFrame(0, 0.0, taken[0].picture, taken[0].orientation)
+    assert frame.size == (1280, 720)
+    expected = cv2.resize(shown, (1280, 720), interpolation=cv2.INTER_AREA)
+    assert np.abs(frame.rgb_HW3()[..., ::-1].astype(int) - expected).mean() < 3
+
+
+def test_what_is_read_live_of_a_mirrored_file_is_the_plain_mouth(
+    tmp_path: Path, params: Params, reader: CountingReader
+) -> None:
+    shown = list(face_pictures([placed()] * 30, speaking=True))
+    settled = []
+    for video in (write_video(tmp_path / "a.mp4", shown), write_mirrored(tmp_path / "b.mp4", shown)):
+        reader.clips.clear()
+        run_live(video, Path("model.pt"), params, 0, as_json=True)
+        settled.append(next(clip for clip in reader.clips if len(clip) == 25).astype(int))
+    plain, mirrored = settled
+    assert np.abs(plain - mirrored).mean() < 4
+
+
+def test_the_queue_never_holds_back_the_camera() -> None:
+    picture = av.VideoFrame.from_ndarray(np.zeros((16, 16), np.uint8), format="gray")
+
+    def pictures() -> Iterator[Captured]:
+        for number in range(50):
+            yield Captured(picture, number / FPS, time.monotonic())
+
+    capture = Capture(pictures, room=5)
+    capture.start()
+    capture.stop()
+    assert [one.time_s for one in capture.pictures()] == [0, 0.04, 0.08, 0.12, 0.16]
+    assert capture.num_dropped == 45 or capture.num_captured < 50
+
+
+def test_a_summary_of_nothing() -> None:
+    assert str(LiveSummary(num_captured=3)).splitlines() == [
+        "3 pictures, 0 dropped; 0 stretches settled, 0 could not be read"
+    ]
+
+
+@pytest.mark.parametrize(("is_seen", "code"), [(True, None), (False, 1)])
+def test_the_exit_code_tells_whether_anything_was_read(
+    tmp_path: Path, reader: CountingReader, monkeypatch: pytest.MonkeyPatch, is_seen: bool, code: int | None
+) -> None:
+    pictures = list(face_pictures([placed()] * 60, speaking=True))
+    video = write_video(tmp_path / "a.mp4", [one if is_seen else np.full_like(one, 90) for one in pictures])
+    monkeypatch.chdir(ROOT)
+    # a window ends within the file
+    command = [
+        "live",
+        "--file",
+        str(video),
+        "--set",
+        "inference.longest_s=1",
+        "--set",
+        "inference.overlap_s=0.2",
+    ]
+    if code is None:
+        app(command, standalone_mode=False)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            app(command, standalone_mode=False)
+        assert ended.value.code == code
+
+
+def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:
+    """As `read_live` keeps them, at the speed of the machine."""
+    with face_finder(params.crop.landmarker, params.crop.max_faces) as find:
+        patches = WholePictures(max_bytes)
+        nowhere = Source(Path("live picture"))
+        stream = MouthStream(nowhere, find, params.crop, params.inference, patches)
+        pieces = [piece for frame in decode(video, params.crop) for piece in stream.add(frame)]
+        return [*pieces, *stream.end()]
+
+
+def with_dropout(path: Path) -> Path:
+    """A moving face that is not seen for 0.32 s, less than crop.max_gap_s."""
+    pictures = face_pictures([placed(shift=(i / 2, i / 5)) for i in range(60)], speaking=True)
+    pictures = [np.zeros_like(one) if 24 <= i < 32 else one for i, one in enumerate(pictures)]
+    return write_video(path, pictures)
+
+
+@pytest.fixture
+def whole_params(params: Params) -> Params:
+    inference = params.inference.model_copy(update={"longest_s": 10.0})
+    return params.model_copy(update={"inference": inference})
+
+
+def test_a_face_that_is_lost_for_a_moment_is_bridged_as_in_a_file(
+    tmp_path: Path, whole_params: Params
+) -> None:
+    video = with_dropout(tmp_path / "a.mp4")
+    (piece,) = live_pieces(video, whole_params, 600_000_000)
+    assert piece.mouth is not None, piece.rejected
+    made = crop_video(video, MediaKind.FACE, whole_params.crop)
+    assert (made.figures.bridged_frames or 0) >= 8
+    assert np.array_equal(piece.mouth.clip_THW, made.clip_THW)
+
+
+def test_where_the_room_is_full_neighbours_stand_for_each_other(tmp_path: Path, whole_params: Params) -> None:
+    video = with_dropout(tmp_path / "a.mp4")
+    made = crop_video(video, MediaKind.FACE, whole_params.crop).clip_THW
+    with av.open(str(video)) as container:
+        size = container.streams.video[0].width * container.streams.video[0].height
+    (piece,) = live_pieces(video, whole_params, 40 * size)
+    assert piece.mouth is not None, piece.rejected
+    clip = piece.mouth.clip_THW
+    assert clip.shape == made.shape
+    # the oldest are thinned, none is far from its own picture, and the latest are their own
+    assert np.array_equal(clip[-20:], made[-20:]) and not np.array_equal(clip, made)
+    assert np.abs(clip[:20].astype(int) - made[:20]).mean() < 8
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_what_cannot_be_read_says_why(
+    tmp_path: Path,
+    params: Params,
+    reader: CountingReader,
+    capsys: pytest.CaptureFixture[str],
+    as_json: bool,
+) -> None:
+    (face,) = face_pictures([placed()])
+    video = write_video(tmp_path / "a.mp4", [np.full_like(face, 90)] * 65)
+    summary = run_live(video, Path("model.pt"), params, 0, as_json)
+    assert (len(summary.settled), summary.num_gaps) == (0, 1)
+    told = capsys.readouterr()
+    assert "0 stretches settled, 1 could not be read" in told.err
+    if as_json:
+        lines = [json.loads(line) for line in told.out.splitlines()]
+        assert len(lines) > 1 and all(line["reason"].startswith("no_face") for line in lines)
+        # one ends where the next begins, less what windows share
+        for one, other in pairwise(lines):
+            assert one["start_s"] < other["start_s"] <= one["end_s"] < other["end_s"]
+    else:
+        assert told.out == "" and told.err.count("not read: no_face") == 1
+
+
+def test_what_is_kept_of_the_clock_does_not_grow_before_an_empty_chair(
+    tmp_path: Path, params: Params, reader: CountingReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the mouth shows for a moment at the end, which is told late otherwise."""
+    faces = list(face_pictures([placed()] * 40, speaking=True))
+    video = write_video(tmp_path / "a.mp4", [np.full_like(faces[0], 90)] * 75 + faces)
+    held: list[int] = []
+    before = live._captured_before
+
+    def watched(captured_s: dict[float, float], time_s: float) -> float:
+        held.append(len(captured_s))
+        return before(captured_s, time_s)
+
+    monkeypatch.setattr(live, "_captured_before", watched)
+    run_live(video, Path("model.pt"), params, 0, as_json=True)
+    # a window, what the follower holds back and what waited meanwhile
+    assert held and max(held) <= 70
+
+
+@pytest.mark.realdata
+def test_a_real_speaker_as_if_live(realdata: Path, reader: CountingReader) -> None:
+    """One sentence of 3 s, silence before and after: one stretch, its rests left out."""
+    params = load_params(ROOT / "params.yaml")
+    summary = run_live(
+        realdata / "grid" / "video" / "s1" / "bbaf2n.mp4", Path("m.pt"), params, 0, as_json=True
+    )
+    assert summary.num_captured == 75
+    if summary.num_dropped == 0:
+        (segment,) = summary.settled
+        # he speaks from 0.95 to 2.12 s
+        assert segment.start_s < 0.95 and segment.end_s > 2.12

@@ -1,0 +1,79 @@
+"""A training whose disk is full: a real one, small and its own."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.train import train
+from tests.conftest import OnSmallDisk
+from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.trainings import assert_same_weights, job_in
+
+ROOT = Path(__file__).parents[2]
+
+FULL = """
+import subprocess, sys
+from pathlib import Path
+from model.checkpoints import load_checkpoint
+from model.training.last_checkpoint import load_last
+from model.runs import RunFolder
+from stages.train import train
+import stages.train
+from shards.errors import MachineError
+from tests.support.packed import Packed
+from tests.support.trainings import job_in
+
+stages.train.SAVE_EVERY_S = -1
+place, packed, where = Path(sys.argv[1]), Packed.at(Path(sys.argv[2])), sys.argv[3]
+steps = []
+job = job_in(place, packed, ema_decay=0.9)
+job = type(job)(**{**vars(job), "on_batch": lambda epoch, done, *_: steps.append((epoch, done))})
+if where == "elsewhere":
+    job = type(job)(**{**vars(job), "runs": place.parent / "runs"})
+try:
+    train(job)
+except MachineError as error:
+    print(error, flush=True)
+else:
+    sys.exit("it was not full")
+(folder,) = job.runs.iterdir()
+assert not list(folder.glob(".*.tmp")), "a torso was left"
+state, path = load_last(RunFolder(job.runs, folder.name))
+position = state["progress"]["epoch"], state["progress"]["batches_done"]
+print("kept", path.name, position, len(steps), flush=True)
+subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
+assert train(job).epochs == 3
+load_checkpoint(job.checkpoints / "best_model.pt")
+subprocess.run(["cp", "-r", str(job.checkpoints), sys.argv[4]], check=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(12, 2))
+
+
+@pytest.mark.parametrize("where", ["runs", "elsewhere"])
+def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_stays(
+    tmp_path: Path, packed: Packed, on_small_disk: OnSmallDisk, where: str
+) -> None:
+    """A real one: of the run, or of what is published alone. With more room the same command goes on."""
+    train(job_in(tmp_path / "whole", packed, ema_decay=0.9))
+    size = (tmp_path / "whole/checkpoints/checkpoint_epoch_2.pt").stat().st_size
+    small = tmp_path / "small"
+    command = [sys.executable, "-c", FULL, str(small), str(packed.samples.parent), where]
+    done = on_small_disk(small, str(int(1.5 * size)), [*command, str(tmp_path / "kept")], ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
+    told, kept = done.stdout.splitlines()
+    assert re.search(r"the disk is full: \S+ cannot be written, \d+\.\d MB are needed", told)
+    if where == "runs":
+        assert "/last.pt cannot" in told and kept.startswith("kept last.pt")
+        needed = float(re.findall(r"(\d+\.\d) MB", told)[0])
+        assert needed == pytest.approx(size / 1e6, rel=0.3)
+    else:
+        assert f"{small}/checkpoints/" in told
+    for name in ("best_model.pt", "checkpoint_epoch_2.pt"):
+        assert_same_weights(tmp_path / "whole/checkpoints" / name, tmp_path / "kept" / name)

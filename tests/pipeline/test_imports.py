@@ -1,0 +1,165 @@
+"""Walls between the parts: who imports whom, what runs without torch or mediapipe, and a quick `--help`."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+HELP_LIMIT_S = 0.3
+
+PREPROCESSING = (
+    "pipeline.params",
+    "pipeline.console",
+    "stages.ingest",
+    "stages.crop",
+    "stages.pack",
+    "stages.qc.pages",
+    "shards.remote_store",
+    "shards.verify",
+    # reading videos with an exported model
+    "pipeline.inference.readers",
+    "pipeline.inference.inference_run",
+)
+TRAINING = (
+    "stages.train",
+    "model.decoding.scoring",
+    "model.checkpoints",
+    "model.decoding.reader",
+    "stages.report",
+    "stages.reports.counting",
+)
+LIGHT = (
+    "model.text",
+    "model.decoding.ctc_forward",
+    "model.decoding.ctc_beam",
+    "model.decoding.ctc_beam",
+    "model.decoding.arpa",
+    "model.decoding.registry",
+    "model.decoding.ctc_beam",
+    "model.exports.onnx_reader",
+    "model.decoding.result",
+    "model.decoding.ctc_spikes",
+    "model.metrics",
+)
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """Top-level names in sys.modules after importing `modules` in a fresh interpreter."""
+    source = (
+        f"import sys, {', '.join(modules)}; print('\\n'.join({{m.partition('.')[0] for m in sys.modules}}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", PREPROCESSING)
+def test_preprocessing_imports_no_torch(module: str) -> None:
+    assert not {"torch", "webdataset"} & loaded_by(module)
+
+
+@pytest.mark.parametrize("module", TRAINING)
+def test_training_and_scoring_import_no_mediapipe(module: str) -> None:
+    assert "mediapipe" not in loaded_by(module)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_text_decoding_and_metrics_import_neither(module: str) -> None:
+    assert not {"torch", "mediapipe", "webdataset"} & loaded_by(module)
+
+
+def test_imports_flow_down() -> None:
+    done = subprocess.run(
+        [SCRIPTS / "lint-imports", "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    loaded = loaded_by("pipeline.cli", "shards.errors")
+    assert not {"torch", "mediapipe", "cv2", "numpy", "pyarrow", "duckdb", "pydantic", "av"} & loaded
+
+
+def test_help_answers_at_once() -> None:
+    """Median of five warm runs. Processor time: a shared machine stretches the clock, and --help waits for nothing."""
+    seconds = []
+    for _ in range(6):
+        with Path(os.devnull).open("wb") as nowhere:
+            process = subprocess.Popen([SCRIPTS / "pipeline", "--help"], stdout=nowhere)
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        seconds.append(usage.ru_utime + usage.ru_stime)
+    assert statistics.median(seconds[1:]) <= HELP_LIMIT_S, seconds
+
+
+def verbs() -> list[str]:
+    from pipeline.cli import app
+
+    return sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
+    done = subprocess.run([SCRIPTS / "pipeline", verb, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"Example: pipeline {verb}" in done.stdout
+
+
+def test_the_verbs_of_the_design_exist() -> None:
+    stages = {"ingest", "crop", "pack", "stats", "train", "report"}
+    others = {
+        "init",
+        "demo",
+        "preprocess",
+        "test",
+        "inference",
+        "query",
+        "qc",
+        "verify",
+        "doctor",
+        "show",
+        "export",
+    }
+    assert stages | others <= set(verbs())
+
+
+def doctor(broken: Path | None = None) -> tuple[int, dict[str, dict[str, object]]]:
+    """Exit code and findings by name; `broken` is a folder whose modules hide the true ones."""
+    environment = os.environ | ({"PYTHONPATH": str(broken)} if broken else {})
+    command = [str(SCRIPTS / "pipeline"), "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.stdout, done.stderr
+    return done.returncode, {finding["name"]: finding for finding in json.loads(done.stdout)}
+
+
+def test_the_doctor_finds_this_machine_fit() -> None:
+    code, findings = doctor()
+    assert code == 0
+    assert {"Python", "memory", "free disk", "face landmarker", "GPU", "OpenCV wheels"} <= findings.keys()
+    assert not [name for name, finding in findings.items() if finding["is_fatal"] and finding["mend"]]
+
+
+def test_the_doctor_survives_what_it_checks(tmp_path: Path) -> None:
+    """A library that cannot be loaded, and one that takes its process down, are findings with a mend."""
+    (tmp_path / "cv2.py").write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file')", "utf-8"
+    )
+    (tmp_path / "torch.py").write_text("import os; os.abort()", "utf-8")
+    code, findings = doctor(tmp_path)
+    assert code == 1
+    assert "libGL.so.1" in str(findings["opencv-python"]["value"])
+    assert "signal 6" in str(findings["torch"]["value"])
+    for name in ("opencv-python", "torch", "face landmarker"):
+        assert findings[name]["is_fatal"]
+        assert findings[name]["mend"]

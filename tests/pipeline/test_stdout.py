@@ -1,0 +1,85 @@
+"""A stdout that is full, closed, or read no further: one message or none, an exit code, and never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.special_files import FULL, device
+
+ROOT = Path(__file__).parents[2]
+MANY = "FROM range(100000)"
+TO_STDOUT = {
+    "table": ("query", "SELECT 1"),
+    "csv": ("query", MANY, "--format", "csv"),
+    "json": ("query", MANY, "--format", "json"),
+    "parquet": ("query", f"SELECT hash(range) {MANY}", "--format", "parquet"),
+    "help": ("--help",),
+}
+
+
+def run(arguments: tuple[str, ...], redirected: str) -> "subprocess.CompletedProcess[str]":
+    command = ["bash", "-c", f'"$0" -m pipeline "$@" {redirected}', sys.executable, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("kind", TO_STDOUT)
+def test_a_full_stdout_is_one_message(tmp_path: Path, kind: str) -> None:
+    done = run(TO_STDOUT[kind], f"> {device(tmp_path / 'full', FULL)}")
+    assert done.returncode == 1
+    told = "pipeline: the disk is full: stdout cannot be written; what was saved before is kept. Free some space, "
+    assert done.stderr == f"{told}then the same command goes on\n"
+
+
+CLOSED = (
+    "cannot be written (Bad file descriptor); it is closed (>&-), or open for reading only (<): redirect it to a file "
+    "or a pipe, or name a file"
+)
+
+
+@pytest.mark.parametrize("kind", ["table", "csv", "help"])
+def test_a_closed_stdout_is_one_message_and_no_other_file_takes_its_place(kind: str) -> None:
+    done = run(TO_STDOUT[kind], ">&-")
+    assert (done.returncode, done.stderr) == (1, f"pipeline: stdout {CLOSED}\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "redirected"), [("/dev/stdout", ">&-"), ("/dev/fd/1", ">&-"), ("/dev/fd/99", "")]
+)
+def test_so_is_a_closed_one_that_is_named(out: str, redirected: str) -> None:
+    done = run(("query", "SELECT 1", "--out", out), redirected)
+    assert (done.returncode, done.stderr) == (1, f"pipeline: {out} {CLOSED}\n")
+
+
+def test_what_prints_nothing_needs_no_stdout_and_no_stderr(tmp_path: Path) -> None:
+    out = tmp_path / "many.csv"
+    done = run((*TO_STDOUT["csv"], "--out", str(out)), ">&- 2>&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(out.read_text().splitlines()) == 100_001
+
+
+def test_processes_start_where_stderr_is_closed() -> None:
+    child = "[sys.executable, '-c', 'import os; os.fstat(2)']"
+    program = (
+        "import subprocess, sys; from pipeline import cli; cli._watched_stdout(); "
+        f"raise SystemExit(subprocess.run({child}).returncode)"
+    )
+    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "{program}" 2>&-'], check=False, cwd=ROOT)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_reader_who_has_seen_enough_is_no_fault(kind: str) -> None:
+    done = run(TO_STDOUT[kind], "| head -c 20 > /dev/null; exit ${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_full_stderr_hides_no_exit_code(tmp_path: Path) -> None:
+    full = device(tmp_path / "full", FULL)
+    assert run(("query", "SELEC 1"), f"2> {full}").returncode == 2
+    assert run(("query", "SELECT 1"), f"2> {full}").returncode == 0

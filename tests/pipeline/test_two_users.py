@@ -1,0 +1,164 @@
+"""Two users of one machine: what one has made stops the other only where it must, and says whose it is."""
+
+import atexit
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model.checkpoints import load_checkpoint
+from pipeline import cli
+from pipeline.params import PathsParams, read_mapping, recipe_text
+from pipeline.query import write_answer
+from shards import schema
+from shards.errors import CheckpointError, ConfigError, MachineError, ShardError
+from shards.files import check_table, read_table, read_table_in_pieces, table_from_rows, write_table
+from shards.locks import held
+from shards.settings import MachineParams
+from stages.clips.cache import ClipCache
+from stages.corpora.settings import CorpusParams
+from stages.crop import crop
+from stages.videos.settings import CropParams
+from tests.support.other_user import NOBODY, as_nobody, open_folder
+from tests.support.videos import write_mouth
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    with open_folder() as folder:
+        yield folder
+
+
+def crop_nothing(folder: Path, cache: Path) -> None:
+    """All of a crop but clips: the workers of another user would need a Python that is open to him."""
+    folder.mkdir()
+    write_table(folder / "clips.parquet", table_from_rows([], schema.CLIPS), schema.CLIPS)
+    tables = [folder / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
+    crop(CorpusParams(root="nowhere"), CropParams(), MachineParams(cache_dir=str(cache), workers=1), *tables)
+
+
+def test_both_crop_into_one_cache(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (cache := shared / "cache").mkdir()
+    cache.chmod(0o777)
+    crop_nothing(shared / "first", cache)
+    video = write_mouth(shared / "a.mp4", 12)
+    keys = ClipCache(cache).keys(video, schema.MediaKind.MOUTH, CropParams())
+    with as_nobody(), caplog.at_level(logging.WARNING):
+        crop_nothing(shared / "second", cache)
+        assert ClipCache(cache).keys(video, schema.MediaKind.MOUTH, CropParams()) == keys
+    assert not caplog.messages
+    names = {path.name: path.stat().st_uid for path in cache.iterdir()}
+    assert names.pop("native.log") == 0 and names.pop(f"native-{NOBODY}.log") == NOBODY
+    assert sorted(names.values()) == [0, NOBODY], "a memo of each"
+
+
+def refusal(holder: str) -> ShardError:
+    return ShardError(f"at work: {holder}")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_anothers_lock_file_keeps_out_only_while_it_is_held(shared: Path, mode: int) -> None:
+    shared.chmod(mode)
+    lock = shared / ".lock"
+    with held(lock, refusal):
+        assert lock.stat().st_mode & 0o777 == 0o644
+        with (
+            as_nobody(),
+            pytest.raises(ShardError, match=f"at work: process {os.getpid()}"),
+            held(lock, refusal),
+        ):
+            pass
+    with as_nobody(), held(lock, refusal):
+        os.seteuid(0)
+        with pytest.raises(ShardError, match="at work"), held(lock, refusal):
+            pass
+
+
+def test_a_lock_that_cannot_be_opened_is_named(shared: Path) -> None:
+    lock = shared / ".lock"
+    with held(lock, refusal):
+        lock.chmod(0o600)
+    with (
+        as_nobody(),
+        pytest.raises(MachineError, match=rf"the lock {lock} is another user's"),
+        held(lock, refusal),
+    ):
+        pass
+
+
+@pytest.fixture
+def closed(shared: Path) -> Path:
+    """A file of root's that no other may open."""
+    file = shared / "closed"
+    file.write_bytes(b"PAR1")
+    file.chmod(0o600)
+    return file
+
+
+def test_a_table_of_anothers_is_not_called_damaged(shared: Path, closed: Path) -> None:
+    told = rf"{closed} may not be opened by this user"
+    paths = PathsParams(clips=str(closed), report=str(shared))
+    write_answer("SELECT 1 AS x", PathsParams(report=str(shared)), "csv", shared / "imported")
+    with as_nobody():
+        with pytest.raises(MachineError, match=told):
+            read_table(closed, schema.CLIPS, "pipeline ingest")
+        with pytest.raises(MachineError, match=told):
+            check_table(closed, schema.CLIPS, "pipeline ingest")
+        with pytest.raises(MachineError, match=told):
+            list(read_table_in_pieces(closed, schema.CLIPS, "pipeline ingest", ["clip_id"], 10))
+        with pytest.raises(MachineError, match=told):
+            write_answer("FROM clips", paths, "csv", shared / "out")
+        with pytest.raises(CheckpointError, match=told):
+            load_checkpoint(closed)
+        with pytest.raises(ConfigError, match=rf"{closed} cannot be read.*Permission denied"):
+            read_mapping(closed)
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "told"),
+    [
+        ("corpus", 1, r"pipeline: \S+/corpus/clips\.csv may not be opened by this user: .*"),
+        ("corpus/clips.csv", 1, r"pipeline: \S+/corpus/clips\.csv cannot be read: Permission denied"),
+        (
+            "corpus/videos",
+            0,
+            r".*a file that cannot be read; .* videos/a\.mp4 may not be opened by this user: .*: a",
+        ),
+        ("corpus/videos/a.mp4", 0, r".*a file that cannot be read; .* \(Permission denied\)\): a"),
+        (".", 2, r"pipeline: params\.yaml cannot be read: .*Permission denied.*"),
+    ],
+)
+def test_a_corpus_of_anothers_is_told_of(
+    shared: Path,
+    what: str,
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One message and exit code 1, or, where videos alone are closed, a warning that names them."""
+    root = shared / "corpus"
+    (root / "videos").mkdir(parents=True)
+    write_mouth(root / "videos" / "a.mp4", 12)
+    (root / "clips.csv").write_text("clip_id,media,text,split\na,videos/a.mp4,你好,train\n", "utf-8")
+    (shared / "params.yaml").write_text(
+        recipe_text("table").replace("root: data/corpus", f"root: {root}"), "utf-8"
+    )
+    monkeypatch.chdir(shared)
+    values = ["--set", f"corpus.root={root}", "--set", "corpus.table=clips.csv"]
+    monkeypatch.setattr(sys, "argv", ["pipeline", "ingest", *values])
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 0, capsys.readouterr().err
+    capsys.readouterr()
+    (shared / "data").chmod(0o777)
+    (shared / what).chmod(0o600)
+    with as_nobody(), pytest.raises(SystemExit) as done:
+        cli.main()
+    found = capsys.readouterr().err.splitlines()[-1]
+    assert done.value.code == code and re.fullmatch(told, found), found

@@ -1,0 +1,400 @@
+"""What stands where a file is written: a device and a pipe stay, a link is followed, torsos of the killed go."""
+
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import wave
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import torch
+from matplotlib.figure import Figure
+
+from pipeline.cli import app
+from shards import files
+from shards.errors import DiskError, MachineError
+from shards.files import atomic_file, write_bytes, write_text
+from tests.support.other_user import NOBODY, as_nobody, open_folder
+from tests.support.special_files import FULL, NULL, device, names
+
+MANY = np.arange(200_000)
+
+
+# -- devices and pipes ---------------------------------------------------------------------------------------
+
+
+def test_a_device_is_written_and_stays_one(tmp_path: Path) -> None:
+    null = device(tmp_path / "null", NULL)
+    write_text(null, "x" * 100_000)
+    app(["query", "SELECT 1", "--out", str(null), "--params", "params.yaml"], standalone_mode=False)
+    assert stat.S_ISCHR(null.stat().st_mode) and names(tmp_path) == ["null"]
+
+
+def test_a_pipe_is_written_as_it_comes_and_stays_one(tmp_path: Path) -> None:
+    pipe, link, came = tmp_path / "pipe", tmp_path / "link", []
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        reader = threading.Thread(target=lambda: came.append(pipe.read_bytes()))
+        reader.start()
+        write_bytes(path, b"abc" * 50_000)
+        reader.join(10)
+    assert came == [b"abc" * 50_000] * 2
+    assert pipe.is_fifo() and link.is_symlink() and names(tmp_path) == ["link", "pipe"]
+
+
+BROKEN = r"pipe cannot be written \(Broken pipe\); what reads it ended too soon: see why, or name a file$"
+
+
+def test_a_pipe_that_nobody_reads_any_more_is_told(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: pipe.open("rb").close())
+    reader.start()
+    with pytest.raises(DiskError, match=BROKEN), atomic_file(pipe) as file:
+        reader.join(10)
+        file.write(bytes(1_000_000))
+
+
+def test_a_file_above_the_limit_of_its_user_is_told(tmp_path: Path) -> None:
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python takes no notice of the signal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(
+            DiskError, match=r"a cannot be written \(File too large\); raise the limit \(`ulimit -f`"
+        ):
+            write_bytes(tmp_path / "a", bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    for name, told in {
+        "folder": "a folder has that name",
+        "file/a": "a file stands where a folder is needed",
+        "file/a/b": "a file stands where a folder is needed",
+        "a" * 256: "give a shorter name",
+    }.items():
+        with pytest.raises(DiskError, match=rf"{name} cannot be written \([A-Z].*\); {told}"):
+            write_bytes(tmp_path / name, b"x")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_disks_and_sockets_are_refused(tmp_path: Path) -> None:
+    # a number that no disk has, should it be opened all the same
+    disk = device(tmp_path / "disk", (240, 250), stat.S_IFBLK)
+    with pytest.raises(MachineError, match=r"disk is a disk; name a file"):
+        write_bytes(disk, b"x")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "sock"))
+        with pytest.raises(MachineError, match=r"sock is a socket; name a file"):
+            write_bytes(tmp_path / "sock", b"x")
+    assert stat.S_ISBLK(disk.stat().st_mode) and (tmp_path / "sock").is_socket()
+
+
+def _arrow(file: BinaryIO) -> None:
+    pq.write_table(pa.table({"a": MANY}), file)
+
+
+def _plot(file: BinaryIO) -> None:
+    figure = Figure()
+    figure.subplots().plot(MANY[:9000], MANY[:9000] ** 0.5)
+    figure.savefig(file, format="svg")
+
+
+def _tar(file: BinaryIO) -> None:
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        member = tarfile.TarInfo("a")
+        member.size = MANY.nbytes
+        tar.addfile(member, BytesIO(MANY.tobytes()))
+
+
+def _zip(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a", MANY.tobytes())
+
+
+def _video(file: BinaryIO) -> None:
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(12):
+            noise = np.random.default_rng(number).integers(0, 256, (240, 320, 3), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        out.mux(stream.encode(None))
+
+
+def _sound(file: BinaryIO) -> None:
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(MANY.tobytes())
+
+
+def _hushed(file: BinaryIO) -> None:
+    """A library that takes no notice."""
+    try:
+        file.write(MANY.tobytes())
+        file.flush()
+    except OSError:
+        file.seek(0)
+
+
+WRITERS: dict[str, Callable[[BinaryIO], object]] = {
+    "Arrow": _arrow,
+    "torch": lambda file: torch.save({"a": torch.from_numpy(MANY)}, file),
+    "numpy": lambda file: np.savez(file, a=MANY),
+    "matplotlib": _plot,
+    "safetensors": lambda file: file.write(safetensors.numpy.save({"a": MANY})),
+    "tarfile": _tar,
+    "zipfile": _zip,
+    "PyAV": _video,
+    "wave": _sound,
+    "hushed": _hushed,
+    "at the end": lambda file: file.write(b"x"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_whatever_writes_a_full_disk_is_the_same_message(
+    tmp_path: Path, write: Callable[[BinaryIO], object]
+) -> None:
+    """Each of these raises errors of its own kind, or none."""
+    full = device(tmp_path / "full", FULL)
+    with (
+        pytest.raises(DiskError, match=r"the disk is full: \S*/full cannot be written"),
+        atomic_file(full) as file,
+    ):
+        write(file)
+    assert stat.S_ISCHR(full.stat().st_mode)
+
+
+# -- links ---------------------------------------------------------------------------------------------------
+
+
+def test_a_link_is_followed_to_its_target(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    target, link, second = tmp_path / "far" / "target", tmp_path / "link", tmp_path / "second"
+    target.write_bytes(b"old")
+    link.symlink_to("far/target")
+    second.symlink_to(link)
+    for path, content in ((link, b"one"), (second, b"two"), (tmp_path / "dangling", b"three")):
+        if path.name == "dangling":
+            path.symlink_to("far/new")
+        write_bytes(path, content)
+        assert path.is_symlink() and path.read_bytes() == content
+    assert target.read_bytes() == b"two" and not target.is_symlink()
+    assert (tmp_path / "far" / "new").read_bytes() == b"three"
+    assert names(tmp_path / "far") == ["new", "target"]
+
+
+def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Path) -> None:
+    """The owner of a cache makes its files read-only (DVC does), and links to them: root could write all the same."""
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"of a cache")
+    kept.chmod(0o444)
+    for name, target in (("protected", "kept"), ("loop", "loop"), ("lost", "gone/file")):
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(
+        MachineError, match=r"protected is a link to \S*/kept, which is write-protected .*dvc unpr"
+    ):
+        write_bytes(tmp_path / "protected", b"x")
+    with pytest.raises(DiskError, match=r"loop cannot be written \(Too many levels of symbolic links\)"):
+        write_bytes(tmp_path / "loop", b"x")
+    with pytest.raises(DiskError, match=r"lost cannot be written \(No such file or directory\)"):
+        write_bytes(tmp_path / "lost", b"x")
+    assert kept.read_bytes() == b"of a cache"
+    assert names(tmp_path) == ["kept", "loop", "lost", "protected"]
+
+
+# -- whose it is and who may read it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755, 0o444])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    """Also without permission to write, as DVC leaves hard links to its cache: the other name keeps its bytes."""
+    file, cache, link = tmp_path / "file", tmp_path / "cache", tmp_path / "link"
+    file.write_bytes(b"old")
+    cache.hardlink_to(file)
+    file.chmod(mode)
+    write_bytes(file, b"new")
+    assert (file.read_bytes(), cache.read_bytes()) == (b"new", b"old")
+    assert file.stat().st_mode & 0o7777 == mode
+    if mode & 0o222:
+        link.symlink_to(file)
+        write_bytes(link, b"newer")
+        assert (file.read_bytes(), file.stat().st_mode & 0o7777) == (b"newer", mode)
+
+
+def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_whose_a_file_is_stays_so_where_root_replaces_it_and_another_has_it_as_his_own() -> None:
+    with open_folder() as folder:
+        file = folder / "file"
+        file.write_bytes(b"old")
+        os.chown(file, NOBODY, NOBODY)
+        file.chmod(0o600)
+        write_bytes(file, b"new")
+        assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (
+            NOBODY,
+            NOBODY,
+            0o600,
+        )
+        os.chown(file, 0, 0)
+        with as_nobody():
+            write_bytes(file, b"his")
+        assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (NOBODY, 0o600)
+
+
+# -- files that are open already -----------------------------------------------------------------------------
+
+WRITES = """
+import sys
+from pathlib import Path
+from shards.errors import PipelineError
+from shards.files import write_bytes
+try:
+    write_bytes(Path(sys.argv[1]), b"answer")
+except PipelineError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "shell", "left"),
+    [
+        ("/dev/stdout", ">> log", b"precious\nanswer"),
+        ("/proc/self/fd/1", ">> log", b"precious\nanswer"),
+        ("/proc/thread-self/fd/1", ">> log", b"precious\nanswer"),
+        ("link", ">> log", b"precious\nanswer"),
+        ("/dev/fd/6", "6> gone; rm gone", b"precious\n"),
+        ("/dev/fd/6", "6<> log; read -u 6", b"precious\nanswer"),
+        ("/dev/stdout", "| cat > log", b"answer"),
+    ],
+)
+def test_a_path_of_an_open_file_is_written_where_that_file_stands(
+    tmp_path: Path, path: str, shell: str, left: bytes
+) -> None:
+    """As the shell wrote it so far: appended to, at its offset, or without a name any more."""
+    (tmp_path / "log").write_bytes(b"precious\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    opened, _, then = shell.partition("; ")
+    command = '"$@"'
+    script = f"exec {opened}\n{then}\n{command}" if then else f"{command} {opened}"
+    done = written_by(script, path, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(tmp_path) == ["link", "log"] and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "log").read_bytes() == left
+
+
+def written_by(script: str, path: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["bash", "-c", script, "bash", sys.executable, "-c", WRITES, path]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_another_processs_open_file_and_one_that_may_only_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"precious\n")
+    done = written_by('exec 6>> log; "${@:1:3}" /proc/$$/fd/6 6>&-', "", tmp_path)
+    assert "is an open file of another process; give the file's own path" in done.stderr
+    done = written_by('"$@" 6< log', "/dev/fd/6", tmp_path)
+    assert "/dev/fd/6 cannot be written (Bad file descriptor)" in done.stderr
+    assert names(tmp_path) == ["log"] and (tmp_path / "log").read_bytes() == b"precious\n"
+
+
+# -- what killed processes leave -----------------------------------------------------------------------------
+
+WRITING = """
+import os, sys
+from pathlib import Path
+from shards.files import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(bytes(100_000))
+    file.flush()
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def begun(path: Path) -> "subprocess.Popen[str]":
+    """A process in the midst of writing `path`; it ends well when its stdin is closed."""
+    command = [sys.executable, "-c", WRITING, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_the_next_run_removes_what_a_killed_process_left_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed, alive = begun(tmp_path / "stats.svg"), begun(tmp_path / "best_model.pt")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=10)
+    # other programs' files of such names, and another machine's, whose locks this one may not see
+    others = {".stats.svg.abc.tmp", ".notes.tmp", ".a.pipeline-00000000-abcdefgh.tmp", "a.pipeline-x.tmp"}
+    for name in others:
+        (tmp_path / name).write_bytes(b"theirs")
+    torsos = {name for name in names(tmp_path) if name.startswith((".stats.svg.p", ".best_model.pt.p"))}
+    assert len(torsos) == 2 and all((tmp_path / name).stat().st_size == 100_000 for name in torsos)
+    monkeypatch.setattr(files, "_swept", set())
+    write_bytes(tmp_path / "splits.json", b"{}")
+    (left,) = torsos & set(names(tmp_path))
+    assert left.startswith(".best_model.pt.")
+    assert set(names(tmp_path)) == {*others, left, "splits.json"}
+    alive.communicate(timeout=10)
+    assert alive.returncode == 0
+    assert (tmp_path / "best_model.pt").read_bytes() == bytes(100_000)
+    assert set(names(tmp_path)) == {*others, "splits.json", "best_model.pt"}
+
+
+def test_a_folder_is_swept_while_files_are_begun_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of a temporary file and its lock another process may look: none is lost by it."""
+
+    class Never(set):  # type: ignore[type-arg]
+        def __contains__(self, _: object) -> bool:
+            return False
+
+    monkeypatch.setattr(files, "_swept", Never())
+    faults: list[Exception] = []
+
+    def write(number: int) -> None:
+        try:
+            for time in range(40):
+                write_bytes(tmp_path / f"{number}-{time}", bytes(10))
+        except (OSError, MachineError) as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not faults
+    assert len(names(tmp_path)) == 240

@@ -1,0 +1,76 @@
+"""Tables that claim our schema but do not keep it are refused by column and file, however they are read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shards.errors import TableError
+from shards.files import ROW_GROUP_ROWS, check_table, read_table, read_table_in_pieces
+from shards.schema import SAMPLES, TABLES, TRACKS
+from tests.support.catalogues import catalogue
+
+Read = Callable[[Path, list[str]], object]
+READS: dict[str, Read] = {
+    "whole": lambda path, _: read_table(path, SAMPLES, "pipeline pack"),
+    "pieces": lambda path, names: list(read_table_in_pieces(path, SAMPLES, "pipeline pack", names, 8)),
+    "end": lambda path, _: check_table(path, SAMPLES, "pipeline pack"),
+}
+
+
+def written(path: Path, column: str, values: pa.Array, row_group_rows: int = ROW_GROUP_ROWS) -> Path:
+    """A catalogue of 20 rows with our names and version, as another program would change a column of it."""
+    table = catalogue(["train"] * 20)
+    table = table.set_column(table.column_names.index(column), column, values)
+    pq.write_table(table.replace_schema_metadata(SAMPLES.metadata), path, row_group_size=row_group_rows)
+    return path
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("num_frames", pa.array([str(i) for i in range(20)]), "column num_frames holds string.*reads int32"),
+        ("num_frames", pa.array(range(20), pa.int64()), "column num_frames holds int64.*reads int32"),
+        ("clip_size", pa.array([512.0] * 20), "column clip_size holds double.*reads int64"),
+        ("label", pa.array(range(20)), "column label holds int64.*reads string"),
+        ("label", pa.array(["a"] * 19 + [None]), "column label is null in 1 rows"),
+        ("num_frames", pa.array([None] + [9] * 19, pa.int32()), "column num_frames is null in 1 rows"),
+    ],
+)
+def test_another_type_or_a_null_is_refused(
+    tmp_path: Path, read: Read, column: str, values: pa.Array, told: str
+) -> None:
+    path = written(tmp_path / "samples.parquet", column, values)
+    with pytest.raises(TableError, match=rf"samples\.parquet: {told}.*run `pipeline pack` again"):
+        read(path, ["clip_id", column])
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_nulls_are_counted_where_they_may_not_be_and_allowed_where_they_may(
+    tmp_path: Path, read: Read
+) -> None:
+    """Also by a writer that declares every column nullable; over row groups; nothing but the null is wrong."""
+    speakers = pa.array([None] * 20, pa.string())
+    read(written(tmp_path / "good.parquet", "speaker", speakers, 6), ["clip_id", "speaker"])
+    read(written(tmp_path / "declared.parquet", "label", pa.array(["a"] * 20), 6), ["clip_id", "label"])
+    late = written(tmp_path / "late.parquet", "label", pa.array(["a"] * 17 + [None] * 3), 6)
+    with pytest.raises(TableError, match="column label is null"):
+        read(late, ["clip_id", "label"])
+
+
+def test_lists_are_checked_by_type_and_pass(tmp_path: Path) -> None:
+    row = {"clip_id": "a", "transform": [1.0], "frame_index": [0], "landmarked": []}
+    pq.write_table(pa.Table.from_pylist([row], TRACKS), tmp_path / "tracks.parquet")
+    check_table(tmp_path / "tracks.parquet", TRACKS, "pipeline crop")
+    assert read_table(tmp_path / "tracks.parquet", TRACKS, "pipeline crop").to_pylist() == [row]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_empty_table_of_ours_is_fine(tmp_path: Path, name: str) -> None:
+    schema = TABLES[name]
+    pq.write_table(schema.empty_table(), tmp_path / "empty.parquet")
+    check_table(tmp_path / "empty.parquet", schema, "pipeline pack")
+    assert read_table(tmp_path / "empty.parquet", schema, "pipeline pack").num_rows == 0

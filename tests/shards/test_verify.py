@@ -1,0 +1,227 @@
+"""`pipeline verify` names what is wrong with a pack, with the samples it costs, and passes a whole one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.params import read_mapping
+from shards.errors import ConfigError, TableError
+from shards.files import read_table
+from shards.open_store import open_store
+from shards.schema import SAMPLES
+from shards.settings import MachineParams
+from shards.verify import verify
+from tests.support.changed_packs import FIRST, Pack, only, pack_fixture  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
+OTHER_HASH = FIRST + "its sha256 is not that of index.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Pack(tmp_path_factory.mktemp("made")).folder
+
+
+@pytest.mark.parametrize("codec", ["raw", "jpeg", "h264", "ffv1"])
+def test_a_whole_pack_passes(tmp_path: Path, codec: str) -> None:
+    pack = Pack(tmp_path, codec)
+    for name in ("README.md", "metadata.json"):
+        pack.path(name).write_text("a card", "utf-8")
+    told: list[tuple[int, int]] = []
+    for options in ({}, {"decode": True}, {"split": "train"}):
+        result = pack.verify(on_progress=lambda *done: told.append(done), **options)
+        assert result.problems == ()
+        assert (result.num_shards, result.num_samples) == ((2, 5) if "split" in options else (3, 6))
+        tars = [
+            path for path in pack.path("").rglob("*.tar") if "split" not in options or "train" in path.name
+        ]
+        assert result.num_bytes == sum(path.stat().st_size for path in tars)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_right"), [(None, True), ("", True), ("anna", False), (0, False), ([], False)]
+)
+def test_an_unknown_speaker_is_empty_or_in_older_packs_null(
+    tmp_path: Path, told: object, is_right: bool
+) -> None:
+    pack = Pack(tmp_path)
+    name = "train/train-000000.tar"
+    pack.shards[name][1] = ("a.json", pack.metadata(name, "a", speaker=told))
+    pack.write()
+    problems = pack.verify().problems
+    assert (problems == ()) is is_right
+    assert is_right or f"its metadata says speaker {told!r}, samples.parquet None" in problems[0].what
+
+
+PLACES: dict[str, tuple[Callable[[dict[str, Any]], int], str]] = {
+    "payload": (
+        lambda row: row["clip_offset"] + 500,
+        "the sha256 of the clip is not that of samples.parquet",
+    ),
+    "npy header": (lambda row: row["clip_offset"] + 20, "the sha256 of the clip"),
+    "tar header": (lambda row: row["sample_offset"], "the tar header at byte"),
+    "size in it": (lambda row: row["sample_offset"] + 130, "the tar header at byte"),
+    "padding": (lambda row: row["clip_offset"] + row["clip_size"], "the padding behind member 'b.npy'"),
+    "label": (lambda row: row["sample_offset"] + row["sample_size"] - 512 + 53, "its metadata"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_flipped_byte_costs_its_sample(pack: Pack, place: str) -> None:
+    at, text = PLACES[place]
+    pack.flip(at(pack.row("b")))
+    found = pack.found()
+    assert only(found, text) == {"b"}
+    assert found[OTHER_HASH] == set()
+    assert len(found) == 2
+
+
+def test_a_flipped_byte_that_costs_nothing(pack: Pack) -> None:
+    """The frame rate stands in the metadata alone."""
+    row = pack.row("b")
+    at = pack.path().read_bytes().index(b"25.0", row["sample_offset"])
+    pack.flip(at + 1)
+    assert pack.found() == {
+        OTHER_HASH
+        + "; yet every clip and label is as samples.parquet says, which knows nothing of what is damaged": set()
+    }
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_byte_is_found(made: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """In whichever shard, and no sample is named that the byte is not in."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    pack = Pack.__new__(Pack)
+    pack.folder, pack.codec = tmp_path, "raw"
+    name = data.draw(
+        st.sampled_from(["train/train-000000.tar", "train/train-000001.tar", "valid/valid-000000.tar"])
+    )
+    at = data.draw(st.integers(0, pack.path(name).stat().st_size - 1))
+    pack.flip(at, name, data.draw(st.integers(1, 255)))
+    result = pack.verify()
+    assert f"{name}: its sha256 is not that of index.json" in " ".join(
+        f"{p.shard}: {p.what}" for p in result.problems
+    )
+    rows = [row for row in read_table(pack.samples, SAMPLES, "").to_pylist() if row["shard"] == name]
+    hit = {r["clip_id"] for r in rows if r["sample_offset"] <= at < r["sample_offset"] + r["sample_size"]}
+    in_clip = {r["clip_id"] for r in rows if r["clip_offset"] <= at < r["clip_offset"] + r["clip_size"]}
+    lost = {clip_id for problem in result.problems for clip_id in problem.clip_ids}
+    assert in_clip <= lost <= hit
+
+
+def test_a_cut_shard(pack: Pack) -> None:
+    row = pack.row("b")
+    content = pack.path().read_bytes()
+    pack.path().write_bytes(content[: row["clip_offset"] + 100])
+    found = pack.found()
+    assert only(found, "is cut: it ends at byte") == {"b", "c"}
+    assert only(found, "index.json says") == set()
+    assert len(found) == 3
+    pack.path().write_bytes(content[: pack.row("c")["sample_offset"] + pack.row("c")["sample_size"] + 512])
+    assert only(pack.found(), "the end of the tar is missing") == set()
+    pack.path().write_bytes(b"")
+    assert only(pack.found(), "is cut") == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("num_left", [0, 1, 100, 511, 512, 600])
+def test_a_cut_behind_the_last_sample_costs_none(pack: Pack, num_left: int) -> None:
+    row = pack.row("c")
+    os.truncate(pack.path(), row["sample_offset"] + row["sample_size"] + num_left)
+    result = pack.verify()
+    assert result.problems and result.num_lost == 0
+
+
+def test_a_missing_shard(pack: Pack) -> None:
+    pack.path().unlink()
+    assert pack.found() == {FIRST + "is missing": {"a", "b", "c"}}
+    assert pack.found(split="valid") == {}
+
+
+def test_strangers(pack: Pack) -> None:
+    shutil.copy(pack.path(), pack.path("train/train-000007.tar"))
+    pack.path("notes.txt").write_text("mine", "utf-8")
+    pack.path("train/.train-000000.tar.abc.tmp").write_bytes(b"")
+    assert pack.found() == {
+        **{f"{name}: is no file of this pack": set() for name in ("notes.txt", "train/train-000007.tar")},
+        "train/.train-000000.tar.abc.tmp: was left by a pack that was killed (or is at work); the next "
+        "`pipeline pack` removes it": set(),
+    }
+
+
+def test_swapped_samples(pack: Pack) -> None:
+    members = pack.shards["train/train-000000.tar"]
+    members[:4] = members[2:4] + members[:2]
+    pack.write(with_catalogue=False)
+    found = pack.found()
+    assert set.union(*found.values()) == {"a", "b"}
+    assert only(found, "are ['b.npy', 'b.json'], not ['a.npy', 'a.json']") == {"a"}
+
+
+def test_what_is_no_tar_at_all(pack: Pack) -> None:
+    pack.path().write_bytes(np.random.default_rng(0).bytes(pack.path().stat().st_size))
+    assert set.union(*pack.found().values()) == {"a", "b", "c"}
+
+
+def test_a_remote_pack(pack: Pack) -> None:
+    """What its index does not vouch for is not let in, so it costs the whole shard."""
+    machine = MachineParams(workers=2, cache_dir=str(pack.folder / "cache"))
+    url = (pack.folder / "shards").as_uri()
+    assert verify(open_store(url, machine), pack.samples, machine).problems == ()
+    # what is damaged on this machine alone is no fault of the pack, and is mended
+    (cached,) = (pack.folder / "cache/shards").rglob("train-000000.*.tar")
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[:600] + b"x" + whole[601:])
+    assert verify(open_store(url, machine), pack.samples, machine).problems == ()
+    assert cached.read_bytes() == whole
+    # and what is whole on this machine alone hides no fault
+    pack.flip(pack.row("b")["clip_offset"])
+    (problem,) = verify(open_store(url, machine), pack.samples, machine).problems
+    assert problem.clip_ids == ("a", "b", "c")
+    assert f"{url}/train/train-000000.tar is not what index.json says" in problem.what
+
+
+def test_a_damaged_catalogue_is_an_error(pack: Pack) -> None:
+    with pytest.raises(ConfigError, match="nosuch"):
+        pack.verify(split="nosuch")
+    pack.samples.write_bytes(pack.samples.read_bytes()[:-100])
+    with pytest.raises(TableError, match="samples"):
+        pack.verify()
+
+
+def test_the_verb(pack: Pack) -> None:
+    params = read_mapping(ROOT / "params.yaml")
+    params["paths"] |= {"shards": "shards", "samples": "samples.parquet"}
+    (pack.folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PIPELINE, "verify", *arguments], cwd=pack.folder, capture_output=True, text=True, check=False
+        )
+
+    whole = run()
+    assert whole.returncode == 0, whole.stderr
+    assert "3 shards, 6 samples" in whole.stdout and "all is well" in whole.stdout
+    pack.flip(pack.row("b")["clip_offset"] + 500)
+    damaged = run("--split", "train")
+    assert damaged.returncode == 1
+    assert "2 problems cost 1 samples" in damaged.stdout
+    told = json.loads(run("--json", "--decode").stdout)
+    assert told["problems"][0] == {
+        "shard": "train/train-000000.tar",
+        "what": "the sha256 of the clip is not that of samples.parquet",
+        "clip_ids": ["b"],
+    }
+    assert (told["num_problems"], told["num_lost"], told["num_samples"]) == (2, 1, 6)

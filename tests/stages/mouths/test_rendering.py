@@ -1,0 +1,115 @@
+"""Cutting from what was kept while decoding once, against cutting from the pictures decoded again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.schema import MediaKind
+from stages.mouths import patches as patches_module
+from stages.mouths import rendering
+from stages.mouths.cropping import crop_video
+from stages.mouths.face_tracking import follow_video
+from stages.mouths.patches import MouthPatches
+from stages.mouths.rendering import render_from_track
+from stages.videos.settings import CropParams
+from tests.support.videos import face_pictures, placed, set_rotation, write_mouth, write_video
+
+PARAMS = CropParams()
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The videos that were decoded (again) to cut from."""
+    seen: list[Path] = []
+    real = rendering.decode
+    monkeypatch.setattr(rendering, "decode", lambda media, params: seen.append(media) or real(media, params))
+    return seen
+
+
+MOVES = {
+    "walks": [placed(1.2 + 0.005 * i, 0.5 * i, (2 * i - 40, i)) for i in range(40)],
+    "nods": [placed(1.3, 0, (0, 12 * np.sin(i / 6))) for i in range(40)],
+    "large": [placed(3.5, 5, (20, 120))] * 30,
+    "at the edge": [placed(1.0, 0, (-175, 0))] * 30,
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("size_px", [96, 160])
+def test_one_pass_gives_the_bytes_of_two(
+    tmp_path: Path, decodings: list[Path], move: str, size_px: int
+) -> None:
+    path = write_video(tmp_path / "a.mp4", face_pictures(MOVES[move], 640, 400))
+    params = PARAMS.model_copy(update={"size_px": size_px})
+    clip = crop_video(path, MediaKind.FACE, params)
+    assert decodings == []
+    assert clip.transform_T23 is not None
+    again = render_from_track(path, clip.transform_T23, clip.frame_index_T, params)
+    assert decodings == [path]
+    assert np.array_equal(again, clip.clip_THW)
+
+
+def test_turned_pictures_too(tmp_path: Path, decodings: list[Path]) -> None:
+    upright = list(face_pictures([placed(1.2, 0, (i, 0)) for i in range(20)]))
+    path = write_video(tmp_path / "a.mp4", [np.rot90(picture) for picture in upright])
+    set_rotation(path, 1)
+    clip = crop_video(path, MediaKind.FACE, PARAMS)
+    assert decodings == []
+    assert np.array_equal(
+        render_from_track(path, clip.transform_T23, clip.frame_index_T, PARAMS), clip.clip_THW
+    )
+
+
+def test_without_room_the_video_is_decoded_again_with_the_same_result(
+    tmp_path: Path, decodings: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"]))
+    whole = crop_video(path, MediaKind.FACE, PARAMS)
+    monkeypatch.setattr(patches_module, "KEPT_BYTES", 100_000)
+    assert np.array_equal(crop_video(path, MediaKind.FACE, PARAMS).clip_THW, whole.clip_THW)
+    assert decodings == [path]
+
+
+def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches_module, "KEPT_BYTES", 200_000)
+    patches = MouthPatches()
+    follow_video(write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"])), PARAMS, patches)
+    kept = [patch for _, patch in patches._patches.values()]
+    assert kept
+    assert sum(patch.nbytes for patch in kept) <= 200_000
+    assert all(patch.base is None for patch in kept), "a part of a picture must not hold the whole in memory"
+
+
+def test_a_ready_mouth_is_decoded_once(tmp_path: Path, decodings: list[Path]) -> None:
+    path = write_mouth(tmp_path / "a.mp4", 20)
+    clip = crop_video(path, MediaKind.MOUTH, PARAMS)
+    assert decodings == []
+    assert np.array_equal(render_from_track(path, None, clip.frame_index_T, PARAMS), clip.clip_THW)
+
+
+def test_a_window_holds_every_pixel_that_the_warp_reads() -> None:
+    """Pixels outside the window may be anything: the mouth stays the same."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scale, angle = rng.uniform(0.12, 2.5), rng.uniform(-0.6, 0.6)
+        a, b = scale * np.cos(angle), scale * np.sin(angle)
+        centre = rng.uniform(-50, 700, 2)
+        shift = 48 - np.array([a * centre[0] - b * centre[1], b * centre[0] + a * centre[1]])
+        transform_23 = np.array([[a, -b, shift[0]], [b, a, shift[1]]], np.float32)
+        shrink = rendering._shrink(transform_23[None])
+        window = rendering._window(transform_23, shrink, 96, (640, 480))
+        assert 0 <= window.left < window.right <= 640
+        assert 0 <= window.top < window.bottom <= 480
+        picture = rng.integers(0, 256, (480, 640), dtype=np.uint8)
+        otherwise = np.full_like(picture, 255)
+        inside = np.s_[window.top : window.bottom, window.left : window.right]
+        otherwise[inside] = picture[inside]
+        whole = patches_module.Window(0, 0, 640 // shrink * shrink, 480 // shrink * shrink)
+        cuts = [
+            rendering._mouth(p[: whole.bottom, : whole.right], whole, transform_23, shrink, 96)
+            for p in (picture, otherwise)
+        ]
+        assert np.array_equal(*cuts), "what stands outside does not show"
+        cut = rendering._mouth(picture[inside], window, transform_23, shrink, 96)
+        assert np.abs(cut.astype(int) - cuts[0]).mean() < 1, "but for rounding of coordinates"

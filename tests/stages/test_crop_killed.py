@@ -1,0 +1,131 @@
+"""The crop stage whose processes die or hang: a row is lost at most, and the next run goes on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shards.errors import TableError
+from shards.settings import MachineParams, PackParams
+from shards.store import FolderStore
+from stages.corpora.settings import CorpusParams
+from stages.crop import CropSummary
+from stages.pack import pack
+from stages.videos.settings import CropParams
+from tests.support.crop_runs import Run, clip_row, trapped_run, write_clips
+from tests.support.videos import write_face
+
+
+@pytest.mark.parametrize(
+    ("killer", "lost"), [("poison", {"poison": "crashed"}), ("once", {}), ("stuck", {"stuck": "timeout"})]
+)
+def test_a_video_that_kills_or_stops_its_process_costs_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killer: str, lost: dict[str, str]
+) -> None:
+    """The whole stage with real kills: by a video each time, or one time only (the machine's fault); and a hang."""
+    names = ["a", "b", killer, "c", "d"]
+    run = trapped_run(tmp_path, names)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "traps"))
+    assert run(timeout_s=6.0).num_ok == 5 - len(lost)
+    assert list(run.rows()) == names
+    assert {name: row["reason"] for name, row in run.rows().items() if row["reason"]} == lost
+    assert all(f"{name}.mp4" in run.rows()[name]["detail"] for name in lost)
+    assert (run.root / "once.mp4.seen").exists() == (killer == "once")
+    monkeypatch.delenv("PYTHONPATH")
+    healed = run()  # crashes and hangs are not kept: tried again
+    assert (healed.num_ok, healed.num_from_cache) == (5, 5 - len(lost))
+    tables = run.tables()
+    run.forget()
+    assert run().num_from_cache == 0
+    assert run.tables() == tables, "as if nothing had been"
+
+
+def test_a_killed_run_leaves_no_process_and_the_next_goes_on(tmp_path: Path) -> None:
+    run = trapped_run(tmp_path, ["a", "b", "stuck", "c"])
+    program = """
+import sys
+from pathlib import Path
+from tests.support.crop_runs import Run
+Run.__init__ = lambda self, folder: vars(self).update(folder=folder, root=folder / "corpus", progress=[])
+Run(Path(sys.argv[1]))(workers=1)
+"""
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "traps"), str(Path(__file__).parents[2])])}
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | paths)
+    workers: list[psutil.Process] = []
+    try:
+        while len(list((tmp_path / "cache" / "clips").rglob("*.npz"))) < 2:
+            assert parent.poll() is None, "the run ended early"
+            time.sleep(0.02)
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert workers
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        _, alive = psutil.wait_procs(workers, timeout=30)
+        assert not alive
+    finally:
+        for process in (parent, *workers):
+            if process.is_running() if isinstance(process, psutil.Process) else process.poll() is None:
+                process.kill()
+    assert not (tmp_path / "crops.parquet").exists()
+    after = run()
+    assert (after.num_ok, after.num_from_cache) == (4, 2)
+    tables = run.tables()
+    shutil.rmtree(tmp_path / "cache")
+    assert run().num_from_cache == 0
+    assert run.tables() == tables, "as if never killed"
+
+
+@pytest.mark.parametrize("table", ["tracks", "crops"])
+def test_killed_between_the_tables(tmp_path: Path, table: str) -> None:
+    """Of a ledger and tracks of two runs nothing is packed; the rerun heals."""
+    run = Run(tmp_path)
+    write_face(run.root / "face.mp4", 12)
+    write_face(run.root / "other.mp4", 14)
+    write_clips(tmp_path / "clips.parquet", [clip_row("a", "face.mp4"), clip_row("b", "other.mp4")])
+    run()
+    whole = run.tables()
+    away = (run.root / "other.mp4").rename(run.root / "away.mp4")
+    run()
+    assert len(run.rows("tracks")) == 1
+    away.rename(run.root / "other.mp4")
+    code = f"""
+import os, sys
+from pathlib import Path
+from stages import crop
+from tests.support.crop_runs import Run
+write_table = crop.write_table
+def write(path, *arguments):
+    if path.name == "{table}.parquet":
+        os.kill(os.getpid(), 9)
+    write_table(path, *arguments)
+crop.write_table = write
+if __name__ == "__main__":
+    run = object.__new__(Run)
+    run.folder, run.root, run.progress = Path(sys.argv[1]), Path(sys.argv[1]) / "corpus", []
+    run()
+"""
+    (tmp_path / "killed.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "crops.parquet").exists()
+    tables = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
+    machine = MachineParams(cache_dir=str(tmp_path / "cache"))
+    made = (FolderStore(tmp_path / "shards"), tmp_path / "samples.parquet")
+    with pytest.raises(TableError, match=r"crops.parquet is missing; `pipeline crop` makes it"):
+        pack(CorpusParams(root=str(run.root)), CropParams(), PackParams(), machine, *tables, *made)
+    assert run().frames_made == 0
+    assert run.tables() == whole
+
+
+def test_the_summary_tells_how_to_retry() -> None:
+    told = str(CropSummary(3, {"crashed": 2, "no_face": 4, "timeout": 1}, 0, 0, 0, 0, 1.0))
+    assert told.endswith("; `pipeline crop` again tries the 3 crashed or timeout once more")
+    assert "again" not in str(CropSummary(3, {"no_face": 4}, 0, 0, 0, 0, 1.0))

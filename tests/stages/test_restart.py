@@ -1,0 +1,120 @@
+"""Runs that are killed, interrupted or out of disk: the next does only the rest, and no byte comes out differently.
+
+Every run is the real command in a process of its own, with clips slow enough to be caught in their midst.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import OnSmallDisk
+from tests.support.restarts import NUM_FACES, NUM_MOUTHS, PIPELINE, ROOT, SOME, Corpus, disturbed, workers_of
+
+
+def check_the_rest(corpus: Corpus) -> None:
+    """A rerun does only the rest; pack comes to the same bytes as ever."""
+    num_cached = corpus.num_cached()
+    assert SOME <= num_cached < NUM_FACES + NUM_MOUTHS, "disturbed in its midst"
+    told = corpus.pipeline("crop")
+    assert f"; {num_cached} from the cache" in told
+    corpus.pipeline("pack")
+    assert corpus.made() == corpus.undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_command_is_killed(corpus: Corpus, number: signal.Signals) -> None:
+    code, told = disturbed(corpus, lambda process: process.send_signal(number))
+    if number == signal.SIGTERM:
+        assert (code, "What is done is kept" in told) == (1, True), told
+    assert not (corpus.folder / "data" / "crops.parquet").exists()
+    check_the_rest(corpus)
+
+
+def test_ctrl_c_goes_to_the_whole_group(corpus: Corpus) -> None:
+    start = 0.0
+
+    def press(process: subprocess.Popen[str]) -> None:
+        nonlocal start
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+
+    code, told = disturbed(corpus, press)
+    assert time.monotonic() - start < 5
+    assert (code, "cropping mouths: stopped. What is done is kept" in told) == (1, True), told
+    assert "Traceback" not in told
+    check_the_rest(corpus)
+
+
+def test_a_worker_is_killed_and_the_run_goes_on(corpus: Corpus) -> None:
+    code, told = disturbed(corpus, lambda process: workers_of(process)[0].kill())
+    assert (code, f"{NUM_FACES + NUM_MOUTHS} of" in told) == (0, True), told
+    corpus.pipeline("pack")
+    assert corpus.made() == corpus.undisturbed
+
+
+def test_torsos_of_killed_processes_are_removed_when_old(corpus: Corpus) -> None:
+    old, young = (corpus.cache / "clips" / "ab" / f".{name}.npz.x.tmp" for name in ("old", "young"))
+    old.parent.mkdir(parents=True, exist_ok=True)
+    old.write_bytes(b"torso")
+    young.write_bytes(b"another run writes it")
+    os.utime(old, (time.time() - 2 * 86_400,) * 2)
+    corpus.pipeline("crop")
+    assert (old.exists(), young.exists()) == (False, True)
+    young.unlink()
+
+
+FULL = """
+set -e
+if "$PIPELINE" crop; then exit 9; fi
+ls -A $PLACE >&2
+mount -o remount,size=64m $PLACE
+"$PIPELINE" crop
+"$PIPELINE" pack
+cp -r $PLACE/. "$KEPT"
+"""
+
+
+def on_a_full_disk(on_small_disk: OnSmallDisk, corpus: Corpus, place: str, small: str, kept: Path) -> str:
+    """Crop, with a real small file system at `place`; then again with more room. Gives what was said."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PIPELINE": PIPELINE,
+        "PLACE": place,
+        "KEPT": str(kept),
+    }
+    done = on_small_disk(corpus.folder / place, small, ["sh", "-c", FULL], corpus.folder, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pipeline: the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_disk_of_the_cache_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
+    shutil.rmtree(corpus.cache, ignore_errors=True)
+    corpus.cache.mkdir()
+    told = on_a_full_disk(on_small_disk, corpus, "cache", "1m", tmp_path)
+    num_cached = int(told.split(" from the cache")[0].rpartition(" ")[2])
+    assert 3 <= num_cached < NUM_MOUTHS
+    assert corpus.made() == corpus.undisturbed
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+def test_the_disk_of_the_tables_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
+    clips = corpus.folder / "data" / "clips.parquet"
+    before = corpus.made()
+    text = (corpus.folder / "params.yaml").read_text("utf-8")
+    try:
+        there = text.replace("data/crops", "small/crops").replace("data/tracks", "small/tracks")
+        (corpus.folder / "params.yaml").write_text(there, "utf-8")
+        on_a_full_disk(on_small_disk, corpus, "small", "8k", tmp_path)
+    finally:
+        (corpus.folder / "params.yaml").write_text(text, "utf-8")
+    assert clips.exists()
+    for name in ("crops", "tracks"):
+        assert (tmp_path / f"{name}.parquet").read_bytes() == before[f"data/{name}.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["crops.parquet", "tracks.parquet"]

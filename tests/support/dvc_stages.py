@@ -1,0 +1,78 @@
+"""The stages as dvc.yaml declares them, and the dvc program."""
+
+import os
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+SMALL = {
+    "model": {"frame_height": 24, "frame_width": 24, "sizes": {"channels": [4, 8, 8, 12], "hidden_dim": 16}},
+    "train": {
+        "num_epochs": 1,
+        "warmup_epochs": 0,
+        "batch_size": 4,
+        "mixed_precision": False,
+        "valid_every": 1,
+    },
+    "report": {"num_examples": 1},
+    "machine": {"workers": 1, "threads": 1, "device": "cpu"},
+}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One stage of dvc.yaml, its `${…}` filled in."""
+
+    command: str
+    deps: frozenset[str]
+    outs: frozenset[str]
+    params: frozenset[str]
+    """Names in params.yaml."""
+    constants: tuple[tuple[str, str], ...]
+    """(Python file, name) of constants that are parameters."""
+
+
+def params_of(file: Path) -> dict[str, Any]:
+    from pipeline.params import read_mapping
+
+    return read_mapping(file)
+
+
+def declared(params: dict[str, Any]) -> dict[str, Declared]:
+    """The stages of dvc.yaml by name, with `params` filled in."""
+    text = (ROOT / "dvc.yaml").read_text("utf-8")
+    for section in ("corpus", "paths"):
+        for key, value in params[section].items():
+            text = text.replace(f"${{{section}.{key}}}", str(value))
+    assert "${" not in text, "dvc.yaml takes values from corpus and paths only"
+    stages = {}
+    for name, stage in yaml.safe_load(text)["stages"].items():
+        named = [item for item in stage.get("params", []) if isinstance(item, str)]
+        files = [item for item in stage.get("params", []) if isinstance(item, dict)]
+        outs = [*stage.get("outs", []), *stage.get("metrics", [])]
+        stages[name] = Declared(
+            stage["cmd"],
+            frozenset(stage["deps"]),
+            frozenset(next(iter(out)) if isinstance(out, dict) else out for out in outs),
+            frozenset(named),
+            tuple((file, constant) for item in files for file, names in item.items() for constant in names),
+        )
+    return stages
+
+
+DECLARED = declared(params_of(ROOT / "params.yaml"))
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """stdout of DVC in `folder`; its own environment is as make sets it up."""
+    environment = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    command = [str(SCRIPTS / "dvc"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

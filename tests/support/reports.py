@@ -1,0 +1,60 @@
+"""Shared by tests: reports."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from model.decoding.result import ScoredClip
+from stages.reports.figures import ReportContext
+from tests.support import report_figures
+
+READ = [
+    ("今天天气很好", "今天天气很好"),
+    ("请把红色的书递给我", "请把黄色书递给我们"),
+    ("电动汽车的续航里程", "电动车的续航路程"),
+    ("科学家发现了新材料", ""),
+    ("早上吃一个苹果", "晚上吃两个苹果"),
+]
+
+
+HOSTILE = "<script>alert('嘴')</script>\"'&amp;"
+
+
+def made_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
+    return [
+        ScoredClip(
+            clip_id=f"clip_{index:03d}",
+            split="test",
+            reference=reference,
+            hypothesis=hypothesis,
+            score=-0.1 * index,
+            num_frames=40 + index,
+            speaker=("012", "047")[index % 2],
+            topic=("KJ", None)[index % 2],
+        )
+        for index, (reference, hypothesis) in enumerate(read)
+    ]
+
+
+def mouth_of(clip_id: str) -> np.ndarray:
+    """A dark mouth on a light face that opens and closes."""
+    frames = np.full((30, 96, 96), 180, np.uint8)
+    for index, frame in enumerate(frames):
+        cv2.ellipse(frame, (48, 48), (22, 4 + index % 8), 0, 0, 360, 60, -1)
+    return frames
+
+
+def made_context(**changes: Any) -> ReportContext:
+    own = {"resamples": 200, "clip_of": mouth_of, "spikes_of": lambda clip_id: None}
+    return report_figures.made_context(**(own | changes))
+
+
+def blind_of(clips: list[ScoredClip]) -> list[ScoredClip]:
+    return [replace(clip, hypothesis="的的的") for clip in clips]
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")

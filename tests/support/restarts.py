@@ -1,0 +1,138 @@
+"""Shared by tests: restarts."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.params import load_params, params_text, recipe_text
+from tests.support.videos import write_face, write_mouth
+
+ROOT = Path(__file__).parents[2]
+
+
+PIPELINE = str(Path(sysconfig.get_path("scripts")) / "pipeline")
+
+
+NUM_FACES, NUM_MOUTHS = 2, 14
+
+
+SOME = 4
+
+
+SLOW = """
+import os, sys, time
+if "spawn_main" in " ".join(sys.orig_argv):
+    def trap(event, args):
+        if event == "open" and isinstance(args[0], str) and args[0].endswith(".mp4"):
+            time.sleep(0.25)
+    sys.addaudithook(trap)
+"""
+
+
+"""A sitecustomize.py that makes workers linger at each video."""
+
+
+class Corpus:
+    """Videos, and what `pipeline preprocess` makes of them when nobody disturbs it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "corpus").mkdir()
+        (folder / "slow").mkdir()
+        (folder / "slow" / "sitecustomize.py").write_text(SLOW)
+        for number in range(NUM_FACES):
+            write_face(folder / "corpus" / f"face{number}.mp4", 12 + number)
+        for number in range(NUM_MOUTHS):
+            write_mouth(folder / "corpus" / f"mouth{number}.mp4", 12, number)
+        (folder / "corpus" / "garbage.mp4").write_bytes(b"garbage" * 999)
+        names = sorted(path.stem for path in (folder / "corpus").glob("*.mp4"))
+        lines = ["clip_id,split,media,text", *(f"{name},train,{name}.mp4,你好" for name in names)]
+        (folder / "corpus" / "clips.csv").write_text("\n".join(lines) + "\n", "utf-8")
+        changes = {"corpus.kind": "table", "corpus.root": "corpus", "machine.cache_dir": "cache"}
+        changes |= {"machine.workers": 2, "crop.min_mouth_width_px": 1.0}
+        (folder / "params.yaml").write_text(recipe_text("demo"), "utf-8")
+        params = load_params(folder / "params.yaml", flags=changes)
+        (folder / "params.yaml").write_text(params_text(params), "utf-8")
+        self.pipeline("preprocess")
+        self.undisturbed = self.made()
+        assert len(self.undisturbed) == 7, sorted(self.undisturbed)
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    def made(self) -> dict[str, bytes]:
+        """Tables and shards."""
+        files = (
+            path for path in (self.folder / "data").rglob("*") if path.suffix in (".parquet", ".tar", ".json")
+        )
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+
+    def command(self, verb: str, *arguments: str, slow: bool = False) -> subprocess.Popen[str]:
+        """Starts it, in a session and process group of its own."""
+        paths = [str(self.folder / "slow")] if slow else []
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)])}
+        return subprocess.Popen(
+            [PIPELINE, verb, *arguments],
+            cwd=self.folder,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def pipeline(self, verb: str, *arguments: str) -> str:
+        process = self.command(verb, *arguments)
+        told, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+        return told
+
+    def num_cached(self) -> int:
+        return len(list(self.cache.glob("clips/*/*.npz")))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus(tmp_path_factory.mktemp("restart"))
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+def disturbed(
+    corpus: Corpus, disturb: Callable[[subprocess.Popen[str]], None], *arguments: str
+) -> tuple[int, str]:
+    """Runs crop from nothing, disturbs it in its midst; gives exit code and output. No process is left."""
+    shutil.rmtree(corpus.cache, ignore_errors=True)
+    for name in ("crops", "tracks"):
+        (corpus.folder / "data" / f"{name}.parquet").unlink(missing_ok=True)
+    process = corpus.command("crop", *arguments, slow=True)
+    workers: list[psutil.Process] = []
+    try:
+        while corpus.num_cached() < SOME:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        workers = workers_of(process)
+        assert len(workers) == 2
+        disturb(process)
+        told, _ = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert not alive
+    finally:
+        for left in (process, *workers):
+            if left.poll() is None if isinstance(left, subprocess.Popen) else left.is_running():
+                left.kill()
+    return process.returncode, told

@@ -1,0 +1,45 @@
+"""Trainings that are stopped where a test wants it."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.device import Precision
+from model.training.job import TrainingJob
+from model.training.training_data import TrainingData
+from model.training.training_state import TrainingState
+from shards.errors import Interrupted
+from stages.train import train
+from tests.support.packed import Packed
+from tests.support.trainings import job_in
+
+Position = tuple[int, int]
+"""Epoch, and batches done in it."""
+
+
+def state_of(job: TrainingJob) -> TrainingState:
+    """A training before its first step."""
+    torch.manual_seed(job.train.seed)
+    return TrainingState(job, torch.device("cpu"), Precision(None), TrainingData(job))
+
+
+def stopping_at(job: TrainingJob, epoch: int, batches_done: int) -> TrainingJob:
+    """The same job, which is sent SIGTERM when it stands there."""
+
+    def tell(now: int, done: int, *_: float) -> None:
+        if (now, done) == (epoch, batches_done):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return replace(job, on_batch=tell)
+
+
+def stopped_in(folder: Path, packed: Packed) -> Path:
+    """The checkpoint of a run that stands in the middle of epoch 1."""
+    with pytest.raises(Interrupted, match="epoch 1 after 2 batches"):
+        train(stopping_at(job_in(folder, packed), 1, 2))
+    (last,) = (folder / "runs").glob("*/last.pt")
+    return last

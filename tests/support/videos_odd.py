@@ -1,0 +1,77 @@
+"""Shared by tests: videos odd."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from stages.videos.settings import CropParams
+from stages.videos.video import decode, resample
+from tests.support.videos import (
+    face_pictures,
+    number_of,
+    placed,
+    write_video,
+)
+
+FPS = 25
+
+
+def with_early_sound(path: Path, begin_s: float, num_frames: int = 50) -> Path:
+    """A face that speaks from `begin_s` on; a tone from 0."""
+    times_s = [begin_s + Fraction(index, FPS) for index in range(num_frames)]
+    silent = path.with_name("silent.mkv")
+    pictures = face_pictures([placed()] * num_frames, speaking=True)
+    write_video(silent, pictures, times_s=times_s, options={"crf": "12", "bf": "0"})
+    tone = (9_000 * np.sin(np.arange(16_000 * 4) / 6)).astype(np.int16)
+    with av.open(str(path), "w") as out, av.open(str(silent)) as source:
+        shown = out.add_stream_from_template(source.streams.video[0])
+        sound = out.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+        frame.rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+        out.mux(sound.encode(frame))
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = shown
+                out.mux(packet)
+    return path
+
+
+def with_gaps(path: Path, pictures: list[np.ndarray], *gaps: tuple[int, float]) -> Path:
+    """At 25 frames/s, but before these frames nothing for so long."""
+    waits_s = dict(gaps)
+    times_s, time_s = [], Fraction(0)
+    for index in range(len(pictures)):
+        time_s += Fraction(waits_s.get(index, 0))
+        times_s.append(time_s)
+        time_s += Fraction(1, FPS)
+    return write_video(path, pictures, times_s=times_s)
+
+
+PARAMS = CropParams()
+
+
+def times_of(path: Path, params: CropParams = PARAMS) -> np.ndarray:
+    return np.array([frame.time_s for frame in decode(path, params)])
+
+
+def shown(path: Path, target_fps: float = 25.0) -> list[int]:
+    """The numbers drawn in the frames that resampling shows."""
+    numbers = [number_of(frame.gray()) for frame in decode(path, PARAMS)]
+    return [numbers[i] for i in resample(times_of(path), target_fps)]
+
+
+def with_last_picture_for(path: Path, whole: Path, seconds: float, faststart: bool = False) -> Path:
+    """A copy of a video of 25 frames/s whose last picture is shown for so long, and where it is stored before others,
+    as mp4 has it, the last stored too."""
+    options = {"movflags": "faststart"} if faststart else {}
+    with av.open(str(whole)) as source, av.open(str(path), "w", options=options) as copy:
+        shown = copy.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet in {max(packets, key=lambda packet: packet.pts), packets[-1]}:
+            packet.duration = round(seconds / packet.time_base)
+        for packet in packets:
+            packet.stream = shown
+            copy.mux(packet)
+    return path
