@@ -1,5 +1,6 @@
 """The documentation against the program: commands parse, keys and make targets exist, links lead somewhere."""
 
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -58,9 +59,9 @@ def commands(path: Path) -> Iterator[Command]:
     text = path.read_text("utf-8")
     lines = [(line, True) for code in blocks(text) for line in code.replace("\\\n", " ").splitlines()]
     if path.name not in HISTORY:
-        lines += [(span, False) for span in spans(text) if span.startswith(("pipeline ", "make "))]
+        lines += [(span, False) for span in spans(text) if span.startswith(("pipeline ", "make ", "python -m "))]
     for line, is_whole in lines:
-        if any(name in line for name in ("pipeline", "make", " -S ")):
+        if any(name in line for name in ("pipeline", "make", "benchmarks.", " -S ")):
             where = f"{path.name}: {line.strip()}"
             try:
                 yield from [Command(where, words, is_whole) for words in shell_words(line)]
@@ -84,7 +85,10 @@ def shell_words(line: str) -> Iterator[tuple[str, ...]]:
 
 
 def arguments_of(words: tuple[str, ...]) -> list[str] | None:
-    """What follows `pipeline` or `-m pipeline`; None where the command is another program's."""
+    """What follows `pipeline` or `-m pipeline`, and of `-m benchmarks.X` from there on; None for another program."""
+    for place, (option, name) in enumerate(pairwise(words)):
+        if option == "-m" and name.startswith("benchmarks."):
+            return [name, *map(_with_value, words[place + 2 :])]
     program = next((i for i, word in enumerate(words) if not re.match(r"[A-Z_0-9]+=", word)), 0)
     if words[program] != "pipeline":
         places = (i for i, pair in enumerate(pairwise(words)) if pair == ("-m", "pipeline"))
@@ -99,13 +103,18 @@ def _with_value(word: str) -> str:
 
 
 @cache
-def _app() -> Any:
-    return typer.main.get_command(app)
+def _command(module: str = "pipeline") -> Any:
+    if module == "pipeline":
+        return typer.main.get_command(app)
+    of_module = typer.Typer(add_completion=False)
+    of_module.command()(importlib.import_module(module).command)
+    return typer.main.get_command(of_module)
 
 
 def fault(arguments: list[str], is_whole: bool) -> str | None:
-    """What is wrong with the arguments of `pipeline`: all of them, or the names of verb and options alone."""
-    command = _app()
+    """What is wrong with the arguments of a command: all of them, or the names of verb and options alone."""
+    is_benchmark = bool(arguments) and arguments[0].startswith("benchmarks.")
+    command = _command(arguments.pop(0)) if is_benchmark else _command()
     while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
         verb, *arguments = arguments
         if verb not in command.commands:
