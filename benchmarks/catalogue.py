@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.options import told
 from benchmarks.synthetic_catalogue import write_catalogue
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from shards.files import write_json
 from shards.machine import status_mb
 
@@ -65,7 +65,7 @@ def bench_catalogue(num_clips: int, out: Path, tell: Callable[[str], None]) -> l
     write_json(
         out / "results.json",
         {
-            "machine": machine_told(["duckdb", "pyarrow", "numpy"]),
+            "machine": machine_facts(["duckdb", "pyarrow", "numpy"]),
             "num_clips": num_clips,
             "made_s": made_s,
             "table_mb": {path.name: path.stat().st_size / 1e6 for path in sorted(folder.glob("*.parquet"))},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.crop_peers import auto_avsr_like, decode_only, mediapipe_loop
 from benchmarks.material import lengthened, upscaled, videos_of
 from benchmarks.options import Rounds, folder_argument, told
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from shards import schema
 from shards.files import read_table, table_from_rows, write_json, write_table, write_text
 from shards.settings import MachineParams
@@ -128,7 +128,7 @@ def bench_crop(
         num_frames = sum(
             done.crop_row["source_frames"] for done in _pooled(decode_only, hd, processes, stage.folder)
         )
-        result = CropBench(machine_told(PACKAGES), preset, processes, len(hd), num_frames)
+        result = CropBench(machine_facts(PACKAGES), preset, processes, len(hd), num_frames)
         _measure_variants(result, stage, small_stage, rounds, tell)
         every, ours = stage.tracks("every frame"), stage.tracks("crop")
         result.errors = _errors(ours, every)

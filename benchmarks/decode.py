@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.options import told
 from benchmarks.tables import figures_table
 from benchmarks.train import CONFORMERS, LARGE, SMALL
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from model.decoding.kneser_ney import train
 from model.decoding.reader import LipReader
 from model.decoding.registry import GREEDY, HEADS_OF_DECODER
@@ -106,7 +106,7 @@ def bench_decode(
     torch.set_num_threads(threads or usable_cores())
     tell(f"making up a reader of {num_characters:,} characters, {preset}, and its language model")
     speaker = _Speaker(preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters, batch_size)
-    machine = machine_told(PACKAGES) | {"threads": str(torch.get_num_threads())}
+    machine = machine_facts(PACKAGES) | {"threads": str(torch.get_num_threads())}
     machine["gpu"] = torch.cuda.get_device_name() if on_gpu else "none"
     result = DecodeBench(machine, on_gpu, preset, clip_s, len(speaker.sentence), batch_size)
     searches = [(name, beam) for name in HEADS_OF_DECODER if name not in GREEDY for beam in beams]

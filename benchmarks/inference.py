@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.material import lengthened, videos_of
 from benchmarks.options import folder_argument, told
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from shards.files import write_json
 
 SIZE = (1280, 720)
@@ -63,7 +63,7 @@ def bench_inference(
 
     The model is a checkpoint, or an exported one.
     """
-    result = InferenceBench(machine_told(PACKAGES), str(model), os.getloadavg()[0])
+    result = InferenceBench(machine_facts(PACKAGES), str(model), os.getloadavg()[0])
     (source,) = videos_of(folder, 1)
     for length in minutes:
         tell(f"a video of {length:g} min at {SIZE[0]}x{SIZE[1]}")

@@ -22,7 +22,7 @@ from benchmarks.loader_material import CODECS, Material, prepare
 from benchmarks.loader_measure import Figures, Task
 from benchmarks.options import Rounds, folder_argument, told
 from benchmarks.tables import figures_table
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from shards.files import write_json
 
 PACKAGES = ("torch", "webdataset", "opencv-python", "simplejpeg", "av", "pyarrow", "numpy")
@@ -157,7 +157,7 @@ def bench_loader(
     tell(f"cropping and packing {num_clips} clips")
     material = prepare(folders, out, num_clips)
     num_frames = material.samples("raw")["num_frames"].to_numpy()
-    result = LoaderBench(machine_told(PACKAGES), len(num_frames), float(num_frames.mean()))
+    result = LoaderBench(machine_facts(PACKAGES), len(num_frames), float(num_frames.mean()))
     speeds = speed_tasks(seconds)
     measured = _rounds(
         speeds | {codec: Task("codec", codec) for codec in CODECS}, material, rounds, run, tell

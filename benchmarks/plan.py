@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.options import told
 from benchmarks.synthetic_catalogue import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from shards.enums import TRAIN_SPLIT
 from shards.files import write_json
 from shards.machine import status_mb
@@ -77,7 +77,7 @@ def bench_plan(num_clips: Sequence[int], out: Path, tell: Callable[[str], None])
         for world_size in WORLD_SIZES:
             tell(f"{wanted:,} clips, {world_size} ranks")
             results.append(_in_a_fresh_process(folder / "samples.parquet", world_size))
-    machine = machine_told(["numpy", "pyarrow"])
+    machine = machine_facts(["numpy", "pyarrow"])
     loader = {"frame_budget": FRAME_BUDGET, "batch_size": BATCH_SIZE, "window_shards": WINDOW_SHARDS}
     told = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
     write_json(out / "results.json", told)

@@ -20,7 +20,7 @@ from benchmarks.options import Rounds, told
 from benchmarks.tables import figures_table
 from benchmarks.train_material import write_pack
 from benchmarks.train_measure import BAD_CONFIG, Figures, Task, in_words
-from benchmarks.versions import machine_told
+from benchmarks.versions import machine_facts
 from model.presets import PRESET_SIZES, ConformerSizes
 from shards.errors import ConfigError, PipelineError
 from shards.files import write_json
@@ -32,7 +32,7 @@ BATCHES = 16
 """Of the made-up pack."""
 GROUPS = ("training", "inference", "conformer", "loop")
 CONFORMERS = tuple(name for name, sizes in PRESET_SIZES.items() if isinstance(sizes, ConformerSizes))
-TOLD_LINES = 5
+SHOWN_LINES = 5
 """Of what a measurement that failed wrote last."""
 
 Run = Callable[[Task], Figures]
@@ -145,7 +145,7 @@ def in_process_of_its_own(task: Task) -> Figures:
         check=False,
     )
     if done.returncode:
-        told = "\n  ".join(done.stderr.strip().splitlines()[-TOLD_LINES:])
+        told = "\n  ".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
         if done.returncode == BAD_CONFIG:
             raise ConfigError(told)
         raise PipelineError(
@@ -199,7 +199,7 @@ def bench_train(
         seconds=seconds,
     )
     tasks = tasks_of(task, preset, on_gpu, only)
-    machine = machine_told(PACKAGES) | _gpu_told(on_gpu) | {"threads": str(threads or usable_cores())}
+    machine = machine_facts(PACKAGES) | _gpu_told(on_gpu) | {"threads": str(threads or usable_cores())}
     result = TrainBench(machine, on_gpu, preset, batch, frames)
     seen: dict[str, list[Figures]] = {name: [] for name in tasks}
     for turn in range(rounds):

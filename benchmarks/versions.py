@@ -7,7 +7,7 @@ from importlib.metadata import version
 import psutil
 
 
-def machine_told(packages: Sequence[str]) -> dict[str, str]:
+def machine_facts(packages: Sequence[str]) -> dict[str, str]:
     """Processor, cores, memory, Python and the versions of `packages`."""
     return {
         "processor": platform.processor() or platform.machine(),

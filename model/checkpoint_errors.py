@@ -8,18 +8,18 @@ import torch
 
 from shards.errors import CheckpointError, PipelineError
 
-ALTERED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+MODIFIED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 """What taking over a value raises that is of another kind, shape or name, pydantic's errors included."""
 
 
 @contextlib.contextmanager
-def altered_told(path: Path) -> Iterator[None]:
+def reported_as_modified(path: Path) -> Iterator[None]:
     """CheckpointError naming `path` where a value of it cannot be taken over inside. For nothing but that."""
     try:
         yield
     except (PipelineError, torch.OutOfMemoryError):
         raise
-    except ALTERED as error:
+    except MODIFIED as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"checkpoint {path} is altered or not of this program: {type(error).__name__}: {reason}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.checkpoint_errors import altered_told
+from model.checkpoint_errors import reported_as_modified
 from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
@@ -165,7 +165,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             f"program reads {', '.join(map(str, READABLE_NORMALISERS))}; train again"
         )
     if not mapped:
-        with altered_told(path):
+        with reported_as_modified(path):
             _refuse_not_finite(state["model_state_dict"], path)
     return state
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shards.disk import NOT_TAKEN, writing_told
+from shards.disk import NOT_TAKEN, disk_errors_reported
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
 from shards.locks import held
@@ -26,7 +26,7 @@ from shards.settings import Section
 
 TRAIN_VERSION = 4
 """Goes up where the same parameters train differently."""
-TORSO_AGE_S = 600.0
+PARTIAL_FILE_AGE_S = 600.0
 """Older than any checkpoint takes to write: what a killed process left of one."""
 MANIFEST = "published.json"
 """Names what a run published, so that nothing else in the folder is ever removed."""
@@ -72,7 +72,7 @@ class RunFolder:
 
         Torsos that killed processes left are removed: a few of a large network's would fill a disk.
         """
-        sweep_temporaries(self.folder, TORSO_AGE_S)
+        sweep_temporaries(self.folder, PARTIAL_FILE_AGE_S)
         write_text(self.folder / "config.yaml", config_text)
         write_json(self.folder / "tokenizer.json", tokenizer_json)
 
@@ -162,7 +162,7 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
     Raises MachineError where anything inside meets a full disk.
     """
     # TensorBoard writes there too, in its own way
-    with writing_told(f"{run.folder} or {logs_folder}", among=NOT_TAKEN):
+    with disk_errors_reported(f"{run.folder} or {logs_folder}", among=NOT_TAKEN):
         run.folder.mkdir(parents=True, exist_ok=True)
         logs_folder.mkdir(parents=True, exist_ok=True)
         published = logs_folder / "training.log"
@@ -193,7 +193,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def locked_run_folder(folder: Path) -> Iterator[None]:
     """Keeps other trainings out of `folder`, as `shards.locks.held`. TrainingError where one is at work there."""
 
     def refusal(holder: str) -> TrainingError:
@@ -204,7 +204,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         )
 
     with ExitStack() as lock:
-        with writing_told(folder):
+        with disk_errors_reported(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(folder / LOCK, refusal))
         yield

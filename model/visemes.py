@@ -74,7 +74,7 @@ def visemes_of(syllable: str) -> Look | None:
     return (*((f"{VISEME_OF_INITIAL[initial]}-",) if initial else ()), *VISEMES_OF_FINAL[final])
 
 
-def looks_of(text: str) -> list[Look | None]:
+def look_alike_classes_of(text: str) -> list[Look | None]:
     """How each character of `text` looks, spaces left out; None where it is no Han character, or has no visemes."""
     characters = [character for character in text if not character.isspace()]
     return [
@@ -86,7 +86,7 @@ def looks_of(text: str) -> list[Look | None]:
 def viseme_units(text: str) -> list[str]:
     """The visemes of a text in order; a character that has none stands for itself."""
     characters = [character for character in text if not character.isspace()]
-    looks = zip(characters, looks_of(text), strict=True)
+    looks = zip(characters, look_alike_classes_of(text), strict=True)
     return [unit for character, look in looks for unit in look or (character,)]
 
 
@@ -95,12 +95,12 @@ def visemes_of_pinyin(text: str) -> list[str]:
     return [unit for syllable in text.split() for unit in visemes_of(syllable) or (syllable,)]
 
 
-def look_units(text: str) -> list[str]:
+def look_alike_units(text: str) -> list[str]:
     """One look a syllable of `syllables_of`: syllables that look the same are one unit."""
     return [_look_of(syllable) for syllable in syllables_of(text)]
 
 
-def look_units_of_pinyin(text: str) -> list[str]:
+def look_alike_units_of_pinyin(text: str) -> list[str]:
     """The same of a text of syllables with spaces between them."""
     return [_look_of(syllable) for syllable in text.split()]
 
@@ -118,7 +118,7 @@ def look_alikes(texts: Iterable[str]) -> list[list[str]]:
     looks: dict[str, Counter[Look]] = {}
     for text in texts:
         characters = [character for character in text if not character.isspace()]
-        for character, look in zip(characters, looks_of(text), strict=True):
+        for character, look in zip(characters, look_alike_classes_of(text), strict=True):
             if look is not None:
                 looks.setdefault(character, Counter())[look] += 1
     groups: dict[Look, list[tuple[int, str]]] = {}

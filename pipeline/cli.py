@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from pipeline.command import app, is_other_rank
-from pipeline.memory_limit import USED_UP, run_under_watch, told_of_memory
+from pipeline.memory_limit import USED_UP, is_about_memory, run_under_watch
 from shards.safe_text import message_lines
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def main() -> None:
             except (UsageError, typer.Abort):
                 raise
             except Exception as error:
-                if isinstance(error, MemoryError) or told_of_memory(error):
+                if isinstance(error, MemoryError) or is_about_memory(error):
                     _fail(f"{error}\n  {USED_UP}" if isinstance(error, PipelineError) else USED_UP, 1)
                 raise
             sys.stdout.flush()

@@ -31,7 +31,7 @@ _TOLD_BY = (
 """Of which one stands in an error that Python or a library raises where memory is refused."""
 
 
-def told_of_memory(error: BaseException) -> bool:
+def is_about_memory(error: BaseException) -> bool:
     """Whether memory is limited, and `error`, or what it was raised from, says that it was refused.
 
     Errors that are no message of ours need not say so near the limit: there Python finds faults in its own modules.

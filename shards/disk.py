@@ -67,7 +67,7 @@ def unwritable(place: Path | str, error: OSError, needed_bytes: int = 0) -> Disk
 
 
 @contextmanager
-def writing_told(
+def disk_errors_reported(
     place: Path | str, needed_bytes: int = 0, among: Collection[int] | None = None
 ) -> Iterator[None]:
     """Raises DiskError naming `place` where it turns out that nothing can be written there.

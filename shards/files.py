@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.disk import FORBIDDEN, WatchedFile, unwritable, writing_told
+from shards.disk import FORBIDDEN, WatchedFile, disk_errors_reported, unwritable
 from shards.errors import MachineError, PipelineError, TableError
 from shards.locks import is_at, is_locked, tried_lock
 from shards.pipes import is_stream, open_already, opened_stream, refuse_pipe
@@ -36,7 +36,7 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
     Raises DiskError where nothing can be written there, or not
     enough; the message for a full disk tells of `needed_bytes`.
     """
-    with writing_told(path, needed_bytes):
+    with disk_errors_reported(path, needed_bytes):
         temporary = None
         if (descriptor := open_already(path)) is not None:
             # of the same opening, so at its offset, and at the end where it appends
@@ -54,7 +54,7 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
             if raw.failure:
                 raise raw.failure
             if temporary:
-                with writing_told(path, needed_bytes):
+                with disk_errors_reported(path, needed_bytes):
                     os.fsync(raw.fileno())
                     _give_rights(raw.fileno(), path)
                     # still open, so locked: a sweep would take it for a killed process's
@@ -179,7 +179,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
             file.write(content)
             file.flush()
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                with writing_told(folder / name, len(content)):
+                with disk_errors_reported(folder / name, len(content)):
                     os.fsync(file.fileno())
 
 

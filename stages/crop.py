@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards import schema
-from shards.disk import writing_told
+from shards.disk import disk_errors_reported
 from shards.files import (
     Progress,
     of_this_user,
@@ -30,7 +30,7 @@ from stages.corpora.settings import CorpusParams
 from stages.mouths.native_stderr import NATIVE_LOG
 from stages.videos.settings import CropParams
 
-TORSO_AGE_S = 24 * 3_600.0
+PARTIAL_FILE_AGE_S = 24 * 3_600.0
 """Temporary files in the cache that are older are torsos of killed processes: no clip takes a day."""
 
 
@@ -138,13 +138,13 @@ def _done_by_id(
     on_progress: Progress | None,
 ) -> dict[str, Done]:
     cache_folder = Path(machine.cache_dir)
-    sweep_temporaries(cache_folder, TORSO_AGE_S)
+    sweep_temporaries(cache_folder, PARTIAL_FILE_AGE_S)
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
     native_log = of_this_user(native_log)
     refuse_pipe(native_log)
     # the workers would each find it out, and say nothing of it
-    with writing_told(f"machine.cache_dir: {native_log}"):
+    with disk_errors_reported(f"machine.cache_dir: {native_log}"):
         cache_folder.mkdir(parents=True, exist_ok=True)
         native_log.write_bytes(b"")
     if machine.share:

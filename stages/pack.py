@@ -20,7 +20,7 @@ import numpy as np
 from model.text import same_mark
 from shards import schema
 from shards.codec import clip_extension, encode_clip
-from shards.disk import KEPT, unwritable, writing_told
+from shards.disk import KEPT, disk_errors_reported, unwritable
 from shards.errors import DiskError, ShardError
 from shards.files import (
     Progress,
@@ -157,7 +157,7 @@ def _alone(store: ShardStore, samples_path: Path) -> Iterator[None]:
         # always in this order; by the true name, whichever link leads there
         for written in (samples_path, *([] if store.is_remote else [Path(store.place(""))])):
             place = written.resolve()
-            with writing_told(written):
+            with disk_errors_reported(written):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(held(place.with_name(f".{place.name}.lock"), refusal))
         yield

@@ -11,7 +11,7 @@ from model.checkpoints import save_checkpoint
 from model.exports.safetensors_file import write_weights
 from model.networks.network import num_parameters
 from model.progress import Progress
-from model.runs import RunFolder, alone_in, logger, refuse_foreign_checkpoints, training_log
+from model.runs import RunFolder, locked_run_folder, logger, refuse_foreign_checkpoints, training_log
 from model.training import schedule
 from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
 from model.training.fine_tuning import to_training_mode
@@ -20,8 +20,8 @@ from model.training.last_checkpoint import save_last
 from model.training.metric_logger import Watch
 from model.training.pixel_statistics import with_gray_levels
 from model.training.quarantine import Quarantine
-from model.training.ranks import joined, warnings_alone
-from model.training.run_messages import tell_left_out, tell_start
+from model.training.ranks import joined, only_warnings
+from model.training.run_messages import log_left_out, log_start
 from model.training.step import StepFigures, set_up
 from model.training.step_profiling import choose_threads, known_flops_a_frame
 from model.training.stopping import StopSignals
@@ -48,10 +48,10 @@ def train(job: TrainingJob) -> TrainingSummary:
         refuse_foreign_checkpoints(job.checkpoints)
         data = TrainingData(job, ranks)
         run = run_of(job, data)
-        with alone_in(run.folder) if ranks.is_first else contextlib.nullcontext():
+        with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():
             data.model = with_gray_levels(job, run, data.samples, ranks)
             trainer = _Trainer(job, data, run)
-            with training_log(run, job.logs) if ranks.is_first else warnings_alone(logger):
+            with training_log(run, job.logs) if ranks.is_first else only_warnings(logger):
                 try:
                     return trainer.train()
                 finally:
@@ -95,14 +95,14 @@ class _Trainer:
             self.quarantine.go_on_from(progress.epoch, progress.batches_done)
             run.start(job.config_text, self.data.vocabulary.characters.to_json())
             if not finished_before:
-                tell_start(job, self.data, self.state, run, self.precision, resumed_from)
+                log_start(job, self.data, self.state, run, self.precision, resumed_from)
         with self._watching():
             if finished_before:
                 self._tell_finished()
             else:
                 self._train_epochs()
         if self.ranks.is_first:
-            self.quarantine.tell_whole(progress.bad_readings, progress.epoch)
+            self.quarantine.log_damaged_share(progress.bad_readings, progress.epoch)
             self._publish_logs()
             write_weights(run)
             run.publish(job.checkpoints)
@@ -124,7 +124,7 @@ class _Trainer:
             while not progress.is_over(job.train):
                 plan = self.data.epoch(progress.epoch)
                 if progress.batches_done == 0:
-                    tell_left_out(plan, self.data.samples, job.loader, progress.epoch)
+                    log_left_out(plan, self.data.samples, job.loader, progress.epoch)
                 self._train_epoch(stream, plan)
                 self._end_epoch(valid_stream, plan)
 

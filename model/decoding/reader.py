@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from model.checkpoint_errors import altered_told
+from model.checkpoint_errors import reported_as_modified
 from model.checkpoints import load_checkpoint, vocabulary_of
 from model.decoding.arpa import load_language_model
 from model.decoding.decode import Encoded, readings_by_attention, readings_by_ctc
@@ -61,7 +61,7 @@ class LipReader:
                 f"{error.errors()[0]['msg']}"
             ) from error
         vocabulary = vocabulary_of(state, path)
-        with altered_told(path):
+        with reported_as_modified(path):
             network = LipNetwork(model, vocabulary, state["heads"])
             network.load_state_dict(state["model_state_dict"])
             text = TextParams.model_validate(state["text_params"])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_errors import altered_told
+from model.checkpoint_errors import reported_as_modified
 from model.checkpoints import load_checkpoint, save_checkpoint
 from model.progress import Progress
 from model.runs import RunFolder, logger
@@ -36,7 +36,7 @@ def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
     state, path, damage = found
     if damage:
         run.last_is_damaged = run.last.exists()
-        with altered_told(path):
+        with reported_as_modified(path):
             progress = Progress.of(state["progress"])
         logger.warning(
             "%s; going on from the one before it, %s: epoch %d after %d batches",

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.checkpoint_errors import altered_told
+from model.checkpoint_errors import reported_as_modified
 from model.checkpoints import load_checkpoint
 from model.networks.network_input import SMALLEST_VARIANCE, mean_frame, window_of
 from model.runs import RunFolder
@@ -54,7 +54,7 @@ def _gone_on_with(job: TrainingJob, run: RunFolder) -> tuple[float, float] | Non
         state, path, _ = found
     else:
         return None
-    with altered_told(path):
+    with reported_as_modified(path):
         model = ModelParams.model_validate(state["model_params"])
     return model.input_mean, model.input_std
 

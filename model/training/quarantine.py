@@ -88,7 +88,7 @@ class Quarantine:
                 self._names(num_bad, epoch),
             )
 
-    def tell_whole(self, num_bad: int, num_epochs: int) -> None:
+    def log_damaged_share(self, num_bad: int, num_epochs: int) -> None:
         """One line for a finished run that lacks clips: mended shards alone do not make it train again."""
         if num_bad:
             logger.warning(

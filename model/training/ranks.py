@@ -150,7 +150,7 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
 
 
 @contextlib.contextmanager
-def warnings_alone(logger: logging.Logger) -> Iterator[None]:
+def only_warnings(logger: logging.Logger) -> Iterator[None]:
     """Of a rank that is not the first, only warnings are logged."""
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from model.checkpoint_errors import altered_told
+from model.checkpoint_errors import reported_as_modified
 from model.checkpoints import plan_identity_of, refuse_other_model
 from model.device import Precision
 from model.networks.network import num_parameters
@@ -31,7 +31,7 @@ from shards.plan_identity import PlanIdentity
 from shards.settings import LoaderParams
 
 
-def tell_start(
+def log_start(
     job: TrainingJob,
     data: TrainingData,
     state: TrainingState,
@@ -60,7 +60,7 @@ def tell_start(
         logger.info(unfinished)
 
 
-def tell_left_out(plan: EpochPlan, samples: pa.Table, params: LoaderParams, epoch: int) -> None:
+def log_left_out(plan: EpochPlan, samples: pa.Table, params: LoaderParams, epoch: int) -> None:
     """How many clips take no part in the epoch, and why; nothing where all do."""
     num_frames_N = samples["num_frames"].to_numpy()
     limit = length_limit(params, epoch, int(num_frames_N.max(initial=0)))
@@ -90,7 +90,7 @@ def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str
             state, last, _ = found
             there = plan_identity_of(state, last)
             theirs = TrainParams.model_validate(state["train_params"])
-            with altered_told(last):
+            with reported_as_modified(last):
                 progress = Progress.of(state["progress"])
                 told = other_params(job, state, job.deciding_sections)
         except (CheckpointError, ValidationError):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.checkpoint_errors import altered_told
+from model.checkpoint_errors import reported_as_modified
 from model.checkpoints import (
     CHECKPOINT_VERSION,
     load_checkpoint,
@@ -147,7 +147,7 @@ class TrainingState:
                 f"{source} holds weights and no training to go on with (pipeline import-weights made it); "
                 f"start from it with --set train.init_from={source}"
             )
-        with altered_told(source):
+        with reported_as_modified(source):
             other_plan = self._take_over(state, source)
         if job.resume:
             self._keep_best_of(source, state, run)
@@ -257,7 +257,7 @@ class TrainingState:
             why = "it is of other epochs, or of another run"
             try:
                 state = load_checkpoint(best)
-                with altered_told(best):
+                with reported_as_modified(best):
                     self._refuse_other_model(state, best)
                     curves = Progress.of(state["progress"]).curves
                 if curves == self.progress.curves[: self.progress.best_epoch + 1]:

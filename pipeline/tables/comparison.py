@@ -10,7 +10,7 @@ from shards.safe_text import one_line
 from stages.pages.compare_page import signed, verdict
 from stages.pages.page import percent
 from stages.reports.compare import Comparison, Difference
-from stages.reports.figures import INTERVALS_TOLD
+from stages.reports.figures import INTERVALS_NOTE
 
 NAMES_SHOWN = 5
 GROUPS_SHOWN = 12
@@ -46,7 +46,7 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
     ):
         say(f"{letter}: {name}" + (f" ({read_by})" if read_by else ""))
     console.print(table)
-    say(f"Changes are percentage points of {unit.rate}, B less A. {INTERVALS_TOLD}")
+    say(f"Changes are percentage points of {unit.rate}, B less A. {INTERVALS_NOTE}")
     if unit.note:
         say(unit.note)
     say(verdict(whole)[1])

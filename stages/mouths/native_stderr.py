@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from shards.disk import writing_told
+from shards.disk import disk_errors_reported
 from shards.pipes import refuse_pipe
 from shards.safe_text import LogFormatter
 
@@ -22,7 +22,7 @@ def native_stderr_to(file: Path) -> None:
     """
     global _is_redirected
     refuse_pipe(file)
-    with writing_told(f"machine.cache_dir: {file}"):
+    with disk_errors_reported(f"machine.cache_dir: {file}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     # the only handler that a worker has

@@ -9,7 +9,7 @@ from model.bootstrap import ENOUGH_SPEAKERS
 from model.metrics import Op, align, has_words
 from stages.pages.page import rendered
 from stages.reports.compare import Comparison, Difference
-from stages.reports.figures import INTERVALS_TOLD, why_no_interval
+from stages.reports.figures import INTERVALS_NOTE, why_no_interval
 
 NUM_CLIPS = 20
 """Shown of those that got better, and of those that got worse."""
@@ -23,7 +23,7 @@ def compare_page(comparison: Comparison) -> str:
         verdict=verdict(comparison.whole),
         points=points,
         signed=signed,
-        intervals_told=INTERVALS_TOLD,
+        intervals_note=INTERVALS_NOTE,
         num_clips=NUM_CLIPS,
         cells_of=lambda clip: (
             aligned_cells(clip.reference, clip.hypothesis_a),

@@ -10,9 +10,9 @@ from stages.pages.page import percent, rendered
 from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.pages.report_clips import ShownClip, shown_clip
 from stages.reports.figures import (
-    NARROW_TOLD,
+    NARROW_NOTE,
     NORMALISER_UNKNOWN,
-    NOTHING_TOLD,
+    NOTHING_NOTE,
     CountedClip,
     Figures,
     ReportContext,
@@ -51,8 +51,8 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         why_no_interval=why_no_interval(metrics["num_clips"]),
         has_interval=has_interval,
         normaliser_unknown=NORMALISER_UNKNOWN,
-        narrow_told=NARROW_TOLD,
-        nothing_told=NOTHING_TOLD,
+        narrow_note=NARROW_NOTE,
+        nothing_note=NOTHING_NOTE,
         interval_about=interval_about(metrics.get("cer_interval_over"), metrics.get("num_speakers")),
         charts=[chart for chart in training_charts(context.curves) if chart.lines],
         splits=split_rows(context),

@@ -20,9 +20,9 @@ from model.pinyin import syllables_of
 from model.text import UNKNOWN_ID, Tokenizer
 from model.visemes import (
     is_mandarin,
+    look_alike_units,
+    look_alike_units_of_pinyin,
     look_alikes,
-    look_units,
-    look_units_of_pinyin,
     viseme_units,
     visemes_of_pinyin,
 )
@@ -165,8 +165,8 @@ class _Sounds(NamedTuple):
 def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
     """None where little of the text is Mandarin."""
     if decoder == "syllables":
-        return _Sounds(str.split, look_units_of_pinyin, visemes_of_pinyin)
-    return _Sounds(syllables_of, look_units, viseme_units) if is_mandarin(references) else None
+        return _Sounds(str.split, look_alike_units_of_pinyin, visemes_of_pinyin)
+    return _Sounds(syllables_of, look_alike_units, viseme_units) if is_mandarin(references) else None
 
 
 def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:

@@ -210,12 +210,12 @@ def has_interval(low: float | None, high: float | None) -> bool:
     return low is not None and high is not None and low < high
 
 
-NOTHING_TOLD = "of one clip, or of clips or speakers that are all alike, nothing follows for others"
-INTERVALS_TOLD = (
+NOTHING_NOTE = "of one clip, or of clips or speakers that are all alike, nothing follows for others"
+INTERVALS_NOTE = (
     "Intervals are over speakers, over clips where fewer than two are known. † Of fewer than "
-    f"{ENOUGH_SPEAKERS} speakers: too narrow. – None: {NOTHING_TOLD}."
+    f"{ENOUGH_SPEAKERS} speakers: too narrow. – None: {NOTHING_NOTE}."
 )
-NARROW_TOLD = (
+NARROW_NOTE = (
     f"too narrow for other speakers: drawn over fewer than {ENOUGH_SPEAKERS} of them, or over clips where fewer than "
     "two are known"
 )

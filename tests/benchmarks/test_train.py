@@ -19,7 +19,7 @@ from benchmarks.train import (
     BASELINE,
     GROUPS,
     LARGE,
-    TOLD_LINES,
+    SHOWN_LINES,
     TrainBench,
     bench_train,
     in_process_of_its_own,
@@ -203,7 +203,7 @@ def test_a_process_that_fails_is_told_in_its_last_lines(task: Task, tmp_path: Pa
     with pytest.raises(PipelineError, match=r"\(dreaming, ours\) ended with 1: ") as crashed:
         in_process_of_its_own(replace(task, kind="dreaming"))
     told = str(crashed.value).splitlines()
-    assert told[-1].strip() == "KeyError: 'dreaming'" and len(told) <= TOLD_LINES
+    assert told[-1].strip() == "KeyError: 'dreaming'" and len(told) <= SHOWN_LINES
 
 
 def test_batches_larger_than_the_pack_are_refused(task: Task) -> None:

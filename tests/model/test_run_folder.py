@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from model.runs import alone_in
+from model.runs import locked_run_folder
 from model.training import find_budget
 from model.training.job import TrainingJob
 from model.training.quarantine import Quarantine
@@ -94,12 +94,12 @@ def test_a_second_training_is_refused_until_the_first_is_dead(
 
 
 def test_the_lock_is_let_go_of_by_an_error_too(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "run"):
+    with pytest.raises(ZeroDivisionError), locked_run_folder(tmp_path / "run"):
         raise ZeroDivisionError
     with (
-        alone_in(tmp_path / "run"),
+        locked_run_folder(tmp_path / "run"),
         pytest.raises(TrainingError, match="at work"),
-        alone_in(tmp_path / "run"),
+        locked_run_folder(tmp_path / "run"),
     ):
         pass
 

@@ -15,10 +15,10 @@ from model.visemes import (
     VISEME_OF_INITIAL,
     VISEMES_OF_FINAL,
     is_mandarin,
+    look_alike_classes_of,
+    look_alike_units,
+    look_alike_units_of_pinyin,
     look_alikes,
-    look_units,
-    look_units_of_pinyin,
-    looks_of,
     viseme_units,
     visemes_of,
     visemes_of_pinyin,
@@ -72,7 +72,7 @@ def test_visemes_of_a_spelled_syllable() -> None:
 @given(st.text() | mandarin)
 def test_a_look_for_every_character_but_spaces(text: str) -> None:
     characters = [character for character in text if not character.isspace()]
-    looks = looks_of(text)
+    looks = look_alike_classes_of(text)
     assert len(looks) == len(characters) == len(syllables_of(text))
     assert all(
         look is None for character, look in zip(characters, looks, strict=True) if character < "\u2e80"
@@ -107,11 +107,14 @@ def test_looks_never_cost_more_than_syllables(reference: str, hypothesis: str) -
     Of visemes, one to three a syllable, that does not hold.
     """
     said, read = syllables_of(reference), syllables_of(hypothesis)
-    looks, syllables = edit_counts(look_units(reference), look_units(hypothesis)), edit_counts(said, read)
+    looks, syllables = (
+        edit_counts(look_alike_units(reference), look_alike_units(hypothesis)),
+        edit_counts(said, read),
+    )
     assert looks.num_chars == syllables.num_chars
     assert looks.errors <= syllables.errors
     spaced = " ".join(said), " ".join(read)
-    assert edit_counts(*map(look_units_of_pinyin, spaced)) == looks
+    assert edit_counts(*map(look_alike_units_of_pinyin, spaced)) == looks
 
 
 one_reading = st.text(alphabet="今天气很爸妈怕他她那里是四abc7", max_size=12)
@@ -131,8 +134,8 @@ def test_a_reading_hangs_on_its_neighbours() -> None:
 def test_a_look_is_right_or_wrong_as_a_whole() -> None:
     # 先 for 也: i e under i ai is half right by visemes, wrong as a look
     pairs = [("也好", "先好")]
-    assert unit_error_rate(pairs, look_units) == unit_error_rate(pairs, syllables_of) == 1 / 2
-    assert unit_error_rate([("爸爸怕妈", "怕妈爸爸")], look_units) == 0.0
+    assert unit_error_rate(pairs, look_alike_units) == unit_error_rate(pairs, syllables_of) == 1 / 2
+    assert unit_error_rate([("爸爸怕妈", "怕妈爸爸")], look_alike_units) == 0.0
 
 
 def test_look_alikes_are_named_most_frequent_first() -> None:

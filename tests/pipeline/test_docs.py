@@ -59,7 +59,9 @@ def commands(path: Path) -> Iterator[Command]:
     text = path.read_text("utf-8")
     lines = [(line, True) for code in blocks(text) for line in code.replace("\\\n", " ").splitlines()]
     if path.name not in HISTORY:
-        lines += [(span, False) for span in spans(text) if span.startswith(("pipeline ", "make ", "python -m "))]
+        lines += [
+            (span, False) for span in spans(text) if span.startswith(("pipeline ", "make ", "python -m "))
+        ]
     for line, is_whole in lines:
         if any(name in line for name in ("pipeline", "make", "benchmarks.", " -S ")):
             where = f"{path.name}: {line.strip()}"

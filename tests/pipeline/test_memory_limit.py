@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pipeline import memory_limit
-from pipeline.memory_limit import told_of_memory
+from pipeline.memory_limit import is_about_memory
 from shards.errors import ClipRejected, TableError
 from shards.machine import is_short, status_mb
 from stages.videos import video
@@ -120,10 +120,10 @@ def test_only_what_tells_of_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) -
         raise TableError("clips.parquet is no readable Parquet file") from thread
     except TableError as error:
         caused = error
-    assert not told_of_memory(caused), "no limit, so another cause"
+    assert not is_about_memory(caused), "no limit, so another cause"
     monkeypatch.setattr(memory_limit, "limit_bytes", lambda: 1 << 30)
-    assert told_of_memory(caused) and told_of_memory(MemoryError())
-    assert not told_of_memory(TableError("clips.parquet is missing"))
+    assert is_about_memory(caused) and is_about_memory(MemoryError())
+    assert not is_about_memory(TableError("clips.parquet is missing"))
 
 
 def test_a_video_that_ffmpeg_had_no_memory_for_is_not_called_damaged(

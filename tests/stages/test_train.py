@@ -18,7 +18,7 @@ from model.device import Precision
 from model.metrics import total_counts
 from model.runs import RunFolder
 from model.settings import DecodeParams, ModelParams
-from model.training.run_messages import tell_left_out
+from model.training.run_messages import log_left_out
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples
@@ -286,7 +286,7 @@ def test_clips_left_out_to_come_out_even_are_told_apart(
     num_even = (len(lengths) - num_long) % 3
     assert num_long and num_even
     with caplog.at_level(logging.INFO, "pipeline.train"):
-        tell_left_out(plan, samples, params, 4)
+        log_left_out(plan, samples, params, 4)
     assert [message.split(" (")[0] for message in caplog.messages] == [
         f"epoch 4: {num_long} clips are left out, longer than this epoch's limit of 18 frames",
         f"epoch 4: {num_even} clips are left out, to come out even over the ranks",

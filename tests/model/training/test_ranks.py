@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
-from model.runs import RunFolder, alone_in
+from model.runs import RunFolder, locked_run_folder
 from model.settings import DecodeParams
 from model.training.job import TrainingJob
 from model.training.pixel_statistics import measured, with_gray_levels
@@ -265,7 +265,7 @@ def training(folder: Path, packed: Packed) -> None:
 def test_where_another_training_is_at_work_no_rank_trains(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     run = run_of(job, TrainingData(job, Ranks(0, WORLD_SIZE)))
-    with alone_in(run.folder):
+    with locked_run_folder(run.folder):
         first, second = together(training, tmp_path, packed)
     assert f"at work in {run.folder}" in str(first)
     assert "another process of this training has ended" in str(second)

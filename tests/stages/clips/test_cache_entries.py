@@ -178,11 +178,11 @@ HOSTILE_FIGURES = (
 def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
     told = json.loads(sound[kind]["outcome"].tobytes())
 
-    def with_told(value: Any) -> bytes:
+    def with_reported(value: Any) -> bytes:
         text = value if isinstance(value, str) else json.dumps(value)
         return packed(sound[kind] | {"outcome": np.frombuffer(text.encode(), np.uint8)})
 
-    assert not is_refused(kind, with_told(told))
+    assert not is_refused(kind, with_reported(told))
     for name, value in told["figures"].items():
         hostile = list(HOSTILE_FIGURES)
         if kind != "rejection" and name != "source_fps":
@@ -191,7 +191,10 @@ def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
         if isinstance(value, int) and kind != "rejection" and name not in ("source_width", "source_height"):
             hostile.append(value + 1 if name in ("num_frames", "landmarked_frames") else 0.5)
         for bad in hostile:
-            assert is_refused(kind, with_told(told | {"figures": told["figures"] | {name: bad}})), (name, bad)
+            assert is_refused(kind, with_reported(told | {"figures": told["figures"] | {name: bad}})), (
+                name,
+                bad,
+            )
     outcomes: list[Any] = [
         told | {"more": 1},
         told | {"figures": told["figures"] | {"more": 1}},
@@ -207,7 +210,7 @@ def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
     outcomes += [told | {"reason": "no_face", "detail": detail} for detail in (None, "", 5, "\ud800")]
     outcomes += ["", "{", "[" * 100_000, '{"figures": ' + "9" * 5_000 + "}"]
     for outcome in outcomes:
-        assert is_refused(kind, with_told(outcome)), str(outcome)[:300]
+        assert is_refused(kind, with_reported(outcome)), str(outcome)[:300]
 
 
 @pytest.mark.parametrize("reason", [Reason.MISSING_FILE, Reason.CRASHED, Reason.TIMEOUT, Reason.EMPTY_TEXT])
