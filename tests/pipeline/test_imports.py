@@ -63,19 +63,19 @@ def loaded_by(*modules: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", PREPROCESSING)
-def test_preprocessing_imports_no_torch(module: str) -> None:
-    assert not {"torch", "webdataset"} & loaded_by(module)
+# import-linter checks the same by name (pyproject.toml); these also see what third packages import
 
 
-@pytest.mark.parametrize("module", TRAINING)
-def test_training_and_scoring_import_no_mediapipe(module: str) -> None:
-    assert "mediapipe" not in loaded_by(module)
+def test_preprocessing_imports_no_torch() -> None:
+    assert not {"torch", "webdataset"} & loaded_by(*PREPROCESSING)
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_text_decoding_and_metrics_import_neither(module: str) -> None:
-    assert not {"torch", "mediapipe", "webdataset"} & loaded_by(module)
+def test_training_and_scoring_import_no_mediapipe() -> None:
+    assert "mediapipe" not in loaded_by(*TRAINING)
+
+
+def test_text_decoding_and_metrics_import_neither() -> None:
+    assert not {"torch", "mediapipe", "webdataset"} & loaded_by(*LIGHT)
 
 
 def test_imports_flow_down() -> None:
