@@ -195,7 +195,7 @@ def test_an_error_over_odd_pixels_costs_one_row(
     done = crop_one(clip, CropParams(), tmp_path)
     assert done.crop_row["reason"] == Reason.CRASHED
     assert type(error).__name__ in done.crop_row["detail"]
-    assert "test_crop_stage" in caplog.text, "the way there is in the log"
+    assert "test_crop.py" in caplog.text, "the way there is in the log"
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), MachineError("x"), AssertionError("x")])

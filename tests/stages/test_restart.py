@@ -26,6 +26,11 @@ def check_the_rest(corpus: Corpus) -> None:
     assert corpus.made() == corpus.undisturbed
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus(tmp_path_factory.mktemp("restart"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_command_is_killed(corpus: Corpus, number: signal.Signals) -> None:
     code, told = disturbed(corpus, lambda process: process.send_signal(number))

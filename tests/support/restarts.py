@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
 from pipeline.params import load_params, params_text, recipe_text
 from tests.support.videos import write_face, write_mouth
@@ -97,11 +96,6 @@ class Corpus:
 
     def num_cached(self) -> int:
         return len(list(self.cache.glob("clips/*/*.npz")))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return Corpus(tmp_path_factory.mktemp("restart"))
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
