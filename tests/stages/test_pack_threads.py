@@ -92,7 +92,7 @@ def test_a_pack_that_is_killed_starts_afresh(
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     try:
-        while not list(folder.rglob("train-*.tar")):
+        while not (list(folder.rglob("train-*.tar")) and list(folder.rglob("*.tar.*.tmp"))):
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
