@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.crop_peers import auto_avsr_like, decode_only, mediapipe_loop
 from benchmarks.material import lengthened, upscaled, videos_of
-from benchmarks.options import Rounds, folder_argument, told
+from benchmarks.options import Rounds, folder_argument, print_progress
 from benchmarks.versions import machine_facts
 from shards import schema
 from shards.files import read_table, table_from_rows, write_json, write_table, write_text
@@ -109,14 +109,14 @@ def bench_crop(
     processes: int,
     with_memory: bool,
     preset: str,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> CropBench:
     """Measures on 720p copies of the first folder's videos, then the curve on the videos of all folders as they are.
 
     Copies are made once in `out`, which also gets results.json and curve.csv. Raises ConfigError where a folder holds
     no video.
     """
-    tell(f"making {num_clips} videos of 720p")
+    progress(f"making {num_clips} videos of 720p")
     videos = videos_of(folders[0], num_clips)
     hd = upscaled(videos, out / f"720p_{preset}", *HD, preset)
     small = upscaled(videos, out / f"720p_small_{preset}", *HD, preset, SMALL_SHARE)
@@ -124,19 +124,19 @@ def bench_crop(
         stage, small_stage = (
             _Stage(Path(scratch) / name, each) for name, each in (("hd", hd), ("small", small))
         )
-        tell("counting frames")
+        progress("counting frames")
         num_frames = sum(
             done.crop_row["source_frames"] for done in _pooled(decode_only, hd, processes, stage.folder)
         )
         result = CropBench(machine_facts(PACKAGES), preset, processes, len(hd), num_frames)
-        _measure_variants(result, stage, small_stage, rounds, tell)
+        _measure_variants(result, stage, small_stage, rounds, progress)
         every, ours = stage.tracks("every frame"), stage.tracks("crop")
         result.errors = _errors(ours, every)
         result.landmarked_share = stage.landmarked() / num_frames
         for folder in folders:
-            result.curve += _curve(folder, num_clips, processes, Path(scratch), tell)
+            result.curve += _curve(folder, num_clips, processes, Path(scratch), progress)
     if with_memory:
-        tell(f"{LONG_MINUTES} minutes of 1080p in one process")
+        progress(f"{LONG_MINUTES} minutes of 1080p in one process")
         long = lengthened(videos_of(folders[0], 1)[0], out / "long_1080p.mp4", *FULL_HD, LONG_MINUTES)
         result.peak_worker_mb = _peak_mb(long)
     _write(result, out)
@@ -182,7 +182,7 @@ class _Stage:
 
 
 def _measure_variants(
-    result: CropBench, stage: _Stage, small_stage: _Stage, rounds: int, tell: Callable[[str], None]
+    result: CropBench, stage: _Stage, small_stage: _Stage, rounds: int, progress: Callable[[str], None]
 ) -> None:
     processes = result.processes
     variants: Mapping[str, Callable[[], float]] = {
@@ -198,12 +198,12 @@ def _measure_variants(
     for turn in range(rounds):
         for name, run in variants.items():
             seconds[name].append(run())
-            tell(f"round {turn + 1} of {rounds}, {name}: {seconds[name][-1]:.1f} s")
+            progress(f"round {turn + 1} of {rounds}, {name}: {seconds[name][-1]:.1f} s")
     result.seconds = {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
 def _curve(
-    folder: Path, num_clips: int, processes: int, scratch: Path, tell: Callable[[str], None]
+    folder: Path, num_clips: int, processes: int, scratch: Path, progress: Callable[[str], None]
 ) -> list[CurvePoint]:
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         stage = _Stage(Path(place), videos_of(folder, num_clips))
@@ -221,7 +221,7 @@ def _curve(
                     _errors(stage.tracks(f"{tolerance}"), oracle),
                 )
             )
-            tell(f"{folder.name}, tolerance {tolerance:g} px: {points[-1].frames_per_s:.0f} frames/s")
+            progress(f"{folder.name}, tolerance {tolerance:g} px: {points[-1].frames_per_s:.0f} frames/s")
     return points
 
 
@@ -300,8 +300,7 @@ def crop_long(video: Path) -> float:
 
 
 def _write(result: CropBench, out: Path) -> None:
-    told = asdict(result) | {"ratios": result.ratios()}
-    write_json(out / "results.json", told)
+    write_json(out / "results.json", asdict(result) | {"ratios": result.ratios()})
     lines = ["videos,tolerance_px,frames_per_s,landmarked_share,centre_mean_px,centre_p99_px,corner_p99_px"]
     for point in result.curve:
         errors = asdict(point.errors).values()
@@ -344,7 +343,7 @@ def command(
         processes or usable_cores(),
         memory,
         preset,
-        told,
+        print_progress,
     )
     plot_curve(result, out / "curve.svg")
     print_crop_bench(result, stdout)

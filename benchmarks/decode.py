@@ -1,7 +1,7 @@
 """`python -m benchmarks.decode`: seconds from encoder output to text, every decoder side by side in one run.
 
 Untrained weights say nothing, and a decoder that never ends would be measured: so the heads of a network of full
-size are biased towards a made-up sentence, each character with look-alikes that come near it.
+size are biased towards a synthetic sentence, each character with look-alikes that come near it.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks.options import told
+from benchmarks.options import print_progress
 from benchmarks.tables import figures_table
 from benchmarks.train import CONFORMERS, LARGE, SMALL
 from benchmarks.versions import machine_facts
@@ -55,7 +55,7 @@ class DecodeBench:
     preset: str
     clip_s: float
     num_chars: int
-    """Of the made-up sentence."""
+    """Of the synthetic sentence."""
     batch_size: int = 1
     """Clips read at once; seconds are those of one."""
     encode_s: float = 0.0
@@ -84,7 +84,7 @@ class DecodeBench:
 
 def bench_decode(
     out: Path,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     on_gpu: bool,
     preset: str = "",
@@ -104,8 +104,10 @@ def bench_decode(
     if preset not in CONFORMERS:
         raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
     torch.set_num_threads(threads or usable_cores())
-    tell(f"making up a reader of {num_characters:,} characters, {preset}, and its language model")
-    speaker = _Speaker(preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters, batch_size)
+    progress(f"making a reader of {num_characters:,} characters, {preset}, and its language model")
+    speaker = _BiasedReader(
+        preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters, batch_size
+    )
     machine = machine_facts(PACKAGES) | {"threads": str(torch.get_num_threads())}
     machine["gpu"] = torch.cuda.get_device_name() if on_gpu else "none"
     result = DecodeBench(machine, on_gpu, preset, clip_s, len(speaker.sentence), batch_size)
@@ -120,14 +122,14 @@ def bench_decode(
             seconds = speaker.decode(name, beam or 1)
             if turn:
                 seen.setdefault(title, []).append(seconds)
-                tell(f"round {turn} of {rounds}, {title}: {seconds:.3f} s")
+                progress(f"round {turn} of {rounds}, {title}: {seconds:.3f} s")
     result.encode_s = statistics.median(encodings[1:])
     result.seconds = {title: statistics.median(turns) for title, turns in seen.items()}
     write_json(out / "results.json", asdict(result) | {"goals": result.goals()})
     return result
 
 
-class _Speaker:
+class _BiasedReader:
     """A reader whose heads are biased towards one sentence."""
 
     def __init__(
@@ -230,8 +232,8 @@ def print_decode_bench(result: DecodeBench, console: Console) -> None:
     goals = figures_table("goals", "", "here", "goal", "")
     for goal in result.goals():
         here = "not run" if goal["figure"] is None else f"{goal['figure']:.3f}"
-        told = {True: "", False: "missed", None: "python -m benchmarks.decode"}[goal["is_reached"]]
-        goals.add_row(goal["name"], here, f"≤ {goal['goal']:g}", told)
+        comment = {True: "", False: "missed", None: "python -m benchmarks.decode"}[goal["is_reached"]]
+        goals.add_row(goal["name"], here, f"≤ {goal['goal']:g}", comment)
     console.print(goals)
     title = f"a clip of {result.clip_s:g} s, {result.num_chars} characters; {result.preset}"
     if result.batch_size > 1:
@@ -261,7 +263,7 @@ def command(
     out.mkdir(parents=True, exist_ok=True)
     result = bench_decode(
         out,
-        told,
+        print_progress,
         on_gpu=choose_device("auto").type == "cuda",
         preset=model_preset,
         batch_size=batch,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.material import lengthened, videos_of
-from benchmarks.options import folder_argument, told
+from benchmarks.options import folder_argument, print_progress
 from benchmarks.versions import machine_facts
 from shards.files import write_json
 
@@ -57,7 +57,7 @@ def bench_inference(
     params_file: Path,
     out: Path,
     minutes: Sequence[float],
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> InferenceBench:
     """Reads copies of the folder's first video, played until they last so many minutes; writes results.json.
 
@@ -66,10 +66,10 @@ def bench_inference(
     result = InferenceBench(machine_facts(PACKAGES), str(model), os.getloadavg()[0])
     (source,) = videos_of(folder, 1)
     for length in minutes:
-        tell(f"a video of {length:g} min at {SIZE[0]}x{SIZE[1]}")
+        progress(f"a video of {length:g} min at {SIZE[0]}x{SIZE[1]}")
         video = lengthened(source, out / f"{length:g}min.mp4", *SIZE, length)
-        tell("reading it")
-        result.readings[f"{length:g}"] = _in_fresh_process(video, model, params_file)
+        progress("reading it")
+        result.readings[f"{length:g}"] = _run_in_fresh_process(video, model, params_file)
     write_json(out / "results.json", asdict(result))
     return result
 
@@ -90,7 +90,7 @@ def print_inference_bench(result: InferenceBench, console: Console) -> None:
     console.print(f"{result.model}; {result.machine}; load before: {result.load:.1f}")
 
 
-def _in_fresh_process(video: Path, model: Path, params_file: Path) -> Reading:
+def _run_in_fresh_process(video: Path, model: Path, params_file: Path) -> Reading:
     program = "import sys; from benchmarks.inference import main; main(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", program, str(video), str(model), str(params_file)],
@@ -151,7 +151,9 @@ def command(
     from pipeline.console import stdout
 
     out.mkdir(parents=True, exist_ok=True)
-    print_inference_bench(bench_inference(videos, checkpoint, params, out, minutes or [1, 10], told), stdout)
+    print_inference_bench(
+        bench_inference(videos, checkpoint, params, out, minutes or [1, 10], print_progress), stdout
+    )
 
 
 if __name__ == "__main__":

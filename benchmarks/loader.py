@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.loader_material import CODECS, Material, prepare
 from benchmarks.loader_measure import Figures, Task
-from benchmarks.options import Rounds, folder_argument, told
+from benchmarks.options import Rounds, folder_argument, print_progress
 from benchmarks.tables import figures_table
 from benchmarks.versions import machine_facts
 from shards.files import write_json
@@ -125,7 +125,7 @@ class LoaderBench:
         }
 
 
-def in_process_of_its_own(task: Task, material: Material) -> Figures:
+def run_in_fresh_process(task: Task, material: Material) -> Figures:
     """The figures of a task that ran in a fresh interpreter, held to its cores."""
     command = [sys.executable, "-m", "benchmarks.loader_measure", json.dumps(asdict(task))]
     environment = os.environ | {"OMP_NUM_THREADS": str(task.cores)}
@@ -141,26 +141,26 @@ def bench_loader(
     out: Path,
     num_clips: int,
     rounds: int,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     with_profile: bool = False,
     seconds: float = 1.0,
     catalogue_rows: int = CATALOGUE_ROWS,
     training_epochs: int = TRAINING_EPOCHS,
-    run: Run = in_process_of_its_own,
+    run: Run = run_in_fresh_process,
 ) -> LoaderBench:
     """Measures on the mouth clips of the folders' videos, kept below `out`, which also gets results.json.
 
     `seconds` is how long each speed is measured in each round, at least. Raises ConfigError where a folder holds no
     video.
     """
-    tell(f"cropping and packing {num_clips} clips")
+    progress(f"cropping and packing {num_clips} clips")
     material = prepare(folders, out, num_clips)
     num_frames = material.samples("raw")["num_frames"].to_numpy()
     result = LoaderBench(machine_facts(PACKAGES), len(num_frames), float(num_frames.mean()))
     speeds = speed_tasks(seconds)
     measured = _rounds(
-        speeds | {codec: Task("codec", codec) for codec in CODECS}, material, rounds, run, tell
+        speeds | {codec: Task("codec", codec) for codec in CODECS}, material, rounds, run, progress
     )
     for name in speeds:
         result.clips_per_s[name] = measured[name]["clips_per_s"]
@@ -168,10 +168,10 @@ def bench_loader(
     result.codecs = {codec: measured[codec] for codec in CODECS}
     for name, task in memory_tasks(seconds).items():
         result.memory[name] = run(task, material)
-        tell(f"memory, {name}: {result.memory[name]['peak_mb']:.0f} MB")
+        progress(f"memory, {name}: {result.memory[name]['peak_mb']:.0f} MB")
     result.catalogue = run(Task("catalogue", num_rows=catalogue_rows), material)
     result.training = run(Task("training", num_workers=2, num_epochs=training_epochs, cores=2), material)
-    tell(f"training: {result.training}")
+    progress(f"training: {result.training}")
     if with_profile:
         result.profile = run(Task("profile"), material)["profile"]
     write_json(out / "results.json", asdict(result) | {"ratios": result.ratios(), "goals": result.goals()})
@@ -179,15 +179,15 @@ def bench_loader(
 
 
 def _rounds(
-    tasks: Mapping[str, Task], material: Material, rounds: int, run: Run, tell: Callable[[str], None]
+    tasks: Mapping[str, Task], material: Material, rounds: int, run: Run, progress: Callable[[str], None]
 ) -> dict[str, Figures]:
     """The median of each figure of each task, all in turns."""
     seen: dict[str, list[Figures]] = {name: [] for name in tasks}
     for turn in range(rounds):
         for name, task in tasks.items():
             seen[name].append(run(task, material))
-            told = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
-            tell(f"round {turn + 1} of {rounds}, {name}: {told}")
+            shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
+            progress(f"round {turn + 1} of {rounds}, {name}: {shown}")
     return {name: _medians(turns) for name, turns in seen.items()}
 
 
@@ -300,7 +300,7 @@ def command(
 
     show_logs()
     out.mkdir(parents=True, exist_ok=True)
-    result = bench_loader(videos, out, clips, rounds, told, with_profile=profile)
+    result = bench_loader(videos, out, clips, rounds, print_progress, with_profile=profile)
     print_loader_bench(result, stdout)
 
 

@@ -92,9 +92,9 @@ def profile(task: Task, material: Material) -> Figures:
         for batch in reader(epoch):
             _consume(batch)
     profiler.disable()
-    told = io.StringIO()
-    pstats.Stats(profiler, stream=told).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
-    return {"profile": told.getvalue()}
+    report = io.StringIO()
+    pstats.Stats(profiler, stream=report).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
+    return {"profile": report.getvalue()}
 
 
 def codec(task: Task, material: Material) -> Figures:
@@ -156,7 +156,7 @@ def memory(task: Task, material: Material) -> Figures:
 
 
 def catalogue(task: Task, material: Material) -> Figures:
-    """What a trainer and its stream keep of a catalogue of `num_rows` made-up clips, MB a million rows."""
+    """What a trainer and its stream keep of a catalogue of `num_rows` synthetic clips, MB a million rows."""
     from benchmarks.synthetic_catalogue import write_catalogue
 
     with tempfile.TemporaryDirectory(dir=material.folder) as place:

@@ -11,6 +11,6 @@ def folder_argument(metavar: str, help: str) -> Any:
     return typer.Argument(help=help, exists=True, file_okay=False, metavar=metavar)
 
 
-def told(line: str) -> None:
+def print_progress(line: str) -> None:
     """Prints a line of progress on stderr."""
     typer.echo(line, err=True)

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import told
+from benchmarks.options import print_progress
 from benchmarks.synthetic_catalogue import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
 from benchmarks.versions import machine_facts
 from shards.enums import TRAIN_SPLIT
@@ -65,22 +65,22 @@ class PlanBench:
         return self.read_s + self.hash_s + self.plan_s
 
 
-def bench_plan(num_clips: Sequence[int], out: Path, tell: Callable[[str], None]) -> list[PlanBench]:
+def bench_plan(num_clips: Sequence[int], out: Path, progress: Callable[[str], None]) -> list[PlanBench]:
     """Makes a catalogue with about each of `num_clips` train samples in `out`, measures, and writes results.json."""
     results = []
     for wanted in num_clips:
         folder = out / f"{wanted}_clips"
         if not (folder / "samples.parquet").exists():
-            tell(f"making up a catalogue of {wanted:,} train samples")
+            progress(f"making a catalogue of {wanted:,} train samples")
             folder.mkdir(parents=True, exist_ok=True)
             write_catalogue(folder, round(wanted / SPLIT_SHARES[TRAIN_SPLIT] / (1 - REJECTED_SHARE)))
         for world_size in WORLD_SIZES:
-            tell(f"{wanted:,} clips, {world_size} ranks")
-            results.append(_in_a_fresh_process(folder / "samples.parquet", world_size))
+            progress(f"{wanted:,} clips, {world_size} ranks")
+            results.append(_run_in_fresh_process(folder / "samples.parquet", world_size))
     machine = machine_facts(["numpy", "pyarrow"])
     loader = {"frame_budget": FRAME_BUDGET, "batch_size": BATCH_SIZE, "window_shards": WINDOW_SHARDS}
-    told = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
-    write_json(out / "results.json", told)
+    content = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
+    write_json(out / "results.json", content)
     return results
 
 
@@ -131,7 +131,7 @@ def _readers_a_shard(order: EpochOrder, shard_N: np.ndarray, ranks_a_reader: int
     return len(pairs) / len(np.unique(pairs // num_ranks))
 
 
-def _in_a_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
+def _run_in_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
     program = (
         "import sys, json; from dataclasses import asdict; from pathlib import Path; "
         "from benchmarks.plan import measure; "
@@ -181,13 +181,13 @@ def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:
 
 def command(
     clips: Annotated[
-        int, typer.Option(min=10_000, help="train samples of a made-up catalogue, beside one of 30,341")
+        int, typer.Option(min=10_000, help="train samples of a synthetic catalogue, beside one of 30,341")
     ] = 10_000_000,
     out: Annotated[Path, typer.Option(help="results.json and the catalogues", metavar="DIR")] = Path(
         "bench-plan"
     ),
 ) -> None:
-    """Plan an epoch of made-up catalogues for 1, 8 and 1,000 ranks: seconds, memory, padding, shards a rank.
+    """Plan an epoch of synthetic catalogues for 1, 8 and 1,000 ranks: seconds, memory, padding, shards a rank.
 
     Example: python -m benchmarks.plan --clips 1000000
     """
@@ -195,7 +195,7 @@ def command(
 
     out.mkdir(parents=True, exist_ok=True)
     counts = sorted({CHINESE_LIPS_CLIPS, clips})
-    print_plan_bench(bench_plan(counts, out, told), stdout)
+    print_plan_bench(bench_plan(counts, out, print_progress), stdout)
 
 
 if __name__ == "__main__":

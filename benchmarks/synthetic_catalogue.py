@@ -1,4 +1,4 @@
-"""Made-up tables of as many clips as one likes: what the catalogue and the epoch plan are measured on.
+"""Synthetic tables of as many clips as one likes: what the catalogue and the epoch plan are measured on.
 
 They look like Chinese-LiPS: lengths, labels, shares of the splits, clips a speaker. There is no video behind them.
 """
@@ -50,7 +50,7 @@ Ints = NDArray[np.int64]
 
 
 def write_catalogue(folder: Path, num_clips: int, seed: int = 0) -> None:
-    """Writes clips.parquet, crops.parquet and samples.parquet of `num_clips` made-up clips into `folder`.
+    """Writes clips.parquet, crops.parquet and samples.parquet of `num_clips` synthetic clips into `folder`.
 
     Same arguments, same rows. Clips come split by split and speaker by speaker, as a corpus lists them; samples
     are shuffled among the clips of one row group. Memory does not grow with `num_clips`.

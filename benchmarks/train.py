@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import Rounds, told
+from benchmarks.options import Rounds, print_progress
 from benchmarks.tables import figures_table
 from benchmarks.train_material import write_pack
-from benchmarks.train_measure import BAD_CONFIG, Figures, Task, in_words
+from benchmarks.train_measure import BAD_CONFIG, Figures, Task, task_to_json
 from benchmarks.versions import machine_facts
 from model.presets import PRESET_SIZES, ConformerSizes
 from shards.errors import ConfigError, PipelineError
@@ -29,7 +29,7 @@ from shards.machine import usable_cores
 PACKAGES = ("torch", "numpy")
 BASELINE, LARGE, SMALL = "cnn3d_bilstm_attention", "conformer_large", "conformer_tiny"
 BATCHES = 16
-"""Of the made-up pack."""
+"""Of the synthetic pack."""
 GROUPS = ("training", "inference", "conformer", "loop")
 CONFORMERS = tuple(name for name, sizes in PRESET_SIZES.items() if isinstance(sizes, ConformerSizes))
 SHOWN_LINES = 5
@@ -136,20 +136,20 @@ def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> di
     return {name: one for group in GROUPS if group in only for name, one in groups[group].items()}
 
 
-def in_process_of_its_own(task: Task) -> Figures:
+def run_in_fresh_process(task: Task) -> Figures:
     """The figures of a task that ran in a fresh interpreter. PipelineError with its last lines where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train_measure", in_words(task)],
+        [sys.executable, "-m", "benchmarks.train_measure", task_to_json(task)],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        told = "\n  ".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
+        last_lines = "\n  ".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
         if done.returncode == BAD_CONFIG:
-            raise ConfigError(told)
+            raise ConfigError(last_lines)
         raise PipelineError(
-            f"a measurement of {task.preset} ({task.kind}, {task.settings}) ended with {done.returncode}: {told}"
+            f"a measurement of {task.preset} ({task.kind}, {task.settings}) ended with {done.returncode}: {last_lines}"
         )
     sys.stderr.write(done.stderr)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -158,7 +158,7 @@ def in_process_of_its_own(task: Task) -> Figures:
 
 def bench_train(
     out: Path,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     on_gpu: bool,
     preset: str = "",
@@ -169,7 +169,7 @@ def bench_train(
     threads: int = 0,
     seconds: float = 10.0,
     pack: tuple[str, Path] | None = None,
-    run: Run = in_process_of_its_own,
+    run: Run = run_in_fresh_process,
 ) -> TrainBench:
     """Measures, and writes results.json into `out`.
 
@@ -183,7 +183,7 @@ def bench_train(
     if preset not in CONFORMERS:
         raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
     if pack is None:
-        tell(f"making up {BATCHES * batch} clips of {frames} frames")
+        progress(f"making {BATCHES * batch} clips of {frames} frames")
         folder, samples = write_pack(out / "material", BATCHES * batch, frames)
         pack = (str(folder), samples)
     device = "cuda" if on_gpu else "cpu"
@@ -199,14 +199,14 @@ def bench_train(
         seconds=seconds,
     )
     tasks = tasks_of(task, preset, on_gpu, only)
-    machine = machine_facts(PACKAGES) | _gpu_told(on_gpu) | {"threads": str(threads or usable_cores())}
+    machine = machine_facts(PACKAGES) | _gpu_facts(on_gpu) | {"threads": str(threads or usable_cores())}
     result = TrainBench(machine, on_gpu, preset, batch, frames)
     seen: dict[str, list[Figures]] = {name: [] for name in tasks}
     for turn in range(rounds):
         for name, one in tasks.items():
             seen[name].append(run(one))
-            told = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
-            tell(f"round {turn + 1} of {rounds}, {name}: {told}")
+            shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
+            progress(f"round {turn + 1} of {rounds}, {name}: {shown}")
     result.figures = {
         name: {figure: statistics.median(turn[figure] for turn in turns) for figure in turns[0]}
         for name, turns in seen.items()
@@ -216,7 +216,7 @@ def bench_train(
     return result
 
 
-def _gpu_told(on_gpu: bool) -> dict[str, str]:
+def _gpu_facts(on_gpu: bool) -> dict[str, str]:
     if not on_gpu:
         return {"gpu": "none"}
     import torch
@@ -268,19 +268,19 @@ def _short(figure: float) -> str:
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="results.json and the made-up clips", metavar="DIR")] = Path(
+    out: Annotated[Path, typer.Option(help="results.json and the synthetic clips", metavar="DIR")] = Path(
         "bench-train"
     ),
     params: Annotated[
         Path | None,
-        typer.Option(help="a params.yaml whose paths name a pack to train on, instead of made-up clips"),
+        typer.Option(help="a params.yaml whose paths name a pack to train on, instead of synthetic clips"),
     ] = None,
     model_preset: Annotated[
         str,
         typer.Option(help="conformer compared with its eager self; else conformer_large, on a CPU _tiny"),
     ] = "",
     batch: Annotated[int, typer.Option(min=1, help="clips in a batch")] = 8,
-    frames: Annotated[int, typer.Option(min=10, help="of each made-up clip")] = 75,
+    frames: Annotated[int, typer.Option(min=10, help="of each synthetic clip")] = 75,
     rounds: Rounds = 3,
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads; 0: one a core, which a busy machine makes slower")
@@ -304,7 +304,7 @@ def command(
         pack, frames = (paths.shards, Path(paths.samples)), 0
     result = bench_train(
         out,
-        told,
+        print_progress,
         on_gpu=choose_device("auto").type == "cuda",
         preset=model_preset,
         batch=batch,

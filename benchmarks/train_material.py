@@ -1,4 +1,4 @@
-"""A pack of made-up clips of one length: what `python -m benchmarks.train` trains on where it is given none."""
+"""A pack of synthetic clips of one length: what `python -m benchmarks.train` trains on where it is given none."""
 
 import hashlib
 import json

@@ -81,7 +81,7 @@ def training(task: Task) -> Figures:
             break
     _wait(state.device)
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    told = {
+    measured = {
         "clips_per_s": num_clips / seconds,
         "clips_per_cpu_s": num_clips / cpu_s,
         "steps": float(num_steps),
@@ -90,8 +90,8 @@ def training(task: Task) -> Figures:
     }
     if peak_flops_per_s(state.device) is not None:
         flops = flops_a_frame(step, first, 0) * _frames_learnt(step, first) * num_steps
-        told["flop_utilisation"] = flop_utilisation(flops, seconds, state.device) or 0.0
-    return told
+        measured["flop_utilisation"] = flop_utilisation(flops, seconds, state.device) or 0.0
+    return measured
 
 
 def _frames_learnt(step: TrainingStep, batch: ClipBatch) -> int:
@@ -128,14 +128,14 @@ KINDS: Mapping[str, Callable[[Task], Figures]] = {"training": training, "inferen
 def main() -> None:
     """Takes the task as JSON from the command line. Errors for people end it as they end `pipeline`."""
     try:
-        told = figures(Task(**json.loads(sys.argv[1])))
+        measured = figures(Task(**json.loads(sys.argv[1])))
     except PipelineError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(BAD_CONFIG if isinstance(error, ConfigError) else 1) from None
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(measured) + "\n")
 
 
-def in_words(task: Task) -> str:
+def task_to_json(task: Task) -> str:
     """The task as `main` takes it."""
     return json.dumps(asdict(task))
 

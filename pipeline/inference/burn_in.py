@@ -79,7 +79,7 @@ def burn_in(
     ):
         sound = _Sound(source, out)
         stream = None
-        for frame in _as_far_as_it_goes(decode(video, no_limit)):
+        for frame in _until_error(decode(video, no_limit)):
             rgb_HW3 = frame.rgb_HW3()
             # H.264 in 4:2:0 wants even sides
             rgb_HW3 = np.ascontiguousarray(rgb_HW3[: len(rgb_HW3) // 2 * 2, : rgb_HW3.shape[1] // 2 * 2])
@@ -100,7 +100,7 @@ def burn_in(
     return sound.lost
 
 
-def _as_far_as_it_goes(frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
+def _until_error(frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
     """A video that breaks off was read as far as it goes, and is shown so."""
     is_begun = False
     try:

@@ -107,7 +107,7 @@ def capturing(source: int | Path, params: Params, seconds: float) -> Iterator[Ca
 
 
 @contextmanager
-def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the pictures, and with them the reading; a second Ctrl-C ends it at once."""
     kinds = (signal.SIGINT, signal.SIGTERM)
     former = [signal.getsignal(kind) for kind in kinds]

@@ -85,7 +85,7 @@ def run_inference(
     if len(paths) > 1:
         num_unread = sum(reading.reason is not None for reading in readings)
         rest = f", {num_unread} not (see above)" if num_unread else ""
-        _tell(f"{len(paths) - num_unread} of {len(paths)} videos read{rest}")
+        _print_message(f"{len(paths) - num_unread} of {len(paths)} videos read{rest}")
     if unwritten:
         raise MachineError(f"{unwritten} of {len(paths)} videos could not be written or captioned, see above")
     return readings
@@ -113,7 +113,7 @@ def _read_all(
         readings.append(reading)
         if outputs.folder is not None:
             is_written = _write(reading, outputs.kind, files[path])
-            _tell_cer(reading, outputs.kind)
+            _print_cer(reading, outputs.kind)
             # the text is safe, whatever becomes of the pictures
             if boxes is not None and font is not None and reading.reason is None:
                 is_written = _burn_in(reading, boxes, font, params, captioned[path]) and is_written
@@ -134,15 +134,15 @@ def print_json(readings: Sequence[VideoReading]) -> None:
 
 
 def _print(reading: VideoReading, kind: Format, named: bool) -> None:
-    _tell_unread(reading)
+    _print_unread(reading)
     if reading.reason is not None:
         return
     name = f"{one_line(reading.path)}: " if named else ""
     typer.echo(f"{name}{valid_utf8(rendered(reading, kind))}", nl=False)
-    _tell_cer(reading, kind, err=kind != "text")
+    _print_cer(reading, kind, err=kind != "text")
 
 
-def _tell_cer(reading: VideoReading, kind: Format, err: bool = True) -> None:
+def _print_cer(reading: VideoReading, kind: Format, err: bool = True) -> None:
     """JSON has it among its figures."""
     if kind != "json" and reading.cer is not None:
         typer.echo(f"CER {reading.cer:.4f} (accuracy {1 - reading.cer:.2%})", err=err)
@@ -150,19 +150,19 @@ def _tell_cer(reading: VideoReading, kind: Format, err: bool = True) -> None:
 
 def _write(reading: VideoReading, kind: Format, path: Path) -> bool:
     """Whether nothing is missing; what is goes to stderr, and the next is read all the same."""
-    _tell_unread(reading)
+    _print_unread(reading)
     # only JSON has a place for what was not read
     if reading.reason is not None and kind != "json":
         return True
     try:
         write_reading(reading, kind, path)
     except (OSError, DiskError) as error:
-        _tell(f"{reading.path}: {path} is not written: {_mend(error)}")
+        _print_message(f"{reading.path}: {path} is not written: {_reason_and_fix(error)}")
         return False
     return True
 
 
-def _mend(told: OSError | DiskError) -> str:
+def _reason_and_fix(told: OSError | DiskError) -> str:
     error = told if isinstance(told, OSError) else told.__cause__
     assert isinstance(error, OSError), "every DiskError has one"
     if error.errno == errno.ENAMETOOLONG:
@@ -170,14 +170,14 @@ def _mend(told: OSError | DiskError) -> str:
     return f"{error.strerror or error}; make room, or give another --out"
 
 
-def _tell_unread(reading: VideoReading) -> None:
+def _print_unread(reading: VideoReading) -> None:
     if reading.reason is not None:
-        _tell(f"{reading.path}: {reading.reason}")
+        _print_message(f"{reading.path}: {reading.reason}")
     for gap in reading.gaps:
-        _tell(f"{reading.path}: {gap.start_s:.2f} to {gap.end_s:.2f} s not read: {gap.reason}")
+        _print_message(f"{reading.path}: {gap.start_s:.2f} to {gap.end_s:.2f} s not read: {gap.reason}")
 
 
-def _tell(line: str) -> None:
+def _print_message(line: str) -> None:
     typer.echo(one_line(line), err=True)
 
 
@@ -198,7 +198,7 @@ def _check_outputs(
                     "or move it away"
                 )
         if file.stem != videos[video].stem:
-            _tell(f"{video}: its name is taken, written to {file.name}")
+            _print_message(f"{video}: its name is taken, written to {file.name}")
 
 
 def _boxes(params: Params) -> "MouthBoxes":
@@ -224,11 +224,11 @@ def _burn_in(
         with atomic_file(path) as file:
             lost = burn_in(Path(reading.path), reading, boxes, font, params, file)
     except (ClipRejected, av.error.FFmpegError) as error:
-        _tell(f"{reading.path}: not captioned: {error}")
+        _print_message(f"{reading.path}: not captioned: {error}")
         return False
     except (OSError, DiskError) as error:
-        _tell(f"{reading.path}: not captioned: {path} is not written: {_mend(error)}")
+        _print_message(f"{reading.path}: not captioned: {path} is not written: {_reason_and_fix(error)}")
         return False
     if lost:
-        _tell(f"{reading.path}: captioned, but {lost}")
+        _print_message(f"{reading.path}: captioned, but {lost}")
     return True

@@ -18,11 +18,11 @@ from typing import TextIO
 import numpy as np
 
 from model.decoding.result import ClipReader
-from pipeline.inference.capture import Capture, capturing, ended_by_signals
+from pipeline.inference.capture import Capture, capturing, stopped_by_signals
 from pipeline.inference.long_video import MouthStream
 from pipeline.inference.pauses import Piece
 from pipeline.inference.readers import open_reader
-from pipeline.inference.text_of_video import Joined, Segment
+from pipeline.inference.text_of_video import JoinedReadings, Segment
 from pipeline.params import Params
 from shards.safe_text import one_line
 from stages.mouths.landmarker import face_finder
@@ -78,13 +78,13 @@ def run_live(source: int | Path, model: Path, params: Params, seconds: float, as
     """
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
     reader = open_reader(model, params)
-    shown = _Shown(as_json)
+    shown = _LiveOutput(as_json)
     summary = LiveSummary()
     # a second Ctrl-C leaves what is not settled, and still sums up
     with (
         capturing(source, params, seconds) as capture,
         suppress(KeyboardInterrupt),
-        ended_by_signals(capture.stop_soon),
+        stopped_by_signals(capture.stop_soon),
     ):
         read_live(capture, reader, params, summary, shown)
     summary.num_captured, summary.num_dropped = capture.num_captured, capture.num_dropped
@@ -96,10 +96,10 @@ def run_live(source: int | Path, model: Path, params: Params, seconds: float, as
 
 
 def read_live(
-    capture: Capture, reader: ClipReader, params: Params, summary: LiveSummary, shown: "_Shown"
+    capture: Capture, reader: ClipReader, params: Params, summary: LiveSummary, shown: "_LiveOutput"
 ) -> None:
     """Follows and reads what is captured until it ends; fills `summary` as it goes."""
-    joined = Joined(params.crop.target_fps)
+    joined = JoinedReadings(params.crop.target_fps)
     captured_s: dict[float, float] = {}
     with face_finder(params.crop.landmarker, params.crop.max_faces) as find:
         stream = MouthStream(
@@ -116,7 +116,7 @@ def read_live(
                 # before an empty chair too, for hours
                 for time_s in [t for t in captured_s if t < piece.start_s]:
                     del captured_s[time_s]
-                if piece.is_rest or joined.has(piece):
+                if piece.is_rest or joined.covers(piece):
                     continue
                 if piece.mouth is None:
                     num_known = len(joined.segments)
@@ -157,7 +157,7 @@ def _captured_before(captured_s: dict[float, float], time_s: float) -> float:
     return captured_s[max(t for t in captured_s if t < time_s)]
 
 
-class _Shown:
+class _LiveOutput:
     """Settled text on stdout; on a terminal also what is being said, in a line that changes."""
 
     def __init__(self, as_json: bool, out: TextIO | None = None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.inference.pauses import (
     Cut,
     Piece,
-    as_it_comes,
+    decode_through_gaps,
     frame_step_s,
     gap_piece,
     longest_step_s,
@@ -86,7 +86,7 @@ def _followed(
     last: SourceFrame | None = None
     error: ClipRejected | None = None
     try:
-        for frame in as_it_comes(source, crop):
+        for frame in decode_through_gaps(source, crop):
             if frame.time_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
                 raise oversized(source, frame.time_s, params)
             yield from stream.add(frame)
@@ -95,7 +95,7 @@ def _followed(
         if last is None:
             raise
         error = one
-    assert last is not None, "as_it_comes gives a picture or raises"
+    assert last is not None, "decode_through_gaps gives a picture or raises"
     file_end_s = header.max_duration_s or 0.0
     end_s = last.time_s
     for piece in stream.end():
@@ -142,19 +142,19 @@ class MouthStream:
         self._last_s = frame.time_s
         self._follower.add(frame)
         if self._follower.num_settled:
-            self._know(self._follower.take_settled())
+            self._append(self._follower.take_settled())
             yield from self._complete()
 
     def end(self) -> Iterator[Piece]:
         """The rest."""
         self._ended = True
-        self._know(self._follower.landmarks())
+        self._append(self._follower.landmarks())
         yield from self._complete(to_the_end=True)
 
     def _break(self, last_s: float, frame: SourceFrame) -> Iterator[Piece]:
         """All before a gap in time, and the gap."""
         start_s = last_s
-        self._know(self._follower.landmarks())
+        self._append(self._follower.landmarks())
         for piece in self._complete(to_the_end=True):
             start_s = piece.end_s
             yield piece
@@ -173,7 +173,7 @@ class MouthStream:
             return None
         return self._piece(self._known, 0, len(self._known.times_s_F))
 
-    def _know(self, settled: Landmarks) -> None:
+    def _append(self, settled: Landmarks) -> None:
         if len(settled.times_s_F):
             self._known = settled if self._known is None else _joined(self._known, settled)
 

@@ -22,15 +22,15 @@ from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import decode
 
-STILL = 0.03
+MAX_REST_CHANGE = 0.03
 """A mouth rests while the gap between its lips changes by no more than this, in distances between the eyes.
 
 Of GRID's speakers one rests with open lips: change tells a pause, width does not."""
 
-EARLIEST = 0.25
+MIN_CLIP_SHARE = 0.25
 """No clip is made shorter than this share of `longest_s` for the sake of a pause."""
 
-LIVE_LEAST_S = 1.0
+LIVE_MIN_CLIP_S = 1.0
 """Live, a clip of this length ends at the first pause."""
 
 LEAD_S = 0.2
@@ -78,7 +78,7 @@ def next_cut(
         if cut is not None or num_frames <= num_longest:
             return cut
     middles = [(begin + end) // 2 for begin, end in rests]
-    earliest_s = times_s_F[0] + EARLIEST * params.longest_s
+    earliest_s = times_s_F[0] + MIN_CLIP_SHARE * params.longest_s
     likely = [
         (times_s_F[end - 1] - times_s_F[begin], middle)
         for (begin, end), middle in zip(rests, middles, strict=True)
@@ -127,7 +127,7 @@ def _rests(
     for begin in range(num_frames):
         end = max(end, begin + 1)
         low, high = gap_F[begin:end].min(), gap_F[begin:end].max()
-        while end < num_frames and max(high, gap_F[end]) - min(low, gap_F[end]) <= STILL:
+        while end < num_frames and max(high, gap_F[end]) - min(low, gap_F[end]) <= MAX_REST_CHANGE:
             low, high = min(low, gap_F[end]), max(high, gap_F[end])
             end += 1
         if times_s_F[end - 1] - times_s_F[begin] >= min_pause_s - 1e-6:
@@ -156,11 +156,11 @@ def _live_cut(rests: list[tuple[int, int]], times_s_F: NDArray[np.float64], min_
     for begin, end in rests:
         if begin == 0:
             lead = int(np.searchsorted(times_s_F, times_s_F[end - 1] - LEAD_S))
-            is_long = lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_LEAST_S
+            is_long = lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_MIN_CLIP_S
             # less would be no rest by itself
             if is_long and times_s_F[lead - 1] - times_s_F[0] >= min_pause_s - 1e-6:
                 return Cut(lead, lead)
-        elif times_s_F[begin] - times_s_F[0] >= LIVE_LEAST_S:
+        elif times_s_F[begin] - times_s_F[0] >= LIVE_MIN_CLIP_S:
             return Cut((begin + end) // 2, (begin + end) // 2)
     return None
 
@@ -185,7 +185,7 @@ class Piece:
     """The mouth only rested: there is nothing to read, and no mouth here."""
 
 
-def as_it_comes(source: Source, crop: CropParams) -> Iterator[SourceFrame]:
+def decode_through_gaps(source: Source, crop: CropParams) -> Iterator[SourceFrame]:
     """Also behind a gap, which ends preprocessing's clips."""
     return decode(source, crop.model_copy(update={"max_gap_s": math.inf}))
 

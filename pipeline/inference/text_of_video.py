@@ -85,7 +85,7 @@ def read_video(
 
     `ground_truth` is normalised as the labels of training were.
     """
-    joined = Joined(params.crop.target_fps)
+    joined = JoinedReadings(params.crop.target_fps)
     try:
         _check_there(path)
         header = read_header(path)
@@ -94,14 +94,14 @@ def read_video(
         ):
             if piece.rejected is not None:
                 joined.add_gap(piece)
-            elif piece.mouth is not None and not joined.has(piece):
+            elif piece.mouth is not None and not joined.covers(piece):
                 if on_mouth is not None:
                     on_mouth(piece, piece.mouth)
                 joined.add(piece, reader.read_clip(piece.mouth.clip_THW, params.decode))
     except ClipRejected as error:
         return VideoReading(str(path), "", None, None, None, str(error), ())
     if joined.num_read == 0:
-        reason = joined.why_nothing(header.duration_s)
+        reason = joined.reason_for_no_text(header.duration_s)
         return VideoReading(str(path), "", None, None, None, reason, ())
     cer, text = None, joined.text.strip()
     if ground_truth is not None:
@@ -143,7 +143,7 @@ def _shares(candidates: tuple[Candidate, ...]) -> tuple[Alternative, ...]:
     )
 
 
-class Joined:
+class JoinedReadings:
     """Readings of the pieces of one video, put together in their order."""
 
     def __init__(self, fps: float) -> None:
@@ -160,7 +160,7 @@ class Joined:
         """Geometric mean of the probabilities of all characters read."""
         return math.exp(self._log_probability / max(self._num_chars, 1))
 
-    def why_nothing(self, duration_s: float | None) -> str:
+    def reason_for_no_text(self, duration_s: float | None) -> str:
         """Why nothing was read: that of the longest gap, or that the rest of the video, the larger part, is at rest."""
         gaps = [segment for segment in self.segments if segment.reason is not None]
         missing_s = sum(gap.end_s - gap.start_s for gap in gaps)
@@ -172,7 +172,7 @@ class Joined:
     def _read_until_s(self) -> float:
         return max((one.end_s for one in self.segments if one.reason is None), default=-math.inf)
 
-    def has(self, piece: Piece) -> bool:
+    def covers(self, piece: Piece) -> bool:
         """Whether all that it shows was read with more around it: a window whose speaker goes soon after it begins."""
         return piece.start_s < self._read_until_s - self._slack_s and (
             piece.end_s < self._read_until_s + self._slack_s
@@ -194,7 +194,7 @@ class Joined:
         self._num_chars += max(len(reading.text), 1)
         self._log_probability += max(len(reading.text), 1) * reading.score
         start_s, text = max(piece.start_s, self._read_until_s), reading.text
-        glue = between(self.text, text)
+        glue = separator(self.text, text)
         if is_shared:
             glue, text, start_s = self._take_apart(piece, text)
         elif self.num_read > 1:
@@ -230,7 +230,7 @@ class Joined:
         """
         assert piece.rejected is not None
         reason, start_s = piece.rejected.reason, max(piece.start_s, self._read_until_s)
-        if self.has(piece):
+        if self.covers(piece):
             return None
         last = self.segments[-1] if self.segments else None
         is_sliver = reason is Reason.TOO_SHORT
@@ -247,11 +247,11 @@ class Joined:
         return self.segments[-1]
 
 
-REACH = 2.0
+MAX_OVERLAP_FACTOR = 2.0
 """The shared text is looked for up to this many times the length it should have by the clock."""
-SPARE_CHARS = 4
+EXTRA_CHARS = 4
 
-SURE_CHARS = 2
+MIN_SAME_CHARS = 2
 """So many characters that agree are no chance, though the clock wants another length."""
 
 
@@ -264,7 +264,7 @@ def without_overlap(before: str, after: str, shared_chars: float) -> tuple[str, 
     shows at its very edge it shows in part, and its neighbour shows whole. Where nothing agrees, each gives up half
     of `shared_chars`.
     """
-    reach = round(REACH * shared_chars) + SPARE_CHARS
+    reach = round(MAX_OVERLAP_FACTOR * shared_chars) + EXTRA_CHARS
     # sharing nothing is right only where the clock says so
     best, best_key = (0, 0), (-math.inf if shared_chars > 0 else 0.0, 0.0)
     for num_before in range(1, min(reach, len(before)) + 1):
@@ -275,7 +275,7 @@ def without_overlap(before: str, after: str, shared_chars: float) -> tuple[str, 
             num_same = max(num_before, num_after) - edits
             off = abs((num_before + num_after) / 2 - shared_chars)
             key = (num_same - edits - off, -off)
-            is_sure = key[0] >= 0 or num_same >= max(edits, SURE_CHARS)
+            is_sure = key[0] >= 0 or num_same >= max(edits, MIN_SAME_CHARS)
             if num_same > 0 and is_sure and key > best_key:
                 best, best_key = (num_before, num_after), key
     if best == (0, 0):
@@ -296,7 +296,7 @@ def without_overlap(before: str, after: str, shared_chars: float) -> tuple[str, 
     return before[: len(before) - num_before + i], after[j:]
 
 
-def between(before: str, after: str) -> str:
+def separator(before: str, after: str) -> str:
     """What stands between two texts that follow each other: a space between words, nothing beside Han characters.
 
     A text's own space at the seam counts: the caller leaves out those that `after` begins with.

@@ -43,7 +43,7 @@ FILES = {
     "/base.css": ("stages.pages", "templates/page.css", "text/css"),
 }
 
-Told = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
@@ -61,7 +61,7 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
         app.add_api_route(address, _file(*file), methods=["GET"])
 
     @app.get("/api/health")
-    async def health() -> Told:
+    async def health() -> JsonObject:
         queue: ReadingQueue = app.state.queue
         return {"status": "ok", "model": model_name, "num_videos": queue.num_taken, "limits": asdict(limits)}
 
@@ -82,9 +82,9 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
             if reason is None:
                 raise
             return _refused(refusal(reason, limits, str(error) or None))
-        told = _told(place, upload, upload_s, worker, limits)
+        told = _json_events(place, upload, upload_s, worker, limits)
         if EVENTS in request.headers.get("accept", ""):
-            return _Events(told, place)
+            return _EventStream(told, place)
         try:
             async for event in told:
                 last = event
@@ -110,9 +110,9 @@ _UPLOAD_FAULTS: dict[type[BaseException], str] = {
 }
 
 
-async def _told(
+async def _json_events(
     place: Place, upload: Upload, upload_s: float, worker: ReadingWorker, limits: Limits
-) -> AsyncIterator[Told]:
+) -> AsyncIterator[JsonObject]:
     """What happens to a video, in words that travel as JSON; `done` or `failed` comes last."""
     waited_s = 0.0
     mouth: Mouth | None = None
@@ -129,14 +129,14 @@ async def _told(
                     yield {"state": "mouth", "mouth": mouth.strip, "mouth_fps": mouth.fps}
                 case Answer(reading, mouth_s, reading_s):
                     if reading["reason"] is not None:
-                        reason, detail = _parted(reading["reason"], upload)
+                        reason, detail = _split_reason(reading["reason"], upload)
                         yield _failed(refusal(reason, limits, detail))
                         return
                     yield {
                         "state": "done",
                         **reading,
                         "path": upload.name,
-                        "segments": [_explained(one, upload, limits) for one in reading["segments"]],
+                        "segments": [_with_message(one, upload, limits) for one in reading["segments"]],
                         "mouth": mouth and mouth.strip,
                         "mouth_fps": mouth and mouth.fps,
                         "seconds": {
@@ -154,15 +154,15 @@ async def _told(
         yield _failed(refusal(plain_words.NO_READER, limits, str(error)))
 
 
-def _explained(segment: Told, upload: Upload, limits: Limits) -> Told:
+def _with_message(segment: JsonObject, upload: Upload, limits: Limits) -> JsonObject:
     """A stretch that could not be read says why in plain words too."""
     if segment["reason"] is None:
         return segment
-    reason, detail = _parted(segment["reason"], upload)
+    reason, detail = _split_reason(segment["reason"], upload)
     return {**segment, "message": refusal(reason, limits, detail).message}
 
 
-def _parted(told: str, upload: Upload) -> tuple[str, str]:
+def _split_reason(told: str, upload: Upload) -> tuple[str, str]:
     """Reason and detail of `reason: detail`, with the file called as its owner calls it."""
     reason, _, detail = told.partition(": ")
     for name in (str(upload.path), f"{upload.path.name} "):
@@ -171,7 +171,7 @@ def _parted(told: str, upload: Upload) -> tuple[str, str]:
     return reason, detail
 
 
-def _failed(refused: Refusal) -> Told:
+def _failed(refused: Refusal) -> JsonObject:
     return {"state": "failed", "status": refused.status, **refused.as_json()}
 
 
@@ -180,10 +180,10 @@ def _refused(refused: Refusal, headers: dict[str, str] | None = None) -> JSONRes
     return JSONResponse(refused.as_json(), refused.status, {"Connection": "close", **(headers or {})})
 
 
-class _Events(StreamingResponse):
+class _EventStream(StreamingResponse):
     """Each event as a line; the place is left however the answer ends, also before it begins."""
 
-    def __init__(self, told: AsyncIterator[Told], place: Place) -> None:
+    def __init__(self, told: AsyncIterator[JsonObject], place: Place) -> None:
         super().__init__(_lines(told), media_type=EVENTS)
         self._place = place
 
@@ -194,7 +194,7 @@ class _Events(StreamingResponse):
             self._place.leave()
 
 
-async def _lines(told: AsyncIterator[Told]) -> AsyncIterator[str]:
+async def _lines(told: AsyncIterator[JsonObject]) -> AsyncIterator[str]:
     async for event in told:
         yield json.dumps(event, ensure_ascii=False) + "\n"
 

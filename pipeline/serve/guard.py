@@ -91,14 +91,14 @@ def _is_own_page(headers: Headers) -> bool:
         return False
 
 
-def impatient(pause_s: float) -> type[H11Protocol]:
+def timeout_protocol(pause_s: float) -> type[H11Protocol]:
     """A connection that ends within twice `pause_s` where nothing becomes of it.
 
     That is: no whole head of a request has come, or bytes of an answer are left and none is taken. How fast a body
     comes is for who reads it (`upload.py`), how long an answer takes for who gives it (`worker.py`).
     """
 
-    class Impatient(H11Protocol):
+    class TimeoutProtocol(H11Protocol):
         _watch: asyncio.TimerHandle
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -118,4 +118,4 @@ def impatient(pause_s: float) -> type[H11Protocol]:
             else:
                 self._watch = self.loop.call_later(pause_s, self._look, now)
 
-    return Impatient
+    return TimeoutProtocol

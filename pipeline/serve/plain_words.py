@@ -18,7 +18,7 @@ _STATUS = {
 }  # fmt: skip
 _UNREADABLE_VIDEO = 422
 
-_WORDS: Mapping[str, str] = {
+_MESSAGES: Mapping[str, str] = {
     Reason.NO_FACE: "No face was found. Look into the camera in good light, with the whole face in the picture.",
     Reason.LOW_DETECTION: "The mouth is hidden or out of the picture for too long. Keep the whole face in view.",
     Reason.MOUTH_OUTSIDE: "The edge of the picture cuts off the mouth or the chin. Show the whole face.",
@@ -70,5 +70,5 @@ def refusal(reason: str, limits: Limits, detail: str | None = None) -> Refusal:
         "given up. Try again over a better connection.",
         TOO_LARGE: f"The file is too large: at most {limits.max_upload_mb:g} MB.",
     }
-    message = words.get(reason) or _WORDS.get(reason) or "The video could not be read."
+    message = words.get(reason) or _MESSAGES.get(reason) or "The video could not be read."
     return Refusal(_STATUS.get(reason, _UNREADABLE_VIDEO), str(reason), message, detail)

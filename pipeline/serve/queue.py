@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipeline.serve.upload import Upload
 from pipeline.serve.worker import Answer, Mouth, ReadingWorker
 
-WAITING_TOLD_S = 2.0
+WAITING_REPORT_S = 2.0
 
 
 class QueueFull(Exception):
@@ -85,7 +85,7 @@ class Place:
             yield Waiting(num_before)
             # told again after a while: who is gone by then makes room
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), WAITING_TOLD_S)
+                await asyncio.wait_for(self._moved.wait(), WAITING_REPORT_S)
             self._moved.clear()
         loop = asyncio.get_running_loop()
         told: asyncio.Queue[Mouth | None] = asyncio.Queue()
@@ -96,7 +96,7 @@ class Place:
         self._running = loop.run_in_executor(queue._thread, queue._worker.read, upload.path, tell)
         self._running.add_done_callback(lambda _: told.put_nowait(None))
         # not when its answer is taken: who takes none must not hold the line
-        self._running.add_done_callback(lambda _: self._gone())
+        self._running.add_done_callback(lambda _: self._release())
         yield Started(time.monotonic() - arrived_s)
         while mouth := await told.get():
             yield mouth
@@ -105,9 +105,9 @@ class Place:
     def leave(self) -> None:
         """Makes room for the next; where the video is being read, that goes to its end first."""
         if self._running is None:
-            self._gone()
+            self._release()
 
-    def _gone(self) -> None:
+    def _release(self) -> None:
         if self._running is not None and not self._running.cancelled():
             self._running.exception()  # seen, where nobody is left to hear of it
         self._queue._uploading.discard(self)

@@ -16,13 +16,13 @@ from pipeline.command import terminable
 from pipeline.inference.readers import open_reader
 from pipeline.params import Params
 from pipeline.serve.app import make_app
-from pipeline.serve.guard import Guard, impatient
+from pipeline.serve.guard import Guard, timeout_protocol
 from pipeline.serve.limits import Limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import ConfigError
 from shards.safe_text import message_lines
 
-GOODBYE_S = 3
+SHUTDOWN_S = 3
 """For answers that are on their way when the server is stopped."""
 
 
@@ -35,7 +35,7 @@ def serve(source: Path, params: Params, host: str, port: int, limits: Limits) ->
     with terminable(), listening(host, port) as listener:
         worker = ReadingWorker(partial(open_reader, source, reading), reading, limits.timeout_s)
         try:
-            _tell(f"opening {source}")
+            _print_message(f"opening {source}")
             worker.start()
             worker.wait_ready()
             app = Guard(make_app(worker, limits, source.name), host, limits)
@@ -52,13 +52,13 @@ def configured(app: ASGIApp, limits: Limits) -> uvicorn.Config:
     """No line a request, no word of what serves it, no patience with who says nothing."""
     return uvicorn.Config(
         app,
-        http=impatient(limits.pause_s),
+        http=timeout_protocol(limits.pause_s),
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        timeout_graceful_shutdown=GOODBYE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
 
 
@@ -92,7 +92,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         ) from error
     with listener:
         if not _is_loopback(host):
-            _tell(
+            _print_message(
                 f"--host {host}: everyone who can reach this machine over the network can now send it videos, and "
                 "what they send travels unencrypted; browsers allow the camera on 127.0.0.1 or https only"
             )
@@ -111,5 +111,5 @@ def _address(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _tell(message: str) -> None:
+def _print_message(message: str) -> None:
     typer.echo(f"pipeline: {message_lines(message)}", err=True)

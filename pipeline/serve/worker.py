@@ -183,7 +183,7 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
         pipe.send(error)
         return
     pipe.send(None)
-    reader, params = _Watched(opened, pipe), with_candidates(params, opened.heads)
+    reader, params = _MonitoredReader(opened, pipe), with_candidates(params, opened.heads)
     while True:
         try:
             path = pipe.recv()
@@ -212,7 +212,7 @@ def with_candidates(params: Params, heads: Collection[Head]) -> Params:
     return params.model_copy(update={"decode": search})
 
 
-class _Watched:
+class _MonitoredReader:
     """A reader that tells what it is shown: the mouth, and how long reading it takes."""
 
     def __init__(self, reader: ClipReader, pipe: "Connection[Any, Any]") -> None:

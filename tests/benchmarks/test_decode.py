@@ -1,4 +1,4 @@
-"""`python -m benchmarks.decode`: every decoder reads the made-up sentence, and its goals are told as they are."""
+"""`python -m benchmarks.decode`: every decoder reads the synthetic sentence, and its goals are told as they are."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from shards.errors import ConfigError
 
 def test_every_decoder_reads_what_the_heads_are_biased_to() -> None:
     """So that what is timed is reading: a text of the length that clips have."""
-    speaker = decode._Speaker("conformer_tiny", torch.device("cpu"), 2.0, 60)
+    speaker = decode._BiasedReader("conformer_tiny", torch.device("cpu"), 2.0, 60)
     assert speaker.encode() > 0
     for name in ("attention", "ctc", "ctc_beam", "attention_beam", "joint_beam"):
         assert speaker.decode(name, 5) > 0
@@ -26,7 +26,7 @@ def test_every_decoder_reads_what_the_heads_are_biased_to() -> None:
 
 
 def test_so_does_every_clip_of_a_batch(tmp_path: Path) -> None:
-    speaker = decode._Speaker("conformer_tiny", torch.device("cpu"), 1.0, 60, batch_size=3)
+    speaker = decode._BiasedReader("conformer_tiny", torch.device("cpu"), 1.0, 60, batch_size=3)
     speaker.encode()
     for name in ("ctc_beam", "joint_beam"):
         speaker.position = 0
@@ -42,10 +42,10 @@ def test_so_does_every_clip_of_a_batch(tmp_path: Path) -> None:
 
 
 def test_figures_of_all_decoders_and_beams_are_written(tmp_path: Path) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     result = decode.bench_decode(
         tmp_path,
-        told.append,
+        lines.append,
         on_gpu=False,
         beams=(1, 40),
         rounds=1,

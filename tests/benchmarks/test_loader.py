@@ -16,8 +16,8 @@ from benchmarks import loader_measure
 from benchmarks.loader import (
     LoaderBench,
     bench_loader,
-    in_process_of_its_own,
     print_loader_bench,
+    run_in_fresh_process,
     speed_tasks,
 )
 from benchmarks.loader_material import CODECS, Material
@@ -46,9 +46,9 @@ def result(out: Path, tmp_path_factory: pytest.TempPathFactory) -> LoaderBench:
     videos = tmp_path_factory.mktemp("videos")
     for number in range(NUM_CLIPS):
         write_mouth(videos / f"{'abcde'[number] * 3}.mp4", 30 + 3 * number, seed=number)
-    told: list[str] = []
+    lines: list[str] = []
     return bench_loader(
-        [videos], out, NUM_CLIPS, 1, told.append,
+        [videos], out, NUM_CLIPS, 1, lines.append,
         with_profile=True, seconds=0.01, catalogue_rows=2_000, training_epochs=2, run=here,
     )  # fmt: skip
 
@@ -159,20 +159,20 @@ def test_ratios_are_of_the_named_speeds(result: LoaderBench) -> None:
 def test_the_tables_name_every_figure_and_say_what_is_missed(result: LoaderBench) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     print_loader_bench(result, console)
-    told = console.export_text()
-    assert all(name in told for name in (*result.goals(), *result.ratios(), *result.clips_per_s, *CODECS))
+    printed = console.export_text()
+    assert all(name in printed for name in (*result.goals(), *result.ratios(), *result.clips_per_s, *CODECS))
     missed = [
         name
         for name, (figure, goal, sense) in result.goals().items()
         if (figure < goal if sense == "≥" else figure > goal)
     ]
-    assert told.count("missed") == len(missed)
+    assert printed.count("missed") == len(missed)
 
 
 def test_a_task_runs_in_a_process_of_its_own_held_to_one_core(material: Material) -> None:
-    told = in_process_of_its_own(Task("speed", seconds=0.01), material)
-    assert told["clips_per_s"] > 0
-    assert told["cores"] == 1
+    measured = run_in_fresh_process(Task("speed", seconds=0.01), material)
+    assert measured["clips_per_s"] > 0
+    assert measured["cores"] == 1
 
 
 def test_a_reader_that_loses_a_clip_ends_the_bench(
@@ -196,8 +196,8 @@ def test_the_median_of_the_rounds_counts(out: Path, monkeypatch: pytest.MonkeyPa
 
     from benchmarks.loader import _rounds
 
-    told = _rounds({"ours": Task("speed")}, Material(out), 3, run, lambda _: None)
-    assert told == {"ours": {"clips_per_s": 3.0}}
+    medians = _rounds({"ours": Task("speed")}, Material(out), 3, run, lambda _: None)
+    assert medians == {"ours": {"clips_per_s": 3.0}}
 
 
 def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:

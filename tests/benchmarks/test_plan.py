@@ -39,7 +39,7 @@ def test_the_bench_measures_in_fresh_processes_and_writes_it_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "WORLD_SIZES", (2,))
-    (result,) = bench.bench_plan([300], tmp_path, lambda told: None)
+    (result,) = bench.bench_plan([300], tmp_path, lambda _: None)
     assert 280 < result.num_clips < 320 and result.world_size == 2 and 50 < result.peak_mb < 2_000
     written = json.loads((tmp_path / "results.json").read_text())
     assert [bench.PlanBench(**values) for values in written["results"]] == [result]

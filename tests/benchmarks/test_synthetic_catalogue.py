@@ -1,4 +1,4 @@
-"""The made-up catalogue: as the real one where the plan and the queries look at it."""
+"""The synthetic catalogue: as the real one where the plan and the queries look at it."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,7 +16,7 @@ NUM_CLIPS = 20_011
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made_up")
+    folder = tmp_path_factory.mktemp("synthetic")
     write_catalogue(folder, NUM_CLIPS, seed=3)
     return folder
 

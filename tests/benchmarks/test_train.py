@@ -22,8 +22,8 @@ from benchmarks.train import (
     SHOWN_LINES,
     TrainBench,
     bench_train,
-    in_process_of_its_own,
     print_train_bench,
+    run_in_fresh_process,
 )
 from benchmarks.train_material import write_pack
 from benchmarks.train_measure import Figures, Task, figures
@@ -77,9 +77,9 @@ def here(task: Task) -> Figures:
 
 @pytest.fixture(scope="module")
 def result(out: Path) -> TrainBench:
-    told: list[str] = []
+    lines: list[str] = []
     return bench_train(
-        out, told.append, on_gpu=False, batch=BATCH, frames=FRAMES, rounds=1, seconds=0.01, threads=1, run=here
+        out, lines.append, on_gpu=False, batch=BATCH, frames=FRAMES, rounds=1, seconds=0.01, threads=1, run=here
     )  # fmt: skip
 
 
@@ -117,11 +117,11 @@ def test_on_a_gpu_the_goals_are_the_gpus() -> None:
 def test_the_tables_say_what_was_not_run_and_how_to(result: TrainBench) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     print_train_bench(result, console)
-    told = console.export_text()
-    assert all(name in told for name in (*result.figures, *result.ratios()))
-    assert told.count("not run") == 4
-    assert told.count("python -m benchmarks.train --only conformer") == 2
-    assert told.count("missed") == sum(goal.is_reached is False for goal in result.goals())
+    printed = console.export_text()
+    assert all(name in printed for name in (*result.figures, *result.ratios()))
+    assert printed.count("not run") == 4
+    assert printed.count("python -m benchmarks.train --only conformer") == 2
+    assert printed.count("missed") == sum(goal.is_reached is False for goal in result.goals())
 
 
 def test_the_median_of_the_rounds_counts(out: Path) -> None:
@@ -131,14 +131,14 @@ def test_the_median_of_the_rounds_counts(out: Path) -> None:
         return {"clips_per_s": next(speeds) if task.settings == "ours" else 1.0, "peak_mb": 1.0}
 
     pack = ("shards", Path("samples.parquet"))
-    told = bench_train(
+    measured = bench_train(
         out / "m", lambda _: None, on_gpu=False, rounds=3, only=["training"], pack=pack, run=run
     )  # fmt: skip
-    assert told.figures["training"]["clips_per_s"] == 3.0
-    assert told.ratios()["baseline training against plain eager float32"] == 3.0
+    assert measured.figures["training"]["clips_per_s"] == 3.0
+    assert measured.ratios()["baseline training against plain eager float32"] == 3.0
 
 
-def test_made_up_clips_are_a_pack(tmp_path: Path) -> None:
+def test_synthetic_clips_are_a_pack(tmp_path: Path) -> None:
     shards, samples_path = write_pack(tmp_path, 5, 7)
     rows = read_samples(samples_path, TRAIN_SPLIT).to_pylist()
     assert len({row["clip_id"] for row in rows}) == 5
@@ -157,10 +157,10 @@ def test_the_loop_steps_on_whole_batches(task: Task, source: str, monkeypatch: p
         return step(self, window, *rest)
 
     monkeypatch.setattr(train_measure.TrainingStep, "__call__", noting)
-    told = figures(replace(task, source=source, seconds=0.5))
+    measured = figures(replace(task, source=source, seconds=0.5))
     seen = seen[train_measure.WARM_UP_STEPS :]
     assert all(len(clip_ids) == BATCH for clip_ids in seen)
-    assert len(seen) == told["steps"]
+    assert len(seen) == measured["steps"]
     assert (len(set(seen)) == 1) == (source == "cached")
 
 
@@ -193,17 +193,17 @@ def test_it_compiles_what_it_says_it_does(task: Task, monkeypatch: pytest.Monkey
 
 
 def test_a_task_runs_in_a_process_of_its_own(task: Task) -> None:
-    assert in_process_of_its_own(task)["clips_per_s"] > 0
+    assert run_in_fresh_process(task)["clips_per_s"] > 0
 
 
 def test_a_process_that_fails_is_told_in_its_last_lines(task: Task, tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as missing:
-        in_process_of_its_own(replace(task, samples=str(tmp_path / "missing.parquet")))
+        run_in_fresh_process(replace(task, samples=str(tmp_path / "missing.parquet")))
     assert "missing.parquet" in str(missing.value) and "Traceback" not in str(missing.value)
     with pytest.raises(PipelineError, match=r"\(dreaming, ours\) ended with 1: ") as crashed:
-        in_process_of_its_own(replace(task, kind="dreaming"))
-    told = str(crashed.value).splitlines()
-    assert told[-1].strip() == "KeyError: 'dreaming'" and len(told) <= SHOWN_LINES
+        run_in_fresh_process(replace(task, kind="dreaming"))
+    lines = str(crashed.value).splitlines()
+    assert lines[-1].strip() == "KeyError: 'dreaming'" and len(lines) <= SHOWN_LINES
 
 
 def test_batches_larger_than_the_pack_are_refused(task: Task) -> None:
@@ -222,5 +222,5 @@ def test_a_preset_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_group_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--only tranining: there is no such group; known are training"):
         bench_train(tmp_path, lambda _: None, on_gpu=False, only=["tranining"], run=here)
-    told = CliRunner().invoke(app, ["bench", "train", "--help"])
-    assert all(group in told.stdout for group in GROUPS)
+    shown = CliRunner().invoke(app, ["bench", "train", "--help"])
+    assert all(group in shown.stdout for group in GROUPS)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inference.text_of_video import between, without_overlap
+from pipeline.inference.text_of_video import separator, without_overlap
 
 HAN = [chr(0x4E00 + i) for i in range(200)]
 DISTINCT = st.integers(0, 2**32).map(lambda seed: "".join(random.Random(seed).sample(HAN, 60)))
@@ -88,4 +88,4 @@ def test_where_nothing_agrees_the_clock_decides() -> None:
     ],
 )
 def test_words_are_parted_and_han_characters_are_not(before: str, after: str, space: str) -> None:
-    assert between(before, after) == space
+    assert separator(before, after) == space

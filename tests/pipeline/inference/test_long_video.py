@@ -14,7 +14,7 @@ from model.settings import DecodeParams
 from pipeline.inference.found_videos import find_videos
 from pipeline.inference.long_video import MouthStream, mouth_pieces
 from pipeline.inference.pauses import Piece
-from pipeline.inference.text_of_video import Alternative, Joined, Segment, _shares, read_video
+from pipeline.inference.text_of_video import Alternative, JoinedReadings, Segment, _shares, read_video
 from pipeline.params import Params, load_params
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
@@ -119,7 +119,7 @@ def test_windows_overlap_and_their_texts_become_one(tmp_path: Path) -> None:
 
 def test_pieces_are_put_together_without_double_spaces_and_no_frame_is_lost() -> None:
     """As they come: what a window shares with one that could not be read was not read before."""
-    joined = Joined(FPS)
+    joined = JoinedReadings(FPS)
     refused = ClipRejected(Reason.NO_FACE, "nobody")
     clip_THW = np.zeros((100, 4, 4), np.uint8)
     mouth = MouthClip(clip_THW, None, np.arange(100, dtype=np.int32), np.zeros(0, np.int32), Figures())
@@ -135,7 +135,7 @@ def test_pieces_are_put_together_without_double_spaces_and_no_frame_is_lost() ->
 
 def test_what_was_read_is_neither_read_again_nor_a_gap() -> None:
     """A window in parts, whose speaker goes soon after it begins: the window before shows those parts whole."""
-    joined = Joined(FPS)
+    joined = JoinedReadings(FPS)
     refused = ClipRejected(Reason.LOW_DETECTION, "gone")
     mouth = MouthClip(
         np.zeros((100, 4, 4), np.uint8),
@@ -145,8 +145,8 @@ def test_what_was_read_is_neither_read_again_nor_a_gap() -> None:
         Figures(),
     )
     joined.add(Piece(0.0, 4.0, mouth), Reading("lay blue at", -0.1, ()))
-    assert joined.has(Piece(3.0, 3.4, mouth)) and joined.has(Piece(3.0, 4.0, mouth))
-    assert not joined.has(Piece(3.4, 6.0, mouth)) and not joined.has(Piece(4.0, 4.0, None))
+    assert joined.covers(Piece(3.0, 3.4, mouth)) and joined.covers(Piece(3.0, 4.0, mouth))
+    assert not joined.covers(Piece(3.4, 6.0, mouth)) and not joined.covers(Piece(4.0, 4.0, None))
     assert joined.add_gap(Piece(3.4, 4.0, None, refused)) is None
     gap = joined.add_gap(Piece(3.6, 5.0, None, refused))
     assert gap is not None and (gap.start_s, gap.end_s) == (4.0, 5.0)
@@ -302,12 +302,14 @@ def test_of_a_real_video_the_half_with_a_face_is_read(realdata: Path) -> None:
 
 
 def test_why_nothing_was_read_is_what_holds_for_the_larger_part() -> None:
-    joined = Joined(FPS)
-    assert joined.why_nothing(30.0).startswith("at_rest")
+    joined = JoinedReadings(FPS)
+    assert joined.reason_for_no_text(30.0).startswith("at_rest")
     joined.segments.append(Segment(0.0, 1.0, "", None, "no_face: nobody"))
     joined.segments.append(Segment(5.0, 5.5, "", None, "too_short: 12 frames"))
-    assert joined.why_nothing(30.0).startswith("at_rest"), "a second without a face in half a minute of rest"
-    assert joined.why_nothing(2.0) == joined.why_nothing(None) == "no_face: nobody"
+    assert joined.reason_for_no_text(30.0).startswith("at_rest"), (
+        "a second without a face in half a minute of rest"
+    )
+    assert joined.reason_for_no_text(2.0) == joined.reason_for_no_text(None) == "no_face: nobody"
 
 
 def test_shares_of_what_cannot_be_are_numbers() -> None:

@@ -37,7 +37,7 @@ def test_a_disk_without_room_is_told(
 def test_who_leaves_while_waiting_makes_room_at_once(
     tmp_path: Path, videos: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "WAITING_TOLD_S", 0.1)
+    monkeypatch.setattr(queue, "WAITING_REPORT_S", 0.1)
     with served(tmp_path, timeout_s=10) as server, ThreadPoolExecutor(3) as pool:
         num_videos = lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"]  # noqa: E731
         first = pool.submit(post, server, videos[HANGS])
