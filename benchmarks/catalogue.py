@@ -1,6 +1,6 @@
-"""`python -m benchmarks.catalogue`: what queries and stats cost on a synthetic catalogue of any size.
+"""`python -m benchmarks.catalogue`: time and memory of queries and stats on a synthetic catalogue of any size.
 
-Each is timed in a fresh process, as a person at a terminal starts it: imports and opening the tables included.
+Each question runs in a fresh process, as from a terminal: imports and opening the tables are included.
 """
 
 import json
@@ -42,7 +42,7 @@ STATS = "pipeline stats"
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One question in a process of its own."""
+    """Time and memory of one question in a separate process."""
 
     question: str
     seconds: float
@@ -50,11 +50,11 @@ class Answered:
 
 
 def bench_catalogue(num_clips: int, out: Path, progress: Callable[[str], None]) -> list[Answered]:
-    """Makes a catalogue in `out` unless it is there, asks it all questions, and writes results.json."""
+    """Writes a catalogue into `out` unless it exists, asks all questions, and writes results.json."""
     folder = out / f"{num_clips}_clips"
     made_s = None
     if not (folder / "samples.parquet").exists():
-        progress(f"making a catalogue of {num_clips:,} clips")
+        progress(f"writing a synthetic catalogue of {num_clips:,} clips")
         start = time.perf_counter()
         write_catalogue(folder, num_clips)
         made_s = time.perf_counter() - start
@@ -76,7 +76,7 @@ def bench_catalogue(num_clips: int, out: Path, progress: Callable[[str], None]) 
 
 
 def answer(question: str, folder: Path) -> float:
-    """Answers the question in this process; gives its peak resident memory, MB."""
+    """Answers the question in this process; returns the peak resident memory, MB."""
     tables = {name: folder / f"{name}.parquet" for name in ("clips", "crops", "samples")}
     if question == STATS:
         from stages.stats import stats
@@ -99,7 +99,7 @@ def _run_in_fresh_process(question: str, folder: Path) -> Answered:
     program = (
         "import os, sys; from pathlib import Path; from benchmarks.catalogue import answer; "
         "print(answer(sys.argv[1], Path(sys.argv[2])), flush=True); "
-        # as `pipeline` does: DuckDB's bindings complain of themselves when Python takes them down
+        # like `pipeline`: DuckDB's bindings print warnings when Python unloads them
         "os._exit(0)"
     )
     start = time.perf_counter()
@@ -110,7 +110,7 @@ def _run_in_fresh_process(question: str, folder: Path) -> Answered:
 
 
 def print_catalogue_bench(results: list[Answered], console: Console) -> None:
-    table = Table(title="a question in a fresh process", title_justify="left")
+    table = Table(title="each question in a fresh process", title_justify="left")
     for name in ("question", "seconds", "peak MB"):
         table.add_column(name, justify="left" if name == "question" else "right")
     for result in results:
@@ -124,7 +124,7 @@ def command(
         Path, typer.Option(help="results.json, the synthetic catalogue (4 GB) and its stats", metavar="DIR")
     ] = Path("bench-catalogue"),
 ) -> None:
-    """Ask a synthetic catalogue what people ask, and draw its stats, each in a fresh process: seconds and memory.
+    """Measure time and memory of typical queries and of `stats` on a synthetic catalogue, each in a fresh process.
 
     Example: python -m benchmarks.catalogue --clips 1000000
     """

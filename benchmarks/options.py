@@ -1,10 +1,10 @@
-"""What the commands of all benchmarks share: options, and lines of progress."""
+"""Shared by the commands of all benchmarks: options, and lines of progress."""
 
 from typing import Annotated, Any
 
 import typer
 
-Rounds = Annotated[int, typer.Option(min=1, help="turns of every variant; the median counts")]
+Rounds = Annotated[int, typer.Option(min=1, help="number of rounds of every variant; the median is reported")]
 
 
 def folder_argument(metavar: str, help: str) -> Any:

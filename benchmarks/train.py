@@ -1,6 +1,7 @@
-"""`python -m benchmarks.train`: clips a second of training and reading, ours and plain eager torch, in the same run.
+"""`python -m benchmarks.train`: clips per second of training and reading, ours and plain eager torch, in the same run.
 
-Every measurement is a fresh process, since settings and peaks of memory are a process's; rounds in turns, medians.
+Every measurement runs in a fresh process, since settings and peak memory belong to a process. Rounds alternate; the
+median is reported.
 """
 
 import json
@@ -29,34 +30,34 @@ from shards.machine import usable_cores
 PACKAGES = ("torch", "numpy")
 BASELINE, LARGE, SMALL = "cnn3d_bilstm_attention", "conformer_large", "conformer_tiny"
 BATCHES = 16
-"""Of the synthetic pack."""
+"""Number of batches in the synthetic pack."""
 GROUPS = ("training", "inference", "conformer", "loop")
 CONFORMERS = tuple(name for name, sizes in PRESET_SIZES.items() if isinstance(sizes, ConformerSizes))
 SHOWN_LINES = 5
-"""Of what a measurement that failed wrote last."""
+"""Number of last lines that a message shows of a failed measurement."""
 
 Run = Callable[[Task], Figures]
 
 
 @dataclass
 class TrainBench:
-    """Everything that was measured; medians over the rounds."""
+    """All results; medians over the rounds."""
 
     machine: dict[str, str]
     on_gpu: bool
     preset: str
-    """Of the conformer that is compared with its eager self."""
+    """The conformer that is measured with our settings and with plain eager ones."""
     batch: int
     frames: int
-    """Of a clip; 0: a pack of other clips was given."""
+    """Frames per clip; 0: the clips come from a given pack."""
     figures: dict[str, Figures] = field(default_factory=dict)
-    """By the name of the task."""
+    """Figures by the name of the task."""
 
     def speed(self, name: str) -> float | None:
         return self.figures[name]["clips_per_s"] if name in self.figures else None
 
     def ratios(self) -> dict[str, float]:
-        """Of clips a second; those alone of which both sides were measured."""
+        """Returns ratios of clips per second, only of pairs that were both measured."""
         pairs = {
             "baseline training against plain eager float32": ("training", "training, plain"),
             "baseline training against the same with freed memory kept": (
@@ -70,7 +71,7 @@ class TrainBench:
         return {name: ours / theirs for name, (ours, theirs) in speeds.items() if ours and theirs}
 
     def goals(self) -> list["Goal"]:
-        """Those of the project, in its order; a figure is None where it was not or cannot be measured here."""
+        """Returns the project's goals in its order; a figure is None if it was not measured here."""
         ratios, plain = self.ratios(), "against plain eager float32"
         training, conformer = self.figures.get("training", {}), self.figures.get("conformer", {})
         gpu_training = training if self.on_gpu else {}
@@ -92,7 +93,7 @@ class TrainBench:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure and what it should be."""
+    """A figure and its goal."""
 
     name: str
     figure: float | None
@@ -100,7 +101,7 @@ class Goal:
     goal: float
     sense: str
     group: str
-    """What --only takes for it."""
+    """Value of --only that measures it."""
 
     @property
     def is_reached(self) -> bool | None:
@@ -110,17 +111,17 @@ class Goal:
 
     @property
     def command(self) -> str:
-        """What fills in a figure that was not run, on a machine that has what its name says."""
+        """Command that measures the figure, on a machine with the device in its name."""
         return f"python -m benchmarks.train --only {self.group}"
 
 
 def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> dict[str, Task]:
-    """Every measurement of the groups, by the name it has in the tables; `task` holds what they share."""
+    """Returns every measurement of the groups by its name in the tables; `task` has the shared fields."""
     groups = {
         "training": {
             "training": task,
             "training, plain": replace(task, settings="plain"),
-            # a GPU's memory is torch's own matter
+            # torch manages the memory of a GPU itself
             **({} if on_gpu else {"training, plain, kept": replace(task, settings="kept")}),
         },
         "inference": {
@@ -133,11 +134,14 @@ def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> di
         },
         "loop": {"loop, cached": task, "loop, shards": replace(task, source="shards")},
     }
-    return {name: one for group in GROUPS if group in only for name, one in groups[group].items()}
+    return {name: task for group in GROUPS if group in only for name, task in groups[group].items()}
 
 
 def run_in_fresh_process(task: Task) -> Figures:
-    """The figures of a task that ran in a fresh interpreter. PipelineError with its last lines where it fails."""
+    """Returns the figures of a task, measured in a fresh interpreter.
+
+    Raises PipelineError with the last lines of its output if it fails.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.train_measure", task_to_json(task)],
         capture_output=True,
@@ -149,7 +153,8 @@ def run_in_fresh_process(task: Task) -> Figures:
         if done.returncode == BAD_CONFIG:
             raise ConfigError(last_lines)
         raise PipelineError(
-            f"a measurement of {task.preset} ({task.kind}, {task.settings}) ended with {done.returncode}: {last_lines}"
+            f"the measurement of {task.preset} ({task.kind}, {task.settings}) ended with exit code {done.returncode}: "
+            f"{last_lines}"
         )
     sys.stderr.write(done.stderr)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -173,17 +178,19 @@ def bench_train(
 ) -> TrainBench:
     """Measures, and writes results.json into `out`.
 
-    `pack`: shards and samples.parquet to train on; None: clips of noise are made up in `out`. `preset`: of the
-    conformer; empty: the largest on a GPU, the smallest on a CPU. Raises ConfigError where `only` names no group
-    or `preset` no conformer, PipelineError where a measurement fails.
+    `pack` names shards and samples.parquet to train on; None: synthetic clips of noise are written into `out`. An empty
+    `preset` means the largest conformer on a GPU, the smallest on a CPU. Raises ConfigError if `only` has an unknown
+    group or `preset` is not a conformer, PipelineError if a measurement fails.
     """
     if unknown := [group for group in only if group not in GROUPS]:
-        raise ConfigError(f"--only {unknown[0]}: there is no such group; known are {', '.join(GROUPS)}")
+        raise ConfigError(f"--only {unknown[0]} is not a group; choose from {', '.join(GROUPS)}")
     preset = preset or (LARGE if on_gpu else SMALL)
     if preset not in CONFORMERS:
-        raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
+        raise ConfigError(
+            f"--model-preset {preset} is not a conformer; choose one of {', '.join(CONFORMERS)}"
+        )
     if pack is None:
-        progress(f"making {BATCHES * batch} clips of {frames} frames")
+        progress(f"writing {BATCHES * batch} synthetic clips of {frames} frames")
         folder, samples = write_pack(out / "material", BATCHES * batch, frames)
         pack = (str(folder), samples)
     device = "cuda" if on_gpu else "cpu"
@@ -203,8 +210,8 @@ def bench_train(
     result = TrainBench(machine, on_gpu, preset, batch, frames)
     seen: dict[str, list[Figures]] = {name: [] for name in tasks}
     for turn in range(rounds):
-        for name, one in tasks.items():
-            seen[name].append(run(one))
+        for name, each in tasks.items():
+            seen[name].append(run(each))
             shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
             progress(f"round {turn + 1} of {rounds}, {name}: {shown}")
     result.figures = {
@@ -225,7 +232,7 @@ def _gpu_facts(on_gpu: bool) -> dict[str, str]:
 
 
 def print_train_bench(result: TrainBench, console: Console) -> None:
-    """The figures with their goals, then everything that was measured."""
+    """Prints the figures with their goals, then all results."""
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
     console.print(_goals(result))
     console.print(_figures(result))
@@ -248,7 +255,7 @@ def _figures(result: TrainBench) -> Table:
     clips = f"clips of {result.frames} frames" if result.frames else "clips of the given pack"
     title = f"{clips}, batches of {result.batch}; conformer: {result.preset}"
     table = figures_table(
-        title, "", "clips/s", "clips a processor second", "peak MB", "parameters", "FLOP utilisation"
+        title, "", "clips/s", "clips per processor second", "peak MB", "parameters", "FLOP utilisation"
     )
     for name, figures in result.figures.items():
         utilisation, parameters = figures.get("flop_utilisation"), figures.get("parameters")
@@ -273,23 +280,23 @@ def command(
     ),
     params: Annotated[
         Path | None,
-        typer.Option(help="a params.yaml whose paths name a pack to train on, instead of synthetic clips"),
+        typer.Option(help="a params.yaml with the paths of a pack to train on, instead of synthetic clips"),
     ] = None,
     model_preset: Annotated[
         str,
-        typer.Option(help="conformer compared with its eager self; else conformer_large, on a CPU _tiny"),
+        typer.Option(help="a conformer; default: conformer_large on a GPU, conformer_tiny on a CPU"),
     ] = "",
-    batch: Annotated[int, typer.Option(min=1, help="clips in a batch")] = 8,
-    frames: Annotated[int, typer.Option(min=10, help="of each synthetic clip")] = 75,
+    batch: Annotated[int, typer.Option(min=1, help="clips per batch")] = 8,
+    frames: Annotated[int, typer.Option(min=10, help="frames of each synthetic clip")] = 75,
     rounds: Rounds = 3,
     threads: Annotated[
-        int, typer.Option(min=0, help="CPU threads; 0: one a core, which a busy machine makes slower")
+        int, typer.Option(min=0, help="number of CPU threads; 0: one per core, slow on a busy machine")
     ] = 0,
     only: Annotated[
-        list[str] | None, typer.Option(help="training, inference, conformer, loop; may be given again")
+        list[str] | None, typer.Option(help="training, inference, conformer or loop; may be repeated")
     ] = None,
 ) -> None:
-    """Clips a second of training and reading against plain eager torch, on the GPU or else the CPU; peak memory.
+    """Compare the clips per second of training and reading with plain eager torch, on the GPU if any; also peak memory.
 
     Example: python -m benchmarks.train --rounds 5 --only training --only loop
     """
