@@ -218,7 +218,7 @@ def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_group_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--only tranining .*choose .*training"):
+    with pytest.raises(ConfigError, match=r"--only tranining .*choose .*training"):
         bench_train(tmp_path, lambda _: None, on_gpu=False, only=["tranining"], run=here)
     shown = CliRunner().invoke(app, ["bench", "train", "--help"])
     assert all(group in shown.stdout for group in GROUPS)
