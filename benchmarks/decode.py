@@ -102,9 +102,7 @@ def bench_decode(
     """
     preset = preset or (LARGE if on_gpu else SMALL)
     if preset not in CONFORMERS:
-        raise ConfigError(
-            f"--model-preset {preset} is not a conformer; choose one of {', '.join(CONFORMERS)}"
-        )
+        raise ConfigError(f"--model-preset {preset}: choose one of {', '.join(CONFORMERS)}")
     torch.set_num_threads(threads or usable_cores())
     progress(f"building a reader of {num_characters:,} characters, {preset}, and its language model")
     biased = _BiasedReader(
@@ -252,9 +250,7 @@ def command(
         str, typer.Option(help="a conformer; default: conformer_large on a GPU, conformer_tiny on a CPU")
     ] = "",
     batch: Annotated[int, typer.Option(min=1, help="number of clips read at once")] = 1,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="number of rounds of every decoder; the median is reported")
-    ] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of every decoder; the median counts")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="number of CPU threads; 0: one per core")] = 0,
 ) -> None:
     """Measure the seconds from the encoder output of a 10 s clip to its text: every decoder, beams of 1, 10 and 40.

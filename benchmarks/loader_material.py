@@ -82,9 +82,8 @@ def prepare(folders: Sequence[Path], out: Path, num_clips: int) -> Material:
     write_table(clips_path, table_from_rows(rows, schema.CLIPS), schema.CLIPS)
     summary = crop(corpus, crop_params, machine, clips_path, crops_path, tracks_path)
     if not summary.num_ok:
-        raise ConfigError(
-            f"no clip of {', '.join(map(str, folders))} could be cropped: {summary}; choose videos of talking faces"
-        )
+        names = ", ".join(map(str, folders))
+        raise ConfigError(f"no clip of {names} could be cropped: {summary}; choose other videos")
     for codec in CODECS:
         pack(
             corpus=corpus,

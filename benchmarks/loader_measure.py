@@ -127,10 +127,7 @@ def codec(task: Task, material: Material) -> Figures:
 
 
 def memory(task: Task, material: Material) -> Figures:
-    """Returns the memory in addition to that after imports, peak and for each pass, MB.
-
-    Two threads read ahead as far as they may.
-    """
+    """Returns the memory beyond that after imports, peak and per pass, MB; two threads read as far ahead as allowed."""
     params = check(parse_yaml(recipe_text("chinese_lips"), "recipe"), "recipe")
     samples = material.samples(task.codec)
     batch_size = params.loader.frame_budget if task.full_batches else params.train.batch_size

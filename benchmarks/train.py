@@ -1,7 +1,6 @@
 """`python -m benchmarks.train`: clips per second of training and reading, ours and plain eager torch, in the same run.
 
-Every measurement runs in a fresh process, since settings and peak memory belong to a process. Rounds alternate; the
-median is reported.
+Every measurement runs in a fresh process with its own settings and peak memory; the median of all rounds is reported.
 """
 
 import json
@@ -138,10 +137,7 @@ def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> di
 
 
 def run_in_fresh_process(task: Task) -> Figures:
-    """Returns the figures of a task, measured in a fresh interpreter.
-
-    Raises PipelineError with the last lines of its output if it fails.
-    """
+    """Returns the figures of a task from a fresh interpreter. Raises PipelineError with its last lines if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.train_measure", task_to_json(task)],
         capture_output=True,
@@ -153,8 +149,7 @@ def run_in_fresh_process(task: Task) -> Figures:
         if done.returncode == BAD_CONFIG:
             raise ConfigError(last_lines)
         raise PipelineError(
-            f"the measurement of {task.preset} ({task.kind}, {task.settings}) ended with exit code {done.returncode}: "
-            f"{last_lines}"
+            f"measuring {task.preset} ({task.kind}, {task.settings}) failed (exit code {done.returncode}): {last_lines}"
         )
     sys.stderr.write(done.stderr)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -186,9 +181,7 @@ def bench_train(
         raise ConfigError(f"--only {unknown[0]} is not a group; choose from {', '.join(GROUPS)}")
     preset = preset or (LARGE if on_gpu else SMALL)
     if preset not in CONFORMERS:
-        raise ConfigError(
-            f"--model-preset {preset} is not a conformer; choose one of {', '.join(CONFORMERS)}"
-        )
+        raise ConfigError(f"--model-preset {preset}: choose one of {', '.join(CONFORMERS)}")
     if pack is None:
         progress(f"writing {BATCHES * batch} synthetic clips of {frames} frames")
         folder, samples = write_pack(out / "material", BATCHES * batch, frames)

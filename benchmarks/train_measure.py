@@ -185,9 +185,7 @@ def _batches(task: Task, data: TrainingData) -> Iterator[ClipBatch]:
         for epoch in itertools.count():
             plan = data.epoch(epoch)
             if (largest := max(map(len, plan.batches))) < task.batch:
-                raise ConfigError(
-                    f"--batch {task.batch}: the batches of the pack have at most {largest} clips; choose a smaller one"
-                )
+                raise ConfigError(f"--batch {task.batch}: choose at most {largest}, the pack's largest batch")
             for batch in stream.batches(plan.batches):
                 if len(batch.clip_ids) == task.batch:
                     yield batch

@@ -81,10 +81,7 @@ def stamp(time_s: float, mark: str) -> str:
 
 
 def caption_lines(text: str, columns: int = LINE_COLUMNS) -> list[str]:
-    """Returns `text` in as few lines as possible, of similar length.
-
-    Does not split words of scripts with spaces, unless a word is longer than a line.
-    """
+    """Returns `text` in as few lines as possible, of similar length, without splitting words separated by spaces."""
     width = sum(map(_columns, text))
     if width <= columns:
         return [text] if text else []

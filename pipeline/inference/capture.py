@@ -110,10 +110,7 @@ def capturing(source: int | Path, params: Params, seconds: float) -> Iterator[Ca
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls `stop` at Ctrl-C or SIGTERM, which ends the reading after the waiting pictures.
-
-    A second signal gets the previous handler: a second Ctrl-C ends the reading immediately.
-    """
+    """Calls `stop` at Ctrl-C or SIGTERM, and restores the handlers: a second Ctrl-C ends the reading immediately."""
     signals = (signal.SIGINT, signal.SIGTERM)
     previous = [signal.getsignal(number) for number in signals]
 
@@ -132,10 +129,7 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def file_pictures(path: Path, params: Params, end_s: float = math.inf) -> Iterator[Captured]:
-    """Yields each picture of a file at its own time, counted as players count. Raises ClipRejected.
-
-    A picture later than `end_s` comes at `end_s`.
-    """
+    """Yields the pictures of a file at their own times, as players count, or at `end_s`. Raises ClipRejected."""
     start_s = read_header(path).start_s
     begin_s = time.monotonic()
     # a gap between two pictures of the file is a gap in the live stream too
@@ -157,8 +151,8 @@ def camera_pictures(number: int) -> Iterator[Captured]:
             has_picture, bgr_HW3 = camera.read()
             if not has_picture:
                 raise MachineError(
-                    f"camera {number} gives no pictures; check that it is plugged in, not used by another program and "
-                    "that you may use it, or choose another number with --camera or a video with --file"
+                    f"camera {number} gives no pictures; check that it is connected, free and allowed, or choose "
+                    "another number with --camera, or a video with --file"
                 )
             now_s = time.monotonic()
             begin_s = now_s if begin_s is None else begin_s

@@ -80,8 +80,7 @@ def run_inference(
         if outputs.folder is None and outputs.kind == "json":
             print_json(readings)
         raise Interrupted(
-            f"stopped after {len(readings)} of {len(paths)} videos; their texts are {where}; the same command starts "
-            "again with the first video"
+            f"stopped after {len(readings)} of {len(paths)} videos; their texts are {where}; run it again to read all"
         ) from error
     if len(paths) > 1:
         num_unread = sum(reading.reason is not None for reading in readings)
@@ -129,13 +128,8 @@ def _read_all(
 
 
 def print_json(readings: Sequence[VideoReading]) -> None:
-    typer.echo(
-        valid_utf8(
-            json.dumps(
-                [asdict(reading) for reading in readings], ensure_ascii=False, indent=2, allow_nan=False
-            )
-        )
-    )
+    content = [asdict(reading) for reading in readings]
+    typer.echo(valid_utf8(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)))
 
 
 def _print(reading: VideoReading, kind: Format, named: bool) -> None:

@@ -75,10 +75,7 @@ class Place:
         self._running: asyncio.Future[Answer] | None = None
 
     async def read(self, upload: Upload) -> AsyncIterator[Event]:
-        """Yields the events of the video, the Answer last; closes the video with the place.
-
-        Raises the errors of `ReadingWorker.read`.
-        """
+        """Yields the video's events, the Answer last; closes it with the place. Raises like `ReadingWorker.read`."""
         queue, line = self._queue, self._queue._line
         arrived_s = time.monotonic()
         queue._uploading.discard(self)

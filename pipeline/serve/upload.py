@@ -56,8 +56,7 @@ class Upload:
 async def receive_upload(request: Request, limits: Limits) -> Upload:
     """Returns the file in the field `video`.
 
-    Raises BadUpload, NoRoomForUpload, ClientDisconnect, and SlowUpload and TooLargeUpload as soon as the limit is
-    passed.
+    Raises BadUpload, NoRoomForUpload, ClientDisconnect, and, at the limit, SlowUpload and TooLargeUpload.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.max_upload_bytes:
@@ -97,9 +96,8 @@ def _plain_name(given: str) -> str:
 class _Capped(Request):
     """A request with a maximum size, and a deadline that each received byte extends.
 
-    A leaky bucket: each byte adds the time that it takes at the slowest allowed speed, and the deadline is at most
-    `pause_s` ahead. So silence ends an upload after `pause_s`, half the speed after twice that, and the allowed speed
-    never.
+    A leaky bucket: each byte adds its time at the slowest allowed speed, and the deadline is at most `pause_s` ahead.
+    So silence ends an upload after `pause_s`, half the speed after twice that, and the allowed speed never.
     """
 
     def __init__(self, request: Request, limits: Limits, patience: anyio.CancelScope) -> None:

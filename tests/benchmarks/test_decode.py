@@ -74,5 +74,5 @@ def test_figures_of_all_decoders_and_beams_are_written(tmp_path: Path) -> None:
 
 
 def test_a_preset_that_is_not_a_conformer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--model-preset cnn3d_bilstm_attention .*choose .*conformer_tiny"):
+    with pytest.raises(ConfigError, match=r"--model-preset cnn3d_bilstm_attention: choose .*conformer_tiny"):
         decode.bench_decode(tmp_path, print, on_gpu=False, preset="cnn3d_bilstm_attention")

@@ -288,7 +288,7 @@ def test_a_gap_says_why(
 def test_the_stored_times_do_not_grow_while_no_face_is_visible(
     tmp_path: Path, params: Params, reader: CountingReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with a short view of the mouth at the end, whose latency would be wrong otherwise."""
+    """A face at the end makes the reader look up the stored times, whose number the test records."""
     faces = list(face_pictures([placed()] * 40, speaking=True))
     video = write_video(tmp_path / "a.mp4", [np.full_like(faces[0], 90)] * 75 + faces)
     held: list[int] = []
