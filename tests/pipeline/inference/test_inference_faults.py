@@ -238,7 +238,7 @@ def test_texts_read_before_an_interrupt_are_kept(
     monkeypatch.setattr(inference_run, "open_reader", lambda *_: reader)
     videos = [write_mouth(tmp_path / name, 12) for name in ("a.mp4", "b.mp4", "c.mp4")]
     out = tmp_path / "out" if kind == "srt" else None
-    place = "in .*out" if out else "printed"
+    place = "in .*out" if out else "printed above"
     with pytest.raises(Interrupted, match=f"stopped after 1 of 3 videos; .* {place}; run it again"):
         run(params, Outputs(kind, out, False), *videos)  # type: ignore[arg-type]
     printed = capsys.readouterr().out
