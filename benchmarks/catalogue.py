@@ -1,6 +1,6 @@
-"""`python -m benchmarks.catalogue`: what queries and stats cost on a made-up catalogue of any size.
+"""`python -m benchmarks.catalogue`: time and memory of queries and stats on a synthetic catalogue of any size.
 
-Each is timed in a fresh process, as a person at a terminal starts it: imports and opening the tables included.
+Each question runs in a fresh process, as from a terminal: imports and opening the tables are included.
 """
 
 import json
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import told
+from benchmarks.options import print_progress
 from benchmarks.synthetic_catalogue import write_catalogue
 from benchmarks.versions import machine_facts
 from shards.files import write_json
@@ -42,26 +42,26 @@ STATS = "pipeline stats"
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One question in a process of its own."""
+    """Time and memory of one question in a separate process."""
 
     question: str
     seconds: float
     peak_mb: float
 
 
-def bench_catalogue(num_clips: int, out: Path, tell: Callable[[str], None]) -> list[Answered]:
-    """Makes a catalogue in `out` unless it is there, asks it all questions, and writes results.json."""
+def bench_catalogue(num_clips: int, out: Path, progress: Callable[[str], None]) -> list[Answered]:
+    """Writes a catalogue into `out` unless it exists, asks all questions, and writes results.json."""
     folder = out / f"{num_clips}_clips"
     made_s = None
     if not (folder / "samples.parquet").exists():
-        tell(f"making up a catalogue of {num_clips:,} clips")
+        progress(f"writing a synthetic catalogue of {num_clips:,} clips")
         start = time.perf_counter()
         write_catalogue(folder, num_clips)
         made_s = time.perf_counter() - start
     results = []
     for question in (*QUERIES, STATS):
-        results.append(_in_a_fresh_process(question, folder))
-        tell(f"{question}: {results[-1].seconds:.1f} s")
+        results.append(_run_in_fresh_process(question, folder))
+        progress(f"{question}: {results[-1].seconds:.1f} s")
     write_json(
         out / "results.json",
         {
@@ -76,7 +76,7 @@ def bench_catalogue(num_clips: int, out: Path, tell: Callable[[str], None]) -> l
 
 
 def answer(question: str, folder: Path) -> float:
-    """Answers the question in this process; gives its peak resident memory, MB."""
+    """Answers the question in this process; returns the peak resident memory, MB."""
     tables = {name: folder / f"{name}.parquet" for name in ("clips", "crops", "samples")}
     if question == STATS:
         from stages.stats import stats
@@ -95,11 +95,11 @@ def answer(question: str, folder: Path) -> float:
     return status_mb("VmHWM")
 
 
-def _in_a_fresh_process(question: str, folder: Path) -> Answered:
+def _run_in_fresh_process(question: str, folder: Path) -> Answered:
     program = (
         "import os, sys; from pathlib import Path; from benchmarks.catalogue import answer; "
         "print(answer(sys.argv[1], Path(sys.argv[2])), flush=True); "
-        # as `pipeline` does: DuckDB's bindings complain of themselves when Python takes them down
+        # like `pipeline`: DuckDB's bindings print warnings when Python unloads them
         "os._exit(0)"
     )
     start = time.perf_counter()
@@ -110,7 +110,7 @@ def _in_a_fresh_process(question: str, folder: Path) -> Answered:
 
 
 def print_catalogue_bench(results: list[Answered], console: Console) -> None:
-    table = Table(title="a question in a fresh process", title_justify="left")
+    table = Table(title="each question in a fresh process", title_justify="left")
     for name in ("question", "seconds", "peak MB"):
         table.add_column(name, justify="left" if name == "question" else "right")
     for result in results:
@@ -119,19 +119,19 @@ def print_catalogue_bench(results: list[Answered], console: Console) -> None:
 
 
 def command(
-    clips: Annotated[int, typer.Option(min=1, help="rows of the made-up clips.parquet")] = 10_000_000,
+    clips: Annotated[int, typer.Option(min=1, help="rows of the synthetic clips.parquet")] = 10_000_000,
     out: Annotated[
-        Path, typer.Option(help="results.json, the made-up catalogue (4 GB) and its stats", metavar="DIR")
+        Path, typer.Option(help="results.json, the synthetic catalogue (4 GB) and its stats", metavar="DIR")
     ] = Path("bench-catalogue"),
 ) -> None:
-    """Ask a made-up catalogue what people ask, and draw its stats, each in a fresh process: seconds and memory.
+    """Measure time and memory of typical queries and of `stats` on a synthetic catalogue, each in a fresh process.
 
     Example: python -m benchmarks.catalogue --clips 1000000
     """
     from pipeline.console import stdout
 
     out.mkdir(parents=True, exist_ok=True)
-    print_catalogue_bench(bench_catalogue(clips, out, told), stdout)
+    print_catalogue_bench(bench_catalogue(clips, out, print_progress), stdout)
 
 
 if __name__ == "__main__":

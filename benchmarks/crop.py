@@ -1,6 +1,6 @@
-"""`python -m benchmarks.crop`: the crop stage against decoding alone, against itself, and against what peers do.
+"""`python -m benchmarks.crop`: the crop stage against decoding only, against other settings, and against other tools.
 
-All variants run in turns in one call, each through the same pool of processes, whose start counts in all of them.
+All variants run in turns in one call, each with the same kind of process pool; its start counts for all of them.
 """
 
 import resource
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.crop_peers import auto_avsr_like, decode_only, mediapipe_loop
 from benchmarks.material import lengthened, upscaled, videos_of
-from benchmarks.options import Rounds, folder_argument, told
+from benchmarks.options import Rounds, folder_argument, print_progress
 from benchmarks.versions import machine_facts
 from shards import schema
 from shards.files import read_table, table_from_rows, write_json, write_table, write_text
@@ -36,10 +36,10 @@ CHINESE_LIPS_FRAMES = round(100.8 * 3600 * 30)
 HD, FULL_HD = (1280, 720), (1920, 1080)
 LONG_MINUTES = 10
 SMALL_SHARE = 0.19
-"""Share of a 720p picture that a GRID video fills when its mouth is 18 px wide: its face is searched in tiles."""
+"""Share of a 720p picture at which the mouth of a GRID video is 18 px wide, so that its face is searched in tiles."""
 PACKAGES = ("mediapipe", "ai-edge-litert", "av", "opencv-python", "numpy")
 
-# tracks are compared, so nothing may be turned down for its quality
+# tracks are compared, so no clip may be rejected for its quality
 _LENIENT = {
     "min_detection_rate": 0.1,
     "max_gap_s": 60.0,
@@ -52,7 +52,7 @@ _LENIENT = {
 
 @dataclass(frozen=True)
 class Errors:
-    """How far a crop lies from that of landmarks on every frame, in pixels of the 96-px crop."""
+    """Distance of a crop from the crop with landmarks on every frame, in pixels of the 96-px crop."""
 
     centre_mean_px: float
     centre_p99_px: float
@@ -61,7 +61,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One tolerance on one folder of videos."""
+    """Results for one tolerance on one folder of videos."""
 
     videos: str
     tolerance_px: float
@@ -72,7 +72,7 @@ class CurvePoint:
 
 @dataclass
 class CropBench:
-    """Everything that was measured; seconds are medians over the rounds."""
+    """All results; seconds are medians over the rounds."""
 
     machine: dict[str, str]
     preset: str
@@ -89,7 +89,7 @@ class CropBench:
         return self.num_frames / self.seconds[variant]
 
     def ratios(self) -> dict[str, float]:
-        """The figures the goals are about."""
+        """Returns the figures that have goals, and two more."""
         ours = self.seconds["crop"]
         return {
             "share of decoding": self.seconds["decode"] / ours,
@@ -109,14 +109,14 @@ def bench_crop(
     processes: int,
     with_memory: bool,
     preset: str,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> CropBench:
-    """Measures on 720p copies of the first folder's videos, then the curve on the videos of all folders as they are.
+    """Measures on 720p copies of the first folder's videos, then the curve on the original videos of all folders.
 
-    Copies are made once in `out`, which also gets results.json and curve.csv. Raises ConfigError where a folder holds
+    Writes the copies once into `out`, which also gets results.json and curve.csv. Raises ConfigError if a folder has
     no video.
     """
-    tell(f"making {num_clips} videos of 720p")
+    progress(f"writing {num_clips} videos of 720p")
     videos = videos_of(folders[0], num_clips)
     hd = upscaled(videos, out / f"720p_{preset}", *HD, preset)
     small = upscaled(videos, out / f"720p_small_{preset}", *HD, preset, SMALL_SHARE)
@@ -124,19 +124,19 @@ def bench_crop(
         stage, small_stage = (
             _Stage(Path(scratch) / name, each) for name, each in (("hd", hd), ("small", small))
         )
-        tell("counting frames")
+        progress("counting frames")
         num_frames = sum(
             done.crop_row["source_frames"] for done in _pooled(decode_only, hd, processes, stage.folder)
         )
         result = CropBench(machine_facts(PACKAGES), preset, processes, len(hd), num_frames)
-        _measure_variants(result, stage, small_stage, rounds, tell)
+        _measure_variants(result, stage, small_stage, rounds, progress)
         every, ours = stage.tracks("every frame"), stage.tracks("crop")
         result.errors = _errors(ours, every)
         result.landmarked_share = stage.landmarked() / num_frames
         for folder in folders:
-            result.curve += _curve(folder, num_clips, processes, Path(scratch), tell)
+            result.curve += _curve(folder, num_clips, processes, Path(scratch), progress)
     if with_memory:
-        tell(f"{LONG_MINUTES} minutes of 1080p in one process")
+        progress(f"cropping {LONG_MINUTES} minutes of 1080p in one process")
         long = lengthened(videos_of(folders[0], 1)[0], out / "long_1080p.mp4", *FULL_HD, LONG_MINUTES)
         result.peak_worker_mb = _peak_mb(long)
     _write(result, out)
@@ -144,7 +144,7 @@ def bench_crop(
 
 
 class _Stage:
-    """The crop stage over some videos, from an empty cache each time."""
+    """The crop stage over some videos, each time with an empty cache."""
 
     def __init__(self, folder: Path, videos: Sequence[Path]) -> None:
         self.folder, self.videos = folder, videos
@@ -154,7 +154,7 @@ class _Stage:
         write_table(folder / "clips.parquet", table_from_rows(rows, schema.CLIPS), schema.CLIPS)
 
     def run(self, name: str, processes: int, **changes: Any) -> float:
-        """Seconds of a run; its tables stay under `name`."""
+        """Returns the seconds of a run; keeps its tables under `name`."""
         params = CropParams(**(_LENIENT | changes))
         with tempfile.TemporaryDirectory(dir=self.folder) as cache:
             start = time.perf_counter()
@@ -182,14 +182,14 @@ class _Stage:
 
 
 def _measure_variants(
-    result: CropBench, stage: _Stage, small_stage: _Stage, rounds: int, tell: Callable[[str], None]
+    result: CropBench, stage: _Stage, small_stage: _Stage, rounds: int, progress: Callable[[str], None]
 ) -> None:
     processes = result.processes
     variants: Mapping[str, Callable[[], float]] = {
         "decode": lambda: _pool_seconds(decode_only, stage, processes),
         "crop": lambda: stage.run("crop", processes),
         "small faces": lambda: small_stage.run("crop", processes),
-        "crop, 1 process": lambda: stage.run("alone", 1),
+        "crop, 1 process": lambda: stage.run("crop, 1 process", 1),
         "every frame": lambda: stage.run("every frame", processes, tolerance_px=0.0),
         "auto_avsr": lambda: _pool_seconds(auto_avsr_like, stage, processes),
         "mediapipe": lambda: _pool_seconds(mediapipe_loop, stage, processes),
@@ -198,12 +198,12 @@ def _measure_variants(
     for turn in range(rounds):
         for name, run in variants.items():
             seconds[name].append(run())
-            tell(f"round {turn + 1} of {rounds}, {name}: {seconds[name][-1]:.1f} s")
+            progress(f"round {turn + 1} of {rounds}, {name}: {seconds[name][-1]:.1f} s")
     result.seconds = {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
 def _curve(
-    folder: Path, num_clips: int, processes: int, scratch: Path, tell: Callable[[str], None]
+    folder: Path, num_clips: int, processes: int, scratch: Path, progress: Callable[[str], None]
 ) -> list[CurvePoint]:
     with tempfile.TemporaryDirectory(dir=scratch) as place:
         stage = _Stage(Path(place), videos_of(folder, num_clips))
@@ -221,7 +221,7 @@ def _curve(
                     _errors(stage.tracks(f"{tolerance}"), oracle),
                 )
             )
-            tell(f"{folder.name}, tolerance {tolerance:g} px: {points[-1].frames_per_s:.0f} frames/s")
+            progress(f"{folder.name}, tolerance {tolerance:g} px: {points[-1].frames_per_s:.0f} frames/s")
     return points
 
 
@@ -254,9 +254,9 @@ def _clip_row(number: int, path: Path) -> dict[str, Any]:
 
 
 def _errors(ours: Mapping[str, NDArray[np.float64]], oracle: Mapping[str, NDArray[np.float64]]) -> Errors:
-    """Where our crop shows what stands at the centre and the corners of the oracle's."""
+    """Returns how far our crop moves the centre and the corners of the oracle's crop."""
     assert ours.keys() == oracle.keys(), (
-        f"a clip was turned down in one run only: {ours.keys() ^ oracle.keys()}"
+        f"clips were rejected in only one of two runs: {ours.keys() ^ oracle.keys()}"
     )
     places = np.array([(48, 48), (0, 0), (96, 0), (0, 96), (96, 96)], np.float64)
     centres, corners = [], []
@@ -272,7 +272,7 @@ def _errors(ours: Mapping[str, NDArray[np.float64]], oracle: Mapping[str, NDArra
 
 
 def _peak_mb(video: Path) -> float:
-    """Peak resident memory of a fresh process that crops the video, as a worker would."""
+    """Returns the peak resident memory of a fresh process that crops the video like a worker, MB."""
     program = (
         "import sys; from pathlib import Path; from benchmarks.crop import crop_long; "
         "print(crop_long(Path(sys.argv[1])))"
@@ -284,7 +284,7 @@ def _peak_mb(video: Path) -> float:
 
 
 def crop_long(video: Path) -> float:
-    """Crops one long video in this process; gives its peak resident memory in MB."""
+    """Crops one long video in this process; returns the peak resident memory in MB."""
     import cv2
 
     from shards.schema import MediaKind
@@ -300,8 +300,7 @@ def crop_long(video: Path) -> float:
 
 
 def _write(result: CropBench, out: Path) -> None:
-    told = asdict(result) | {"ratios": result.ratios()}
-    write_json(out / "results.json", told)
+    write_json(out / "results.json", asdict(result) | {"ratios": result.ratios()})
     lines = ["videos,tolerance_px,frames_per_s,landmarked_share,centre_mean_px,centre_p99_px,corner_p99_px"]
     for point in result.curve:
         errors = asdict(point.errors).values()
@@ -314,19 +313,19 @@ def command(
     videos: Annotated[
         list[Path],
         folder_argument(
-            "FOLDER...", "folders of talking-face videos; 720p copies are made of the first one's"
+            "FOLDER...", "folders of talking-face videos; those of the first folder are copied at 720p"
         ),
     ],
     out: Annotated[Path, typer.Option(help="results.json, curve.csv, curve.svg", metavar="DIR")] = Path(
         "bench-crop"
     ),
-    clips: Annotated[int, typer.Option(min=1, help="videos of each folder")] = 100,
+    clips: Annotated[int, typer.Option(min=1, help="number of videos of each folder")] = 100,
     rounds: Rounds = 3,
-    processes: Annotated[int, typer.Option(min=0, help="0: one a core")] = 0,
-    preset: Annotated[str, typer.Option(help="of x264 for the copies; slower ones decode slower")] = "medium",
-    memory: Annotated[bool, typer.Option("--memory", help="also 10 minutes of 1080p in one process")] = False,
+    processes: Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")] = 0,
+    preset: Annotated[str, typer.Option(help="x264 preset of copies; slower ones decode slower")] = "medium",
+    memory: Annotated[bool, typer.Option("--memory", help="measure memory on 10 minutes of 1080p")] = False,
 ) -> None:
-    """Crop at 720p against decoding alone, landmarks on every frame, and a loop as peers prepare their data.
+    """Compare the crop stage at 720p with decoding only, landmarks on every frame, and the loops of other tools.
 
     Example: python -m benchmarks.crop /data/grid /data/hard --clips 100 --memory
     """
@@ -344,7 +343,7 @@ def command(
         processes or usable_cores(),
         memory,
         preset,
-        told,
+        print_progress,
     )
     plot_curve(result, out / "curve.svg")
     print_crop_bench(result, stdout)

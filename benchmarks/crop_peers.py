@@ -1,6 +1,6 @@
-"""What the crop stage is measured against: decoding alone, and a loop as public lip readers prepare their data.
+"""The variants that the crop stage is compared with: decoding only, and the data preparation of public lip readers.
 
-Each is the work of one process on one clip, so that all run in the same pool.
+Each function processes one clip in one process, so that all run in the same pool.
 """
 
 import zipfile
@@ -22,11 +22,11 @@ from stages.mouths.landmarks import INNER_LIPS, LEFT_EYE_CORNERS, NOSE_BASE, OUT
 from stages.videos.streams import shown_stream
 
 CANONICAL_4 = np.array([(102.07, 94.27), (156.36, 93.58), (129.00, 135.90), (129.31, 157.82)])
-"""Eyes, nose and mouth of the mean face on 256x256; the detector's nose is the tip, which is all the same in time."""
+"""Eyes, nose and mouth of the mean face on 256x256; the detector finds the tip of the nose, which costs the same."""
 
 
 def decode_only(clip: Clip) -> Done:
-    """Every picture decoded on one thread, its luma plane touched and left."""
+    """Decodes every picture on one thread and only touches its luma plane."""
     num_frames = 0
     with av.open(str(Path(clip.root) / clip.media)) as container:
         stream = shown_stream(container, clip.media)
@@ -38,22 +38,22 @@ def decode_only(clip: Clip) -> Done:
 
 
 def auto_avsr_like(clip: Clip) -> Done:
-    """auto_avsr's preparation with mediapipe, step by step, written anew for this measurement.
+    """Repeats auto_avsr's preparation with mediapipe, step by step, rewritten for this measurement.
 
     The whole video in colour, a face detection with four key points on every frame, key points averaged over up to
-    13 frames, a similarity (LMedS) and a warp of the whole picture to 256x256 for each frame, gray, a cut of 96x96.
-    The original needs an interface that mediapipe dropped and a detector model that is not shipped any more; the
-    short-range detector stands in, which is the quicker one.
+    13 frames, a similarity (LMedS) and a warp of the whole picture to 256x256 for each frame, gray, a crop of 96x96.
+    The original needs an interface that mediapipe removed and a detector model that it no longer ships; this one uses
+    the short-range detector, which is faster.
     """
-    return _as_peers_do(clip, _detected_key_points)
+    return _peer_loop(clip, _detected_key_points)
 
 
 def mediapipe_loop(clip: Clip) -> Done:
-    """The same with key points from mediapipe's FaceLandmarker, which its present interface offers instead."""
-    return _as_peers_do(clip, _landmarked_key_points)
+    """Does the same with key points of mediapipe's FaceLandmarker, which its current interface offers instead."""
+    return _peer_loop(clip, _landmarked_key_points)
 
 
-def _as_peers_do(clip: Clip, find: Callable[[Any], NDArray[np.float64] | None]) -> Done:
+def _peer_loop(clip: Clip, find: Callable[[Any], NDArray[np.float64] | None]) -> Done:
     import mediapipe
 
     with av.open(str(Path(clip.root) / clip.media)) as container:

@@ -1,4 +1,4 @@
-"""A bench as tables on the terminal, and its curve as a picture."""
+"""Prints the results of the crop benchmark as tables and draws its curve."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CORES = (2, 16, 64)
 
 
 def print_crop_bench(result: CropBench, console: Console) -> None:
-    """The figures with their goals, the errors in the same run, and the curve."""
+    """Prints the figures with their goals, the errors in the same run, and the curve."""
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
     speeds = Table(
         title=f"{result.num_clips} videos of 720p (x264 {result.preset}), {result.num_frames:,} frames, "
@@ -40,15 +40,16 @@ def print_crop_bench(result: CropBench, console: Console) -> None:
     if result.errors is not None:
         errors = result.errors
         console.print(
-            f"in that run {result.landmarked_share:.0%} of the frames were landmarked; against all of them the centre "
-            f"is off by {errors.centre_mean_px:.2f} px on average and {errors.centre_p99_px:.2f} at the 99th "
-            f"percentile, the corners by {errors.corner_p99_px:.2f} there"
+            f"in this run {result.landmarked_share:.0%} of the frames had landmarks; compared with landmarks on every "
+            f"frame the error of the centre is {errors.centre_mean_px:.2f} px on average and "
+            f"{errors.centre_p99_px:.2f} px at the 99th percentile, that of the corners {errors.corner_p99_px:.2f} px "
+            "at the 99th percentile"
         )
     if result.peak_worker_mb is not None:
         console.print(f"peak memory of a worker, 10 minutes of 1080p: {result.peak_worker_mb:.0f} MB")
     rate = result.frames_per_s("crop") / result.processes
     console.print(
-        "Chinese-LiPS whole (10.9 million frames), by this rate and no loss from more cores: "
+        "estimate for all of Chinese-LiPS (10.9 million frames) at the same speed per core: "
         + ", ".join(f"{CHINESE_LIPS_FRAMES / rate / cores / 3600:.1f} h on {cores} cores" for cores in CORES)
     )
     curve = Table(title="speed and error by tolerance", title_justify="left")
@@ -72,7 +73,7 @@ def print_crop_bench(result: CropBench, console: Console) -> None:
 
 
 def plot_curve(result: CropBench, path: Path) -> None:
-    """Speed and error over tolerance, one line a folder of videos."""
+    """Draws speed and error over tolerance, one line per folder of videos."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -98,11 +99,11 @@ def plot_curve(result: CropBench, path: Path) -> None:
     error.axhline(0.5, color="0.6", linewidth=1, linestyle=":")
     error.axhline(0.15, color="0.6", linewidth=1, linestyle=":")
     error.annotate(
-        "bounds at the default", (TOLERANCES_PX[-1], 0.5), ha="right", va="bottom", color="0.4", fontsize=8
+        "limits at the default", (TOLERANCES_PX[-1], 0.5), ha="right", va="bottom", color="0.4", fontsize=8
     )
     for axes, label in (
         (speed, f"source frames/s, {result.processes} processes"),
-        (error, "centre off by, crop px"),
+        (error, "error of the centre, crop px"),
     ):
         axes.set_xlabel("crop.tolerance_px")
         axes.set_ylabel(label)

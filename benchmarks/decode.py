@@ -1,7 +1,7 @@
-"""`python -m benchmarks.decode`: seconds from encoder output to text, every decoder side by side in one run.
+"""`python -m benchmarks.decode`: seconds from encoder output to text for every decoder, in one run.
 
-Untrained weights say nothing, and a decoder that never ends would be measured: so the heads of a network of full
-size are biased towards a made-up sentence, each character with look-alikes that come near it.
+With untrained weights a decoder would never end. So the heads of a network of full size are biased towards a synthetic
+sentence, in which each character has look-alikes with a similar probability.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks.options import told
+from benchmarks.options import print_progress
 from benchmarks.tables import figures_table
 from benchmarks.train import CONFORMERS, LARGE, SMALL
 from benchmarks.versions import machine_facts
@@ -39,34 +39,34 @@ RECIPE = "chinese_lips"
 BEAMS = (1, 10, 40)
 FIRST_HAN, NUM_CHARACTERS = 0x4E00, 4_500
 CHARS_PER_S = 4.2
-"""Of Chinese-LiPS."""
+"""Characters per second of Chinese-LiPS."""
 LOOK_ALIKES = 20
 LM_SENTENCES, LM_WEIGHT = 2_000, 0.3
 SURE, NEAR, BLANK = 12.0, 10.0, 14.0
-"""Logits over a background of about exp(8): the true character some 60 %, all look-alikes together 40 %."""
+"""Logits over a background of about exp(8): the true character has about 60 %, all look-alikes together 40 %."""
 
 
 @dataclass
 class DecodeBench:
-    """Everything that was measured; medians over the rounds."""
+    """All results; medians over the rounds."""
 
     machine: dict[str, str]
     on_gpu: bool
     preset: str
     clip_s: float
     num_chars: int
-    """Of the made-up sentence."""
+    """Length of the synthetic sentence."""
     batch_size: int = 1
-    """Clips read at once; seconds are those of one."""
+    """Clips read at once; seconds are per clip."""
     encode_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     """From encoder output to text, by `decoder` or `decoder beam`."""
 
     def goals(self) -> list[dict[str, Any]]:
-        """Those of the project, of a clip read alone; a figure is None where it was not or cannot be measured here."""
-        alone = self.seconds if self.batch_size == 1 else {}
-        joint_s = alone.get("joint_beam 40") if self.on_gpu else None
-        ctc_s = None if self.on_gpu else alone.get("ctc_beam 40")
+        """Returns the project's goals for batches of one clip; a figure is None if it was not measured here."""
+        seconds = self.seconds if self.batch_size == 1 else {}
+        joint_s = seconds.get("joint_beam 40") if self.on_gpu else None
+        ctc_s = None if self.on_gpu else seconds.get("ctc_beam 40")
         rows = [
             (f"GPU: joint beam 40 of a {self.clip_s:g} s clip, s", joint_s, 1.0),
             ("CPU: CTC beam 40, share of the time the clip plays", ctc_s and ctc_s / self.clip_s, 1.0),
@@ -84,7 +84,7 @@ class DecodeBench:
 
 def bench_decode(
     out: Path,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     on_gpu: bool,
     preset: str = "",
@@ -97,37 +97,39 @@ def bench_decode(
 ) -> DecodeBench:
     """Measures clips of `clip_s` seconds, `batch_size` at once, and writes results.json into `out`.
 
-    `preset`: empty, the largest conformer on a GPU, the smallest on a CPU. Beam searches ask a language model.
-    Raises ConfigError where `preset` is no conformer.
+    An empty `preset` means the largest conformer on a GPU, the smallest on a CPU. Beam searches use a language model.
+    Raises ConfigError if `preset` is not a conformer.
     """
     preset = preset or (LARGE if on_gpu else SMALL)
     if preset not in CONFORMERS:
-        raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
+        raise ConfigError(f"--model-preset {preset}: choose one of {', '.join(CONFORMERS)}")
     torch.set_num_threads(threads or usable_cores())
-    tell(f"making up a reader of {num_characters:,} characters, {preset}, and its language model")
-    speaker = _Speaker(preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters, batch_size)
+    progress(f"building a reader of {num_characters:,} characters, {preset}, and its language model")
+    biased = _BiasedReader(
+        preset, torch.device("cuda" if on_gpu else "cpu"), clip_s, num_characters, batch_size
+    )
     machine = machine_facts(PACKAGES) | {"threads": str(torch.get_num_threads())}
     machine["gpu"] = torch.cuda.get_device_name() if on_gpu else "none"
-    result = DecodeBench(machine, on_gpu, preset, clip_s, len(speaker.sentence), batch_size)
+    result = DecodeBench(machine, on_gpu, preset, clip_s, len(biased.sentence), batch_size)
     searches = [(name, beam) for name in HEADS_OF_DECODER if name not in GREEDY for beam in beams]
     variants = [(name, None) for name in GREEDY] + searches
     seen: dict[str, list[float]] = {}
     encodings = []
-    for turn in range(rounds + 1):  # the first warms up
-        encodings.append(speaker.encode())
+    for turn in range(rounds + 1):  # the first is the warm-up
+        encodings.append(biased.encode())
         for name, beam in variants:
             title = name if beam is None else f"{name} {beam}"
-            seconds = speaker.decode(name, beam or 1)
+            seconds = biased.decode(name, beam or 1)
             if turn:
                 seen.setdefault(title, []).append(seconds)
-                tell(f"round {turn} of {rounds}, {title}: {seconds:.3f} s")
+                progress(f"round {turn} of {rounds}, {title}: {seconds:.3f} s")
     result.encode_s = statistics.median(encodings[1:])
     result.seconds = {title: statistics.median(turns) for title, turns in seen.items()}
     write_json(out / "results.json", asdict(result) | {"goals": result.goals()})
     return result
 
 
-class _Speaker:
+class _BiasedReader:
     """A reader whose heads are biased towards one sentence."""
 
     def __init__(
@@ -164,7 +166,7 @@ class _Speaker:
         self._bias(network, vocabulary, -(-num_frames // model.temporal_stride))
 
     def encode(self) -> float:
-        """Seconds of encoding, a clip; what follows decodes it."""
+        """Returns the seconds of encoding per clip; keeps the output for `decode`."""
         start = time.perf_counter()
         with torch.no_grad():
             self.encoded = self.reader.encode(self.video_BTHW, self.num_frames_B)
@@ -173,7 +175,7 @@ class _Speaker:
         return (time.perf_counter() - start) / len(self.num_frames_B)
 
     def decode(self, name: str, beam: int) -> float:
-        """Seconds to the text, a clip."""
+        """Returns the seconds of decoding per clip."""
         params = DecodeParams.model_validate({"decoder": name, "beam": beam, "lm_weight": LM_WEIGHT})
         self.position = 0
         start = time.perf_counter()
@@ -181,12 +183,12 @@ class _Speaker:
         return (time.perf_counter() - start) / len(self.num_frames_B)
 
     def _bias(self, network: LipNetwork, vocabulary: Vocabulary, num_steps: int) -> None:
-        """Hooks on the heads: what they say is the sentence, spread evenly over the clip."""
+        """Adds hooks to the heads, so that they output the sentence, spread evenly over the clip."""
         assert vocabulary.syllables is not None
         device = self.reader.device
         heads = (
             (network.ctc_head, vocabulary.characters, list(self.sentence)),
-            (network.syllable_head, vocabulary.syllables, [syllables_of(one)[0] for one in self.sentence]),
+            (network.syllable_head, vocabulary.syllables, [syllables_of(char)[0] for char in self.sentence]),
         )
         for head, table, units in heads:
             assert head is not None
@@ -195,12 +197,12 @@ class _Speaker:
             said_SV[:, BLANK_ID] = BLANK
             spikes_L = ((torch.arange(len(units)) + 0.5) * num_steps / len(units)).long()
             said_SV[spikes_L] = spoken_LV
-            _added(head, said_SV.to(device))
+            _add_to_output(head, said_SV.to(device))
         assert network.decoder is not None
         ended_1V = torch.zeros(1, vocabulary.characters.num_tokens)
         ended_1V[0, END_ID] = BLANK
         spoken_LV = _spoken(vocabulary.characters, list(self.sentence))
-        spoken_LV[:, END_ID] = -NEAR  # else the empty text would win, which costs no language model's nats
+        spoken_LV[:, END_ID] = -NEAR  # else the empty text wins, as it costs nothing in the language model
         spoken_LV = torch.cat([spoken_LV, ended_1V]).to(device)
 
         def say_next(_: nn.Module, __: object, logits_BKV: torch.Tensor) -> torch.Tensor:
@@ -211,7 +213,7 @@ class _Speaker:
 
 
 def _spoken(table: Tokenizer, units: Sequence[str]) -> torch.Tensor:
-    """Logits (L, V) of each unit and what looks like it."""
+    """Returns the logits (L, V) of each unit and its look-alikes."""
     first = table.num_tokens - len(table.units)
     spoken_LV = torch.zeros(len(units), table.num_tokens)
     near_LN = torch.randint(first, table.num_tokens, (len(units), LOOK_ALIKES))
@@ -220,23 +222,23 @@ def _spoken(table: Tokenizer, units: Sequence[str]) -> torch.Tensor:
     return spoken_LV
 
 
-def _added(head: nn.Linear, said_SV: torch.Tensor) -> None:
+def _add_to_output(head: nn.Linear, said_SV: torch.Tensor) -> None:
     head.register_forward_hook(lambda _, __, logits_BSV: logits_BSV + said_SV)
 
 
 def print_decode_bench(result: DecodeBench, console: Console) -> None:
-    """The goals, then every decoder."""
+    """Prints the goals, then every decoder."""
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
     goals = figures_table("goals", "", "here", "goal", "")
     for goal in result.goals():
         here = "not run" if goal["figure"] is None else f"{goal['figure']:.3f}"
-        told = {True: "", False: "missed", None: "python -m benchmarks.decode"}[goal["is_reached"]]
-        goals.add_row(goal["name"], here, f"≤ {goal['goal']:g}", told)
+        comment = {True: "", False: "missed", None: "python -m benchmarks.decode"}[goal["is_reached"]]
+        goals.add_row(goal["name"], here, f"≤ {goal['goal']:g}", comment)
     console.print(goals)
     title = f"a clip of {result.clip_s:g} s, {result.num_chars} characters; {result.preset}"
     if result.batch_size > 1:
-        title += f"; {result.batch_size} clips at once, times of one"
-    table = figures_table(title, "", "seconds", "of the time it plays")
+        title += f"; {result.batch_size} clips at once, times per clip"
+    table = figures_table(title, "", "seconds", "share of its duration")
     for name, seconds in {"encoding": result.encode_s, **result.seconds}.items():
         table.add_row(name, f"{seconds:.3f}", f"{seconds / result.clip_s:.4f}")
     console.print(table)
@@ -245,13 +247,13 @@ def print_decode_bench(result: DecodeBench, console: Console) -> None:
 def command(
     out: Annotated[Path, typer.Option(help="results.json", metavar="DIR")] = Path("bench-decode"),
     model_preset: Annotated[
-        str, typer.Option(help="a conformer; else conformer_large, on a CPU conformer_tiny")
+        str, typer.Option(help="a conformer; default: conformer_large on a GPU, conformer_tiny on a CPU")
     ] = "",
-    batch: Annotated[int, typer.Option(min=1, help="clips read at once")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of every decoder; the median counts")] = 3,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: one a core")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="number of clips read at once")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of every decoder; the median counts")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="number of CPU threads; 0: one per core")] = 0,
 ) -> None:
-    """Seconds from a 10 s clip's encoder output to its text: every decoder, beams of 1, 10 and 40, in one run.
+    """Measure the seconds from the encoder output of a 10 s clip to its text: every decoder, beams of 1, 10 and 40.
 
     Example: python -m benchmarks.decode --batch 32 --rounds 5
     """
@@ -261,7 +263,7 @@ def command(
     out.mkdir(parents=True, exist_ok=True)
     result = bench_decode(
         out,
-        told,
+        print_progress,
         on_gpu=choose_device("auto").type == "cuda",
         preset=model_preset,
         batch_size=batch,

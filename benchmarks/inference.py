@@ -1,4 +1,4 @@
-"""`python -m benchmarks.inference`: how fast and in how much memory a long 720p video is read, in fresh processes."""
+"""`python -m benchmarks.inference`: speed and memory of reading long 720p videos, each in a fresh process."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.material import lengthened, videos_of
-from benchmarks.options import folder_argument, told
+from benchmarks.options import folder_argument, print_progress
 from benchmarks.versions import machine_facts
 from shards.files import write_json
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "ai-edge-litert", "av", "opencv-python", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One video, read once; seconds are those of reading alone, the model being open."""
+    """One reading of one video; seconds do not include opening the model."""
 
     video_s: float
     seconds: float
@@ -42,12 +42,12 @@ class Reading:
 
 @dataclass
 class InferenceBench:
-    """Everything that was measured, by the minutes of the video."""
+    """All results, by the minutes of the video."""
 
     machine: dict[str, str]
     model: str
     load: float
-    """Processes that ran or waited on the machine before the first reading."""
+    """Load average of the machine before the first reading."""
     readings: dict[str, Reading] = field(default_factory=dict)
 
 
@@ -57,19 +57,19 @@ def bench_inference(
     params_file: Path,
     out: Path,
     minutes: Sequence[float],
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> InferenceBench:
-    """Reads copies of the folder's first video, played until they last so many minutes; writes results.json.
+    """Reads copies of the folder's first video, repeated to the given lengths; writes results.json.
 
-    The model is a checkpoint, or an exported one.
+    `model` is a checkpoint or an exported model.
     """
     result = InferenceBench(machine_facts(PACKAGES), str(model), os.getloadavg()[0])
     (source,) = videos_of(folder, 1)
     for length in minutes:
-        tell(f"a video of {length:g} min at {SIZE[0]}x{SIZE[1]}")
+        progress(f"writing a video of {length:g} min at {SIZE[0]}x{SIZE[1]}")
         video = lengthened(source, out / f"{length:g}min.mp4", *SIZE, length)
-        tell("reading it")
-        result.readings[f"{length:g}"] = _in_fresh_process(video, model, params_file)
+        progress("reading it")
+        result.readings[f"{length:g}"] = _run_in_fresh_process(video, model, params_file)
     write_json(out / "results.json", asdict(result))
     return result
 
@@ -90,7 +90,7 @@ def print_inference_bench(result: InferenceBench, console: Console) -> None:
     console.print(f"{result.model}; {result.machine}; load before: {result.load:.1f}")
 
 
-def _in_fresh_process(video: Path, model: Path, params_file: Path) -> Reading:
+def _run_in_fresh_process(video: Path, model: Path, params_file: Path) -> Reading:
     program = "import sys; from benchmarks.inference import main; main(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", program, str(video), str(model), str(params_file)],
@@ -102,7 +102,7 @@ def _in_fresh_process(video: Path, model: Path, params_file: Path) -> Reading:
 
 
 def main(video: str, model: str, params_file: str) -> None:
-    """The fresh process: reads the video, prints its figures as JSON."""
+    """Runs in the fresh process: reads the video, prints its figures as JSON."""
     from pipeline.inference.readers import open_reader
     from pipeline.inference.text_of_video import read_video
     from pipeline.params import load_params
@@ -130,7 +130,7 @@ def command(
     videos: Annotated[
         Path,
         folder_argument(
-            "FOLDER", "folder of talking-face videos; the first one is played until it is long enough"
+            "FOLDER", "folder of talking-face videos; the first video is repeated until it is long enough"
         ),
     ],
     checkpoint: Annotated[Path, typer.Option(help="checkpoint or exported model", metavar="FILE")] = Path(
@@ -138,20 +138,22 @@ def command(
     ),
     params: Annotated[Path, typer.Option(help="parameters", metavar="FILE")] = Path("params.yaml"),
     minutes: Annotated[
-        list[float] | None, typer.Option(min=0.1, help="lengths, may be given again; 1 and 10")
+        list[float] | None, typer.Option(min=0.1, help="length; may be repeated; default: 1 and 10")
     ] = None,
     out: Annotated[Path, typer.Option(help="results.json and the long videos", metavar="DIR")] = Path(
         "bench-inference"
     ),
 ) -> None:
-    """Read long 720p videos, each in a fresh process: real-time factor and peak memory.
+    """Measure the real-time factor and peak memory of reading long 720p videos, each in a fresh process.
 
     Example: python -m benchmarks.inference /data/grid --checkpoint checkpoints/best_model.pt
     """
     from pipeline.console import stdout
 
     out.mkdir(parents=True, exist_ok=True)
-    print_inference_bench(bench_inference(videos, checkpoint, params, out, minutes or [1, 10], told), stdout)
+    print_inference_bench(
+        bench_inference(videos, checkpoint, params, out, minutes or [1, 10], print_progress), stdout
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.loader`: clips a second at the consumer, ours and others', from the same clips in the same run.
+"""`python -m benchmarks.loader`: clips per second of our loader and others, with the same clips in the same run.
 
-Every measurement is a fresh process held to one core (training: two); rounds in turns, medians. Epochs are planned
-before the clock starts.
+Every measurement runs in a fresh process on one core (training: two), in alternating rounds; the median is reported.
+Epochs are planned before the measurement starts.
 """
 
 import json
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.loader_material import CODECS, Material, prepare
 from benchmarks.loader_measure import Figures, Task
-from benchmarks.options import Rounds, folder_argument, told
+from benchmarks.options import Rounds, folder_argument, print_progress
 from benchmarks.tables import figures_table
 from benchmarks.versions import machine_facts
 from shards.files import write_json
@@ -33,13 +33,13 @@ Run = Callable[[Task, Material], Figures]
 
 
 def speed_tasks(seconds: float) -> dict[str, Task]:
-    """Every reader that is compared, by the name it has in the tables."""
+    """Returns every compared reader by its name in the tables."""
     readers = {
         **{f"ours, {codec}": Task("speed", codec) for codec in CODECS},
         **{f"ours, {codec}, 1 thread": Task("speed", codec, num_workers=1) for codec in CODECS},
         **{f"plain webdataset, {codec}": Task("speed", codec, "webdataset") for codec in ("raw", "jpeg")},
         "mp4 by OpenCV": Task("speed", "raw", "mp4"),
-        # left alone it starts a thread a core for each file, which costs more than it brings
+        # by default OpenCV starts one thread per core for each file, which costs more than it saves
         "mp4 by OpenCV, a thread a core": Task("speed", "raw", "mp4", cores=2),
         **{f"1 process, {codec}": Task("speed", codec, "process") for codec in ("raw", "jpeg")},
         "readinto, one buffer": Task("speed", "raw", "readinto"),
@@ -49,7 +49,7 @@ def speed_tasks(seconds: float) -> dict[str, Task]:
 
 
 def memory_tasks(pause: float) -> dict[str, Task]:
-    """Both kinds of batches, of a codec that decodes and one that does not."""
+    """Returns both kinds of batches for a codec with decoding and one without."""
     return {
         f"{codec}, {batches}": Task("memory", codec, seconds=pause, full_batches=full)
         for codec in ("raw", "jpeg")
@@ -59,14 +59,14 @@ def memory_tasks(pause: float) -> dict[str, Task]:
 
 @dataclass
 class LoaderBench:
-    """Everything that was measured; speeds are medians over the rounds."""
+    """All results; speeds are medians over the rounds."""
 
     machine: dict[str, str]
     num_clips: int
     mean_frames: float
     clips_per_s: dict[str, float] = field(default_factory=dict)
     clips_per_cpu_s: dict[str, float] = field(default_factory=dict)
-    """The same by processor time: what a busy machine stretches less."""
+    """Clips per second of processor time, which depends less on other work on the machine."""
     codecs: dict[str, Figures] = field(default_factory=dict)
     memory: dict[str, Figures] = field(default_factory=dict)
     catalogue: Figures = field(default_factory=dict)
@@ -74,7 +74,7 @@ class LoaderBench:
     profile: str = ""
 
     def ratios(self) -> dict[str, float]:
-        """The figures the goals are about, and the reason for threads."""
+        """Returns the figures that have goals, and threads compared with processes."""
         speed = self.clips_per_s
         against = {
             f"{codec}, against plain webdataset": f"plain webdataset, {codec}" for codec in ("raw", "jpeg")
@@ -91,11 +91,11 @@ class LoaderBench:
         }
 
     def worker_mb(self) -> float:
-        """Most memory of a loader thread over all ways it was measured."""
-        return max(one["peak_mb"] / one["workers"] for one in self.memory.values())
+        """Returns the largest memory of a loader thread over all measurements."""
+        return max(figures["peak_mb"] / figures["workers"] for figures in self.memory.values())
 
     def goals(self) -> dict[str, tuple[float, float, str]]:
-        """Figure, goal and `≥` or `≤`, of everything that has a goal."""
+        """Returns figure, goal and `≥` or `≤` of everything that has a goal."""
         ratios = self.ratios()
         return {
             "raw, clips/s a core": (self.clips_per_s["ours, raw"], 8_000, "≥"),
@@ -125,8 +125,8 @@ class LoaderBench:
         }
 
 
-def in_process_of_its_own(task: Task, material: Material) -> Figures:
-    """The figures of a task that ran in a fresh interpreter, held to its cores."""
+def run_in_fresh_process(task: Task, material: Material) -> Figures:
+    """Returns the figures of a task, measured in a fresh interpreter on its cores only."""
     command = [sys.executable, "-m", "benchmarks.loader_measure", json.dumps(asdict(task))]
     environment = os.environ | {"OMP_NUM_THREADS": str(task.cores)}
     done = subprocess.run(
@@ -141,26 +141,25 @@ def bench_loader(
     out: Path,
     num_clips: int,
     rounds: int,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     with_profile: bool = False,
     seconds: float = 1.0,
     catalogue_rows: int = CATALOGUE_ROWS,
     training_epochs: int = TRAINING_EPOCHS,
-    run: Run = in_process_of_its_own,
+    run: Run = run_in_fresh_process,
 ) -> LoaderBench:
-    """Measures on the mouth clips of the folders' videos, kept below `out`, which also gets results.json.
+    """Measures on mouth clips of the folders' videos, which are stored in `out` together with results.json.
 
-    `seconds` is how long each speed is measured in each round, at least. Raises ConfigError where a folder holds no
-    video.
+    `seconds` is the minimum time of each speed measurement in each round. Raises ConfigError if a folder has no video.
     """
-    tell(f"cropping and packing {num_clips} clips")
+    progress(f"cropping and packing {num_clips} clips")
     material = prepare(folders, out, num_clips)
     num_frames = material.samples("raw")["num_frames"].to_numpy()
     result = LoaderBench(machine_facts(PACKAGES), len(num_frames), float(num_frames.mean()))
     speeds = speed_tasks(seconds)
     measured = _rounds(
-        speeds | {codec: Task("codec", codec) for codec in CODECS}, material, rounds, run, tell
+        speeds | {codec: Task("codec", codec) for codec in CODECS}, material, rounds, run, progress
     )
     for name in speeds:
         result.clips_per_s[name] = measured[name]["clips_per_s"]
@@ -168,10 +167,10 @@ def bench_loader(
     result.codecs = {codec: measured[codec] for codec in CODECS}
     for name, task in memory_tasks(seconds).items():
         result.memory[name] = run(task, material)
-        tell(f"memory, {name}: {result.memory[name]['peak_mb']:.0f} MB")
+        progress(f"memory, {name}: {result.memory[name]['peak_mb']:.0f} MB")
     result.catalogue = run(Task("catalogue", num_rows=catalogue_rows), material)
     result.training = run(Task("training", num_workers=2, num_epochs=training_epochs, cores=2), material)
-    tell(f"training: {result.training}")
+    progress(f"training: {result.training}")
     if with_profile:
         result.profile = run(Task("profile"), material)["profile"]
     write_json(out / "results.json", asdict(result) | {"ratios": result.ratios(), "goals": result.goals()})
@@ -179,15 +178,15 @@ def bench_loader(
 
 
 def _rounds(
-    tasks: Mapping[str, Task], material: Material, rounds: int, run: Run, tell: Callable[[str], None]
+    tasks: Mapping[str, Task], material: Material, rounds: int, run: Run, progress: Callable[[str], None]
 ) -> dict[str, Figures]:
-    """The median of each figure of each task, all in turns."""
+    """Runs all tasks in turns; returns the median of each figure of each task."""
     seen: dict[str, list[Figures]] = {name: [] for name in tasks}
     for turn in range(rounds):
         for name, task in tasks.items():
             seen[name].append(run(task, material))
-            told = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
-            tell(f"round {turn + 1} of {rounds}, {name}: {told}")
+            shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
+            progress(f"round {turn + 1} of {rounds}, {name}: {shown}")
     return {name: _medians(turns) for name, turns in seen.items()}
 
 
@@ -196,19 +195,20 @@ def _medians(turns: Sequence[Mapping[str, Any]]) -> Figures:
 
 
 def print_loader_bench(result: LoaderBench, console: Console) -> None:
-    """The figures with their goals, then every speed, codec and memory that was measured."""
+    """Prints the figures with their goals, then all speeds, codecs and memories."""
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
     console.print(_goals(result))
     console.print(_speeds(result))
     console.print(_codecs(result))
     console.print(_memory(result))
     console.print(
-        f"a catalogue of a million rows takes {result.catalogue['table_mb']:.0f} MB, and a stream over it "
-        f"{result.catalogue['stream_mb']:.0f} MB more"
+        f"a catalogue of a million rows takes {result.catalogue['table_mb']:.0f} MB, a stream over it another "
+        f"{result.catalogue['stream_mb']:.0f} MB"
     )
     waits = ", ".join(f"{share:.2%}" for share in result.training["data_wait"])
     console.print(
-        f"training waited {waits} of its epochs for data, at {result.training['clips_per_s'][-1]:.1f} clips/s"
+        f"share of each training epoch spent waiting for data: {waits}, at "
+        f"{result.training['clips_per_s'][-1]:.1f} clips/s"
     )
     if result.profile:
         console.print(result.profile, highlight=False, markup=False)
@@ -226,11 +226,8 @@ def _goals(result: LoaderBench) -> Table:
 
 
 def _speeds(result: LoaderBench) -> Table:
-    title = (
-        f"{result.num_clips} clips of {result.mean_frames:.1f} frames on one core, padded uint8 batches of 16 at the "
-        "consumer"
-    )
-    table = figures_table(title, "", "clips/s", "clips a processor second")
+    title = f"{result.num_clips} clips of {result.mean_frames:.1f} frames on one core, in padded uint8 batches of 16"
+    table = figures_table(title, "", "clips/s", "clips per processor second")
     for name, speed in result.clips_per_s.items():
         table.add_row(name, f"{speed:,.0f}", f"{result.clips_per_cpu_s[name]:,.0f}")
     return table
@@ -254,12 +251,12 @@ def _codecs(result: LoaderBench) -> Table:
 
 def _memory(result: LoaderBench) -> Table:
     table = figures_table(
-        "memory above that after imports, MB",
+        "memory in addition to that after imports, MB",
         "",
         "largest batch",
         "peak",
-        "a loader worker",
-        "half way",
+        "per loader worker",
+        "middle pass",
         "last pass",
     )
     for name, figures in result.memory.items():
@@ -281,18 +278,16 @@ def _short(figure: float) -> str:
 def command(
     videos: Annotated[
         list[Path],
-        folder_argument(
-            "FOLDER...", "folders of talking-face videos; their mouth clips are kept below --out"
-        ),
+        folder_argument("FOLDER...", "folders of talking-face videos; their mouth clips are stored in --out"),
     ],
-    out: Annotated[Path, typer.Option(help="results.json and the material", metavar="DIR")] = Path(
+    out: Annotated[Path, typer.Option(help="results.json and the clips", metavar="DIR")] = Path(
         "bench-loader"
     ),
-    clips: Annotated[int, typer.Option(min=1, help="clips in all")] = 200,
+    clips: Annotated[int, typer.Option(min=1, help="total number of clips")] = 200,
     rounds: Rounds = 3,
-    profile: Annotated[bool, typer.Option("--profile", help="also where our time goes")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="also profile our loader")] = False,
 ) -> None:
-    """Clips a second out of shards against plain webdataset, mp4 by OpenCV and bare reading; memory and waiting too.
+    """Compare the clips per second from shards with plain webdataset, mp4 by OpenCV and bare reading; also memory.
 
     Example: python -m benchmarks.loader /data/grid/video --clips 200
     """
@@ -300,7 +295,7 @@ def command(
 
     show_logs()
     out.mkdir(parents=True, exist_ok=True)
-    result = bench_loader(videos, out, clips, rounds, told, with_profile=profile)
+    result = bench_loader(videos, out, clips, rounds, print_progress, with_profile=profile)
     print_loader_bench(result, stdout)
 
 

@@ -1,9 +1,9 @@
-"""What `python -m benchmarks.loader` reads: mouth clips of real videos in every codec, and those of the older trainer.
+"""Input of `python -m benchmarks.loader`: mouth clips of real videos in every codec, and as mp4 files.
 
-<folder>/cache                       what crop keeps, so that a second run is quick
+<folder>/cache                       the cache of crop, which makes a second run fast
 <folder>/{clips,crops,tracks}.parquet
 <folder>/packs/<codec>/shards, samples.parquet
-<folder>/mp4/<clip_id>.mp4           96x96 H.264, a file a clip
+<folder>/mp4/<clip_id>.mp4           96x96 H.264, one file per clip
 """
 
 import shutil
@@ -33,12 +33,12 @@ from stages.videos.settings import CropParams
 CODECS = ("raw", "jpeg", "h264", "ffv1")
 SHARD_MB = 64.0
 LABEL_CHARS = 6
-"""A label is the head of the file's name: of a GRID clip that is its sentence, a character a word."""
+"""A label is the start of the file name: for a GRID clip its sentence, one character per word."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """The same clips in every form, below one folder."""
+    """The same clips in every format, in one folder."""
 
     folder: Path
 
@@ -52,7 +52,7 @@ class Material:
         return read_samples(self.samples_path(codec), TRAIN_SPLIT)
 
     def shards(self, codec: str) -> list[Path]:
-        """Its tars, in order."""
+        """Returns the tars of a codec, in order."""
         store = self.store(codec)
         return [store.folder / name for name in store.names() if name.endswith(".tar")]
 
@@ -64,10 +64,10 @@ class Material:
 
 
 def prepare(folders: Sequence[Path], out: Path, num_clips: int) -> Material:
-    """Crops `num_clips` videos of the folders in equal parts, and writes the clips in every form.
+    """Crops `num_clips` videos, equally many of each folder, and writes the clips in every format.
 
-    All but the crops is made anew in each run, so that none is of older code. Raises ConfigError where a folder
-    holds no video or no clip was fit to be cropped.
+    Each run writes everything again, except the cached crops, so that no file comes from older code. Raises
+    ConfigError if a folder has no video or no clip could be cropped.
     """
     material = Material(out / "material")
     material.folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,8 @@ def prepare(folders: Sequence[Path], out: Path, num_clips: int) -> Material:
     write_table(clips_path, table_from_rows(rows, schema.CLIPS), schema.CLIPS)
     summary = crop(corpus, crop_params, machine, clips_path, crops_path, tracks_path)
     if not summary.num_ok:
-        raise ConfigError(f"no clip of {', '.join(map(str, folders))} could be cropped: {summary}")
+        names = ", ".join(map(str, folders))
+        raise ConfigError(f"no clip of {names} could be cropped: {summary}; choose other videos")
     for codec in CODECS:
         pack(
             corpus=corpus,
@@ -110,7 +111,7 @@ def prepare(folders: Sequence[Path], out: Path, num_clips: int) -> Material:
 
 
 def warm(paths: Sequence[Path]) -> None:
-    """Reads files once, so that they lie in the page cache."""
+    """Reads files once, so that they are in the page cache."""
     for path in paths:
         with path.open("rb") as file:
             while file.read(HASH_BLOCK_BYTES):

@@ -1,6 +1,6 @@
-"""One measurement of `python -m benchmarks.loader`, in a process of its own: `python -m benchmarks.loader_measure`.
+"""One measurement of `python -m benchmarks.loader`, in a separate process: `python -m benchmarks.loader_measure`.
 
-Prints its figures as one line of JSON. Two measurements share nothing, and each is held to its cores.
+Prints its figures as one line of JSON. Measurements share nothing, and each runs only on its own cores.
 """
 
 import cProfile
@@ -35,7 +35,7 @@ from shards.store import FolderStore
 from shards.stream import ShardStream, read_sample
 
 FILL_S = 1.0
-"""Long enough for reading threads to make all the batches that they may keep ready."""
+"""Time in which the reader threads can fill their queue of batches."""
 MEMORY_PASSES = 10
 MEMORY_WORKERS = 2
 PROFILE_LINES = 15
@@ -45,30 +45,30 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure, on how many cores; the fields a kind does not know are left alone."""
+    """The measurement and its number of cores; a kind ignores the fields that it does not use."""
 
     kind: str
     codec: str = "raw"
     reader: str = "ours"
     num_workers: int = 0
     seconds: float = 1.0
-    """The clock runs for whole passes, at least so long."""
+    """Minimum time; the measurement ends after a complete pass."""
     full_batches: bool = False
-    """Memory: batches filled to the frame budget, instead of the recipe's number of clips."""
+    """For memory: batches filled to the frame budget, instead of the recipe's number of clips."""
     num_rows: int = 0
     num_epochs: int = 0
     threads: int = 0
-    """Training: as machine.threads."""
+    """For training: value of machine.threads."""
     cores: int = 1
 
 
 def figures(task: Task, material: Material) -> Figures:
-    """The figures of one task, in this process as it is."""
+    """Returns the figures of one task, measured in this process."""
     return KINDS[task.kind](task, material)
 
 
 def speed(task: Task, material: Material) -> Figures:
-    """Clips a second at the consumer, by the clock and by the processor time of this process and its children."""
+    """Returns clips per second at the consumer, by wall time and by processor time of this process and its children."""
     reader = _warm_reader(task, material)
     num_clips = sum(len(batch.clip_ids) for batch in reader(0))
     assert num_clips == material.samples(task.codec).num_rows, f"{task.reader} lost clips"
@@ -82,7 +82,7 @@ def speed(task: Task, material: Material) -> Figures:
 
 
 def profile(task: Task, material: Material) -> Figures:
-    """Where the time of a reader goes, by cProfile; a thread's own time is not in it."""
+    """Returns a profile of a reader by cProfile, without the time of other threads."""
     reader = _warm_reader(task, material)
     for batch in reader(0):
         _consume(batch)
@@ -92,13 +92,13 @@ def profile(task: Task, material: Material) -> Figures:
         for batch in reader(epoch):
             _consume(batch)
     profiler.disable()
-    told = io.StringIO()
-    pstats.Stats(profiler, stream=told).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
-    return {"profile": told.getvalue()}
+    report = io.StringIO()
+    pstats.Stats(profiler, stream=report).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
+    return {"profile": report.getvalue()}
 
 
 def codec(task: Task, material: Material) -> Figures:
-    """Size, speed on one thread, and error in gray levels."""
+    """Returns size, speed on one thread, and error in gray levels of a codec."""
     rows = material.samples(task.codec).to_pylist()
     truth = {row["clip_id"]: row for row in material.samples("raw").to_pylist()}
     clips = [read_sample(material.store("raw"), truth[row["clip_id"]])[0] for row in rows]
@@ -127,7 +127,7 @@ def codec(task: Task, material: Material) -> Figures:
 
 
 def memory(task: Task, material: Material) -> Figures:
-    """Memory above that after imports, at most and pass by pass, MB: two threads that read all they may ahead."""
+    """Returns the memory beyond that after imports, peak and per pass, MB; two threads read as far ahead as allowed."""
     params = check(parse_yaml(recipe_text("chinese_lips"), "recipe"), "recipe")
     samples = material.samples(task.codec)
     batch_size = params.loader.frame_budget if task.full_batches else params.train.batch_size
@@ -135,7 +135,7 @@ def memory(task: Task, material: Material) -> Figures:
     machine = MachineParams(num_workers=MEMORY_WORKERS, prefetch=params.machine.prefetch)
     before = status_mb("VmRSS")
     stream = ShardStream(material.store(task.codec), samples, machine)
-    # one long epoch of all passes, so that a large batch too is followed by as many as are kept ready
+    # one long epoch of all passes, so that the queue is also full after a large batch
     batches = iter(stream.batches([batch for plan in plans for batch in plan.batches]))
     after_pass, largest = [], 0
     for plan in plans:
@@ -156,7 +156,7 @@ def memory(task: Task, material: Material) -> Figures:
 
 
 def catalogue(task: Task, material: Material) -> Figures:
-    """What a trainer and its stream keep of a catalogue of `num_rows` made-up clips, MB a million rows."""
+    """Returns the memory of a trainer and its stream for `num_rows` synthetic clips, MB per million rows."""
     from benchmarks.synthetic_catalogue import write_catalogue
 
     with tempfile.TemporaryDirectory(dir=material.folder) as place:
@@ -171,9 +171,9 @@ def catalogue(task: Task, material: Material) -> Figures:
 
 
 def training(task: Task, material: Material) -> Figures:
-    """Share of each epoch that the trainer waited for data, with the model and batches of the recipe `grid`.
+    """Returns the share of each epoch spent waiting for data, with the model and batches of the recipe `grid`.
 
-    Before the first epoch the shards are not in the page cache.
+    Before the first epoch the shards are removed from the page cache.
     """
     from pipeline.training_job import job_of
     from stages.train import train
@@ -215,13 +215,13 @@ KINDS: Mapping[str, Callable[[Task, Material], Figures]] = {
 
 
 def main() -> None:
-    """Takes the task as JSON and the material's folder from the command line."""
+    """Reads the task as JSON and the folder of the material from the command line."""
     task, material = Task(**json.loads(sys.argv[1])), Material(Path(sys.argv[2]))
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-task.cores :])
     cv2.setNumThreads(task.cores)
     torch.set_num_threads(task.cores)
-    held_to = {"cores": len(os.sched_getaffinity(0))}
-    sys.stdout.write(json.dumps(figures(task, material) | held_to) + "\n")
+    cores = {"cores": len(os.sched_getaffinity(0))}
+    sys.stdout.write(json.dumps(figures(task, material) | cores) + "\n")
 
 
 def _warm_reader(task: Task, material: Material) -> Reader:
@@ -236,14 +236,14 @@ def _payload(shard: Path, row: Mapping[str, Any]) -> bytes:
 
 
 def _consume(batch: PaddedBatch) -> None:
-    """The least a consumer does: it holds the batch until the next one is there."""
+    """Does the minimum of a consumer: keeps the batch until the next one."""
     assert batch.video_BTHW.dtype == torch.uint8
 
 
 def _cpu_s() -> float:
-    """Processor time of this process and its children that live."""
-    children = [one.cpu_times() for one in psutil.Process().children(recursive=True)]
-    # psutil counts in hundredths of a second, which is too coarse for what runs without children
+    """Returns the processor time of this process and its running children."""
+    children = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    # psutil counts hundredths of a second, too coarse for a reader without children
     return time.process_time() + sum(times.user + times.system for times in children)
 
 

@@ -1,4 +1,4 @@
-"""Readers of the same clips, ours and others', that all hand over the same: padded uint8 batches.
+"""Readers of the same clips, ours and others, which all return the same padded uint8 batches.
 
 Shapes: B clips, T frames (padded), H and W px.
 """
@@ -22,11 +22,11 @@ from shards.stream import ShardStream, read_sample
 BATCH_SIZE = 16
 PREFETCH = 4
 NUM_EPOCHS = 8
-"""Different orders, one after the other: planned before the clock starts."""
+"""Epochs of different order, planned before the measurement starts."""
 
 
 class PaddedBatch(Protocol):
-    """What every reader hands over."""
+    """The batch of every reader."""
 
     @property
     def video_BTHW(self) -> torch.Tensor:
@@ -41,12 +41,12 @@ class PaddedBatch(Protocol):
 
 
 Reader = Callable[[int], Iterator[PaddedBatch]]
-"""One pass over all clips; the number is that of the epoch."""
+"""Makes one pass over all clips; the argument is the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The batch of a reader that is not ours."""
+    """The batch of another reader."""
 
     video_BTHW: torch.Tensor
     num_frames_B: torch.Tensor
@@ -55,7 +55,7 @@ class Batch:
 
 
 def ours(material: Material, codec: str, num_workers: int) -> Reader:
-    """Our stream; `num_workers` threads read, or the consumer's own."""
+    """Returns our stream, read by `num_workers` threads, or by the consumer's thread if 0."""
     machine = MachineParams(num_workers=num_workers, prefetch=PREFETCH)
     stream = ShardStream(material.store(codec), material.samples(codec), machine)
     epochs = _epochs(material, codec)
@@ -63,9 +63,9 @@ def ours(material: Material, codec: str, num_workers: int) -> Reader:
 
 
 def plain_webdataset(material: Material, codec: str, _: int) -> Reader:
-    """webdataset in this process: shards and samples as they stand, no shuffling, its own decoding of .npy and .json.
+    """Returns webdataset in this process: shards and samples in order, no shuffling, its decoders of .npy and .json.
 
-    For .jpg the quickest of what we know that gives gray pixels: OpenCV's decoder.
+    For .jpg it uses OpenCV, the fastest decoder to gray pixels that we know.
     """
     import webdataset
 
@@ -81,7 +81,7 @@ def plain_webdataset(material: Material, codec: str, _: int) -> Reader:
 
 
 def opencv_mp4(material: Material, codec: str, _: int) -> Reader:
-    """A video file a clip, by cv2.VideoCapture, as the older trainer reads them; in the order of our plan."""
+    """Reads one video file per clip with cv2.VideoCapture, like the older trainer, in the order of our plan."""
     table = material.samples(codec)
     clip_ids, labels = table["clip_id"].to_pylist(), table["label"].to_pylist()
     epochs = _epochs(material, codec)
@@ -95,7 +95,7 @@ def opencv_mp4(material: Material, codec: str, _: int) -> Reader:
 
 
 def process(material: Material, codec: str, _: int) -> Reader:
-    """torch's DataLoader with one worker process around our own `read_sample`: why our stream has threads."""
+    """Returns torch's DataLoader with one worker process around our `read_sample`: the alternative to our threads."""
     batches = [batch.tolist() for batch in _epochs(material, codec)[0]]
     loader = DataLoader(
         _Samples(material.store(codec), material.samples(codec).to_pylist()),
@@ -104,19 +104,19 @@ def process(material: Material, codec: str, _: int) -> Reader:
         num_workers=1,
         prefetch_factor=PREFETCH,
         persistent_workers=True,
-        # as our stream once did: a forked copy of a process with OpenMP threads may hang
+        # a forked copy of a process with OpenMP threads may hang
         multiprocessing_context="spawn",
     )
     return lambda _: iter(loader)
 
 
 def readinto(material: Material, codec: str, _: int) -> Reader:
-    """The machine's limit: pixels straight into one buffer that is never given away. A batch holds until the next."""
+    """Reads pixels directly into one reused buffer, the machine's limit. A batch is valid until the next one."""
     return _readinto(material, codec, reuse=True)
 
 
 def readinto_fresh(material: Material, codec: str, _: int) -> Reader:
-    """The same into a new tensor for each batch, as a loader must whose batches outlive the next one."""
+    """Reads into a new tensor for each batch, as a loader must if its batches stay valid."""
     return _readinto(material, codec, reuse=False)
 
 
@@ -131,7 +131,7 @@ READERS: Mapping[str, Callable[[Material, str, int], Reader]] = {
 
 
 def padded(clips: Sequence[np.ndarray], clip_ids: Sequence[str], labels: Sequence[str]) -> Batch:
-    """The clips, uint8 T×H×W, in one tensor; only what no clip fills is set to 0."""
+    """Puts the clips, uint8 T×H×W, into one tensor; sets only the padding to 0."""
     num_frames = [len(clip_THW) for clip_THW in clips]
     video_BTHW = np.empty((len(clips), max(num_frames), *clips[0].shape[1:]), np.uint8)
     for padded_THW, clip_THW in zip(video_BTHW, clips, strict=True):
@@ -149,23 +149,23 @@ def _epochs(material: Material, codec: str) -> list[tuple[np.ndarray, ...]]:
 
 def _tall_jpeg(payload: bytes) -> np.ndarray:
     tall = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE)
-    assert tall is not None, "a clip of the bench is no picture"
+    assert tall is not None, "a clip of the benchmark is not a picture"
     side = tall.shape[1]
-    assert side < tall.shape[0] and tall.shape[0] % side == 0, "the bench reads clips of one column"
+    assert side < tall.shape[0] and tall.shape[0] % side == 0, "the benchmark reads clips of one column"
     return tall.reshape(-1, side, side)
 
 
 def _from_webdataset(samples: Sequence[tuple[np.ndarray, str, dict[str, Any]]]) -> Batch:
     clips, clip_ids, metadata = zip(*samples, strict=True)
-    return padded(clips, clip_ids, [one["label"] for one in metadata])
+    return padded(clips, clip_ids, [fields["label"] for fields in metadata])
 
 
 def _opencv_clip(path: str) -> np.ndarray:
     capture = cv2.VideoCapture(path)
     frames = []
     while True:
-        there, frame_HWC = capture.read()
-        if not there:
+        has_frame, frame_HWC = capture.read()
+        if not has_frame:
             break
         frames.append(cv2.cvtColor(frame_HWC, cv2.COLOR_BGR2GRAY))
     capture.release()
@@ -186,7 +186,7 @@ def _collate_samples(samples: Sequence[tuple[np.ndarray, str, str]]) -> Batch:
 
 
 def _readinto(material: Material, codec: str, reuse: bool) -> Reader:
-    assert codec == "raw", "only raw pixels can be read as they stand"
+    assert codec == "raw", "only raw pixels can be read without decoding"
     rows, store = material.samples(codec).to_pylist(), material.store(codec)
     epochs = _epochs(material, codec)
     paths = {name: store.local(name) for name in sorted({row["shard"] for row in rows})}

@@ -1,4 +1,4 @@
-"""Videos to measure on, made from real ones: upscaled to 720p, or repeated until they last ten minutes."""
+"""Test videos made from real videos: upscaled to 720p, or repeated to a length of ten minutes."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -14,14 +14,16 @@ from stages.videos.streams import shown_stream
 
 EXTENSIONS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 CRF = "21"
-"""A little better than x264's own default, as the GRID clips are that the copies are made of."""
+"""Slightly better than x264's default, like the GRID clips that are copied."""
 
 
 def videos_of(folder: Path, count: int) -> list[Path]:
-    """`count` videos evenly spread over those below `folder`, by name. Raises ConfigError without one."""
+    """Returns `count` videos, evenly spread over those in `folder` by name. Raises ConfigError if there is none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not found:
-        raise ConfigError(f"{folder} holds no video ({', '.join(sorted(EXTENSIONS))})")
+        raise ConfigError(
+            f"{folder} contains no video ({', '.join(sorted(EXTENSIONS))}); choose another folder"
+        )
     picks = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
     return [found[i] for i in picks]
 
@@ -29,9 +31,9 @@ def videos_of(folder: Path, count: int) -> list[Path]:
 def upscaled(
     sources: Sequence[Path], folder: Path, width: int, height: int, preset: str, share: float = 1.0
 ) -> list[Path]:
-    """Each video at width x height and 25 fps in H.264, bicubic, its edge pixels repeated where the shape differs.
+    """Writes each video at width x height and 25 fps in H.264, bicubic; repeats edge pixels if the shape differs.
 
-    It fills `share` of the height or width.
+    The video fills `share` of the height or width.
     """
     made = []
     for number, source in enumerate(sources):
@@ -44,14 +46,12 @@ def upscaled(
 
 
 def lengthened(source: Path, path: Path, width: int, height: int, minutes: float) -> Path:
-    """One video played forward and backward in turns until it lasts `minutes` at 25 fps, at width x height."""
+    """Writes a video, alternately forward and backward, until it lasts `minutes` at 25 fps, at width x height."""
     if not path.exists():
         once = [_fitted(picture, width, height) for picture in _pictures(source)]
-        there_and_back = once + once[-2:0:-1]
+        cycle = once + once[-2:0:-1]
         count = round(minutes * 60 * 25)
-        encode_h264(
-            path, (there_and_back[i % len(there_and_back)] for i in range(count)), width, height, "veryfast"
-        )
+        encode_h264(path, (cycle[i % len(cycle)] for i in range(count)), width, height, "veryfast")
     return path
 
 
@@ -78,7 +78,7 @@ def encode_h264(
     height: int,
     preset: str,
 ) -> None:
-    """Writes RGB pictures, H×W×3, as an mp4 of 25 fps in yuv420p; it appears under its name when it is whole."""
+    """Writes RGB pictures, H×W×3, as an mp4 of 25 fps in yuv420p; the file gets its name when it is complete."""
     with atomic_file(path) as file, av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(25))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.plan`: what planning an epoch costs, and how good the plan is, on synthetic catalogues.
+"""`python -m benchmarks.plan`: cost and quality of an epoch plan on synthetic catalogues.
 
-Each figure of time and memory is of a fresh process that reads the catalogue, hashes it and plans one epoch for one
-rank, as a trainer would.
+Time and memory are measured in a fresh process that reads the catalogue, hashes it and plans one epoch for one rank,
+like a trainer.
 """
 
 import json
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import told
+from benchmarks.options import print_progress
 from benchmarks.synthetic_catalogue import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
 from benchmarks.versions import machine_facts
 from shards.enums import TRAIN_SPLIT
@@ -32,60 +32,60 @@ CHINESE_LIPS_CLIPS = 30_341
 WORLD_SIZES = (1, 8, 1_000)
 RANKS_A_NODE = 8
 FRAME_BUDGET, BATCH_SIZE, WINDOW_SHARDS = 8_000, 8, 16
-"""As in the recipe chinese_lips."""
+"""Values of the recipe chinese_lips."""
 
 
 @dataclass(frozen=True)
 class PlanBench:
-    """One catalogue planned for one world size."""
+    """The results for one catalogue and one world size."""
 
     num_clips: int
-    """Of the train split; other splits lie in the same catalogue."""
+    """Clips of the train split; the catalogue has other splits too."""
     num_shards: int
     world_size: int
     read_s: float
     hash_s: float
     plan_s: float
     peak_mb: float
-    """Peak resident memory of the process, all imports included, MB."""
+    """Peak resident memory of the process, including imports, MB."""
     num_steps: int
     left_out: int
     padding_share: float
     slowest: float
-    """Mean over the steps of the most padded frames of a rank over the mean of the ranks."""
+    """Padded frames of the rank with the most, divided by the mean of the ranks; mean over the steps."""
     shards_a_rank: float
     ranks_a_shard: float
     nodes_a_shard: float
-    """Machines of RANKS_A_NODE neighbouring ranks that fetch a shard, where these share a cache."""
+    """Machines of RANKS_A_NODE neighbouring ranks that fetch a shard, if these ranks share a cache."""
     nodes_a_shard_at_random: float
-    """The same if each rank got clips from anywhere."""
+    """The same for a random assignment of clips to ranks."""
 
     @property
     def seconds(self) -> float:
         return self.read_s + self.hash_s + self.plan_s
 
 
-def bench_plan(num_clips: Sequence[int], out: Path, tell: Callable[[str], None]) -> list[PlanBench]:
-    """Makes a catalogue with about each of `num_clips` train samples in `out`, measures, and writes results.json."""
+def bench_plan(num_clips: Sequence[int], out: Path, progress: Callable[[str], None]) -> list[PlanBench]:
+    """Writes a catalogue with about that many train samples for each of `num_clips`, measures, writes results.json."""
     results = []
     for wanted in num_clips:
         folder = out / f"{wanted}_clips"
         if not (folder / "samples.parquet").exists():
-            tell(f"making up a catalogue of {wanted:,} train samples")
+            progress(f"writing a synthetic catalogue of {wanted:,} train samples")
             folder.mkdir(parents=True, exist_ok=True)
             write_catalogue(folder, round(wanted / SPLIT_SHARES[TRAIN_SPLIT] / (1 - REJECTED_SHARE)))
         for world_size in WORLD_SIZES:
-            tell(f"{wanted:,} clips, {world_size} ranks")
-            results.append(_in_a_fresh_process(folder / "samples.parquet", world_size))
+            progress(f"planning {wanted:,} clips for {world_size} ranks")
+            results.append(_run_in_fresh_process(folder / "samples.parquet", world_size))
     machine = machine_facts(["numpy", "pyarrow"])
     loader = {"frame_budget": FRAME_BUDGET, "batch_size": BATCH_SIZE, "window_shards": WINDOW_SHARDS}
-    told = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
-    write_json(out / "results.json", told)
+    content = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
+    write_json(out / "results.json", content)
     return results
 
 
 def measure(samples_path: Path, world_size: int) -> PlanBench:
-    """Plans epoch 0 for rank 0 in this process, then looks at the batches of all ranks."""
+    """Plans epoch 0 for rank 0 in this process, then analyses the batches of all ranks."""
     params = LoaderParams(frame_budget=FRAME_BUDGET, window_shards=WINDOW_SHARDS)
     start = time.perf_counter()
     samples = read_plan_columns(samples_path, TRAIN_SPLIT)
@@ -120,7 +120,7 @@ def measure(samples_path: Path, world_size: int) -> PlanBench:
 
 
 def _readers_a_shard(order: EpochOrder, shard_N: np.ndarray, ranks_a_reader: int) -> float:
-    """How many groups of neighbouring ranks read a shard, on average."""
+    """Returns the mean number of groups of neighbouring ranks that read a shard."""
     num_ranks = order.first_SW.shape[1]
     clips_B = (order.stop_SW - order.first_SW).ravel()
     reader_N = np.repeat(np.tile(np.arange(num_ranks) // ranks_a_reader, len(order.first_SW)), clips_B)
@@ -131,7 +131,7 @@ def _readers_a_shard(order: EpochOrder, shard_N: np.ndarray, ranks_a_reader: int
     return len(pairs) / len(np.unique(pairs // num_ranks))
 
 
-def _in_a_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
+def _run_in_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
     program = (
         "import sys, json; from dataclasses import asdict; from pathlib import Path; "
         "from benchmarks.plan import measure; "
@@ -147,9 +147,9 @@ def _in_a_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
 
 
 def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:
-    """What it costs, then what comes of it."""
+    """Prints the cost of the plans, then their quality."""
     cost = Table(title="one rank reads the catalogue, hashes it and plans an epoch", title_justify="left")
-    for name in ("clips", "shards", "ranks", "read s", "hash s", "plan s", "together s", "peak MB"):
+    for name in ("clips", "shards", "ranks", "read s", "hash s", "plan s", "total s", "peak MB"):
         cost.add_column(name, justify="right")
     made = Table(title="the epoch", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("clips", "ranks", "steps", "out", "padding", "slowest", "ranks", "nodes", "random"):
@@ -174,20 +174,21 @@ def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:
     console.print(cost)
     console.print(made)
     console.print(
-        "slowest: padded frames of the rank that has most at a step, over the ranks' mean. ranks, nodes: how many read "
-        f"a shard; random: nodes of {RANKS_A_NODE} ranks, if each rank got clips from anywhere"
+        "slowest: padded frames of the rank with the most in a step, divided by the mean of the ranks. ranks, nodes: "
+        f"how many read a shard; random: nodes of {RANKS_A_NODE} ranks with a random assignment of clips to ranks"
     )
 
 
 def command(
     clips: Annotated[
-        int, typer.Option(min=10_000, help="train samples of a made-up catalogue, beside one of 30,341")
+        int,
+        typer.Option(min=10_000, help="train samples of a synthetic catalogue, in addition to one of 30,341"),
     ] = 10_000_000,
     out: Annotated[Path, typer.Option(help="results.json and the catalogues", metavar="DIR")] = Path(
         "bench-plan"
     ),
 ) -> None:
-    """Plan an epoch of made-up catalogues for 1, 8 and 1,000 ranks: seconds, memory, padding, shards a rank.
+    """Measure epoch plans of synthetic catalogues for 1, 8 and 1,000 ranks: seconds, memory, padding, shards per rank.
 
     Example: python -m benchmarks.plan --clips 1000000
     """
@@ -195,7 +196,7 @@ def command(
 
     out.mkdir(parents=True, exist_ok=True)
     counts = sorted({CHINESE_LIPS_CLIPS, clips})
-    print_plan_bench(bench_plan(counts, out, told), stdout)
+    print_plan_bench(bench_plan(counts, out, print_progress), stdout)
 
 
 if __name__ == "__main__":

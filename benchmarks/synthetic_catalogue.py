@@ -1,6 +1,6 @@
-"""Made-up tables of as many clips as one likes: what the catalogue and the epoch plan are measured on.
+"""Synthetic tables of any number of clips, to measure the catalogue and the epoch plan.
 
-They look like Chinese-LiPS: lengths, labels, shares of the splits, clips a speaker. There is no video behind them.
+They are similar to Chinese-LiPS in lengths, labels, sizes of the splits and clips per speaker. They have no videos.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ SHARD_BYTES = 256_000_000
 
 NUM_CHARACTERS = 4_000
 NUM_UNSEEN_CHARACTERS = 200
-"""The rarest of them, which train lacks."""
+"""The rarest characters, which the train split does not have."""
 _FIRST_HAN = 0x4E00
 _HAN_BYTES = 3
 _FRAME_BYTES, _NPY_HEADER_BYTES, _TAR_BLOCK_BYTES = 96 * 96, 128, 512
 _JSON_BYTES = 230
-"""The metadata of a sample without its label."""
+"""Size of a sample's metadata without its label."""
 _REJECTIONS = {
     Reason.NO_FACE: (0.25, "no face in any frame"),
     Reason.LOW_DETECTION: (0.2, "face in 61 % of the frames; crop.min_detection_rate is 0.8"),
@@ -50,10 +50,10 @@ Ints = NDArray[np.int64]
 
 
 def write_catalogue(folder: Path, num_clips: int, seed: int = 0) -> None:
-    """Writes clips.parquet, crops.parquet and samples.parquet of `num_clips` made-up clips into `folder`.
+    """Writes clips.parquet, crops.parquet and samples.parquet of `num_clips` synthetic clips into `folder`.
 
-    Same arguments, same rows. Clips come split by split and speaker by speaker, as a corpus lists them; samples
-    are shuffled among the clips of one row group. Memory does not grow with `num_clips`.
+    The same arguments give the same rows. Clips are sorted by split and speaker, like in a corpus; samples are
+    shuffled within one row group. Memory does not grow with `num_clips`.
     """
     schemas = {"clips": CLIPS, "crops": CROPS, "samples": SAMPLES}
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def write_catalogue(folder: Path, num_clips: int, seed: int = 0) -> None:
 
 
 class _Block(NamedTuple):
-    """Neighbouring clips of one split; `first` is the number of the first among all."""
+    """Consecutive clips of one split; `first` is the number of the first clip in the catalogue."""
 
     split: str
     first: int
@@ -88,7 +88,7 @@ def _blocks(num_clips: int) -> Iterator[_Block]:
     first = first_speaker = 0
     left = 1.0
     for split, share in SPLIT_SHARES.items():
-        # the last split takes what rounding left over
+        # the last split gets the rest of the rounding
         in_split = round((num_clips - first) * min(1.0, share / left))
         left -= share
         for shift in range(0, in_split, ROW_GROUP_ROWS):
@@ -98,7 +98,7 @@ def _blocks(num_clips: int) -> Iterator[_Block]:
 
 
 def _num_frames(count: int, rng: np.random.Generator) -> Ints:
-    """Log-normal lengths whose mean is MEAN_FRAMES."""
+    """Returns log-normal lengths with mean MEAN_FRAMES."""
     mu = np.log(MEAN_FRAMES) - SIGMA_LOG_FRAMES**2 / 2
     drawn = rng.lognormal(mu, SIGMA_LOG_FRAMES, count).round().astype(np.int64)
     return drawn.clip(FEWEST_FRAMES, MOST_FRAMES)
@@ -108,7 +108,7 @@ def _clips(block: _Block, num_frames_N: Ints, rng: np.random.Generator) -> dict[
     number_N = np.arange(block.first, block.first + block.num_clips)
     speaker_N = block.first_speaker + (number_N - block.first + block.speaker_shift) // CLIPS_A_SPEAKER
     speaker = _padded_text(speaker_N, 6)
-    # a speaker keeps age and gender: both follow from the number
+    # age and gender follow from the speaker's number, so they stay the same
     age_N = 18 + speaker_N * 7 % 43
     gender = pa.array(["F", "M"]).take(pa.array(speaker_N * 5 // 3 % 2))
     topic = pa.array(TOPICS).take(pa.array(rng.integers(len(TOPICS), size=block.num_clips)))
@@ -137,10 +137,10 @@ def _clips(block: _Block, num_frames_N: Ints, rng: np.random.Generator) -> dict[
 
 
 def _labels(num_chars_N: Ints, split: str, rng: np.random.Generator) -> pa.Array:
-    """Strings of Han characters, drawn by rank as Zipf and Mandelbrot have it."""
+    """Returns strings of Han characters, distributed by rank after Zipf and Mandelbrot."""
     known = NUM_CHARACTERS - (NUM_UNSEEN_CHARACTERS if split == TRAIN_SPLIT else 0)
     weights = 1 / (np.arange(known) + 6)
-    # 2^16 entries, each character as often as its weight says: one random number is one lookup
+    # 2^16 entries, each character in proportion to its weight: one lookup for a random number
     drawn_from = np.searchsorted(np.cumsum(weights) / weights.sum(), (np.arange(1 << 16) + 0.5) / (1 << 16))
     utf8 = np.frombuffer(
         "".join(map(chr, range(_FIRST_HAN, _FIRST_HAN + NUM_CHARACTERS))).encode(), np.uint8
@@ -197,14 +197,14 @@ def _crops(clip_id: pa.Array, num_frames_N: Ints, rng: np.random.Generator) -> d
 
 
 class _Shards:
-    """Hands out places in shards, sample after sample, as pack fills them."""
+    """Assigns places in shards, sample after sample, like `pack`."""
 
     def __init__(self) -> None:
         self._split = ""
         self._number = self._filled = 0
 
     def place(self, split: str, sample_size_N: Ints) -> tuple[Ints, Ints]:
-        """Number of the shard, and offset in it, of the next samples of `split`."""
+        """Returns the number of the shard, and the offset in it, for the next samples of `split`."""
         if split != self._split:
             self._split, self._number, self._filled = split, 0, 0
         shard_N, offset_N = np.empty_like(sample_size_N), np.empty_like(sample_size_N)
@@ -271,11 +271,11 @@ def _masked(array: pa.Array, is_valid_N: NDArray[np.bool_]) -> pa.Array:
 
 
 def _hex_keys(count: int, rng: np.random.Generator) -> pa.Array:
-    """`count` strings of 64 hexadecimal digits, such as sha256 gives."""
+    """Returns `count` strings of 64 hexadecimal digits, like sha256."""
     pairs = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
     return _strings(np.arange(count + 1, dtype=np.int32) * 64, pairs[rng.integers(256, size=count * 32)])
 
 
 def _strings(end_N: NDArray[np.int32], utf8: NDArray[np.generic]) -> pa.Array:
-    """String i is the bytes `end_N[i]` to `end_N[i + 1]` of `utf8`."""
+    """Returns an array whose string i is the bytes `end_N[i]` to `end_N[i + 1]` of `utf8`."""
     return pa.StringArray.from_buffers(len(end_N) - 1, pa.py_buffer(end_N), pa.py_buffer(utf8))

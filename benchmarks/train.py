@@ -1,6 +1,6 @@
-"""`python -m benchmarks.train`: clips a second of training and reading, ours and plain eager torch, in the same run.
+"""`python -m benchmarks.train`: clips per second of training and reading, ours and plain eager torch, in the same run.
 
-Every measurement is a fresh process, since settings and peaks of memory are a process's; rounds in turns, medians.
+Every measurement runs in a fresh process with its own settings and peak memory; the median of all rounds is reported.
 """
 
 import json
@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import Rounds, told
+from benchmarks.options import Rounds, print_progress
 from benchmarks.tables import figures_table
 from benchmarks.train_material import write_pack
-from benchmarks.train_measure import BAD_CONFIG, Figures, Task, in_words
+from benchmarks.train_measure import BAD_CONFIG, Figures, Task, task_to_json
 from benchmarks.versions import machine_facts
 from model.presets import PRESET_SIZES, ConformerSizes
 from shards.errors import ConfigError, PipelineError
@@ -29,34 +29,34 @@ from shards.machine import usable_cores
 PACKAGES = ("torch", "numpy")
 BASELINE, LARGE, SMALL = "cnn3d_bilstm_attention", "conformer_large", "conformer_tiny"
 BATCHES = 16
-"""Of the made-up pack."""
+"""Number of batches in the synthetic pack."""
 GROUPS = ("training", "inference", "conformer", "loop")
 CONFORMERS = tuple(name for name, sizes in PRESET_SIZES.items() if isinstance(sizes, ConformerSizes))
 SHOWN_LINES = 5
-"""Of what a measurement that failed wrote last."""
+"""Number of last lines that a message shows of a failed measurement."""
 
 Run = Callable[[Task], Figures]
 
 
 @dataclass
 class TrainBench:
-    """Everything that was measured; medians over the rounds."""
+    """All results; medians over the rounds."""
 
     machine: dict[str, str]
     on_gpu: bool
     preset: str
-    """Of the conformer that is compared with its eager self."""
+    """The conformer that is measured with our settings and with plain eager ones."""
     batch: int
     frames: int
-    """Of a clip; 0: a pack of other clips was given."""
+    """Frames per clip; 0: the clips come from a given pack."""
     figures: dict[str, Figures] = field(default_factory=dict)
-    """By the name of the task."""
+    """Figures by the name of the task."""
 
     def speed(self, name: str) -> float | None:
         return self.figures[name]["clips_per_s"] if name in self.figures else None
 
     def ratios(self) -> dict[str, float]:
-        """Of clips a second; those alone of which both sides were measured."""
+        """Returns ratios of clips per second, only of pairs that were both measured."""
         pairs = {
             "baseline training against plain eager float32": ("training", "training, plain"),
             "baseline training against the same with freed memory kept": (
@@ -70,7 +70,7 @@ class TrainBench:
         return {name: ours / theirs for name, (ours, theirs) in speeds.items() if ours and theirs}
 
     def goals(self) -> list["Goal"]:
-        """Those of the project, in its order; a figure is None where it was not or cannot be measured here."""
+        """Returns the project's goals in its order; a figure is None if it was not measured here."""
         ratios, plain = self.ratios(), "against plain eager float32"
         training, conformer = self.figures.get("training", {}), self.figures.get("conformer", {})
         gpu_training = training if self.on_gpu else {}
@@ -92,7 +92,7 @@ class TrainBench:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure and what it should be."""
+    """A figure and its goal."""
 
     name: str
     figure: float | None
@@ -100,7 +100,7 @@ class Goal:
     goal: float
     sense: str
     group: str
-    """What --only takes for it."""
+    """Value of --only that measures it."""
 
     @property
     def is_reached(self) -> bool | None:
@@ -110,17 +110,17 @@ class Goal:
 
     @property
     def command(self) -> str:
-        """What fills in a figure that was not run, on a machine that has what its name says."""
+        """Command that measures the figure, on a machine with the device in its name."""
         return f"python -m benchmarks.train --only {self.group}"
 
 
 def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> dict[str, Task]:
-    """Every measurement of the groups, by the name it has in the tables; `task` holds what they share."""
+    """Returns every measurement of the groups by its name in the tables; `task` has the shared fields."""
     groups = {
         "training": {
             "training": task,
             "training, plain": replace(task, settings="plain"),
-            # a GPU's memory is torch's own matter
+            # torch manages the memory of a GPU itself
             **({} if on_gpu else {"training, plain, kept": replace(task, settings="kept")}),
         },
         "inference": {
@@ -133,23 +133,23 @@ def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> di
         },
         "loop": {"loop, cached": task, "loop, shards": replace(task, source="shards")},
     }
-    return {name: one for group in GROUPS if group in only for name, one in groups[group].items()}
+    return {name: task for group in GROUPS if group in only for name, task in groups[group].items()}
 
 
-def in_process_of_its_own(task: Task) -> Figures:
-    """The figures of a task that ran in a fresh interpreter. PipelineError with its last lines where it fails."""
+def run_in_fresh_process(task: Task) -> Figures:
+    """Returns the figures of a task from a fresh interpreter. Raises PipelineError with its last lines if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train_measure", in_words(task)],
+        [sys.executable, "-m", "benchmarks.train_measure", task_to_json(task)],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        told = "\n  ".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
+        last_lines = "\n  ".join(done.stderr.strip().splitlines()[-SHOWN_LINES:])
         if done.returncode == BAD_CONFIG:
-            raise ConfigError(told)
+            raise ConfigError(last_lines)
         raise PipelineError(
-            f"a measurement of {task.preset} ({task.kind}, {task.settings}) ended with {done.returncode}: {told}"
+            f"measuring {task.preset} ({task.kind}, {task.settings}) failed (exit code {done.returncode}): {last_lines}"
         )
     sys.stderr.write(done.stderr)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -158,7 +158,7 @@ def in_process_of_its_own(task: Task) -> Figures:
 
 def bench_train(
     out: Path,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     on_gpu: bool,
     preset: str = "",
@@ -169,21 +169,21 @@ def bench_train(
     threads: int = 0,
     seconds: float = 10.0,
     pack: tuple[str, Path] | None = None,
-    run: Run = in_process_of_its_own,
+    run: Run = run_in_fresh_process,
 ) -> TrainBench:
     """Measures, and writes results.json into `out`.
 
-    `pack`: shards and samples.parquet to train on; None: clips of noise are made up in `out`. `preset`: of the
-    conformer; empty: the largest on a GPU, the smallest on a CPU. Raises ConfigError where `only` names no group
-    or `preset` no conformer, PipelineError where a measurement fails.
+    `pack` names shards and samples.parquet to train on; None: synthetic clips of noise are written into `out`. An empty
+    `preset` means the largest conformer on a GPU, the smallest on a CPU. Raises ConfigError if `only` has an unknown
+    group or `preset` is not a conformer, PipelineError if a measurement fails.
     """
     if unknown := [group for group in only if group not in GROUPS]:
-        raise ConfigError(f"--only {unknown[0]}: there is no such group; known are {', '.join(GROUPS)}")
+        raise ConfigError(f"--only {unknown[0]} is not a group; choose from {', '.join(GROUPS)}")
     preset = preset or (LARGE if on_gpu else SMALL)
     if preset not in CONFORMERS:
-        raise ConfigError(f"--model-preset {preset}: known are {', '.join(CONFORMERS)}")
+        raise ConfigError(f"--model-preset {preset}: choose one of {', '.join(CONFORMERS)}")
     if pack is None:
-        tell(f"making up {BATCHES * batch} clips of {frames} frames")
+        progress(f"writing {BATCHES * batch} synthetic clips of {frames} frames")
         folder, samples = write_pack(out / "material", BATCHES * batch, frames)
         pack = (str(folder), samples)
     device = "cuda" if on_gpu else "cpu"
@@ -199,14 +199,14 @@ def bench_train(
         seconds=seconds,
     )
     tasks = tasks_of(task, preset, on_gpu, only)
-    machine = machine_facts(PACKAGES) | _gpu_told(on_gpu) | {"threads": str(threads or usable_cores())}
+    machine = machine_facts(PACKAGES) | _gpu_facts(on_gpu) | {"threads": str(threads or usable_cores())}
     result = TrainBench(machine, on_gpu, preset, batch, frames)
     seen: dict[str, list[Figures]] = {name: [] for name in tasks}
     for turn in range(rounds):
-        for name, one in tasks.items():
-            seen[name].append(run(one))
-            told = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
-            tell(f"round {turn + 1} of {rounds}, {name}: {told}")
+        for name, each in tasks.items():
+            seen[name].append(run(each))
+            shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in seen[name][-1].items())
+            progress(f"round {turn + 1} of {rounds}, {name}: {shown}")
     result.figures = {
         name: {figure: statistics.median(turn[figure] for turn in turns) for figure in turns[0]}
         for name, turns in seen.items()
@@ -216,7 +216,7 @@ def bench_train(
     return result
 
 
-def _gpu_told(on_gpu: bool) -> dict[str, str]:
+def _gpu_facts(on_gpu: bool) -> dict[str, str]:
     if not on_gpu:
         return {"gpu": "none"}
     import torch
@@ -225,7 +225,7 @@ def _gpu_told(on_gpu: bool) -> dict[str, str]:
 
 
 def print_train_bench(result: TrainBench, console: Console) -> None:
-    """The figures with their goals, then everything that was measured."""
+    """Prints the figures with their goals, then all results."""
     console.print(", ".join(f"{name} {value}" for name, value in result.machine.items()), style="dim")
     console.print(_goals(result))
     console.print(_figures(result))
@@ -248,7 +248,7 @@ def _figures(result: TrainBench) -> Table:
     clips = f"clips of {result.frames} frames" if result.frames else "clips of the given pack"
     title = f"{clips}, batches of {result.batch}; conformer: {result.preset}"
     table = figures_table(
-        title, "", "clips/s", "clips a processor second", "peak MB", "parameters", "FLOP utilisation"
+        title, "", "clips/s", "clips per processor second", "peak MB", "parameters", "FLOP utilisation"
     )
     for name, figures in result.figures.items():
         utilisation, parameters = figures.get("flop_utilisation"), figures.get("parameters")
@@ -268,28 +268,28 @@ def _short(figure: float) -> str:
 
 
 def command(
-    out: Annotated[Path, typer.Option(help="results.json and the made-up clips", metavar="DIR")] = Path(
+    out: Annotated[Path, typer.Option(help="results.json and the synthetic clips", metavar="DIR")] = Path(
         "bench-train"
     ),
     params: Annotated[
         Path | None,
-        typer.Option(help="a params.yaml whose paths name a pack to train on, instead of made-up clips"),
+        typer.Option(help="a params.yaml with the paths of a pack to train on, instead of synthetic clips"),
     ] = None,
     model_preset: Annotated[
         str,
-        typer.Option(help="conformer compared with its eager self; else conformer_large, on a CPU _tiny"),
+        typer.Option(help="a conformer; default: conformer_large on a GPU, conformer_tiny on a CPU"),
     ] = "",
-    batch: Annotated[int, typer.Option(min=1, help="clips in a batch")] = 8,
-    frames: Annotated[int, typer.Option(min=10, help="of each made-up clip")] = 75,
+    batch: Annotated[int, typer.Option(min=1, help="clips per batch")] = 8,
+    frames: Annotated[int, typer.Option(min=10, help="frames of each synthetic clip")] = 75,
     rounds: Rounds = 3,
     threads: Annotated[
-        int, typer.Option(min=0, help="CPU threads; 0: one a core, which a busy machine makes slower")
+        int, typer.Option(min=0, help="number of CPU threads; 0: one per core, slow on a busy machine")
     ] = 0,
     only: Annotated[
-        list[str] | None, typer.Option(help="training, inference, conformer, loop; may be given again")
+        list[str] | None, typer.Option(help="training, inference, conformer or loop; may be repeated")
     ] = None,
 ) -> None:
-    """Clips a second of training and reading against plain eager torch, on the GPU or else the CPU; peak memory.
+    """Compare the clips per second of training and reading with plain eager torch, on the GPU if any; also peak memory.
 
     Example: python -m benchmarks.train --rounds 5 --only training --only loop
     """
@@ -304,7 +304,7 @@ def command(
         pack, frames = (paths.shards, Path(paths.samples)), 0
     result = bench_train(
         out,
-        told,
+        print_progress,
         on_gpu=choose_device("auto").type == "cuda",
         preset=model_preset,
         batch=batch,

@@ -1,4 +1,4 @@
-"""A pack of made-up clips of one length: what `python -m benchmarks.train` trains on where it is given none."""
+"""A pack of synthetic clips of one length, on which `python -m benchmarks.train` trains by default."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ from shards.tar import shard_writer
 
 CLIPS_A_SHARD = 64
 FRAMES_A_CHAR = 6
-"""As in Chinese-LiPS."""
+"""The value of Chinese-LiPS."""
 FIRST_HAN, NUM_CHARACTERS = 0x4E00, 3_000
 FPS = 25.0
 SIZE_PX = 96
 
 
 def write_pack(folder: Path, num_clips: int, num_frames: int, size_px: int = SIZE_PX) -> tuple[Path, Path]:
-    """Paths of shards and samples.parquet of `num_clips` clips of noise, and labels of Han characters."""
+    """Writes `num_clips` clips of noise with Han labels; returns the paths of shards and samples.parquet."""
     rng = np.random.default_rng(0)
     store, params = FolderStore(folder / "shards"), PackParams()
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-"""One measurement of `python -m benchmarks.train`, in a process of its own: `python -m benchmarks.train_measure`.
+"""One measurement of `python -m benchmarks.train`, in a separate process: `python -m benchmarks.train_measure`.
 
-Takes a Task as JSON, prints its figures as one line of JSON.
+Reads a Task as JSON, prints its figures as one line of JSON.
 """
 
 import itertools
@@ -37,7 +37,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Task:
-    """What to measure; the fields a kind does not know are left alone."""
+    """The measurement; a kind ignores the fields that it does not use."""
 
     kind: str
     shards: str
@@ -45,28 +45,28 @@ class Task:
     preset: str
     batch: int
     sizes: dict[str, int | tuple[int, ...]] | None = None
-    """Instead of the preset's own."""
+    """Replaces the preset's sizes."""
     settings: str = "ours"
-    """ours: as training sets itself up. plain: eager, float32, contiguous, an optimiser that is not fused. kept: as
-    plain, with freed memory kept."""
+    """ours: the settings of training. plain: eager, float32, contiguous, an optimiser that is not fused. kept: like
+    plain, but freed memory is kept."""
     compile: bool = False
-    """With our settings alone."""
+    """Has an effect only with our settings."""
     source: str = "cached"
-    """Training: cached, one batch again and again, or shards."""
+    """For training: `cached` (one batch again and again) or `shards`."""
     decoder: str = "ctc"
     device: str = "auto"
     threads: int = 0
     seconds: float = 10.0
-    """The clock runs for whole steps, at least so long."""
+    """Minimum time; the measurement ends after a complete step."""
 
 
 def figures(task: Task) -> Figures:
-    """The figures of one task, in this process as it is."""
+    """Returns the figures of one task, measured in this process."""
     return KINDS[task.kind](task)
 
 
 def training(task: Task) -> Figures:
-    """Clips a second of the trainer's own steps, the most memory they took, and model FLOP utilisation on a GPU."""
+    """Returns clips per second of the trainer's steps, their peak memory, and model FLOP utilisation on a GPU."""
     step = _set_up(task)
     state, batches = step.state, _batches(task, step.data)
     first = next(batches)
@@ -81,7 +81,7 @@ def training(task: Task) -> Figures:
             break
     _wait(state.device)
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    told = {
+    measured = {
         "clips_per_s": num_clips / seconds,
         "clips_per_cpu_s": num_clips / cpu_s,
         "steps": float(num_steps),
@@ -90,18 +90,18 @@ def training(task: Task) -> Figures:
     }
     if peak_flops_per_s(state.device) is not None:
         flops = flops_a_frame(step, first, 0) * _frames_learnt(step, first) * num_steps
-        told["flop_utilisation"] = flop_utilisation(flops, seconds, state.device) or 0.0
-    return told
+        measured["flop_utilisation"] = flop_utilisation(flops, seconds, state.device) or 0.0
+    return measured
 
 
 def _frames_learnt(step: TrainingStep, batch: ClipBatch) -> int:
-    """Padded frames at the speed that they are played at, without those behind them that fill a bucket."""
+    """Returns the padded frames after speed augmentation, without the frames that fill a bucket."""
     _, num_frames_B, _ = training_input(batch, step.job, step.data, 0, step.state.device)
     return len(num_frames_B) * int(num_frames_B.max())
 
 
 def inference(task: Task) -> Figures:
-    """Clips a second from uint8 batches to text, by greedy decoding."""
+    """Returns clips per second from uint8 batches to text, by greedy decoding."""
     step = _set_up(task)
     reader, batch = step.state.reader(step.precision), next(_batches(task, step.data))
     reader.network.eval()
@@ -112,7 +112,7 @@ def inference(task: Task) -> Figures:
     while not num_clips or time.perf_counter() - start < task.seconds:
         reader.read(
             batch.video_BTHW, batch.num_frames_B, decode
-        )  # ends with text, so nothing is left running
+        )  # returns text, so no work on the GPU is pending
         num_clips += len(batch.clip_ids)
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     return {
@@ -126,28 +126,28 @@ KINDS: Mapping[str, Callable[[Task], Figures]] = {"training": training, "inferen
 
 
 def main() -> None:
-    """Takes the task as JSON from the command line. Errors for people end it as they end `pipeline`."""
+    """Reads the task as JSON from the command line. Reports a PipelineError like `pipeline`, without a traceback."""
     try:
-        told = figures(Task(**json.loads(sys.argv[1])))
+        measured = figures(Task(**json.loads(sys.argv[1])))
     except PipelineError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(BAD_CONFIG if isinstance(error, ConfigError) else 1) from None
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(measured) + "\n")
 
 
-def in_words(task: Task) -> str:
-    """The task as `main` takes it."""
+def task_to_json(task: Task) -> str:
+    """Returns the task as the argument of `main`."""
     return json.dumps(asdict(task))
 
 
 def _set_up(task: Task) -> TrainingStep:
-    """As the trainer sets itself up, or plain."""
+    """Returns the step with the trainer's settings, or with plain ones."""
     is_ours = task.settings == "ours"
     values = parse_yaml(recipe_text(RECIPE), RECIPE)
     values["model"] |= {"preset": task.preset, "sizes": task.sizes or {}}
     values["train"] |= {"batch_size": task.batch, "accumulation_steps": 1, "mixed_precision": is_ours}
     values["train"] |= {"compile": task.compile and is_ours}
-    # the loop is fed from the start: no batch waits for a curriculum or for its turn among lengths
+    # all batches from the first epoch on: no curriculum, no grouping by length
     values["loader"] |= {"max_frames": 0, "curriculum_epochs": 0, "frame_budget": 1_000_000}
     num_workers = values["machine"]["num_workers"] if task.source == "shards" else 0
     values["machine"] |= {"device": task.device, "num_workers": num_workers}
@@ -169,7 +169,7 @@ def _set_up(task: Task) -> TrainingStep:
 
 
 def _make_plain(state: TrainingState) -> None:
-    """Weights in the order that they are made in, and an optimiser that works parameter by parameter."""
+    """Makes the weights contiguous and uses an optimiser that updates one parameter at a time."""
     for parameter in state.network.parameters():
         parameter.data = parameter.data.contiguous()
     names = ("params", "weight_decay", "rate_share")
@@ -178,14 +178,14 @@ def _make_plain(state: TrainingState) -> None:
 
 
 def _batches(task: Task, data: TrainingData) -> Iterator[ClipBatch]:
-    """Whole batches for ever: of the shards, epoch after epoch, or the first of them."""
+    """Yields full batches without end: from the shards, epoch after epoch, or always the first batch."""
     stream, _ = data.streams(pin_memory=choose_device(task.device).type == "cuda")
 
     def of_shards() -> Iterator[ClipBatch]:
         for epoch in itertools.count():
             plan = data.epoch(epoch)
             if (largest := max(map(len, plan.batches))) < task.batch:
-                raise ConfigError(f"--batch {task.batch}: the pack's batches have at most {largest} clips")
+                raise ConfigError(f"--batch {task.batch}: choose at most {largest}, the pack's largest batch")
             for batch in stream.batches(plan.batches):
                 if len(batch.clip_ids) == task.batch:
                     yield batch

@@ -1,4 +1,4 @@
-"""The machine at hand, as every bench tells it beside its figures."""
+"""Facts about the machine that every benchmark reports with its figures."""
 
 import platform
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import psutil
 
 
 def machine_facts(packages: Sequence[str]) -> dict[str, str]:
-    """Processor, cores, memory, Python and the versions of `packages`."""
+    """Returns processor, cores, memory, Python and the versions of `packages`."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": str(psutil.cpu_count()),

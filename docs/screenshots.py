@@ -1,7 +1,7 @@
-"""The pictures of the docs, taken with headless Chromium: `python docs/screenshots.py --help`.
+"""Takes the pictures of the docs with headless Chromium: `python docs/screenshots.py --help`.
 
-The report's need a finished `pipeline report`, the try-out page's a running `pipeline serve` and a video. The last,
-lively_head.png, needs a video of somebody who nods.
+The pictures of the report need a finished `pipeline report`, that of the page a running `pipeline serve` and a video.
+lively_head.png needs a video of somebody who nods.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from stages.videos.settings import CropParams
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH_PX, MARGIN_PX = 1_120, 16
 MOST_KB = 400
-"""Of one picture: a README loads on a train."""
+"""Size limit of a picture, so that the README loads over a slow connection."""
 READING_S = 120
-"""Longest time that the try-out page may take over a video."""
+"""Time limit for the page of `pipeline serve` to read a video."""
 
 
 @contextmanager
 def opened(url: str) -> Iterator[Page]:
-    """The page in a light browser of WIDTH_PX."""
+    """Opens the page in a browser of WIDTH_PX with light colours."""
     program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
@@ -40,9 +40,9 @@ def opened(url: str) -> Iterator[Page]:
 
 
 def shoot(page: Page, file: Path, first: Locator, last: Locator) -> None:
-    """The page from the top of `first` to the bottom of `last`, all its width; SystemExit where it is too large."""
+    """Writes the page from the top of `first` to the bottom of `last`, full width; SystemExit if it is too large."""
     top, bottom = first.bounding_box(), last.bounding_box()
-    assert top is not None and bottom is not None, "both stand on the page"
+    assert top is not None and bottom is not None, "both elements are visible"
     start = max(0, top["y"] - MARGIN_PX)
     height = bottom["y"] + bottom["height"] + MARGIN_PX - start
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,11 +50,11 @@ def shoot(page: Page, file: Path, first: Locator, last: Locator) -> None:
     size_kb = file.stat().st_size / 1_000
     sys.stdout.write(f"{file}: {WIDTH_PX} x {height:.0f} px, {size_kb:.0f} kB\n")
     if size_kb > MOST_KB:
-        raise SystemExit(f"{file} has more than {MOST_KB} kB; show less of the page")
+        raise SystemExit(f"{file} is larger than {MOST_KB} kB; show a smaller part of the page")
 
 
 def shoot_report(url: str, folder: Path) -> None:
-    """report.png: the verdict and what lips could show; report_clips.png: two clips with errors."""
+    """Writes report.png (the first sections of the report) and report_clips.png (two clips with errors)."""
     with opened(url) as page:
         sections = page.locator("main > section")
         shoot(page, folder / "report.png", page.locator(".top"), sections.nth(1))
@@ -63,7 +63,7 @@ def shoot_report(url: str, folder: Path) -> None:
 
 
 def shoot_serve(url: str, video: Path, folder: Path) -> None:
-    """serve.png: the try-out page with what it read from a video."""
+    """Writes serve.png: the page of `pipeline serve` with the reading of a video."""
     with opened(url) as page:
         page.locator("input[type=file]").set_input_files(video)
         page.locator(".tools:visible, .fault:visible").wait_for(timeout=1_000 * READING_S)
@@ -76,7 +76,7 @@ def shoot_serve(url: str, video: Path, folder: Path) -> None:
 
 
 def draw_lively_head(video: Path, folder: Path) -> None:
-    """lively_head.png: every sixth frame of the crop, above with the calm mean alone, below as it is now."""
+    """Writes lively_head.png: every sixth frame of the crop, above with the calm mean only, below with the default."""
     rows = []
     for max_lag_px in (1e3, CropParams().max_lag_px):
         clip = crop_video(video, MediaKind.FACE, CropParams(max_lag_px=max_lag_px, max_jitter_px=100.0))
@@ -90,13 +90,13 @@ def draw_lively_head(video: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", type=Path, metavar="FILE", help="a report.html")
-    parser.add_argument("--serve", metavar="URL", help="of a running `pipeline serve`; needs --video")
-    parser.add_argument("--video", type=Path, metavar="FILE", help="what the try-out page reads")
-    parser.add_argument("--nodding", type=Path, metavar="FILE", help="a video of a lively head")
+    parser.add_argument("--serve", metavar="URL", help="address of a running `pipeline serve`; needs --video")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="video for the page of `pipeline serve`")
+    parser.add_argument("--nodding", type=Path, metavar="FILE", help="a video of a nodding head")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="FOLDER")
     options = parser.parse_args()
     if not (options.report or options.serve or options.nodding) or bool(options.serve) != bool(options.video):
-        parser.error("name --report FILE, --serve URL with --video FILE, or --nodding FILE")
+        parser.error("give --report FILE, --serve URL with --video FILE, or --nodding FILE")
     if options.report:
         shoot_report(options.report.resolve().as_uri(), options.out)
     if options.serve:

@@ -1,1 +1,1 @@
-"""The demo corpus: a miniature Chinese-LiPS, drawn from one public-domain photograph."""
+"""The demo corpus: a small imitation of Chinese-LiPS, drawn from one public-domain photograph."""

@@ -1,14 +1,14 @@
-"""A miniature Chinese-LiPS in the raw layout, drawn: three CSVs, face videos, silent WAVs.
+"""Draws a small imitation of Chinese-LiPS in its raw layout: three CSVs, face videos, silent WAVs.
 
     <root>/meta_train.csv, meta_valid.csv, meta_test.csv
     <root>/train|val|test/<speaker>_<age>_<gender>_<topic>/FACE/<ID>_FACE.mp4
                                                           /WAV/<ID>.wav
     <root>/demo_corpus.json
 
-The PPT column names the path the layout has; the slides themselves are not made, since the pipeline reads
-lips only. demo_corpus.json says "building" first and lists the files once all of them are there.
+The PPT column has the paths of the layout, but there are no slides, since the pipeline reads only lips.
+demo_corpus.json has the state "building" until all files exist; then it lists them.
 
-Files of one clip: H.264 video and silent WAV, each whole or absent, equal bytes for equal frames.
+Each clip has an H.264 video and a silent WAV, each complete or absent; equal frames give equal bytes.
 """
 
 import csv
@@ -45,16 +45,16 @@ from pipeline.demo.visemes import Viseme, viseme_sequence
 from shards.errors import CorpusError
 from shards.files import atomic_file, write_bytes
 
-# Raise it with every change that alters a byte of the corpus: a corpus of another version is built anew.
+# Increase it with every change of the corpus's bytes: a corpus of another version is built again.
 DEMO_CORPUS_VERSION: Final = 1
 MANIFEST_NAME: Final = "demo_corpus.json"
-# Clips a process draws at a time: few enough to share out evenly, enough to pay for the speaker's canvas.
+# Clips that a process draws at a time: few, to distribute them evenly; more than one, to reuse the speaker's canvas.
 _BATCH_CLIPS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """What a corpus holds: clips and characters of each split's texts, and seconds of video in all."""
+    """Number of clips and of characters in the texts of each split, and the total seconds of video."""
 
     num_clips: dict[str, int]
     num_characters: dict[str, int]
@@ -62,9 +62,9 @@ class CorpusSummary:
 
 
 def render_frames(visemes: Sequence[Viseme], face: Face, rng: np.random.Generator) -> Iterator[Image]:
-    """Frames of one clip, uint8 BGR (360, 640, 3), 30 a second.
+    """Yields the frames of one clip, uint8 BGR (360, 640, 3), 30 per second.
 
-    The text is not among the arguments: what looks the same on the lips is drawn the same.
+    The text is not an argument: texts with the same visemes are drawn the same.
     """
     motion = clip_motion(visemes, face.speaker.speed, face.speaker.effort, rng)
     for frame in range(len(motion.mouth)):
@@ -72,9 +72,9 @@ def render_frames(visemes: Sequence[Viseme], face: Face, rng: np.random.Generato
 
 
 def _render_clips(root: Path, seed: int, plans: Sequence[ClipPlan]) -> list[tuple[str, int]]:
-    """Draws clips of one speaker; gives (clip_id, number of frames) of each."""
+    """Draws clips of one speaker; returns (clip_id, number of frames) of each."""
     threads_before = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # one process a core; threads below it only get in the way
+    cv2.setNumThreads(1)  # one process per core; more threads only slow it down
     try:
         face = Face(speaker_of(seed, plans[0].speaker_index))
         done = []
@@ -90,7 +90,7 @@ def _render_clips(root: Path, seed: int, plans: Sequence[ClipPlan]) -> list[tupl
 
 
 def _batches(plans: Sequence[ClipPlan]) -> list[list[ClipPlan]]:
-    """Plans in groups of one speaker, at most _BATCH_CLIPS each."""
+    """Groups the plans by speaker, at most _BATCH_CLIPS each."""
     batches: list[list[ClipPlan]] = []
     for plan in plans:
         last = batches[-1] if batches else []
@@ -126,7 +126,7 @@ def _sha256(path: Path) -> str:
 
 
 def _is_whole(root: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether the manifest tells of a finished corpus as wanted, and its files have the sizes it lists."""
+    """Returns whether the manifest lists a finished corpus as wanted, and the files match it in size and hash."""
     if manifest.get("state") != "whole" or any(manifest.get(key) != wanted[key] for key in wanted):
         return False
     for name, known in manifest["files"].items():
@@ -139,13 +139,13 @@ def _is_whole(root: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> b
 
 
 def _clear(root: Path) -> None:
-    """Removes an earlier demo's clips; refuses where the root holds clips and no manifest."""
+    """Removes the clips of an earlier demo. Raises CorpusError if the root has clips but no manifest."""
     folders = [f for split in SPLIT_FOLDERS.values() for f in (root / split).glob("*") if f.is_dir()]
     tables = [root / f"meta_{split}.csv" for split in SPLIT_FOLDERS]
     if not (root / MANIFEST_NAME).exists():
         if folders or any(table.exists() for table in tables):
             raise CorpusError(
-                f"{root} holds a corpus without {MANIFEST_NAME}, so not a demo: give the demo another folder"
+                f"{root} contains a corpus without {MANIFEST_NAME}, so it is not a demo; choose another folder"
             )
         return
     for table in tables:
@@ -167,11 +167,11 @@ def build_demo_corpus(
     *,
     size: CorpusSize | None = None,
 ) -> CorpusSummary:
-    """Makes the demo corpus under `root`, or finds it there whole and does nothing.
+    """Builds the demo corpus under `root`; does nothing if it is already complete there.
 
-    The files depend on `seed`, `size` and the code alone, never on `workers`, the number of processes.
-    `on_progress` is called with clips done and clips in all; not at all where there is nothing to do.
-    Raises CorpusError where `root` holds a corpus that is not a demo.
+    The files depend only on `seed`, `size` and the code, not on `workers`, the number of processes.
+    `on_progress` is called with the number of finished clips and of all clips; not if there is nothing to do.
+    Raises CorpusError if `root` contains a corpus that is not a demo.
     """
     root = Path(root)
     size = size or CorpusSize()
@@ -195,7 +195,7 @@ def build_demo_corpus(
         for batch in _batches(plans):
             note(_render_clips(root, seed, batch))
     else:
-        # spawn: a forked child would inherit the locks of OpenCV's and PyAV's threads as they happened to be.
+        # spawn: a forked child would inherit locks held by threads of OpenCV and PyAV.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             for future in as_completed(
                 [pool.submit(_render_clips, root, seed, batch) for batch in _batches(plans)]
@@ -224,14 +224,14 @@ def build_demo_corpus(
 
 
 WAV_HZ: Final = 8000
-# veryfast at 21 made a prototype's files a fifth of superfast's. One thread: the bytes differ with the count.
+# veryfast at CRF 21 made the files of a prototype a fifth of superfast's. One thread: the bytes depend on the number.
 _X264_OPTIONS: Final = {"preset": "veryfast", "crf": "21", "threads": "1"}
 
 
 def write_face_video(path: Path, frames: Iterable[Any]) -> int:
-    """H.264 yuv420p MP4 at 30 fps from uint8 BGR frames (360, 640, 3); gives the number of frames."""
+    """Writes an H.264 yuv420p MP4 at 30 fps from uint8 BGR frames (360, 640, 3); returns the number of frames."""
     num_frames = 0
-    exact = {"fflags": "+bitexact"}  # no library versions in the file
+    exact = {"fflags": "+bitexact"}  # keeps library versions out of the file
     with atomic_file(path) as file, av.open(file, "w", format="mp4", options=exact) as container:
         stream = container.add_stream("libx264", rate=FPS, options=dict(_X264_OPTIONS))
         stream.width, stream.height, stream.pix_fmt = FRAME_WIDTH, FRAME_HEIGHT, "yuv420p"
@@ -245,7 +245,7 @@ def write_face_video(path: Path, frames: Iterable[Any]) -> int:
 
 
 def write_silence(path: Path, seconds: float) -> None:
-    """A silent WAV: 8 kHz, mono, 8 bits (whose silence is 128)."""
+    """Writes a silent WAV: 8 kHz, mono, 8 bits (silence is 128)."""
     with atomic_file(path) as file, wave.open(file, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(1)

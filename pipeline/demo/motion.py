@@ -1,4 +1,4 @@
-"""A viseme sequence in time: mouth parameters, head motion and light for every frame of a clip.
+"""Turns a viseme sequence into mouth parameters, head motion and light for every frame of a clip.
 
 Legend: S visemes of a sequence, K keys (visemes and rests), T video frames, P mouth parameters (fields of
 `MouthShape`, in that order).
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from pipeline.demo.visemes import DOMINANCE, Viseme, shape_values
 
 FPS: Final = 30
-# One beat is about one syllable: with the lengths of visemes.py 4.1 syllables a second; Chinese-LiPS has 4.5.
+# One beat is about one syllable: with the lengths in visemes.py 4.1 syllables per second; Chinese-LiPS has 4.5.
 BEAT_S: Final = 0.21
 SPEECH_LEAD_S: Final = 0.24
 SPEECH_TAIL_S: Final = 0.26
-_REST_SPREAD_S: Final = 0.1  # lead and tail are longer by up to this
+_REST_SPREAD_S: Final = 0.1  # lead and tail are up to this much longer
 
 _TIMING_SPREAD: Final = 0.08  # standard deviation of a viseme's log duration
 _EFFORT_SPREAD: Final = 0.05  # standard deviation of a viseme's relative size
-# Reach of a viseme into its neighbours, as a share of its own duration.
+# How far a viseme extends into its neighbours, as a share of its duration.
 _REACH: Final = 0.62
-_REST_KEY_S: Final = 0.06  # the closed mouth before and after speech is held by a key this often
+_REST_KEY_S: Final = 0.06  # interval of the keys that keep the mouth closed before and after speech
 _OPEN: Final = 0  # index of MouthShape.open
 
 Array = NDArray[np.float64]
@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ClipMotion:
-    """What moves in one clip, a row per frame.
+    """The motion in one clip, one row per frame.
 
     mouth    (T, P) mouth parameters
     shift    (T, 2) head shift, pixels of the 640×360 frame
@@ -51,7 +51,7 @@ class ClipMotion:
 
 
 def _mouth(visemes: Sequence[Viseme], speed: float, effort: float, rng: np.random.Generator) -> Array:
-    """Targets blended by overlapping dominance, shape (T, P).
+    """Blends the targets by overlapping dominance, shape (T, P).
 
     Cohen & Massaro 1993, Modeling coarticulation in synthetic visual speech, with Gaussian fall-off.
     """
@@ -81,7 +81,7 @@ def _mouth(visemes: Sequence[Viseme], speed: float, effort: float, rng: np.rando
 
 
 def _sway(num_frames: int, periods_s: tuple[float, ...], rng: np.random.Generator) -> Array:
-    """A slow, smooth curve of unit scale: sines of the given periods, each varied by a fifth."""
+    """Returns a slow, smooth curve of unit scale: sines of the given periods, each varied by up to a fifth."""
     time_T = np.arange(num_frames) / FPS
     curve_T = np.zeros(num_frames)
     for period_s in periods_s:
@@ -92,9 +92,9 @@ def _sway(num_frames: int, periods_s: tuple[float, ...], rng: np.random.Generato
 def clip_motion(
     visemes: Sequence[Viseme], speed: float, effort: float, rng: np.random.Generator
 ) -> ClipMotion:
-    """Motion of one clip, a function of the arguments alone; `speed` and `effort` are factors about 1.
+    """Returns the motion of one clip, which depends only on the arguments; `speed` and `effort` are factors about 1.
 
-    Mouth and head draw from streams of their own, so the head's path tells nothing of what is said.
+    Mouth and head use separate random streams, so the motion of the head contains nothing about the text.
     """
     mouth_rng, head_rng = rng.spawn(2)
     mouth_TP = _mouth(visemes, speed, effort, mouth_rng)

@@ -1,8 +1,8 @@
-"""The photograph upright on a canvas, and where its mouth lies there.
+"""The photograph, upright on a canvas, with the position of its mouth; and the pseudo-speakers.
 
-Lengths ending in `_px` are pixels of the photograph, those ending in `_c` pixels of the canvas.
+Lengths ending in `_px` are in pixels of the photograph, those ending in `_c` in pixels of the canvas.
 
-Pseudo-speakers: the one photograph in other proportions, colours, light and manners of speech.
+A pseudo-speaker is the photograph with other proportions, colours, light and manner of speech.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ ORIGIN_C: Final = (420.0, 310.0)  # the mouth's centre on the canvas
 
 
 def _upright() -> NDArray[np.float64]:
-    """The 2×3 matrix photograph → canvas: irises level, the mouth's centre at ORIGIN_C."""
+    """Returns the 2×3 matrix photograph → canvas: irises level, the mouth's centre at ORIGIN_C."""
     roll = np.arctan2(_RIGHT_IRIS_PX[1] - _LEFT_IRIS_PX[1], _RIGHT_IRIS_PX[0] - _LEFT_IRIS_PX[0])
     turn = SCALE * np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])
     return np.hstack([turn, (np.array(ORIGIN_C) - turn @ np.array(_MOUTH_CENTRE_PX))[:, None]])
@@ -60,13 +60,13 @@ def _upright() -> NDArray[np.float64]:
 
 @lru_cache(maxsize=8)
 def contour(points_px: Contour) -> NDArray[np.float64]:
-    """A measured contour on the canvas, counted from the mouth's centre, shape (number of points, 2)."""
+    """Returns a measured contour on the canvas, relative to the mouth's centre, shape (number of points, 2)."""
     matrix = _upright()
     return np.array(points_px) @ matrix[:, :2].T + matrix[:, 2] - np.array(ORIGIN_C)
 
 
 def rows_of(points_px: Contour, x_w: Floats) -> Floats:
-    """The contour's rows at the columns x_w, both from the mouth's centre; level beyond its ends."""
+    """Returns the contour's rows at the columns x_w, both relative to the mouth's centre; constant beyond its ends."""
     points_c = contour(points_px)
     return np.interp(x_w, points_c[:, 0], points_c[:, 1]).astype(np.float32)
 
@@ -84,24 +84,24 @@ def _canvas() -> Image:
 
 
 def canvas() -> Image:
-    """A fresh copy of the canvas, uint8 BGR (CANVAS_HEIGHT, CANVAS_WIDTH, 3)."""
+    """Returns a new copy of the canvas, uint8 BGR (CANVAS_HEIGHT, CANVAS_WIDTH, 3)."""
     return _canvas().copy()
 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """How a speaker differs from the photograph. Factors are about 1 unless a range is named.
+    """How a speaker differs from the photograph. Factors are about 1 unless a range is given.
 
     zoom                     canvas to frame, about 0.9
     aspect                   width over height of the face
     shear                    slant of the face, about 0
-    mirrored                 the photograph left-right reversed
+    mirrored                 whether the photograph is mirrored left to right
     mouth_width, upper_lip, lower_lip   sizes of parts
     chin_px                  lengthening of the chin, pixels of the photograph
     skin_bgr                 gain of each colour
     gamma                    exponent of brightness: above 1 is a darker skin
     lip_bgr                  colour of the lips, 0..255
-    lip_tint                 how much of that colour covers the photograph's, 0..1
+    lip_tint                 share of that colour over the photograph's, 0..1
     side_light               light from the left (positive) or the right, -0.3..0.3
     speed, effort            of speech
     """
@@ -124,7 +124,7 @@ class Speaker:
 
 
 def draw_speaker(rng: np.random.Generator) -> Speaker:
-    """A random speaker. The ranges are as wide as still looked like a person on a contact sheet."""
+    """Returns a random speaker. In these ranges all faces still looked natural on a contact sheet."""
     skin = rng.normal(0.0, 0.05, 3).clip(-0.09, 0.09)
     lip_red = float(rng.uniform(145, 185))
     return Speaker(

@@ -1,10 +1,9 @@
-"""The demo's sentences: telegram-style Mandarin, who does what with how many of which.
+"""Plans the demo corpus: its sentences, and the speaker, ID, topic, text and paths of each clip.
 
-Slots in a fixed order, fillers nearly equiprobable and freely combined: the order is what parts homophenes
-(爸 stands where someone acts, 八 where things are counted), the freedom is what keeps a model that sees
-nothing from guessing. Measure words are left out, since the noun would foretell them.
-
-Which clips the demo corpus holds: speakers, IDs, topics, texts and paths, before a frame is drawn.
+The sentences are short Mandarin: who does what with how many of which things. Their slots have a fixed order,
+which distinguishes homophenes (爸 is a person who acts, 八 is a number). The fillers are nearly equally likely
+and freely combined, so that a blind model cannot guess. Measure words are omitted, since the noun would
+predict them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,20 +38,20 @@ PATTERNS: Final[tuple[tuple[str, ...], ...]] = (
 
 CHARACTERS: Final[str] = "".join(SLOTS.values())
 
-# Each pair looks alike on the lips and stands in different slots, so only its neighbours part it.
+# Each pair has the same visemes but different slots, so only the neighbours distinguish it.
 HOMOPHENES: Final[tuple[str, ...]] = ("爸八", "吃十", "画花")
 
 
 def _deck(fillers: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
-    """Endless draws, each filler once per round: counts stay level, so none is too rare to learn."""
+    """Yields fillers without end, each once per round: equal counts, so that none is too rare to learn."""
     while True:
         yield from (fillers[i] for i in rng.permutation(len(fillers)))
 
 
 def draw_sentences(counts: Sequence[int], rng: np.random.Generator) -> list[list[str]]:
-    """For each count, that many sentences.
+    """Returns a list of that many sentences for each count.
 
-    No two sentences of all the lists are equal, nor do two look the same on the lips.
+    No two sentences in all lists are equal or have the same visemes.
     """
     seen: set[tuple[object, ...]] = set()
     lists: list[list[str]] = []
@@ -63,10 +62,10 @@ def draw_sentences(counts: Sequence[int], rng: np.random.Generator) -> list[list
         while len(sentences) < count:
             words = [next(decks[slot]) for slot in PATTERNS[int(next(patterns))]]
             repeats = len(set(words)) < len(words)
-            looks: tuple[object, ...] = viseme_sequence("".join(words))
-            if repeats or looks in seen:
+            visemes: tuple[object, ...] = viseme_sequence("".join(words))
+            if repeats or visemes in seen:
                 continue
-            seen.add(looks)
+            seen.add(visemes)
             sentences.append("".join(words))
         lists.append(sentences)
     return lists
@@ -74,18 +73,18 @@ def draw_sentences(counts: Sequence[int], rng: np.random.Generator) -> list[list
 
 CSV_HEADER: Final = ("ID", "TOPIC", "WAV", "PPT", "FACE", "TEXT")
 TOPICS: Final = ("DZJJ", "JKYS", "KJ", "LY", "QC", "RWLS", "TY", "YS", "ZX")
-# Chinese-LiPS writes "valid" in its CSVs' names and "val" on its folder.
+# Chinese-LiPS has "valid" in the names of its CSVs and "val" as its folder.
 SPLIT_FOLDERS: Final = {"train": "train", "valid": "val", "test": "test"}
 _TOPICS_PER_SPEAKER: Final = 2
 _FIRST_SPEAKER_ID: Final = 101
 
-# Purposes of the random streams: drawing more from one leaves the others as they were.
+# Purposes of the random streams: more draws from one do not change the others.
 _SENTENCES, _SPEAKER, _CLIP, _IDENTITY = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSize:
-    """Speakers and clips per speaker of each split."""
+    """Number of speakers and of clips per speaker in each split."""
 
     train: tuple[int, int] = (24, 15)
     valid: tuple[int, int] = (4, 12)
@@ -97,7 +96,7 @@ class CorpusSize:
 
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
-    """One line of a CSV, and the numbers that seed its drawing. Paths are relative to the corpus root."""
+    """One line of a CSV, and the numbers that seed the drawing. Paths are relative to the corpus root."""
 
     clip_id: str
     split: str
@@ -123,9 +122,9 @@ class ClipPlan:
 
 
 def plan_corpus(seed: int, size: CorpusSize) -> list[ClipPlan]:
-    """Every clip of a corpus, in the order of its CSVs.
+    """Returns every clip of a corpus, in the order of its CSVs.
 
-    No speaker is in two splits; no valid or test sentence, nor one that looks like it, is in train.
+    No speaker is in two splits; no sentence of valid or test, nor one with the same visemes, is in train.
     """
     splits = size.splits()
     rng = np.random.default_rng([seed, _SENTENCES])
@@ -148,10 +147,10 @@ def plan_corpus(seed: int, size: CorpusSize) -> list[ClipPlan]:
 
 
 def speaker_of(seed: int, speaker_index: int) -> Speaker:
-    """The pseudo-speaker with that number in the corpus of that seed."""
+    """Returns the pseudo-speaker with that number in the corpus of that seed."""
     return draw_speaker(np.random.default_rng([seed, _SPEAKER, speaker_index]))
 
 
 def clip_rng(seed: int, speaker_index: int, clip_number: int) -> np.random.Generator:
-    """The chance in one clip: from the corpus seed, its speaker and its number, never from its text."""
+    """Returns the random generator of a clip: it depends on seed, speaker and clip number, never on the text."""
     return np.random.default_rng([seed, _CLIP, speaker_index, clip_number])

@@ -1,9 +1,8 @@
-"""Mandarin text to visemes: what a face shows of a syllable, and nothing more.
+"""Converts Mandarin text to visemes: the visible part of a syllable.
 
-A syllable is split as pinyin splits it (initial, medial, nucleus, coda) and each part is mapped to a mouth
-shape. Sounds which lips do not tell apart share a shape: b p m; d t n l; g k h; j q x; zh ch sh r; z c s.
-Tones are not drawn. So homophenes (吃 chi, 十 shi) have equal sequences, and whoever draws from a sequence
-can't know which character was meant.
+A syllable is split like pinyin (initial, medial, nucleus, coda), and each part is mapped to a mouth shape.
+Sounds that lips do not distinguish share a shape: b p m; d t n l; g k h; j q x; zh ch sh r; z c s. Tones are
+not drawn. So homophenes (吃 chi, 十 shi) have equal sequences, and the drawing cannot depend on the character.
 """
 
 from dataclasses import astuple, dataclass
@@ -15,15 +14,15 @@ from pypinyin import Style, lazy_pinyin
 
 @dataclass(frozen=True, slots=True)
 class MouthShape:
-    """A target of the mouth, each part relative to the speaker's own range.
+    """A target shape of the mouth, each value relative to the speaker's own range.
 
     open      0..1   gap between the lips, 1 = widest a
     width    -1..1   corners pulled in (negative) or apart
     round     0..1   lips rounded and pushed forward
     press     0..1   lips pressed together
     tuck      0..1   lower lip under the upper teeth
-    teeth     0..1   how near the two rows of teeth stand
-    tongue    0..1   how high and far forward the tongue lies
+    teeth     0..1   how close the two rows of teeth are
+    tongue    0..1   how high and far forward the tongue is
     """
 
     open: float = 0.0
@@ -37,15 +36,15 @@ class MouthShape:
 
 @dataclass(frozen=True, slots=True)
 class Viseme:
-    """One mouth target in time: `shape` names one of SHAPES, a syllable's `beats` add up to about one."""
+    """One mouth target in time: `shape` is a key of SHAPES; the `beats` of a syllable add up to about one."""
 
     shape: str
     beats: float
 
 
 # Targets follow the articulation of standard Mandarin (Duanmu, The Phonology of Standard Chinese, 2007,
-# ch. 2), exaggerated a little: a 32-pixel mouth must show them. Upper case: consonants and glides. Lower:
-# vowels and codas.
+# ch. 2), slightly exaggerated, so that a 32-pixel mouth shows them. Upper case: consonants and glides. Lower
+# case: vowels and codas.
 SHAPES: Final[dict[str, MouthShape]] = {
     "rest": MouthShape(open=0.0),
     "B": MouthShape(press=1.0),
@@ -74,8 +73,8 @@ SHAPES: Final[dict[str, MouthShape]] = {
     "-u": MouthShape(open=0.22, width=-0.25, round=0.9),
 }
 
-# How firmly a shape holds against its neighbours (dominance, Cohen & Massaro 1993). Lips must meet for b and
-# touch the teeth for f, so these win; velars are made out of sight and yield.
+# Dominance of a shape over its neighbours (Cohen & Massaro 1993). Lips must meet for b and touch the teeth for
+# f, so these dominate; velars are hardly visible and have little effect.
 DOMINANCE: Final[dict[str, float]] = {
     **dict.fromkeys(SHAPES, 1.0),
     "B": 6.0, "F": 5.0, "W": 2.0, "YU": 2.0, "Y": 1.5, "R": 1.5, "J": 1.4, "Z": 1.3,
@@ -89,7 +88,7 @@ _INITIALS: Final[dict[str, str]] = {
     **dict.fromkeys(("z", "c", "s"), "Z"),
 }  # fmt: skip
 
-# Finals in pypinyin's strict spelling, as (medial, nucleus, coda). bo, po, mo, fo carry the u of duo: o.
+# Finals in pypinyin's strict spelling, as (medial, nucleus, coda). bo, po, mo, fo are spelled o, without the u of duo.
 _FINALS: Final[dict[str, tuple[str, ...]]] = {
     "a": ("a",), "o": ("o",), "e": ("e",), "ê": ("eh",), "er": ("er",), "i": ("i",), "u": ("u",), "v": ("v",),
     "ai": ("a", "-i"), "ei": ("e", "-i"), "ao": ("a", "-u"), "ou": ("o", "-u"),
@@ -104,7 +103,7 @@ _FINALS: Final[dict[str, tuple[str, ...]]] = {
     "m": ("B",), "n": ("-n",), "ng": ("-ng",), "hm": ("B",), "hng": ("-ng",),
 }  # fmt: skip
 
-# With no initial, a high vowel opens with its glide: 一 yi, 五 wu, 鱼 yu; so 五五 still shows two syllables.
+# Without an initial, a high vowel starts with its glide: 一 yi, 五 wu, 鱼 yu; so 五五 still shows two syllables.
 _GLIDES: Final[dict[str, str]] = {"i": "Y", "u": "W", "v": "YU"}
 
 # Shares of a syllable's time before scaling: consonants are short, a vowel that ends its syllable is long.
@@ -124,7 +123,7 @@ def _parts(initial: str, final: str) -> tuple[str, ...]:
         return (_INITIALS[initial], *vowels)
     if vowels[0] in _GLIDES:
         glide = _GLIDES[vowels[0]]
-        # ya is glide + a, but yi is glide + i: the vowel must not vanish where it is the only one.
+        # ya is glide + a, but yi is glide + i: the only vowel of a syllable must not disappear.
         return (glide, *(vowels[1:] if len(vowels) > 1 and not vowels[1].startswith("-") else vowels))
     return vowels
 
@@ -139,7 +138,7 @@ def _syllable(initial: str, final: str) -> tuple[Viseme, ...]:
         else _MEDIAL_SHARE
         for i in range(len(parts))
     ]  # fmt: skip
-    # Square root: longer syllables take longer, but less than in proportion (Mandarin is syllable-timed).
+    # Square root: longer syllables take more time, but less than proportionally (Mandarin is syllable-timed).
     scale = sum(shares) ** -0.5
     return tuple(Viseme(part, round(share * scale, 4)) for part, share in zip(parts, shares, strict=True))
 
@@ -150,15 +149,15 @@ def _is_han(character: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def viseme_sequence(text: str) -> tuple[Viseme, ...]:
-    """The visemes of a text of Han characters, in order; spaces and punctuation are silent.
+    """Returns the visemes of a text of Han characters, in order; ignores spaces and punctuation.
 
-    Raises ValueError where a letter, digit or a character without a known reading stands in it.
+    Raises ValueError if the text has a letter, a digit or a character without a known reading.
     """
     kept = "".join(c for c in text if c.isalnum())
     for character in kept:
         if not _is_han(character):
             raise ValueError(f"no viseme for {character!r} in {text!r}: write it in Han characters")
-    # strict: the true final (you → iou), which is what the lips follow, and no y or w among the initials.
+    # strict: the true final (you → iou), which the lips follow, and no y or w as initial.
     initials = lazy_pinyin(kept, style=Style.INITIALS, strict=True)
     finals = lazy_pinyin(kept, style=Style.FINALS, strict=True)
     sequence: list[Viseme] = []
@@ -170,5 +169,5 @@ def viseme_sequence(text: str) -> tuple[Viseme, ...]:
 
 
 def shape_values(shape: str) -> tuple[float, ...]:
-    """The parameters of a shape as a row of length P."""
+    """Returns the parameters of a shape as a row of length P."""
     return astuple(SHAPES[shape])

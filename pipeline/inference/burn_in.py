@@ -26,21 +26,21 @@ from stages.videos.video import OPENING, decode, read_header
 
 BOX_RGB = (64, 220, 120)
 CAPTION_SHARE = 1 / 18
-"""Height of the letters in parts of the picture's shorter side."""
+"""Height of the letters, as a share of the picture's shorter side."""
 MARGIN_SHARE = 1 / 20
 TICK_S = Fraction(1, 90_000)
-"""MPEG's clock: frame rates in use have whole ticks a frame, or near enough."""
+"""MPEG's clock: a frame of every usual rate lasts a whole number of ticks, or nearly."""
 KEPT_SOUND = frozenset({"aac", "mp3", "ac3", "opus", "alac"})
-"""What mp4 players know; other sound becomes AAC."""
+"""Audio codecs that mp4 players know; other sound is encoded as AAC."""
 
 
 @dataclass
 class MouthBoxes:
-    """Where the mouth was cut: collected while a video is read (`read_video`'s `on_mouth`)."""
+    """Where the mouth was cropped: collected while a video is read (`read_video`'s `on_mouth`)."""
 
     size_px: int
     _corners: dict[int, NDArray[np.float32]] = field(default_factory=dict)
-    """Source frame to the corners of the crop in it, (4, 2)."""
+    """The corners of the crop by source frame, (4, 2)."""
     _order: list[int] = field(default_factory=list)
     _spans: list[tuple[int, int]] = field(default_factory=list)
     """First and last source frame of each piece."""
@@ -55,7 +55,7 @@ class MouthBoxes:
         self._order = sorted(self._corners)
 
     def at(self, frame: int) -> NDArray[np.float32] | None:
-        """The box shown last within the same piece: a source of 60 frames/s has frames that no crop shows."""
+        """Returns the last known box of the same piece, since a source of 60 frames/s has frames without a crop."""
         if not any(first <= frame <= last for first, last in self._spans):
             return None
         return self._corners[self._order[bisect_right(self._order, frame) - 1]]
@@ -64,9 +64,9 @@ class MouthBoxes:
 def burn_in(
     video: Path, reading: VideoReading, boxes: MouthBoxes, font: CaptionFont, params: Params, file: BinaryIO
 ) -> str:
-    """Writes the captioned video, mp4, to `file`; tells what of it is lost, "" where nothing is.
+    """Writes the captioned video, mp4, to `file`; returns what was lost, "" if nothing.
 
-    Raises ClipRejected where no picture can be decoded, FFmpegError where the file cannot be written.
+    Raises ClipRejected if no picture can be decoded, FFmpegError if the file cannot be written.
     """
     captions = _Captions(reading.segments, font)
     header = read_header(video)
@@ -79,15 +79,15 @@ def burn_in(
     ):
         sound = _Sound(source, out)
         stream = None
-        for frame in _as_far_as_it_goes(decode(video, no_limit)):
+        for frame in _until_error(decode(video, no_limit)):
             rgb_HW3 = frame.rgb_HW3()
-            # H.264 in 4:2:0 wants even sides
+            # H.264 in 4:2:0 needs even sides
             rgb_HW3 = np.ascontiguousarray(rgb_HW3[: len(rgb_HW3) // 2 * 2, : rgb_HW3.shape[1] // 2 * 2])
             if stream is None:
                 stream = _picture_stream(out, rgb_HW3, header.fps)
                 sound.announce()
             _draw_box(rgb_HW3, boxes.at(frame.index))
-            # captions count from the begin of sound, pictures from the first of them
+            # captions count from the start of the sound, pictures from the first picture
             captions.draw(rgb_HW3, frame.time_s + header.start_s)
             end_s = frame.time_s + step_s
             picture = av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
@@ -100,22 +100,22 @@ def burn_in(
     return sound.lost
 
 
-def _as_far_as_it_goes(frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
-    """A video that breaks off was read as far as it goes, and is shown so."""
-    is_begun = False
+def _until_error(frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
+    """Yields the frames before an error: the text of a truncated video covers the same frames."""
+    has_frames = False
     try:
         for frame in frames:
             yield frame
-            is_begun = True
+            has_frames = True
     except ClipRejected:
-        if not is_begun:
+        if not has_frames:
             raise
 
 
 def _picture_stream(
     out: av.container.OutputContainer, rgb_HW3: NDArray[np.uint8], fps: float | None
 ) -> av.VideoStream:
-    """`fps` tells how long the last picture stays."""
+    """Adds the video stream; `fps` decides how long the last picture stays."""
     rate = None if fps is None else Fraction(fps).limit_denominator(1001)
     stream = out.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
     stream.height, stream.width = rgb_HW3.shape[:2]
@@ -131,7 +131,7 @@ def _draw_box(rgb_HW3: NDArray[np.uint8], corners_42: NDArray[np.float32] | None
 
 
 def _corners(transform_23: NDArray[np.float32], size_px: int) -> NDArray[np.float32]:
-    """The corners of the crop in the source picture, (4, 2), px."""
+    """Returns the corners of the crop in the source picture, (4, 2), px."""
     edge = size_px - 0.5
     corners_42 = np.array([(-0.5, -0.5), (edge, -0.5), (edge, edge), (-0.5, edge)])
     back_23 = cv2.invertAffineTransform(transform_23.astype(np.float64))
@@ -166,7 +166,7 @@ class _Captions:
 
 
 class _Sound:
-    """The first sound of a file, into another: as it is where mp4 players know it, else as AAC."""
+    """Copies the first audio stream of a file into another: unchanged if mp4 players know its codec, else as AAC."""
 
     def __init__(self, source: av.container.InputContainer, out: av.container.OutputContainer) -> None:
         self._source, self._out = source, out
@@ -177,20 +177,20 @@ class _Sound:
 
     @property
     def lost(self) -> str:
-        told = []
+        losses = []
         if self._early_s > 0.05:
-            told.append(f"{self._early_s:.2f} s of sound before its first picture are left out")
+            losses.append(f"{self._early_s:.2f} s of sound before the first picture were left out")
         if self._num_damaged:
-            told.append(f"{self._num_damaged} packets of its sound are damaged and left out")
-        return ", ".join(told)
+            losses.append(f"{self._num_damaged} damaged audio packets were left out")
+        return ", ".join(losses)
 
     def announce(self) -> None:
-        """Before the first packet is written, since a container names all its streams first."""
+        """Adds the audio stream; must run before the first packet, since a container lists its streams first."""
         streams = self._source.streams
         sound = streams.audio[0] if streams.audio else None
         if sound is None or sound.codec_context is None:
             return
-        # pictures are timed from the first of them
+        # the times of pictures count from the first picture
         shown = shown_stream(self._source, self._source.name)
         first = next((frame for frame in self._source.decode(shown) if frame.pts is not None), None)
         begin_s = float(first.pts * first.time_base) if first is not None else 0.0
@@ -200,13 +200,13 @@ class _Sound:
         if sound.codec_context.name in KEPT_SOUND:
             self._packets = self._copied(sound, self._out.add_stream_from_template(sound), begin_s)
         else:
-            # AAC knows few rates; what comes at another is resampled
+            # AAC supports few rates; sound at another rate is resampled
             rates = av.Codec("aac", "w").audio_rates or [sound.rate]
-            rate = min(rates, key=lambda one: abs(one - sound.rate))
+            rate = min(rates, key=lambda rate: abs(rate - sound.rate))
             self._packets = self._encoded(sound, self._out.add_stream("aac", rate=rate), begin_s)
 
     def up_to(self, time_s: float) -> None:
-        """Writes what sounds until then: players want sound beside its pictures."""
+        """Writes the sound up to `time_s`: players need sound and pictures interleaved."""
         while True:
             if self._waiting is None:
                 self._waiting = next(self._packets, None)
@@ -233,7 +233,7 @@ class _Sound:
         yield from (packet for packet in stream.encode(None) if packet.pts is not None)
 
     def _decoded(self, sound: av.AudioStream) -> Iterator[av.AudioFrame]:
-        """Packet by packet: a damaged one is left out, and what comes behind it is kept."""
+        """Decodes packet by packet: leaves out a damaged packet and keeps those after it."""
         for packet in self._source.demux(sound):
             try:
                 yield from packet.decode()

@@ -1,4 +1,4 @@
-"""A font of the system that can draw a text, Han characters included, and the strip of a caption drawn with it."""
+"""Finds a system font for a text, Han characters included, and draws captions with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ PREFERRED = (
     *("notosanscjk-regular", "notosanscjksc-regular", "notosanssc-regular", "sourcehansans", "wqy-microhei"),
     *("wqy-zenhei", "pingfang", "hiragino sans gb", "stheiti", "msyh", "simhei", "dejavusans"),
 )
-"""Begins of file names of fonts made for screens, best first; others are tried after them."""
+"""Starts of the file names of fonts made for screens, best first; others are tried after them."""
 SHOWN = 20
-"""Characters that a message names."""
+"""Number of missing characters that a message lists."""
 _SIMPLIFIED = (" SC", " CN", "GB")
-"""Of the faces of a collection the one that draws characters as they are printed on the mainland."""
+"""Marks of the face in a font collection that draws characters as printed in mainland China."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class CaptionFont:
     name: str
 
     def strip(self, lines: Sequence[str], size_px: int, max_width_px: int) -> NDArray[np.uint8]:
-        """The lines, centred, white with a black edge: (height, width, 4), RGBA, uint8.
+        """Draws the lines, centred, white with a black edge: (height, width, 4), RGBA, uint8.
 
-        Drawn smaller where a line would be wider than `max_width_px`.
+        Uses a smaller size if a line would be wider than `max_width_px`.
         """
         edge = max(1, size_px // 12)
         font = self._at(size_px)
@@ -58,12 +58,13 @@ class CaptionFont:
 
 
 def font_for(text: str) -> CaptionFont:
-    """A font that has every character of `text`; MachineError naming what to install where there is none.
+    """Returns a font that has every character of `text`.
 
-    Known good ones first, so that the same machine always draws the same captions.
+    Tries known good fonts first, so that the same machine always draws the same captions. Raises MachineError that
+    names the font to install if no font has them all.
     """
     wanted = {ord(character) for character in text if not character.isspace()}
-    # not matplotlib's own list of fonts: it is cached, and knows none installed since
+    # not matplotlib's own list of fonts: it is cached and misses fonts installed later
     files = {*font_manager.findSystemFonts(), font_manager.findfont("DejaVu Sans")}
     missing = {
         path: wanted - _characters(path) for path in sorted(files, key=lambda file: (_rank(file), file))
@@ -74,9 +75,9 @@ def font_for(text: str) -> CaptionFont:
     shown = "".join(sorted(map(chr, missing[best])))[:SHOWN]
     more = ", …" if len(missing[best]) > SHOWN else ""
     raise MachineError(
-        f"no font of this system has all {len(wanted)} characters that captions may need: {Path(best).name} lacks "
-        f"{len(missing[best])} of them ({shown}{more}); install one with Han characters (Debian and Ubuntu: "
-        "apt install fonts-noto-cjk, Fedora: dnf install google-noto-sans-cjk-fonts), or leave out --burn-in"
+        f"no font on this system has all {len(wanted)} characters that captions may need: {Path(best).name} lacks "
+        f"{len(missing[best])} of them ({shown}{more}); install a font with Han characters (Debian and Ubuntu: "
+        "apt install fonts-noto-cjk, Fedora: dnf install google-noto-sans-cjk-fonts), or omit --burn-in"
     )
 
 
@@ -88,7 +89,7 @@ def _rank(file: str) -> int:
 @lru_cache(256)
 def _characters(path: str) -> frozenset[int]:
     if "lastresort" in path.lower():
-        return frozenset()  # it draws a box for whatever there is
+        return frozenset()  # it draws a box for every character
     try:
         return frozenset(ft2font.FT2Font(path).get_charmap())
     except (OSError, RuntimeError):
@@ -96,14 +97,14 @@ def _characters(path: str) -> frozenset[int]:
 
 
 def _face(path: Path) -> CaptionFont:
-    """Of a collection the face for simplified characters, else the first."""
+    """Returns the face for simplified characters of a font collection, else its first face."""
     names = []
     index = 0
     while True:
         try:
             names.append(" ".join(map(str, ImageFont.truetype(str(path), 10, index=index).getname())))
         except OSError:
-            break  # past the last
+            break  # past the last face
         if path.suffix.lower() not in (".ttc", ".otc"):
             break
         index += 1

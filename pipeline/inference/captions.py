@@ -1,4 +1,4 @@
-"""Readings as text, JSON, SubRip (SRT) and WebVTT."""
+"""Writes readings as text, JSON, SubRip (SRT) and WebVTT."""
 
 import html
 import json
@@ -15,16 +15,16 @@ from shards.files import write_text
 Format = Literal["text", "json", "srt", "vtt"]
 
 _MARKUP = re.compile(r"<(?=[^<>]*>)|\{(?=[^{}]*\})")
-"""What begins a tag, <i> or {\\an8}, where something ends it."""
+"""The opening bracket of a tag, <i> or {\\an8}, if the tag is closed."""
 _WORD_JOINER = "\u2060"
 LINE_COLUMNS = 42
-"""Width of a line of captions; a Han character takes two columns."""
+"""Width of a caption line; a Han character takes two columns."""
 
 _SUFFIXES: Mapping[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 
 
 def rendered(reading: VideoReading, kind: Format) -> str:
-    """One reading in that format, a newline at its end."""
+    """Returns the reading in the format `kind`, with a newline at the end."""
     return _WRITERS[kind](reading)
 
 
@@ -37,12 +37,12 @@ def as_json(reading: VideoReading) -> str:
 
 
 def valid_utf8(text: str) -> str:
-    """Bytes of file names that are no UTF-8 (Python's lone surrogates) as \\udcXX: as JSON writes them too."""
+    """Returns `text` with the bytes of file names that are not UTF-8 (lone surrogates) as \\udcXX, as in JSON."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def as_srt(reading: VideoReading) -> str:
-    """SubRip: number, times with a comma, text, an empty line."""
+    """Returns SubRip: number, times with a comma, text, an empty line."""
     cues = [
         f"{number}\n{stamp(segment.start_s, ',')} --> {stamp(segment.end_s, ',')}\n"
         f"{_without_markup(_caption(segment.text))}\n"
@@ -52,7 +52,7 @@ def as_srt(reading: VideoReading) -> str:
 
 
 def as_vtt(reading: VideoReading) -> str:
-    """WebVTT (W3C): cues, and as notes their confidence and what could not be read."""
+    """Returns WebVTT (W3C): cues, with notes for their confidence and for the segments that could not be read."""
     blocks = ["WEBVTT\n"]
     for segment in reading.segments:
         times = f"{stamp(segment.start_s, '.')} --> {stamp(segment.end_s, '.')}"
@@ -74,14 +74,14 @@ _WRITERS: Mapping[Format, Callable[[VideoReading], str]] = {
 
 
 def stamp(time_s: float, mark: str) -> str:
-    """Hours, minutes, seconds and, behind `mark`, milliseconds."""
+    """Returns hours, minutes, seconds and, after `mark`, milliseconds."""
     milliseconds = round(max(time_s, 0.0) * 1000)
     seconds, milliseconds = divmod(milliseconds, 1000)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{mark}{milliseconds:03d}"
 
 
 def caption_lines(text: str, columns: int = LINE_COLUMNS) -> list[str]:
-    """`text` in as few lines as hold it, of like length; words of spaced scripts stay whole where they can."""
+    """Returns `text` in as few lines as possible, of similar length, without splitting words separated by spaces."""
     width = sum(map(_columns, text))
     if width <= columns:
         return [text] if text else []
@@ -95,16 +95,16 @@ def caption_lines(text: str, columns: int = LINE_COLUMNS) -> list[str]:
         if _width(line) >= target:
             lines.append(line.strip())
             line = ""
-    return [each for each in [*lines, line.strip()] if each]
+    return [line for line in [*lines, line.strip()] if line]
 
 
 def out_paths(videos: Mapping[Path, Path], folder: Path, suffix: str) -> dict[Path, Path]:
-    """A file of its own in `folder` for each video: at its place there, with a number where two would be the same."""
+    """Returns a separate file in `folder` for each video: at its place, with a number if two would be the same."""
     taken: set[str] = set()
     paths = {}
     for video, place in videos.items():
         path, number = folder / place.with_name(place.stem + suffix), 1
-        # some file systems do not tell upper case from lower
+        # some file systems do not distinguish upper and lower case
         while str(path).casefold() in taken:
             number += 1
             path = path.with_name(f"{place.stem}-{number}{suffix}")
@@ -118,7 +118,7 @@ def suffix_of(kind: Format) -> str:
 
 
 def write_reading(reading: VideoReading, kind: Format, path: Path) -> None:
-    """The whole file or none."""
+    """Writes the whole file or nothing."""
     write_text(path, valid_utf8(rendered(reading, kind)))
 
 
@@ -131,17 +131,17 @@ def _caption(text: str) -> str:
 
 
 def _without_markup(caption: str) -> str:
-    """Players obey tags, and SubRip escapes nothing: a sign that nobody sees, behind the bracket, makes it text."""
+    """Adds an invisible character after the bracket of each tag: players obey tags, and SubRip has no escapes."""
     return _MARKUP.sub(rf"\g<0>{_WORD_JOINER}", caption)
 
 
 def _one_line(text: str) -> str:
-    """An empty line would end a cue, an arrow begin another."""
+    """Joins the lines and replaces arrows: an empty line would end a cue, an arrow would start another."""
     return " ".join(text.split()).replace("-->", "→")
 
 
 def _units(text: str) -> list[str]:
-    """Words with the space behind them; wide characters by themselves."""
+    """Splits into words, each with the space after it, and single wide characters."""
     units: list[str] = []
     for character in text:
         last = units[-1] if units else ""

@@ -1,4 +1,4 @@
-"""Pictures of a camera, or of a file as if it were one, taken as they come by a thread that never waits for anybody."""
+"""Captures pictures of a camera, or of a file at its own speed, in a thread that never waits for the reader."""
 
 import math
 import queue
@@ -19,15 +19,15 @@ from stages.videos.display import UPRIGHT, Orientation
 from stages.videos.video import decode, read_header
 
 WAITING_S = 1.0
-"""Pictures that wait for the reader reach back no further; what comes meanwhile is dropped."""
+"""The queue holds pictures of at most this time; pictures that arrive while it is full are dropped."""
 
 MAX_SIDE_PX = 1280
-"""Larger pictures are shrunk: a mouth is 96 px, and all pictures of a stretch are kept."""
+"""Larger pictures are shrunk: a mouth crop is 96 px, and all pictures of a segment are kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A picture and when it was there: in the stream, and by the clock of `time.monotonic`."""
+    """A picture with its time in the stream and its time of capture by `time.monotonic`."""
 
     picture: av.VideoFrame
     time_s: float
@@ -36,7 +36,7 @@ class Captured:
 
 
 class Capture:
-    """Pictures as they come, taken by a thread of its own."""
+    """A thread that captures pictures, and the queue of those that wait."""
 
     def __init__(self, pictures: Callable[[], Iterator[Captured]], room: int) -> None:
         self.room = room
@@ -54,34 +54,34 @@ class Capture:
         self._thread.start()
 
     def stop_soon(self) -> None:
-        """No picture is taken any more; those that wait are still given."""
+        """Stops the capture; pictures that wait are still returned."""
         self._is_stopped.set()
 
     def stop(self) -> None:
-        """The same, and waits for the thread."""
+        """Stops the capture and waits for the thread."""
         self.stop_soon()
         if self._thread.ident is not None:
             self._thread.join(timeout=5.0)
 
     def pictures(self) -> Iterator[Captured]:
-        """What was captured, oldest first, until the source ends."""
+        """Yields the captured pictures, oldest first, until the source ends."""
         while True:
-            one = self._queue.get()
-            if one is None:
+            picture = self._queue.get()
+            if picture is None:
                 return
-            yield one
+            yield picture
 
     def _capture(self, pictures: Callable[[], Iterator[Captured]]) -> None:
         try:
-            for one in pictures():
+            for picture in pictures():
                 if self._is_stopped.is_set():
                     break
                 self.num_captured += 1
-                # the last place is kept for the end
+                # the last place is reserved for the None at the end
                 if self._queue.qsize() >= self.room:
                     self.num_dropped += 1
                 else:
-                    self._queue.put(one)
+                    self._queue.put(picture)
         except (ClipRejected, MachineError) as error:
             self.error = error
         finally:
@@ -91,12 +91,14 @@ class Capture:
 @contextmanager
 def capturing(source: int | Path, params: Params, seconds: float) -> Iterator[Capture]:
     def pictures() -> Iterator[Captured]:
-        ends_s = seconds or math.inf
-        taken = camera_pictures(source) if isinstance(source, int) else file_pictures(source, params, ends_s)
-        for one in taken:
-            if one.time_s > ends_s:
+        end_s = seconds or math.inf
+        captured = (
+            camera_pictures(source) if isinstance(source, int) else file_pictures(source, params, end_s)
+        )
+        for picture in captured:
+            if picture.time_s > end_s:
                 return
-            yield one
+            yield picture
 
     capture = Capture(pictures, room=max(2, round(WAITING_S * params.crop.target_fps)))
     capture.start()
@@ -107,50 +109,50 @@ def capturing(source: int | Path, params: Params, seconds: float) -> Iterator[Ca
 
 
 @contextmanager
-def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the pictures, and with them the reading; a second Ctrl-C ends it at once."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    former = [signal.getsignal(kind) for kind in kinds]
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` at Ctrl-C or SIGTERM, and restores the handlers: a second Ctrl-C ends the reading immediately."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.getsignal(number) for number in signals]
 
     def end(*_: object) -> None:
         stop()
-        for kind, handler in zip(kinds, former, strict=True):
-            signal.signal(kind, handler)
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
 
-    for kind in kinds:
-        signal.signal(kind, end)
+    for number in signals:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for kind, handler in zip(kinds, former, strict=True):
-            signal.signal(kind, handler)
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
 
 
-def file_pictures(path: Path, params: Params, ends_s: float = math.inf) -> Iterator[Captured]:
-    """The pictures of a file, each at its own time as players count; at `ends_s` the next. Raises ClipRejected."""
+def file_pictures(path: Path, params: Params, end_s: float = math.inf) -> Iterator[Captured]:
+    """Yields the pictures of a file at their own times, as players count, or at `end_s`. Raises ClipRejected."""
     start_s = read_header(path).start_s
     begin_s = time.monotonic()
-    # a gap between two pictures is one live as well
-    as_it_comes = {"max_source_s": math.inf, "max_gap_s": math.inf}
-    for frame in decode(path, params.crop.model_copy(update=as_it_comes)):
+    # a gap between two pictures of the file is a gap in the live stream too
+    no_limits = {"max_source_s": math.inf, "max_gap_s": math.inf}
+    for frame in decode(path, params.crop.model_copy(update=no_limits)):
         time_s = start_s + frame.time_s
-        due_s = begin_s + min(time_s, ends_s)
+        due_s = begin_s + min(time_s, end_s)
         time.sleep(max(0.0, due_s - time.monotonic()))
         picture = _shrunk(frame.picture)
         yield Captured(picture, time_s, max(due_s, time.monotonic()), frame.orientation)
 
 
 def camera_pictures(number: int) -> Iterator[Captured]:
-    """The pictures of a camera of this machine. Raises MachineError where it gives none."""
+    """Yields the pictures of a camera of this machine. Raises MachineError if it gives none."""
     camera = cv2.VideoCapture(number)
     try:
         begin_s: float | None = None
         while True:
-            is_there, bgr_HW3 = camera.read()
-            if not is_there:
+            has_picture, bgr_HW3 = camera.read()
+            if not has_picture:
                 raise MachineError(
-                    f"camera {number} gives no pictures; is it plugged in and free, and may you use it? "
-                    "--camera takes another number, --file a video"
+                    f"camera {number} gives no pictures; check that it is connected, free and allowed, or choose "
+                    "another number with --camera, or a video with --file"
                 )
             now_s = time.monotonic()
             begin_s = now_s if begin_s is None else begin_s

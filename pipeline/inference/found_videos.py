@@ -1,4 +1,4 @@
-"""Which videos are meant by files, folders and patterns."""
+"""Finds the videos that files, folders and patterns name."""
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
@@ -18,30 +18,30 @@ VIDEO_SUFFIXES = frozenset(
 _PATTERN = frozenset("*?[")
 
 BURNT_SUFFIX = ".captioned.mp4"
-"""What --burn-in writes; beside the videos, a second run would read them too."""
+"""Suffix of the files that --burn-in writes; in the folder of the videos a second run would read them too."""
 
 
 def find_videos(given: Sequence[str]) -> tuple[Mapping[Path, Path], list[Path]]:
-    """Videos in the order given, each once, and the files that were passed over since they are none.
+    """Returns the videos in the given order, each once, and the files that were skipped because they are not videos.
 
-    Of each video its place below the folder that was named, or before the pattern begins: two of one name stay two.
-    A file named by itself is taken at its word. Of a folder (with all below it) and of a pattern what is called like a
-    video, or is one by a look at it, is taken; links to nothing, pipes and what --burn-in wrote are passed over, hidden
-    files left out. What is called like a video comes first among those passed over. Raises ConfigError where a name is
-    empty.
+    Each video has its path relative to the named folder, or to the folder before the pattern, so that two videos of
+    the same name stay two. A file named by itself is always used. In a folder (with its subfolders) or a pattern, a
+    file is used if its name ends like a video's or its content is a video; broken links, pipes and the output of
+    --burn-in are skipped, hidden files are ignored. Skipped files with the suffix of a video come first. Raises
+    ConfigError if a name is empty.
     """
     videos: dict[Path, Path] = {}
     skipped: dict[Path, None] = {}
     for name in given:
         if not name:
-            raise ConfigError("a video's name is empty; is a variable of the shell not set?")
+            raise ConfigError("the name of a video is empty; check whether a shell variable is not set")
         path = Path(name)
         if is_kind(Path.is_dir, path):
             found, root = _below(path), path
         elif _PATTERN & set(name) and not is_kind(Path.exists, path) and (found := _matching(name)):
             root = _fixed_part(path)
         else:
-            # also what is missing, and a pattern that matches nothing: the reader tells
+            # also a missing file and a pattern without matches: the reader reports them
             videos.setdefault(path, Path(path.name))
             continue
         for file in found:
@@ -49,8 +49,8 @@ def find_videos(given: Sequence[str]) -> tuple[Mapping[Path, Path], list[Path]]:
                 skipped[file] = None
             else:
                 videos.setdefault(file, file.relative_to(root))
-    left_out = [file for file in skipped if file not in videos]
-    return videos, sorted(left_out, key=lambda file: not _is_called_video(file))
+    unused = [file for file in skipped if file not in videos]
+    return videos, sorted(unused, key=lambda file: not _has_video_suffix(file))
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -59,7 +59,7 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder of a pattern before its first sign."""
+    """Returns the folder of a pattern before its first wildcard."""
     folder = pattern.parent
     while _PATTERN & set(str(folder)):
         folder = folder.parent
@@ -76,22 +76,22 @@ def _below(folder: Path) -> list[Path]:
 
 
 def is_kind(kind: Callable[[Path], bool], path: Path, unknown: bool = False) -> bool:
-    """`unknown` where it may not be looked at, or its name is too long to be one."""
+    """Returns `kind(path)`; `unknown` if access is denied or the name is too long."""
     try:
         return kind(path)
     except OSError:
         return unknown
 
 
-def _is_called_video(path: Path) -> bool:
+def _has_video_suffix(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _is_video(path: Path) -> bool:
-    # what may not be looked at is told by the reader; a pipe would be waited for
+    # the reader reports a file without access; opening a pipe would block
     if not is_kind(Path.is_file, path, unknown=True):
         return False
-    if _is_called_video(path):
+    if _has_video_suffix(path):
         return True
     try:
         read_header(path)

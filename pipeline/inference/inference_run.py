@@ -1,4 +1,4 @@
-"""`pipeline inference`: reads the videos, and prints or writes what was read as each is done."""
+"""`pipeline inference`: reads the videos, and prints or writes each reading as soon as it is ready."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What becomes of the readings: to stdout, or a file each in `folder`, and the captioned videos beside them."""
+    """Where the readings go: to stdout, or one file each in `folder`, which also gets the captioned videos."""
 
     kind: Format
     folder: Path | None
@@ -52,16 +52,16 @@ def run_inference(
     ground_truth: str | None,
     on_progress: Callable[[int, int], None],
 ) -> list[VideoReading]:
-    """Every reading, in order; why a video could not be read goes to stderr, in the ledger's reasons.
+    """Returns every reading, in order; prints the reason why a video could not be read to stderr.
 
-    `paths` are the videos and their places in the folder of outputs (`find_videos`). JSON for stdout is left to
-    `print_json`, but printed here where the reading is stopped. `ground_truth` is normalised as the labels of training
-    were. Raises CheckpointError where the model does not fit, ConfigError where the folder cannot be written or a file
-    that stands beside a video would be written over, MachineError where no font has what the model may write into
-    captions, and, after all are read, where some could not be written or captioned; Interrupted at Ctrl-C and SIGTERM.
+    `paths` are the videos and their paths in the output folder (`find_videos`). JSON for stdout is left to
+    `print_json`, but printed here if the run is interrupted. `ground_truth` is normalised like the labels of training.
+    Raises CheckpointError if the model does not fit, ConfigError if the folder cannot be written or a file next to a
+    video would be overwritten, MachineError if no font has the characters that the model may write into captions, and,
+    after all videos are read, if some could not be written or captioned; Interrupted at Ctrl-C and SIGTERM.
     """
     if outputs.folder is None and outputs.kind in ("srt", "vtt") and len(paths) > 1:
-        raise ConfigError(f"captions of {len(paths)} videos are files of their own; say where with --out DIR")
+        raise ConfigError(f"captions of {len(paths)} videos need one file each; name a folder with --out DIR")
     folder = outputs.folder or Path()
     files = out_paths(paths, folder, suffix_of(outputs.kind))
     captioned = out_paths(paths, folder, BURNT_SUFFIX)
@@ -76,18 +76,20 @@ def run_inference(
                 paths, files, captioned, model, params, outputs, ground_truth, on_progress, readings
             )
     except KeyboardInterrupt as error:
-        where = f"what they say is in {folder}" if outputs.folder is not None else "what they say is printed"
+        where = f"in {folder}" if outputs.folder is not None else "printed above"
         if outputs.folder is None and outputs.kind == "json":
             print_json(readings)
         raise Interrupted(
-            f"stopped after {len(readings)} of {len(paths)} videos; {where}, and the same command reads them anew"
+            f"stopped after {len(readings)} of {len(paths)} videos; their texts are {where}; run it again to read all"
         ) from error
     if len(paths) > 1:
         num_unread = sum(reading.reason is not None for reading in readings)
-        rest = f", {num_unread} not (see above)" if num_unread else ""
-        _tell(f"{len(paths) - num_unread} of {len(paths)} videos read{rest}")
+        rest = f", {num_unread} could not be read (see above)" if num_unread else ""
+        _print_message(f"{len(paths) - num_unread} of {len(paths)} videos read{rest}")
     if unwritten:
-        raise MachineError(f"{unwritten} of {len(paths)} videos could not be written or captioned, see above")
+        raise MachineError(
+            f"{unwritten} of {len(paths)} videos could not be written or captioned (see above)"
+        )
     return readings
 
 
@@ -102,9 +104,9 @@ def _read_all(
     on_progress: Callable[[int, int], None],
     readings: list[VideoReading],
 ) -> int:
-    """Fills `readings`; gives the number of videos of which something could not be written."""
+    """Fills `readings`; returns the number of videos with an output that could not be written."""
     reader = open_reader(model, params)
-    # asked for first: reading may take hours, and then be of no use
+    # before the reading, which may take hours and would be useless without a font
     font = _caption_font(reader.vocabulary) if outputs.burn_in else None
     num_unwritten = 0
     for number, path in enumerate(paths, start=1):
@@ -113,92 +115,89 @@ def _read_all(
         readings.append(reading)
         if outputs.folder is not None:
             is_written = _write(reading, outputs.kind, files[path])
-            _tell_cer(reading, outputs.kind)
-            # the text is safe, whatever becomes of the pictures
+            _print_cer(reading, outputs.kind)
+            # the text is already written if the captioned video fails
             if boxes is not None and font is not None and reading.reason is None:
                 is_written = _burn_in(reading, boxes, font, params, captioned[path]) and is_written
             num_unwritten += not is_written
         elif outputs.kind != "json":
-            # the next one may take minutes
+            # printed immediately: the next video may take minutes
             _print(reading, outputs.kind, named=len(paths) > 1)
         on_progress(number, len(paths))
     return num_unwritten
 
 
 def print_json(readings: Sequence[VideoReading]) -> None:
-    typer.echo(
-        valid_utf8(
-            json.dumps([asdict(one) for one in readings], ensure_ascii=False, indent=2, allow_nan=False)
-        )
-    )
+    content = [asdict(reading) for reading in readings]
+    typer.echo(valid_utf8(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)))
 
 
 def _print(reading: VideoReading, kind: Format, named: bool) -> None:
-    _tell_unread(reading)
+    _print_unread(reading)
     if reading.reason is not None:
         return
     name = f"{one_line(reading.path)}: " if named else ""
     typer.echo(f"{name}{valid_utf8(rendered(reading, kind))}", nl=False)
-    _tell_cer(reading, kind, err=kind != "text")
+    _print_cer(reading, kind, err=kind != "text")
 
 
-def _tell_cer(reading: VideoReading, kind: Format, err: bool = True) -> None:
-    """JSON has it among its figures."""
+def _print_cer(reading: VideoReading, kind: Format, err: bool = True) -> None:
+    """Prints the CER, which JSON contains already."""
     if kind != "json" and reading.cer is not None:
         typer.echo(f"CER {reading.cer:.4f} (accuracy {1 - reading.cer:.2%})", err=err)
 
 
 def _write(reading: VideoReading, kind: Format, path: Path) -> bool:
-    """Whether nothing is missing; what is goes to stderr, and the next is read all the same."""
-    _tell_unread(reading)
-    # only JSON has a place for what was not read
+    """Writes the reading; returns False and prints the reason if the file cannot be written."""
+    _print_unread(reading)
+    # only JSON has a field for the reason
     if reading.reason is not None and kind != "json":
         return True
     try:
         write_reading(reading, kind, path)
     except (OSError, DiskError) as error:
-        _tell(f"{reading.path}: {path} is not written: {_mend(error)}")
+        _print_message(f"{reading.path}: {path} was not written: {_reason_and_fix(error)}")
         return False
     return True
 
 
-def _mend(told: OSError | DiskError) -> str:
-    error = told if isinstance(told, OSError) else told.__cause__
+def _reason_and_fix(raised: OSError | DiskError) -> str:
+    error = raised if isinstance(raised, OSError) else raised.__cause__
     assert isinstance(error, OSError), "every DiskError has one"
     if error.errno == errno.ENAMETOOLONG:
-        return "the name is too long for a file; give the video a shorter one"
-    return f"{error.strerror or error}; make room, or give another --out"
+        return "the file name is too long; rename the video"
+    return f"{error.strerror or error}; free some space, or choose another --out"
 
 
-def _tell_unread(reading: VideoReading) -> None:
+def _print_unread(reading: VideoReading) -> None:
     if reading.reason is not None:
-        _tell(f"{reading.path}: {reading.reason}")
+        _print_message(f"{reading.path}: {reading.reason}")
     for gap in reading.gaps:
-        _tell(f"{reading.path}: {gap.start_s:.2f} to {gap.end_s:.2f} s not read: {gap.reason}")
+        _print_message(f"{reading.path}: {gap.start_s:.2f} to {gap.end_s:.2f} s not read: {gap.reason}")
 
 
-def _tell(line: str) -> None:
+def _print_message(line: str) -> None:
     typer.echo(one_line(line), err=True)
 
 
 def _check_outputs(
     videos: Mapping[Path, Path], files: Mapping[Path, Path], captioned: Sequence[Path]
 ) -> None:
-    """Beside a video its transcript stands, which the next ingest takes for what is said."""
+    """Refuses to overwrite a video or a transcript next to a video, which `ingest` reads as the label."""
     sources = {os.path.realpath(video) for video in videos}
     for file in (*files.values(), *captioned):
         if os.path.realpath(file) in sources:
-            raise ConfigError(f"{file} is one of the videos, and would be written over; give another --out")
+            raise ConfigError(f"{file} is one of the videos and would be overwritten; choose another --out")
     for video, file in files.items():
         for other in file.parent.iterdir() if is_kind(Path.exists, file) else ():
             is_video = other.suffix.lower() in VIDEO_SUFFIXES or os.path.realpath(other) in sources
             if is_video and other.stem == file.stem:
                 raise ConfigError(
-                    f"{file} is there already, beside {other.name}, and may be its transcript; give another --out, "
-                    "or move it away"
+                    f"{file} already exists next to {other.name} and may be its transcript; choose another --out, "
+                    "or move the file"
                 )
         if file.stem != videos[video].stem:
-            _tell(f"{video}: its name is taken, written to {file.name}")
+            _print_message(f"{video}: another video has the same name, so the text goes to {file.name}")
 
 
 def _boxes(params: Params) -> "MouthBoxes":
@@ -217,18 +216,18 @@ def _caption_font(vocabulary: Vocabulary) -> "CaptionFont":
 def _burn_in(
     reading: VideoReading, boxes: "MouthBoxes", font: "CaptionFont", params: Params, path: Path
 ) -> bool:
-    """Whether the captioned video, `path`, is there; why not goes to stderr, and the next is read all the same."""
+    """Writes the captioned video to `path`; returns False and prints the reason if that fails."""
     from pipeline.inference.burn_in import burn_in
 
     try:
         with atomic_file(path) as file:
             lost = burn_in(Path(reading.path), reading, boxes, font, params, file)
     except (ClipRejected, av.error.FFmpegError) as error:
-        _tell(f"{reading.path}: not captioned: {error}")
+        _print_message(f"{reading.path}: not captioned: {error}")
         return False
     except (OSError, DiskError) as error:
-        _tell(f"{reading.path}: not captioned: {path} is not written: {_mend(error)}")
+        _print_message(f"{reading.path}: not captioned: {path} was not written: {_reason_and_fix(error)}")
         return False
     if lost:
-        _tell(f"{reading.path}: captioned, but {lost}")
+        _print_message(f"{reading.path}: captioned, but {lost}")
     return True

@@ -1,8 +1,8 @@
-"""Mouth clips of a video of any length, one after the other, in memory that does not grow with it.
+"""Mouth clips of a video of any length, one after the other, in memory that does not grow with the length.
 
-Frames are followed as they are decoded. Once a stretch of at most `longest_s` can be cut off, its mouth is cut from
-what was kept of its pictures, and both are forgotten. Whose mouth it is is told anew for each stretch. A video that
-needs no cut gives the very clip that preprocessing makes of it.
+Faces are tracked while frames are decoded. As soon as a segment of at most `longest_s` is complete, its mouth is
+cropped from the stored parts of its pictures, and both are freed. The main face is chosen again for each segment. A
+video that needs no cut gives exactly the clip of preprocessing.
 
 Shapes: F source frames, M faces in frames, T output frames.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.inference.pauses import (
     Cut,
     Piece,
-    as_it_comes,
+    decode_through_gaps,
     frame_step_s,
     gap_piece,
     longest_step_s,
@@ -50,14 +50,14 @@ def mouth_pieces(
     params: InferenceParams,
     kind_setting: KindSetting = "auto",
 ) -> Iterator[Piece]:
-    """The pieces of a whole video, in order; a later one may begin before the end of an earlier one.
+    """Yields the pieces of a whole video, in order; a piece may begin before the end of an earlier one.
 
-    `header` is the source's, `kind_setting` is `corpus.media_kind`. Where no pictures are for longer than
-    `crop.max_gap_s` (recordings of screens and calls have none while nothing moves) a piece says so, and so does the
-    last one of a video that breaks off, or turns out to be too long on the way. Raises ClipRejected where nothing of
-    the video can be used.
+    `header` is the source's, `kind_setting` is `corpus.media_kind`. If there are no pictures for longer than
+    `crop.max_gap_s` (recordings of screens and calls have none while nothing moves), a rejected piece covers that
+    time. The last piece is rejected if the video is truncated, or too long without saying so in its header. Raises
+    ClipRejected if nothing of the video can be used.
     """
-    # a video is read as it comes: what bounds preprocessing bounds nothing here
+    # the limits of preprocessing do not apply to videos that are only read
     longest_frames = math.ceil(params.longest_s * crop.target_fps) + 1
     crop = crop.model_copy(
         update={"max_source_s": math.inf, "max_frames": max(crop.max_frames, longest_frames)}
@@ -65,41 +65,43 @@ def mouth_pieces(
     if header.duration_s is not None and header.duration_s > params.max_video_s:
         raise oversized(source, header.duration_s, params)
     if kind_setting == "mouth" and max(header.width, header.height) > MOUTH_MAX_PX:
-        # the corpus holds ready mouths; what is read need not be of it
+        # the corpus consists of mouth crops, but this video need not belong to it
         kind_setting = "auto"
     if media_kind_of(source, header, kind_setting, crop) is MediaKind.MOUTH:
-        yield from _followed(ReadyMouthStream(source, crop, params, header.fps), source, header, crop, params)
+        yield from _all_pieces(
+            ReadyMouthStream(source, crop, params, header.fps), source, header, crop, params
+        )
         return
     with face_finder(crop.landmarker, crop.max_faces) as find:
         stream = MouthStream(source, find, crop, params, fps=header.fps)
-        yield from _followed(stream, source, header, crop, params)
+        yield from _all_pieces(stream, source, header, crop, params)
 
 
-def _followed(
+def _all_pieces(
     stream: "MouthStream | ReadyMouthStream",
     source: Source,
     header: Header,
     crop: CropParams,
     params: InferenceParams,
 ) -> Iterator[Piece]:
-    """The pieces of all pictures that can be had, and of what is behind them."""
+    """Yields the pieces of all pictures that can be decoded, and a rejected piece for the rest of a truncated video."""
     last: SourceFrame | None = None
     error: ClipRejected | None = None
     try:
-        for frame in as_it_comes(source, crop):
+        for frame in decode_through_gaps(source, crop):
             if frame.time_s > params.max_video_s or frame.index > params.max_video_s * MAX_SOURCE_FPS:
                 raise oversized(source, frame.time_s, params)
             yield from stream.add(frame)
             last = frame
-    except ClipRejected as one:
+    except ClipRejected as rejected:
         if last is None:
             raise
-        error = one
-    assert last is not None, "as_it_comes gives a picture or raises"
+        error = rejected
+    assert last is not None, "decode_through_gaps gives a picture or raises"
     file_end_s = header.max_duration_s or 0.0
     end_s = last.time_s
     for piece in stream.end():
-        # how long the last picture is shown its times do not tell; players go by the file, wrong ones aside
+        # times do not say how long the last picture is shown; players use the file's length, if it is plausible
         if max(piece.start_s, last.time_s - TRUNCATION_TOLERANCE_S) < file_end_s:
             piece = replace(piece, end_s=min(piece.end_s, file_end_s))
         end_s = piece.end_s
@@ -109,9 +111,9 @@ def _followed(
 
 
 class MouthStream:
-    """Frames in, pieces out. `patches` decide what can be cut without `source`, which a camera lacks.
+    """Turns frames into pieces. `patches` decide what can be cropped without `source`, which a camera lacks.
 
-    `fps` is the source's rate, where it is known.
+    `fps` is the source's frame rate, if known.
     """
 
     def __init__(
@@ -130,31 +132,31 @@ class MouthStream:
         self._patches = MouthPatches() if patches is None else patches
         self._follower = Follower(find, crop, self._patches)
         self._known: Landmarks | None = None
-        """Of the frames since the last cut."""
+        """Landmarks of the frames since the last cut."""
         self._first = 0
-        """The first of them, counted in the video."""
+        """Number of the first of these frames in the video."""
         self._ended = False
 
     def add(self, frame: SourceFrame) -> Iterator[Piece]:
-        """The pieces that are complete with this frame; their frames are forgotten."""
+        """Yields the pieces that this frame completes, and frees their frames."""
         if self._last_s is not None and frame.time_s - self._last_s > self._longest_step_s:
             yield from self._break(self._last_s, frame)
         self._last_s = frame.time_s
         self._follower.add(frame)
         if self._follower.num_settled:
-            self._know(self._follower.take_settled())
+            self._append(self._follower.take_settled())
             yield from self._complete()
 
     def end(self) -> Iterator[Piece]:
-        """The rest."""
+        """Yields the remaining pieces."""
         self._ended = True
-        self._know(self._follower.landmarks())
+        self._append(self._follower.landmarks())
         yield from self._complete(to_the_end=True)
 
     def _break(self, last_s: float, frame: SourceFrame) -> Iterator[Piece]:
-        """All before a gap in time, and the gap."""
+        """Yields the pieces before a gap in time, and the gap."""
         start_s = last_s
-        self._know(self._follower.landmarks())
+        self._append(self._follower.landmarks())
         for piece in self._complete(to_the_end=True):
             start_s = piece.end_s
             yield piece
@@ -162,20 +164,20 @@ class MouthStream:
 
     @property
     def open_s(self) -> tuple[float, float]:
-        """From when to when the piece reaches that is not complete yet; twice the same where there is none."""
+        """Start and end of the piece that is not complete yet; both the same if there is none."""
         if self._known is None:
             return 0.0, 0.0
         return float(self._known.times_s_F[0]), float(self._known.times_s_F[-1])
 
     def open_piece(self) -> Piece | None:
-        """The piece that is not complete yet, as far as it is known."""
+        """Returns the frames so far of the piece that is not complete yet."""
         if self._known is None:
             return None
         return self._piece(self._known, 0, len(self._known.times_s_F))
 
-    def _know(self, settled: Landmarks) -> None:
+    def _append(self, settled: Landmarks) -> None:
         if len(settled.times_s_F):
-            self._known = settled if self._known is None else _joined(self._known, settled)
+            self._known = settled if self._known is None else _concatenated(self._known, settled)
 
     def _complete(self, to_the_end: bool = False) -> Iterator[Piece]:
         while self._known is not None:
@@ -188,7 +190,7 @@ class MouthStream:
         begin = cut.begin
         for piece in self._pieces(known, 0, cut.end):
             yield piece
-            # of a window in parts only the last one is shared: the next window would show the others' words again
+            # if a window has several parts, only the last one overlaps the next window: no word is read twice
             begin = max(cut.begin, piece.first_frame - self._first)
         num_frames = len(known.times_s_F)
         self._known = None if begin == num_frames else _part(known, begin, num_frames)
@@ -196,7 +198,7 @@ class MouthStream:
         self._patches.forget_before(self._first)
 
     def _pieces(self, known: Landmarks, begin: int, end: int) -> Iterator[Piece]:
-        """One piece; where the speaker is there for a part of the time, that part and what is before and after."""
+        """Yields one piece; if the speaker is visible for a part of the time, that part and those before and after."""
         if begin == end:
             return
         piece = self._piece(known, begin, end)
@@ -207,7 +209,7 @@ class MouthStream:
         ):
             run = _longest_run(part, self._crop)
         if run is None:
-            # what is too short may be the end of a longer rest
+            # a piece that is too short may be the end of a longer rest
             is_seen = piece.rejected is None or piece.rejected.reason is Reason.TOO_SHORT
             if is_seen and rests_throughout(part, self._crop, self._params.min_pause_s):
                 piece = replace(piece, mouth=None, rejected=None, is_rest=True)
@@ -241,7 +243,7 @@ class MouthStream:
 
 
 def _end_s(known: Landmarks, end: int, crop: CropParams) -> float:
-    """When what ends before frame `end` ends."""
+    """Returns the end of the piece whose last frame is `end - 1`."""
     times_s_F = known.times_s_F
     if end < len(times_s_F):
         return float(times_s_F[end])
@@ -249,7 +251,7 @@ def _end_s(known: Landmarks, end: int, crop: CropParams) -> float:
 
 
 def _longest_run(part: Landmarks, crop: CropParams) -> tuple[int, int] | None:
-    """The longest stretch through which the speaker's mouth is there; None: all of it, or none worth reading."""
+    """Returns the longest run of frames with the speaker's mouth; None if that is all frames, or too short to read."""
     face = main_face(part, crop)
     if face is None:
         return None
@@ -269,10 +271,10 @@ def _longest_run(part: Landmarks, crop: CropParams) -> tuple[int, int] | None:
 
 
 def _part(landmarks: Landmarks, begin: int, end: int) -> Landmarks:
-    """The frames from `begin` to before `end`, counted from `begin`."""
+    """Returns the landmarks of frames `begin` to `end - 1`, counted from `begin`."""
     members = (landmarks.frame_M >= begin) & (landmarks.frame_M < end)
     searched, cuts = landmarks.landmarked, landmarks.cut_frame_C
-    # a cut at the very begin is none within the part
+    # a cut at the first frame is not within the part
     is_within_C = (cuts > begin) & (cuts < end)
     return replace(
         landmarks,
@@ -286,15 +288,15 @@ def _part(landmarks: Landmarks, begin: int, end: int) -> Landmarks:
     )
 
 
-def _joined(one: Landmarks, other: Landmarks) -> Landmarks:
-    shift = len(one.times_s_F)
+def _concatenated(first: Landmarks, second: Landmarks) -> Landmarks:
+    shift = len(first.times_s_F)
     return replace(
-        one,
-        times_s_F=np.concatenate([one.times_s_F, other.times_s_F]),
-        landmarked=np.concatenate([one.landmarked, other.landmarked + shift]),
-        frame_M=np.concatenate([one.frame_M, other.frame_M + shift]),
-        points_MK3=np.concatenate([one.points_MK3, other.points_MK3]),
-        box_M4=np.concatenate([one.box_M4, other.box_M4]),
-        cut_frame_C=np.concatenate([one.cut_frame_C, other.cut_frame_C + shift]),
-        cut_box_C4=np.concatenate([one.cut_box_C4, other.cut_box_C4]),
+        first,
+        times_s_F=np.concatenate([first.times_s_F, second.times_s_F]),
+        landmarked=np.concatenate([first.landmarked, second.landmarked + shift]),
+        frame_M=np.concatenate([first.frame_M, second.frame_M + shift]),
+        points_MK3=np.concatenate([first.points_MK3, second.points_MK3]),
+        box_M4=np.concatenate([first.box_M4, second.box_M4]),
+        cut_frame_C=np.concatenate([first.cut_frame_C, second.cut_frame_C + shift]),
+        cut_box_C4=np.concatenate([first.cut_box_C4, second.cut_box_C4]),
     )

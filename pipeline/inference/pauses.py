@@ -1,8 +1,8 @@
-"""Where a video of any length is cut into clips: where no face is, where the mouth rests, else by windows.
+"""Cuts a video of any length into clips: where no face is visible, where the mouth rests, else by windows.
+
+Also the pieces of such a video, and decoding without the limits of preprocessing on length and gaps.
 
 Shapes: F source frames, N frames of one face.
-
-A stretch of a video of any length, and how pictures come where lengths and gaps of preprocessing bound nothing.
 """
 
 import math
@@ -22,24 +22,24 @@ from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import decode
 
-STILL = 0.03
-"""A mouth rests while the gap between its lips changes by no more than this, in distances between the eyes.
+MAX_REST_CHANGE = 0.03
+"""A mouth rests while the gap between its lips changes by at most this, in units of the distance between the eyes.
 
-Of GRID's speakers one rests with open lips: change tells a pause, width does not."""
+One speaker of GRID rests with open lips: the change shows a pause, the width does not."""
 
-EARLIEST = 0.25
-"""No clip is made shorter than this share of `longest_s` for the sake of a pause."""
+MIN_CLIP_SHARE = 0.25
+"""A pause before this share of `longest_s` does not end a clip."""
 
-LIVE_LEAST_S = 1.0
-"""Live, a clip of this length ends at the first pause."""
+LIVE_MIN_CLIP_S = 1.0
+"""In live reading a clip of at least this length ends at the first pause."""
 
 LEAD_S = 0.2
-"""Live, what is kept of the rest before a mouth begins to move: lips part before a sound is heard."""
+"""In live reading the clip keeps this much of the rest before speech: lips part before a sound is heard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A clip ends before frame `end`, the next one begins with frame `begin`: the same, or earlier for an overlap."""
+    """The clip ends before frame `end`; the next clip starts with frame `begin`, earlier than `end` if they overlap."""
 
     end: int
     begin: int
@@ -48,14 +48,15 @@ class Cut:
 def next_cut(
     landmarks: Landmarks, crop: CropParams, params: InferenceParams, ended: bool, live: bool = False
 ) -> Cut | None:
-    """Where the first clip of these frames ends; None: more frames must be seen.
+    """Returns the end of the first clip of these frames; None if more frames are needed.
 
-    `ended`: no more will come. `live`: end at the first pause instead of the best one, and part long rest from speech.
+    `ended`: there are no more frames. `live`: end at the first pause instead of the best one, and separate a long rest
+    from speech.
     """
     times_s_F = landmarks.times_s_F
     num_frames = len(times_s_F)
     step_s = frame_step_s(times_s_F, crop)
-    # half a frame: timestamps are ratios in floating point
+    # half a frame of tolerance: timestamps are ratios in floating point
     num_longest = int(np.searchsorted(times_s_F, times_s_F[0] + params.longest_s - step_s / 2))
     cut_frame = _first_scene_cut(landmarks, crop)
     gap = _first_gap(landmarks, crop.max_gap_s, step_s)
@@ -78,7 +79,7 @@ def next_cut(
         if cut is not None or num_frames <= num_longest:
             return cut
     middles = [(begin + end) // 2 for begin, end in rests]
-    earliest_s = times_s_F[0] + EARLIEST * params.longest_s
+    earliest_s = times_s_F[0] + MIN_CLIP_SHARE * params.longest_s
     likely = [
         (times_s_F[end - 1] - times_s_F[begin], middle)
         for (begin, end), middle in zip(rests, middles, strict=True)
@@ -92,7 +93,7 @@ def next_cut(
 
 
 def _first_scene_cut(landmarks: Landmarks, crop: CropParams) -> int:
-    """The frame before which the speaker's shot first ends or begins; 0 without one."""
+    """Returns the first frame after a scene cut at the speaker; 0 if there is none."""
     if not (landmarks.cut_frame_C > 0).any():
         return 0
     face = main_face(landmarks, crop)
@@ -100,12 +101,12 @@ def _first_scene_cut(landmarks: Landmarks, crop: CropParams) -> int:
 
 
 def frame_step_s(times_s_F: NDArray[np.float64], crop: CropParams) -> float:
-    """Median time between frames; one of the clip where there is but one frame."""
+    """Returns the median time between frames; that of the target rate if there is only one frame."""
     return float(np.median(np.diff(times_s_F))) if len(times_s_F) > 1 else 1 / crop.target_fps
 
 
 def _first_gap(landmarks: Landmarks, max_gap_s: float, step_s: float) -> tuple[int, int] | None:
-    """The first frames without any face that are too many to bridge: from, and to before."""
+    """Returns the first run of frames without a face that is too long to bridge, as (begin, end), end excluded."""
     times_s_F = landmarks.times_s_F
     for begin, end in runs(np.bincount(landmarks.frame_M, minlength=len(times_s_F)) == 0):
         if times_s_F[end - 1] - times_s_F[begin] + step_s > max_gap_s + 1e-6:
@@ -116,7 +117,7 @@ def _first_gap(landmarks: Landmarks, max_gap_s: float, step_s: float) -> tuple[i
 def _rests(
     landmarks: Landmarks, crop: CropParams, min_pause_s: float, num_frames: int
 ) -> list[tuple[int, int]]:
-    """Frames, from and to before, through which the speaker's mouth rests for `min_pause_s` and more."""
+    """Returns runs of frames, end excluded, in which the speaker's mouth rests for at least `min_pause_s`."""
     face = main_face(landmarks, crop)
     if face is None or not len(face.frame_N):
         return []
@@ -127,21 +128,21 @@ def _rests(
     for begin in range(num_frames):
         end = max(end, begin + 1)
         low, high = gap_F[begin:end].min(), gap_F[begin:end].max()
-        while end < num_frames and max(high, gap_F[end]) - min(low, gap_F[end]) <= STILL:
+        while end < num_frames and max(high, gap_F[end]) - min(low, gap_F[end]) <= MAX_REST_CHANGE:
             low, high = min(low, gap_F[end]), max(high, gap_F[end])
             end += 1
         if times_s_F[end - 1] - times_s_F[begin] >= min_pause_s - 1e-6:
             still_F[begin:end] = True
-    # where the face is not seen at either end, nobody knows
+    # unknown where the face is not visible at either end
     still_F[: face.frame_N[0]] = False
     still_F[face.frame_N[-1] + 1 :] = False
     return runs(still_F)
 
 
 def rests_throughout(landmarks: Landmarks, crop: CropParams, min_pause_s: float) -> bool:
-    """Whether nothing is said: the speaker's mouth rests from where it is seen first to where it is seen last.
+    """Returns whether the speaker's mouth rests from the first to the last frame that shows it.
 
-    What is left of a rest may be shorter than a pause.
+    The remainder of a rest may be shorter than a pause.
     """
     face = main_face(landmarks, crop)
     if face is None or not len(face.frame_N):
@@ -156,49 +157,49 @@ def _live_cut(rests: list[tuple[int, int]], times_s_F: NDArray[np.float64], min_
     for begin, end in rests:
         if begin == 0:
             lead = int(np.searchsorted(times_s_F, times_s_F[end - 1] - LEAD_S))
-            is_long = lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_LEAST_S
-            # less would be no rest by itself
+            is_long = lead > 0 and times_s_F[lead] - times_s_F[0] >= LIVE_MIN_CLIP_S
+            # a shorter part would not count as a rest by itself
             if is_long and times_s_F[lead - 1] - times_s_F[0] >= min_pause_s - 1e-6:
                 return Cut(lead, lead)
-        elif times_s_F[begin] - times_s_F[0] >= LIVE_LEAST_S:
+        elif times_s_F[begin] - times_s_F[0] >= LIVE_MIN_CLIP_S:
             return Cut((begin + end) // 2, (begin + end) // 2)
     return None
 
 
 def runs(are_F: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Where a condition holds without a break: from, and to before."""
+    """Returns the runs of true values as (begin, end), end excluded."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], are_F, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a video: its mouth, or why there is none."""
+    """A part of a video: its mouth clip, or the reason why there is none."""
 
     start_s: float
     end_s: float
     mouth: MouthClip | None
     rejected: ClipRejected | None = None
     first_frame: int = 0
-    """Source frame that the clip's frame_index counts from."""
+    """Source frame with index 0 in the clip's frame_index."""
     is_rest: bool = False
-    """The mouth only rested: there is nothing to read, and no mouth here."""
+    """The mouth only rests: there is nothing to read, and `mouth` is None."""
 
 
-def as_it_comes(source: Source, crop: CropParams) -> Iterator[SourceFrame]:
-    """Also behind a gap, which ends preprocessing's clips."""
+def decode_through_gaps(source: Source, crop: CropParams) -> Iterator[SourceFrame]:
+    """Decodes past gaps, which end a clip in preprocessing."""
     return decode(source, crop.model_copy(update={"max_gap_s": math.inf}))
 
 
 def longest_step_s(crop: CropParams, fps: float | None) -> float:
-    """From one picture to the next; what is longer is a gap."""
+    """Returns the longest time between two pictures that is not a gap."""
     return max(crop.max_gap_s, 2 / (fps or crop.target_fps))
 
 
 def gap_piece(source: Source, start_s: float, end_s: float, crop: CropParams, first_frame: int) -> Piece:
     error = ClipRejected(
         Reason.TRUNCATED,
-        f"{source.name} has no pictures there for {end_s - start_s:.2f} s; crop.max_gap_s is {crop.max_gap_s:g}",
+        f"{source.name} has no pictures for {end_s - start_s:.2f} s; crop.max_gap_s is {crop.max_gap_s:g}",
     )
     return Piece(start_s, end_s, None, error, first_frame)
 
@@ -206,5 +207,5 @@ def gap_piece(source: Source, start_s: float, end_s: float, crop: CropParams, fi
 def oversized(source: Source, duration_s: float, params: InferenceParams) -> ClipRejected:
     return ClipRejected(
         Reason.OVERSIZED,
-        f"{source.name} lasts {duration_s:.0f} s or more; inference.max_video_s is {params.max_video_s:g}",
+        f"{source.name} is {duration_s:.0f} s or longer; inference.max_video_s is {params.max_video_s:g}",
     )

@@ -1,4 +1,4 @@
-"""Opens what reads clips: a checkpoint by torch, or an exported model.onnx without it."""
+"""Opens readers: a checkpoint with torch, or an exported model.onnx without torch."""
 
 import logging
 from pathlib import Path
@@ -16,22 +16,23 @@ LOG = logging.getLogger("pipeline.inference.readers")
 
 
 def model_of(checkpoint: Path | None, onnx: Path | None, values: Params) -> Path:
-    """The file to read with: a checkpoint, the best one by default, or an exported model.
+    """Returns the model file: the given checkpoint or exported model, by default the best checkpoint.
 
-    Raises ConfigError where both are given, or --onnx a file that is none by its name: readers go by it.
+    Raises ConfigError if both are given, or if the name given with --onnx does not end in .onnx, which decides how the
+    file is opened.
     """
     if checkpoint is not None and onnx is not None:
-        raise ConfigError("--checkpoint and --onnx are two models; give one")
+        raise ConfigError("--checkpoint and --onnx name two models; give only one")
     if onnx is not None and onnx.suffix != ONNX:
         raise ConfigError(
-            f"--onnx: {onnx} is no ONNX model by its name, which must end in {ONNX}; rename it, or give a checkpoint "
-            "with --checkpoint (`pipeline export --format onnx` makes an ONNX model of one)"
+            f"--onnx {onnx}: the name of an ONNX model must end in {ONNX}; rename the file, or give a checkpoint with "
+            "--checkpoint (`pipeline export --format onnx` makes an ONNX model from a checkpoint)"
         )
     return onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt"
 
 
 class OpenedReader(ClipReader, Protocol):
-    """A reader that knows what its model has learnt to read by, and what it can write."""
+    """A reader that also has the model's vocabulary and its trained heads."""
 
     vocabulary: Vocabulary
 
@@ -41,10 +42,10 @@ class OpenedReader(ClipReader, Protocol):
 
 
 def open_reader(source: Path, params: Params) -> OpenedReader:
-    """The reader of a checkpoint, or of a file whose name ends in .onnx, fit for clips cut with these parameters.
+    """Opens a checkpoint, or a file whose name ends in .onnx, for clips cropped with these parameters.
 
-    Raises CheckpointError where it was trained on clips of another frame rate or size; ConfigError where it has not
-    learnt decode.decoder, TableError where the language model that this asks is missing.
+    Raises CheckpointError if the model was trained on clips of another frame rate or size, ConfigError if it has no
+    head for decode.decoder, TableError if the language model that decode.decoder needs is missing.
     """
     reader = _onnx_reader(source, params) if source.suffix == ONNX else _checkpoint_reader(source, params)
     refuse_other_clips(
@@ -52,8 +53,8 @@ def open_reader(source: Path, params: Params) -> OpenedReader:
         params.crop.target_fps,
         params.crop.size_px,
         "those that crop.target_fps and crop.size_px ask for",
-        f"set crop.target_fps to {reader.fps:g} and crop.size_px to {reader.crop_px}, or take all of the parameters "
-        f"that {source} was trained with (config.yaml beside a checkpoint)",
+        f"set crop.target_fps to {reader.fps:g} and crop.size_px to {reader.crop_px}, or use all the parameters that "
+        f"{source} was trained with (config.yaml next to a checkpoint)",
     )
     return reader
 
@@ -64,8 +65,8 @@ def _checkpoint_reader(checkpoint: Path, params: Params) -> OpenedReader:
 
     reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
     reader.open_language_model(Path(params.paths.lm), params.decode)
-    if told := unused_weights(params.decode, reader.heads):
-        LOG.warning(told)
+    if message := unused_weights(params.decode, reader.heads):
+        LOG.warning(message)
     return reader
 
 
@@ -74,6 +75,6 @@ def _onnx_reader(file: Path, params: Params) -> OpenedReader:
 
     reader = OnnxReader.open(file)
     reader.open_language_model(Path(params.paths.lm), params.decode)
-    if told := unused_weights(params.decode, reader.heads):
-        LOG.warning(told)
+    if message := unused_weights(params.decode, reader.heads):
+        LOG.warning(message)
     return reader

@@ -1,4 +1,4 @@
-"""Pieces of a video of any length that shows nothing but the mouth, as its pictures come.
+"""Cuts a video of any length that shows only the mouth into pieces while it is decoded.
 
 Shapes: F source frames of the window.
 """
@@ -19,9 +19,9 @@ from stages.videos.settings import CropParams, InferenceParams
 
 
 class ReadyMouthStream:
-    """Frames in, windows of `longest_s` that share `overlap_s` out: nobody looks for pauses.
+    """Turns frames into windows of `longest_s` that overlap by `overlap_s`; does not search for pauses.
 
-    `fps` is the source's rate, where it is known.
+    `fps` is the source's frame rate, if known.
     """
 
     def __init__(self, source: Source, crop: CropParams, params: InferenceParams, fps: float | None) -> None:
@@ -31,10 +31,10 @@ class ReadyMouthStream:
         self._times_s: list[float] = []
         self._transfer: Transfer | None = None
         self._first = 0
-        """The window's first frame, counted in the video."""
+        """Number of the window's first frame in the video."""
 
     def add(self, frame: SourceFrame) -> Iterator[Piece]:
-        """The window that is complete with this frame, where one is; what the next one does not share is forgotten."""
+        """Yields the window that this frame completes, if any; frees the frames that the next window does not need."""
         if self._times_s and frame.time_s - self._times_s[-1] > self._longest_step_s:
             start_s = self._end_s()
             yield from self.end()
@@ -47,13 +47,13 @@ class ReadyMouthStream:
         self._patches.keep(frame, Window(0, 0, *frame.size))
 
     def end(self) -> Iterator[Piece]:
-        """The rest."""
+        """Yields the last window."""
         yield self._piece(self._end_s())
         self._forget_before(np.inf)
 
     def _is_full(self, next_s: float) -> bool:
         until_s = self._times_s[0] + self._params.longest_s
-        # half a frame: timestamps are rounded; asked late, since all times are looked at
+        # half a frame of tolerance: timestamps are rounded; the step comes last, since it reads all times
         return next_s > until_s - self._longest_step_s and next_s >= until_s - self._step_s() / 2
 
     def _forget_before(self, time_s: float) -> None:

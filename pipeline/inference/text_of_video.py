@@ -1,6 +1,6 @@
-"""Reads any video: the crop code of preprocessing, piece by piece, then the network.
+"""Reads any video: crops it piece by piece with the code of preprocessing, runs the network, joins the texts.
 
-One text of the readings of neighbouring stretches, some of which show the same second twice.
+Neighbouring pieces may overlap in time; the joined text has the words of an overlap once.
 """
 
 import math
@@ -23,35 +23,35 @@ from stages.videos.media import Source
 from stages.videos.video import read_header
 
 AT_REST = "at_rest"
-"""The reason of a video in which nobody speaks; no stretch of it is a gap, and the ledger has no such clips."""
+"""The reason for a video in which nobody speaks; such a video has no gap, and crops.parquet no such reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Another text that the stretch may say; of the whole clip, before what its neighbours say too is taken away."""
+    """A candidate text of the whole clip, before the words that neighbouring clips read too are removed."""
 
     text: str
     share: float
-    """Its part of the probability of all that were found."""
+    """Its share of the probability of all candidates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of the video and what was read there; `reason` says why nothing could be."""
+    """A part of the video with its text; `reason` says why it could not be read."""
 
     start_s: float
-    """Of a file counted as players do, from the begin of sound where that comes before the first picture."""
+    """In a file counted as players count: from the start of the sound if that is before the first picture."""
     end_s: float
     text: str
     confidence: float | None
-    """Geometric mean of the characters' probabilities; None where nothing could be read."""
+    """Geometric mean of the characters' probabilities; None if the segment could not be read."""
     reason: str | None = None
     candidates: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class VideoReading:
-    """What `pipeline inference` says of one video; `reason` is null where some of it could be read."""
+    """The result of `pipeline inference` for one video; `reason` is null if a part of it could be read."""
 
     path: str
     text: str
@@ -59,19 +59,19 @@ class VideoReading:
     """Geometric mean of the characters' probabilities."""
     cer: float | None
     num_frames: int | None
-    """Mouth pictures that were read, each counted once."""
+    """Number of mouth pictures that were read, each counted once."""
     reason: str | None
     segments: tuple[Segment, ...]
 
     @property
     def gaps(self) -> tuple[Segment, ...]:
-        """The stretches that could not be read."""
+        """The segments that could not be read."""
         return tuple(segment for segment in self.segments if segment.reason is not None)
 
 
 OnMouth = Callable[[Piece, MouthClip], None]
-"""Called with each stretch before it is read: when it is, from the first picture (`start_s`, `end_s`), and its mouth
-(`clip_THW`)."""
+"""Called with each piece before it is read: `piece` has its time from the first picture (`start_s`, `end_s`), `mouth`
+its pictures (`clip_THW`)."""
 
 
 def read_video(
@@ -81,11 +81,11 @@ def read_video(
     ground_truth: str | None = None,
     on_mouth: OnMouth | None = None,
 ) -> VideoReading:
-    """What is said in one video of any length; where it cannot be read, the ledger's reason.
+    """Returns the text of one video of any length, or the reason why it cannot be read (as in crops.parquet).
 
-    `ground_truth` is normalised as the labels of training were.
+    `ground_truth` is normalised like the labels of training.
     """
-    joined = Joined(params.crop.target_fps)
+    joined = JoinedReadings(params.crop.target_fps)
     try:
         _check_there(path)
         header = read_header(path)
@@ -94,14 +94,14 @@ def read_video(
         ):
             if piece.rejected is not None:
                 joined.add_gap(piece)
-            elif piece.mouth is not None and not joined.has(piece):
+            elif piece.mouth is not None and not joined.covers(piece):
                 if on_mouth is not None:
                     on_mouth(piece, piece.mouth)
                 joined.add(piece, reader.read_clip(piece.mouth.clip_THW, params.decode))
     except ClipRejected as error:
         return VideoReading(str(path), "", None, None, None, str(error), ())
     if joined.num_read == 0:
-        reason = joined.why_nothing(header.duration_s)
+        reason = joined.reason_for_no_text(header.duration_s)
         return VideoReading(str(path), "", None, None, None, reason, ())
     cer, text = None, joined.text.strip()
     if ground_truth is not None:
@@ -112,7 +112,7 @@ def read_video(
 
 
 def _shifted(segment: Segment, start_s: float) -> Segment:
-    """As it is shown: counted as players count, without spaces at its ends."""
+    """Returns the segment with times as players count and without spaces at its ends."""
     return replace(
         segment,
         start_s=segment.start_s + start_s,
@@ -124,27 +124,28 @@ def _shifted(segment: Segment, start_s: float) -> Segment:
 def _check_there(path: Path) -> None:
     try:
         is_file = path.is_file()
-    except OSError as error:  # a folder that may not be entered, a name that is too long
+    except OSError as error:  # no access to a folder, or a name that is too long
         raise ClipRejected(
             Reason.UNREADABLE,
-            f"{path} cannot be looked at ({error.strerror}); check its folders and its name",
+            f"{path} cannot be accessed ({error.strerror}); check the permissions of its folders and its name",
         ) from error
     if not is_file:
-        raise ClipRejected(Reason.MISSING_FILE, f"{path} is not there")
+        raise ClipRejected(Reason.MISSING_FILE, f"{path} does not exist")
 
 
 def _shares(candidates: tuple[Candidate, ...]) -> tuple[Alternative, ...]:
-    """Texts of one clip exclude each other: a softmax of their log-probabilities, not a mean per character."""
-    best = max((one.log_probability for one in candidates), default=0.0)
-    # where none is possible, none is likelier than the others
-    weights = [math.exp(one.log_probability - best) if best > -math.inf else 1.0 for one in candidates]
+    """Returns the softmax of log-probabilities, not of means per character: texts of one clip exclude each other."""
+    best = max((candidate.log_probability for candidate in candidates), default=0.0)
+    # if all have probability 0, all get the same share
+    weights = [math.exp(text.log_probability - best) if best > -math.inf else 1.0 for text in candidates]
     return tuple(
-        Alternative(one.text, weight / sum(weights)) for one, weight in zip(candidates, weights, strict=True)
+        Alternative(text.text, weight / sum(weights))
+        for text, weight in zip(candidates, weights, strict=True)
     )
 
 
-class Joined:
-    """Readings of the pieces of one video, put together in their order."""
+class JoinedReadings:
+    """Joins the readings of the pieces of one video in their order."""
 
     def __init__(self, fps: float) -> None:
         self.segments: list[Segment] = []
@@ -157,11 +158,11 @@ class Joined:
 
     @property
     def confidence(self) -> float:
-        """Geometric mean of the probabilities of all characters read."""
+        """Geometric mean of the probabilities of all characters."""
         return math.exp(self._log_probability / max(self._num_chars, 1))
 
-    def why_nothing(self, duration_s: float | None) -> str:
-        """Why nothing was read: that of the longest gap, or that the rest of the video, the larger part, is at rest."""
+    def reason_for_no_text(self, duration_s: float | None) -> str:
+        """Returns the reason of the longest gap, or `at_rest` if the gaps are less than half of the video."""
         gaps = [segment for segment in self.segments if segment.reason is not None]
         missing_s = sum(gap.end_s - gap.start_s for gap in gaps)
         if not gaps or (duration_s is not None and 2 * missing_s < duration_s):
@@ -170,19 +171,19 @@ class Joined:
 
     @property
     def _read_until_s(self) -> float:
-        return max((one.end_s for one in self.segments if one.reason is None), default=-math.inf)
+        return max((segment.end_s for segment in self.segments if segment.reason is None), default=-math.inf)
 
-    def has(self, piece: Piece) -> bool:
-        """Whether all that it shows was read with more around it: a window whose speaker goes soon after it begins."""
+    def covers(self, piece: Piece) -> bool:
+        """Returns whether an earlier piece read all of this one: a window whose speaker leaves soon after its start."""
         return piece.start_s < self._read_until_s - self._slack_s and (
             piece.end_s < self._read_until_s + self._slack_s
         )
 
     def add(self, piece: Piece, reading: Reading) -> Segment:
-        """The stretch as it stands now; the one before may have given up the end of its text."""
+        """Adds a reading and returns its segment; may shorten the text of the previous segment."""
         assert piece.mouth is not None
         self.num_read += 1
-        # what could not be read of the end of a window, the next one shows again
+        # this piece shows again the end of the last window, which could not be read
         while self.segments and self.segments[-1].reason is not None and self._ends_after(piece.start_s):
             last = self.segments.pop()
             if last.start_s < piece.start_s - self._slack_s:
@@ -194,9 +195,9 @@ class Joined:
         self._num_chars += max(len(reading.text), 1)
         self._log_probability += max(len(reading.text), 1) * reading.score
         start_s, text = max(piece.start_s, self._read_until_s), reading.text
-        glue = between(self.text, text)
+        glue = separator(self.text, text)
         if is_shared:
-            glue, text, start_s = self._take_apart(piece, text)
+            glue, text, start_s = self._remove_overlap(piece, text)
         elif self.num_read > 1:
             text = text.lstrip()
         self.text += glue + text
@@ -208,8 +209,8 @@ class Joined:
     def _ends_after(self, time_s: float) -> bool:
         return self.segments[-1].end_s > time_s + 1e-6
 
-    def _take_apart(self, piece: Piece, text: str) -> tuple[str, str, float]:
-        """What stands before the new text, what is left of it, and when it begins."""
+    def _remove_overlap(self, piece: Piece, text: str) -> tuple[str, str, float]:
+        """Removes the overlap; returns the separator, the rest of the new text and the time it starts at."""
         last = self.segments[-1]
         shared_s = last.end_s - piece.start_s
         duration_s = (last.end_s - last.start_s) + (piece.end_s - piece.start_s)
@@ -224,48 +225,48 @@ class Joined:
         return (glue if kept and text else ""), text, middle_s
 
     def add_gap(self, piece: Piece) -> Segment | None:
-        """The stretch that cannot be read, neighbours of the same reason taken together; None: nothing to name.
+        """Adds a piece that cannot be read; returns its segment, merged with a neighbour of the same reason.
 
-        What overlaps a stretch that was read could be read.
+        The part that overlaps a segment with text is not a gap. Returns None if no part is left.
         """
         assert piece.rejected is not None
         reason, start_s = piece.rejected.reason, max(piece.start_s, self._read_until_s)
-        if self.has(piece):
+        if self.covers(piece):
             return None
         last = self.segments[-1] if self.segments else None
-        is_sliver = reason is Reason.TOO_SHORT
+        is_too_short = reason is Reason.TOO_SHORT
         if last is not None and last.reason is not None:
             is_same = last.reason.partition(":")[0] in (reason, Reason.TOO_SHORT)
-            if (is_sliver or is_same) and start_s <= last.end_s + self._slack_s:
-                told = last.reason if is_sliver else str(piece.rejected)
-                self.segments[-1] = replace(last, end_s=max(last.end_s, piece.end_s), reason=told)
+            if (is_too_short or is_same) and start_s <= last.end_s + self._slack_s:
+                message = last.reason if is_too_short else str(piece.rejected)
+                self.segments[-1] = replace(last, end_s=max(last.end_s, piece.end_s), reason=message)
                 return self.segments[-1]
             start_s = max(start_s, last.end_s)
-        if is_sliver and self.num_read:
+        if is_too_short and self.num_read:
             return None
         self.segments.append(Segment(start_s, max(start_s, piece.end_s), "", None, str(piece.rejected)))
         return self.segments[-1]
 
 
-REACH = 2.0
-"""The shared text is looked for up to this many times the length it should have by the clock."""
-SPARE_CHARS = 4
+MAX_OVERLAP_FACTOR = 2.0
+"""The shared text is searched up to this many times the length expected from the time, plus EXTRA_CHARS."""
+EXTRA_CHARS = 4
 
-SURE_CHARS = 2
-"""So many characters that agree are no chance, though the clock wants another length."""
+MIN_SAME_CHARS = 2
+"""This many equal characters are not a coincidence, even if the time suggests another length."""
 
 
 def without_overlap(before: str, after: str, shared_chars: float) -> tuple[str, str]:
-    """Both texts without what they say twice: the first gives up its end, the second its begin.
+    """Removes the shared text: `before` loses its end, `after` its start. Returns both.
 
-    `shared_chars` is how long the shared text should be by the clock. Of all ends of `before` and begins of `after`
-    those are taken for the same words that agree best: characters that agree, less edits between them, less what the
-    length differs from `shared_chars`. The cut lies in their middle, at a space where they have one: what a window
-    shows at its very edge it shows in part, and its neighbour shows whole. Where nothing agrees, each gives up half
-    of `shared_chars`.
+    `shared_chars` is the length of the shared text expected from the time. Of all ends of `before` and starts of
+    `after`, the pair with the best score counts as the same words: equal characters, minus edits between them, minus
+    the difference of the length from `shared_chars`. The cut is in their middle, at a space if they have one: a window
+    shows the words at its edge only in part, and its neighbour shows them whole. If nothing agrees, each text loses
+    half of `shared_chars`.
     """
-    reach = round(REACH * shared_chars) + SPARE_CHARS
-    # sharing nothing is right only where the clock says so
+    reach = round(MAX_OVERLAP_FACTOR * shared_chars) + EXTRA_CHARS
+    # no shared text is possible only if the time says so
     best, best_key = (0, 0), (-math.inf if shared_chars > 0 else 0.0, 0.0)
     for num_before in range(1, min(reach, len(before)) + 1):
         end = before[-num_before:]
@@ -275,7 +276,7 @@ def without_overlap(before: str, after: str, shared_chars: float) -> tuple[str, 
             num_same = max(num_before, num_after) - edits
             off = abs((num_before + num_after) / 2 - shared_chars)
             key = (num_same - edits - off, -off)
-            is_sure = key[0] >= 0 or num_same >= max(edits, SURE_CHARS)
+            is_sure = key[0] >= 0 or num_same >= max(edits, MIN_SAME_CHARS)
             if num_same > 0 and is_sure and key > best_key:
                 best, best_key = (num_before, num_after), key
     if best == (0, 0):
@@ -289,17 +290,17 @@ def without_overlap(before: str, after: str, shared_chars: float) -> tuple[str, 
         if block.tag == "equal"
         for i in range(block.src_start, block.src_end)
     ]
-    assert same, "texts of which a character agrees"
+    assert same, "at least one character is equal"
     middle = len(same) / 2
     spaces = [place for place, (i, _) in enumerate(same) if end[i] == " "]
     i, j = same[min(spaces or range(len(same)), key=lambda place: abs(place + 0.5 - middle))]
     return before[: len(before) - num_before + i], after[j:]
 
 
-def between(before: str, after: str) -> str:
-    """What stands between two texts that follow each other: a space between words, nothing beside Han characters.
+def separator(before: str, after: str) -> str:
+    """Returns the separator of two consecutive texts: a space between words, nothing next to Han characters.
 
-    A text's own space at the seam counts: the caller leaves out those that `after` begins with.
+    A space that the texts have at the seam counts: the caller removes those at the start of `after`.
     """
     if not before or not after.strip() or before[-1].isspace():
         return ""

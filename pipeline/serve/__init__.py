@@ -1,1 +1,1 @@
-"""A page to try a model on one's own machine (`pipeline serve`), and the same over HTTP."""
+"""`pipeline serve`: a local web page to try a model, and the same function over HTTP."""

@@ -1,4 +1,4 @@
-"""The page's files and the two addresses it asks: a reading, and whether the server is well."""
+"""The web app: the files of the page, /api/read (a reading) and /api/health (the state of the server)."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ from shards.errors import PipelineError
 from shards.schema import Reason
 
 EVENTS = "application/x-ndjson"
-"""Asked for in `Accept`, a reading comes with what happens before it, a JSON object a line."""
+"""With this type in `Accept`, /api/read answers one JSON object a line: the progress, then the reading."""
 
 FILES = {
     "/": ("pipeline.serve", "page/page.html", "text/html"),
@@ -43,11 +43,11 @@ FILES = {
     "/base.css": ("stages.pages", "templates/page.css", "text/css"),
 }
 
-Told = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
-    """The app; the worker ends with it."""
+    """Returns the app, which stops the worker when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,13 +55,13 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
         yield
         await app.state.queue.close()
 
-    # no page that describes the API: FastAPI's would load scripts from elsewhere
+    # no API documentation page: FastAPI's would load scripts from other servers
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     for address, file in FILES.items():
         app.add_api_route(address, _file(*file), methods=["GET"])
 
     @app.get("/api/health")
-    async def health() -> Told:
+    async def health() -> JsonObject:
         queue: ReadingQueue = app.state.queue
         return {"status": "ok", "model": model_name, "num_videos": queue.num_taken, "limits": asdict(limits)}
 
@@ -82,11 +82,11 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
             if reason is None:
                 raise
             return _refused(refusal(reason, limits, str(error) or None))
-        told = _told(place, upload, upload_s, worker, limits)
+        events = _json_events(place, upload, upload_s, worker, limits)
         if EVENTS in request.headers.get("accept", ""):
-            return _Events(told, place)
+            return _EventStream(events, place)
         try:
-            async for event in told:
+            async for event in events:
                 last = event
                 if event["state"] == "waiting" and await request.is_disconnected():
                     break
@@ -105,15 +105,15 @@ _UPLOAD_FAULTS: dict[type[BaseException], str] = {
     SlowUpload: plain_words.SLOW_UPLOAD,
     NoRoomForUpload: plain_words.NO_ROOM,
     ClientDisconnect: plain_words.BAD_REQUEST,
-    # uvicorn does so to those who are not done soon after it is told to stop, and at no other time
+    # uvicorn cancels only the requests that are not finished soon after the server is stopped
     asyncio.CancelledError: plain_words.STOPPING,
 }
 
 
-async def _told(
+async def _json_events(
     place: Place, upload: Upload, upload_s: float, worker: ReadingWorker, limits: Limits
-) -> AsyncIterator[Told]:
-    """What happens to a video, in words that travel as JSON; `done` or `failed` comes last."""
+) -> AsyncIterator[JsonObject]:
+    """Yields the events of a video as JSON objects; the last one is `done` or `failed`."""
     waited_s = 0.0
     mouth: Mouth | None = None
     try:
@@ -129,14 +129,14 @@ async def _told(
                     yield {"state": "mouth", "mouth": mouth.strip, "mouth_fps": mouth.fps}
                 case Answer(reading, mouth_s, reading_s):
                     if reading["reason"] is not None:
-                        reason, detail = _parted(reading["reason"], upload)
+                        reason, detail = _split_reason(reading["reason"], upload)
                         yield _failed(refusal(reason, limits, detail))
                         return
                     yield {
                         "state": "done",
                         **reading,
                         "path": upload.name,
-                        "segments": [_explained(one, upload, limits) for one in reading["segments"]],
+                        "segments": [_with_message(part, upload, limits) for part in reading["segments"]],
                         "mouth": mouth and mouth.strip,
                         "mouth_fps": mouth and mouth.fps,
                         "seconds": {
@@ -154,24 +154,24 @@ async def _told(
         yield _failed(refusal(plain_words.NO_READER, limits, str(error)))
 
 
-def _explained(segment: Told, upload: Upload, limits: Limits) -> Told:
-    """A stretch that could not be read says why in plain words too."""
+def _with_message(segment: JsonObject, upload: Upload, limits: Limits) -> JsonObject:
+    """Adds a plain message to a segment that could not be read."""
     if segment["reason"] is None:
         return segment
-    reason, detail = _parted(segment["reason"], upload)
+    reason, detail = _split_reason(segment["reason"], upload)
     return {**segment, "message": refusal(reason, limits, detail).message}
 
 
-def _parted(told: str, upload: Upload) -> tuple[str, str]:
-    """Reason and detail of `reason: detail`, with the file called as its owner calls it."""
-    reason, _, detail = told.partition(": ")
+def _split_reason(text: str, upload: Upload) -> tuple[str, str]:
+    """Splits `reason: detail`; the detail gets the file name of the user."""
+    reason, _, detail = text.partition(": ")
     for name in (str(upload.path), f"{upload.path.name} "):
         if detail.startswith(name):
             detail = f"{upload.name} {detail.removeprefix(name).lstrip()}"
     return reason, detail
 
 
-def _failed(refused: Refusal) -> Told:
+def _failed(refused: Refusal) -> JsonObject:
     return {"state": "failed", "status": refused.status, **refused.as_json()}
 
 
@@ -180,11 +180,11 @@ def _refused(refused: Refusal, headers: dict[str, str] | None = None) -> JSONRes
     return JSONResponse(refused.as_json(), refused.status, {"Connection": "close", **(headers or {})})
 
 
-class _Events(StreamingResponse):
-    """Each event as a line; the place is left however the answer ends, also before it begins."""
+class _EventStream(StreamingResponse):
+    """Sends each event as a line; gives back the place however the answer ends, also before it begins."""
 
-    def __init__(self, told: AsyncIterator[Told], place: Place) -> None:
-        super().__init__(_lines(told), media_type=EVENTS)
+    def __init__(self, events: AsyncIterator[JsonObject], place: Place) -> None:
+        super().__init__(_lines(events), media_type=EVENTS)
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,8 +194,8 @@ class _Events(StreamingResponse):
             self._place.leave()
 
 
-async def _lines(told: AsyncIterator[Told]) -> AsyncIterator[str]:
-    async for event in told:
+async def _lines(events: AsyncIterator[JsonObject]) -> AsyncIterator[str]:
+    async for event in events:
         yield json.dumps(event, ensure_ascii=False) + "\n"
 
 

@@ -1,11 +1,9 @@
-"""Who may ask, and what the browser may do with the answers: wraps the whole app.
+"""Checks who sends a request and restricts what the browser may do with the answer: wraps the whole app.
 
-A page of another site that a browser shows must neither use this server (cross-site requests) nor, by letting its own
-name point here (DNS rebinding), read from it.
+A page of another site must not use this server (cross-site requests), nor read from it after pointing its own name
+here (DNS rebinding).
 
-Hangs up on those who hold a connection and do nothing.
-
-uvicorn waits for ever for a request's head, and for who takes no answer.
+Also closes idle connections: uvicorn waits for ever for the head of a request, and for clients that do not read.
 """
 
 import asyncio
@@ -35,7 +33,7 @@ ANSWER_HEADERS = {
 
 
 class Guard:
-    """Refuses what another site's page asks, and hosts that are not this server's."""
+    """Refuses requests from pages of other sites, and requests for host names that are not this server's."""
 
     def __init__(self, app: ASGIApp, host: str, limits: Limits) -> None:
         self._app, self._limits = app, limits
@@ -64,7 +62,7 @@ class Guard:
         return JSONResponse(refused.as_json(), refused.status, {"Connection": "close"})
 
     def _is_own_name(self, host: str) -> bool:
-        """A bare address cannot be made to point elsewhere; a name can."""
+        """Accepts own names and all IP addresses: a name can be made to point here, an address cannot."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
@@ -79,7 +77,10 @@ class Guard:
 
 
 def _is_own_page(headers: Headers) -> bool:
-    """Browsers say where a request comes from; other programs say nothing, and no site can make them ask."""
+    """Returns whether the server's own page sent the request, or a program: a site can only control browsers.
+
+    Browsers say where a request comes from; other programs do not.
+    """
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")
@@ -91,31 +92,31 @@ def _is_own_page(headers: Headers) -> bool:
         return False
 
 
-def impatient(pause_s: float) -> type[H11Protocol]:
-    """A connection that ends within twice `pause_s` where nothing becomes of it.
+def timeout_protocol(pause_s: float) -> type[H11Protocol]:
+    """Returns a protocol that closes an idle connection within twice `pause_s`.
 
-    That is: no whole head of a request has come, or bytes of an answer are left and none is taken. How fast a body
-    comes is for who reads it (`upload.py`), how long an answer takes for who gives it (`worker.py`).
+    Idle means: the head of a request is not complete, or the client does not read the rest of an answer. `upload.py`
+    checks the speed of a request's body, `worker.py` the time for an answer.
     """
 
-    class Impatient(H11Protocol):
+    class TimeoutProtocol(H11Protocol):
         _watch: asyncio.TimerHandle
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._look(before=None)
+            self._check(before=None)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._watch.cancel()
             super().connection_lost(exc)
 
-        def _look(self, before: object) -> None:
+        def _check(self, before: object) -> None:
             num_left = self.transport.get_write_buffer_size()
             between_requests = self.cycle is None or self.cycle.response_complete
             now = (self.cycle, num_left)
             if now == before and (between_requests or num_left > 0):
-                self.transport.abort()  # `close` would wait for who takes nothing
+                self.transport.abort()  # `close` would wait for a client that does not read
             else:
-                self._watch = self.loop.call_later(pause_s, self._look, now)
+                self._watch = self.loop.call_later(pause_s, self._check, now)
 
-    return Impatient
+    return TimeoutProtocol

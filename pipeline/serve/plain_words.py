@@ -1,4 +1,4 @@
-"""What went wrong, for people: the ledger's reasons and the server's own, each with a status code of HTTP."""
+"""Messages for people who are not engineers: one for each reason of crops.parquet and of the server, with a status."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,57 +18,57 @@ _STATUS = {
 }  # fmt: skip
 _UNREADABLE_VIDEO = 422
 
-_WORDS: Mapping[str, str] = {
+_MESSAGES: Mapping[str, str] = {
     Reason.NO_FACE: "No face was found. Look into the camera in good light, with the whole face in the picture.",
-    Reason.LOW_DETECTION: "The mouth is hidden or out of the picture for too long. Keep the whole face in view.",
+    Reason.LOW_DETECTION: "The mouth is hidden or outside the picture for too long. Keep the whole face in view.",
     Reason.MOUTH_OUTSIDE: "The edge of the picture cuts off the mouth or the chin. Show the whole face.",
-    Reason.SCENE_CUT: "The video cuts to another shot in the middle of what is read. Cut it there, and try each part.",
-    Reason.SMALL_MOUTH: "The mouth is too small to read. Come closer to the camera, or cut the picture to the face.",
+    Reason.SCENE_CUT: "The video changes to another scene. Split it there and try each part.",
+    Reason.SMALL_MOUTH: "The mouth is too small to read. Come closer to the camera, or crop the video to the face.",
     Reason.TURNED_AWAY: "The head is turned too far to the side. Look towards the camera.",
-    Reason.UNSTABLE_TRACK: "The face moves too much to follow. Hold the camera still, and the head calm.",
+    Reason.UNSTABLE_TRACK: "The face moves too much. Keep the camera and the head still.",
     Reason.STILL_MOUTH: "The mouth does not move, or something covers it. Show a face that speaks.",
-    Reason.TOO_SHORT: "The video is too short to read. Speak at least a word or two.",
-    Reason.TOO_LONG: "The video is too long to read in one go. Cut it into sentences.",
-    Reason.NO_VIDEO: "The file holds no moving picture. Choose a video.",
-    Reason.UNREADABLE: "This is no video that can be opened. MP4, WebM, MOV, MKV, AVI and MPEG files work.",
-    Reason.TRUNCATED: "The video breaks off, or lacks pictures in its midst. Record it again, or get it anew.",
-    Reason.CRASHED: "Reading this video failed, and the reader was started anew. Other videos can be read.",
-    STOPPING: "The server is being stopped. Start it again with: pipeline serve",
-    BUSY: "Too many videos are waiting already. Try again in a minute.",
-    BAD_REQUEST: "The request carries no video. Send it as multipart/form-data, in the field `video`.",
-    NO_ROOM: "The server has no room to keep the video while it reads it. Free some space on its disk, or start it "
-    "with TMPDIR set to a folder that has room.",
+    Reason.TOO_SHORT: "The video is too short to read. Say at least a word or two.",
+    Reason.TOO_LONG: "The video is too long to read as one piece. Split it into sentences.",
+    Reason.NO_VIDEO: "The file contains no moving pictures. Choose a video.",
+    Reason.UNREADABLE: "This file cannot be opened as a video. MP4, WebM, MOV, MKV, AVI and MPEG files work.",
+    Reason.TRUNCATED: "The video ends too early, or pictures are missing in the middle. Record or copy it again.",
+    Reason.CRASHED: "Reading this video failed, and the reader was restarted. Other videos can be read.",
+    STOPPING: "The server is shutting down. Start it again with: pipeline serve",
+    BUSY: "Too many videos are waiting. Try again in a minute.",
+    BAD_REQUEST: "The request contains no video. Send it as multipart/form-data, in the field `video`.",
+    NO_ROOM: "The server has no disk space to store the video while it reads it. Free some space on its disk, or start "
+    "it with TMPDIR set to a folder with free space.",
     AT_REST: "Nobody speaks in this video: the mouth does not move.",
-    FOREIGN: "Another website asked for this. Only this server's own page may.",
-    WRONG_HOST: "The server is asked for by a name that is not its own. Use the address that `pipeline serve` prints.",
+    FOREIGN: "Another website sent this request. Only this server's own page may send requests.",
+    WRONG_HOST: "This is not the server's own address. Use the address that `pipeline serve` prints.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What is answered in place of a reading."""
+    """The answer if there is no reading."""
 
     status: int
     reason: str
     message: str
-    """For anybody."""
+    """For everybody."""
     detail: str | None
-    """For who wants to know it exactly."""
+    """For engineers."""
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "status"}
 
 
 def refusal(reason: str, limits: Limits, detail: str | None = None) -> Refusal:
-    """The answer for a reason of the ledger, or one of this module's."""
-    words = {
+    """Returns the answer for a reason of crops.parquet or of this module."""
+    messages = {
         Reason.OVERSIZED: f"The video is too long or its pictures are too large: at most {limits.max_video_s:g} s, "
-        "and pictures up to 4K.",
-        Reason.TIMEOUT: f"Reading this video took longer than {limits.timeout_s:g} s, so it was given up. Try a "
-        "shorter one.",
-        SLOW_UPLOAD: f"The upload stopped, or came more slowly than {limits.slowest_kb_s:g} kB a second, so it was "
-        "given up. Try again over a better connection.",
-        TOO_LARGE: f"The file is too large: at most {limits.max_upload_mb:g} MB.",
+        "and pictures up to 4K. Choose a shorter or smaller video.",
+        Reason.TIMEOUT: f"Reading this video took longer than {limits.timeout_s:g} s and was stopped. Try a shorter "
+        "video.",
+        SLOW_UPLOAD: f"The upload stopped or was slower than {limits.slowest_kb_s:g} kB per second, so it was "
+        "cancelled. Try again over a faster connection.",
+        TOO_LARGE: f"The file is too large: at most {limits.max_upload_mb:g} MB. Choose a smaller file.",
     }
-    message = words.get(reason) or _WORDS.get(reason) or "The video could not be read."
+    message = messages.get(reason) or _MESSAGES.get(reason) or "The video could not be read."
     return Refusal(_STATUS.get(reason, _UNREADABLE_VIDEO), str(reason), message, detail)

@@ -1,4 +1,4 @@
-"""The line in front of the one worker: who waits where, and no more than there is room for."""
+"""The queue of videos for the one worker, with a limited number of places."""
 
 import asyncio
 import time
@@ -10,23 +10,23 @@ from dataclasses import dataclass
 from pipeline.serve.upload import Upload
 from pipeline.serve.worker import Answer, Mouth, ReadingWorker
 
-WAITING_TOLD_S = 2.0
+WAITING_REPORT_S = 2.0
 
 
 class QueueFull(Exception):
-    """There is no place left."""
+    """There is no free place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """So many videos are read first."""
+    """Number of videos that are read before this one."""
 
     num_before: int
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The video's turn has come."""
+    """The reading of the video starts."""
 
     waited_s: float
 
@@ -35,7 +35,7 @@ Event = Waiting | Started | Mouth | Answer
 
 
 class ReadingQueue:
-    """First come, first read; lives in one event loop."""
+    """Reads videos in the order of arrival; belongs to one event loop."""
 
     def __init__(self, worker: ReadingWorker, max_places: int) -> None:
         self._worker, self._max_places = worker, max_places
@@ -48,7 +48,7 @@ class ReadingQueue:
         return len(self._uploading) + len(self._line)
 
     def reserve(self) -> "Place":
-        """A place for a video that is about to come, to be given back by `leave`. Raises QueueFull."""
+        """Reserves a place for a video before its upload; `leave` gives it back. Raises QueueFull."""
         if self.num_taken >= self._max_places:
             raise QueueFull
         place = Place(self)
@@ -56,16 +56,16 @@ class ReadingQueue:
         return place
 
     async def close(self) -> None:
-        """Ends what is being read, and the worker."""
+        """Stops the current reading and the worker."""
         self._worker.stop()
         await asyncio.to_thread(self._thread.shutdown)
         self._worker.close()
 
 
 class Place:
-    """One video's place: reserved while it comes in, then in the line, the first of which is being read.
+    """The place of one video: reserved during its upload, then in the queue, whose first video is being read.
 
-    It ends with the reading, or where there is none by `leave`.
+    It ends with the reading, or by `leave` if the reading has not started.
     """
 
     def __init__(self, queue: ReadingQueue) -> None:
@@ -75,7 +75,7 @@ class Place:
         self._running: asyncio.Future[Answer] | None = None
 
     async def read(self, upload: Upload) -> AsyncIterator[Event]:
-        """What happens to the video, the Answer last; the video is closed with the place. Raises as the worker does."""
+        """Yields the video's events, the Answer last; closes it with the place. Raises like `ReadingWorker.read`."""
         queue, line = self._queue, self._queue._line
         arrived_s = time.monotonic()
         queue._uploading.discard(self)
@@ -83,33 +83,33 @@ class Place:
         line.append(self)
         while num_before := line.index(self):
             yield Waiting(num_before)
-            # told again after a while: who is gone by then makes room
+            # repeated after a while: a client that has left is noticed and makes room
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), WAITING_TOLD_S)
+                await asyncio.wait_for(self._moved.wait(), WAITING_REPORT_S)
             self._moved.clear()
         loop = asyncio.get_running_loop()
-        told: asyncio.Queue[Mouth | None] = asyncio.Queue()
+        mouths: asyncio.Queue[Mouth | None] = asyncio.Queue()
 
-        def tell(mouth: Mouth) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, mouth)
+        def on_mouth(mouth: Mouth) -> None:
+            loop.call_soon_threadsafe(mouths.put_nowait, mouth)
 
-        self._running = loop.run_in_executor(queue._thread, queue._worker.read, upload.path, tell)
-        self._running.add_done_callback(lambda _: told.put_nowait(None))
-        # not when its answer is taken: who takes none must not hold the line
-        self._running.add_done_callback(lambda _: self._gone())
+        self._running = loop.run_in_executor(queue._thread, queue._worker.read, upload.path, on_mouth)
+        self._running.add_done_callback(lambda _: mouths.put_nowait(None))
+        # not when the answer is read: a client that does not read must not block the queue
+        self._running.add_done_callback(lambda _: self._release())
         yield Started(time.monotonic() - arrived_s)
-        while mouth := await told.get():
+        while mouth := await mouths.get():
             yield mouth
         yield self._running.result()
 
     def leave(self) -> None:
-        """Makes room for the next; where the video is being read, that goes to its end first."""
+        """Gives the place back; if the video is being read, only after the reading."""
         if self._running is None:
-            self._gone()
+            self._release()
 
-    def _gone(self) -> None:
+    def _release(self) -> None:
         if self._running is not None and not self._running.cancelled():
-            self._running.exception()  # seen, where nobody is left to hear of it
+            self._running.exception()  # retrieved, so that asyncio does not log it if the client has left
         self._queue._uploading.discard(self)
         if self in self._queue._line:
             self._queue._line.remove(self)

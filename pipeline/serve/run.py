@@ -1,4 +1,4 @@
-"""Runs the server until it is stopped, and leaves nothing behind."""
+"""Runs the server until it is stopped; leaves no process and no file."""
 
 import ipaddress
 import socket
@@ -16,26 +16,26 @@ from pipeline.command import terminable
 from pipeline.inference.readers import open_reader
 from pipeline.params import Params
 from pipeline.serve.app import make_app
-from pipeline.serve.guard import Guard, impatient
+from pipeline.serve.guard import Guard, timeout_protocol
 from pipeline.serve.limits import Limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import ConfigError
 from shards.safe_text import message_lines
 
-GOODBYE_S = 3
-"""For answers that are on their way when the server is stopped."""
+SHUTDOWN_S = 3
+"""Time to finish pending answers when the server is stopped."""
 
 
 def serve(source: Path, params: Params, host: str, port: int, limits: Limits) -> None:
-    """Serves the model of `source` (as `open_reader` takes it) until Ctrl-C or SIGTERM.
+    """Serves the model of `source` (a file for `open_reader`) until Ctrl-C or SIGTERM.
 
-    Raises CheckpointError, and ConfigError where the address cannot be had.
+    Raises CheckpointError, and ConfigError if the address cannot be used.
     """
     reading = within_limits(params, limits)
     with terminable(), listening(host, port) as listener:
         worker = ReadingWorker(partial(open_reader, source, reading), reading, limits.timeout_s)
         try:
-            _tell(f"opening {source}")
+            _print_message(f"opening {source}")
             worker.start()
             worker.wait_ready()
             app = Guard(make_app(worker, limits, source.name), host, limits)
@@ -49,16 +49,16 @@ def serve(source: Path, params: Params, host: str, port: int, limits: Limits) ->
 
 
 def configured(app: ASGIApp, limits: Limits) -> uvicorn.Config:
-    """No line a request, no word of what serves it, no patience with who says nothing."""
+    """Returns uvicorn's configuration: no access log, no server header, idle connections are closed."""
     return uvicorn.Config(
         app,
-        http=impatient(limits.pause_s),
+        http=timeout_protocol(limits.pause_s),
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        timeout_graceful_shutdown=GOODBYE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
 
 
@@ -69,12 +69,12 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        # those who wait for it hear so at once, and need not be waited for
+        # clients in the queue get an answer immediately, so the shutdown need not wait for them
         self._on_stop()
 
 
 def within_limits(params: Params, limits: Limits) -> Params:
-    """Parameters by which a longer video is turned down, at the latest while it is decoded."""
+    """Returns parameters that reject a video longer than the limit, at the latest while it is decoded."""
     longest_s = min(params.inference.max_video_s, limits.max_video_s)
     inference = params.inference.model_copy(update={"max_video_s": longest_s})
     return params.model_copy(update={"inference": inference})
@@ -82,19 +82,20 @@ def within_limits(params: Params, limits: Limits) -> Params:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """The open door. Raises ConfigError where it cannot be had."""
+    """Opens the listening socket. Raises ConfigError if the address cannot be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise ConfigError(
-            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another --port, or 0 for any"
+            f"--host {host} --port {port}: cannot listen on this address ({error.strerror}); choose another --port, or "
+            "0 for any free port"
         ) from error
     with listener:
         if not _is_loopback(host):
-            _tell(
-                f"--host {host}: everyone who can reach this machine over the network can now send it videos, and "
-                "what they send travels unencrypted; browsers allow the camera on 127.0.0.1 or https only"
+            _print_message(
+                f"--host {host}: everyone who can reach this machine over the network can now send videos to it, "
+                "unencrypted; browsers allow the camera only on 127.0.0.1 or over https"
             )
         yield listener
 
@@ -111,5 +112,5 @@ def _address(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _tell(message: str) -> None:
+def _print_message(message: str) -> None:
     typer.echo(f"pipeline: {message_lines(message)}", err=True)

@@ -1,6 +1,6 @@
-"""Takes a video out of a request, without ever giving it a name in a folder.
+"""Receives a video from a request without a named file in a folder.
 
-Its file has no name on Linux, so that nothing stays of it however the server ends.
+On Linux its file has no name, so that nothing remains of it however the server ends.
 """
 
 import os
@@ -26,24 +26,24 @@ _OWN_FILES = Path("/proc/self/fd")
 
 
 class BadUpload(Exception):
-    """The request holds no video."""
+    """The request contains no video."""
 
 
 class TooLargeUpload(Exception):
-    """It holds more bytes than it may."""
+    """The request is larger than allowed."""
 
 
 class NoRoomForUpload(Exception):
-    """It cannot be kept while it is read."""
+    """There is no disk space to store the video."""
 
 
 class SlowUpload(Exception):
-    """It stopped, or came too slowly."""
+    """The upload stopped or was too slow."""
 
 
 @dataclass
 class Upload:
-    """A video that came in; `path` holds as long as it is open."""
+    """An uploaded video; `path` is valid until `close`."""
 
     name: str
     path: Path
@@ -54,9 +54,9 @@ class Upload:
 
 
 async def receive_upload(request: Request, limits: Limits) -> Upload:
-    """The field `video`.
+    """Returns the file in the field `video`.
 
-    Raises BadUpload, NoRoomForUpload, ClientDisconnect, and SlowUpload and TooLargeUpload as soon as it is one.
+    Raises BadUpload, NoRoomForUpload, ClientDisconnect, and, at the limit, SlowUpload and TooLargeUpload.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.max_upload_bytes:
@@ -68,7 +68,7 @@ async def receive_upload(request: Request, limits: Limits) -> Upload:
         raise SlowUpload from error
     except HTTPException as error:
         raise BadUpload(error.detail) from error
-    except UnicodeError as error:  # a name in a code of the sender's choice
+    except UnicodeError as error:  # the sender chooses the encoding of the name
         raise BadUpload(str(error)) from error
     except OSError as error:
         raise _no_room(error) from error
@@ -88,16 +88,16 @@ def _no_room(error: OSError) -> NoRoomForUpload:
 
 
 def _plain_name(given: str) -> str:
-    """Without folders, and without what is not seen: half characters, which no JSON bears, and turns of direction."""
+    """Returns the name without folders and invisible characters: surrogates, invalid in JSON, and direction marks."""
     name = "".join(character for character in re.split(r"[/\\]", given)[-1] if character.isprintable())
     return name[:LONGEST_NAME] or FIELD
 
 
 class _Capped(Request):
-    """A request that stops where it grows too large, and whose patience grows by the bytes that come.
+    """A request with a maximum size, and a deadline that each received byte extends.
 
-    A leaky bucket: each byte buys the time that it takes at the slowest speed allowed, and no more than `pause_s` is
-    ever in it. So silence ends an upload after `pause_s`, half the speed after twice that, and good speed never.
+    A leaky bucket: each byte adds its time at the slowest allowed speed, and the deadline is at most `pause_s` ahead.
+    So silence ends an upload after `pause_s`, half the speed after twice that, and the allowed speed never.
     """
 
     def __init__(self, request: Request, limits: Limits, patience: anyio.CancelScope) -> None:
@@ -118,8 +118,8 @@ class _Capped(Request):
 
 
 def _as_file(name: str, spooled: IO[Any]) -> Upload:
-    """With a path that another process of this user can open."""
-    number = spooled.fileno()  # leaves memory for a file without a name
+    """Returns the upload with a path that another process of this user can open."""
+    number = spooled.fileno()  # moves the content from memory to a file without a name
     if _OWN_FILES.is_dir():
         return Upload(name, Path(f"/proc/{os.getpid()}/fd/{number}"), spooled)
     named = tempfile.NamedTemporaryFile(prefix="pipeline-serve-")  # noqa: SIM115 (closed with the upload)

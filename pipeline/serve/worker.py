@@ -1,4 +1,4 @@
-"""The process that reads: it holds the model, and can be ended without harm to the server.
+"""The worker process that reads: it has the model, and can be killed without harm to the server.
 
 Shapes: T frames of the clip at the model's rate, H = W = side of the mouth crop.
 """
@@ -26,92 +26,92 @@ from stages.clips.local_pool import START_TIMEOUT_S, end_with_parent, interrupts
 from stages.mouths.native_stderr import NATIVE_LOG, native_stderr_to
 
 STRIP_S, STRIP_FPS = 4.0, 12.5
-"""Length and rate of the mouth that is shown: enough to see that it is the right one, and that it moves."""
+"""Length and rate of the mouth on the page: enough to see that it is the right mouth and that it moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mouth:
-    """The found mouth, told as soon as there is one."""
+    """The found mouth, sent before the reading."""
 
     strip: str
-    """Frames side by side, each square: a JPEG as data: URI."""
+    """Square frames side by side: a JPEG as data: URI."""
     fps: float
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was read; `reading` has the keys of `pipeline inference --json`."""
+    """The result; `reading` has the keys of `pipeline inference --json`."""
 
     reading: dict[str, Any]
     mouth_s: float
-    """Finding and cutting the mouth, decoding included."""
+    """Time to find and crop the mouth, including decoding."""
     reading_s: float
 
 
 class WorkerDied(Exception):
-    """The process ended in the midst of a video."""
+    """The process ended while it read a video."""
 
 
 class WorkerLate(Exception):
-    """It was not done in time, and was ended."""
+    """The process exceeded the time limit and was killed."""
 
 
 class ReadingWorker:
-    """Reads a video at a time in a process of its own, which `open_reader` (picklable) gives its model once.
+    """Reads one video at a time in a separate process, which opens its model once with `open_reader` (picklable).
 
-    `read` is for one thread; `stop` may come from any.
+    `read` must be called by one thread only; `stop` may be called by any thread.
     """
 
     def __init__(self, open_reader: Callable[[], OpenedReader], params: Params, timeout_s: float) -> None:
         self._open_reader, self._params, self._timeout_s = open_reader, params, timeout_s
         self._process: _Process | None = None
         self.is_stopped = False
-        # the thread of a signal may hold it already
+        # reentrant: a signal handler runs in a thread that may already hold it
         self._lock = threading.RLock()
 
     def start(self) -> None:
-        """Starts the process, without waiting for it; none after `stop`."""
+        """Starts the process without waiting for it; does nothing after `stop`."""
         with self._lock:
             if self._process is None and not self.is_stopped:
                 self._process = _Process(self._open_reader, self._params)
 
     def wait_ready(self) -> None:
-        """Raises the PipelineError for which the model cannot be opened, or the process not start."""
+        """Waits until the model is open. Raises PipelineError if the model or the process cannot start."""
         try:
             self._ready()
         except WorkerDied as error:
             raise MachineError(
-                "the process that reads ended while it opened the model; `pipeline doctor` looks for the cause (memory "
-                f"may be short), {Path(self._params.machine.cache_dir) / NATIVE_LOG} may have its last words"
+                "the reader process ended while it opened the model, perhaps for lack of memory; run `pipeline doctor` "
+                f"to find the cause, and see {Path(self._params.machine.cache_dir) / NATIVE_LOG}"
             ) from error
 
     def stop(self) -> None:
-        """Kills the process at once; a `read` meanwhile raises WorkerDied, and so does every later one."""
+        """Kills the process immediately; a running `read` and every later one raise WorkerDied."""
         with self._lock:
             self.is_stopped = True
             if self._process is not None:
                 self._process.process.kill()
 
     def close(self) -> None:
-        """`stop`, and waits for the process's end; not while another thread reads."""
+        """Stops the process and waits for its end; must not be called while another thread reads."""
         self.stop()
         self._end()
 
     def read(self, path: Path, on_mouth: Callable[[Mouth], None]) -> Answer:
-        """What is said in the video. Raises WorkerDied, WorkerLate, and PipelineError where it cannot start."""
+        """Returns the reading. Raises WorkerDied, WorkerLate, and PipelineError if the process cannot start."""
         process = self._ready()
         try:
             process.pipe.send(path)
             deadline_s = time.monotonic() + self._timeout_s
             while process.pipe.poll(max(0.0, deadline_s - time.monotonic())):
-                told = process.pipe.recv()
-                if isinstance(told, Answer):
-                    return told
-                assert isinstance(told, Mouth), f"a worker said {told!r}"
-                on_mouth(told)
+                message = process.pipe.recv()
+                if isinstance(message, Answer):
+                    return message
+                assert isinstance(message, Mouth), f"a worker sent {message!r}"
+                on_mouth(message)
             raise WorkerLate
         except BaseException as error:
-            # another video must not meet what is left of this one
+            # the next video must not get an answer to this one
             self._end()
             self.start()
             if isinstance(error, EOFError | OSError):
@@ -120,7 +120,7 @@ class ReadingWorker:
 
     def _ready(self) -> "_Process":
         if self._process is not None and self._process.is_ready and not self._process.process.is_alive():
-            self._end()  # it died while it had nothing to do
+            self._end()  # it died while it was idle
         self.start()
         if self._process is None:
             raise WorkerDied
@@ -143,7 +143,7 @@ class ReadingWorker:
 
 class _Process:
     def __init__(self, open_reader: Callable[[], OpenedReader], params: Params) -> None:
-        # spawned: neither torch's nor the landmarker's threads survive a fork
+        # spawned: the threads of torch and of the landmarker do not survive a fork
         context = multiprocessing.get_context("spawn")
         resource_tracker.ensure_running()
         self.pipe, theirs = context.Pipe()
@@ -158,7 +158,7 @@ class _Process:
             return
         if not self.pipe.poll(START_TIMEOUT_S):
             self.process.kill()
-            raise MachineError(f"the model was not open after {START_TIMEOUT_S:g} s")
+            raise MachineError(f"the model was not open after {START_TIMEOUT_S:g} s; run `pipeline doctor`")
         error = self.pipe.recv()
         if error is not None:
             raise error
@@ -172,7 +172,7 @@ class _Process:
 
 
 def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader], params: Params) -> None:
-    """The process's life: says that it is ready, or why it cannot be, then answers each video."""
+    """Runs in the process: sends None when it is ready, else the error, then answers each video."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
@@ -183,7 +183,7 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
         pipe.send(error)
         return
     pipe.send(None)
-    reader, params = _Watched(opened, pipe), with_candidates(params, opened.heads)
+    reader, params = _MonitoredReader(opened, pipe), with_candidates(params, opened.heads)
     while True:
         try:
             path = pipe.recv()
@@ -194,15 +194,15 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
         try:
             reading = read_video(path, reader, params)
         except MemoryError:
-            os._exit(1)  # as if the kernel had ended it
+            os._exit(1)  # as if the kernel had killed it
         total_s = time.monotonic() - started_s
         pipe.send(Answer(asdict(reading), total_s - reader.reading_s, reader.reading_s))
 
 
 def with_candidates(params: Params, heads: Collection[Head]) -> Params:
-    """Parameters by which a page can show other readings: auto, which is greedy, finds none.
+    """Returns parameters with which the page can show other readings: auto is greedy and finds none.
 
-    In its place stands the search of the CTC head, where there is one; like auto it asks no language model.
+    Replaces auto by the beam search of the CTC head, if there is one; like auto it uses no language model.
     """
     if params.decode.decoder != "auto" or "ctc" not in heads:
         return params
@@ -212,8 +212,8 @@ def with_candidates(params: Params, heads: Collection[Head]) -> Params:
     return params.model_copy(update={"decode": search})
 
 
-class _Watched:
-    """A reader that tells what it is shown: the mouth, and how long reading it takes."""
+class _MonitoredReader:
+    """A reader that sends the mouth of each video to the server and measures the time of reading."""
 
     def __init__(self, reader: ClipReader, pipe: "Connection[Any, Any]") -> None:
         self._reader, self._pipe = reader, pipe
@@ -237,7 +237,7 @@ class _Watched:
 
 
 def mouth_of(clip_THW: NDArray[np.uint8], fps: float) -> Mouth:
-    """The clip's beginning as a strip."""
+    """Returns the start of the clip as a strip of frames."""
     from stages.pages.page import jpeg_uri
 
     step = max(1, round(fps / STRIP_FPS))

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.decode`: every decoder reads the made-up sentence, and its goals are told as they are."""
+"""`python -m benchmarks.decode`: every decoder reads the synthetic sentence, and the goals have their figures."""
 
 import json
 from pathlib import Path
@@ -12,40 +12,43 @@ from shards.errors import ConfigError
 
 
 def test_every_decoder_reads_what_the_heads_are_biased_to() -> None:
-    """So that what is timed is reading: a text of the length that clips have."""
-    speaker = decode._Speaker("conformer_tiny", torch.device("cpu"), 2.0, 60)
-    assert speaker.encode() > 0
+    """So the measurement is of a realistic reading: a text as long as that of real clips."""
+    biased = decode._BiasedReader("conformer_tiny", torch.device("cpu"), 2.0, 60)
+    assert biased.encode() > 0
     for name in ("attention", "ctc", "ctc_beam", "attention_beam", "joint_beam"):
-        assert speaker.decode(name, 5) > 0
-        speaker.position = 0
-        (reading,) = speaker.reader.decode(
-            *speaker.encoded, speaker.num_frames_B, DecodeParams.model_validate({"decoder": name})
+        assert biased.decode(name, 5) > 0
+        biased.position = 0
+        (reading,) = biased.reader.decode(
+            *biased.encoded, biased.num_frames_B, DecodeParams.model_validate({"decoder": name})
         )
-        assert reading.text == speaker.sentence, name
-    assert len(speaker.sentence) == round(decode.CHARS_PER_S * 2.0)
+        assert reading.text == biased.sentence, name
+    assert len(biased.sentence) == round(decode.CHARS_PER_S * 2.0)
 
 
-def test_so_does_every_clip_of_a_batch(tmp_path: Path) -> None:
-    speaker = decode._Speaker("conformer_tiny", torch.device("cpu"), 1.0, 60, batch_size=3)
-    speaker.encode()
+def test_every_clip_of_a_batch_reads_the_sentence(tmp_path: Path) -> None:
+    biased = decode._BiasedReader("conformer_tiny", torch.device("cpu"), 1.0, 60, batch_size=3)
+    biased.encode()
     for name in ("ctc_beam", "joint_beam"):
-        speaker.position = 0
-        readings = speaker.reader.decode(
-            *speaker.encoded, speaker.num_frames_B, DecodeParams.model_validate({"decoder": name})
+        biased.position = 0
+        readings = biased.reader.decode(
+            *biased.encoded, biased.num_frames_B, DecodeParams.model_validate({"decoder": name})
         )
-        assert [reading.text for reading in readings] == [speaker.sentence] * 3
+        assert [reading.text for reading in readings] == [biased.sentence] * 3
     result = decode.bench_decode(
         tmp_path, print, on_gpu=False, beams=(40,), rounds=1, clip_s=1.0, batch_size=2, num_characters=40
     )
     assert result.seconds["ctc_beam 40"] > 0
-    assert [goal["figure"] for goal in result.goals()] == [None, None]  # they are of a clip alone
+    assert [goal["figure"] for goal in result.goals()] == [
+        None,
+        None,
+    ]  # the goals are for batches of one clip
 
 
 def test_figures_of_all_decoders_and_beams_are_written(tmp_path: Path) -> None:
-    told: list[str] = []
+    lines: list[str] = []
     result = decode.bench_decode(
         tmp_path,
-        told.append,
+        lines.append,
         on_gpu=False,
         beams=(1, 40),
         rounds=1,
@@ -70,6 +73,6 @@ def test_figures_of_all_decoders_and_beams_are_written(tmp_path: Path) -> None:
     assert result.goals()[1]["is_reached"] is False
 
 
-def test_a_preset_that_is_no_conformer_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--model-preset cnn3d_bilstm_attention: known are conformer_tiny"):
+def test_a_preset_that_is_not_a_conformer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--model-preset cnn3d_bilstm_attention: choose .*conformer_tiny"):
         decode.bench_decode(tmp_path, print, on_gpu=False, preset="cnn3d_bilstm_attention")

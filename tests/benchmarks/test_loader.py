@@ -16,8 +16,8 @@ from benchmarks import loader_measure
 from benchmarks.loader import (
     LoaderBench,
     bench_loader,
-    in_process_of_its_own,
     print_loader_bench,
+    run_in_fresh_process,
     speed_tasks,
 )
 from benchmarks.loader_material import CODECS, Material
@@ -42,13 +42,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(out: Path, tmp_path_factory: pytest.TempPathFactory) -> LoaderBench:
-    """One round over ready mouth clips of different lengths, in this process but for crop's."""
+    """One round over mouth clips of different lengths, in this process except for crop."""
     videos = tmp_path_factory.mktemp("videos")
     for number in range(NUM_CLIPS):
         write_mouth(videos / f"{'abcde'[number] * 3}.mp4", 30 + 3 * number, seed=number)
-    told: list[str] = []
+    lines: list[str] = []
     return bench_loader(
-        [videos], out, NUM_CLIPS, 1, told.append,
+        [videos], out, NUM_CLIPS, 1, lines.append,
         with_profile=True, seconds=0.01, catalogue_rows=2_000, training_epochs=2, run=here,
     )  # fmt: skip
 
@@ -59,12 +59,12 @@ def material(out: Path, result: LoaderBench) -> Material:
 
 
 def here(task: Task, material: Material) -> Figures:
-    """In this process, and training on one thread: a trial of thread counts takes longer than these epochs."""
+    """Runs in this process, training on one thread: a trial of thread counts takes longer than these epochs."""
     return figures(replace(task, threads=1), material)
 
 
 def truth(material: Material) -> dict[str, tuple[np.ndarray, str]]:
-    """Clip and label by clip_id, by tarfile, numpy and json alone."""
+    """Returns clip and label by clip_id, read with tarfile, numpy and json only."""
     clips, labels = {}, {}
     for shard in material.shards("raw"):
         with tarfile.open(shard) as tar:
@@ -93,7 +93,7 @@ def clips_of(reader: Iterator[PaddedBatch]) -> dict[str, tuple[np.ndarray, str]]
 
 
 @pytest.mark.parametrize("name", ["ours", "webdataset", "process", "readinto", "readinto_fresh"])
-def test_every_reader_of_raw_clips_hands_over_the_same_pixels(material: Material, name: str) -> None:
+def test_every_reader_of_raw_clips_returns_the_same_pixels(material: Material, name: str) -> None:
     expected, read = truth(material), READERS[name](material, "raw", 0)
     for epoch in range(2):
         found = clips_of(read(epoch))
@@ -103,13 +103,13 @@ def test_every_reader_of_raw_clips_hands_over_the_same_pixels(material: Material
             assert found[clip_id][1] == label
 
 
-def test_threads_hand_over_the_same(material: Material) -> None:
+def test_threads_return_the_same_pixels(material: Material) -> None:
     expected, found = truth(material), clips_of(READERS["ours"](material, "raw", 1)(0))
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[clip_id][0], expected[clip_id][0]) for clip_id in expected)
 
 
-def test_jpeg_by_webdataset_and_opencv_is_jpeg_by_us(material: Material) -> None:
+def test_jpeg_by_webdataset_and_opencv_equals_ours(material: Material) -> None:
     ours, theirs = (clips_of(READERS[name](material, "jpeg", 0)(0)) for name in ("ours", "webdataset"))
     assert ours.keys() == theirs.keys() == truth(material).keys()
     for clip_id, (clip_THW, label) in ours.items():
@@ -117,7 +117,7 @@ def test_jpeg_by_webdataset_and_opencv_is_jpeg_by_us(material: Material) -> None
         assert np.abs(clip_THW.astype(int) - theirs[clip_id][0]).max() <= JPEG_DECODERS_DIFFER
 
 
-def test_mp4_by_opencv_shows_the_same_clips(material: Material) -> None:
+def test_mp4_by_opencv_has_the_same_clips(material: Material) -> None:
     expected, found = truth(material), clips_of(READERS["mp4"](material, "raw", 0)(0))
     assert found.keys() == expected.keys()
     for clip_id, (clip_THW, label) in expected.items():
@@ -149,33 +149,33 @@ def test_a_tiny_run_gives_every_figure(result: LoaderBench, out: Path) -> None:
     assert all(math.isfinite(figure) for figure, _, _ in written["goals"].values())
 
 
-def test_ratios_are_of_the_named_speeds(result: LoaderBench) -> None:
+def test_ratios_use_the_named_speeds(result: LoaderBench) -> None:
     speed, ratios = result.clips_per_s, result.ratios()
     assert ratios["raw, against plain webdataset"] == speed["ours, raw"] / speed["plain webdataset, raw"]
     assert ratios["jpeg, against mp4 by OpenCV"] == speed["ours, jpeg"] / speed["mp4 by OpenCV"]
     assert ratios["raw, 1 thread against 1 process"] == speed["ours, raw, 1 thread"] / speed["1 process, raw"]
 
 
-def test_the_tables_name_every_figure_and_say_what_is_missed(result: LoaderBench) -> None:
+def test_the_tables_have_every_figure_and_mark_missed_goals(result: LoaderBench) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     print_loader_bench(result, console)
-    told = console.export_text()
-    assert all(name in told for name in (*result.goals(), *result.ratios(), *result.clips_per_s, *CODECS))
+    printed = console.export_text()
+    assert all(name in printed for name in (*result.goals(), *result.ratios(), *result.clips_per_s, *CODECS))
     missed = [
         name
         for name, (figure, goal, sense) in result.goals().items()
         if (figure < goal if sense == "≥" else figure > goal)
     ]
-    assert told.count("missed") == len(missed)
+    assert printed.count("missed") == len(missed)
 
 
-def test_a_task_runs_in_a_process_of_its_own_held_to_one_core(material: Material) -> None:
-    told = in_process_of_its_own(Task("speed", seconds=0.01), material)
-    assert told["clips_per_s"] > 0
-    assert told["cores"] == 1
+def test_a_task_runs_in_a_fresh_process_on_one_core(material: Material) -> None:
+    measured = run_in_fresh_process(Task("speed", seconds=0.01), material)
+    assert measured["clips_per_s"] > 0
+    assert measured["cores"] == 1
 
 
-def test_a_reader_that_loses_a_clip_ends_the_bench(
+def test_a_reader_that_loses_a_clip_stops_the_benchmark(
     material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forgetful(material: Material, codec: str, _: int) -> loader_measure.Reader:
@@ -187,7 +187,7 @@ def test_a_reader_that_loses_a_clip_ends_the_bench(
         figures(Task("speed", seconds=0.01), material)
 
 
-def test_the_median_of_the_rounds_counts(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_median_of_the_rounds_is_reported(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([1.0, 100.0, 3.0])
 
     def run(task: Task, _: Material) -> Figures:
@@ -196,10 +196,10 @@ def test_the_median_of_the_rounds_counts(out: Path, monkeypatch: pytest.MonkeyPa
 
     from benchmarks.loader import _rounds
 
-    told = _rounds({"ours": Task("speed")}, Material(out), 3, run, lambda _: None)
-    assert told == {"ours": {"clips_per_s": 3.0}}
+    medians = _rounds({"ours": Task("speed")}, Material(out), 3, run, lambda _: None)
+    assert medians == {"ours": {"clips_per_s": 3.0}}
 
 
 def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no video"):
+    with pytest.raises(ConfigError, match="contains no video"):
         bench_loader([tmp_path], tmp_path / "out", 1, 1, lambda _: None, run=figures)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.plan` counts what really is in the plans of all ranks."""
+"""`python -m benchmarks.plan` agrees with the real plans of all ranks."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,7 @@ from shards.samples import read_samples
 from shards.settings import LoaderParams
 
 
-def test_what_is_measured_is_what_the_ranks_would_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_figures_match_the_plans_of_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "RANKS_A_NODE", 2)
     write_catalogue(tmp_path, 3_000)
     measured = bench.measure(tmp_path / "samples.parquet", world_size=6)
@@ -35,11 +33,11 @@ def test_what_is_measured_is_what_the_ranks_would_read(
     assert measured.padding_share == pytest.approx(1 - lengths.sum() / padded.sum())
 
 
-def test_the_bench_measures_in_fresh_processes_and_writes_it_down(
+def test_the_benchmark_measures_in_fresh_processes_and_writes_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "WORLD_SIZES", (2,))
-    (result,) = bench.bench_plan([300], tmp_path, lambda told: None)
+    (result,) = bench.bench_plan([300], tmp_path, lambda _: None)
     assert 280 < result.num_clips < 320 and result.world_size == 2 and 50 < result.peak_mb < 2_000
     written = json.loads((tmp_path / "results.json").read_text())
     assert [bench.PlanBench(**values) for values in written["results"]] == [result]

@@ -1,4 +1,4 @@
-"""The made-up catalogue: as the real one where the plan and the queries look at it."""
+"""The synthetic catalogue equals a real one in everything that the epoch plan and the queries read."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,7 +16,7 @@ NUM_CLIPS = 20_011
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("made_up")
+    folder = tmp_path_factory.mktemp("synthetic")
     write_catalogue(folder, NUM_CLIPS, seed=3)
     return folder
 
@@ -49,7 +49,7 @@ def test_tables_have_the_schemas_and_belong_together(folder: Path, rows: dict) -
     assert all((row["reason"] is None) == (row["status"] == "ok") for row in rows["crops"])
 
 
-def test_figures_are_those_of_chinese_lips(rows: dict) -> None:
+def test_figures_match_chinese_lips(rows: dict) -> None:
     splits = Counter(row["split"] for row in rows["clips"])
     assert [round(splits[name] / NUM_CLIPS, 3) for name in ("train", "valid", "test")] == [0.84, 0.05, 0.11]
     speakers: dict[str, set] = {name: set() for name in splits}
@@ -71,8 +71,8 @@ def test_figures_are_those_of_chinese_lips(rows: dict) -> None:
     assert counts[100] / counts[1_000] == pytest.approx(10, rel=0.2)
 
 
-def test_samples_lie_in_shards_as_pack_fills_them(rows: dict) -> None:
-    """Against a loop that closes a shard when it has passed its size."""
+def test_samples_are_in_shards_as_pack_fills_them(rows: dict) -> None:
+    """Compared with a loop that closes a shard when it is larger than its size."""
     filled, number, split = 0, 0, "train"
     for row in rows["samples"]:
         if row["split"] != split:
@@ -97,17 +97,15 @@ def test_the_same_arguments_give_the_same_bytes(folder: Path, rows: dict, tmp_pa
     assert [row["label"] for row in other] != [row["label"] for row in rows["clips"][:500]]
 
 
-def test_shards_go_on_over_the_blocks_that_it_is_written_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_continue_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.synthetic_catalogue.ROW_GROUP_ROWS", 1_000)
     assert ROW_GROUP_ROWS > 1_000
     write_catalogue(tmp_path, 5_000)
     samples = read_table(tmp_path / "samples.parquet", SAMPLES, "x").to_pylist()
-    test_samples_lie_in_shards_as_pack_fills_them({"samples": samples})
+    test_samples_are_in_shards_as_pack_fills_them({"samples": samples})
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 7])
-def test_a_few_clips_are_all_there(tmp_path: Path, num_clips: int) -> None:
+def test_small_catalogues_have_all_clips(tmp_path: Path, num_clips: int) -> None:
     write_catalogue(tmp_path, num_clips)
     assert read_table(tmp_path / "clips.parquet", CLIPS, "x").num_rows == num_clips

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.train`: a tiny run gives every figure that this machine can, and says what it cannot."""
+"""`python -m benchmarks.train`: a tiny run gives every figure that this machine can measure, and names the others."""
 
 import functools
 import io
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from rich.console import Console
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
@@ -22,12 +23,12 @@ from benchmarks.train import (
     SHOWN_LINES,
     TrainBench,
     bench_train,
-    in_process_of_its_own,
+    command,
     print_train_bench,
+    run_in_fresh_process,
 )
 from benchmarks.train_material import write_pack
 from benchmarks.train_measure import Figures, Task, figures
-from pipeline.cli import app
 from shards.enums import TRAIN_SPLIT
 from shards.errors import ConfigError, PipelineError
 from shards.samples import read_samples
@@ -70,16 +71,22 @@ def same_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def help_text() -> str:
+    cli = typer.Typer()
+    cli.command()(command)
+    return CliRunner().invoke(cli, ["--help"]).stdout
+
+
 def here(task: Task) -> Figures:
-    """In this process, with small networks."""
+    """Runs in this process, with small networks."""
     return figures(replace(task, sizes=CNN3D if task.preset == BASELINE else CONFORMER))
 
 
 @pytest.fixture(scope="module")
 def result(out: Path) -> TrainBench:
-    told: list[str] = []
+    lines: list[str] = []
     return bench_train(
-        out, told.append, on_gpu=False, batch=BATCH, frames=FRAMES, rounds=1, seconds=0.01, threads=1, run=here
+        out, lines.append, on_gpu=False, batch=BATCH, frames=FRAMES, rounds=1, seconds=0.01, threads=1, run=here
     )  # fmt: skip
 
 
@@ -95,7 +102,7 @@ def test_a_tiny_run_gives_every_figure(result: TrainBench, out: Path) -> None:
     assert [goal["figure"] for goal in written["goals"]] == [goal.figure for goal in result.goals()]
 
 
-def test_goals_are_of_the_named_figures(result: TrainBench) -> None:
+def test_goals_use_the_named_figures(result: TrainBench) -> None:
     goals, speed = result.goals(), result.figures
     assert [goal.figure is None for goal in goals] == [True, True, True, True, False, False, False]
     loop, cpu, memory = goals[4:]
@@ -104,41 +111,41 @@ def test_goals_are_of_the_named_figures(result: TrainBench) -> None:
     assert (memory.figure, memory.sense) == (speed["training"]["peak_mb"], "≤")
 
 
-def test_on_a_gpu_the_goals_are_the_gpus() -> None:
+def test_on_a_gpu_the_goals_for_gpus_have_figures() -> None:
     figures = {name: {"clips_per_s": 2.0, "peak_mb": 5.0} for name in CPU_TASKS}
     figures["conformer"] |= {"clips_per_s": 8.0, "flop_utilisation": 0.4}
     result = TrainBench({}, True, LARGE, 8, 75, figures)
     assert [goal.figure for goal in result.goals()] == [2.0, 2.0, 4.0, 0.4, 1.0, None, 5.0]
     assert [goal.is_reached for goal in result.goals()] == [False, False, True, True, True, None, True]
     small = replace(result, preset="conformer_small")
-    assert [goal.figure for goal in small.goals()][2:4] == [None, None], "of another network than the goal's"
+    assert [goal.figure for goal in small.goals()][2:4] == [None, None], "the goal is for another network"
 
 
-def test_the_tables_say_what_was_not_run_and_how_to(result: TrainBench) -> None:
+def test_the_tables_show_the_command_for_figures_that_were_not_run(result: TrainBench) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     print_train_bench(result, console)
-    told = console.export_text()
-    assert all(name in told for name in (*result.figures, *result.ratios()))
-    assert told.count("not run") == 4
-    assert told.count("python -m benchmarks.train --only conformer") == 2
-    assert told.count("missed") == sum(goal.is_reached is False for goal in result.goals())
+    printed = console.export_text()
+    assert all(name in printed for name in (*result.figures, *result.ratios()))
+    assert printed.count("not run") == 4
+    assert printed.count("python -m benchmarks.train --only conformer") == 2
+    assert printed.count("missed") == sum(goal.is_reached is False for goal in result.goals())
 
 
-def test_the_median_of_the_rounds_counts(out: Path) -> None:
+def test_the_median_of_the_rounds_is_reported(out: Path) -> None:
     speeds = iter([1.0, 100.0, 3.0])
 
     def run(task: Task) -> Figures:
         return {"clips_per_s": next(speeds) if task.settings == "ours" else 1.0, "peak_mb": 1.0}
 
     pack = ("shards", Path("samples.parquet"))
-    told = bench_train(
+    measured = bench_train(
         out / "m", lambda _: None, on_gpu=False, rounds=3, only=["training"], pack=pack, run=run
     )  # fmt: skip
-    assert told.figures["training"]["clips_per_s"] == 3.0
-    assert told.ratios()["baseline training against plain eager float32"] == 3.0
+    assert measured.figures["training"]["clips_per_s"] == 3.0
+    assert measured.ratios()["baseline training against plain eager float32"] == 3.0
 
 
-def test_made_up_clips_are_a_pack(tmp_path: Path) -> None:
+def test_synthetic_clips_form_a_pack(tmp_path: Path) -> None:
     shards, samples_path = write_pack(tmp_path, 5, 7)
     rows = read_samples(samples_path, TRAIN_SPLIT).to_pylist()
     assert len({row["clip_id"] for row in rows}) == 5
@@ -148,19 +155,19 @@ def test_made_up_clips_are_a_pack(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["cached", "shards"])
-def test_the_loop_steps_on_whole_batches(task: Task, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_uses_full_batches(task: Task, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, ...]] = []
     step = train_measure.TrainingStep.__call__
 
-    def noting(self, window, *rest):  # type: ignore[no-untyped-def]
+    def recording(self, window, *rest):  # type: ignore[no-untyped-def]
         seen.append(window[0].clip_ids)
         return step(self, window, *rest)
 
-    monkeypatch.setattr(train_measure.TrainingStep, "__call__", noting)
-    told = figures(replace(task, source=source, seconds=0.5))
+    monkeypatch.setattr(train_measure.TrainingStep, "__call__", recording)
+    measured = figures(replace(task, source=source, seconds=0.5))
     seen = seen[train_measure.WARM_UP_STEPS :]
     assert all(len(clip_ids) == BATCH for clip_ids in seen)
-    assert len(seen) == told["steps"]
+    assert len(seen) == measured["steps"]
     assert (len(set(seen)) == 1) == (source == "cached")
 
 
@@ -175,52 +182,49 @@ def test_plain_is_eager_float32_contiguous(task: Task) -> None:
         assert learnt == {id(parameter) for parameter in state.network.parameters()}
 
 
-# the compiler's own imports, and its looks at tensors between two graphs
+# warnings of the compiler itself: its imports, and its access to tensors between two graphs
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
-def test_it_compiles_what_it_says_it_does(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_compiled_task_compiles(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     task = replace(task, preset="conformer_tiny", sizes=CONFORMER)
     graphs = []
-    with torch._dynamo.config.patch(recompile_limit=8):  # put back afterwards
+    with torch._dynamo.config.patch(recompile_limit=8):  # restored afterwards
         for one in (task, replace(task, compile=True, settings="plain"), replace(task, compile=True)):
             torch._dynamo.reset()
             step = train_measure._set_up(one)
-            counters.clear()  # of the trial whether this machine can
+            counters.clear()  # those of the trial whether this machine can compile
             step([next(train_measure._batches(one, step.data))], 0, 0.5)
             graphs.append(counters["stats"]["unique_graphs"])
     torch._dynamo.reset()
     assert graphs == [0, 0, 3]  # frontend, Conformer block, decoder block
 
 
-def test_a_task_runs_in_a_process_of_its_own(task: Task) -> None:
-    assert in_process_of_its_own(task)["clips_per_s"] > 0
+def test_a_task_runs_in_a_fresh_process(task: Task) -> None:
+    assert run_in_fresh_process(task)["clips_per_s"] > 0
 
 
-def test_a_process_that_fails_is_told_in_its_last_lines(task: Task, tmp_path: Path) -> None:
+def test_a_failed_process_is_reported_with_its_last_lines(task: Task, tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as missing:
-        in_process_of_its_own(replace(task, samples=str(tmp_path / "missing.parquet")))
+        run_in_fresh_process(replace(task, samples=str(tmp_path / "missing.parquet")))
     assert "missing.parquet" in str(missing.value) and "Traceback" not in str(missing.value)
-    with pytest.raises(PipelineError, match=r"\(dreaming, ours\) ended with 1: ") as crashed:
-        in_process_of_its_own(replace(task, kind="dreaming"))
-    told = str(crashed.value).splitlines()
-    assert told[-1].strip() == "KeyError: 'dreaming'" and len(told) <= SHOWN_LINES
+    with pytest.raises(PipelineError, match=r"\(dreaming, ours\) failed \(exit code 1\): ") as crashed:
+        run_in_fresh_process(replace(task, kind="dreaming"))
+    lines = str(crashed.value).splitlines()
+    assert lines[-1].strip() == "KeyError: 'dreaming'" and len(lines) <= SHOWN_LINES
 
 
 def test_batches_larger_than_the_pack_are_refused(task: Task) -> None:
-    with pytest.raises(ConfigError, match=f"--batch 400: the pack's batches have at most {3 * BATCH} clips"):
+    with pytest.raises(ConfigError, match=f"--batch 400: choose at most {3 * BATCH},"):
         figures(replace(task, batch=400))
 
 
-def test_a_preset_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"--model-preset cnn3d.*: known are conformer_tiny, conformer_small"
-    ):
+def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--model-preset cnn3d.* choose .*conformer_tiny, conformer_small"):
         bench_train(tmp_path, lambda _: None, on_gpu=False, preset=BASELINE, run=here)
-    assert "--model-preset" in CliRunner().invoke(app, ["bench", "train", "--help"]).stdout
+    assert "--model-preset" in help_text()
 
 
-def test_a_group_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--only tranining: there is no such group; known are training"):
+def test_an_unknown_group_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--only tranining .*choose .*training"):
         bench_train(tmp_path, lambda _: None, on_gpu=False, only=["tranining"], run=here)
-    told = CliRunner().invoke(app, ["bench", "train", "--help"])
-    assert all(group in told.stdout for group in GROUPS)
+    assert all(group in help_text() for group in GROUPS)

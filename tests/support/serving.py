@@ -1,4 +1,4 @@
-"""A server with a reader that does as it is told by the length of a clip, without a network."""
+"""A server with a fake reader, without a network: the length of a clip decides what the reader does."""
 
 import os
 import signal
@@ -29,14 +29,14 @@ from shards.errors import CheckpointError
 ROOT = Path(__file__).parents[2]
 SAID = "你好世界"
 HANGS, DIES, IS_SLOW = 31, 32, 33
-"""Lengths of clips, in frames, that make the reader do so."""
+"""Lengths of clips, in frames, for which the reader hangs, dies or is slow."""
 SLOW_S = 1.5
 PATIENCE_S = 60.0
 
 
 @dataclass
 class FakeReader:
-    """Says the same of every clip, but for those that are made to hurt; knows others where a search is asked for."""
+    """Reads the same text from every clip, except for the special lengths; has candidates for a beam search."""
 
     fps: float = 25.0
     crop_px: int = 96
@@ -72,9 +72,9 @@ class Serving:
 
 @contextmanager
 def served(cache: Path, host: str = "127.0.0.1", **limits: float) -> Iterator[Serving]:
-    """A server in a thread of this process, its worker in a process of its own."""
+    """Runs a server in a thread of this process, with its worker in a separate process."""
     chosen = Limits(**limits)  # type: ignore[arg-type]
-    # the small videos of these tests, noise among them, are ready mouths
+    # the small videos of these tests, some of them noise, are mouth crops
     flags = {"machine.device": "cpu", "machine.cache_dir": str(cache), "corpus.media_kind": "mouth"}
     params = within_limits(load_params(ROOT / "params.yaml", flags=flags), chosen)
     worker = ReadingWorker(FakeReader, params, chosen.timeout_s)
@@ -97,7 +97,7 @@ def served(cache: Path, host: str = "127.0.0.1", **limits: float) -> Iterator[Se
 
 
 def speaking_checkpoint(folder: Path, character: str) -> Path:
-    """Of an untrained network that says one character whatever it sees."""
+    """Writes the checkpoint of an untrained network that always reads one character."""
     import torch
 
     from model.checkpoints import save_checkpoint
@@ -124,7 +124,7 @@ def serve_command(checkpoint: Path, *flags: str) -> list[str]:
 def pipeline_serve(
     checkpoint: Path, folder: Path, *flags: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """`pipeline serve` as a person starts it, and the address that it prints."""
+    """Starts `pipeline serve` as a person does; yields the process and the printed address."""
     command = serve_command(
         checkpoint, "--port", "0", "--set", f"machine.cache_dir={folder / 'cache'}", *flags
     )
@@ -151,13 +151,13 @@ def num_videos(server: Serving) -> int:
 
 
 def form_of(content: bytes, filename: bytes = b"me.mp4") -> bytes:
-    """The body of a request, as `request_head` announces it."""
+    """Returns the body of a request, matching `request_head`."""
     disposition = b'Content-Disposition: form-data; name="video"; filename="' + filename + b'"'
     return b"--x\r\n" + disposition + b"\r\n\r\n" + content + b"\r\n--x--\r\n"
 
 
 def request_head(length: int | None, *lines: str, charset: str = "utf-8") -> bytes:
-    """Of a POST with a body so long, in pieces where None."""
+    """Returns the head of a POST with a body of `length` bytes; None: chunked."""
     size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     kind = f"Content-Type: multipart/form-data; charset={charset}; boundary=x"
     return "\r\n".join(["POST /api/read HTTP/1.1", "Host: 127.0.0.1", kind, size, *lines, "", ""]).encode()
@@ -173,9 +173,9 @@ def connect(server: Serving, receive_buffer: int | None = None) -> socket.socket
 
 
 def answer_on(connection: socket.socket) -> httpx.Response:
-    """What comes until the server hangs up."""
-    told = b"".join(iter(lambda: connection.recv(65_536), b""))
-    head, _, body = told.partition(b"\r\n\r\n")
+    """Returns the answer, read until the server closes the connection."""
+    received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
     return httpx.Response(int(head.split()[1]), content=body)
 
 

@@ -1,4 +1,4 @@
-"""Shared by tests: visits."""
+"""Visits to a page in a browser."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ PATIENCE_MS = 60_000
 
 
 class Visit:
-    """A page, and what its console complained of and what it asked for."""
+    """A page with the messages of its console and its requests."""
 
     def __init__(self, browser: Browser, url: str, width: int = 1280, **settings: object) -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 844}, **settings)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 "use strict";
-// Needs page.js before it: read, show, byId, clock, speak, limits.
+// Uses functions of page.js, which must be loaded first: read, show, byId, clock, speak, limits.
 
 const RECORDED_AS = ["video/webm;codecs=vp8", "video/webm", "video/mp4"];
 
-/** The camera: look, record, send; off as soon as it is closed. */
+/** The camera: preview, record, send; it is switched off as soon as it is closed. */
 class Camera {
   constructor() {
     byId("open-camera").addEventListener("click", () => this.open());
@@ -14,7 +14,7 @@ class Camera {
 
   async open() {
     if (this.isOpening) {
-      return; // a second stream would stay on unseen
+      return; // a second stream would stay on unnoticed
     }
     this.isOpening = true;
     show(byId("trouble"), false);
@@ -40,10 +40,10 @@ class Camera {
 
   complain(error) {
     const words = {
-      NotAllowedError: "The browser may not use the camera. Allow it in the address bar, and try again.",
-      NotFoundError: "No camera was found.",
-      NotReadableError: "Another program is using the camera.",
-      NotSupportedError: "This browser gives no camera here: it does on 127.0.0.1 or over https only.",
+      NotAllowedError: "The browser is not allowed to use the camera. Allow it in the address bar and try again.",
+      NotFoundError: "No camera was found. Connect one and try again.",
+      NotReadableError: "Another program is using the camera. Close it and try again.",
+      NotSupportedError: "The browser allows the camera only on 127.0.0.1 or over https.",
     };
     show(byId("trouble")).textContent = words[error.name] || `The camera cannot be used (${error.name}).`;
   }
@@ -54,7 +54,7 @@ class Camera {
     const recorder = new MediaRecorder(this.stream, { mimeType, videoBitsPerSecond: 5_000_000 });
     this.recorder = recorder;
     const startedMs = performance.now();
-    // a little less, or the last picture would be past the limit
+    // 1 s less, so that the last picture is not past the limit
     const longestMs = 1000 * Math.max(1, Math.min(limits.max_video_s, 3600) - 1);
     const tick = () => {
       const ms = performance.now() - startedMs;
@@ -86,14 +86,14 @@ class Camera {
     recorder.start();
   }
 
-  /** It was unplugged, or forbidden, in the midst. */
+  /** Called if the camera is unplugged or forbidden while it is open. */
   lose() {
     const wasRecording = Boolean(this.recorder);
     this.close();
-    show(byId("trouble")).textContent = `The camera went away.${wasRecording ? " What it had recorded is not read: record again." : ""}`;
+    show(byId("trouble")).textContent = `The camera was disconnected.${wasRecording ? " The recording was not read. Record again." : ""}`;
   }
 
-  /** What is being recorded is dropped. */
+  /** Closes the camera and drops the current recording. */
   close() {
     this.isDropped = true;
     if (this.recorder) {

@@ -1,5 +1,5 @@
 "use strict";
-// Sends videos to this server and shows what it reads. Texts go in as text, never as markup.
+// Sends videos to this server and shows the readings. Texts are inserted as text, never as markup.
 
 const LOW_CONFIDENCE = 0.3;
 const SHOWN_CANDIDATES = 5;
@@ -7,7 +7,7 @@ const LINES = "application/x-ndjson";
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(100 * share)} %`;
-/** A share of a whole, and neither certainty nor nothing: it is never quite that. */
+/** A share that is never shown as 0 % or 100 %, since it is never exactly that. */
 const percentOfAll = (share) => (share < 0.005 ? "< 1 %" : share >= 0.995 ? "> 99 %" : percent(share));
 const seconds = (s) => `${s.toFixed(s < 9.95 ? 1 : 0)} s`;
 const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
@@ -22,7 +22,7 @@ function element(name, text = "", className = "") {
   return made;
 }
 
-/** Says it to who listens to the page; a text beside it is read in its own language. */
+/** Announces words to screen readers; `text` is read in its own language. */
 function speak(words, text = "") {
   const line = element("p", words);
   if (text) {
@@ -58,9 +58,9 @@ class Reading {
     this.find(".copy").addEventListener("click", () => this.copy());
     this.video = this.find(".see video");
     this.address = URL.createObjectURL(file);
-    this.video.src = `${this.address}#t=0.001`; // shows the first picture, not black
+    this.video.src = `${this.address}#t=0.001`; // shows the first picture instead of black
     this.video.setAttribute("aria-label", file.name);
-    this.video.addEventListener("error", () => show(this.video, false)); // a kind that only the server can play
+    this.video.addEventListener("error", () => show(this.video, false)); // a format that only the server can decode
     byId("readings").prepend(this.item);
     show(byId("readings-section"));
   }
@@ -71,12 +71,12 @@ class Reading {
 
   send() {
     if (this.file.size > limits.max_upload_mb * 1e6) {
-      this.fail({ message: `The file is too large: at most ${limits.max_upload_mb} MB.` });
+      this.fail({ message: `The file is too large: at most ${limits.max_upload_mb} MB. Choose a smaller file.` });
       return;
     }
     const form = new FormData();
     form.append("video", this.file, this.file.name);
-    const request = new XMLHttpRequest(); // fetch tells nothing of an upload's progress
+    const request = new XMLHttpRequest(); // fetch does not report the progress of an upload
     this.request = request;
     let numRead = 0;
     request.upload.addEventListener("progress", (event) => this.uploaded(event.loaded / event.total));
@@ -92,7 +92,7 @@ class Reading {
       if (request.status !== 200) {
         this.fail(refusalIn(request.responseText));
       } else if (!this.isOver) {
-        this.fail({ message: "The server stopped before it was done." });
+        this.fail({ message: "The server stopped before the video was read. Start it again." });
       }
     });
     request.addEventListener("error", () => {
@@ -116,7 +116,7 @@ class Reading {
 
   hear(event) {
     if (event.state === "waiting") {
-      this.state(event.num_before === 1 ? "Waiting: one video before it" : `Waiting: ${event.num_before} videos before it`);
+      this.state(`Waiting: ${event.num_before} ${event.num_before === 1 ? "video" : "videos"} ahead`);
     } else if (event.state === "started") {
       this.state("Looking for the mouth");
     } else if (event.state === "mouth") {
@@ -157,7 +157,7 @@ class Reading {
         button.setAttribute("aria-pressed", String(isPlaying));
         if (isPlaying) { motion.play(); return; }
         motion.pause();
-        // a pause waits for the next picture to be drawn, and the mouth may go on until then; a set time ends the wait
+        // a pause waits for the next drawn picture, and the mouth could move until then; setting the time ends the wait
         motion.currentTime = motion.currentTime;
       };
       button.addEventListener("click", () => play(motion.playState !== "running"));
@@ -170,14 +170,14 @@ class Reading {
     this.over("");
     this.answer = reading.text;
     const text = this.find(".text");
-    text.textContent = reading.text || "The model reads nothing here.";
+    text.textContent = reading.text || "The model found no words.";
     text.classList.toggle("none", !reading.text);
     inItsLanguage(text);
     if (reading.confidence !== null && reading.text) {
       const isLow = reading.confidence < LOW_CONFIDENCE;
       show(this.find(".sure")).classList.toggle("low", isLow);
       this.find(".sure .bar > span").style.width = `${100 * reading.confidence}%`;
-      this.find(".sure p").textContent = `${percent(reading.confidence)} confidence per character${isLow ? ": a guess" : ""}`;
+      this.find(".sure p").textContent = `${percent(reading.confidence)} confidence per character${isLow ? " (a guess)" : ""}`;
     }
     this.showSegments(reading.segments);
     this.showCandidates(reading.segments);
@@ -213,7 +213,7 @@ class Reading {
       const [own, ...others] = segment.candidates || [];
       if (others.length) {
         const time = segments.length > 1 ? `${clock(segment.start_s)} ` : "";
-        list.append(element("li", `${time}“${own.text}”: ${percentOfAll(own.share)} of the probability of the texts found; the next:`, "of"));
+        list.append(element("li", `${time}“${own.text}”: ${percentOfAll(own.share)} of the probability. Next candidates:`, "of"));
       }
       for (const other of others.slice(0, SHOWN_CANDIDATES)) {
         const line = element("li");
@@ -228,7 +228,7 @@ class Reading {
     const list = show(this.find(".seconds"));
     const names = { upload: "upload", waiting: "waiting", mouth: "finding the mouth", reading: "reading" };
     const parts = Object.keys(names).filter((part) => part !== "waiting" || spent.waiting >= 0.05);
-    const pairs = [["in all", (performance.now() - this.startedMs) / 1000], ...parts.map((part) => [names[part], spent[part]])];
+    const pairs = [["total", (performance.now() - this.startedMs) / 1000], ...parts.map((part) => [names[part], spent[part]])];
     for (const [name, s] of pairs) {
       const pair = element("div");
       pair.append(element("dt", name), element("dd", seconds(s)));
@@ -246,14 +246,14 @@ class Reading {
   }
 
   async copy() {
-    let told = "Copied";
+    let message = "Copied";
     try {
       await navigator.clipboard.writeText(this.answer);
     } catch {
-      told = "The browser did not let it be copied"; // it may be forbidden, or another window in front
+      message = "The browser did not allow copying"; // it may be forbidden, or another window is in front
     }
-    speak(told);
-    this.find(".copy").textContent = told;
+    speak(message);
+    this.find(".copy").textContent = message;
   }
 
   dismiss() {
@@ -269,9 +269,9 @@ class Reading {
 function refusalIn(answer) {
   try {
     const refusal = JSON.parse(answer);
-    return typeof refusal.message === "string" ? refusal : { message: "The server failed.", detail: answer.slice(0, 300) };
+    return typeof refusal.message === "string" ? refusal : { message: "The server reported an error.", detail: answer.slice(0, 300) };
   } catch {
-    return { message: "The server failed.", detail: answer.slice(0, 300) };
+    return { message: "The server reported an error.", detail: answer.slice(0, 300) };
   }
 }
 

@@ -1,4 +1,4 @@
-"""The demo corpus: layout, honesty (homophenes look the same), determinism, and no way to guess it blind."""
+"""The demo corpus: layout, equal pictures for homophenes, determinism, and texts that a blind model cannot guess."""
 
 import csv
 import re
@@ -83,13 +83,15 @@ def test_videos_are_30_fps_h264(tiny: tuple[Path, CorpusSummary]) -> None:
     assert seconds == pytest.approx(summary.seconds, abs=0.01)
 
 
-def test_same_seed_same_bytes_whatever_the_workers(tiny: tuple[Path, CorpusSummary], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_for_any_number_of_workers(
+    tiny: tuple[Path, CorpusSummary], tmp_path: Path
+) -> None:
     root, summary = tiny
     assert build_demo_corpus(tmp_path, seed=3, workers=2, size=TINY) == summary
     assert tree(tmp_path) == tree(root)
 
 
-def test_whole_corpus_is_left_alone_and_a_torn_one_rebuilt(tmp_path: Path) -> None:
+def test_a_complete_corpus_is_kept_and_a_damaged_one_rebuilt(tmp_path: Path) -> None:
     size = CorpusSize(train=(1, 1), valid=(0, 0), test=(0, 0))
     calls: list[tuple[int, int]] = []
     build_demo_corpus(tmp_path, 1, 1, lambda *done: calls.append(done), size=size)
@@ -102,7 +104,7 @@ def test_whole_corpus_is_left_alone_and_a_torn_one_rebuilt(tmp_path: Path) -> No
     build_demo_corpus(tmp_path, 1, 1, lambda *done: calls.append(done), size=size)
     assert len(calls) == 2 and tree(tmp_path) == before
     build_demo_corpus(tmp_path, 2, size=size)
-    assert len(list(tmp_path.rglob("*.mp4"))) == 1, "the other seed's clips must go"
+    assert len(list(tmp_path.rglob("*.mp4"))) == 1, "the clips of the other seed must be removed"
 
 
 def test_a_real_corpus_is_never_overwritten(tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def test_a_real_corpus_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "train" / "9_30_F_TY").is_dir()
 
 
-def test_what_the_whole_corpus_holds(plans: list[ClipPlan]) -> None:
+def test_the_size_of_the_default_corpus(plans: list[ClipPlan]) -> None:
     texts = {s: [p.text for p in plans if p.split == s] for s in ("train", "valid", "test")}
     assert len(texts["train"]) >= 240 and len(texts["valid"]) >= 24 and len(texts["test"]) >= 60
     assert sum(map(len, texts["test"])) > 320
@@ -122,7 +124,7 @@ def test_what_the_whole_corpus_holds(plans: list[ClipPlan]) -> None:
     assert len({p.clip_id for p in plans}) == len(plans)
 
 
-def test_splits_share_no_speaker_no_sentence_and_no_look(plans: list[ClipPlan]) -> None:
+def test_splits_share_no_speaker_no_sentence_and_no_visemes(plans: list[ClipPlan]) -> None:
     for a, b in combinations(("train", "valid", "test"), 2):
         for key in (
             lambda p: p.clip_id.split("_")[0],
@@ -142,18 +144,18 @@ def edits(a: str, b: str) -> int:
     return row[-1]
 
 
-def test_grammar_cannot_be_guessed_blind(plans: list[ClipPlan]) -> None:
+def test_a_blind_model_cannot_guess_the_sentences(plans: list[ClipPlan]) -> None:
     train = [p.text for p in plans if p.split == "train"]
     test = [p.text for p in plans if p.split == "test"]
     num_chars = sum(map(len, test))
-    # The best constant answer for each length, chosen among the training sentences with the test in sight:
-    # more than any blind model could know, since even the true length is given.
+    # The best constant answer for each length, chosen among the training sentences by the test set itself:
+    # more than any blind model can know, since even the true length is given.
     guess = 0
     for length in {len(t) for t in test}:
         of_length = [t for t in test if len(t) == length]
         guess += min(sum(edits(g, t) for t in of_length) for g in train if len(g) == length)
     assert guess / num_chars >= 0.60
-    # A perfect reader's words against other clips' references of like length.
+    # The correct text of a clip against the references of other clips of the same length.
     rng = np.random.default_rng(0)
     chance = 0
     for length in {len(t) for t in test}:
@@ -163,7 +165,7 @@ def test_grammar_cannot_be_guessed_blind(plans: list[ClipPlan]) -> None:
             edits(of_length[a], of_length[b]) for a, b in zip(order, np.roll(order, 1), strict=True)
         )
     assert chance / num_chars >= 0.60
-    # Who has seen all before a character still has several equally good guesses for the next one.
+    # A model that knows the previous character still has several equally likely guesses for the next one.
     following: dict[str, Counter[str]] = {}
     for text in train:
         for a, b in zip("^" + text, text + "$", strict=True):
@@ -172,7 +174,7 @@ def test_grammar_cannot_be_guessed_blind(plans: list[ClipPlan]) -> None:
     assert hits / num_chars <= 0.40
 
 
-def test_homophenes_stand_in_different_slots() -> None:
+def test_homophenes_are_in_different_slots() -> None:
     assert len(HOMOPHENES) >= 2
     slot_of = {c: slot for slot, fillers in SLOTS.items() for c in fillers}
     alike = {

@@ -1,4 +1,4 @@
-"""Captions as players read them: FFmpeg is the referee for SRT and WebVTT."""
+"""Captions as players read them: FFmpeg is the reference for SRT and WebVTT."""
 
 import json
 import re
@@ -40,7 +40,7 @@ READING = VideoReading(
 
 
 def cues_by_ffmpeg(path: Path) -> list[tuple[float, float, str]]:
-    """Start, duration and text of each cue, by FFmpeg's demuxer."""
+    """Returns start, duration and text of each cue, read by FFmpeg's demuxer."""
     with av.open(str(path)) as container:
         stream = container.streams.subtitles[0]
         return [
@@ -88,13 +88,13 @@ def test_json_keeps_everything() -> None:
     assert gap["confidence"] is None and gap["reason"].startswith("no_face")
 
 
-def test_a_figure_that_json_has_no_word_for_is_never_written() -> None:
+def test_nan_is_never_written_as_json() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         rendered(replace(READING, confidence=float("nan")), "json")
 
 
-def test_markup_of_players_is_none_in_a_caption(tmp_path: Path) -> None:
-    """Players of SubRip obey <i> and {\\an8} (FFmpeg's decoder too, which makes ASS of them), and it has no escape."""
+def test_markup_in_a_text_is_shown_as_text(tmp_path: Path) -> None:
+    """SubRip has no escapes, and players obey <i> and {\\an8}; so does FFmpeg's decoder, which converts them to ASS."""
     text = r"a<b {\an8}<i>c</i> {y:i}d"
     reading = replace(READING, segments=(Segment(0.0, 2.5, text, 0.5),))
     for kind in ("srt", "vtt"):
@@ -103,17 +103,17 @@ def test_markup_of_players_is_none_in_a_caption(tmp_path: Path) -> None:
             stream = container.streams.subtitles[0]
             (event,) = [line for packet in container.demux(stream) for line in packet.decode()]
         shown = event.ass.decode().split(",", 8)[-1]
-        # FFmpeg spells a brace that is text so, and itself parts a backslash from what follows it
+        # FFmpeg writes a literal brace like this, and itself separates a backslash from the next character
         assert shown.replace(r"\{{}", "{").replace("\u2060", "") == text, shown
-        assert not re.search(r"\{\\", shown), "ASS obeys what stands behind such a brace"
+        assert not re.search(r"\{\\", shown), "ASS obeys the text after such a brace"
 
 
 @pytest.mark.parametrize(
-    ("time_s", "told"),
+    ("time_s", "expected"),
     [(0, "00:00:00.000"), (59.9996, "00:01:00.000"), (3599.9994, "00:59:59.999"), (360_000, "100:00:00.000")],
 )
-def test_times(time_s: float, told: str) -> None:
-    assert stamp(time_s, ".") == told
+def test_times(time_s: float, expected: str) -> None:
+    assert stamp(time_s, ".") == expected
 
 
 @given(st.text(alphabet="ab 一二 ", max_size=200))
@@ -126,7 +126,7 @@ def test_lines_hold_the_text_and_fit(text: str) -> None:
         assert width <= LINE_COLUMNS or " " not in line.strip()
 
 
-def test_words_stay_whole_and_lines_alike() -> None:
+def test_words_stay_whole_and_lines_have_similar_lengths() -> None:
     assert caption_lines("set blue with h seven again and place it in the box") == [
         "set blue with h seven again",
         "and place it in the box",
@@ -135,7 +135,7 @@ def test_words_stay_whole_and_lines_alike() -> None:
     assert caption_lines("") == []
 
 
-def test_videos_of_one_name_get_files_of_their_own(tmp_path: Path) -> None:
+def test_videos_of_the_same_name_get_separate_files(tmp_path: Path) -> None:
     named = [Path("x/a.mp4"), Path("y/A.mov"), Path("y/b.mp4"), Path("z/a.mp4")]
     videos = {video: Path(video.name) for video in named} | {Path("w/c/a.mp4"): Path("c/a.mp4")}
     names = [str(path.relative_to(tmp_path)) for path in out_paths(videos, tmp_path, ".srt").values()]
@@ -143,7 +143,7 @@ def test_videos_of_one_name_get_files_of_their_own(tmp_path: Path) -> None:
 
 
 def test_latin_captions_are_drawn_in_the_picture(tmp_path: Path) -> None:
-    """matplotlib brings a font for them, whatever the system lacks."""
+    """matplotlib ships a font for them, so the system needs none."""
     font = font_for("lay blue at f two now")
     small = font.strip(["lay blue at f two now"], 24, 1000)
     assert small.shape[2] == 4 and 200 < small.shape[1] < 400 and 20 < small.shape[0] < 50
@@ -151,6 +151,6 @@ def test_latin_captions_are_drawn_in_the_picture(tmp_path: Path) -> None:
     assert font.strip(["lay blue at f two now"], 24, 100).shape[1] <= 100
 
 
-def test_characters_that_no_font_has_are_told() -> None:
+def test_characters_without_a_font_are_reported() -> None:
     with pytest.raises(MachineError, match="fonts-noto-cjk"):
         font_for("a\U0010fffd")

@@ -1,7 +1,8 @@
-"""What goes wrong around a reading, one file's name or a full disk, costs that file and nothing else."""
+"""An odd file name or a full disk costs only that file, never the other videos."""
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -45,19 +46,19 @@ def run(params: Params, outputs: Outputs, *videos: Path) -> None:
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """A disk with no room for more; the interpreter ignores SIGXFSZ."""
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, former[1]))
+    """Limits the size of files, like a full disk; the interpreter ignores SIGXFSZ."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, previous[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
 
 
 # -- names ---------------------------------------------------------------------------------------------------
 
 
-def test_a_name_of_250_bytes_is_written_and_one_too_long_costs_its_own_file(
+def test_a_name_of_250_bytes_is_written_and_a_longer_one_loses_only_its_file(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = write_mouth(tmp_path / "a.mp4", 12)
@@ -71,10 +72,11 @@ def test_a_name_of_250_bytes_is_written_and_one_too_long_costs_its_own_file(
     with pytest.raises(MachineError, match="1 of 3 videos could not be written"):
         run(params, Outputs("json", tmp_path / "json", False), *videos)
     assert sorted(path.name for path in (tmp_path / "json").iterdir()) == ["c.json", f"{'长' * 82}.json"]
-    assert "the name is too long for a file; give the video a shorter one" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"{videos[1]}: " in message and "too long; rename the video" in message
 
 
-def test_a_name_that_is_no_utf8_is_valid_json_and_comes_back(
+def test_a_name_that_is_not_utf8_survives_json(
     tmp_path: Path, params: Params, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     video = tmp_path / NO_UTF8
@@ -86,8 +88,8 @@ def test_a_name_that_is_no_utf8_is_valid_json_and_comes_back(
     found = {video: Path(video.name)}
     readings = run_inference(found, Path("m.pt"), params, Outputs("json", None, False), None, lambda *_: None)
     print_json(readings)
-    (told,) = json.loads(capfdbinary.readouterr().out.decode("utf-8"))
-    assert os.fsencode(told["path"]) == os.fsencode(video)
+    (printed,) = json.loads(capfdbinary.readouterr().out.decode("utf-8"))
+    assert os.fsencode(printed["path"]) == os.fsencode(video)
 
 
 def test_a_name_takes_one_line(tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,19 +99,21 @@ def test_a_name_takes_one_line(tmp_path: Path, params: Params, capsys: pytest.Ca
     assert capsys.readouterr().out == f"{one}: {TEXT}\n{tmp_path}/two\\nlines.mp4: {TEXT}\n"
 
 
-def test_what_may_not_be_looked_at_is_told_and_the_rest_is_read(
+def test_a_path_without_access_is_reported_and_the_rest_is_read(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video, endless = write_mouth(tmp_path / "a.mp4", 12), Path("x" * 300 + ".mp4")
     found, _ = find_videos([str(endless), str(video)])
     run_inference(found, Path("m.pt"), params, Outputs("text", None, False), None, lambda *_: None)
-    told = capsys.readouterr()
-    assert told.out == f"{video}: {TEXT}\n"
-    assert "unreadable: " in told.err and "File name too long" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == f"{video}: {TEXT}\n"
+    assert "unreadable: " in printed.err and "File name too long" in printed.err
 
 
-def test_a_link_into_a_closed_folder_stops_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may enter any folder, so the system's answer is made up."""
+def test_a_link_into_a_closed_folder_does_not_stop_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may enter any folder, so the test fakes the system's answer."""
     video, link = write_mouth(tmp_path / "a.mp4", 12), tmp_path / "link.mp4"
     link.symlink_to(tmp_path / "a.mp4")
     closed, stat = tmp_path / "closed", Path.stat
@@ -119,13 +123,13 @@ def test_a_link_into_a_closed_folder_stops_no_search(tmp_path: Path, monkeypatch
             raise PermissionError(13, "Permission denied")
         return stat(self, **options)
 
-    closed.write_text("neither a video nor known")
+    closed.write_text("not a video")
     monkeypatch.setattr(Path, "stat", refused)
     found, skipped = find_videos([str(tmp_path)])
     assert (list(found), skipped) == ([video, link], [closed])
 
 
-def test_links_to_nothing_and_pipes_in_a_folder_are_named(tmp_path: Path) -> None:
+def test_broken_links_and_pipes_in_a_folder_are_skipped(tmp_path: Path) -> None:
     video = write_mouth(tmp_path / "a.mp4", 12)
     (tmp_path / "0.txt").write_text("no video")
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "none.mp4")
@@ -140,11 +144,11 @@ def test_links_to_nothing_and_pipes_in_a_folder_are_named(tmp_path: Path) -> Non
 
 
 def test_an_empty_name_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="name is empty"):
+    with pytest.raises(ConfigError, match=r"name of a video is empty; check .*shell variable"):
         find_videos([""])
 
 
-def test_what_stands_behind_two_dashes_is_a_name(
+def test_an_argument_after_two_dashes_is_a_file_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[list[str]] = []
@@ -160,7 +164,7 @@ def test_what_stands_behind_two_dashes_is_a_name(
 
 
 @pytest.mark.parametrize("out", ["notes.txt", "notes.txt/below", "/proc/none"])
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     reader = CountingReader()
@@ -180,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
     assert "Traceback" not in exported.stderr
 
 
-def test_a_full_disk_costs_the_captioned_video_and_no_text(
+def test_a_full_disk_costs_the_captioned_video_but_not_the_text(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = write_face(tmp_path / "a.mp4", 40, speaking=True)
@@ -188,15 +192,15 @@ def test_a_full_disk_costs_the_captioned_video_and_no_text(
     with largest_file(2_000), pytest.raises(MachineError, match="2 of 2 videos could not be"):
         run(params, Outputs("srt", tmp_path / "out", True), large, small)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.srt", "b.srt"]
-    told = capsys.readouterr().err
+    messages = capsys.readouterr().err
     for video in (large, small):
         captioned = tmp_path / "out" / f"{video.stem}.captioned.mp4"
-        assert (
-            f"{video}: not captioned: {captioned} is not written: File too large; make room, or give" in told
+        assert re.search(
+            rf"{video}: not captioned: {captioned} .*: File too large; free some space.*--out", messages
         )
 
 
-def test_a_text_that_cannot_be_written_costs_no_other(
+def test_a_text_that_cannot_be_written_does_not_stop_the_others(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     videos = [write_mouth(tmp_path / name, 12) for name in ("a.mp4", "b.mp4")]
@@ -204,7 +208,7 @@ def test_a_text_that_cannot_be_written_costs_no_other(
     with pytest.raises(MachineError, match="1 of 2 videos"):
         run(params, Outputs("text", tmp_path / "out", False), *videos)
     assert (tmp_path / "out" / "b.txt").read_text("utf-8") == f"{TEXT}\n"
-    assert f"{videos[0]}: {tmp_path / 'out' / 'a.txt'} is not written: " in capsys.readouterr().err
+    assert f"{videos[0]}: {tmp_path / 'out' / 'a.txt'} was not written: " in capsys.readouterr().err
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------------------
@@ -221,7 +225,7 @@ class StopsAtSecond(CountingReader):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("kind", ["json", "text", "srt"])
-def test_what_was_read_before_a_stop_is_given(
+def test_texts_read_before_an_interrupt_are_kept(
     tmp_path: Path,
     params: Params,
     monkeypatch: pytest.MonkeyPatch,
@@ -234,8 +238,8 @@ def test_what_was_read_before_a_stop_is_given(
     monkeypatch.setattr(inference_run, "open_reader", lambda *_: reader)
     videos = [write_mouth(tmp_path / name, 12) for name in ("a.mp4", "b.mp4", "c.mp4")]
     out = tmp_path / "out" if kind == "srt" else None
-    told = "in .*out" if out else "printed"
-    with pytest.raises(Interrupted, match=f"stopped after 1 of 3 videos; what they say is {told}, .*anew"):
+    place = "in .*out" if out else "printed above"
+    with pytest.raises(Interrupted, match=f"stopped after 1 of 3 videos; .* {place}; run it again"):
         run(params, Outputs(kind, out, False), *videos)  # type: ignore[arg-type]
     printed = capsys.readouterr().out
     if kind == "json":
@@ -251,7 +255,7 @@ def test_what_was_read_before_a_stop_is_given(
 
 
 def times_and_changes(source: Path, made: Path) -> tuple[list[float], list[bool], float]:
-    """When each picture is shown, whether a caption is in it, and how long the video is by its container."""
+    """Returns the time of each picture, whether it has a caption, and the video's length by its container."""
     with av.open(str(source)) as before, av.open(str(made)) as after:
         stream = after.streams.video[0]
         length_s = float(stream.duration * stream.time_base)
@@ -266,7 +270,7 @@ def times_and_changes(source: Path, made: Path) -> tuple[list[float], list[bool]
     return times_s, are_captioned, length_s
 
 
-def test_captions_stand_beside_their_pictures_behind_early_sound_and_gaps(
+def test_captions_match_their_pictures_after_early_sound_and_gaps(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     late = with_early_sound(tmp_path / "late.mkv", 1.5)
@@ -277,7 +281,7 @@ def test_captions_stand_beside_their_pictures_behind_early_sound_and_gaps(
     run(params, Outputs("text", out, True), late, broken)
     times_s, are_captioned, _ = times_and_changes(late, out / "late.captioned.mp4")
     assert times_s[0] == 0 and all(are_captioned)
-    assert "1.50 s of sound before its first picture are left out" in capsys.readouterr().err
+    assert "late.mkv: captioned, but 1.50 s of sound before the first picture" in capsys.readouterr().err
     times_s, are_captioned, _ = times_and_changes(broken, out / "broken.captioned.mp4")
     assert all(are_captioned) and times_s[35] - times_s[34] == pytest.approx(1.04, abs=0.01)
 

@@ -1,4 +1,4 @@
-"""From videos to files: what is written where, what is told, and videos with captions burnt in."""
+"""From videos to files: which file is written where, which messages, and videos with burnt-in captions."""
 
 import json
 from fractions import Fraction
@@ -30,14 +30,14 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
 
 
 def run(params: Params, outputs: Outputs, *videos: Path) -> list[tuple[int, int]]:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     found = {video: Path(video.name) for video in videos}
-    run_inference(found, Path("model.pt"), params, outputs, None, lambda *now: told.append(now))
-    return told
+    run_inference(found, Path("model.pt"), params, outputs, None, lambda *now: progress.append(now))
+    return progress
 
 
 def with_sound(video: Path, path: Path, codec: str, seconds: float, rate: int = 16_000) -> Path:
-    """The same pictures, and a tone of 440 Hz."""
+    """Copies the pictures and adds a tone of 440 Hz."""
     tone = (9_000 * np.sin(np.arange(int(rate * seconds)) * 2 * np.pi * 440 / rate)).astype(np.int16)
     with av.open(str(path), "w") as out, av.open(str(video)) as source:
         pictures = out.add_stream_from_template(source.streams.video[0])
@@ -55,7 +55,7 @@ def with_sound(video: Path, path: Path, codec: str, seconds: float, rate: int = 
     return path
 
 
-def test_one_bad_video_stops_nothing(
+def test_one_bad_video_does_not_stop_the_others(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, later, bad = (
@@ -67,22 +67,22 @@ def test_one_bad_video_stops_nothing(
     out = tmp_path / "out"
     assert run(params, Outputs("srt", out, False), good, bad, later) == [(1, 3), (2, 3), (3, 3)]
     assert sorted(path.name for path in out.iterdir()) == ["a.srt", "c.srt"]
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith(f"{bad}: unreadable: ")
-    assert told.err.splitlines()[-1] == "2 of 3 videos read, 1 not (see above)"
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(f"{bad}: unreadable: ")
+    assert printed.err.splitlines()[-1].startswith("2 of 3 videos read, 1 could not be read")
     run(params, Outputs("json", out, False), bad)
     assert json.loads((out / "b.json").read_text("utf-8"))["reason"].startswith("unreadable")
 
 
-def test_text_on_stdout_names_the_videos_where_there_are_several(
+def test_text_on_stdout_names_the_videos_if_there_are_several(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = write_mouth(tmp_path / "a.mp4", 12), write_mouth(tmp_path / "b.mp4", 12)
     run(params, Outputs("text", None, False), one)
     assert capsys.readouterr().out == f"{TEXT}\n"
     run(params, Outputs("text", None, False), one, two)
-    told = capsys.readouterr()
-    assert told.out == f"{one}: {TEXT}\n{two}: {TEXT}\n" and told.err == "2 of 2 videos read\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"{one}: {TEXT}\n{two}: {TEXT}\n" and printed.err == "2 of 2 videos read\n"
     with pytest.raises(ConfigError, match="--out"):
         run(params, Outputs("vtt", None, False), one, two)
 
@@ -92,7 +92,7 @@ def test_text_on_stdout_names_the_videos_where_there_are_several(
     [
         ("aac", ".mp4", 16_000),
         ("pcm_s16le", ".mkv", 16_000),
-        # AAC has neither
+        # AAC supports neither rate
         ("pcm_s16le", ".mkv", 5_512),
         ("pcm_s16le", ".mkv", 192_000),
     ],
@@ -113,7 +113,7 @@ def test_captions_and_box_are_burnt_in_and_sound_is_kept(
     with av.open(str(silent)) as source:
         before = [frame.to_ndarray(format="rgb24").astype(int) for frame in source.decode(video=0)]
     assert len(pictures) == len(before) == 50
-    # the loudest of the spectrum, by numpy
+    # the loudest frequency, by numpy
     spectrum = np.abs(np.fft.rfft(sound))
     assert np.fft.rfftfreq(len(sound), 1 / made_rate)[spectrum.argmax()] == pytest.approx(440, abs=5)
     assert len(sound) / made_rate == pytest.approx(2.0, abs=0.15)
@@ -123,13 +123,13 @@ def test_captions_and_box_are_burnt_in_and_sound_is_kept(
     is_caption = rows > 288 * 0.85
     assert is_caption.sum() > 300 and (~is_caption).sum() > 100
     red, green, blue = np.median(pictures[25][rows[~is_caption], columns[~is_caption]], axis=0)
-    # half the resolution of colour washes a thin line out
+    # 4:2:0 halves the resolution of colour, which weakens a thin line
     assert green > max(red, blue) + 40
     assert columns[is_caption].mean() == pytest.approx(256, abs=15)
 
 
-def test_what_is_burnt_in_keeps_what_a_player_shows(tmp_path: Path, params: Params) -> None:
-    """Size and orientation of the plain video, and the box around the same mouth."""
+def test_a_captioned_video_keeps_size_and_orientation(tmp_path: Path, params: Params) -> None:
+    """Those of the plain video, with the box around the same mouth."""
     shown = list(face_pictures([placed()] * 50, speaking=True))
     videos = [write_video(tmp_path / "plain.mp4", shown), write_mirrored(tmp_path / "mirrored.mp4", shown)]
     run(params, Outputs("text", tmp_path / "out", True), *videos)
@@ -146,7 +146,7 @@ def test_what_is_burnt_in_keeps_what_a_player_shows(tmp_path: Path, params: Para
     assert np.abs(captioned[0] - captioned[1][:, ::-1]).mean() > 20
 
 
-def test_damaged_sound_is_left_out_and_told(
+def test_damaged_sound_is_left_out_and_reported(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = with_sound(
@@ -158,16 +158,16 @@ def test_damaged_sound_is_left_out_and_told(
     assert whole.read_bytes().count(third) == 1
     damaged.write_bytes(whole.read_bytes().replace(third, b"\xff" * len(third)))
     run(params, Outputs("text", tmp_path / "out", True), damaged)
-    assert "1 packets of its sound are damaged" in capsys.readouterr().err
+    assert "a.mkv: captioned, but 1 damaged audio packets" in capsys.readouterr().err
     with av.open(str(tmp_path / "out" / "a.captioned.mp4")) as made_video:
         num_samples = sum(frame.samples for frame in made_video.decode(audio=0))
         assert num_samples / made_video.streams.audio[0].rate > 1.5
 
 
-def test_what_cannot_be_captioned_keeps_its_text_and_stops_nothing(
+def test_a_video_that_cannot_be_captioned_keeps_its_text_and_stops_no_other(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An encoder that fails at the first and second video."""
+    """With an encoder that fails for the first and second video."""
     videos = [write_mouth(tmp_path / name, 12) for name in ("a.mp4", "b.mp4", "c.mp4")]
     picture_stream, failures = burn_in._picture_stream, [av.error.InvalidDataError(1, "bad")] * 2
 
@@ -181,14 +181,14 @@ def test_what_cannot_be_captioned_keeps_its_text_and_stops_nothing(
         run(params, Outputs("text", tmp_path / "out", True), *videos)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["a.txt", "b.txt", "c.captioned.mp4", "c.txt"]
-    told = capsys.readouterr().err
-    assert f"{videos[0]}: not captioned: " in told and f"{videos[1]}: not captioned: " in told
+    messages = capsys.readouterr().err
+    assert f"{videos[0]}: not captioned: " in messages and f"{videos[1]}: not captioned: " in messages
 
 
-def test_a_font_is_asked_for_before_anything_is_read(
+def test_a_missing_font_is_reported_before_anything_is_read(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For all that the model may write: the text of this video has a font everywhere, the model's table has none."""
+    """The font must have the model's whole vocabulary; every system has one for the text of this video."""
     reader = CountingReader(texts=[TEXT] * 9, vocabulary=Vocabulary(Tokenizer(tuple("abc\U0010fffd"))))
     monkeypatch.setattr(inference_run, "open_reader", lambda *_: reader)
     video = write_mouth(tmp_path / "a.mp4", 12)
@@ -197,12 +197,12 @@ def test_a_font_is_asked_for_before_anything_is_read(
     ):
         run(params, Outputs("text", tmp_path / "out", True), video)
     assert reader.clips == [] and not (tmp_path / "out").exists()
-    # captions in files need none
+    # captions in files need no font
     run(params, Outputs("srt", tmp_path / "out", False), video)
     assert (tmp_path / "out" / "a.srt").exists()
 
 
-def test_a_video_that_breaks_off_is_captioned_as_far_as_it_goes(tmp_path: Path, params: Params) -> None:
+def test_a_truncated_video_is_captioned_up_to_its_end(tmp_path: Path, params: Params) -> None:
     faces = face_pictures([placed()] * 150, speaking=True)
     whole = write_video(tmp_path / "whole.mkv", faces, options={"g": "10", "crf": "12"})
     torn = tmp_path / "torn.mkv"
@@ -213,7 +213,7 @@ def test_a_video_that_breaks_off_is_captioned_as_far_as_it_goes(tmp_path: Path, 
         assert 50 < sum(1 for _ in made.decode(video=0)) < 150
 
 
-def test_a_transcript_beside_its_video_is_not_written_over(tmp_path: Path, params: Params) -> None:
+def test_a_transcript_next_to_its_video_is_not_overwritten(tmp_path: Path, params: Params) -> None:
     video = write_mouth(tmp_path / "a.mp4", 12)
     truth = tmp_path / "a.srt"
     truth.write_text("what is said")
@@ -225,7 +225,7 @@ def test_a_transcript_beside_its_video_is_not_written_over(tmp_path: Path, param
             run(params, Outputs("srt", tmp_path, False), source)
     assert truth.read_text() == "what is said"
     run(params, Outputs("vtt", tmp_path, False), video)
-    # captions that stand beside no video are this verb's own
+    # captions in a folder without videos come from this command and may be overwritten
     for _ in range(2):
         run(params, Outputs("srt", tmp_path / "out", False), video)
     burnt = tmp_path / "a.captioned.mp4"
@@ -234,7 +234,7 @@ def test_a_transcript_beside_its_video_is_not_written_over(tmp_path: Path, param
         run(params, Outputs("json", tmp_path, True), video, burnt)
 
 
-def test_a_second_of_the_same_name_is_told(
+def test_a_second_video_of_the_same_name_is_reported(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = write_mouth(tmp_path / "a.mp4", 12)
@@ -242,19 +242,20 @@ def test_a_second_of_the_same_name_is_told(
     two.parent.mkdir()
     two.write_bytes(one.read_bytes())
     run(params, Outputs("text", tmp_path / "out", False), one, two)
-    told = capsys.readouterr().err.splitlines()
-    assert told == [f"{two}: its name is taken, written to a-2.txt", "2 of 2 videos read"]
+    renamed, summary = capsys.readouterr().err.splitlines()
+    assert renamed.startswith(f"{two}: another video has the same name") and renamed.endswith(" a-2.txt")
+    assert summary == "2 of 2 videos read"
 
 
 @pytest.mark.parametrize("kind", ["text", "srt", "vtt"])
 @pytest.mark.parametrize("to_folder", [True, False])
-def test_the_cer_is_printed_wherever_the_text_goes(
+def test_the_cer_is_printed_once_for_every_output(
     tmp_path: Path, params: Params, capsys: pytest.CaptureFixture[str], kind: str, to_folder: bool
 ) -> None:
     video = write_mouth(tmp_path / "a.mp4", 12)
     outputs = Outputs(kind, tmp_path / "out" if to_folder else None, False)  # type: ignore[arg-type]
     run_inference({video: Path("a.mp4")}, Path("m.pt"), params, outputs, TEXT, lambda *_: None)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     line = "CER 0.0000 (accuracy 100.00%)\n"
-    assert (told.out if kind == "text" and not to_folder else told.err).endswith(line)
-    assert (told.out + told.err).count("CER") == 1
+    assert (printed.out if kind == "text" and not to_folder else printed.err).endswith(line)
+    assert (printed.out + printed.err).count("CER") == 1

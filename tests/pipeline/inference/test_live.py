@@ -1,4 +1,4 @@
-"""Reading as if live: pictures come at their own times, whatever the reader does."""
+"""Live reading: pictures arrive at their own times, however slow the reader is."""
 
 import json
 import os
@@ -41,7 +41,7 @@ FPS = 25
 @pytest.fixture
 def params() -> Params:
     values = load_params(ROOT / "params.yaml")
-    # windows alone
+    # windows only, no pauses
     inference = values.inference.model_copy(update={"longest_s": 1.0, "overlap_s": 0.2, "min_pause_s": 5.0})
     return values.model_copy(update={"inference": inference})
 
@@ -62,19 +62,19 @@ def test_a_file_is_read_at_its_own_speed(
     summary = run_live(video, Path("model.pt"), params, 0, as_json=True)
     assert time.monotonic() - begin_s >= 59 / FPS
     assert summary.num_captured == 60
-    told = capsys.readouterr()
-    lines = [json.loads(line) for line in told.out.splitlines()]
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in printed.out.splitlines()]
     assert [line["text"] for line in lines] and [line["start_s"] for line in lines] == sorted(
         line["start_s"] for line in lines
     )
     assert len(lines) == len(summary.settled) == len(summary.settled_latency_s)
-    # no text can be there before its pictures, nor much later than they
+    # no text can come before its pictures, nor much later
     assert all(0 <= line["latency_s"] < 30 for line in lines)
     assert lines[-1]["end_s"] == pytest.approx(60 / FPS, abs=1.2)
-    assert f"60 pictures, {summary.num_dropped} dropped" in told.err and "median" in told.err
+    assert f"60 pictures, {summary.num_dropped} dropped" in printed.err and "median" in printed.err
 
 
-def test_ctrl_c_settles_what_was_seen_and_sums_up(
+def test_ctrl_c_reads_the_captured_pictures_and_prints_the_summary(
     tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = write_face(tmp_path / "a.mp4", 1_500, speaking=True)
@@ -88,10 +88,10 @@ def test_ctrl_c_settles_what_was_seen_and_sums_up(
     assert summary.num_captured < 1_000 and summary.settled
     assert signal.getsignal(signal.SIGINT) is former
     assert not [thread for thread in threading.enumerate() if "capture" in str(thread).lower()]
-    assert "stretches settled" in capsys.readouterr().err
+    assert "segments read" in capsys.readouterr().err
 
 
-def test_a_slow_reader_loses_pictures_and_they_are_counted(
+def test_a_slow_reader_drops_pictures_and_counts_them(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Slow(CountingReader):
@@ -109,12 +109,12 @@ def test_a_slow_reader_loses_pictures_and_they_are_counted(
     assert max(summary.shown_latency_s + summary.settled_latency_s) >= 2.0
 
 
-def test_stops_after_the_seconds_asked_for(tmp_path: Path, params: Params, reader: CountingReader) -> None:
+def test_stops_after_the_given_seconds(tmp_path: Path, params: Params, reader: CountingReader) -> None:
     summary = run_live(write_face(tmp_path / "a.mp4", 1_500), Path("model.pt"), params, 1.0, as_json=True)
     assert 20 <= summary.num_captured <= 27
 
 
-def test_stops_after_the_seconds_asked_for_where_no_pictures_are(
+def test_stops_after_the_given_seconds_within_a_gap(
     tmp_path: Path, params: Params, reader: CountingReader
 ) -> None:
     times_s = [index / FPS + 60 * (index >= 20) for index in range(40)]
@@ -124,22 +124,22 @@ def test_stops_after_the_seconds_asked_for_where_no_pictures_are(
     assert 1.2 <= time.monotonic() - begin_s < 30
 
 
-def test_a_file_that_is_no_video_is_told_and_nothing_is_summed_up(
+def test_a_file_that_is_not_a_video_is_reported_without_a_summary(
     tmp_path: Path, params: Params, reader: CountingReader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(ClipRejected, match="unreadable"):
         run_live(tmp_path / "a.mp4", Path("model.pt"), params, 0, as_json=True)
-    told = capsys.readouterr()
-    assert told.out == told.err == ""
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
 
 
-def test_a_camera_that_is_not_there_is_told() -> None:
+def test_a_missing_camera_is_reported() -> None:
     with pytest.raises(MachineError, match="camera 63 gives no pictures"):
         next(camera_pictures(63))
 
 
-def test_large_pictures_are_shrunk_and_times_kept(tmp_path: Path, params: Params) -> None:
+def test_large_pictures_are_shrunk_and_keep_their_times(tmp_path: Path, params: Params) -> None:
     big = write_video(tmp_path / "a.mp4", list(face_pictures([placed(2.0)], 1920, 1080)) * 3, rate=50)
     begin_s = time.monotonic()
     taken = list(file_pictures(big, params))
@@ -157,7 +157,7 @@ def test_a_mirrored_file_is_shown_as_players_do(tmp_path: Path, params: Params) 
     assert np.abs(frame.rgb_HW3()[..., ::-1].astype(int) - expected).mean() < 3
 
 
-def test_what_is_read_live_of_a_mirrored_file_is_the_plain_mouth(
+def test_live_reading_of_a_mirrored_file_shows_the_plain_mouth(
     tmp_path: Path, params: Params, reader: CountingReader
 ) -> None:
     shown = list(face_pictures([placed()] * 30, speaking=True))
@@ -184,14 +184,14 @@ def test_the_queue_never_holds_back_the_camera() -> None:
     assert capture.num_dropped == 45 or capture.num_captured < 50
 
 
-def test_a_summary_of_nothing() -> None:
+def test_an_empty_summary() -> None:
     assert str(LiveSummary(num_captured=3)).splitlines() == [
-        "3 pictures, 0 dropped; 0 stretches settled, 0 could not be read"
+        "3 pictures, 0 dropped; 0 segments read, 0 could not be read"
     ]
 
 
 @pytest.mark.parametrize(("is_seen", "code"), [(True, None), (False, 1)])
-def test_the_exit_code_tells_whether_anything_was_read(
+def test_the_exit_code_shows_whether_anything_was_read(
     tmp_path: Path, reader: CountingReader, monkeypatch: pytest.MonkeyPatch, is_seen: bool, code: int | None
 ) -> None:
     pictures = list(face_pictures([placed()] * 60, speaking=True))
@@ -216,7 +216,7 @@ def test_the_exit_code_tells_whether_anything_was_read(
 
 
 def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:
-    """As `read_live` keeps them, at the speed of the machine."""
+    """Returns the pieces as `read_live` has them, at the speed of the machine."""
     with face_finder(params.crop.landmarker, params.crop.max_faces) as find:
         patches = WholePictures(max_bytes)
         nowhere = Source(Path("live picture"))
@@ -226,7 +226,7 @@ def live_pieces(video: Path, params: Params, max_bytes: int) -> list[Piece]:
 
 
 def with_dropout(path: Path) -> Path:
-    """A moving face that is not seen for 0.32 s, less than crop.max_gap_s."""
+    """Writes a moving face that is hidden for 0.32 s, less than crop.max_gap_s."""
     pictures = face_pictures([placed(shift=(i / 2, i / 5)) for i in range(60)], speaking=True)
     pictures = [np.zeros_like(one) if 24 <= i < 32 else one for i, one in enumerate(pictures)]
     return write_video(path, pictures)
@@ -238,9 +238,7 @@ def whole_params(params: Params) -> Params:
     return params.model_copy(update={"inference": inference})
 
 
-def test_a_face_that_is_lost_for_a_moment_is_bridged_as_in_a_file(
-    tmp_path: Path, whole_params: Params
-) -> None:
+def test_a_short_absence_of_the_face_is_bridged_as_in_a_file(tmp_path: Path, whole_params: Params) -> None:
     video = with_dropout(tmp_path / "a.mp4")
     (piece,) = live_pieces(video, whole_params, 600_000_000)
     assert piece.mouth is not None, piece.rejected
@@ -249,7 +247,7 @@ def test_a_face_that_is_lost_for_a_moment_is_bridged_as_in_a_file(
     assert np.array_equal(piece.mouth.clip_THW, made.clip_THW)
 
 
-def test_where_the_room_is_full_neighbours_stand_for_each_other(tmp_path: Path, whole_params: Params) -> None:
+def test_with_too_little_memory_neighbouring_pictures_are_used(tmp_path: Path, whole_params: Params) -> None:
     video = with_dropout(tmp_path / "a.mp4")
     made = crop_video(video, MediaKind.FACE, whole_params.crop).clip_THW
     with av.open(str(video)) as container:
@@ -258,13 +256,13 @@ def test_where_the_room_is_full_neighbours_stand_for_each_other(tmp_path: Path, 
     assert piece.mouth is not None, piece.rejected
     clip = piece.mouth.clip_THW
     assert clip.shape == made.shape
-    # the oldest are thinned, none is far from its own picture, and the latest are their own
+    # the oldest pictures are thinned out, the replacements are similar, and the latest are unchanged
     assert np.array_equal(clip[-20:], made[-20:]) and not np.array_equal(clip, made)
     assert np.abs(clip[:20].astype(int) - made[:20]).mean() < 8
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_what_cannot_be_read_says_why(
+def test_a_gap_says_why(
     tmp_path: Path,
     params: Params,
     reader: CountingReader,
@@ -275,22 +273,22 @@ def test_what_cannot_be_read_says_why(
     video = write_video(tmp_path / "a.mp4", [np.full_like(face, 90)] * 65)
     summary = run_live(video, Path("model.pt"), params, 0, as_json)
     assert (len(summary.settled), summary.num_gaps) == (0, 1)
-    told = capsys.readouterr()
-    assert "0 stretches settled, 1 could not be read" in told.err
+    printed = capsys.readouterr()
+    assert "0 segments read, 1 could not be read" in printed.err
     if as_json:
-        lines = [json.loads(line) for line in told.out.splitlines()]
+        lines = [json.loads(line) for line in printed.out.splitlines()]
         assert len(lines) > 1 and all(line["reason"].startswith("no_face") for line in lines)
-        # one ends where the next begins, less what windows share
+        # each window ends where the next begins, apart from their overlap
         for one, other in pairwise(lines):
             assert one["start_s"] < other["start_s"] <= one["end_s"] < other["end_s"]
     else:
-        assert told.out == "" and told.err.count("not read: no_face") == 1
+        assert printed.out == "" and printed.err.count("not read: no_face") == 1
 
 
-def test_what_is_kept_of_the_clock_does_not_grow_before_an_empty_chair(
+def test_the_stored_times_do_not_grow_while_no_face_is_visible(
     tmp_path: Path, params: Params, reader: CountingReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor where the mouth shows for a moment at the end, which is told late otherwise."""
+    """A face at the end makes the reader look up the stored times, whose number the test records."""
     faces = list(face_pictures([placed()] * 40, speaking=True))
     video = write_video(tmp_path / "a.mp4", [np.full_like(faces[0], 90)] * 75 + faces)
     held: list[int] = []
@@ -302,13 +300,13 @@ def test_what_is_kept_of_the_clock_does_not_grow_before_an_empty_chair(
 
     monkeypatch.setattr(live, "_captured_before", watched)
     run_live(video, Path("model.pt"), params, 0, as_json=True)
-    # a window, what the follower holds back and what waited meanwhile
+    # a window, the frames that the tracker holds back and those that wait in the queue
     assert held and max(held) <= 70
 
 
 @pytest.mark.realdata
 def test_a_real_speaker_as_if_live(realdata: Path, reader: CountingReader) -> None:
-    """One sentence of 3 s, silence before and after: one stretch, its rests left out."""
+    """A sentence of 3 s with silence before and after gives one segment without the rests."""
     params = load_params(ROOT / "params.yaml")
     summary = run_live(
         realdata / "grid" / "video" / "s1" / "bbaf2n.mp4", Path("m.pt"), params, 0, as_json=True

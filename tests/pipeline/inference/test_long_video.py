@@ -1,4 +1,4 @@
-"""Videos of any length: cut, read and put together; what cannot be read says why, and the rest is read."""
+"""Videos of any length: cut, read and joined; a part that cannot be read says why, and the rest is read."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from model.settings import DecodeParams
 from pipeline.inference.found_videos import find_videos
 from pipeline.inference.long_video import MouthStream, mouth_pieces
 from pipeline.inference.pauses import Piece
-from pipeline.inference.text_of_video import Alternative, Joined, Segment, _shares, read_video
+from pipeline.inference.text_of_video import Alternative, JoinedReadings, Segment, _shares, read_video
 from pipeline.params import Params, load_params
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
@@ -41,7 +41,7 @@ def params_with(**inference: float) -> Params:
 
 
 def face_and_blank(path: Path, *stretches: tuple[bool, int]) -> Path:
-    """The photograph's face, speaking, or a blank picture, for so many frames."""
+    """Writes the photograph's face, speaking, or a blank picture, for the given numbers of frames."""
     shown = [shows for shows, num in stretches for _ in range(num)]
     faces = face_pictures([placed()] * len(shown), speaking=True)
     return write_video(
@@ -50,7 +50,7 @@ def face_and_blank(path: Path, *stretches: tuple[bool, int]) -> Path:
 
 
 class Watching:
-    """What `read_video` shows of each piece."""
+    """Collects the pieces that `read_video` passes to `on_mouth`."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Piece, MouthClip]] = []
@@ -59,7 +59,7 @@ class Watching:
         self.seen.append((piece, mouth))
 
 
-def test_a_short_video_is_read_from_the_very_clip_of_preprocessing(tmp_path: Path) -> None:
+def test_a_short_video_is_read_from_the_same_clip_as_in_preprocessing(tmp_path: Path) -> None:
     moving = [placed(shift=(i / 2, i / 5), degrees=i / 9) for i in range(60)]
     video = write_video(tmp_path / "a.mp4", face_pictures(moving, speaking=True), rate=30)
     params, watching = params_with(), Watching()
@@ -75,11 +75,11 @@ def test_a_short_video_is_read_from_the_very_clip_of_preprocessing(tmp_path: Pat
     assert (segment.start_s, segment.end_s, segment.text) == (0.0, 2.0, "frames50")
     assert segment.confidence == reading.confidence == pytest.approx(0.5)
     assert [one.text for one in segment.candidates] == ["frames50", "x"]
-    weights = np.array([0.5**8, np.exp(-2.0)])  # eight characters of one half each, and a likelier text
+    weights = np.array([0.5**8, np.exp(-2.0)])  # eight characters of probability 0.5, and a more likely text
     assert [one.share for one in segment.candidates] == pytest.approx(weights / weights.sum())
 
 
-def test_what_lacks_a_face_is_a_gap_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_a_part_without_a_face_is_a_gap_and_the_rest_is_read(tmp_path: Path) -> None:
     video = face_and_blank(tmp_path / "a.mp4", (True, 40), (False, 50), (True, 30))
     reading = read_video(video, CountingReader(), params_with())
     first, gap, second = reading.segments
@@ -102,7 +102,7 @@ def test_a_long_stretch_without_a_face_is_one_gap(tmp_path: Path) -> None:
     assert (reading.text, reading.confidence, reading.segments) == ("", None, ())
 
 
-def test_windows_overlap_and_their_texts_become_one(tmp_path: Path) -> None:
+def test_windows_overlap_and_their_texts_are_joined(tmp_path: Path) -> None:
     video = write_face(tmp_path / "a.mp4", 125, speaking=True)
     reader = CountingReader(texts=["一二三四五六七八", "七八九十甲乙丙丁", "丙丁戊己"])
     watching = Watching()
@@ -117,9 +117,9 @@ def test_windows_overlap_and_their_texts_become_one(tmp_path: Path) -> None:
         assert before.end_s == after.start_s
 
 
-def test_pieces_are_put_together_without_double_spaces_and_no_frame_is_lost() -> None:
-    """As they come: what a window shares with one that could not be read was not read before."""
-    joined = Joined(FPS)
+def test_pieces_are_joined_without_double_spaces_or_lost_frames() -> None:
+    """Frames that a window shares with a piece that could not be read count as new."""
+    joined = JoinedReadings(FPS)
     refused = ClipRejected(Reason.NO_FACE, "nobody")
     clip_THW = np.zeros((100, 4, 4), np.uint8)
     mouth = MouthClip(clip_THW, None, np.arange(100, dtype=np.int32), np.zeros(0, np.int32), Figures())
@@ -133,9 +133,9 @@ def test_pieces_are_put_together_without_double_spaces_and_no_frame_is_lost() ->
     assert joined.num_frames == 375
 
 
-def test_what_was_read_is_neither_read_again_nor_a_gap() -> None:
-    """A window in parts, whose speaker goes soon after it begins: the window before shows those parts whole."""
-    joined = Joined(FPS)
+def test_a_part_that_was_read_is_neither_read_again_nor_a_gap() -> None:
+    """A window whose speaker leaves soon after its start has parts that the previous window shows whole."""
+    joined = JoinedReadings(FPS)
     refused = ClipRejected(Reason.LOW_DETECTION, "gone")
     mouth = MouthClip(
         np.zeros((100, 4, 4), np.uint8),
@@ -145,12 +145,12 @@ def test_what_was_read_is_neither_read_again_nor_a_gap() -> None:
         Figures(),
     )
     joined.add(Piece(0.0, 4.0, mouth), Reading("lay blue at", -0.1, ()))
-    assert joined.has(Piece(3.0, 3.4, mouth)) and joined.has(Piece(3.0, 4.0, mouth))
-    assert not joined.has(Piece(3.4, 6.0, mouth)) and not joined.has(Piece(4.0, 4.0, None))
+    assert joined.covers(Piece(3.0, 3.4, mouth)) and joined.covers(Piece(3.0, 4.0, mouth))
+    assert not joined.covers(Piece(3.4, 6.0, mouth)) and not joined.covers(Piece(4.0, 4.0, None))
     assert joined.add_gap(Piece(3.4, 4.0, None, refused)) is None
     gap = joined.add_gap(Piece(3.6, 5.0, None, refused))
     assert gap is not None and (gap.start_s, gap.end_s) == (4.0, 5.0)
-    # what the next window can read is a gap no longer
+    # a part that the next window can read is not a gap any more
     joined.add(Piece(4.4, 8.0, mouth), Reading("f two", -0.1, ()))
     assert [(one.start_s, one.end_s) for one in joined.segments] == [(0, 4), (4, 4.4), (4.4, 8)]
 
@@ -167,7 +167,7 @@ def test_a_ready_mouth_video_is_cut_by_windows(tmp_path: Path) -> None:
     assert reading.num_frames == 110 and reading.segments[-1].end_s == pytest.approx(4.4)
 
 
-def test_a_long_video_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_long_truncated_video_is_read_up_to_its_end(tmp_path: Path) -> None:
     whole = write_video(
         tmp_path / "whole.mkv",
         face_pictures([placed()] * 150, speaking=True),
@@ -180,25 +180,25 @@ def test_a_long_video_that_breaks_off_is_read_as_far_as_it_goes(tmp_path: Path) 
     assert reading.reason is None and reading.text and all(segment.reason is None for segment in read)
     assert gap.reason is not None and gap.reason.startswith("truncated")
     assert 2 < read[-1].end_s == pytest.approx(gap.start_s, abs=0.1)
-    # also where all of it is one stretch, which preprocessing refuses
+    # also if all of it is one segment, which preprocessing rejects
     read_once, gap = read_video(torn, CountingReader(), params_with()).segments
     assert read_once.reason is None and gap.reason is not None and gap.reason.startswith("truncated")
     assert (read_once.end_s, gap.end_s) == (read[-1].end_s, pytest.approx(6.0, abs=0.1))
 
 
-def test_what_is_longer_than_allowed_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_video_longer_than_allowed_is_refused_before_it_is_read(tmp_path: Path) -> None:
     video, reader = write_face(tmp_path / "a.mp4", 60, speaking=True), CountingReader()
     reading = read_video(video, reader, params_with(max_video_s=2))
     assert reading.reason is not None and "inference.max_video_s is 2" in reading.reason
     assert not reader.clips
-    # the bounds of preprocessing do not count
+    # the limits of preprocessing do not apply
     params = params_with(longest_s=3)
     crop = params.crop.model_copy(update={"max_source_s": 1.0, "max_frames": 20})
     assert read_video(video, reader, params.model_copy(update={"crop": crop})).reason is None
 
 
-def test_a_stream_forgets_what_it_has_given(tmp_path: Path) -> None:
-    """Two minutes through a landmarker that always sees the same face: what is held does not grow."""
+def test_a_stream_frees_the_frames_of_complete_pieces(tmp_path: Path) -> None:
+    """Two minutes of the same face: the number of stored frames does not grow."""
     patches = MouthPatches()
     points_K3 = face_points(np.array([[[1.0, 0, 0], [0, 1, 0]]]))[0]
     mesh = np.tile(points_K3.mean(axis=0), (478, 1)).astype(np.float32)
@@ -225,14 +225,14 @@ def test_a_stream_forgets_what_it_has_given(tmp_path: Path) -> None:
 
 class Failing(CountingReader):
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        raise AssertionError("nothing is to be read")
+        raise AssertionError("nothing must be read")
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("none.mp4", Reason.MISSING_FILE), ("text.mp4", Reason.UNREADABLE), ("sound.wav", Reason.NO_VIDEO)],
 )
-def test_what_is_no_video_says_so(tmp_path: Path, name: str, reason: Reason) -> None:
+def test_a_file_that_is_not_a_video_says_so(tmp_path: Path, name: str, reason: Reason) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     write_audio(tmp_path / "sound.wav")
     reading = read_video(tmp_path / name, Failing(), params_with())
@@ -264,15 +264,15 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         "b/broken.MOV",
         "b/unnamed",
     ]
-    # named by itself a file is taken at its word, and what is missing is reported as such
+    # a file named by itself is always used, also if it does not exist
     missing, nothing = tmp_path / "none.mp4", tmp_path / "x*.mp4"
     found, skipped = find_videos([str(notes), str(missing), str(nothing), str(burnt)])
     assert (list(found), skipped) == ([notes, missing, nothing, burnt], [])
 
 
 @pytest.mark.realdata
-def test_sentences_of_a_real_speaker_are_parted_where_he_is_silent(realdata: Path, tmp_path: Path) -> None:
-    """Eight clips in a row: each cut lies in silence by the corpus's own alignment."""
+def test_sentences_of_a_real_speaker_are_cut_in_silence(realdata: Path, tmp_path: Path) -> None:
+    """Eight clips in a row: each cut is in a silence of the corpus's own alignment."""
     pictures, silences, begin_s = [], [], 0.0
     for path in sorted((realdata / "grid" / "video" / "s1").glob("*.mp4"))[10:18]:
         with av.open(str(path)) as container:
@@ -294,24 +294,26 @@ def test_sentences_of_a_real_speaker_are_parted_where_he_is_silent(realdata: Pat
 
 
 @pytest.mark.realdata
-def test_of_a_real_video_the_half_with_a_face_is_read(realdata: Path) -> None:
+def test_the_half_of_a_real_video_with_a_face_is_read(realdata: Path) -> None:
     reading = read_video(realdata / "hard" / "noface_face.mov", CountingReader(), params_with())
     gap, read = reading.segments
     assert gap.reason is not None and gap.reason.startswith("no_face") and read.reason is None
     assert gap.end_s == read.start_s == pytest.approx(3.95, abs=0.2)
 
 
-def test_why_nothing_was_read_is_what_holds_for_the_larger_part() -> None:
-    joined = Joined(FPS)
-    assert joined.why_nothing(30.0).startswith("at_rest")
+def test_the_reason_for_no_text_is_that_of_the_larger_part() -> None:
+    joined = JoinedReadings(FPS)
+    assert joined.reason_for_no_text(30.0).startswith("at_rest")
     joined.segments.append(Segment(0.0, 1.0, "", None, "no_face: nobody"))
     joined.segments.append(Segment(5.0, 5.5, "", None, "too_short: 12 frames"))
-    assert joined.why_nothing(30.0).startswith("at_rest"), "a second without a face in half a minute of rest"
-    assert joined.why_nothing(2.0) == joined.why_nothing(None) == "no_face: nobody"
+    assert joined.reason_for_no_text(30.0).startswith("at_rest"), (
+        "a second without a face in half a minute of rest"
+    )
+    assert joined.reason_for_no_text(2.0) == joined.reason_for_no_text(None) == "no_face: nobody"
 
 
-def test_shares_of_what_cannot_be_are_numbers() -> None:
-    """A decoder that finds no possible text gives one of log-probability -inf, and JSON knows no NaN."""
+def test_the_share_of_an_impossible_text_is_a_number() -> None:
+    """A decoder without a possible text returns one of log-probability -inf, and JSON has no NaN."""
     (only,) = _shares((Candidate("", -math.inf, -math.inf),))
     assert only == Alternative("", 1.0)
 
@@ -319,7 +321,7 @@ def test_shares_of_what_cannot_be_are_numbers() -> None:
 @pytest.mark.realdata
 @pytest.mark.parametrize("cut", [20, 33, 48])
 def test_at_a_hard_cut_a_video_is_read_as_two_pieces(realdata: Path, tmp_path: Path, cut: int) -> None:
-    """Two people framed alike: each piece shows its own person, and together they have every frame."""
+    """Two people in the same place: each piece shows its own person, and together they have every frame."""
     folder, params, watching = realdata / "grid" / "video", params_with(), Watching()
     one, other = (
         [frame.rgb_HW3()[..., ::-1] for frame in decode(folder / name, params.crop)]

@@ -1,4 +1,4 @@
-"""Videos as people record them: speakers who go, pictures that come late or not at all, silence."""
+"""Videos as people record them: speakers who leave, pictures that come late or are missing, silence."""
 
 import json
 import time
@@ -51,7 +51,7 @@ def params_with(**changes: float) -> Params:
 
 
 class TickReader(CountingReader):
-    """Reads without error: a character of its own for each tick whose middle the clip shows."""
+    """Reads without errors: a different character for each tick whose middle the clip shows."""
 
     def on_mouth(self, piece: Piece, mouth: MouthClip) -> None:
         ticks = np.arange(round(piece.end_s / TICK_S) + 1)
@@ -74,7 +74,7 @@ def mesh_of(matrix_23: np.ndarray, opening_px: float) -> np.ndarray:
 
 
 def pieces_of(num_frames: int, is_away: np.ndarray, params: InferenceParams) -> list[Piece]:
-    """Of a speaker beside a smaller listener who never stops either; for some frames the listener is alone."""
+    """Returns pieces of a speaker next to a smaller listener, both always moving; in some frames only the listener."""
     picture = av.VideoFrame.from_ndarray(np.full((256, 512), 90, np.uint8), format="gray")
     speaker, listener = np.array([[1.0, 0, 0], [0, 1, 0]]), np.array([[0.6, 0, 300], [0, 0.6, 60]])
 
@@ -90,11 +90,13 @@ def pieces_of(num_frames: int, is_away: np.ndarray, params: InferenceParams) -> 
 
 
 @given(st.lists(st.tuples(st.integers(15, 90), st.integers(1, 40)), min_size=1, max_size=4))
-@example([(65, 18), (60, 1)])  # away at the end of a window, which bridges it, and too long for the next one
+@example(
+    [(65, 18), (60, 1)]
+)  # absent at the end of a window, which bridges it, but too long for the next window
 @example([(15, 8), (15, 1)])  # never long enough to be read
-@example([(38, 17), (90, 1)])  # away where the next window begins
+@example([(38, 17), (90, 1)])  # absent where the next window begins
 @settings(max_examples=25, deadline=None)
-def test_cues_rise_and_no_word_comes_twice_whenever_the_speaker_is_away(
+def test_cues_are_in_order_and_no_word_comes_twice_whenever_the_speaker_is_absent(
     absences: list[tuple[int, int]],
 ) -> None:
     is_away = np.concatenate([np.arange(there + away) >= there for there, away in absences])
@@ -111,7 +113,7 @@ def test_cues_rise_and_no_word_comes_twice_whenever_the_speaker_is_away(
     for one, other in pairwise(reading.segments):
         assert one.end_s <= other.start_s + 1e-6
     assert list(reading.text) == sorted(set(reading.text))
-    # all is said that some piece showed
+    # the text has every character that a piece shows
     shown = set()
     for piece in pieces:
         if piece.mouth is not None:
@@ -129,20 +131,20 @@ class Header:
 # -- pictures that come late ---------------------------------------------------------------------------------
 
 
-def test_times_count_from_the_begin_of_sound_as_players_count(tmp_path: Path) -> None:
+def test_times_count_from_the_start_of_the_sound_as_in_players(tmp_path: Path) -> None:
     video = with_early_sound(tmp_path / "a.mkv", 1.5)
     assert read_header(video).start_s == pytest.approx(1.5, abs=2e-3)
     (segment,) = read_video(video, CountingReader(), params_with()).segments
     assert (segment.start_s, segment.end_s) == pytest.approx((1.5, 3.5), abs=5e-3)
-    # nothing of it is lost, and preprocessing counts from the first picture
+    # no picture is lost, and preprocessing counts from the first picture
     assert crop_video(video, MediaKind.FACE, CropParams()).figures.duration_s == pytest.approx(2.0, abs=5e-3)
 
 
-# -- pictures that do not come -------------------------------------------------------------------------------
+# -- missing pictures ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["face", "mouth"])
-def test_what_is_behind_a_gap_in_time_is_read(tmp_path: Path, kind: str) -> None:
+def test_the_part_after_a_gap_in_time_is_read(tmp_path: Path, kind: str) -> None:
     if kind == "face":
         pictures = list(face_pictures([placed()] * 120, speaking=True))
     else:
@@ -160,7 +162,7 @@ def test_what_is_behind_a_gap_in_time_is_read(tmp_path: Path, kind: str) -> None
     assert reading.num_frames == 120
 
 
-def test_a_gap_at_the_edge_of_a_window_is_told_once(tmp_path: Path) -> None:
+def test_a_gap_at_the_edge_of_a_window_is_reported_once(tmp_path: Path) -> None:
     pictures = list(face_pictures([placed()] * 100, speaking=True))
     video = with_gaps(tmp_path / "a.mp4", pictures, (50, 1.0))
     read, gap, later = read_video(video, CountingReader(), params_with(longest_s=2, overlap_s=0.4)).segments
@@ -175,14 +177,14 @@ def as_if_live(
     monkeypatch.setattr(live, "open_reader", lambda *_: CountingReader())
     monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
 
-    def told(video: Path) -> list[dict[str, Any]]:
+    def live_lines(video: Path) -> list[dict[str, Any]]:
         run_live(video, Path("model.pt"), params_with(), 0, as_json=True)
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    return told
+    return live_lines
 
 
-def test_live_goes_on_behind_a_gap_in_time(
+def test_live_continues_after_a_gap_in_time(
     tmp_path: Path, as_if_live: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     pictures = list(face_pictures([placed()] * 60, speaking=True))
@@ -193,7 +195,7 @@ def test_live_goes_on_behind_a_gap_in_time(
 
 
 def test_a_cue_ends_with_the_file(tmp_path: Path) -> None:
-    """Of uneven pictures nobody can tell from their times how long the last one is shown."""
+    """The times of uneven pictures do not say how long the last one is shown."""
     times_s = [0.0, *np.cumsum(np.tile([0.02, 0.06, 0.05], 12)).tolist()]
     pictures = face_pictures([placed()] * len(times_s), speaking=True)
     video = write_video(tmp_path / "a.mp4", pictures, rate=60, times_s=times_s)
@@ -210,7 +212,7 @@ def test_live_counts_times_as_inference_does(
     video = with_early_sound(tmp_path / "a.mkv", 1.5)
     begin_s = time.monotonic()
     (live_segment,) = as_if_live(video)
-    # played at its own speed, with what is only heard
+    # played at its own speed, including the sound before the pictures
     assert time.monotonic() - begin_s >= 1.5 + 49 / FPS
     (segment,) = read_video(video, CountingReader(), params_with()).segments
     times_s = live_segment["start_s"], live_segment["end_s"]
@@ -223,7 +225,7 @@ def test_live_counts_times_as_inference_does(
 
 
 def faces(*stretches: tuple[str, int]) -> list[np.ndarray]:
-    """`speaks`, `rests`, or `away` for so many frames."""
+    """Returns pictures of a face that `speaks`, `rests` or is `away`, for the given numbers of frames."""
     kinds = [kind for kind, num_frames in stretches for _ in range(num_frames)]
     places = [placed()] * len(kinds)
     shown = {
@@ -236,22 +238,22 @@ def faces(*stretches: tuple[str, int]) -> list[np.ndarray]:
     ]
 
 
-def test_a_stretch_of_rest_is_no_caption(tmp_path: Path) -> None:
+def test_a_rest_gives_no_caption(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4", faces(("rests", 60), ("speaks", 30)))
     reading = read_video(video, CountingReader(), params_with(longest_s=3))
     (segment,) = reading.segments
-    # cut in the midst of the rest, which the sentence begins with
+    # cut in the middle of the rest before the sentence
     assert 0.7 < segment.start_s < 2.4 and segment.end_s == pytest.approx(3.6)
     assert reading.text == segment.text
 
 
-def test_a_rest_that_ends_because_the_face_goes_is_no_caption(
+def test_a_rest_before_the_face_leaves_gives_no_caption(
     tmp_path: Path, as_if_live: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
     video = write_video(tmp_path / "a.mp4", faces(("rests", 20), ("away", 40), ("speaks", 30)))
     gap, read = read_video(video, CountingReader(), params_with()).segments
     assert gap.reason is not None and gap.reason.startswith("no_face") and read.reason is None
-    # live a pause ends the sentence, and the rest of the pause is a stretch of its own
+    # in live reading a pause ends the sentence, and the remainder of the pause is a separate piece
     video = write_video(tmp_path / "b.mp4", faces(("speaks", 40), ("rests", 30), ("away", 40)))
     read_live, *gaps = as_if_live(video)
     assert read_live["reason"] is None and read_live["end_s"] < 2.4
@@ -266,7 +268,7 @@ def test_a_video_in_which_nobody_speaks_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_a_held_smile_is_no_speech_and_the_laugh_before_is_read(realdata: Path) -> None:
+def test_a_held_smile_is_not_speech_and_the_laugh_before_it_is_read(realdata: Path) -> None:
     video = realdata / "hard" / "WolfgangLanger_Pexels.mp4"
     reading = read_video(video, CountingReader(), params_with())
     assert reading.reason is None and reading.segments[-1].end_s == pytest.approx(14.35, abs=0.5)

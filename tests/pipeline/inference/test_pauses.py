@@ -1,4 +1,4 @@
-"""Where a video is cut: known faces with known lips."""
+"""Where a video is cut, with known faces and known lips."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ EYES_PX = 54.3
 
 
 def speech(num_frames: int, *rests: tuple[int, int]) -> np.ndarray:
-    """Opening of lips in pixels that never rest, but from and to before these frames."""
+    """Returns the lip opening in pixels of a mouth that rests only in these frame ranges."""
     opening_px = 8 + 6 * np.sin(np.arange(num_frames) * 1.3)
     for begin, end in rests:
         opening_px[begin:end] = 1.0
@@ -43,7 +43,7 @@ def cut(
     return next_cut(found, CROP, settings_, ended, live)
 
 
-def test_what_is_short_is_not_cut() -> None:
+def test_a_short_video_is_not_cut() -> None:
     assert cut(speech(100, (40, 60))) == Cut(100, 100)
     assert cut(speech(100, (40, 60)), ended=False) is None
 
@@ -52,12 +52,12 @@ def test_what_is_short_is_not_cut() -> None:
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("scene_cuts", [(33,), (33, 70), (0, 33)])
 def test_a_clip_ends_at_the_first_hard_cut(scene_cuts: tuple[int, ...], ended: bool, live: bool) -> None:
-    """Known before the clip is as long as it may be. One at frame 0 is where the clip began."""
+    """The cut comes before the longest length of a clip. A cut at frame 0 is the start of the clip."""
     assert cut(speech(80), ended, live, scene_cuts=scene_cuts) == Cut(33, 33)
     assert cut(speech(80), ended, live, unseen=tuple(range(5, 25)), scene_cuts=scene_cuts) == Cut(5, 5)
 
 
-def test_a_cut_elsewhere_in_the_picture_parts_nothing() -> None:
+def test_a_cut_elsewhere_in_the_picture_is_ignored() -> None:
     """A screen behind the speaker changes its picture."""
     placements = np.tile(np.array([[1.0, 0, 0], [0, 1, 0]]), (80, 1, 1))
     found = landmarks_of(placements, opening_px=speech(80))
@@ -75,35 +75,35 @@ def test_a_hard_cut_beyond_the_longest_clip_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_in_the_middle_of_the_longest_pause(ended: bool) -> None:
+def test_the_cut_is_in_the_middle_of_the_longest_pause(ended: bool) -> None:
     found = cut(speech(140, (30, 41), (60, 76), (85, 97)), ended)
     assert found is not None and found.end == found.begin
     assert abs(found.end - 68) <= 1
 
 
-def test_a_pause_at_the_very_begin_makes_no_sliver() -> None:
+def test_a_pause_at_the_start_makes_no_tiny_clip() -> None:
     found = cut(speech(140, (0, 20), (60, 72)))
     assert found is not None and 60 < found.end < 72
 
 
 @pytest.mark.parametrize("rest", [(50, 59), (102, 130)])
-def test_without_a_pause_in_reach_windows_overlap(rest: tuple[int, int]) -> None:
-    """Too short a rest, and one that comes too late."""
+def test_windows_overlap_without_a_usable_pause(rest: tuple[int, int]) -> None:
+    """The first rest is too short, the second too late."""
     assert cut(speech(140, rest)) == Cut(100, 75)
 
 
-def test_open_lips_may_rest_too() -> None:
-    """Held still at a third of the distance between the eyes."""
+def test_open_lips_can_rest() -> None:
+    """They stay open at a third of the distance between the eyes."""
     opening_px = speech(140)
     opening_px[60:80] = EYES_PX / 3
     found = cut(opening_px)
     assert found is not None and abs(found.end - 70) <= 1
 
 
-def test_where_no_face_is_the_clip_ends_and_the_gap_is_one() -> None:
+def test_a_clip_ends_where_no_face_is_and_the_gap_is_one_clip() -> None:
     gap = tuple(range(50, 80))
     assert cut(speech(90), unseen=gap) == Cut(50, 50)
-    # from there on
+    # the gap itself
     assert cut(speech(40), unseen=tuple(range(30))) == Cut(30, 30)
     assert cut(speech(40), unseen=tuple(range(40))) == Cut(40, 40)
     assert cut(speech(40), ended=False, unseen=tuple(range(40))) is None
@@ -121,7 +121,7 @@ def test_a_short_absence_is_bridged() -> None:
 def test_every_frame_belongs_to_a_clip_no_longer_than_allowed(
     stretches: list[tuple[int, int]], live: bool
 ) -> None:
-    """Speech, rest, and no face in any order; cut to the end, as a stream is."""
+    """Speech, rest and no face in any order, cut to the end as in a stream."""
     opening_px = np.concatenate([speech(n) if kind else np.full(n, 1.0) for kind, n in stretches])
     absent = np.concatenate([np.full(n, kind == 3) for kind, n in stretches])
     begin, covered = 0, 0

@@ -1,4 +1,4 @@
-"""What `pipeline inference` makes of a reading; long videos are in test_inference_long.py."""
+"""CER of a video against its ground truth; long videos are in test_long_video.py."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(("truth", "cer"), [("一", 0.0), ("一。", 0.0), ("一一", 3 / 5)])
-def test_a_reader_of_syllables_is_compared_with_the_truths_syllables(
+def test_a_reader_of_syllables_is_compared_with_the_syllables_of_the_reference(
     tmp_path: Path, truth: str, cer: float
 ) -> None:
-    """A network that says yi whatever it sees."""
+    """With a network that always reads "yi"."""
     packed = pack_clips(tmp_path, toy_clips(8, 2))
     job = replace(job_in(tmp_path, packed, syllable_weight=1.0), decode=DecodeParams())
     state = state_of(job)

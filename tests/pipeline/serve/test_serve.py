@@ -1,4 +1,4 @@
-"""The server of `pipeline serve`, asked over HTTP; its page in a browser is in test_serve_page.py."""
+"""The server of `pipeline serve` over HTTP; its page in a browser is in test_serve_page.py."""
 
 import base64
 import json
@@ -73,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that temporary files of this process go to."""
+    """The folder for temporary files of this process."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -85,12 +85,12 @@ def events(server: Serving, content: bytes) -> list[dict[str, object]]:
 
 
 def worker_of(server: Serving) -> psutil.Process:
-    """The process that reads; this one is its parent."""
+    """Returns the worker process, a child of this process."""
     (worker,) = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
     return worker
 
 
-def test_a_reading_is_what_inference_says_with_mouth_and_time(
+def test_a_reading_has_the_keys_of_inference_plus_mouth_and_times(
     server: Serving, videos: dict[int, bytes]
 ) -> None:
     answer = post(server, videos[25], "我.mp4")
@@ -123,19 +123,19 @@ def test_the_strip_shows_the_clips_own_frames() -> None:
     assert mouth_of(clip_THW[:1], 30.0).fps == 15.0
 
 
-def test_events_come_in_their_order(server: Serving, videos: dict[int, bytes]) -> None:
-    told = events(server, videos[25])
-    assert [event["state"] for event in told] == ["started", "mouth", "done"]
-    assert told[1]["mouth"] == told[2]["mouth"]
+def test_events_come_in_order(server: Serving, videos: dict[int, bytes]) -> None:
+    started, mouth, done = events(server, videos[25])
+    assert [event["state"] for event in (started, mouth, done)] == ["started", "mouth", "done"]
+    assert mouth["mouth"] == done["mouth"]
 
 
-def test_health_tells_the_limits(server: Serving) -> None:
+def test_health_has_the_limits(server: Serving) -> None:
     health = httpx.get(f"{server.url}/api/health").json()
     assert (health["status"], health["model"], health["num_videos"]) == ("ok", "fake.pt", 0)
     assert health["limits"] == asdict(Limits(max_upload_mb=0.3, max_video_s=2.0, timeout_s=5.0))
 
 
-def test_what_is_no_video_is_told_plainly_and_the_server_lives_on(
+def test_a_file_that_is_not_a_video_gets_a_plain_message_and_the_server_continues(
     server: Serving, videos: dict[int, bytes], tmp_path: Path
 ) -> None:
     for content, reason in (
@@ -146,19 +146,19 @@ def test_what_is_no_video_is_told_plainly_and_the_server_lives_on(
         (write_mouth(tmp_path / "short.mp4", 3).read_bytes(), "too_short"),
     ):
         answer = post(server, content, "../../etc/holiday.mp4")
-        told = answer.json()
-        assert (answer.status_code, told["reason"]) == (422, reason)
-        assert told["message"] == refusal(reason, Limits()).message
-        # called as its owner calls it, without the folders, and never by a path of the server's
-        assert "/proc" not in told["detail"] and "etc" not in told["detail"]
-        assert reason == "too_short" or told["detail"].startswith("holiday.mp4 ")
+        refused = answer.json()
+        assert (answer.status_code, refused["reason"]) == (422, reason)
+        assert refused["message"] == refusal(reason, Limits()).message
+        # the detail has the user's file name without folders, and no path of the server
+        assert "/proc" not in refused["detail"] and "etc" not in refused["detail"]
+        assert reason == "too_short" or refused["detail"].startswith("holiday.mp4 ")
     assert post(server, videos[25]).status_code == 200
 
 
-def test_every_reason_has_plain_words() -> None:
-    never_met = {Reason.MISSING_FILE, Reason.UNSAFE_PATH, Reason.EMPTY_TEXT, Reason.LABEL_TOO_LONG}
+def test_every_reason_has_a_plain_message() -> None:
+    unused = {Reason.MISSING_FILE, Reason.UNSAFE_PATH, Reason.EMPTY_TEXT, Reason.LABEL_TOO_LONG}
     unknown = refusal("no such", Limits()).message
-    assert {reason for reason in Reason if refusal(reason, Limits()).message == unknown} == never_met
+    assert {reason for reason in Reason if refusal(reason, Limits()).message == unknown} == unused
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_request_without_a_video_is_refused(server: Serving, request_: dict[st
     assert (answer.status_code, answer.json()["reason"]) == (400, "bad_request")
 
 
-def test_too_large_is_told_before_it_is_all_here(server: Serving, temporary: Path) -> None:
+def test_a_too_large_upload_is_refused_before_it_is_complete(server: Serving, temporary: Path) -> None:
     assert post(server, bytes(400_000)).status_code == 413
     sent = 0
 
@@ -188,7 +188,7 @@ def test_too_large_is_told_before_it_is_all_here(server: Serving, temporary: Pat
             sent += 50_000
             yield bytes(50_000)
 
-    # its length is not announced; what is sent after the answer may meet a closed door
+    # its length is not announced; the server may close the connection after its answer
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     try:
         answer = httpx.post(f"{server.url}/api/read", content=endless(), headers=headers, timeout=PATIENCE_S)
@@ -200,7 +200,7 @@ def test_too_large_is_told_before_it_is_all_here(server: Serving, temporary: Pat
     assert list(temporary.iterdir()) == []
 
 
-def test_too_long_is_told(server: Serving, videos: dict[int, bytes]) -> None:
+def test_a_too_long_video_is_refused(server: Serving, videos: dict[int, bytes]) -> None:
     answer = post(server, videos[75])
     assert (answer.status_code, answer.json()["reason"]) == (413, "oversized")
     assert "at most 2 s" in answer.json()["message"]
@@ -212,15 +212,15 @@ def test_videos_are_read_one_after_the_other(server: Serving, videos: dict[int, 
         until(lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"] == 1)
         others = [pool.submit(events, server, videos[25]) for _ in range(2)]
         assert first.result()[-1]["state"] == "done"
-        told = [other.result() for other in others]
-    waited = [[event["num_before"] for event in one if event["state"] == "waiting"] for one in told]
+        answers = [other.result() for other in others]
+    waited = [[event["num_before"] for event in one if event["state"] == "waiting"] for one in answers]
     assert sorted(waited) == [[1], [2, 1]]
-    for one in told:
+    for one in answers:
         assert one[-1]["text"] == SAID
         assert 0 < one[-1]["seconds"]["waiting"] < SLOW_S + 5  # type: ignore[index]
 
 
-def test_a_full_line_says_so(tmp_path: Path, videos: dict[int, bytes]) -> None:
+def test_a_full_queue_says_so(tmp_path: Path, videos: dict[int, bytes]) -> None:
     with served(tmp_path, max_places=1) as server, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, videos[IS_SLOW])
         until(lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"] == 1)
@@ -232,23 +232,23 @@ def test_a_full_line_says_so(tmp_path: Path, videos: dict[int, bytes]) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, LINES])
-def test_who_leaves_gives_the_place_back(
+def test_a_client_that_leaves_gives_its_place_back(
     server: Serving, videos: dict[int, bytes], headers: dict[str, str]
 ) -> None:
     num_videos = lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"]  # noqa: E731
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, server, videos[IS_SLOW])
         until(lambda: num_videos() == 1)
-        impatient = pool.submit(
+        leaving = pool.submit(
             httpx.post, f"{server.url}/api/read", files={"video": videos[25]}, headers=headers, timeout=0.4
         )
-        assert isinstance(impatient.exception(), httpx.ReadTimeout | type(None))
+        assert isinstance(leaving.exception(), httpx.ReadTimeout | type(None))
         assert first.result().status_code == 200
     until(lambda: num_videos() == 0)
 
 
 @pytest.mark.parametrize(("length", "status", "reason"), [(DIES, 500, "crashed"), (HANGS, 504, "timeout")])
-def test_a_video_that_ends_or_holds_the_reader_costs_only_itself(
+def test_a_video_that_kills_or_blocks_the_reader_costs_only_itself(
     server: Serving, videos: dict[int, bytes], temporary: Path, length: int, status: int, reason: str
 ) -> None:
     with ThreadPoolExecutor(2) as pool:
@@ -259,19 +259,19 @@ def test_a_video_that_ends_or_holds_the_reader_costs_only_itself(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_reader_killed_from_outside_costs_the_video_that_it_reads(
+def test_a_reader_killed_from_outside_costs_only_its_current_video(
     server: Serving, videos: dict[int, bytes], temporary: Path
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
         bad = pool.submit(post, server, videos[HANGS])
         until(lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"] == 1)
         time.sleep(0.3)
-        # while it is being read, the video has no name that could stay
+        # during the reading the video has no name that could remain
         assert list(temporary.iterdir()) == []
         worker_of(server).kill()
         assert bad.result().json()["reason"] == "crashed"
     assert post(server, videos[25]).status_code == 200
-    # one that is found dead at rest costs nothing
+    # a reader that dies while idle costs nothing
     worker = worker_of(server)
     worker.kill()
     until(lambda: worker.status() == psutil.STATUS_ZOMBIE)
@@ -279,7 +279,7 @@ def test_a_reader_killed_from_outside_costs_the_video_that_it_reads(
     assert list(temporary.iterdir()) == []
 
 
-def test_without_proc_the_video_has_a_name_and_loses_it(
+def test_without_proc_the_video_has_a_named_file_that_is_removed(
     server: Serving, videos: dict[int, bytes], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upload, "_OWN_FILES", Path("/nowhere"))
@@ -293,7 +293,7 @@ def test_without_proc_the_video_has_a_name_and_loses_it(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_model_that_cannot_be_opened_is_told(server: Serving) -> None:
+def test_a_model_that_cannot_be_opened_is_reported(server: Serving) -> None:
     worker = ReadingWorker(no_reader, server.worker._params, 1.0)
     worker.start()
     with pytest.raises(CheckpointError, match="damaged"):
@@ -302,25 +302,23 @@ def test_a_model_that_cannot_be_opened_is_told(server: Serving) -> None:
 
 
 def test_a_read_only_cache_is_one_message(tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
-    """A real one; the process that reads finds it out."""
+    """A really read-only folder, which the worker process notices."""
     small, command = tmp_path / "small", serve_command(tmp_path / "none.pt", "--port", "0")
     read_only = ["sh", "-c", 'mount -o remount,ro "$0" && exec "$@"', str(small)]
     options = ["--set", f"machine.cache_dir={small / 'cache'}"]
     done = on_small_disk(small, "1m", [*read_only, *command, *options], ROOT)
     assert (done.returncode, done.stdout) == (1, "")
-    opening, told = done.stderr.splitlines()
+    opening, message = done.stderr.splitlines()
     assert opening.startswith("pipeline: opening ")
     place = re.escape(str(small / "cache" / "native.log"))
-    assert re.fullmatch(
-        rf"pipeline: machine\.cache_dir: {place} cannot be written \(Read-only file system\); .*", told
-    )
+    assert re.fullmatch(rf"pipeline: machine\.cache_dir.*{place}\b.*\(Read-only file system\).*", message)
 
 
 def test_a_process_that_dies_while_it_opens_the_model_is_one_message(server: Serving) -> None:
     worker = ReadingWorker(partial(os._exit, 3), server.worker._params, 1.0)
     worker.start()
     with pytest.raises(
-        MachineError, match=r"ended while it opened the model; `pipeline doctor` .*native\.log"
+        MachineError, match=r"ended while it opened the model.*; run `pipeline doctor` .*native\.log"
     ):
         worker.wait_ready()
     worker.close()
@@ -331,9 +329,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return speaking_checkpoint(tmp_path_factory.mktemp("checkpoint"), "一")
 
 
-@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_server_leaves_nothing(
-    checkpoint: Path, tmp_path: Path, videos: dict[int, bytes], way: signal.Signals
+    checkpoint: Path, tmp_path: Path, videos: dict[int, bytes], number: signal.Signals
 ) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -345,36 +343,36 @@ def test_a_stopped_server_leaves_nothing(
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         meanwhile: list[object] = []
-        # a video at the reader, which stands still, and one behind it
+        # one video at the suspended reader, and one in the queue
         (worker,) = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
         worker.suspend()
-        threads = [threading.Thread(target=_told_of, args=(meanwhile, url, videos[25])) for _ in range(2)]
+        threads = [threading.Thread(target=_post_for, args=(meanwhile, url, videos[25])) for _ in range(2)]
         for thread in threads:
             thread.start()
         until(lambda: httpx.get(f"{url}/api/health").json()["num_videos"] == 2)
-        if way == signal.SIGKILL:
+        if number == signal.SIGKILL:
             worker.resume()
-        process.send_signal(way)
+        process.send_signal(number)
         code = process.wait(20)
         for thread in threads:
             thread.join(20)
-    assert code == (-signal.SIGKILL if way == signal.SIGKILL else 0)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert list(temporary.iterdir()) == []
-    if way != signal.SIGKILL:
+    if number != signal.SIGKILL:
         assert meanwhile == ["stopping", "stopping"]
 
 
-def _told_of(told: list[object], url: str, content: bytes) -> None:
+def _post_for(reasons: list[object], url: str, content: bytes) -> None:
     try:
         answer = httpx.post(f"{url}/api/read", files={"video": content}, timeout=PATIENCE_S)
-        told.append(answer.json()["reason"])
+        reasons.append(answer.json()["reason"])
     except httpx.HTTPError as error:
-        told.append(error)
+        reasons.append(error)
 
 
-def test_what_is_wrong_at_the_start_is_told(tmp_path: Path, server: Serving) -> None:
+def test_a_missing_checkpoint_and_a_used_port_are_reported(tmp_path: Path, server: Serving) -> None:
     command = serve_command(tmp_path / "none.pt", "--port", "0", "--set", f"machine.cache_dir={tmp_path}")
     missing = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert (missing.returncode, missing.stdout) == (1, "") and "none.pt" in missing.stderr
@@ -385,32 +383,31 @@ def test_what_is_wrong_at_the_start_is_told(tmp_path: Path, server: Serving) -> 
         pass
 
 
-def test_flags_that_exclude_each_other_and_a_missing_extra_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflicting_flags_and_a_missing_extra_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     both = CliRunner().invoke(app, ["serve", "--checkpoint", "a.pt", "--onnx", "b.onnx"])
-    assert isinstance(both.exception, ConfigError) and "are two models; give one" in str(both.exception)
+    assert isinstance(both.exception, ConfigError)
+    assert re.search("--checkpoint and --onnx .*give only one", str(both.exception))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else name)
     lacking = CliRunner().invoke(app, ["serve"])
     assert isinstance(lacking.exception, ConfigError)
-    assert "needs uvicorn; install the extra: pip install 'lip-pipeline[serve]'" in str(lacking.exception)
+    assert re.search(r"uvicorn.*pip install 'lip-pipeline\[serve\]'", str(lacking.exception))
 
 
 @pytest.mark.parametrize("verb", [["serve"], ["inference", str(ROOT / "README.md")], ["live"]])
 def test_a_file_given_as_an_onnx_model_is_never_called_a_checkpoint(tmp_path: Path, verb: list[str]) -> None:
-    """By its name it would be read as one, whatever the option says."""
+    """Its name would make it a checkpoint, whatever the option says."""
     (tmp_path / "model.bin").write_bytes(b"no model")
     refused = CliRunner().invoke(
         app, [*verb, "--onnx", str(tmp_path / "model.bin"), "--params", str(ROOT / "params.yaml")]
     )
     assert isinstance(refused.exception, ConfigError)
-    assert str(refused.exception).startswith(
-        f"--onnx: {tmp_path / 'model.bin'} is no ONNX model by its name, which must end in .onnx; rename it"
+    assert re.match(
+        rf"--onnx {tmp_path / 'model.bin'}: .* must end in \.onnx; rename the file", str(refused.exception)
     )
 
 
 @pytest.mark.parametrize(("host", "is_open"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
-def test_a_host_that_lets_others_in_is_warned_of(
-    capsys: pytest.CaptureFixture[str], host: str, is_open: bool
-) -> None:
+def test_a_public_host_gives_a_warning(capsys: pytest.CaptureFixture[str], host: str, is_open: bool) -> None:
     with listening(host, 0) as listener:
         assert listener.getsockname()[1] > 0
     assert ("everyone who can reach this machine" in capsys.readouterr().err) is is_open

@@ -1,4 +1,4 @@
-"""The page of `pipeline serve` for who goes by keys, listens to it, or sees little."""
+"""The page of `pipeline serve` with a keyboard, a screen reader, or low vision."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.browser
 
 FOCUSED = """() => {
   const focused = document.activeElement, box = focused.getBoundingClientRect();
-  // an input that is not seen shows itself by its label
+  // a hidden input is shown by its label
   const seen = focused.id === "file" ? focused.labels[0] : focused, style = getComputedStyle(seen);
   return {
     is: focused.id || focused.className || focused.tagName, top: box.top + scrollY,
     ring: style.outlineStyle === "none" ? 0 : parseFloat(style.outlineWidth), colour: style.outlineColor,
-    // a film's own knobs, which are several, are the browser's
+    // the controls of a film, of which there are several, belong to the browser
     isFilm: focused.tagName === "VIDEO", isPage: focused === document.body,
   };
 }"""
@@ -64,7 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One that is read, one in two stretches, and none."""
+    """A video, a video of two segments, and a file that is not a video."""
     folder = tmp_path_factory.mktemp("videos")
     (folder / "letter.mp4").write_text("no video at all " * 50)
     return [
@@ -81,8 +81,10 @@ def visit_with(browser: Browser, server: Serving, videos: list[Path], **settings
     return visit.page
 
 
-def test_keys_go_down_the_page_and_are_seen(browser: Browser, server: Serving, videos: list[Path]) -> None:
-    """At phone width, where all stands below one another; the order is the same at any."""
+def test_the_focus_moves_down_the_page_and_is_visible(
+    browser: Browser, server: Serving, videos: list[Path]
+) -> None:
+    """At phone width, where everything is in one column; the order is the same at every width."""
     page = visit_with(browser, server, videos, width=390)
     page.evaluate("scrollTo(0, 0)")
     page.locator("#file").focus()
@@ -94,7 +96,7 @@ def test_keys_go_down_the_page_and_are_seen(browser: Browser, server: Serving, v
             break
         stops.append(stop)
     assert [stop["is"] for stop in stops][:2] == ["file", "open-camera"]
-    # the mouth stands beside its film, some pixels lower or higher
+    # the mouth is next to its film, some pixels lower or higher
     assert all(after["top"] > before["top"] - 20 for before, after in pairwise(stops)), stops
     assert {"link dismiss", "link num", "link copy", "mouth", "SUMMARY"} <= {stop["is"] for stop in stops}
     films = [stop["isFilm"] for stop in stops]
@@ -105,7 +107,7 @@ def test_keys_go_down_the_page_and_are_seen(browser: Browser, server: Serving, v
     page.close()
 
 
-def test_all_can_be_done_by_keys(browser: Browser, server: Serving, videos: list[Path]) -> None:
+def test_everything_works_by_keyboard(browser: Browser, server: Serving, videos: list[Path]) -> None:
     page = visit_with(browser, server, videos)
     for key in ("Enter", "Space"):
         with page.expect_file_chooser():
@@ -119,20 +121,20 @@ def test_all_can_be_done_by_keys(browser: Browser, server: Serving, videos: list
     for left in (2, 1, 0):
         page.locator(".dismiss").first.press("Enter")
         assert page.locator(".reading").count() == left
-        # it is not lost with what is removed
+        # the focus is not lost with the removed card
         assert page.evaluate("document.activeElement.id") == "file"
     page.close()
 
 
-def test_all_is_told_to_who_listens(browser: Browser, server: Serving, videos: list[Path]) -> None:
+def test_screen_readers_get_all_news(browser: Browser, server: Serving, videos: list[Path]) -> None:
     page = visit_with(browser, server, videos)
     news = page.get_by_role("log")
-    # of several at once none is lost, and each is read in its language
-    for name, words in (("mouth", SAID), ("long", SAID), ("letter", "no video that can be opened")):
+    # no message is lost if several come at once, and each text has its language
+    for name, words in (("mouth", SAID), ("long", SAID), ("letter", "cannot be opened as a video")):
         expect(news.get_by_text(f"{name}.mp4: uploading")).to_have_count(1)
         expect(news.locator("p", has_text=f"{name}.mp4: ").filter(has_text=words)).to_have_count(1)
     assert news.locator("[lang=zh]").all_text_contents() == [SAID, SAID]
-    # a switch keeps its name, and says by its state how it stands
+    # the name of a switch stays the same; its state says whether it is on
     switch = page.get_by_role("button", name="Play the mouth that was found", exact=True)
     assert switch.count() == 2
     switch.first.press("Enter")
@@ -143,7 +145,9 @@ def test_all_is_told_to_who_listens(browser: Browser, server: Serving, videos: l
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out(browser: Browser, server: Serving, videos: list[Path], scheme: str) -> None:
+def test_texts_have_enough_contrast(
+    browser: Browser, server: Serving, videos: list[Path], scheme: str
+) -> None:
     page = visit_with(browser, server, videos, color_scheme=scheme)
     page.locator("summary:visible").first.click()
     seen = page.evaluate(CONTRASTS)

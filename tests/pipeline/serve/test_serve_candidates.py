@@ -1,4 +1,4 @@
-"""That the page of `pipeline serve` has other readings to show."""
+"""The page of `pipeline serve` has candidates to show."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ FILES = ["params.yaml", *(f"recipes/{path.name}" for path in sorted((ROOT / "rec
 
 
 @pytest.mark.parametrize("recipe", FILES)
-def test_every_recipe_gives_the_page_other_readings(recipe: str) -> None:
+def test_every_recipe_gives_the_page_candidates(recipe: str) -> None:
     params = load_params(ROOT / recipe, flags={"decode.beam": 7, "decode.lm_weight": 0.5})
     chosen = with_candidates(params, ["decoder", "ctc"]).decode
     assert (chosen.decoder, chosen.beam, chosen.lm_weight) == ("ctc_beam", 7, 0.0)
     assert chosen.num_candidates > 1
-    # not where the model cannot search so, nor where somebody has chosen
+    # not if the model has no CTC head, nor if decode.decoder is set
     assert with_candidates(params, ["decoder"]) == params
     named = load_params(ROOT / recipe, flags={"decode.decoder": "attention_beam"})
     assert with_candidates(named, ["decoder", "ctc"]) == named

@@ -1,4 +1,4 @@
-"""Who may ask the server of `pipeline serve`, and what its answers allow a browser."""
+"""Which requests `pipeline serve` accepts, and what its answers allow a browser."""
 
 import re
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[::1", "localhost.evil"])
-def test_another_name_is_not_answered(server: Serving, host: str) -> None:
-    """A site whose name was pointed at this machine would read along (DNS rebinding)."""
+def test_another_host_name_is_refused(server: Serving, host: str) -> None:
+    """Otherwise a site could point its name at this machine and read the answers (DNS rebinding)."""
     for address in ("/", "/api/health"):
         answer = httpx.get(server.url + address, headers={"Host": host})
         assert (answer.status_code, answer.json()["reason"]) == (421, "wrong_host")
 
 
-def test_its_own_names_are_answered(server: Serving) -> None:
+def test_its_own_names_are_accepted(server: Serving) -> None:
     for host in (f"127.0.0.1:{server.port}", f"LOCALHOST:{server.port}", "[::1]:1"):
         assert httpx.get(f"{server.url}/api/health", headers={"Host": host}).status_code == 200
 
@@ -47,7 +47,7 @@ def test_its_own_names_are_answered(server: Serving) -> None:
         ({}, 200),
     ],
 )
-def test_pages_of_other_sites_cannot_ask(
+def test_pages_of_other_sites_are_refused(
     server: Serving, video: bytes, headers: dict[str, str], status: int
 ) -> None:
     answer = post(server, video, headers=headers)
@@ -61,7 +61,7 @@ def test_pages_of_other_sites_cannot_ask(
     "address",
     ["/", "/page.js", "/camera.js", "/page.css", "/base.css", "/icon.svg", "/api/health", "/nothing"],
 )
-def test_every_answer_forbids_what_the_page_needs_not(server: Serving, address: str) -> None:
+def test_every_answer_forbids_what_the_page_does_not_need(server: Serving, address: str) -> None:
     answer = httpx.get(server.url + address)
     assert answer.status_code == (404 if address == "/nothing" else 200)
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
@@ -71,5 +71,5 @@ def test_every_answer_forbids_what_the_page_needs_not(server: Serving, address: 
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Cache-Control"] == "no-store"
     assert "server" not in answer.headers
-    # nothing is loaded from elsewhere
+    # nothing is loaded from other servers
     assert not re.findall(r"https?:|@import|src=\W*//", answer.text.replace("http://www.w3.org/2000/svg", ""))

@@ -1,4 +1,4 @@
-"""A hostile neighbour on the same machine: what it may do to the server of `pipeline serve`, and what not."""
+"""Hostile requests from the same machine to `pipeline serve`."""
 
 import resource
 import signal
@@ -50,10 +50,10 @@ def sent(server: Serving, body: bytes, charset: str = "utf-8") -> httpx.Response
     "charset", ["utf-8", "utf-7", "raw_unicode_escape", "punycode", "idna", "zlib", "no"]
 )
 @pytest.mark.parametrize("name", [rb"+2AA-\ud800.mp4", b"\xff\xfe\x00.mp4", b"-\x80-"])
-def test_a_name_in_any_code_is_no_fault_of_the_servers(
+def test_a_file_name_in_any_encoding_is_no_server_error(
     server: Serving, video: bytes, charset: str, name: bytes
 ) -> None:
-    """UTF-7 and escapes give half characters, which no JSON bears; punycode fails in a way of its own."""
+    """UTF-7 and escapes give surrogates, invalid in JSON; punycode raises a different error."""
     assert sent(server, form_of(video, name), charset).status_code in (200, 400)
 
 
@@ -68,13 +68,13 @@ def test_a_name_in_any_code_is_no_fault_of_the_servers(
         (b"a" * 3000, "a" * 200),
     ],
 )
-def test_a_name_is_only_shown(server: Serving, video: bytes, name: bytes, shown: str) -> None:
-    """It is never a path of the server's, and never markup: the answer is JSON, and nothing guesses otherwise."""
+def test_a_file_name_is_only_shown(server: Serving, video: bytes, name: bytes, shown: str) -> None:
+    """It is never used as a path, and never markup: the answer is JSON, and browsers must not guess its type."""
     answer = sent(server, form_of(video, name))
     assert answer.json()["path"] == shown
-    told = post(server, b"no video", name.decode("latin-1"))
-    assert told.headers["content-type"] == "application/json"
-    assert told.headers["x-content-type-options"] == "nosniff"
+    refused = post(server, b"no video", name.decode("latin-1"))
+    assert refused.headers["content-type"] == "application/json"
+    assert refused.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_name_is_only_shown(server: Serving, video: bytes, name: bytes, shown:
     ],
     ids=["many-parts", "huge-filename", "huge-field-name", "many-part-heads", "no-part"],
 )
-def test_a_form_that_is_made_to_hurt_is_refused(server: Serving, body: bytes) -> None:
-    with suppress(ConnectionError):  # the rest is not waited for
+def test_a_malicious_form_is_refused(server: Serving, body: bytes) -> None:
+    with suppress(ConnectionError):  # the server does not wait for the rest
         assert sent(server, body).status_code == 400
     assert num_videos(server) == 0
 
@@ -105,18 +105,18 @@ def test_a_form_that_is_made_to_hurt_is_refused(server: Serving, body: bytes) ->
         ["Content-Length: 99999999999999999999999999"],
     ],
 )
-def test_heads_of_two_tongues_are_refused(server: Serving, lines: list[str]) -> None:
+def test_contradictory_headers_are_refused(server: Serving, lines: list[str]) -> None:
     with connect(server) as connection:
         head = ["POST /api/read HTTP/1.1", "Host: 127.0.0.1", *lines, "", "abcd"]
         connection.sendall("\r\n".join(head).encode())
         assert answer_on(connection).status_code == 400
 
 
-def test_a_small_file_that_unfolds_is_not_unfolded(server: Serving, tmp_path: Path) -> None:
+def test_a_small_file_with_a_huge_video_is_not_decoded(server: Serving, tmp_path: Path) -> None:
     wall = np.full((4320, 7680, 3), 128, np.uint8)
     huge = write_video(tmp_path / "8k.h264", [wall] * 2, options={"preset": "ultrafast"})
     small = np.full((64, 64, 3), 128, np.uint8)
-    # pictures a millisecond apart, past the longest video
+    # pictures a millisecond apart, then beyond the longest video
     times_s = [Fraction(n, 1000) for n in range(2000)] + [Fraction(3600 + n) for n in range(3)]
     long = write_video(tmp_path / "long.mp4", [small] * len(times_s), times_s=times_s)
     for file in (huge, long):
@@ -126,8 +126,8 @@ def test_a_small_file_that_unfolds_is_not_unfolded(server: Serving, tmp_path: Pa
         assert (answer.status_code, answer.json()["reason"]) == (413, "oversized")
 
 
-def test_a_list_of_files_opens_none_of_them(server: Serving, video: bytes, tmp_path: Path) -> None:
-    """Else a neighbour would read with the server's eyes."""
+def test_a_playlist_opens_none_of_its_files(server: Serving, video: bytes, tmp_path: Path) -> None:
+    """Otherwise a client could read files with the rights of the server."""
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(video)
     assert post(server, secret.read_bytes()).json()["text"] == SAID
@@ -135,7 +135,7 @@ def test_a_list_of_files_opens_none_of_them(server: Serving, video: bytes, tmp_p
         assert post(server, names.encode()).json()["reason"] == "unreadable"
 
 
-def test_a_disk_that_fills_in_the_midst_is_told(server: Serving, video: bytes) -> None:
+def test_a_disk_that_fills_during_an_upload_is_reported(server: Serving, video: bytes) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
     try:
@@ -147,22 +147,22 @@ def test_a_disk_that_fills_in_the_midst_is_told(server: Serving, video: bytes) -
     assert post(server, video).json()["text"] == SAID
 
 
-def test_who_cancels_and_asks_again_is_read(server: Serving, video: bytes) -> None:
-    """As a page does that is loaded anew, again and again."""
+def test_many_cancelled_requests_do_not_block_the_next(server: Serving, video: bytes) -> None:
+    """Like a page that is reloaded again and again."""
 
-    def impatient(_: int) -> None:
+    def cancelled(_: int) -> None:
         with connect(server) as connection:
             body = form_of(video)
             connection.sendall(request_head(len(body), "Accept: application/x-ndjson") + body)
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(impatient, range(18)))
+        list(pool.map(cancelled, range(18)))
     until(lambda: num_videos(server) < 8)
     assert post(server, video).json()["text"] == SAID
     until(lambda: num_videos(server) == 0)
 
 
-def test_a_server_stopped_in_the_midst_of_uploads_goes_quietly(tmp_path: Path) -> None:
+def test_a_server_stopped_during_uploads_ends_without_errors(tmp_path: Path) -> None:
     checkpoint = speaking_checkpoint(tmp_path, "一")
     with pipeline_serve(checkpoint, tmp_path) as (process, url), ExitStack() as open_ones:
         server = Serving(url, None, int(url.rpartition(":")[2]))  # type: ignore[arg-type]

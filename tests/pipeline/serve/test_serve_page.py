@@ -1,4 +1,4 @@
-"""The page of `pipeline serve` in a real browser: what people do there, and what they see."""
+"""The page of `pipeline serve` in a real browser: what people do and see there."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_a_video_is_read_and_the_page_fits(
     visit.shows("h3", "mouth.mp4")
     assert page.locator(".text").get_attribute("lang") == "zh"
     assert page.locator("progress:visible").count() == 0
-    # candidates: the text itself is left out, and no text is markup
+    # candidates: without the text itself, and no text is markup
     page.get_by_text("Other readings").click()
     visit.shows(".candidates li.of", f"“{SAID}”: 73 % of the probability")
     visit.shows(".candidates li:not(.of)", "你好<b>四界27 %")
@@ -75,9 +75,9 @@ def test_a_video_is_read_and_the_page_fits(
     visit.choose(videos["long"])
     visit.shows(".segments li", "0:", count=2)
     visit.choose(videos["letter"])
-    visit.shows(".fault", "no video that can be opened")
+    visit.shows(".fault", "cannot be opened as a video")
     page.wait_for_timeout(100)
-    # where there is no picture, words take the whole width
+    # without a picture the message takes the whole width
     card, fault = page.locator(".reading").first.bounding_box(), page.locator(".fault:visible").bounding_box()
     assert card is not None and fault is not None and fault["width"] > card["width"] - 60
     assert page.evaluate(OVERFLOW_PX) == 0
@@ -89,7 +89,9 @@ def test_a_video_is_read_and_the_page_fits(
     page.close()
 
 
-def test_the_mouth_moves_and_can_be_held(browser: Browser, server: Serving, videos: dict[str, Path]) -> None:
+def test_the_mouth_moves_and_can_be_paused(
+    browser: Browser, server: Serving, videos: dict[str, Path]
+) -> None:
     visit = Visit(browser, server.url)
     visit.choose(videos["mouth"])
     mouth = visit.page.locator(".mouth")
@@ -102,7 +104,7 @@ def test_the_mouth_moves_and_can_be_held(browser: Browser, server: Serving, vide
     assert len(seen) > 3 and all(float(x.removesuffix("px")) % 126 == 0 for x in seen), seen
     mouth.press("Enter")
     expect(mouth).to_have_attribute("aria-pressed", "false")
-    # what is seen when it is stopped is what stays, whenever between two pictures that is
+    # the picture at the pause stays, whenever between two pictures the pause comes
     moved = visit.page.evaluate(f"""async () => {{
       const mouth = document.querySelector(".mouth"), moved = [];
       const wait = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -124,7 +126,7 @@ def test_the_mouth_moves_and_can_be_held(browser: Browser, server: Serving, vide
     calm.page.close()
 
 
-def test_what_cannot_be_read_is_told_plainly(
+def test_a_video_that_cannot_be_read_gets_a_plain_message(
     browser: Browser, server: Serving, videos: dict[str, Path]
 ) -> None:
     visit = Visit(browser, server.url)
@@ -146,7 +148,7 @@ def test_what_cannot_be_read_is_told_plainly(
 def test_two_videos_at_once_are_both_read(browser: Browser, server: Serving, videos: dict[str, Path]) -> None:
     visit = Visit(browser, server.url)
     visit.choose(videos["slow"], videos["mouth"])
-    expect(visit.page.get_by_text("Waiting: one video before it")).to_be_visible(timeout=PATIENCE_MS)
+    expect(visit.page.get_by_text("Waiting: 1 video ahead")).to_be_visible(timeout=PATIENCE_MS)
     visit.shows(".text", SAID, count=2)
     visit.shows("h3", ".mp4", count=2)
     visit.page.close()
@@ -175,12 +177,12 @@ def test_a_video_can_be_dropped_and_chosen_by_keyboard(
 
 
 def test_the_camera_is_read(browser: Browser, chromium_path: str, server: Serving, tmp_path: Path) -> None:
-    """A camera that shows the photograph, speaking."""
+    """With a camera that shows the photograph, speaking."""
     pictures = list(face_pictures([placed()] * 25, 640, 360, speaking=True))
     camera = tmp_path / "camera.y4m"
     write_y4m(camera, pictures)
     settings = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    # of the same playwright, which bears no second one
+    # launched by the same playwright, since a process can have only one
     own = browser.browser_type.launch(
         executable_path=chromium_path,
         args=["--no-sandbox", "--disable-gpu", *settings, f"--use-file-for-fake-video-capture={camera}"],
@@ -211,7 +213,7 @@ def test_without_a_camera_the_page_says_so(browser: Browser, server: Serving) ->
 
 @pytest.mark.realdata
 def test_a_real_clip_from_the_upload_to_the_text(browser: Browser, realdata: Path, tmp_path: Path) -> None:
-    """As a person does it: the command, the page, a video of GRID, one without a face."""
+    """As a person does it: the command, the page, a GRID video, a video without a face."""
     checkpoint = speaking_checkpoint(tmp_path, "一")
     clip = min((realdata / "grid" / "video" / "s1").glob("*.mp4"))
     with pipeline_serve(checkpoint, tmp_path) as (process, url):
@@ -227,7 +229,7 @@ def test_a_real_clip_from_the_upload_to_the_text(browser: Browser, realdata: Pat
 
 
 def write_y4m(path: Path, pictures: list[np.ndarray]) -> None:
-    """Raw video, which Chromium plays as a camera."""
+    """Writes raw video, which Chromium plays as a camera."""
     height, width = pictures[0].shape[:2]
     with path.open("wb") as file:
         file.write(f"YUV4MPEG2 W{width} H{height} F25:1 Ip A1:1 C420jpeg\n".encode())

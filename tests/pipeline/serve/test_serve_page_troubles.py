@@ -1,4 +1,4 @@
-"""The page of `pipeline serve` in a real browser where things go wrong: a slow line, a lost camera, an odd name."""
+"""The page of `pipeline serve` in a real browser with problems: a slow connection, a lost camera, an odd name."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,15 +42,15 @@ def filming(browser: Browser, chromium_path: str) -> Iterator[Browser]:
     own.close()
 
 
-def test_a_slow_line_is_told(browser: Browser, server: Serving, tmp_path: Path) -> None:
+def test_a_slow_connection_is_reported(browser: Browser, server: Serving, tmp_path: Path) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(bytes(2_000_000))
     visit = Visit(browser, server.url)
-    line = visit.page.context.new_cdp_session(visit.page)
+    session = visit.page.context.new_cdp_session(visit.page)
     slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 10_000}
-    line.send("Network.emulateNetworkConditions", slow)
+    session.send("Network.emulateNetworkConditions", slow)
     visit.choose(film)
-    visit.shows(".fault", "more slowly than 50 kB a second")
+    visit.shows(".fault", "slower than 50 kB per second")
     assert num_videos(server) == 0
     visit.page.close()
 
@@ -62,7 +62,7 @@ def test_two_browsers_at_once_are_both_read(browser: Browser, server: Serving, t
     first.choose(slow)
     expect(first.page.get_by_text("Reading", exact=True)).to_be_visible(timeout=PATIENCE_MS)
     second.choose(quick)
-    expect(second.page.get_by_text("Waiting: one video before it")).to_be_visible(timeout=PATIENCE_MS)
+    expect(second.page.get_by_text("Waiting: 1 video ahead")).to_be_visible(timeout=PATIENCE_MS)
     for visit, name in ((first, "slow.mp4"), (second, "quick.mp4")):
         visit.shows(".text", SAID)
         visit.shows("h3", name)
@@ -70,17 +70,17 @@ def test_two_browsers_at_once_are_both_read(browser: Browser, server: Serving, t
         visit.page.close()
 
 
-def test_a_page_that_is_left_lets_others_in(browser: Browser, server: Serving, tmp_path: Path) -> None:
+def test_a_closed_page_makes_room_for_others(browser: Browser, server: Serving, tmp_path: Path) -> None:
     slow = write_mouth(tmp_path / "slow.mp4", IS_SLOW)
     visit = Visit(browser, server.url)
     visit.choose(*[slow] * 6)
-    expect(visit.page.get_by_text("Waiting: 5 videos before it")).to_be_visible(timeout=PATIENCE_MS)
+    expect(visit.page.get_by_text("Waiting: 5 videos ahead")).to_be_visible(timeout=PATIENCE_MS)
     visit.page.close()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(post, server, slow.read_bytes()).result().json()["text"] == SAID
 
 
-def test_a_name_is_no_markup(browser: Browser, server: Serving, tmp_path: Path) -> None:
+def test_a_file_name_is_not_markup(browser: Browser, server: Serving, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>.mp4"
     odd = tmp_path / name
     odd.write_text("no video at all " * 50)
@@ -93,12 +93,12 @@ def test_a_name_is_no_markup(browser: Browser, server: Serving, tmp_path: Path) 
     visit.page.close()
 
 
-def test_a_recording_that_is_broken_off_is_not_sent(filming: Browser, server: Serving) -> None:
+def test_an_interrupted_recording_is_not_sent(filming: Browser, server: Serving) -> None:
     visit = Visit(filming, server.url)
     page = visit.page
     page.add_init_script(KEPT_STREAMS)
     page.reload()
-    # two quick clicks while the browser still asks: one camera
+    # two quick clicks while the browser still asks for permission open one camera
     page.evaluate(
         "document.getElementById('open-camera').click(), document.getElementById('open-camera').click()"
     )
@@ -108,13 +108,13 @@ def test_a_recording_that_is_broken_off_is_not_sent(filming: Browser, server: Se
     page.get_by_role("button", name="Close the camera").click()
     expect(page.locator("#open-camera")).to_be_focused()
     assert page.evaluate(LIVE_TRACKS) == 0
-    # a camera that goes away by itself says so, and comes back when asked again
+    # a disconnected camera is reported, and can be opened again
     page.locator("#open-camera").press("Enter")
     record.press("Space")
     expect(page.get_by_role("button", name="Stop and read")).to_be_focused()
     page.evaluate("streams.at(-1).getTracks()[0].dispatchEvent(new Event('ended'))")
     expect(page.get_by_role("alert")).to_contain_text(
-        "The camera went away. What it had recorded is not read"
+        "The camera was disconnected. The recording was not read"
     )
     expect(page.locator("#ways")).to_be_visible()
     assert page.evaluate(LIVE_TRACKS) == 0

@@ -1,4 +1,4 @@
-"""Room on the server: on its disk, and in the line before its reader."""
+"""Space on the server: on its disk, and in the queue of its reader."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +21,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     return {n: write_mouth(folder / f"{n}.mp4", n).read_bytes() for n in (25, HANGS)}
 
 
-def test_a_disk_without_room_is_told(
+def test_a_full_disk_is_reported(
     tmp_path: Path, videos: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path, max_upload_mb=3) as server:
         monkeypatch.setattr("tempfile.tempdir", "/proc/none")
-        # of less than 1 MB memory is left only when they are read
+        # uploads of less than 1 MB stay in memory until they are read
         for content in (videos[25], bytes(1_500_000)):
             answer = post(server, content)
             assert (answer.status_code, answer.json()["reason"]) == (507, "no_room")
@@ -34,10 +34,10 @@ def test_a_disk_without_room_is_told(
         assert httpx.get(f"{server.url}/api/health").json()["num_videos"] == 0
 
 
-def test_who_leaves_while_waiting_makes_room_at_once(
+def test_a_client_that_leaves_the_queue_makes_room_immediately(
     tmp_path: Path, videos: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "WAITING_TOLD_S", 0.1)
+    monkeypatch.setattr(queue, "WAITING_REPORT_S", 0.1)
     with served(tmp_path, timeout_s=10) as server, ThreadPoolExecutor(3) as pool:
         num_videos = lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"]  # noqa: E731
         first = pool.submit(post, server, videos[HANGS])
@@ -49,14 +49,14 @@ def test_who_leaves_while_waiting_makes_room_at_once(
         assert not first.done()
 
 
-def test_who_takes_no_answer_holds_no_place(tmp_path: Path) -> None:
-    """Answers wait for who asked, the line does not."""
+def test_a_client_that_does_not_read_its_answer_holds_no_place(tmp_path: Path) -> None:
+    """The answer waits for the client, the queue does not."""
 
     async def num_taken_in_the_end() -> int:
         reading = ReadingQueue(InstantWorker(), 8)  # type: ignore[arg-type]
         file = (tmp_path / "me.mp4").open("wb")
-        told = reading.reserve().read(Upload("me.mp4", tmp_path / "me.mp4", file))
-        await anext(told)
+        events = reading.reserve().read(Upload("me.mp4", tmp_path / "me.mp4", file))
+        await anext(events)
         for _ in range(200):
             if not reading.num_taken:
                 break

@@ -1,4 +1,4 @@
-"""Those who send too slowly, or nothing, or take nothing, and must not hold `pipeline serve` for others."""
+"""Clients that send slowly or not at all, or do not read, must not block `pipeline serve` for others."""
 
 import socket
 import threading
@@ -42,7 +42,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def unnamed_files() -> list[str]:
-    """Files of this process that are in no folder, where uploads are kept."""
+    """Returns the open files of this process without a name, which store uploads."""
     links = []
     for number in Path("/proc/self/fd").iterdir():
         try:
@@ -56,7 +56,7 @@ def test_stalled_uploads_make_room_and_leave_no_file(server: Serving, video: byt
     before = unnamed_files()
     stalled = [connect(server) for _ in range(8)]
     for connection in stalled:
-        # more than is held in memory
+        # more than stays in memory
         connection.sendall(request_head(7_000_000) + PART_HEAD + bytes(1_500_000))
     until(lambda: num_videos(server) == 8)
     assert post(server, video).json()["reason"] == "busy"
@@ -65,7 +65,7 @@ def test_stalled_uploads_make_room_and_leave_no_file(server: Serving, video: byt
     for connection in stalled:
         answer = answer_on(connection)
         assert (answer.status_code, answer.json()["reason"]) == (408, "slow_upload")
-        assert "more slowly than 40 kB a second" in answer.json()["message"]
+        assert "slower than 40 kB per second" in answer.json()["message"]
         connection.close()
     assert time.monotonic() - started_s < 5 * PAUSE_S
     assert num_videos(server) == 0
@@ -74,29 +74,29 @@ def test_stalled_uploads_make_room_and_leave_no_file(server: Serving, video: byt
 
 
 @pytest.mark.parametrize("length", [7_000_000, None])
-def test_a_trickle_ends_though_it_never_pauses(server: Serving, length: int | None) -> None:
-    """At a quarter of the slowest speed, with a length that is announced and in pieces of none."""
+def test_a_slow_upload_without_pauses_is_stopped(server: Serving, length: int | None) -> None:
+    """At a quarter of the slowest speed, with an announced length, and in chunks without one."""
     with connect(server) as connection:
         connection.sendall(request_head(length))
         piece = bytes(500) if length else b"1f4\r\n" + bytes(500) + b"\r\n"
-        started_s, is_told = time.monotonic(), threading.Event()
+        started_s, is_answered = time.monotonic(), threading.Event()
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(answer_on, connection)
-            answer.add_done_callback(lambda _: is_told.set())
+            answer.add_done_callback(lambda _: is_answered.set())
             try:
                 connection.sendall(PART_HEAD if length else b"%x\r\n%s\r\n" % (len(PART_HEAD), PART_HEAD))
-                while not is_told.wait(0.05) and time.monotonic() < started_s + 20:
+                while not is_answered.wait(0.05) and time.monotonic() < started_s + 20:
                     connection.sendall(piece)
             except OSError:
-                pass  # it has hung up
+                pass  # the server closed the connection
             took_s = time.monotonic() - started_s
             assert answer.result().status_code == 408
     assert PAUSE_S <= took_s < 6 * PAUSE_S
     assert num_videos(server) == 0
 
 
-def test_a_slow_but_honest_upload_is_read(server: Serving, video: bytes) -> None:
-    """At thrice the slowest speed, over more than the pause, with a halt that is shorter than it."""
+def test_a_slow_but_allowed_upload_is_read(server: Serving, video: bytes) -> None:
+    """At three times the slowest speed, longer than `pause_s`, with a halt shorter than `pause_s`."""
     padded = video + bytes(int(3e3 * SLOWEST_KB_S * 2 * PAUSE_S))  # an MP4 may be followed by anything
     body, step = form_of(padded), int(3e3 * SLOWEST_KB_S * 0.05)
     started_s = time.monotonic()
@@ -111,8 +111,8 @@ def test_a_slow_but_honest_upload_is_read(server: Serving, video: bytes) -> None
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "])
-def test_a_head_that_never_ends_is_hung_up_on(server: Serving, said: bytes) -> None:
-    """Also where a letter comes now and then, and where a whole request came before."""
+def test_a_request_head_without_an_end_closes_the_connection(server: Serving, said: bytes) -> None:
+    """Also if a byte comes now and then, and after a complete request."""
     for earlier in (b"", b"GET /api/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
         with connect(server) as connection:
             started_s = time.monotonic()
@@ -131,7 +131,9 @@ def test_a_head_that_never_ends_is_hung_up_on(server: Serving, said: bytes) -> N
             assert PAUSE_S / 2 < time.monotonic() - started_s < 5 * PAUSE_S
 
 
-def test_who_takes_no_answer_does_not_hold_the_line(server: Serving, video: bytes, tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_does_not_block_the_queue(
+    server: Serving, video: bytes, tmp_path: Path
+) -> None:
     """Many requests on one connection, until no buffer holds their answers."""
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (96, 96, 3), np.uint8) for _ in range(110)]
@@ -141,7 +143,7 @@ def test_who_takes_no_answer_does_not_hold_the_line(server: Serving, video: byte
         sent = pool.submit(_send_until_hung_up, connection, request)
         while not sent.done():
             assert post(server, video).json()["text"] == SAID
-        # more than one answer stood between them
+        # more than one answer was pending
         assert 1 < sent.result() < 200
     assert num_videos(server) == 0
 
@@ -155,7 +157,7 @@ def _send_until_hung_up(connection: socket.socket, request: bytes) -> int:
     return 200
 
 
-def test_who_leaves_in_the_midst_of_an_upload_makes_room(server: Serving) -> None:
+def test_a_client_that_leaves_during_an_upload_makes_room(server: Serving) -> None:
     before = unnamed_files()
     for _ in range(3):
         with connect(server) as connection:

@@ -128,4 +128,4 @@ def test_captions_are_timed_by_the_video_that_is_shown(tmp_path: Path) -> None:
         out.add_stream("mpeg4", rate=25)
         sound = _Sound(source, out)
         sound.announce()
-        assert "0.40 s of sound before its first picture" in sound.lost
+        assert "0.40 s of sound before the first picture" in sound.lost
