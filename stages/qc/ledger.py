@@ -110,7 +110,7 @@ class Ledger:
             num=num,
         )
 
-    def one_a_speaker(self, num: int) -> list[Row]:
+    def one_per_speaker(self, num: int) -> list[Row]:
         """A usable clip of each of `num` speakers, clip and speakers drawn by the seed; in the order of their names."""
         return self._rows(
             """

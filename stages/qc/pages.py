@@ -84,7 +84,7 @@ def qc(
     with duckdb.connect(":memory:", config={"threads": 1}) as connection:
         ledger = Ledger(connection, clips_path, crops_path, seed)
         totals, by_reason, warnings = ledger.totals(), ledger.reasons(), ledger.beyond_limits(crop)
-        random, by_speaker = ledger.random(num_clips), ledger.one_a_speaker(2 * num_clips)
+        random, by_speaker = ledger.random(num_clips), ledger.one_per_speaker(2 * num_clips)
         extremes = [
             (quality, title, ledger.extremes(quality, end, few))
             for quality in QUALITIES

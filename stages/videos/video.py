@@ -52,11 +52,11 @@ _MAX_LEADING = 32
 _CONTAINERS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,mjpeg,flv,asf,ogg,ivf,nut,mxf,wav,mp3,flac,aac"
 )
-OPENING: dict[str, Any] = {"options": {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}}
+OPEN_OPTIONS: dict[str, Any] = {"options": {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}}
 """With these PyAV opens a file of a stranger: that file alone, as a container that holds a video by itself."""
 if int(av.__version__.partition(".")[0]) < 19:
     # tags need not be UTF-8: PyAV 19 knows that by itself, and has no such argument
-    OPENING["metadata_errors"] = "replace"
+    OPEN_OPTIONS["metadata_errors"] = "replace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +376,7 @@ def _container(
     source: Source, file: str | MemberFile, params: CropParams | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = av.open(file, **OPENING)
+        container = av.open(file, **OPEN_OPTIONS)
     except av.error.FFmpegError as error:
         raise ClipRejected(
             Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"

@@ -78,7 +78,7 @@ def landmarks_of(
     )
 
 
-def made_up(
+def synthetic_face(
     scale: float, num_frames: int = 20, x: float = 0.0, y: float = 0.0, **options: Any
 ) -> Callable[[Media, CropParams, MouthPatches], Landmarks]:
     """A landmarker that sees, in any video, the canonical face grown by `scale` and moved by x, y."""

@@ -18,14 +18,14 @@ from shards.errors import ClipRejected, MachineError
 from shards.schema import CROPS, MediaKind
 from stages.mouths import landmarker
 from stages.mouths.cropping import CODE_VERSION, MouthClip, crop_video
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import apply
 from stages.mouths.landmarks import KEPT, TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.videos.media import Media
 from stages.videos.settings import CropParams
-from tests.support.faces import landmarks_of, made_up
+from tests.support.faces import landmarks_of, synthetic_face
 from tests.support.videos import (
     face_pictures,
     number_of,
@@ -80,7 +80,7 @@ def test_what_a_clip_is(still: Path, still_clip: MouthClip) -> None:
 
 def test_eyes_and_mouth_stand_where_public_readers_want_them(still: Path, still_clip: MouthClip) -> None:
     """By mediapipe's own points on the still photograph; a real face differs somewhat from the mean one."""
-    found = follow_video(still, PARAMS)
+    found = track_faces(still, PARAMS)
     kept = KEPT
     face = {index: found.points_MK3[10, kept.index(index), :2].astype(float) for index in kept}
     transform_23 = still_clip.transform_T23[10].astype(float)  # type: ignore[index]
@@ -190,7 +190,7 @@ def test_shrinking_does_not_alias(tmp_path: Path) -> None:
     pictures = [np.repeat(board[..., None], 3, axis=2)] * 10
     path = write_video(tmp_path / "a.mkv", pictures, codec="ffv1", pix_fmt="gray", options={})
     clip = crop_video(
-        path, MediaKind.FACE, PARAMS, find_landmarks=made_up(4.0, 10, y=-120.0, size=(1280, 720))
+        path, MediaKind.FACE, PARAMS, find_landmarks=synthetic_face(4.0, 10, y=-120.0, size=(1280, 720))
     )
     assert clip.clip_THW.std() < 3
     assert clip.clip_THW.mean() == pytest.approx(128, abs=2)
@@ -204,7 +204,7 @@ def test_shrinking_moves_nothing(tmp_path: Path, scale: float) -> None:
     spot = 20 + 200 * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * (4 * scale) ** 2))
     picture = np.repeat(spot.astype(np.uint8)[..., None], 3, axis=2)
     path = write_video(tmp_path / "a.mkv", [picture] * 10, codec="ffv1", pix_fmt="gray", options={})
-    made = made_up(scale, 10, 7.0, 5.0, size=(1300, 1300))
+    made = synthetic_face(scale, 10, 7.0, 5.0, size=(1300, 1300))
     frame = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=made).clip_THW[0].astype(float) - 20
     yy, xx = np.mgrid[:96, :96]
     frame[frame < 20] = 0
@@ -214,7 +214,7 @@ def test_shrinking_moves_nothing(tmp_path: Path, scale: float) -> None:
 
 def test_at_the_picture_edge_the_border_is_repeated_and_the_size_kept(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [np.full((288, 512, 3), 200, np.uint8)] * 12)
-    made = made_up(1.0, 12, -90.0, 0.0, size=(512, 288))  # mouth centre at x = 39
+    made = synthetic_face(1.0, 12, -90.0, 0.0, size=(512, 288))  # mouth centre at x = 39
     made_clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=made)
     assert made_clip.clip_THW.shape == (12, 96, 96)
     assert made_clip.clip_THW.min() > 190  # no black beyond the edge
@@ -256,7 +256,7 @@ def test_a_gap_is_bridged_up_to_its_limit(tmp_path: Path, unseen: range) -> None
     lenient, strict = (
         PARAMS.model_copy(update={"max_gap_s": gap_s, "min_detection_rate": 0.3}) for gap_s in (0.6, 0.4)
     )
-    made = made_up(1.0, 100, unseen=unseen)
+    made = synthetic_face(1.0, 100, unseen=unseen)
     clip = crop_video(path, MediaKind.FACE, lenient, find_landmarks=made)
     assert clip.figures.detection_rate == pytest.approx(0.87)
     assert clip.transform_T23 is not None

@@ -11,7 +11,7 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import crop_video
 from stages.mouths.cuts import cut_frames
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import stable_points
 from stages.videos.settings import CropParams
 from stages.videos.video import decode
@@ -88,7 +88,7 @@ NO_CUTS: dict[str, Change] = {
 @pytest.mark.parametrize("name", ["grid/video/s26/bgbsza.mpg", "hard/carphone_pristine.mp4"])
 def test_what_is_no_cut(realdata: Path, tmp_path: Path, name: str, change: str) -> None:
     pictures = NO_CUTS[change](pictures_of(realdata / name), np.random.default_rng(0))
-    assert follow_video(write_video(tmp_path / "a.mp4", pictures), PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(write_video(tmp_path / "a.mp4", pictures), PARAMS).cut_frame_C.tolist() == []
 
 
 @pytest.mark.realdata
@@ -99,7 +99,7 @@ def test_a_single_picture_of_another_person_is_no_shot(
     """Frame 16 is the last of what is followed at once, and the first of what follows."""
     one, other = two_people
     path = write_video(tmp_path / "a.mp4", [*one[:at], other[at], *one[at + 1 :]])
-    assert follow_video(path, PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(path, PARAMS).cut_frame_C.tolist() == []
 
 
 def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_beside_cuts_every_face_is_in_its_own_frame(
     shots = np.searchsorted(cuts, np.arange(75), side="right")
     path = write_video(tmp_path / "a.mp4", [(one, other)[shot % 2][i] for i, shot in enumerate(shots)])
     ours, every = (
-        follow_video(path, PARAMS.model_copy(update={"tolerance_px": tolerance})) for tolerance in (0.35, 0.0)
+        track_faces(path, PARAMS.model_copy(update={"tolerance_px": tolerance})) for tolerance in (0.35, 0.0)
     )
     assert ours.frame_M.tolist() == every.frame_M.tolist() == list(range(75))
     looked = ours.landmarked
@@ -148,7 +148,7 @@ def test_a_cut_before_a_background_that_stands_still(
 ) -> None:
     one, other = (with_wall(pictures) for pictures in two_people)
     path = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75])
-    assert set(follow_video(path, PARAMS).cut_frame_C.tolist()) == {cut}
+    assert set(track_faces(path, PARAMS).cut_frame_C.tolist()) == {cut}
 
 
 @pytest.mark.realdata
@@ -161,7 +161,7 @@ def test_a_cut_with_a_mixed_picture(
     one, other = two_people
     mixed = cv2.addWeighted(one[cut - 1], 1 - share, other[cut], share, 0)
     path = write_video(tmp_path / "a.mp4", [*one[: cut - 1], mixed, *other[cut:75]])
-    found = set(follow_video(path, PARAMS).cut_frame_C.tolist())
+    found = set(track_faces(path, PARAMS).cut_frame_C.tolist())
     assert len(found) == 1
     assert found <= {cut - 1, cut}
 
@@ -174,9 +174,9 @@ def test_another_person_behind_black_is_another_shot_the_same_is_not(
     one, other = two_people
     black = [np.zeros_like(one[0])] * 5
     changed = write_video(tmp_path / "a.mp4", one[:begin] + black + other[begin + 5 : 75])
-    assert set(follow_video(changed, PARAMS).cut_frame_C.tolist()) == {begin + 5}
+    assert set(track_faces(changed, PARAMS).cut_frame_C.tolist()) == {begin + 5}
     same = write_video(tmp_path / "b.mp4", one[:begin] + black + one[begin + 5 :])
-    assert follow_video(same, PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(same, PARAMS).cut_frame_C.tolist() == []
     assert crop_video(same, MediaKind.FACE, PARAMS).figures.bridged_frames == 5
 
 
@@ -184,7 +184,7 @@ def test_another_person_behind_black_is_another_shot_the_same_is_not(
 def test_two_cuts_in_one_clip(two_people: tuple[Pictures, Pictures], tmp_path: Path) -> None:
     one, other = two_people
     path = write_video(tmp_path / "a.mp4", one[:20] + other[20:45] + one[45:])
-    assert sorted(set(follow_video(path, PARAMS).cut_frame_C.tolist())) == [20, 45]
+    assert sorted(set(track_faces(path, PARAMS).cut_frame_C.tolist())) == [20, 45]
     with pytest.raises(ClipRejected, match="scene_cut"):
         crop_video(path, MediaKind.FACE, PARAMS)
 
@@ -194,4 +194,4 @@ def test_two_cuts_in_one_clip(two_people: tuple[Pictures, Pictures], tmp_path: P
 def test_a_faint_face_in_damaged_pictures_is_no_other_shot(realdata: Path, name: str) -> None:
     """These GRID clips begin with twelve gray pictures in which the face is faintly seen."""
     path = realdata / "grid" / "video" / "s1" / f"{name}.mp4"
-    assert follow_video(path, PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(path, PARAMS).cut_frame_C.tolist() == []

@@ -11,7 +11,7 @@ import pytest
 from shards.errors import ClipRejected
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
-from stages.mouths.face_search import Look, Square, find_faces
+from stages.mouths.face_search import DetectFaces, Square, find_faces
 from stages.mouths.landmarker import face_finder
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams
@@ -47,7 +47,7 @@ def shrunk(bgr: np.ndarray, factor: float) -> np.ndarray:
 
 
 def look_at_places(
-    look: Look,
+    look: DetectFaces,
     bgr: np.ndarray,
     mouth_px: float,
     size: tuple[int, int],

@@ -12,8 +12,8 @@ import pytest
 from shards.schema import MediaKind
 from stages.mouths import face_tracking as follow_module
 from stages.mouths.cropping import MouthClip, crop_video
-from stages.mouths.face_search import Look
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_search import DetectFaces
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import apply, stable_points
 from stages.mouths.landmarker import face_finder
 from stages.videos.settings import CropParams
@@ -96,7 +96,7 @@ def test_lively_heads_stay_in_the_middle_and_within_the_bound(
         paths.append(write_video(tmp_path / f"{number}.mp4", pictures))
         ours = crop(paths[-1], LENIENT).transform_T23
         assert ours is not None
-        mouth = stable_points(follow_video(paths[-1], ORACLE).points_MK3.astype(float))[:, 3:]
+        mouth = stable_points(track_faces(paths[-1], ORACLE).points_MK3.astype(float))[:, 3:]
         off_px.append(np.linalg.norm(apply(ours.astype(float), mouth)[:, 0] - 48, axis=1))
     assert np.percentile(np.concatenate(off_px), 95) < 4
     centre_px, corner_px, _ = errors_of(paths, LENIENT)
@@ -118,7 +118,7 @@ def test_less_tolerance_more_landmarks_less_error(realdata: Path) -> None:
 
 def test_no_tolerance_looks_at_every_frame(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", face_pictures([placed(shift=(i, 0)) for i in range(12)]))
-    found = follow_video(path, ORACLE)
+    found = track_faces(path, ORACLE)
     assert found.landmarked.tolist() == list(range(12)) == found.frame_M.tolist()
 
 
@@ -126,7 +126,7 @@ def test_what_is_known_is_kept_as_it_is(tmp_path: Path) -> None:
     """Where a frame was landmarked, its points are the very ones of landmarks on every frame."""
     placements = [placed(1.2, shift=(30 * np.sin(i / 3), 0)) for i in range(40)]
     path = write_video(tmp_path / "a.mp4", face_pictures(placements))
-    found, every = follow_video(path, LENIENT), follow_video(path, ORACLE)
+    found, every = track_faces(path, LENIENT), track_faces(path, ORACLE)
     assert found.frame_M.tolist() == list(range(40))
     assert 3 < len(found.landmarked) < 40
     assert np.array_equal(found.points_MK3[found.landmarked], every.points_MK3[found.landmarked])
@@ -137,7 +137,7 @@ def test_a_head_that_walks_is_followed_exactly(tmp_path: Path) -> None:
     """The photograph moved by known similarities: the flow must find them, whatever the landmarker says."""
     placements = np.array([placed(1.1 + 0.004 * i, 0.4 * i, (1.5 * i, 0.6 * i)) for i in range(33)])
     path = write_video(tmp_path / "a.mp4", face_pictures(placements))
-    found = follow_video(path, LENIENT)
+    found = track_faces(path, LENIENT)
     assert len(found.landmarked) <= 9
     # back on the photograph every point stands still, but for the landmarker's own noise at the frames it saw
     square = np.concatenate([placements, np.broadcast_to([0, 0, 1.0], (33, 1, 3))], axis=1)
@@ -148,7 +148,7 @@ def test_a_head_that_walks_is_followed_exactly(tmp_path: Path) -> None:
     nearest = np.array([still[found.landmarked[np.abs(found.landmarked - i).argmin()]] for i in between])
     assert np.linalg.norm(still[between] - nearest, axis=2).mean() < 0.6
     # it walks 50 px, so a box that stood still for a stretch would be off by 25
-    every = follow_video(path, ORACLE)
+    every = track_faces(path, ORACLE)
     assert np.abs(found.box_M4 - every.box_M4).max() < 4
 
 
@@ -157,7 +157,7 @@ def test_a_face_that_comes_and_goes_is_found_to_the_frame(tmp_path: Path) -> Non
     without = np.full_like(with_face, 90)
     pictures = [with_face if 11 <= i < 45 else without for i in range(60)]
     path = write_video(tmp_path / "a.mp4", pictures, options={"crf": "4", "preset": "veryfast"})
-    found, every = follow_video(path, LENIENT), follow_video(path, ORACLE)
+    found, every = track_faces(path, LENIENT), track_faces(path, ORACLE)
     assert found.frame_M.tolist() == every.frame_M.tolist() == list(range(11, 45))
     assert len(found.landmarked) < 30
 
@@ -169,7 +169,7 @@ class Flickering:
         self.missing = missing
 
     @contextmanager
-    def __call__(self, kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[Look]:
+    def __call__(self, kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[DetectFaces]:
         with face_finder(kind, max_faces) as find:
             yield lambda frame, square=None: [] if frame.index in self.missing else find(frame, square)
 
@@ -180,7 +180,7 @@ def test_a_detector_that_misses_at_the_ends_of_a_stretch_loses_nothing(
     """Frames 16, 17, 32 and 33 stand where stretches would end; on every other frame the face is seen."""
     path = write_video(tmp_path / "a.mp4", list(face_pictures([placed(1.2)])) * 60)
     monkeypatch.setattr(follow_module, "face_finder", Flickering({16, 17, 32, 33}))
-    found = follow_video(path, LENIENT)
+    found = track_faces(path, LENIENT)
     assert set(range(60)) - set(found.frame_M.tolist()) <= {15, 16, 17, 18, 31, 32, 33, 34}
     assert crop_video(path, MediaKind.FACE, CropParams()).figures.detection_rate > 0.85
 
@@ -191,7 +191,7 @@ def test_a_face_hidden_for_a_third_of_a_second_is_seen_to_be_gone(tmp_path: Path
     dark = np.full_like(face, 20)
     pictures = [dark if 20 <= i < 28 else face for i in range(48)]
     path = write_video(tmp_path / "a.mp4", pictures, options={"crf": "4", "preset": "veryfast"})
-    assert sorted(set(range(48)) - set(follow_video(path, LENIENT).frame_M.tolist())) == list(range(20, 28))
+    assert sorted(set(range(48)) - set(track_faces(path, LENIENT).frame_M.tolist())) == list(range(20, 28))
 
 
 def test_of_two_faces_that_walk_towards_each_other_both_are_followed(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_of_two_faces_that_walk_towards_each_other_both_are_followed(tmp_path: P
         picture[90 : 90 + len(small), 460 - 2 * i : 460 - 2 * i + small.shape[1]] = small
         pictures.append(picture)
     path = write_video(tmp_path / "a.mp4", pictures)
-    found = follow_video(path, LENIENT)
+    found = track_faces(path, LENIENT)
     assert np.bincount(found.frame_M).tolist() == [2] * 30
     centres = found.points_MK3[:, :, 0].mean(axis=1).reshape(30, 2)
     left, right = centres.min(axis=1), centres.max(axis=1)

@@ -13,7 +13,7 @@ from stages.mouths.geometry import (
     MouthTrack,
     apply,
     bridge,
-    follow,
+    fit_parabolas,
     longest_gap,
     matrices,
     mouth_track,
@@ -115,7 +115,7 @@ def test_following_a_fast_head_is_scipys(window: int, num: int) -> None:
     values = RNG.normal(0, 10, (num, 4))
     reach = min(window, num if num % 2 else num - 1)
     expected = savgol_filter(values, reach, 2, axis=0, mode="interp") if reach >= 5 else values
-    assert np.allclose(follow(values, reach), expected)
+    assert np.allclose(fit_parabolas(values, reach), expected)
 
 
 @pytest.mark.parametrize("fps", [10, 25, 30, 50])

@@ -10,7 +10,7 @@ from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.media_kind import media_kind_of
 from stages.videos.media import Source
 from stages.videos.video import read_header
-from tests.support.faces import landmarks_of, made_up
+from tests.support.faces import landmarks_of, synthetic_face
 from tests.support.pictures import PARAMS, rejected
 from tests.support.videos import photograph, write_audio, write_face, write_video
 
@@ -45,13 +45,13 @@ def test_a_face_for_half_the_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "made", "reason"),
     [
-        ({}, made_up(0.3), Reason.SMALL_MOUTH),
-        ({"min_frames": 21}, made_up(1.0), Reason.TOO_SHORT),
-        ({"max_frames": 19}, made_up(1.0), Reason.TOO_LONG),
-        ({"min_detection_rate": 0.5, "max_gap_s": 0.2}, made_up(1.0, unseen=range(8, 14)), Reason.LOW_DETECTION),
-        ({"min_detection_rate": 0.0}, made_up(1.0, unseen=range(20)), Reason.NO_FACE),
-        ({"min_detection_rate": 0.0}, made_up(1.0, x=-1000.0), Reason.MOUTH_OUTSIDE),
-        ({"max_jitter_px": 1e-9}, made_up(1.0, opening_px=np.arange(20) % 2 * 9.0), Reason.UNSTABLE_TRACK),
+        ({}, synthetic_face(0.3), Reason.SMALL_MOUTH),
+        ({"min_frames": 21}, synthetic_face(1.0), Reason.TOO_SHORT),
+        ({"max_frames": 19}, synthetic_face(1.0), Reason.TOO_LONG),
+        ({"min_detection_rate": 0.5, "max_gap_s": 0.2}, synthetic_face(1.0, unseen=range(8, 14)), Reason.LOW_DETECTION),
+        ({"min_detection_rate": 0.0}, synthetic_face(1.0, unseen=range(20)), Reason.NO_FACE),
+        ({"min_detection_rate": 0.0}, synthetic_face(1.0, x=-1000.0), Reason.MOUTH_OUTSIDE),
+        ({"max_jitter_px": 1e-9}, synthetic_face(1.0, opening_px=np.arange(20) % 2 * 9.0), Reason.UNSTABLE_TRACK),
     ],
 )  # fmt: skip
 def test_limits(still: Path, changes: dict, made, reason: Reason) -> None:  # type: ignore[no-untyped-def]

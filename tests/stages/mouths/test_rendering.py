@@ -9,7 +9,7 @@ from shards.schema import MediaKind
 from stages.mouths import patches as patches_module
 from stages.mouths import rendering
 from stages.mouths.cropping import crop_video
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.videos.settings import CropParams
@@ -74,7 +74,7 @@ def test_without_room_the_video_is_decoded_again_with_the_same_result(
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches_module, "KEPT_BYTES", 200_000)
     patches = MouthPatches()
-    follow_video(write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"])), PARAMS, patches)
+    track_faces(write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"])), PARAMS, patches)
     kept = [patch for _, patch in patches._patches.values()]
     assert kept
     assert sum(patch.nbytes for patch in kept) <= 200_000
