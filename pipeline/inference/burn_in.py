@@ -21,7 +21,7 @@ from pipeline.params import Params
 from shards.errors import ClipRejected
 from stages.mouths.cropping import MouthClip
 from stages.videos.picture import SourceFrame
-from stages.videos.streams import shown_stream
+from stages.videos.streams import select_video_stream
 from stages.videos.video import OPEN_OPTIONS, decode, read_header
 
 BOX_RGB = (64, 220, 120)
@@ -191,7 +191,7 @@ class _Sound:
         if sound is None or sound.codec_context is None:
             return
         # pictures are timed from the first of them
-        shown = shown_stream(self._source, self._source.name)
+        shown = select_video_stream(self._source, self._source.name)
         first = next((frame for frame in self._source.decode(shown) if frame.pts is not None), None)
         begin_s = float(first.pts * first.time_base) if first is not None else 0.0
         self._source.seek(0)

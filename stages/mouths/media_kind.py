@@ -59,7 +59,7 @@ USUAL_SQUEEZE = 0.8
 """Distance between the eyes divided by the distance from eyes to mouth, for a face towards the camera."""
 
 MOUTH_LOGIT, SURE_LOGIT = 3.0, 7.0
-"""A video is a mouth if its median score is above the first; one picture above the second suffices. docs/decisions.md."""
+"""A video is a mouth if its median score is above the first; a picture above the second suffices. docs/decisions.md."""
 
 VIEW_PX = 256
 _MOUTH_X, _MOUTH_Y, _MOUTH_WIDTH_PX = 128.0, 162.0, 60.0

@@ -56,7 +56,7 @@ def times_of(path: Path, params: CropParams = PARAMS) -> np.ndarray:
     return np.array([frame.time_s for frame in decode(path, params)])
 
 
-def shown(path: Path, target_fps: float = 25.0) -> list[int]:
+def resampled_numbers(path: Path, target_fps: float = 25.0) -> list[int]:
     """The numbers drawn in the frames that resampling shows."""
     numbers = [number_of(frame.gray()) for frame in decode(path, PARAMS)]
     return [numbers[i] for i in resample(times_of(path), target_fps)]
