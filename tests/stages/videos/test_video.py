@@ -128,7 +128,7 @@ def test_resampling_in_closed_form(rate: Fraction, num_frames: int) -> None:
 def test_any_timestamps_are_resampled_to_the_nearest_pictures(
     steps: list[float], start: float, target_fps: float
 ) -> None:
-    """Compares with an exhaustive search. The duration is within 1/25 s; the last picture counts with the median step."""
+    """The reference is a full search. The duration is within 1/25 s; the last picture counts with the median step."""
     times = start + np.cumsum(steps)
     index = resample(times, target_fps)
     wanted = np.arange(len(index)) / target_fps
