@@ -53,8 +53,8 @@ MISS_WEIGHT = 0.4
 MOTION_WEIGHT = 0.3
 
 FAST_HEAD_LAGS = 2.0
-"""A head is fast if it leaves the straight path within a stretch by so many times `crop.max_lag_px`: the mean over half
-a second would lag behind a nod of 2 Hz by all of that distance, behind a slow turn by a fifth."""
+"""A head is fast if it leaves the straight path within a stretch by more than this multiple of `crop.max_lag_px`. The
+mean over half a second would lag behind a nod of 2 Hz by all of that distance, behind a slow turn by a fifth."""
 
 EDGE_MARGIN = 0.15
 """How far the crop of the mouth reaches beyond the mesh's box at most, as a share of the face's height."""

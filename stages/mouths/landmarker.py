@@ -1,7 +1,7 @@
 """Finds faces and their landmarks in one picture. The result depends only on that picture.
 
 No state is carried from picture to picture. So pictures may be searched in any order, which adaptive tracking needs,
-and a picture gives the same landmarks whatever was searched before it.
+and earlier searches do not change the landmarks of a picture.
 """
 
 import hashlib

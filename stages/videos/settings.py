@@ -56,7 +56,7 @@ class CropParams(Section):
     timeout_s: float = Field(600.0, gt=0, description="longer work on one clip is stopped: timeout, s")
 
     def cache_values(self) -> dict[str, Any]:
-        """Returns the values that a clip depends on, for its cache key. Excludes `split_long` and `timeout_s`."""
+        """Returns the values for a clip's cache key: all that can change its pixels, so not `split_long` and `timeout_s`."""
         return self.model_dump(mode="json", exclude={"split_long", "timeout_s"})
 
     def track_values(self) -> dict[str, Any]:

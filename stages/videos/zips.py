@@ -281,7 +281,7 @@ class _Seekable:
 
 
 class _Window(_Seekable):
-    """A range of an open file, as a file of its own."""
+    """A range of an open file, as a separate file."""
 
     def __init__(self, member: Member, file: BinaryIO, offset: int, size: int) -> None:
         super().__init__(size)

@@ -1,4 +1,4 @@
-"""Reads pages of `pipeline qc`. Import the names that end in _fixture for the fixtures real, own and made."""
+"""Reads pages of `pipeline qc`. Import the names that end in _fixture for the fixtures real, own and synthetic."""
 
 import base64
 import html
@@ -25,10 +25,10 @@ def own_fixture(real: Corpus, tmp_path: Path) -> Corpus:
     return Corpus(Path(shutil.copytree(real.folder, tmp_path / "own")), real.clips, real.crops)
 
 
-@pytest.fixture(scope="module", name="made")
-def made_fixture(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, str]:
+@pytest.fixture(scope="module", name="synthetic")
+def synthetic_fixture(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, str]:
     """A corpus with every reason five times and 60 more usable clips, and its page."""
-    corpus = with_made_up(real, tmp_path_factory.mktemp("made"), 60, 5)
+    corpus = with_made_up(real, tmp_path_factory.mktemp("synthetic"), 60, 5)
     return corpus, corpus.page()
 
 

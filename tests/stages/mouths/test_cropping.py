@@ -204,8 +204,10 @@ def test_shrinking_does_not_shift_the_mouth(tmp_path: Path, scale: float) -> Non
     spot = 20 + 200 * np.exp(-((xx - x) ** 2 + (yy - y) ** 2) / (2 * (4 * scale) ** 2))
     picture = np.repeat(spot.astype(np.uint8)[..., None], 3, axis=2)
     path = write_video(tmp_path / "a.mkv", [picture] * 10, codec="ffv1", pix_fmt="gray", options={})
-    made = synthetic_face(scale, 10, 7.0, 5.0, size=(1300, 1300))
-    frame = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=made).clip_THW[0].astype(float) - 20
+    find_landmarks = synthetic_face(scale, 10, 7.0, 5.0, size=(1300, 1300))
+    frame = (
+        crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=find_landmarks).clip_THW[0].astype(float) - 20
+    )
     yy, xx = np.mgrid[:96, :96]
     frame[frame < 20] = 0
     assert (frame * xx).sum() / frame.sum() == pytest.approx(48, abs=0.15)
@@ -214,10 +216,10 @@ def test_shrinking_does_not_shift_the_mouth(tmp_path: Path, scale: float) -> Non
 
 def test_at_the_edge_of_the_picture_the_border_is_repeated(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [np.full((288, 512, 3), 200, np.uint8)] * 12)
-    made = synthetic_face(1.0, 12, -90.0, 0.0, size=(512, 288))  # mouth centre at x = 39
-    made_clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=made)
-    assert made_clip.clip_THW.shape == (12, 96, 96)
-    assert made_clip.clip_THW.min() > 190  # no black beyond the edge
+    find_landmarks = synthetic_face(1.0, 12, -90.0, 0.0, size=(512, 288))  # mouth centre at x = 39
+    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=find_landmarks)
+    assert clip.clip_THW.shape == (12, 96, 96)
+    assert clip.clip_THW.min() > 190  # no black beyond the edge
 
 
 def test_spots_on_a_moving_head_stay_still_in_the_crop(tmp_path: Path) -> None:
@@ -256,13 +258,13 @@ def test_a_gap_is_bridged_up_to_its_limit(tmp_path: Path, unseen: range) -> None
     lenient, strict = (
         PARAMS.model_copy(update={"max_gap_s": gap_s, "min_detection_rate": 0.3}) for gap_s in (0.6, 0.4)
     )
-    made = synthetic_face(1.0, 100, unseen=unseen)
-    clip = crop_video(path, MediaKind.FACE, lenient, find_landmarks=made)
+    find_landmarks = synthetic_face(1.0, 100, unseen=unseen)
+    clip = crop_video(path, MediaKind.FACE, lenient, find_landmarks=find_landmarks)
     assert clip.figures.detection_rate == pytest.approx(0.87)
     assert clip.transform_T23 is not None
     assert np.allclose(clip.transform_T23, clip.transform_T23[0], atol=1e-3)
     with pytest.raises(ClipRejected, match=r"low_detection.*crop\.max_gap_s"):
-        crop_video(path, MediaKind.FACE, strict, find_landmarks=made)
+        crop_video(path, MediaKind.FACE, strict, find_landmarks=find_landmarks)
 
 
 def test_pixels_equal_scipys_also_beyond_the_edge(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_face_in_half_of_the_frames_is_low_detection(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "made", "reason"),
+    ("changes", "find_landmarks", "reason"),
     [
         ({}, synthetic_face(0.3), Reason.SMALL_MOUTH),
         ({"min_frames": 21}, synthetic_face(1.0), Reason.TOO_SHORT),
@@ -54,8 +54,10 @@ def test_a_face_in_half_of_the_frames_is_low_detection(tmp_path: Path) -> None:
         ({"max_jitter_px": 1e-9}, synthetic_face(1.0, opening_px=np.arange(20) % 2 * 9.0), Reason.UNSTABLE_TRACK),
     ],
 )  # fmt: skip
-def test_each_limit_rejects_with_its_reason(still: Path, changes: dict, made, reason: Reason) -> None:  # type: ignore[no-untyped-def]
-    error, figures = rejected(still, PARAMS.model_copy(update=changes), find_landmarks=made)
+def test_each_limit_rejects_with_its_reason(
+    still: Path, changes: dict, find_landmarks, reason: Reason
+) -> None:  # type: ignore[no-untyped-def]
+    error, figures = rejected(still, PARAMS.model_copy(update=changes), find_landmarks=find_landmarks)
     assert error.reason is reason
     assert figures.source_frames == 20
     if reason is not Reason.NO_FACE:
@@ -68,12 +70,12 @@ def test_a_head_turned_away_is_rejected(still: Path, degrees: float, reason: Rea
     landmarks = landmarks_of(np.array([[[1.0, 0, 0], [0, 1, 0]]] * 20))
     landmarks.points_MK3[..., 2] = landmarks.points_MK3[..., 0] * np.sin(np.radians(degrees))
     landmarks.points_MK3[..., 0] *= np.cos(np.radians(degrees))
-    made = lambda path, params, patches: landmarks  # noqa: E731
+    find_landmarks = lambda path, params, patches: landmarks  # noqa: E731
     if reason is None:
-        clip = crop_video(still, MediaKind.FACE, PARAMS, find_landmarks=made)
+        clip = crop_video(still, MediaKind.FACE, PARAMS, find_landmarks=find_landmarks)
         assert clip.figures.yaw_deg == pytest.approx(degrees, abs=1)
         return
-    error, figures = rejected(still, find_landmarks=made)
+    error, figures = rejected(still, find_landmarks=find_landmarks)
     assert error.reason is reason
     assert figures.yaw_deg == pytest.approx(degrees, abs=1)
 

@@ -22,7 +22,7 @@ from stages.qc import pages as qc_stage
 from stages.statistics.quality import QUALITIES, Limit
 from tests.support.crop_runs import clip_row
 from tests.support.ledgers import HOSTILE, PARAMS, Corpus, Row
-from tests.support.qc_pages import made_fixture, own_fixture, plain, real_fixture  # noqa: F401
+from tests.support.qc_pages import own_fixture, plain, real_fixture, synthetic_fixture  # noqa: F401
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
@@ -70,8 +70,8 @@ def test_the_axis_contains_the_data_and_near_limits(
     assert (len(edges), bool((np.diff(edges) > 0).all())) == (NUM_BINS + 1, True)
 
 
-def test_the_bars_of_the_page_equal_numpys(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_the_bars_of_the_page_equal_numpys(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     drawn = re.findall(r'<figure class="chart">.*?</figure>', page, re.DOTALL)
     assert len(drawn) == len(QUALITIES)
     for quality, figure in zip(QUALITIES, drawn, strict=True):
@@ -100,8 +100,8 @@ def figures_of(crops: list[Row], name: str, status: str = "ok") -> np.ndarray:
     return np.array([row[name] for row in rows if row[name] is not None], np.float32).astype(float)
 
 
-def test_the_page_shows_the_totals(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_the_page_shows_the_totals(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     ok = [row for row in corpus.crops if row["status"] == "ok"]
     text = plain(page)
     assert f"{len(ok)} ok + {len(corpus.crops) - len(ok)} rejected = {len(corpus.crops)} clips" in text
@@ -114,8 +114,8 @@ def test_the_page_shows_the_totals(made: tuple[Corpus, str]) -> None:
     assert "crop.min_detection_rate 80 % of the frames" in text
 
 
-def test_hostile_text_is_escaped(made: tuple[Corpus, str]) -> None:
-    _, page = made
+def test_hostile_text_is_escaped(synthetic: tuple[Corpus, str]) -> None:
+    _, page = synthetic
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(&#39;嘴&#39;)&lt;/script&gt;") > 30
     assert not re.search(r"(src|href)=\"(?!data:image/jpeg|#)", page)

@@ -19,12 +19,12 @@ from tests.support.crop_runs import clip_row
 from tests.support.ledgers import Corpus, Row, with_made_up
 from tests.support.qc_pages import (  # noqa: F401
     ids,
-    made_fixture,
     own_fixture,
     part,
     pictures,
     plain,
     real_fixture,
+    synthetic_fixture,
 )
 from tests.support.videos import face_pictures, number_of, placed, write_mirrored
 
@@ -36,8 +36,10 @@ MAX_PAGE_BYTES = 8_000_000
     [(q.name, q.lowest, 1) for q in QUALITIES if q.lowest]
     + [(q.name, q.highest, -1) for q in QUALITIES if q.highest],
 )
-def test_the_worst_clips_are_the_extremes(made: tuple[Corpus, str], name: str, title: str, sign: int) -> None:
-    corpus, page = made
+def test_the_worst_clips_are_the_extremes(
+    synthetic: tuple[Corpus, str], name: str, title: str, sign: int
+) -> None:
+    corpus, page = synthetic
     rows = [row for row in corpus.crops if row["status"] == "ok" and row[name_of(name)] is not None]
     values = sign * np.array([value_of(row, name) for row in rows])
     names = np.array([row["clip_id"] for row in rows])
@@ -59,8 +61,8 @@ def test_equal_clips_have_no_worst_clip(own: Corpus) -> None:
     assert "all measured clips have the same value" in part(own.page(), "Mouth least often seen")
 
 
-def test_random_clips_depend_on_the_seed_not_on_the_order_of_tables(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_random_clips_depend_on_the_seed_not_on_the_order_of_tables(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     usable = {row["clip_id"] for row in corpus.crops if row["status"] == "ok"}
     drawn = ids(part(page, "Random clips"))
     assert len(set(drawn)) == 12 and set(drawn) <= usable
@@ -76,8 +78,8 @@ def test_random_clips_depend_on_the_seed_not_on_the_order_of_tables(made: tuple[
         corpus.write(clips, crops)
 
 
-def test_each_speaker_is_shown_once_and_the_rest_is_counted(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_each_speaker_is_shown_once_and_the_rest_is_counted(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     speakers = {row["clip_id"]: row["speaker"] for row in corpus.clips}
     usable = {speakers[row["clip_id"]] for row in corpus.crops if row["status"] == "ok"}
     strips = part(page, "One clip per speaker")
@@ -100,8 +102,8 @@ def test_each_speaker_is_shown_once_and_the_rest_is_counted(made: tuple[Corpus, 
 # --- rejected clips -------------------------------------------------------------------------------------
 
 
-def test_every_reason_is_explained_and_shown(made: tuple[Corpus, str]) -> None:
-    _, page = made
+def test_every_reason_is_explained_and_shown(synthetic: tuple[Corpus, str]) -> None:
+    _, page = synthetic
     assert EXPLAINED.keys() == set(Reason)
     for reason in Reason:
         found = re.search(rf'<section class="reason" id="{reason}">.*?</section>', page, re.DOTALL)
@@ -162,7 +164,7 @@ def test_videos_that_crop_did_not_decode_are_not_opened(own: Corpus, monkeypatch
     )
     page = own.page()
     section = page[page.index('id="oversized"') :]
-    assert "not opened here: oversized" in plain(section[: section.index("</article>")])
+    assert "not opened here: crop rejected it (oversized)" in plain(section[: section.index("</article>")])
     assert opened == ["brief"]
 
 
