@@ -99,9 +99,7 @@ def _is_cut(thumbnail: Callable[[int], FaceThumbnail], number: int, num_frames: 
     last, reach = number - 1 - num_mixed, range(2 + num_mixed)
     befores = [last - back for back in reach if last >= back]
     afters = [number + ahead for ahead in reach if number + ahead < num_frames]
-    if not befores or any(
-        thumbnail(before).is_alike(thumbnail(after)) for before in befores for after in afters
-    ):
+    if not befores or any(thumbnail(a).is_alike(thumbnail(b)) for a in befores for b in afters):
         return False
     return all(thumbnail(side[0]).is_alike(thumbnail(side[-1])) for side in (befores, afters))
 

@@ -87,10 +87,7 @@ def similarity(points_NP2: Doubles, target_P2: Doubles) -> Doubles:
     centred = source - source_mean[:, None]
     spread = (np.abs(centred) ** 2).sum(axis=1)
     if not np.all(spread > NO_SPREAD):
-        raise ClipRejected(
-            Reason.UNSTABLE_TRACK,
-            "the landmarks of a face lie on one point",
-        )
+        raise ClipRejected(Reason.UNSTABLE_TRACK, "the landmarks of a face lie on one point")
     factor = (centred.conj() * (target - target_mean)).sum(axis=1) / spread
     shift = target_mean - factor * source_mean
     return np.stack([factor.real, factor.imag, shift.real, shift.imag], axis=1)

@@ -69,8 +69,7 @@ def render_from_track(
     if missing:
         raise ClipRejected(
             Reason.TRUNCATED,
-            f"{source_of(media).name} ends before frame {frame_index_T[missing[-1]]}, which its track needs; get the "
-            "complete file again",
+            f"{source_of(media).name} ends before frame {frame_index_T[missing[-1]]} of its track; get the file again",
         )
     return clip_THW
 

@@ -100,9 +100,7 @@ class Pictures:
         if reason in _UNOPENED:
             return Picture((), alt, _UNOPENED[reason])
         if row["source_frames"] is None:
-            return Picture(
-                (), alt, f"not opened here: crop rejected it ({reason}) before it had decoded the whole video"
-            )
+            return Picture((), alt, f"not opened here: {reason}, before crop decoded the whole video")
         try:
             still = first_picture(self.source, row)
         except ClipRejected as error:

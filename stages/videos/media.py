@@ -72,11 +72,8 @@ def resolve_media(
             in_zip = None
         if path is None:
             link = dangling_link(root / media)
-            raise ClipRejected(
-                Reason.MISSING_FILE,
-                link
-                or f"{media} does not exist below the corpus root {root}; correct the path or fetch the file",
-            )
+            fault = f"{media} is not below the corpus root {root}; correct the path or fetch the file"
+            raise ClipRejected(Reason.MISSING_FILE, link or fault)
         target = path.resolve()
         inside = follow_links or any(target.is_relative_to(folder) for folder in _allowed_folders(root))
     except PermissionError as error:
@@ -137,8 +134,7 @@ def check_file_size(source: Source, max_source_mb: float) -> None:
     path = source.path
     if not path.is_file():
         raise ClipRejected(
-            Reason.MISSING_FILE,
-            f"{path} is {'not a file' if path.exists() else 'missing'}; correct the path or fetch the file",
+            Reason.MISSING_FILE, f"{path} is {'not a file' if path.exists() else 'missing'}; correct the path"
         )
     size_bytes = path.stat().st_size if source.member is None else find_member(path, source.member).size
     if size_bytes == 0:

@@ -39,14 +39,10 @@ class CropParams(Section):
     max_chars_per_s: float = Field(
         12.0, gt=0, description="faster labels are label_too_long, syllabic signs/s; 2.5 letters count as one"
     )
-    min_detection_rate: float = Field(
-        0.8, ge=0, le=1, description="less is low_detection, share of the frames"
-    )
+    min_detection_rate: float = Field(0.8, ge=0, le=1, description="less is low_detection, share of frames")
     min_mouth_width_px: float = Field(16.0, ge=0, description="less is small_mouth, source px")
     max_yaw_deg: float = Field(65.0, gt=0, le=90, description="more is turned_away, median over the clip")
-    max_jitter_px: float = Field(
-        3.0, gt=0, description="more is unstable_track, mean shift per frame, crop px"
-    )
+    max_jitter_px: float = Field(3.0, gt=0, description="more is unstable_track, mean crop px per frame")
     min_mouth_motion: float = Field(
         0.0, ge=0, description="less is still_mouth, standard deviations of the crop; 0: off"
     )
@@ -56,7 +52,7 @@ class CropParams(Section):
     timeout_s: float = Field(600.0, gt=0, description="longer work on one clip is stopped: timeout, s")
 
     def cache_values(self) -> dict[str, Any]:
-        """Returns the values for a clip's cache key: all that can change its pixels, so not `split_long` and `timeout_s`."""
+        """Returns the values for a clip's cache key: all that can change it, so not `split_long` and `timeout_s`."""
         return self.model_dump(mode="json", exclude={"split_long", "timeout_s"})
 
     def track_values(self) -> dict[str, Any]:

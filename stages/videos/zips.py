@@ -133,10 +133,7 @@ def find_member(path: Path, name: str) -> Member:
     directory = _cached_directory(path)
     member = directory.members.get(name) or directory.spellings.get(unicodedata.normalize("NFC", name))
     if member is None:
-        raise ClipRejected(
-            Reason.MISSING_FILE,
-            f"{path.name} holds no file {name[:200]}; correct the path, or get the complete zip",
-        )
+        raise ClipRejected(Reason.MISSING_FILE, f"{path.name} holds no file {name[:200]}; correct the path")
     if leaves_root(name) or leaves_root(member.name) or member.is_link:
         raise ClipRejected(
             Reason.UNSAFE_PATH,

@@ -205,9 +205,8 @@ def test_shrinking_does_not_shift_the_mouth(tmp_path: Path, scale: float) -> Non
     picture = np.repeat(spot.astype(np.uint8)[..., None], 3, axis=2)
     path = write_video(tmp_path / "a.mkv", [picture] * 10, codec="ffv1", pix_fmt="gray", options={})
     find_landmarks = synthetic_face(scale, 10, 7.0, 5.0, size=(1300, 1300))
-    frame = (
-        crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=find_landmarks).clip_THW[0].astype(float) - 20
-    )
+    clip = crop_video(path, MediaKind.FACE, PARAMS, find_landmarks=find_landmarks)
+    frame = clip.clip_THW[0].astype(float) - 20
     yy, xx = np.mgrid[:96, :96]
     frame[frame < 20] = 0
     assert (frame * xx).sum() / frame.sum() == pytest.approx(48, abs=0.15)

@@ -193,9 +193,7 @@ def test_speech_moves_the_lip_but_not_the_window() -> None:
     assert np.ptp(nose[10:-10], axis=0).max() < 0.6
     assert np.ptp(nose, axis=0).max() < 1.5
     raw = matrices(mouth_windows(face_points(placements, opening_px=opening_px), 96))
-    assert (
-        np.ptp(apply(raw, np.full((75, 1, 2), 200.0))[:, 0, 1]) > 3
-    )  # without smoothing, the window would move
+    assert np.ptp(apply(raw, np.full((75, 1, 2), 200.0))[:, 0, 1]) > 3  # without smoothing it moves
 
 
 def test_noise_is_smoothed_and_measured() -> None:

@@ -48,9 +48,7 @@ def test_a_whole_small_face_is_preferred_to_a_large_one_without_a_mouth() -> Non
 
 @pytest.mark.parametrize(("side", "sign"), [("left", -1), ("right", 1), ("top", -1), ("bottom", 1)])
 @pytest.mark.parametrize(("edge_px", "is_whole"), [(14, False), (20, False), (28, True), (48, True)])
-def test_the_least_distance_of_a_mouth_from_the_edge(
-    side: str, sign: int, edge_px: int, is_whole: bool
-) -> None:
+def test_how_near_the_edge_a_mouth_may_be(side: str, sign: int, edge_px: int, is_whole: bool) -> None:
     """Distance of the edge from the mouth's middle in crop pixels; with 24, a quarter of the crop is outside."""
     scale, mouth = 2.0, np.array([129.31, 157.82])
     width, height = 2000, 2000

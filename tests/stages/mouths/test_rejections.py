@@ -54,9 +54,7 @@ def test_a_face_in_half_of_the_frames_is_low_detection(tmp_path: Path) -> None:
         ({"max_jitter_px": 1e-9}, synthetic_face(1.0, opening_px=np.arange(20) % 2 * 9.0), Reason.UNSTABLE_TRACK),
     ],
 )  # fmt: skip
-def test_each_limit_rejects_with_its_reason(
-    still: Path, changes: dict, find_landmarks, reason: Reason
-) -> None:  # type: ignore[no-untyped-def]
+def test_limits(still: Path, changes: dict, find_landmarks, reason: Reason) -> None:  # type: ignore[no-untyped-def]
     error, figures = rejected(still, PARAMS.model_copy(update=changes), find_landmarks=find_landmarks)
     assert error.reason is reason
     assert figures.source_frames == 20

@@ -21,12 +21,10 @@ PARAMS = CropParams()
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The videos that were decoded again for cutting."""
-    decoded: list[Path] = []
+    paths: list[Path] = []
     real = rendering.decode
-    monkeypatch.setattr(
-        rendering, "decode", lambda media, params: decoded.append(media) or real(media, params)
-    )
-    return decoded
+    monkeypatch.setattr(rendering, "decode", lambda media, params: paths.append(media) or real(media, params))
+    return paths
 
 
 MOVES = {

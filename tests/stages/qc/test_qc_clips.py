@@ -116,9 +116,7 @@ def test_every_reason_is_explained_and_shown(synthetic: tuple[Corpus, str]) -> N
         stills, boxes = pictures(found[0]), found[0].count('class="nothing"')
         assert (len(stills), boxes) == ((0, 4) if reason in has_no_picture else (4, 0))
         if reason in (Reason.CRASHED, Reason.TIMEOUT):
-            assert "not opened here" in found[0], (
-                "a file that crashed its reader would crash this process too"
-            )
+            assert "not opened here" in found[0], "a file that crashed its reader may crash this process"
     # NASA's orange suit: in colour, with the channels in the right order
     still = pictures(page[page.index('id="no_face"') :])[0]
     assert still.shape == (144, 256, 3)
@@ -164,7 +162,7 @@ def test_videos_that_crop_did_not_decode_are_not_opened(own: Corpus, monkeypatch
     )
     page = own.page()
     section = page[page.index('id="oversized"') :]
-    assert "not opened here: crop rejected it (oversized)" in plain(section[: section.index("</article>")])
+    assert "not opened here: oversized" in plain(section[: section.index("</article>")])
     assert opened == ["brief"]
 
 

@@ -95,9 +95,7 @@ def test_the_stream_that_a_player_shows_is_read(case: str, extension: str, tmp_p
 
 def test_the_first_video_of_a_transport_stream_is_read(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "a.ts", [Stream(2, "mpeg2video"), Stream(3, "mpeg2video")])
-    assert {number_of(gray_HW(frame)) for frame in decode(path, CropParams())} == {2}, (
-        "transport streams have no flags"
-    )
+    assert {number_of(gray_HW(frame)) for frame in decode(path, CropParams())} == {2}, "no flags"
 
 
 def test_a_file_with_only_a_cover_has_no_video(tmp_path: Path) -> None:
