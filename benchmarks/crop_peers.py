@@ -19,7 +19,7 @@ from shards.schema import Status
 from stages.clips.clip_work import Clip, Done
 from stages.mouths.landmarker import model_bundle
 from stages.mouths.landmarks import INNER_LIPS, LEFT_EYE_CORNERS, NOSE_BASE, OUTER_LIPS, RIGHT_EYE_CORNERS
-from stages.videos.streams import shown_stream
+from stages.videos.streams import select_video_stream
 
 CANONICAL_4 = np.array([(102.07, 94.27), (156.36, 93.58), (129.00, 135.90), (129.31, 157.82)])
 """Eyes, nose and mouth of the mean face on 256x256; the detector finds the tip of the nose, which costs the same."""
@@ -29,7 +29,7 @@ def decode_only(clip: Clip) -> Done:
     """Decodes every picture on one thread and only touches its luma plane."""
     num_frames = 0
     with av.open(str(Path(clip.root) / clip.media)) as container:
-        stream = shown_stream(container, clip.media)
+        stream = select_video_stream(container, clip.media)
         stream.codec_context.thread_count = 1
         for picture in container.decode(stream):
             memoryview(picture.planes[0])[0]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ConfigError
 from shards.files import atomic_file
-from stages.videos.streams import shown_stream
+from stages.videos.streams import select_video_stream
 
 EXTENSIONS = frozenset({".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"})
 CRF = "21"
@@ -57,7 +57,7 @@ def lengthened(source: Path, path: Path, width: int, height: int, minutes: float
 
 def _pictures(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(path)) as container:
-        yield from container.decode(shown_stream(container, path.name))
+        yield from container.decode(select_video_stream(container, path.name))
 
 
 def _fitted(picture: av.VideoFrame, width: int, height: int, share: float = 1.0) -> NDArray[np.uint8]:

@@ -21,8 +21,8 @@ from pipeline.params import Params
 from shards.errors import ClipRejected
 from stages.mouths.cropping import MouthClip
 from stages.videos.picture import SourceFrame
-from stages.videos.streams import shown_stream
-from stages.videos.video import OPENING, decode, read_header
+from stages.videos.streams import select_video_stream
+from stages.videos.video import OPEN_OPTIONS, decode, read_header
 
 BOX_RGB = (64, 220, 120)
 CAPTION_SHARE = 1 / 18
@@ -75,7 +75,7 @@ def burn_in(
     no_limit = params.crop.model_copy(update={"max_source_s": math.inf, "max_gap_s": math.inf})
     with (
         av.open(file, "w", format="mp4") as out,
-        av.open(str(video.absolute()), **OPENING) as source,
+        av.open(str(video.absolute()), **OPEN_OPTIONS) as source,
     ):
         sound = _Sound(source, out)
         stream = None
@@ -191,7 +191,7 @@ class _Sound:
         if sound is None or sound.codec_context is None:
             return
         # the times of pictures count from the first picture
-        shown = shown_stream(self._source, self._source.name)
+        shown = select_video_stream(self._source, self._source.name)
         first = next((frame for frame in self._source.decode(shown) if frame.pts is not None), None)
         begin_s = float(first.pts * first.time_base) if first is not None else 0.0
         self._source.seek(0)

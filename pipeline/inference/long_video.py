@@ -30,8 +30,8 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.corpora.settings import KindSetting
 from stages.mouths.cropping import Figures, cut_mouth
-from stages.mouths.face_search import Look
-from stages.mouths.face_tracking import Follower
+from stages.mouths.face_search import DetectFaces
+from stages.mouths.face_tracking import FaceTracker
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import main_face
@@ -119,7 +119,7 @@ class MouthStream:
     def __init__(
         self,
         source: Source,
-        find: Look,
+        find: DetectFaces,
         crop: CropParams,
         params: InferenceParams,
         patches: MouthPatches | None = None,
@@ -130,7 +130,7 @@ class MouthStream:
         self._longest_step_s = longest_step_s(crop, fps)
         self._last_s: float | None = None
         self._patches = MouthPatches() if patches is None else patches
-        self._follower = Follower(find, crop, self._patches)
+        self._tracker = FaceTracker(find, crop, self._patches)
         self._known: Landmarks | None = None
         """Landmarks of the frames since the last cut."""
         self._first = 0
@@ -142,21 +142,21 @@ class MouthStream:
         if self._last_s is not None and frame.time_s - self._last_s > self._longest_step_s:
             yield from self._break(self._last_s, frame)
         self._last_s = frame.time_s
-        self._follower.add(frame)
-        if self._follower.num_settled:
-            self._append(self._follower.take_settled())
+        self._tracker.add(frame)
+        if self._tracker.num_settled:
+            self._append(self._tracker.take_settled())
             yield from self._complete()
 
     def end(self) -> Iterator[Piece]:
         """Yields the remaining pieces."""
         self._ended = True
-        self._append(self._follower.landmarks())
+        self._append(self._tracker.landmarks())
         yield from self._complete(to_the_end=True)
 
     def _break(self, last_s: float, frame: SourceFrame) -> Iterator[Piece]:
         """Yields the pieces before a gap in time, and the gap."""
         start_s = last_s
-        self._append(self._follower.landmarks())
+        self._append(self._tracker.landmarks())
         for piece in self._complete(to_the_end=True):
             start_s = piece.end_s
             yield piece

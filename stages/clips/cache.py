@@ -36,7 +36,7 @@ from stages.clips.entries import (
     outcome_of,
 )
 from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.patches import MouthPatches
 from stages.videos.media import Media, Source, check_file_size, source_of
@@ -131,7 +131,7 @@ class ClipCache:
             kept = self._read(place, landmarks_of)
             if kept is not None:
                 return kept
-            made = follow_video(video, crop_params, patches)
+            made = track_faces(video, crop_params, patches)
             refuse_other_content()
             self._write(place, arrays_of_landmarks(made))
             return made

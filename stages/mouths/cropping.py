@@ -1,4 +1,4 @@
-"""One mouth clip from one video: what preprocessing and inference alike call.
+"""Cuts one mouth clip out of one video. Preprocessing and inference both call it.
 
 Shapes: T output frames, H = W = params.size_px.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason, Transfer
 from stages.mouths.face_search import SMALLEST_MOUTH_PX
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import longest_gap, mouth_track
 from stages.mouths.landmarks import FaceTrack, Landmarks
 from stages.mouths.main_face import main_face
@@ -27,18 +27,18 @@ from stages.videos.settings import CropParams
 from stages.videos.video import decode, mean_fps, read_header, resample
 
 CODE_VERSION = 4
-"""Raise it when the same video and parameters would give another clip: it is part of every clip's cache key."""
+"""Raise it when the same video and parameters would give a different clip: it is part of every clip's cache key."""
 
 HEADER_SLACK_S = 1.0
-"""A header that announces more than `max_frames` by this much is believed without decoding."""
+"""A video whose header announces more than `max_frames` plus this is rejected without decoding."""
 
 FindLandmarks = Callable[[Media, CropParams, MouthPatches], Landmarks]
-"""Gives the faces of a video; what it decodes on the way it may leave in the patches."""
+"""Returns the faces of a video. May keep decoded pixels in the patches."""
 
 
 @dataclass
 class Figures:
-    """What was measured of a video, named as the columns of crops.parquet; None where it was not reached."""
+    """Measurements of a video, named as the columns of crops.parquet. None: cropping did not get that far."""
 
     source_fps: float | None = None
     source_width: int | None = None
@@ -67,8 +67,8 @@ class Figures:
 class MouthClip:
     """A mouth clip, how it was cut, and its figures.
 
-    `transform_T23` (source pixel to crop pixel, float32) is None for ready mouth crops; `frame_index_T` holds the
-    source frame shown at each output frame, `landmarked` the source frames searched for a face (both int32).
+    `transform_T23` (source pixel to crop pixel, float32) is None for ready mouth crops. `frame_index_T` holds the
+    source frame of each output frame, `landmarked` the source frames searched for a face (both int32).
     """
 
     clip_THW: NDArray[np.uint8]
@@ -83,12 +83,12 @@ def crop_video(
     media_kind: MediaKind,
     params: CropParams,
     figures: Figures | None = None,
-    find_landmarks: FindLandmarks = follow_video,
+    find_landmarks: FindLandmarks = track_faces,
 ) -> MouthClip:
-    """The mouth of a video at `target_fps`, gray, uint8, `size_px` square.
+    """Returns the mouth of a video at `target_fps`, gray, uint8, `size_px` square.
 
-    Raises ClipRejected with a reason of the closed enum; what was measured until then stands in `figures`, which
-    is filled as it becomes known. `find_landmarks` may come from a cache.
+    Raises ClipRejected with a reason of the closed enum. `figures` is filled as measurements become known, so after
+    a rejection it holds what was measured until then. `find_landmarks` may read a cache.
     """
     figures = Figures() if figures is None else figures
     header = read_header(media, params)
@@ -117,9 +117,9 @@ def cut_mouth(
     patches: MouthPatches,
     figures: Figures,
 ) -> MouthClip:
-    """The mouth of a video (or part) whose faces are known; None: its pictures are mouths.
+    """Cuts the mouth out of a video (or part) with known faces. `landmarks` None: its pictures are mouths.
 
-    Decodes it again only where `patches` lack something. Raises ClipRejected.
+    Decodes the video again only if `patches` lack pixels. Raises ClipRejected.
     """
     frame_index_T = resample(times_s_F, params.target_fps)
     figures.source_frames = len(times_s_F)
@@ -138,7 +138,7 @@ def cut_mouth(
         raise ClipRejected(
             Reason.STILL_MOUTH,
             f"the mouth moves by {figures.mouth_motion:.3f} of the crop's contrast; crop.min_mouth_motion is "
-            f"{params.min_mouth_motion:g}. Is it a still picture, or is the mouth covered?",
+            f"{params.min_mouth_motion:g}. Check for a still picture or a covered mouth",
         )
     searched = np.zeros(0, np.int32) if landmarks is None else landmarks.landmarked
     return MouthClip(clip_THW, transform_T23, frame_index_T, searched, figures)
@@ -147,7 +147,7 @@ def cut_mouth(
 def _keep_whole(
     media: Media, params: CropParams, patches: MouthPatches, figures: Figures
 ) -> NDArray[np.float64]:
-    """The times of all pictures, which are kept as they are."""
+    """Returns the times of all pictures. Keeps the whole pictures in `patches`."""
     times_s = []
     for frame in decode(media, params):
         times_s.append(frame.time_s)
@@ -159,14 +159,14 @@ def _keep_whole(
 def _transform(
     landmarks: Landmarks, frame_index_T: NDArray[np.int32], params: CropParams, figures: Figures
 ) -> NDArray[np.float32]:
-    """The window of each output frame; raises ClipRejected where the face is not good enough."""
+    """Returns the transform of each output frame. Raises ClipRejected if the face is not good enough."""
     num_frames = len(landmarks.times_s_F)
     face = main_face(landmarks, params)
     if face is None:
         figures.detection_rate = 0.0
         raise ClipRejected(
             Reason.NO_FACE,
-            f"no face in {num_frames} frames, searched down to faces with a mouth of "
+            f"no face found in {num_frames} frames; the smallest face searched has a mouth of "
             f"{max(params.min_mouth_width_px, SMALLEST_MOUTH_PX):g} px (crop.min_mouth_width_px)"
             f"{kind_hint(landmarks.width, landmarks.height)}",
         )
@@ -177,7 +177,7 @@ def _transform(
         at_s = ", ".join(f"{landmarks.times_s_F[frame]:.2f}" for frame in face.cut_frames)
         raise ClipRejected(
             Reason.SCENE_CUT,
-            f"the video cuts from one shot to another at {at_s} s; split the clip and its transcript there",
+            f"the video cuts to another shot at {at_s} s; split the clip and its transcript there",
         )
     _check_seen(landmarks, face, params)
     track = mouth_track(face, landmarks.times_s_F, frame_index_T, params)
@@ -187,9 +187,9 @@ def _transform(
         (Reason.SMALL_MOUTH, -track.mouth_width_px, -params.min_mouth_width_px, "min_mouth_width_px",
          f"the mouth is {track.mouth_width_px:.2f} px wide"),
         (Reason.TURNED_AWAY, track.yaw_deg, params.max_yaw_deg, "max_yaw_deg",
-         f"the head is turned by {track.yaw_deg:.0f} degrees"),
+         f"the head is turned sideways by {track.yaw_deg:.0f} degrees"),
         (Reason.UNSTABLE_TRACK, track.jitter_px, params.max_jitter_px, "max_jitter_px",
-         f"the face moves {track.jitter_px:.1f} px a frame in the crop (crop.smoothing_s {params.smoothing_s:g}, "
+         f"the face moves {track.jitter_px:.1f} px per frame in the crop (crop.smoothing_s {params.smoothing_s:g}, "
          f"crop.max_lag_px {params.max_lag_px:g})"),
     ):  # fmt: skip
         if value > limit:
@@ -198,12 +198,12 @@ def _transform(
 
 
 def _check_seen(landmarks: Landmarks, face: FaceTrack, params: CropParams) -> None:
-    """Raises ClipRejected where the mouth is seen too rarely, or not for too long at once."""
-    fault = _seldom_seen(landmarks, face.frame_N, params)
+    """Raises ClipRejected if the mouth is detected in too few frames, or one gap is too long."""
+    fault = _detection_fault(landmarks, face.frame_N, params)
     if fault is None:
         return
     in_picture_or_not = np.sort(np.concatenate([face.frame_N, np.array(face.outside_frames, np.int32)]))
-    if _seldom_seen(landmarks, in_picture_or_not, params) is None:
+    if _detection_fault(landmarks, in_picture_or_not, params) is None:
         share = len(face.outside_frames) / len(landmarks.times_s_F)
         raise ClipRejected(
             Reason.MOUTH_OUTSIDE,
@@ -213,17 +213,17 @@ def _check_seen(landmarks: Landmarks, face: FaceTrack, params: CropParams) -> No
     raise ClipRejected(Reason.LOW_DETECTION, fault)
 
 
-def _seldom_seen(landmarks: Landmarks, frame_N: NDArray[np.int32], params: CropParams) -> str | None:
+def _detection_fault(landmarks: Landmarks, frame_N: NDArray[np.int32], params: CropParams) -> str | None:
     rate = len(frame_N) / len(landmarks.times_s_F)
     if rate < params.min_detection_rate or not len(frame_N):
         return (
-            f"the mouth is seen in {rate:.0%} of the frames, "
-            f"crop.min_detection_rate asks for {params.min_detection_rate:.0%}"
+            f"the mouth is detected in {rate:.0%} of the frames; "
+            f"crop.min_detection_rate is {params.min_detection_rate:.0%}"
         )
     begin_s, end_s = longest_gap(landmarks.times_s_F, frame_N, _step_s(landmarks.times_s_F, params))
     if end_s - begin_s > params.max_gap_s + 1e-6:
         return (
-            f"the mouth is not seen from {begin_s:.2f} to {end_s:.2f} s, longer than crop.max_gap_s "
+            f"the mouth is not detected from {begin_s:.2f} to {end_s:.2f} s, which is longer than crop.max_gap_s "
             f"({params.max_gap_s:g} s)"
         )
     return None
@@ -235,21 +235,21 @@ def _check_length(media: Media, num_frames: int, params: CropParams) -> None:
     if num_frames < params.min_frames:
         raise ClipRejected(
             Reason.TOO_SHORT,
-            f"{num_frames} frames at {params.target_fps:g} fps; crop.min_frames is {params.min_frames}",
+            f"the clip has {num_frames} frames at {params.target_fps:g} fps; crop.min_frames is {params.min_frames}",
         )
 
 
 def _too_long(media: Media, num_frames: float, params: CropParams) -> ClipRejected:
     advice = (
-        "Give shorter parts in the corpus table (columns start and end): crop.split_long cuts whole videos only"
+        "Give shorter parts in the corpus table (columns start and end): crop.split_long only cuts whole videos"
         if source_of(media).is_part
-        else "Put a transcript with times (.align, .TextGrid, .srt, .vtt) beside the video and set crop.split_long: "
+        else "Put a transcript with times (.align, .TextGrid, .srt, .vtt) next to the video and set crop.split_long: "
         "true to cut it at pauses"
     )
     return ClipRejected(
         Reason.TOO_LONG,
-        f"{num_frames:.0f} frames at {params.target_fps:g} fps; crop.max_frames is {params.max_frames}. {advice}, or "
-        "raise the limit",
+        f"the clip has {num_frames:.0f} frames at {params.target_fps:g} fps; crop.max_frames is {params.max_frames}. "
+        f"{advice}, or raise the limit",
     )
 
 

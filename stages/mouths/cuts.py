@@ -1,10 +1,10 @@
-"""Finds hard cuts: frames at which a face and its surroundings suddenly look different.
+"""Finds hard cuts: frames at which a face and its surroundings suddenly change.
 
-A face and its surroundings are compared between frames as small gray pictures without their slow shading, at the best
-of some small shifts. Of a person who moves, neighbouring frames correlate by 0.7 and more, also at 4 frames a second or
-with a hand before the mouth; of two people framed alike by 0.56 at most (docs/decisions.md).
+The face and its surroundings are compared between frames as thumbnails: small gray pictures without their slow shading,
+at the best of some small shifts. Neighbouring frames of a moving person correlate by 0.7 and more, also at 4 frames a
+second or with a hand before the mouth. Frames of two people framed alike correlate by 0.56 at most (docs/decisions.md).
 
-Shapes: F frames, S side of a look.
+Shapes: F frames, S side of a thumbnail.
 """
 
 import math
@@ -19,32 +19,32 @@ from numpy.typing import NDArray
 from stages.mouths.geometry import Doubles
 from stages.videos.picture import SourceFrame, Window
 
-LOOK_PX = 32
-"""Width and height of a look, px."""
+THUMBNAIL_PX = 32
+"""Width and height of a thumbnail, px."""
 SAMPLES = 2
-"""Each pixel of a look is the mean of SAMPLES x SAMPLES samples of the picture."""
+"""Each pixel of a thumbnail is the mean of SAMPLES x SAMPLES samples of the picture."""
 SHADING_PX = 3.0
 """Standard deviation of the blur that is subtracted: it removes changes of light."""
 SHIFT_PX = 3
-"""Looks are compared at shifts of up to so many pixels, a tenth of the face."""
+"""Largest shift in pixels at which two thumbnails are compared: a tenth of the face."""
 FACE_REGION, SHOT_REGION = 1.3, 2.5
-"""Sides of the compared squares, as multiples of the mesh's box: the face; head and shoulders. A hand in front of the
-mouth changes only the first, a moving background only the second."""
+"""Sides of the compared squares, as multiples of the mesh's box: the face, and head and shoulders. A hand in front of
+the mouth changes only the first; a moving background changes only the second."""
 
 SAME_FACE, SAME_SHOT = 0.5, 0.6
-"""Below SAME_FACE the correlation of two looks of a face means two people, even if a caption or a wall does not change.
-From SAME_SHOT on, the correlation of face or surroundings means one shot."""
+"""A correlation of two faces below SAME_FACE means two people, even if a caption or a wall does not change. A
+correlation of faces or surroundings from SAME_SHOT on means one shot."""
 FLAT = 1.0
-"""Root mean square in gray levels below which a look is black, white or fog: unlike any face."""
+"""Root mean square in gray levels below which a thumbnail is black, white or fog: unlike any face."""
 FAINT = 0.25
-"""A look whose root mean square is below this share of the other's is no evidence of a cut: a decoder makes such
-pictures where a key frame is lost, and a face may be faintly seen in them (0.15 to 0.19 in GRID)."""
+"""A thumbnail with a root mean square below this share of the other's is not evidence of a cut: decoders make faint
+pictures after a lost key frame, and a face may be faintly visible in them (0.15 to 0.19 in GRID)."""
 CHECKED_EVERY = 4
-"""Every fourth frame is compared first; where two of them differ, the frames between are compared one by one."""
+"""Every fourth frame is compared first. Where two of them differ, the frames between are compared one by one."""
 
 
-class Look:
-    """Small gray pictures (S, S) of a face in one frame and of its surroundings, each made when it is first needed."""
+class FaceThumbnail:
+    """Small gray pictures (S, S) of a face in one frame and of its surroundings. Each is made when first needed."""
 
     def __init__(self, frame: SourceFrame, box_4: Doubles) -> None:
         self._frame, self._box_4 = frame, box_4
@@ -57,8 +57,8 @@ class Look:
     def surroundings(self) -> NDArray[np.float32]:
         return _small(self._frame, self._box_4, SHOT_REGION)
 
-    def is_alike(self, other: "Look") -> bool:
-        """Whether two looks may be of one shot."""
+    def is_alike(self, other: "FaceThumbnail") -> bool:
+        """Returns whether the two thumbnails may show the same shot."""
         face = _correlation(self.face, other.face)
         if face >= SAME_SHOT or face < SAME_FACE:
             return face >= SAME_SHOT
@@ -66,60 +66,60 @@ class Look:
 
 
 def cut_frames(frames: Sequence[SourceFrame], box_F4: Doubles, begin: int, end: int) -> list[int]:
-    """Returns which frames from `begin` + 1 to `end` begin a new shot around a face, rising.
+    """Returns which frames from `begin` + 1 to `end` begin a new shot around a face, in rising order.
 
-    `box_F4` is the face's box in each frame. The frames before `begin` and after `end` tell cuts from flashes: a single
-    frame that differs begins no shot.
+    `box_F4` is the face's box in each frame. The frames before `begin` and after `end` distinguish cuts from flashes: a
+    single frame that differs does not begin a shot.
     """
-    looks: dict[int, Look] = {}
+    thumbnails: dict[int, FaceThumbnail] = {}
 
-    def look(number: int) -> Look:
-        if number not in looks:
-            looks[number] = Look(frames[number], box_F4[number])
-        return looks[number]
+    def thumbnail(number: int) -> FaceThumbnail:
+        if number not in thumbnails:
+            thumbnails[number] = FaceThumbnail(frames[number], box_F4[number])
+        return thumbnails[number]
 
     stops = [*range(begin, end, CHECKED_EVERY), end]
     cuts: list[int] = []
     for first, last in pairwise(stops):
-        if not look(first).is_alike(look(last)):
+        if not thumbnail(first).is_alike(thumbnail(last)):
             numbers = range(first + 1, last + 1)
             # frame rate converters mix the last picture of a shot with the first of the next
-            cuts += [n for n in numbers if _is_cut(look, n, len(frames), num_mixed=0)] or [
-                n for n in numbers if _is_cut(look, n, len(frames), num_mixed=1)
+            cuts += [n for n in numbers if _is_cut(thumbnail, n, len(frames), num_mixed=0)] or [
+                n for n in numbers if _is_cut(thumbnail, n, len(frames), num_mixed=1)
             ]
     return cuts
 
 
-def _is_cut(look: Callable[[int], Look], number: int, num_frames: int, num_mixed: int) -> bool:
-    """Whether frame `number` begins a new shot.
+def _is_cut(thumbnail: Callable[[int], FaceThumbnail], number: int, num_frames: int, num_mixed: int) -> bool:
+    """Returns whether frame `number` begins a new shot.
 
-    No frame shortly before it may look like it or the next ones; `num_mixed` frames right before it are not compared,
-    since they may mix both shots. On each side the frames must look alike: those of a quickly moving object do not.
+    No frame shortly before it may be similar to it or to the next frames. `num_mixed` frames right before it are not
+    compared, since they may mix both shots. The frames of each side must be similar: those of a fast object are not.
     """
     last, reach = number - 1 - num_mixed, range(2 + num_mixed)
     befores = [last - back for back in reach if last >= back]
     afters = [number + ahead for ahead in reach if number + ahead < num_frames]
-    if not befores or any(look(before).is_alike(look(after)) for before in befores for after in afters):
+    if not befores or any(thumbnail(a).is_alike(thumbnail(b)) for a in befores for b in afters):
         return False
-    return all(look(side[0]).is_alike(look(side[-1])) for side in (befores, afters))
+    return all(thumbnail(side[0]).is_alike(thumbnail(side[-1])) for side in (befores, afters))
 
 
-def _correlation(look_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) -> float:
-    less, more = sorted(math.sqrt(np.vdot(each, each) / each.size) for each in (look_SS, other_SS))
+def _correlation(thumbnail_SS: NDArray[np.float32], other_SS: NDArray[np.float32]) -> float:
+    less, more = sorted(math.sqrt(np.vdot(each, each) / each.size) for each in (thumbnail_SS, other_SS))
     if less < FLAT:
         return 1.0 if more < FLAT / FAINT else 0.0
     if less < FAINT * more:
         return 1.0
     # the plain correlation is cheap, and nearly always enough
-    plain = float(np.vdot(look_SS, other_SS)) / (look_SS.size * less * more)
+    plain = float(np.vdot(thumbnail_SS, other_SS)) / (thumbnail_SS.size * less * more)
     if plain >= SAME_SHOT:
         return plain
-    middle = look_SS[SHIFT_PX:-SHIFT_PX, SHIFT_PX:-SHIFT_PX]
+    middle = thumbnail_SS[SHIFT_PX:-SHIFT_PX, SHIFT_PX:-SHIFT_PX]
     return float(cv2.matchTemplate(other_SS, middle, cv2.TM_CCOEFF_NORMED).max())
 
 
 def _small(frame: SourceFrame, box_4: Doubles, region: float) -> NDArray[np.float32]:
-    """A square around the face whose mesh has this box in source pixels, without its slow shading."""
+    """Returns a square around the face whose mesh has this box in source pixels, without its slow shading."""
     left, top, right, bottom = box_4.tolist()
     side_px = region * max(right - left, bottom - top)
     x_px, y_px = (left + right - side_px) / 2, (top + bottom - side_px) / 2
@@ -129,13 +129,13 @@ def _small(frame: SourceFrame, box_4: Doubles, region: float) -> NDArray[np.floa
         min(max(begin + 1, math.ceil(place + side_px)), side)
         for begin, place, side in ((begin_x, x_px, width), (begin_y, y_px, height))
     )
-    step = side_px / (LOOK_PX * SAMPLES)
+    step = side_px / (THUMBNAIL_PX * SAMPLES)
     sampled = cv2.warpAffine(
         frame.luma(Window(begin_x, begin_y, end_x, end_y)),
         np.array([[step, 0, x_px + (step - 1) / 2 - begin_x], [0, step, y_px + (step - 1) / 2 - begin_y]]),
-        (LOOK_PX * SAMPLES, LOOK_PX * SAMPLES),
+        (THUMBNAIL_PX * SAMPLES, THUMBNAIL_PX * SAMPLES),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    small = cv2.resize(sampled, (LOOK_PX, LOOK_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(sampled, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
     return np.asarray(small - cv2.GaussianBlur(small, (0, 0), SHADING_PX), np.float32)

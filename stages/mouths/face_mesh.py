@@ -1,7 +1,7 @@
-"""mediapipe's two face models run by LiteRT, without its graph: no telemetry, no OpenGL, pictures in any order.
+"""Runs mediapipe's two face models in LiteRT, without its graph: no telemetry, no OpenGL, pictures in any order.
 
-What the graph does between the models is done here the same way (mediapipe 1.2: face_detector_graph,
-face_landmarks_detector_graph and their calculators): the meshes agree with those of its IMAGE mode.
+The steps of the graph between the models are done here the same way (mediapipe 1.2: face_detector_graph,
+face_landmarks_detector_graph and their calculators): the meshes agree with those of the graph's IMAGE mode.
 
 Shapes: A anchors of the detector, D detections, S side of a network's input.
 """
@@ -24,11 +24,11 @@ MESH_PX = 256
 NUM_LANDMARKS = 478
 
 MIN_SCORE = 0.5
-"""Of a detection, and of the presence of a face in its region: the graph's defaults."""
+"""Least score of a detection, and of the presence of a face in its region: the graph's defaults."""
 SAME_FACE_OVERLAP = 0.3
-"""Detections that overlap more are one face, and are averaged."""
+"""Detections that overlap more are one face. They are averaged."""
 REGION_GROWTH = 1.5
-"""The mesh is looked for in the detection's longer side, grown by this."""
+"""Side of the square in which the mesh is fitted, in longer sides of the detection."""
 _RIGHT_EYE, _LEFT_EYE = 0, 1
 """Key points of the detector that give the head's roll."""
 
@@ -47,8 +47,8 @@ class FaceMesh:
     ) -> list[NDArray[np.float32]]:
         """Returns meshes (478, 3) of the largest `max_faces` faces in source pixels, highest score first.
 
-        The detector sees `square`, or the whole picture. mediapipe keeps the faces with the highest scores; in a
-        crowd those change from picture to picture.
+        The detector gets `square`, or the whole picture. Keeps the largest faces, not those with the highest scores as
+        mediapipe does: in a crowd the highest scores change from picture to picture.
         """
         regions = self._regions(frame, whole_picture(frame) if square is None else square)
         smallest_px = sorted((region.side_px for region in regions), reverse=True)[:max_faces][-1:]
@@ -72,7 +72,7 @@ class FaceMesh:
         points_D82[:, 0] += self._anchors_A2[sure]
         points_D82[:, 2:] += self._anchors_A2[sure, None]
         centre_D2, half_D2 = points_D82[:, 0], points_D82[:, 1] / 2
-        # left top, right bottom, and the six key points, in parts of the square
+        # left top, right bottom, and the six key points, as shares of the square's side
         corners_D82 = np.concatenate(
             [(centre_D2 - half_D2)[:, None], (centre_D2 + half_D2)[:, None], points_D82[:, 2:]], axis=1
         )
@@ -82,22 +82,22 @@ class FaceMesh:
         ]
 
     def faces_with_logits(self, frame: SourceFrame) -> list[tuple[NDArray[np.float32], float]]:
-        """The mesh, as above, in every region of the picture that may be a face, and the logit of its presence."""
+        """Returns the mesh in every region of the picture that may be a face, and the logit of the face's presence."""
         regions = self._regions(frame, whole_picture(frame))
         return [self._mesh_and_logit(frame, region) for region in regions]
 
-    def look(self, view_SS3: NDArray[np.float32]) -> tuple[Doubles, float]:
-        """The mesh (478, 3) in pixels of a view of MESH_PX, RGB from 0 to 1, and the logit of a face's presence."""
+    def fit_mesh(self, view_SS3: NDArray[np.float32]) -> tuple[Doubles, float]:
+        """Returns the mesh (478, 3) in pixels of a view of MESH_PX (RGB, 0 to 1), and the logit of its presence."""
         landmarks, presence, _ = self._mesh(view_SS3)
         return landmarks.reshape(NUM_LANDMARKS, 3).astype(np.float64), float(presence.item())
 
     def _mesh_in(self, frame: SourceFrame, region: "_Region") -> NDArray[np.float32] | None:
         mesh, logit = self._mesh_and_logit(frame, region)
-        return mesh if logit >= np.log(MIN_SCORE / (1 - MIN_SCORE)) else None  # not a number is no face
+        return mesh if logit >= np.log(MIN_SCORE / (1 - MIN_SCORE)) else None  # NaN is not a face
 
     def _mesh_and_logit(self, frame: SourceFrame, region: "_Region") -> tuple[NDArray[np.float32], float]:
         to_picture_23 = region.to_picture_23(MESH_PX)
-        points, logit = self.look(frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1))
+        points, logit = self.fit_mesh(frame.rgb_view(to_picture_23, MESH_PX, repeat_border=True, white=1))
         mesh = np.empty((NUM_LANDMARKS, 3), np.float32)
         mesh[:, :2] = points[:, :2] @ to_picture_23[:, :2].T + to_picture_23[:, 2]
         mesh[:, 2] = points[:, 2] * (region.side_px / MESH_PX)
@@ -106,14 +106,14 @@ class FaceMesh:
 
 @dataclass(frozen=True)
 class _Region:
-    """A square of the picture, turned with the head."""
+    """A square of the picture, rotated with the head."""
 
     centre_2: Doubles
     side_px: float
     roll_rad: float
 
     def to_picture_23(self, view_px: int) -> Doubles:
-        """From pixels of a view of the region to pixels of the picture."""
+        """Returns the matrix from pixels of a view of the region to pixels of the picture."""
         scale = self.side_px / view_px
         cos, sin = scale * np.cos(self.roll_rad), scale * np.sin(self.roll_rad)
         turn = np.array([[cos, -sin], [sin, cos]])
@@ -130,13 +130,13 @@ def _region(left_top: Doubles, right_bottom: Doubles, right_eye: Doubles, left_e
 
 
 def _merged(corners_D82: Doubles, score_D: Doubles) -> list[Doubles]:
-    """Weighted non-maximum suppression: overlapping detections become their mean, weighted by score."""
+    """Merges overlapping detections to their mean, weighted by score: weighted non-maximum suppression."""
     faces = []
     left = np.arange(len(score_D))
     while len(left):
         overlap = _overlap(corners_D82[left[0], :2], corners_D82[left, :2])
         same = overlap > SAME_FACE_OVERLAP
-        same[0] = True  # a box of no size overlaps not even itself
+        same[0] = True  # an empty box does not overlap itself
         weight = score_D[left[same]] / score_D[left[same]].sum()
         faces.append(np.tensordot(weight, corners_D82[left[same]], axes=1))
         left = left[~same]
@@ -144,7 +144,7 @@ def _merged(corners_D82: Doubles, score_D: Doubles) -> list[Doubles]:
 
 
 def _overlap(box_22: Doubles, boxes_D22: Doubles) -> Doubles:
-    """Intersection over union."""
+    """Returns the intersection over union."""
     sides = np.minimum(box_22[1], boxes_D22[:, 1]) - np.maximum(box_22[0], boxes_D22[:, 0])
     shared = np.prod(np.clip(sides, 0, None), axis=1)
     areas = np.prod(np.clip(boxes_D22[:, 1] - boxes_D22[:, 0], 0, None), axis=1)
@@ -153,7 +153,7 @@ def _overlap(box_22: Doubles, boxes_D22: Doubles) -> Doubles:
 
 
 def _anchors() -> Doubles:
-    """(896, 2): centres of the short-range detector's anchors, in parts of its input, row by row.
+    """Returns (896, 2): centres of the short-range detector's anchors, as shares of its input's side, row by row.
 
     A grid of 16x16 with 2 anchors a cell, then one of 8x8 with 6 (strides 8, 16, 16, 16 of SsdAnchorsCalculator).
     """

@@ -1,7 +1,7 @@
-"""Where in a picture the face detector looks: the whole picture, around known faces, then in tiles.
+"""Searches a picture for faces: the whole picture, then around known faces, then in tiles.
 
-mediapipe's detector sees 128x128 pixels and finds faces from DETECTABLE of its square's side on. In the whole of a
-1080p picture that is a face 290 px wide. A smaller face is found in a smaller square.
+mediapipe's detector gets 128x128 pixels. It finds faces of at least DETECTABLE of its square's side: in a whole 1080p
+picture, a face 290 px wide. The detector finds a smaller face in a smaller square.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from stages.videos.picture import SourceFrame
 
 DETECTABLE = 0.15
-"""Smallest face that is always found, as a share of the square's side: of six people at 20 places each, all faces
-of 0.15 to 0.75 were found, 97 % of those of 0.12, a quarter of those of 0.10."""
+"""Smallest face that the detector always finds, as a share of the square's side. Measured on six people at 20 places
+each: it found all faces of 0.15 to 0.75, 97 % of faces of 0.12 and a quarter of faces of 0.10."""
 
 FACE_WIDTH = 2.6
-"""The detector's box is at least so many mouth widths wide: 2.6 for a wide smile, 3.4 for a mouth at rest."""
+"""Smallest width of the detector's box in mouth widths: 2.6 for a wide smile, 3.4 for a mouth at rest."""
 
 SMALLEST_MOUTH_PX = 8.0
-"""Faces with smaller mouths are not searched for: their mesh is noise."""
+"""Faces with smaller mouths are not searched: their mesh is noise."""
 
 TILE_STEP = 0.7
-"""Distance of neighbouring tiles as a share of their side. What they share, 0.3, holds every face that the next
+"""Distance between neighbouring tiles as a share of their side. Their overlap, 0.3, holds every face that the next
 larger tiles may miss."""
 
 AROUND_FACE = 3.5
@@ -35,27 +35,27 @@ SAME_FACE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """A part of the picture that the detector sees, in source pixels; it may reach outside the picture."""
+    """The part of the picture that the detector gets, in source pixels; it may reach outside the picture."""
 
     left: float
     top: float
     side_px: float
 
 
-Look = Callable[..., list[NDArray[np.float32]]]
-"""look(frame, square=None): the meshes (478, 3) of the faces that the detector sees in the square, highest score first;
-in the whole picture without a square."""
+DetectFaces = Callable[..., list[NDArray[np.float32]]]
+"""detect(frame, square=None) returns the meshes (478, 3) of the faces in the square, highest score first. Without a
+square it searches the whole picture."""
 
 
 def whole_picture(frame: SourceFrame) -> Square:
-    """Returns the square around the whole picture, centred; the detector sees black outside the picture."""
+    """Returns the centred square around the whole picture; the detector gets black outside the picture."""
     width, height = frame.size
     side_px = max(width, height)
     return Square((width - side_px) / 2, (height - side_px) / 2, side_px)
 
 
 def find_faces(
-    look: Look,
+    detect: DetectFaces,
     frame: SourceFrame,
     known_boxes: Sequence[NDArray[np.float64]],
     smallest_mouth_px: float | None,
@@ -65,19 +65,19 @@ def find_faces(
     """Returns the meshes (478, 3) of up to `max_faces` faces, in source pixels.
 
     Searches the whole picture, then around each of `known_boxes` (left, top, right, bottom of a mesh in a neighbouring
-    frame) that was not found there. Where none of the meshes found so far `is_usable`, searches in ever smaller tiles,
-    down to faces with a mouth of `smallest_mouth_px` (None: no tiles).
+    frame) that was not found there. If no mesh so far `is_usable`, searches ever smaller tiles, down to faces with a
+    mouth of `smallest_mouth_px` (None: no tiles).
     """
-    meshes = look(frame)
+    meshes = detect(frame)
     for box_4 in known_boxes:
         if all(overlap(box_4, box_of(mesh)) < SAME_FACE for mesh in meshes):
-            _add_new(meshes, look(frame, _around(box_4)))
+            _add_new(meshes, detect(frame, _around(box_4)))
     if smallest_mouth_px is not None and not any(map(is_usable, meshes)):
         for tiles in _tile_levels(frame.size, smallest_mouth_px):
             for tile in tiles:
-                # a face cut by the tile's edge has a poor mesh: look again with the face in the middle
-                for mesh in look(frame, tile):
-                    _add_new(meshes, look(frame, _around(box_of(mesh))))
+                # a face cut by the tile's edge has a poor mesh: detect again with the face in the middle
+                for mesh in detect(frame, tile):
+                    _add_new(meshes, detect(frame, _around(box_of(mesh))))
             if any(map(is_usable, meshes)):
                 break
     return sorted(meshes, key=_negative_size)[:max_faces] if len(meshes) > max_faces else meshes
@@ -123,7 +123,7 @@ def _tile_levels(picture_size: tuple[int, int], smallest_mouth_px: float) -> Ite
 
 
 def _starts(length_px: int, side_px: float) -> list[float]:
-    """Where tiles begin along one side of the picture: evenly spaced, the first and the last at its ends."""
+    """Returns where tiles begin along one side of the picture: evenly spaced, the first and last at its ends."""
     if length_px <= side_px:
         return [(length_px - side_px) / 2]
     num_tiles = int(np.ceil((length_px - side_px) / (TILE_STEP * side_px))) + 1

@@ -1,18 +1,18 @@
-"""Follows the faces of a video: landmarks on few frames, optical flow between, more landmarks where that is unsure.
+"""Tracks the faces of a video: landmarks on few frames, optical flow between, more landmarks where the flow is unsure.
 
-A video is taken in stretches of at most STRETCH_S. Both ends of a stretch are landmarked; from its begin the kept
-points are followed forward by sparse optical flow on the luma plane (Lucas and Kanade 1981, in pyramids). What the
-flow is off by at the far end is taken back along the way in proportion to time, so it agrees with the landmarks at
-both ends. How far it may be off between is judged by two figures, in pixels of the 96-px crop: by how much it missed
-the far end, and how far the mouth moved within the face on the way. Weighed by the part of the smoothing window that
-the stretch fills, since an error that is short against the window is averaged away, their sum must stay below
-`crop.tolerance_px`; else the frame in the middle, furthest from what is known, is landmarked and both halves are
-judged anew. Where the ends do not show the same faces, or the flow loses them, the stretch is halved down to
-neighbouring frames. A face that goes and comes back within a stretch is taken to have been there.
+A video is processed in stretches of at most STRETCH_S. Both ends of a stretch are landmarked. From its begin, sparse
+optical flow on the luma plane (Lucas and Kanade 1981, in pyramids) tracks the kept points forward. The error of the
+flow at the far end is subtracted along the path in proportion to time, so the path agrees with the landmarks at both
+ends. Two figures, in pixels of the 96-px crop, estimate the error between the ends: the error at the far end, and how
+far the mouth moved within the face. Their weighted sum is scaled by the share of the smoothing window that the stretch
+fills, since smoothing averages short errors away. It must stay below `crop.tolerance_px`. Otherwise the middle frame,
+furthest from known frames, is landmarked and both halves are judged again. If the ends do not show the same faces, or
+the flow loses them, the stretch is halved down to neighbouring frames. If a face disappears and comes back within a
+stretch, it counts as present.
 
-Where the video cuts to another shot, no face is followed: the frames before and after are landmarked.
+Across a cut to another shot, no face is tracked: the frames before and after are landmarked.
 
-Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its centre.
+Shapes: F frames of a stretch, K kept landmarks, P corners of the crop and its centre, N faces in a frame.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.enums import Transfer
-from stages.mouths.cuts import Look as FaceLook
-from stages.mouths.cuts import cut_frames
-from stages.mouths.face_search import Look, box_of, find_faces
+from stages.mouths.cuts import FaceThumbnail, cut_frames
+from stages.mouths.face_search import DetectFaces, box_of, find_faces
 from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
 from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_inside, mouth_windows
 from stages.mouths.landmarker import face_finder
@@ -37,81 +36,81 @@ from stages.videos.settings import CropParams
 from stages.videos.video import decode
 
 STRETCH_S = 0.64
-"""Longest stretch without landmarks: sixteen frames of 25, some three syllables."""
+"""Longest stretch without landmarks: 16 frames at 25 fps, about three syllables."""
 
 STRETCH_BYTES = 250_000_000
-"""Its pictures are all held; of large or very fast ones fewer."""
+"""Most memory for the pictures of one stretch: it is shorter for large pictures or high frame rates."""
 
 TILE_TRIES, TILE_EVERY = 16, 4
-"""After so many ends of stretches without a face, ten seconds, only every fourth one is searched in tiles."""
+"""After 16 ends of stretches without a face, ten seconds, only every fourth end is searched in tiles."""
 
 EMPTY_S = 0.16
-"""Longest stretch whose ends show no face and which is taken to show none: a detector misses now and then."""
+"""Longest stretch that counts as empty if no face is detected at its ends: detectors miss a face now and then."""
 
-# Weights of the two figures, and sizes of the flow, were chosen on GRID (two speakers) and the hard videos so that the
-# error stays below the bound that tests/stages/mouths/test_face_tracking.py holds; docs/decisions.md has the trials.
+# Weights of the two figures, and sizes of the flow, were chosen on GRID (two speakers) and the hard videos. They keep
+# the error below the bound that tests/stages/mouths/test_face_tracking.py checks; docs/decisions.md has the trials.
 MISS_WEIGHT = 0.4
 MOTION_WEIGHT = 0.3
 
-STRAYS = 2.0
-"""A head that strays from a straight way by so many times `crop.max_lag_px` within a stretch is a fast one: the mean
-over half a second would lag behind a nod of 2 Hz by all of it, behind a slow turn by a fifth."""
+FAST_HEAD_LAGS = 2.0
+"""A head is fast if it leaves the straight path within a stretch by more than this multiple of `crop.max_lag_px`. The
+mean over half a second would lag behind a nod of 2 Hz by all of that distance, behind a slow turn by a fifth."""
 
 EDGE_MARGIN = 0.15
-"""Share of the face's height by which the crop of its mouth reaches beyond the mesh's box, at most."""
+"""How far the crop of the mouth reaches beyond the mesh's box at most, as a share of the face's height."""
 
 HEAD_WINDOW_S = 0.12
-"""What the smoothing of a fast head (geometry.HEAD_SMOOTHING_S) averages away, as the window of a mean."""
+"""Window of a mean that averages as much away as the smoothing of a fast head (geometry.HEAD_SMOOTHING_S)."""
 
 _CROP_P2 = CANONICAL_WINDOW_PX * np.array([(0.5, 0.5), (0, 0), (1, 0), (0, 1), (1, 1)])
 CORNER_WEIGHT = 0.5
-"""A corner of the crop may be off by twice as much as its centre."""
+"""A corner of the crop may have twice the error of its centre."""
 
 
-def follow_video(media: Media, params: CropParams, patches: MouthPatches | None = None) -> Landmarks:
-    """Every face of every frame, up to `max_faces` at once.
+def track_faces(media: Media, params: CropParams, patches: MouthPatches | None = None) -> Landmarks:
+    """Returns every face of every frame, up to `max_faces` at once.
 
-    The surroundings of the largest face's mouth go to `patches`. Raises ClipRejected as `video.decode` does,
-    MachineError where the landmarker cannot run.
+    Keeps the surroundings of the largest face's mouth in `patches`. Raises ClipRejected as `video.decode` does, and
+    MachineError if the landmarker cannot run.
     """
-    with face_finder(params.landmarker, params.max_faces) as look:
-        follower = Follower(look, params, patches)
+    with face_finder(params.landmarker, params.max_faces) as detect:
+        tracker = FaceTracker(detect, params, patches)
         for frame in decode(media, params):
-            follower.add(frame)
-        return follower.landmarks()
+            tracker.add(frame)
+        return tracker.landmarks()
 
 
 @dataclass(frozen=True)
-class _Way:
+class _FacePath:
     """One face through neighbouring frames."""
 
     points_FK3: Doubles
     box_F4: Doubles
 
 
-class Follower:
-    """Takes the frames of a video one by one; what is settled of it can be taken away meanwhile."""
+class FaceTracker:
+    """Takes the frames of a video one by one. Faces of settled frames can be taken out meanwhile."""
 
-    def __init__(self, look: Look, params: CropParams, patches: MouthPatches | None) -> None:
-        self._look_in, self._params, self._patches = look, params, patches
+    def __init__(self, detect: DetectFaces, params: CropParams, patches: MouthPatches | None) -> None:
+        self._detect, self._params, self._patches = detect, params, patches
         self._stretch: list[SourceFrame] = []
-        """The last frame is one ahead of the stretch: it distinguishes a cut from a flash."""
+        """Its last frame lies one frame after the stretch: it distinguishes a cut from a flash."""
         self._before: list[SourceFrame] = []
         """The frame before the stretch, for the same purpose."""
         self._first: list[Face] = []
         """The faces of the stretch's first frame."""
         self._times_s: list[float] = []
         self._landmarked: list[int] = []
-        self._settled: list[tuple[NDArray[np.int32], _Way]] = []
-        """Source frames and the way of a face through them."""
+        self._settled: list[tuple[NDArray[np.int32], _FacePath]] = []
+        """Source frames and the path of a face through them."""
         self._cuts: list[tuple[int, Doubles]] = []
-        """First source frame after a cut, and the face's box where it was seen."""
-        self._is_lively = False
-        """Whether a head in this stretch moves faster than the calm smoothing follows."""
-        self._before_gap: list[FaceLook] = []
-        """Looks of the faces just before the last sudden change to a picture without a face."""
+        """First source frame after a cut, and the box of the face around which the cut was found."""
+        self._has_fast_head = False
+        """Whether a head in this stretch moves faster than the normal smoothing can follow."""
+        self._before_gap: list[FaceThumbnail] = []
+        """Thumbnails of the faces just before the last sudden change to a picture without a face."""
         self._num_empty = 0
-        """Ends of stretches without a face that shows its mouth, since the last such face."""
+        """Number of ends of stretches since the last face with a visible mouth."""
         self._size = (0, 0)
         self._transfer = Transfer.SDR
         self._num_taken = 0
@@ -121,7 +120,7 @@ class Follower:
         self._times_s.append(frame.time_s)
         self._stretch.append(frame)
         if len(self._stretch) == 1:
-            self._first = self._look(frame, [], is_deep=True)
+            self._first = self._find_faces(frame, [], with_tiles=True)
         elif len(self._stretch) > 2 and self._is_whole(self._stretch[:-1]):
             self._close(self._stretch[:-1], frame)
 
@@ -134,21 +133,21 @@ class Follower:
 
     @property
     def num_settled(self) -> int:
-        """Frames that `take_settled` would give."""
+        """Number of frames that `take_settled` would return."""
         return self._stretch[0].index - self._num_taken if self._stretch else 0
 
     def take_settled(self) -> Landmarks:
-        """The faces of the frames settled since the last call, which are forgotten here.
+        """Returns the faces of the frames settled since the last call, and removes them from the tracker.
 
-        Frames are counted from the first of them; times stay those of the video.
+        Frames are counted from the first of these frames; times stay those of the video.
         """
         return self._take(self.num_settled)
 
     def landmarks(self) -> Landmarks:
-        """The faces of all frames that were not taken before; the video is at its end."""
+        """Returns the faces of all frames that were not taken before. Call it at the end of the video."""
         if len(self._stretch) > 1:
             self._close(self._stretch, None)
-        self._settle(self._stretch, [_way(face) for face in self._first])
+        self._settle(self._stretch, [_path_of(face) for face in self._first])
         self._stretch, self._before = [], []
         return self._take(len(self._times_s))
 
@@ -156,9 +155,9 @@ class Follower:
         begin, end = self._num_taken, self._num_taken + num_frames
         frame_M = np.concatenate([np.zeros(0, np.int32), *(frame_F for frame_F, _ in self._settled)])
         points_MK3 = np.concatenate(
-            [np.zeros((0, len(KEPT), 3)), *(way.points_FK3 for _, way in self._settled)]
+            [np.zeros((0, len(KEPT), 3)), *(path.points_FK3 for _, path in self._settled)]
         )
-        box_M4 = np.concatenate([np.zeros((0, 4)), *(way.box_F4 for _, way in self._settled)])
+        box_M4 = np.concatenate([np.zeros((0, 4)), *(path.box_F4 for _, path in self._settled)])
         order = np.argsort(frame_M, kind="stable")
         taken = Landmarks(
             *self._size,
@@ -177,15 +176,15 @@ class Follower:
         self._landmarked = [index for index in self._landmarked if index >= end]
         return taken
 
-    def _look(self, frame: SourceFrame, known: Sequence[Face], is_deep: bool = False) -> list[Face]:
-        """The faces of a frame; `known` ones are searched for where they were, others in tiles if `is_deep`."""
+    def _find_faces(self, frame: SourceFrame, known: Sequence[Face], with_tiles: bool = False) -> list[Face]:
+        """Returns the faces of a frame. Searches around `known` faces, and with `with_tiles` in tiles."""
         self._landmarked.append(frame.index)
-        is_deep = is_deep and (self._num_empty < TILE_TRIES or self._num_empty % TILE_EVERY == 0)
+        with_tiles = with_tiles and (self._num_empty < TILE_TRIES or self._num_empty % TILE_EVERY == 0)
         meshes = find_faces(
-            self._look_in,
+            self._detect,
             frame,
             [face.box_4 for face in known],
-            self._params.min_mouth_width_px if is_deep else None,
+            self._params.min_mouth_width_px if with_tiles else None,
             self._params.max_faces,
             lambda mesh: _shows_mouth(box_of(mesh), mesh[list(KEPT)], frame.size),
         )
@@ -198,71 +197,71 @@ class Follower:
             for mesh in meshes
         ]
 
-    def _settle(self, frames: Sequence[SourceFrame], ways: Sequence[_Way]) -> None:
+    def _settle(self, frames: Sequence[SourceFrame], paths: Sequence[_FacePath]) -> None:
         frame_F = np.array([frame.index for frame in frames], np.int32)
-        assert all(len(way.points_FK3) == len(frames) for way in ways), "a way has a place in every frame"
-        self._settled += [(frame_F, way) for way in ways]
+        assert all(len(path.points_FK3) == len(frames) for path in paths), "a path covers every frame"
+        self._settled += [(frame_F, path) for path in paths]
         if self._patches is not None:
             self._patches.keep_settled(frames)
-        if ways and self._patches is not None:
-            sizes_WF = np.array([np.prod(way.box_F4[:, 2:] - way.box_F4[:, :2], axis=1) for way in ways])
-            largest_F = sizes_WF.argmax(axis=0)
-            points_WFK3 = np.array([way.points_FK3 for way in ways])
-            self._patches.keep_mouths(frames, points_WFK3[largest_F, np.arange(len(frames))])
+        if paths and self._patches is not None:
+            sizes_NF = np.array([np.prod(path.box_F4[:, 2:] - path.box_F4[:, :2], axis=1) for path in paths])
+            largest_F = sizes_NF.argmax(axis=0)
+            points_NFK3 = np.array([path.points_FK3 for path in paths])
+            self._patches.keep_mouths(frames, points_NFK3[largest_F, np.arange(len(frames))])
 
     def _close(self, frames: Sequence[SourceFrame], ahead: SourceFrame | None) -> None:
-        """Settles every frame of the stretch but the last, which begins the next one."""
+        """Settles every frame of the stretch except the last, which begins the next stretch."""
         last = len(frames) - 1
-        known = {0: self._first, last: self._look(frames[last], self._first, is_deep=True)}
+        known = {0: self._first, last: self._find_faces(frames[last], self._first, with_tiles=True)}
         is_seen = any(_shows_mouth(face.box_4, face.points_K3, self._size) for face in known[last])
         self._num_empty = 0 if is_seen else self._num_empty + 1
         stops = {0, last}
         for cut, boxes_4 in self._find_cuts(frames, ahead, known[0], known[last]).items():
             for number, near in ((cut - 1, known[0]), (cut, known[last])):
                 if number not in known:
-                    known[number] = self._look(frames[number], near)
+                    known[number] = self._find_faces(frames[number], near)
             stops |= {cut - 1, cut}
-            if not self._goes_on_behind_gap(frames[cut - 1], known[cut - 1], frames[cut], known[cut]):
+            if not self._is_edge_of_gap(frames[cut - 1], known[cut - 1], frames[cut], known[cut]):
                 self._cuts += [(frames[cut].index, box_4) for box_4 in boxes_4]
         flow: Flow | None = None
-        self._is_lively = False
+        self._has_fast_head = False
         open_parts = list(pairwise(sorted(stops)))[::-1]
         while open_parts:
             begin, end = open_parts.pop()
             if flow is None and (seen := [face for faces in known.values() for face in faces]):
                 flow = Flow(frames, seen)
-            ways = self._ways(flow, begin, end, known[begin], known[end])
-            if ways is None:
+            paths = self._paths(flow, begin, end, known[begin], known[end])
+            if paths is None:
                 middle = (begin + end) // 2
-                known[middle] = self._look(frames[middle], known[begin] + known[end])
+                known[middle] = self._find_faces(frames[middle], known[begin] + known[end])
                 open_parts += [(middle, end), (begin, middle)]
             else:
-                self._settle(frames[begin:end], ways)
+                self._settle(frames[begin:end], paths)
         self._before, self._first = [frames[last - 1]], known[last]
         self._stretch = [frames[last], *([] if ahead is None else [ahead])]
 
-    def _goes_on_behind_gap(
+    def _is_edge_of_gap(
         self, last: SourceFrame, last_faces: list[Face], first: SourceFrame, first_faces: list[Face]
     ) -> bool:
-        """Whether a sudden change between two frames only begins or ends a gap without faces, which may be bridged.
+        """Returns whether a sudden change between two frames only begins or ends a gap without faces, to be bridged.
 
-        Black, a slide or what a decoder makes of lost bytes is no other shot, but another person behind it is one.
+        Black, a slide or the pictures that a decoder makes of lost bytes are not another shot. Another person after the
+        gap is another shot.
         """
         if last_faces and first_faces:
             return False
         if last_faces:
-            self._before_gap = [FaceLook(last, face.box_4) for face in last_faces]
+            self._before_gap = [FaceThumbnail(last, face.box_4) for face in last_faces]
             return True
-        looks = [FaceLook(first, face.box_4) for face in first_faces]
-        is_other = (
-            looks and self._before_gap and not any(a.is_alike(b) for a in self._before_gap for b in looks)
-        )
-        return not is_other
+        if not (first_faces and self._before_gap):
+            return True
+        after_gap = [FaceThumbnail(first, face.box_4) for face in first_faces]
+        return any(a.is_alike(b) for a in self._before_gap for b in after_gap)
 
     def _find_cuts(
         self, frames: Sequence[SourceFrame], ahead: SourceFrame | None, first: list[Face], last: list[Face]
     ) -> dict[int, list[Doubles]]:
-        """The frames of the stretch before which the picture around a face changes, rising, each with these boxes."""
+        """Returns the frames that begin a new shot around a face, in rising order, with the boxes of these faces."""
         pairs = match_faces(_boxes(first), _boxes(last))
         ends = [(first[i].box_4, last[j].box_4) for i, j in pairs]
         ends += [(face.box_4, face.box_4) for i, face in enumerate(first) if i not in {i for i, _ in pairs}]
@@ -277,12 +276,12 @@ class Follower:
                 cuts.setdefault(number - begin, []).append(box_F4[number])
         return dict(sorted(cuts.items()))
 
-    def _ways(
+    def _paths(
         self, flow: Flow | None, begin: int, end: int, first: list[Face], last: list[Face]
-    ) -> list[_Way] | None:
-        """The ways of all faces from frame `begin` to before `end`; None where they cannot be told well enough."""
+    ) -> list[_FacePath] | None:
+        """Returns the paths of all faces from frame `begin` to before `end`; None if they are not certain enough."""
         if end - begin < 2:
-            return [_way(face) for face in first]
+            return [_path_of(face) for face in first]
         frames = self._stretch[begin : end + 1]
         duration_s = frames[-1].time_s - frames[0].time_s
         if flow is None or not (first or last):
@@ -290,7 +289,7 @@ class Follower:
         pairs = match_faces(_boxes(first), _boxes(last))
         if not len(pairs) == len(first) == len(last):
             return None
-        ways = []
+        paths = []
         for i, j in pairs:
             path_FK2 = flow.path(begin, end, i, first[i])
             if path_FK2 is None:
@@ -299,22 +298,22 @@ class Follower:
             miss_px, crop_px = _distance_px(path_FK2[-1], last[j].points_K3[:, :2])
             share_F = _shares(frames)
             path_FK2 = path_FK2 + share_F[:, None, None] * missed_K2
-            mouth_px, head_px = (crop_px * stray for stray in _strays(path_FK2, share_F))
-            self._is_lively |= head_px > STRAYS * self._params.max_lag_px
+            mouth_px, head_px = (crop_px * off_px for off_px in _off_straight_px(path_FK2, share_F))
+            self._has_fast_head |= head_px > FAST_HEAD_LAGS * self._params.max_lag_px
             unsure_px = MISS_WEIGHT * miss_px + MOTION_WEIGHT * mouth_px
             if unsure_px * self._share_of_smoothing(duration_s) > self._params.tolerance_px:
                 return None
-            ways.append(_joined(path_FK2[:-1], share_F[:-1], first[i], last[j]))
-        return ways
+            paths.append(_path_between(path_FK2[:-1], share_F[:-1], first[i], last[j]))
+        return paths
 
     def _share_of_smoothing(self, duration_s: float) -> float:
-        # neighbouring stretches may err alike, so a window longer than a stretch averages no more away than one does
-        window_s = min(self._params.smoothing_s, HEAD_WINDOW_S if self._is_lively else STRETCH_S)
+        # neighbouring stretches may have the same error, so a window longer than a stretch averages no more away
+        window_s = min(self._params.smoothing_s, HEAD_WINDOW_S if self._has_fast_head else STRETCH_S)
         return min(1.0, duration_s / window_s) if window_s > 0 else 1.0
 
 
 def _shows_mouth(box_4: Doubles, points_K3: NDArray[np.floating], size: tuple[int, int]) -> bool:
-    """Whether the whole mouth is in the picture: `mouth_inside`, which is slow, is called only near the edge."""
+    """Returns whether the whole mouth is in the picture. Calls the slow `mouth_inside` only near the edge."""
     margin_px = EDGE_MARGIN * float(box_4[3] - box_4[1])
     if (box_4[:2] >= margin_px).all() and (box_4[2:] <= np.array(size) - margin_px).all():
         return True
@@ -322,7 +321,7 @@ def _shows_mouth(box_4: Doubles, points_K3: NDArray[np.floating], size: tuple[in
 
 
 def _distance_px(points_K2: Doubles, other_K2: Doubles) -> tuple[float, float]:
-    """How far apart the crops lie that two sets of points ask for, in crop pixels; crop pixels in a source pixel."""
+    """Returns how far apart the crops of two sets of points are, in crop pixels; and crop pixels per source pixel."""
     flat = np.zeros((2, len(points_K2), 3))
     flat[:, :, :2] = points_K2, other_K2
     one_23, other_23 = matrices(mouth_windows(flat, CANONICAL_WINDOW_PX))
@@ -333,34 +332,34 @@ def _distance_px(points_K2: Doubles, other_K2: Doubles) -> tuple[float, float]:
 
 
 def _shares(frames: Sequence[SourceFrame]) -> Doubles:
-    """How far in time each frame stands from the first (0) to the last (1)."""
+    """Returns the place in time of each frame between the first (0) and the last (1)."""
     times_s = np.array([frame.time_s for frame in frames])
     return np.asarray((times_s - times_s[0]) / (times_s[-1] - times_s[0]))
 
 
-def _strays(path_FK2: Doubles, share_F: Doubles) -> tuple[float, float]:
-    """How far the mouth strays from a straight way within the face, and the head in the picture, in source pixels.
+def _off_straight_px(path_FK2: Doubles, share_F: Doubles) -> tuple[float, float]:
+    """Returns how far the mouth leaves a straight path within the face, and the head in the picture, in source pixels.
 
-    The first is speech, which flow follows badly; the second a head that the calm smoothing would lag behind.
+    The first measures speech, which flow follows badly; the second a head that the normal smoothing would lag behind.
     """
     head_F2 = path_FK2[:, HEAD].mean(axis=1)
-    strays = []
-    for way_F2 in (path_FK2[:, LIPS].mean(axis=1) - head_F2, head_F2):
-        off_F2 = way_F2 - way_F2[0] - share_F[:, None] * (way_F2[-1] - way_F2[0])
-        strays.append(float(np.linalg.norm(off_F2, axis=1).max()))
-    return strays[0], strays[1]
+    off_px = []
+    for middle_F2 in (path_FK2[:, LIPS].mean(axis=1) - head_F2, head_F2):
+        off_F2 = middle_F2 - middle_F2[0] - share_F[:, None] * (middle_F2[-1] - middle_F2[0])
+        off_px.append(float(np.linalg.norm(off_F2, axis=1).max()))
+    return off_px[0], off_px[1]
 
 
-def _joined(path_FK2: Doubles, share_F: Doubles, first: Face, last: Face) -> _Way:
-    """Depth and boxes go straight from one end to the other."""
+def _path_between(path_FK2: Doubles, share_F: Doubles, first: Face, last: Face) -> _FacePath:
+    """Returns the path; its depth and boxes are interpolated between the ends."""
     share_F1 = share_F[:, None]
     depth_FK = (1 - share_F1) * first.points_K3[:, 2] + share_F1 * last.points_K3[:, 2]
     box_F4 = (1 - share_F1) * first.box_4 + share_F1 * last.box_4
-    return _Way(np.concatenate([path_FK2, depth_FK[..., None]], axis=2), box_F4)
+    return _FacePath(np.concatenate([path_FK2, depth_FK[..., None]], axis=2), box_F4)
 
 
-def _way(face: Face) -> _Way:
-    return _Way(face.points_K3[None], face.box_4[None])
+def _path_of(face: Face) -> _FacePath:
+    return _FacePath(face.points_K3[None], face.box_4[None])
 
 
 def _boxes(faces: Sequence[Face]) -> list[list[float]]:

@@ -1,7 +1,7 @@
-"""Sparse optical flow of a face between two frames that were landmarked (Lucas and Kanade 1981, in pyramids).
+"""Computes the sparse optical flow of a face between two landmarked frames (Lucas and Kanade 1981, in pyramids).
 
-Lips are followed point by point. The head is followed by points that do not speak and do not blink, and taken for a
-rigid body in the plane.
+Lips are tracked point by point. The head is tracked by points that neither speak nor blink, as a rigid body in the
+plane.
 
 Shapes: F frames, K kept landmarks, A anchors of the head, H kept points of the head, L of the lips.
 """
@@ -14,30 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.mouths.geometry import Doubles, stable_points
-from stages.mouths.landmarks import INNER_LIPS, KEPT, OUTER_LIPS, PLACES
+from stages.mouths.landmarks import INNER_LIPS, KEPT, KEPT_INDEX, OUTER_LIPS
 from stages.videos.picture import SourceFrame, Window
 
 FLOW_EYES_PX = 50.0
-"""Pictures are shrunk for the flow, by a whole factor, until the eyes stand about this far apart."""
+"""Pictures are shrunk for the flow, by a whole factor, until the eyes are about this far apart."""
 HEAD_WINDOW_PX = 25
 LIP_WINDOW_PX = 15
-"""Sides of the squares that the flow compares: eyes and nose move as one, lips do not."""
+"""Sides of the squares that the flow compares: eyes and nose move together, lips do not."""
 FLOW_LEVELS = 1
 FLOW_MARGIN = 0.25
-"""What is cut out for the flow beyond the faces' boxes, in parts of their size."""
+"""Margin around the faces' boxes that is cut out for the flow, as a share of their size."""
 
 MIN_FOUND = 0.5
-"""A step that finds fewer of the points ends the path."""
+"""A step that finds a smaller share of the points ends the path."""
 
 FAR_OFF = 2.5
-"""Anchors further off than this many times the median are left out."""
+"""Anchors with an error above this many times the median are left out."""
 
-LIPS = [PLACES[index] for index in dict.fromkeys(OUTER_LIPS + INNER_LIPS)]
-HEAD = [place for place in range(len(KEPT)) if place not in LIPS]
-"""Places among the kept landmarks."""
+LIPS = [KEPT_INDEX[index] for index in dict.fromkeys(OUTER_LIPS + INNER_LIPS)]
+HEAD = [index for index in range(len(KEPT)) if index not in LIPS]
+"""Indices among the kept landmarks."""
 
 ANCHORS = (143, 372, 105, 334, 168, 6, 197, 195, 4, 98, 2, 327)
-"""Landmarks that move with the skull alone: temples, brows, ridge, tip and base of the nose. No lids: they blink."""
+"""Landmarks that move only with the skull: temples, brows, ridge, tip and base of the nose. No eyelids: they blink."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Face:
 
 
 class Flow:
-    """Optical flow within one stretch, on small gray pictures of the part where these faces are."""
+    """Optical flow within one stretch, on small gray pictures of the region around these faces."""
 
     def __init__(self, frames: Sequence[SourceFrame], faces: Sequence[Face]) -> None:
         self.frames = frames
@@ -69,10 +69,10 @@ class Flow:
         self._shrink = max(1, round(float(between_px) / FLOW_EYES_PX))
 
     def path(self, begin: int, end: int, face_number: int, first: Face) -> Doubles | None:
-        """Kept points (F, K, 2) of a face from frame `begin` of the stretch, where it was looked at, to `end`.
+        """Returns the kept points (F, K, 2) of a face from frame `begin` of the stretch, a landmarked one, to `end`.
 
-        `first` is the face of that number in frame `begin`. None where the flow lost more than half of the points on
-        the way: something came before the face, or the light went out.
+        `first` is the face of that number in frame `begin`. Returns None if the flow lost more than half of the points
+        between: something covered the face, or the light went out.
         """
         start = self._to_small(np.concatenate([first.anchors_A2, first.points_K3[LIPS, :2]]))
         chain = self._chains.setdefault((begin, face_number), _Chain([start]))
@@ -113,17 +113,17 @@ class Flow:
 
 @dataclass
 class _Chain:
-    """Small-picture points (X, 2) of one face from frame to frame, as far as they were asked for."""
+    """Points (X, 2) of one face in the small pictures, from frame to frame, as far as requested."""
 
     points: list[NDArray[np.float32]]
     is_lost: bool = False
-    """The flow went no further."""
+    """The flow lost the points after the last frame."""
 
 
 def _next_points(
     picture: NDArray[np.uint8], following: NDArray[np.uint8], points_X2: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Anchors of the head and points of the lips one picture later, and which of them were found there."""
+    """Returns anchors of the head and points of the lips one picture later, and which of them were found."""
     head, lips = points_X2[: len(ANCHORS)], points_X2[len(ANCHORS) :]
     moved = [
         _moved(picture, following, part_X2, window_px)
@@ -138,7 +138,7 @@ def _moved(
     points_X2: NDArray[np.float32],
     window_px: int,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    # pyramids and gradients are made of whatever is handed over: so only of what the points can see
+    # pyramids and gradients are computed on the whole input, so pass only the part that the points can reach
     reach_px = 2 * window_px
     height, width = picture.shape
     left, top = (max(0, int(low) - reach_px) for low in points_X2.min(axis=0))
@@ -159,9 +159,9 @@ def _moved(
 
 
 def _moved_rigidly(points_H2: Doubles, anchors_FA2: Doubles) -> Doubles:
-    """Points of the first frame (F, H, 2) carried along by the similarities that the anchors went through.
+    """Returns the points of the first frame (F, H, 2), moved by the similarities that the anchors went through.
 
-    Fitted by least squares, then once more without the anchors that lie far off.
+    Fits by least squares, then once more without the anchors that lie far off.
     """
     anchors_FA = anchors_FA2[..., 0] + 1j * anchors_FA2[..., 1]
     points_H = points_H2[:, 0] + 1j * points_H2[:, 1]

@@ -1,7 +1,7 @@
-"""What finds faces and their landmarks in one picture: each a function of that picture alone.
+"""Finds faces and their landmarks in one picture. The result depends only on that picture.
 
-No state is carried from picture to picture, so pictures may be looked at in any order, which adaptive following
-needs, and a picture gives the same landmarks whatever was looked at before it.
+No state is carried from picture to picture. So pictures may be searched in any order, which adaptive tracking needs,
+and earlier searches do not change the landmarks of a picture.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import MachineError
-from stages.mouths.face_search import Look, Square, whole_picture
+from stages.mouths.face_search import DetectFaces, Square, whole_picture
 from stages.videos.picture import SourceFrame
 
 if TYPE_CHECKING:
@@ -32,39 +32,39 @@ Mesh = NDArray[np.float32]
 
 
 @contextmanager
-def face_finder(kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[Look]:
-    """The landmarker of that name, for up to `max_faces` faces in one look.
+def face_finder(kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[DetectFaces]:
+    """Yields the landmarker of that name, for up to `max_faces` faces in one detection.
 
-    LiteRT's is made once a process; mediapipe's graph each time, since it must be closed before the interpreter ends.
-    Raises MachineError where a library or the model file is missing or not as it should be.
+    LiteRT's landmarker is made once per process, mediapipe's graph each time: it must be closed before the interpreter
+    ends. Raises MachineError if a library or the model file is missing or wrong.
     """
     if kind == "litert":
         yield partial(_litert(), max_faces=max_faces)
         return
     with closing(_mediapipe_graph(max_faces)) as graph:
-        yield partial(_look_with, graph)
+        yield partial(_detect_with, graph)
 
 
 def model_bundle() -> bytes:
-    """mediapipe's face landmark bundle (a zip of models). Raises MachineError where it is not the known one."""
+    """Returns mediapipe's face landmark bundle, a zip of models. Raises MachineError if the file was modified."""
     model = MODEL_FILE.read_bytes()
     if hashlib.sha256(model).hexdigest() != MODEL_SHA256:
         raise MachineError(
-            f"{MODEL_FILE} is not the model this program was made with; install the package again"
+            f"{MODEL_FILE} was modified, or is from another version; install the package again"
         )
     return model
 
 
-def face_mesh(instead: str) -> "FaceMesh":
-    """Detector and mesh model in LiteRT, new: of one thread, since LiteRT's interpreters are.
+def face_mesh(alternative: str) -> "FaceMesh":
+    """Returns a new detector and mesh model in LiteRT, for one thread only, like LiteRT's interpreters.
 
-    Raises MachineError where it cannot be loaded; `instead` names the setting that does without.
+    Raises MachineError if LiteRT cannot be loaded; `alternative` is the setting that avoids LiteRT, for the message.
     """
     try:
         from stages.mouths.face_mesh import FaceMesh
     except (ImportError, OSError) as error:
         raise MachineError(
-            f"LiteRT cannot be loaded ({error}); install ai-edge-litert, or set {instead}"
+            f"LiteRT cannot be loaded ({error}); install ai-edge-litert, or set {alternative}"
         ) from error
     return FaceMesh(model_bundle())
 
@@ -75,7 +75,7 @@ def _litert() -> "FaceMesh":
 
 
 def _mediapipe_graph(max_faces: int) -> "FaceLandmarker":
-    # read by the native libraries when they are loaded; a person who wants their chatter sets them
+    # the native libraries read these when they are loaded; setdefault: whoever wants their messages sets them
     for name, value in (("GLOG_minloglevel", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         os.environ.setdefault(name, value)
     model = model_bundle()
@@ -85,18 +85,18 @@ def _mediapipe_graph(max_faces: int) -> "FaceLandmarker":
         return vision.FaceLandmarker.create_from_options(
             vision.FaceLandmarkerOptions(
                 base_options=BaseOptions(model_asset_buffer=model, delegate=BaseOptions.Delegate.CPU),
-                # IMAGE carries nothing from picture to picture; VIDEO refuses to look back
+                # IMAGE carries nothing from picture to picture; VIDEO refuses to go back
                 running_mode=vision.RunningMode.IMAGE,
                 num_faces=max_faces,
             )
         )
     except (ImportError, OSError) as error:
         raise MachineError(
-            f"mediapipe cannot load a library of the system ({error}); `pipeline doctor` names the package"
+            f"mediapipe cannot load a system library ({error}); run `pipeline doctor`, which names the package"
         ) from error
 
 
-def _look_with(graph: "FaceLandmarker", frame: SourceFrame, square: Square | None = None) -> list[Mesh]:
+def _detect_with(graph: "FaceLandmarker", frame: SourceFrame, square: Square | None = None) -> list[Mesh]:
     import mediapipe
 
     rgb_HW3 = frame.rgb_HW3()

@@ -1,12 +1,10 @@
-"""The faces of a video, frame by frame, as they are cached.
+"""The faces of a video, frame by frame, as they are cached, and the landmarks that are kept.
 
 Shapes: F source frames, M faces in frames (one face in one frame), K kept landmarks, C cuts,
 N frames of one face.
 
-Which of the face mesh's 478 landmarks are kept, by their index in mediapipe's mesh.
-
-Sides as in a picture of a face that is not mirrored: the person's right eye stands left. Chosen to be the points of
-the 68-point scheme that the canonical face was made from.
+The constants below name the kept landmarks by their index in mediapipe's mesh of 478. They correspond to the points of
+the 68-point scheme of the canonical face. Pictures are not mirrored: the person's right eye is on the left.
 """
 
 from collections.abc import Sequence
@@ -19,10 +17,10 @@ from shards.enums import Transfer
 from stages.mouths.face_search import overlap
 
 TRACK_VERSION = 6
-"""Raise it when the same video and parameters would give other landmarks: it is part of `track_key`."""
+"""Raise it when the same video and parameters would give different landmarks: it is part of `track_key`."""
 
 MIN_OVERLAP = 0.1
-"""Intersection over union by which a face is the one of the frame before: heads move by less than their size."""
+"""Least intersection over union of one face in neighbouring frames: heads move by less than their size."""
 
 
 @dataclass(frozen=True)
@@ -33,40 +31,40 @@ class Landmarks:
     height: int
     times_s_F: NDArray[np.float64]
     landmarked: NDArray[np.int32]
-    """Source frames that were searched for faces; in the others faces were followed."""
+    """Source frames that were searched for faces. In the other frames, faces were tracked."""
     frame_M: NDArray[np.int32]
     points_MK3: NDArray[np.float32]
     """x and y in source pixels, z (towards the back of the head) in the same unit."""
     box_M4: NDArray[np.float32]
     """Left, top, right, bottom of the whole mesh, source pixels."""
     cut_frame_C: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    """Where the video cuts to another shot: the first source frame after each cut, rising."""
+    """The first source frame after each cut to another shot, in rising order."""
     cut_box_C4: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    """The part of the picture, around a face, in which the cut was seen."""
+    """The part of the picture, around a face, in which the cut was found."""
     transfer: Transfer = Transfer.SDR
 
     @property
     def num_faces(self) -> int:
-        """The most faces seen in one frame."""
+        """The largest number of faces in one frame."""
         return int(np.bincount(self.frame_M).max()) if len(self.frame_M) else 0
 
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """One face through the video, in the frames where its whole mouth is in the picture."""
+    """One face through the video, in the frames that show its whole mouth."""
 
     frame_N: NDArray[np.int32]
     points_NK3: NDArray[np.float32]
     cut_frames: list[int] = field(default_factory=list)
-    """First frame after each cut that this track begins or ends at."""
+    """First frame after each cut at which this track begins or ends."""
     outside_frames: list[int] = field(default_factory=list)
-    """Frames left out because the edge of the picture cuts the mouth off."""
+    """Frames left out because the edge of the picture cuts off the mouth."""
     implausible_frames: list[int] = field(default_factory=list)
-    """Frames left out because their mesh fits neither a face nor the neighbouring frames."""
+    """Frames left out because their mesh is not plausible: it fits neither a face nor the neighbouring frames."""
 
 
 def match_faces(boxes_A: Sequence[list[float]], boxes_B: Sequence[list[float]]) -> list[tuple[int, int]]:
-    """Which faces of two frames are the same, by their boxes: the best overlaps are joined first, each face once."""
+    """Returns the pairs of the same face in two frames, by their boxes: best overlaps first, each face once."""
     pairs = sorted(
         ((overlap(a, b), -i, -j) for i, a in enumerate(boxes_A) for j, b in enumerate(boxes_B)),
         reverse=True,
@@ -80,15 +78,15 @@ def match_faces(boxes_A: Sequence[list[float]], boxes_B: Sequence[list[float]]) 
     return joined
 
 
-RIGHT_EYE_CORNERS = (33, 133)  # points 36, 39: outer, inner. Corners, unlike lids, do not blink
+RIGHT_EYE_CORNERS = (33, 133)  # points 36, 39: outer, inner. Corners, unlike eyelids, do not blink
 LEFT_EYE_CORNERS = (362, 263)  # points 42, 45: inner, outer
-NOSE_BASE = (98, 97, 2, 326, 327)  # points 31 to 35: under the nostrils, 2 being the foot of the septum
+NOSE_BASE = (98, 97, 2, 326, 327)  # points 31 to 35: under the nostrils; 2 is the foot of the septum
 MOUTH_CORNERS = (61, 291)  # points 48, 54
 OUTER_LIPS = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)  # points 48 to 59
 INNER_LIPS = (78, 81, 13, 311, 308, 402, 14, 178)  # points 60 to 67; 13 and 14 face each other across the gap
 LIP_GAP = (13, 14)
 KEPT = tuple(dict.fromkeys((*RIGHT_EYE_CORNERS, *LEFT_EYE_CORNERS, *NOSE_BASE, *OUTER_LIPS, *INNER_LIPS)))
-"""The landmarks that are stored: what geometry needs, a fifteenth of the mesh."""
+"""The landmarks that are stored: those that geometry needs, a fifteenth of the mesh."""
 
-PLACES = {index: place for place, index in enumerate(KEPT)}
-"""Where a landmark of the mesh stands among the kept."""
+KEPT_INDEX = {mesh_index: kept_index for kept_index, mesh_index in enumerate(KEPT)}
+"""Index of a landmark of the mesh among the kept landmarks."""

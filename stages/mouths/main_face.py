@@ -1,4 +1,4 @@
-"""Whose mouth a clip is about: the faces of a video through time, and which of them speaks.
+"""Chooses the face of a clip: joins the faces of a video through time, and finds the one that speaks.
 
 Shapes: F source frames, M faces in frames (one face in one frame), K kept landmarks, N frames of one face.
 """
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from stages.mouths.face_search import overlap
 from stages.mouths.geometry import EYES_PX, misfit_px, mouth_inside, stable_points
 from stages.mouths.landmarks import (
+    KEPT_INDEX,
     LEFT_EYE_CORNERS,
     LIP_GAP,
     MIN_OVERLAP,
-    PLACES,
     RIGHT_EYE_CORNERS,
     FaceTrack,
     Landmarks,
@@ -27,22 +27,22 @@ from stages.videos.settings import CropParams
 
 SPEAKER_MIN_SIZE = 0.4
 SPEAKER_MIN_PRESENCE = 0.5
-"""Who speaks is looked for among faces of at least this share of the largest's size, and of the longest's time."""
+"""The speaker is chosen among faces with at least this share of the largest size and of the most frames."""
 
 SPEAKING = 0.02
-"""Standard deviation of the lips' gap, in distances between the eyes, from which on a mouth moves."""
+"""Standard deviation of the gap between the lips above which a mouth moves, in distances between the eyes."""
 
 UNLIKE_FACE_PX = 8.0
-"""Misfit to the mean face from which on a mesh is hardly a face. Real faces: 0.6 to 3.7 px (GRID), 5.7 px at most in a
-moving car; a mesh of half the height has 11 px, a face turned by 45 degrees 8 px."""
+"""Misfit to the mean face above which a mesh may not be a face. Real faces have 0.6 to 3.7 px (GRID), at most 5.7 px in
+a moving car. A mesh of half the height has 11 px, a face turned by 45 degrees 8 px."""
 
 JUMP_PX = 8.0
-"""Eyes, nose or mouth that move further between two frames, in pixels of the 96-px crop, have jumped."""
+"""A larger move of eyes, nose or mouth between two frames is a jump; in pixels of the 96-px crop."""
 
 
 @dataclass
-class _Members:
-    """One face through time: which of M, and the frames of the cuts that it begins or ends at."""
+class _Track:
+    """One face through time: its indices in M, and the frames of the cuts at which it begins or ends."""
 
     members: list[int]
     cut_frames: list[int]
@@ -52,14 +52,14 @@ class _Members:
 
 
 def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
-    """The face the clip is about: of those large and present enough the one whose lips move most, if any move.
+    """Returns the face of the clip: among large and long visible faces, the one whose lips move most, if any move.
 
-    Where nobody speaks, the one with the most size summed over its frames. Frames in which the mesh is implausible
-    or the mouth not wholly in the picture do not count, and a face that has no others is taken only where there is
-    no other face. Faces are followed by the overlap of their boxes and lost after `max_gap_s` and at cuts. Returns
-    None where there is no face at all.
+    If nobody speaks, returns the face with the largest sum of its size over its frames. Frames with an implausible
+    mesh, or without the whole mouth in the picture, do not count. A face without other frames is returned only if there
+    is no better face. Faces are tracked by the overlap of their boxes; a track ends after `max_gap_s` and at cuts.
+    Returns None if there is no face at all.
     """
-    tracks = _follow(landmarks, params.max_gap_s)
+    tracks = _join_frames(landmarks, params.max_gap_s)
     if not tracks:
         return None
     is_inside_M = mouth_inside(landmarks.points_MK3.astype(np.float64), landmarks.width, landmarks.height)
@@ -68,7 +68,7 @@ def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
         track.implausible = [m for m in track.members if m in implausible]
         track.outside = [m for m in track.members if m not in implausible and not is_inside_M[m]]
         track.members = [m for m in track.members if m not in implausible and is_inside_M[m]]
-    track = _chosen(landmarks, [t for t in tracks if t.members] or tracks)
+    track = _choose(landmarks, [t for t in tracks if t.members] or tracks)
     return FaceTrack(
         landmarks.frame_M[track.members],
         landmarks.points_MK3[track.members],
@@ -78,9 +78,9 @@ def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
     )
 
 
-def _chosen(landmarks: Landmarks, tracks: list[_Members]) -> _Members:
+def _choose(landmarks: Landmarks, tracks: list[_Track]) -> _Track:
     sizes_M = np.sqrt(np.prod(landmarks.box_M4[:, 2:] - landmarks.box_M4[:, :2], axis=1, dtype=np.float64))
-    # the sum of lengths weighs presence above mere closeness; max() keeps the first among equals
+    # the sum over frames prefers presence to closeness; max() keeps the first of equals
     largest = max(tracks, key=lambda track: float(sizes_M[track.members or track.outside].sum()))
     if not largest.members:
         return largest
@@ -97,25 +97,25 @@ def _chosen(landmarks: Landmarks, tracks: list[_Members]) -> _Members:
 
 
 def lip_motion(points_NK3: NDArray[np.float32]) -> float:
-    """Standard deviation over time of the gap between the lips, in distances between the eyes."""
+    """Returns the standard deviation over time of the gap between the lips, in distances between the eyes."""
     return float(lip_gap(points_NK3).std())
 
 
 def lip_gap(points_NK3: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The gap between the lips in each frame (N), in distances between the eyes."""
+    """Returns the gap between the lips in each frame (N), in distances between the eyes."""
     points = points_NK3.astype(np.float64)
-    upper, lower = (points[:, PLACES[index], :2] for index in LIP_GAP)
+    upper, lower = (points[:, KEPT_INDEX[index], :2] for index in LIP_GAP)
     right, left = (
-        points[:, [PLACES[i] for i in eye]].mean(axis=1) for eye in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS)
+        points[:, [KEPT_INDEX[i] for i in eye]].mean(axis=1) for eye in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS)
     )
-    # in space, so that turning the head does not count as opening the mouth
+    # in three dimensions, so that turning the head does not count as opening the mouth
     between_eyes = np.linalg.norm(left - right, axis=1)
     return np.asarray(np.linalg.norm(lower - upper, axis=1) / np.maximum(between_eyes, 1e-6))
 
 
-def _follow(landmarks: Landmarks, max_gap_s: float) -> list[_Members]:
-    """Faces through time, each with its members of M in the order of frames."""
-    tracks: list[_Members] = []
+def _join_frames(landmarks: Landmarks, max_gap_s: float) -> list[_Track]:
+    """Returns faces through time, each with its members of M in the order of frames."""
+    tracks: list[_Track] = []
     times_s, boxes = landmarks.times_s_F.tolist(), landmarks.box_M4.tolist()
     frame_of = landmarks.frame_M.tolist()
     cuts: dict[int, list[list[float]]] = {}
@@ -139,12 +139,12 @@ def _follow(landmarks: Landmarks, max_gap_s: float) -> list[_Members]:
             alive = [track for track in alive if not track.ended]
             new = [m for m in found if is_cut(boxes[m])]
             found = [m for m in found if m not in new]
-        joined = match_faces([boxes[track.members[-1]] for track in alive], [boxes[m] for m in found])
-        for i, j in joined:
+        pairs = match_faces([boxes[track.members[-1]] for track in alive], [boxes[m] for m in found])
+        for i, j in pairs:
             alive[i].members.append(found[j])
-        known = {j for _, j in joined}
-        tracks.extend(_Members([m], []) for j, m in enumerate(found) if j not in known)
-        tracks.extend(_Members([m], [frame] if frame else []) for m in new)
+        known = {j for _, j in pairs}
+        tracks.extend(_Track([m], []) for j, m in enumerate(found) if j not in known)
+        tracks.extend(_Track([m], [frame] if frame else []) for m in new)
     return tracks
 
 
@@ -153,15 +153,15 @@ def _overlaps_any(cut_boxes: list[list[float]], box: list[float]) -> bool:
 
 
 def _implausible(landmarks: Landmarks, members: list[int], max_gap_s: float) -> set[int]:
-    """The members whose meshes are hardly faces and jump away from the frames before and after.
+    """Returns the members whose meshes are unlike a face and jump away from the frames before and after.
 
-    A head that turns away is hardly like the mean face either, but gets there without a jump.
+    A head that turns away is also unlike the mean face, but moves there without a jump.
     """
     stable_N42 = stable_points(landmarks.points_MK3[members].astype(np.float64))
     misfit_N = misfit_px(stable_N42)
     if (misfit_N <= UNLIKE_FACE_PX).all():
         return set()
-    # the typical size of the face, since that of a wrong mesh is wrong too
+    # the median size of the face, since the size of a wrong mesh is wrong too
     eyes_px = float(np.median(np.linalg.norm(stable_N42[:, 1] - stable_N42[:, 0], axis=1)))
     moved_px = np.linalg.norm(np.diff(stable_N42, axis=0), axis=2).max(axis=1) * (
         EYES_PX / max(eyes_px, 1e-6)

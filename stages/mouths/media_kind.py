@@ -1,8 +1,8 @@
-"""Decides whether a video shows a face or is a ready mouth crop, by its pictures where its size leaves that open.
+"""Decides whether a video shows a face or is a ready mouth crop. If the size does not decide, its pictures do.
 
-A picture shows a whole face where the detector finds one that is sure enough and not squeezed to the picture's top (in
-the nostrils of a mouth crop the detector sees eyes). Otherwise the picture is placed where the mouth belongs in a
-flat drawn face, and the mesh model says how sure it is that this is a face: it is only where the picture is a mouth.
+A picture shows a whole face if the detector finds one with a high enough logit that is not squeezed to the picture's
+top (the detector takes the nostrils of a mouth crop for eyes). Otherwise the picture is placed at the mouth of a flat
+drawn face. Then the mesh model is sure that this is a face only if the picture is a mouth.
 
 Shapes: H height, W width of a picture, S side of the mesh model's view.
 """
@@ -31,47 +31,47 @@ if TYPE_CHECKING:
     from stages.mouths.face_mesh import FaceMesh
 
 MOUTH_MAX_PX = 300
-"""A picture with a longer side is taken for a face unseen. Ready mouths of public corpora are 46 to 256 px wide; the
-smallest usual face videos (GRID, 360x288) are larger, so that their pictures need not be decoded."""
+"""A video with a longer side is a face video, without decoding. Ready mouths of public corpora are 46 to 256 px wide.
+The smallest usual face videos (GRID, 360x288) are larger."""
 
-NUM_LOOKS = 5
-"""Pictures looked at, at most, spread over the clip: the first often suffices."""
+MAX_PICTURES = 5
+"""Most pictures that are examined, spread over the clip: the first often suffices."""
 
 LONGEST_STEP_S = 2.0
-"""From one of them to the next: hours of video are not decoded for this."""
+"""Longest time from one picture to the next: hours of video are not decoded for this."""
 
 FACE_LOGIT = 7.0
-"""Presence of a whole face, at least: 515 of 521 pictures of faces of 88 to 224 px had more."""
+"""Least logit of a whole face: 515 of 521 pictures of faces of 88 to 224 px had more."""
 
 FACE_HEIGHT = 0.44
-"""A face whose middle between eyes and mouth is no higher than this share of the picture is whole. In 98.8 % of those
-515 it is not; in mouth crops what passes for a face has its middle at 0.425 or higher up, in 99 %."""
+"""A face is whole if its middle between eyes and mouth lies below this share of the picture's height. That holds for
+98.8 % of those 515. In 99 % of mouth crops a falsely detected face has its middle at 0.425 or higher up."""
 
 SMALL_FACE = 0.2
-"""So is a face with less than this between its eyes, in widths of the picture."""
+"""A face is also whole if its eyes are closer together than this share of the picture's width."""
 
 CENTRED_LOGIT, SQUEEZED_LOGIT, CENTRED_EYES = 12.0, 12.0, 0.1
-"""And one with the mouth in the picture's middle, as LRW has them, if it is surer than this, by more the more its mesh
-is squeezed (eyes as far from each other as from the mouth), and has the eyes this share of the picture below the top.
-That finds 92 % of such pictures, and a face in 0.9 % of mouth crops."""
+"""A face with the mouth in the picture's middle, as in LRW, is also whole: if its logit is above CENTRED_LOGIT, plus
+SQUEEZED_LOGIT times how much its mesh is squeezed (eyes as far from each other as from the mouth), and its eyes are
+CENTRED_EYES of the height below the top. That finds 92 % of such pictures, and a face in 0.9 % of mouth crops."""
 
 USUAL_SQUEEZE = 0.8
-"""Distance between the eyes in distances from there to the mouth, of a face towards the camera."""
+"""Distance between the eyes divided by the distance from eyes to mouth, for a face towards the camera."""
 
 MOUTH_LOGIT, SURE_LOGIT = 3.0, 7.0
-"""Score from which the pictures are mouths in the median, and from which one picture suffices (docs/decisions.md)."""
+"""A video is a mouth if its median score is above the first; a picture above the second suffices. docs/decisions.md."""
 
 VIEW_PX = 256
 _MOUTH_X, _MOUTH_Y, _MOUTH_WIDTH_PX = 128.0, 162.0, 60.0
-"""Where the mouth lies in the mesh model's view of a face, and how wide it is."""
+"""Position and width of the mouth in the mesh model's view of a face."""
 _MOUTH_SHARES = (0.48, 0.34, 0.6)
-"""Of the width of a crop that the mouth may take, the usual one first."""
+"""Shares of the crop's width that the mouth may take, the usual share first."""
 _MISPLACED_PX, _MISPLACED_LOGIT = 6.0, 0.25
-"""Lips found this far from the crop's middle are a fault; the logit falls by so much for each further pixel."""
+"""Lips further than this from the crop's middle are a fault: the logit falls by so much for each further pixel."""
 _FLAT_LEVELS = 6.0
-"""Standard deviation of the gray levels below which a picture shows nothing."""
+"""A picture with a smaller standard deviation of gray levels shows nothing."""
 _GRAY_LEVELS = 4.0
-"""Mean difference of red and blue below which a picture is gray, and is shown to the model in a skin's tone."""
+"""A picture with a smaller mean difference of red and blue is gray: the model gets it in a skin tone."""
 _SKIN_TONE = (1.2, 0.95, 0.85)
 
 # x, y, sigmas in x and y, and weight of brows, eyes and nostrils, in pixels of the view
@@ -85,7 +85,7 @@ _models = threading.local()
 
 
 class _Face(Enum):
-    """What the detector finds in a picture; DOUBTFUL may be a mouth crop's nostrils, taken for eyes."""
+    """What the detector finds in a picture. DOUBTFUL: a mouth crop's nostrils may be taken for eyes."""
 
     NONE = 0
     DOUBTFUL = 1
@@ -93,11 +93,11 @@ class _Face(Enum):
 
 
 def media_kind_of(media: Media, header: Header, setting: KindSetting, params: CropParams) -> MediaKind:
-    """The kind by `corpus.media_kind`; where that is `auto`, by the pictures of a video with small ones.
+    """Returns the kind by `corpus.media_kind`. For `auto`, the size decides, and for small videos the pictures.
 
-    A small video without a whole face that is not clearly a mouth is a face video: crop rejects it where it finds no
-    face, and names the setting. Raises ClipRejected as `decode` does where not one picture can be had, MachineError
-    where LiteRT is missing.
+    A small video without a whole face that is not clearly a mouth is a face video: crop rejects it if it finds no face,
+    and its message names the setting. Raises ClipRejected as `decode` does if no picture can be decoded, and
+    MachineError if LiteRT is missing.
     """
     if setting != "auto":
         return MediaKind(setting)
@@ -110,7 +110,7 @@ def media_kind_of(media: Media, header: Header, setting: KindSetting, params: Cr
             num_whole += 1
             continue
         scores.append(mouth_score(frame.rgb_HW3()))
-        # one picture without a face suffices; of pictures in which one is doubtful, two
+        # one picture without a face suffices; with a doubtful face, two pictures are needed
         num_needed = 1 if face is _Face.NONE else 2
         if not num_whole and len(scores) >= num_needed and min(scores[-num_needed:]) > SURE_LOGIT:
             return MediaKind.MOUTH
@@ -119,15 +119,15 @@ def media_kind_of(media: Media, header: Header, setting: KindSetting, params: Cr
 
 
 def kind_hint(width: int, height: int) -> str:
-    """The end of a sentence about a video in which no face is found."""
-    # a larger crop is no mouth unasked, but may be one
+    """Returns the end of a message about a video without a face, or ""."""
+    # `auto` takes larger videos for faces, but they may be mouth crops
     if max(width, height) > 2 * MOUTH_MAX_PX:
         return ""
     return "; if its pictures are ready mouth crops, set corpus.media_kind: mouth"
 
 
 def mouth_score(rgb_HW3: NDArray[np.uint8]) -> float:
-    """How much a picture looks like a mouth crop: a logit, from about -20 to 15."""
+    """Returns how similar a picture is to a mouth crop: a logit, from about -20 to 15."""
     if cv2.cvtColor(rgb_HW3, cv2.COLOR_RGB2GRAY).std() < _FLAT_LEVELS:
         return -20.0
     picture_HW3 = np.asarray(rgb_HW3 / 255, np.float32)
@@ -135,7 +135,7 @@ def mouth_score(rgb_HW3: NDArray[np.uint8]) -> float:
         picture_HW3 = np.asarray(np.minimum(picture_HW3 * np.array(_SKIN_TONE), 1), np.float32)
     best = -20.0
     for share in _MOUTH_SHARES:
-        landmarks, logit = _mesh().look(_in_a_face(picture_HW3, share))
+        landmarks, logit = _mesh().fit_mesh(_drawn_into_face(picture_HW3, share))
         lips_2 = landmarks[list(OUTER_LIPS + INNER_LIPS), :2].mean(axis=0)
         off_px = float(np.hypot(*(lips_2 - (_MOUTH_X, _MOUTH_Y))))
         best = max(best, logit - _MISPLACED_LOGIT * max(0.0, off_px - _MISPLACED_PX))
@@ -145,18 +145,18 @@ def mouth_score(rgb_HW3: NDArray[np.uint8]) -> float:
 
 
 def _spread(media: Media, header: Header, params: CropParams) -> Iterator[SourceFrame]:
-    """Some pictures, the first included; of a video that breaks off those before the break."""
-    step_s = min((header.duration_s or np.inf) / NUM_LOOKS, LONGEST_STEP_S)
+    """Yields some pictures, including the first. A truncated video gives those before its end."""
+    step_s = min((header.duration_s or np.inf) / MAX_PICTURES, LONGEST_STEP_S)
     num = 0
     try:
         for frame in decode(media, params):
             if frame.time_s >= num * step_s:
                 yield frame
                 num += 1
-            if num == NUM_LOOKS:
+            if num == MAX_PICTURES:
                 return
     except ClipRejected:
-        # crop reports the break: a kind needs one picture
+        # crop reports the damage; one picture is enough for the kind
         if not num:
             raise
 
@@ -182,15 +182,15 @@ def _find_face(frame: SourceFrame) -> _Face:
 
 
 def _mesh() -> "FaceMesh":
-    """The models of this thread: ingest looks at several videos at once."""
+    """Returns the models of this thread: ingest examines several videos at once."""
     if not hasattr(_models, "mesh"):
         _models.mesh = face_mesh("corpus.media_kind to face or mouth")
     mesh: FaceMesh = _models.mesh
     return mesh
 
 
-def _in_a_face(picture_HW3: NDArray[np.float32], mouth_share: float) -> NDArray[np.float32]:
-    """(S, S, 3), 0..1: the crop where a mouth belongs, in a flat face of its border's colour."""
+def _drawn_into_face(picture_HW3: NDArray[np.float32], mouth_share: float) -> NDArray[np.float32]:
+    """Returns (S, S, 3), 0..1: a flat face in the colour of the crop's border, with the crop as its mouth."""
     rim = (picture_HW3[0], picture_HW3[-1], picture_HW3[:, 0], picture_HW3[:, -1])
     colour = np.median(np.concatenate(rim), axis=0)
     scale = _MOUTH_WIDTH_PX / mouth_share / picture_HW3.shape[1]
@@ -211,7 +211,7 @@ def _in_a_face(picture_HW3: NDArray[np.float32], mouth_share: float) -> NDArray[
 
 @cache
 def _features() -> NDArray[np.float64]:
-    """(S, S): how dark a face is where brows, eyes and nostrils are, 0..1."""
+    """Returns (S, S), 0..1: how dark a face is at brows, eyes and nostrils."""
     y, x = np.mgrid[:VIEW_PX, :VIEW_PX]
     parts = [
         weight * np.exp(-(((x - at_x) / sigma_x) ** 2 + ((y - at_y) / sigma_y) ** 2) / 2)

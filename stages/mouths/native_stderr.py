@@ -1,4 +1,4 @@
-"""Keeps what native libraries say about themselves off the terminal, where it would bury what matters."""
+"""Keeps the messages of native libraries off the terminal, where they would bury important messages."""
 
 import logging
 import os
@@ -14,18 +14,18 @@ _is_redirected = False
 
 
 def native_stderr_to(file: Path) -> None:
-    """From now on, what native code of this process writes to stderr is appended to `file`.
+    """Appends to `file`, from now on, all that native code of this process writes to stderr.
 
-    mediapipe and TensorFlow Lite write some four lines a video, and no setting of theirs stops it. Python's own
-    messages, tracebacks included, still go to the terminal, through the new `sys.stderr` that this puts in
-    place; whoever kept the old one writes to `file` too. MachineError where it cannot be written.
+    mediapipe and TensorFlow Lite write about four lines per video, and none of their settings stops it. Python's own
+    messages, tracebacks included, still go to the terminal, through the new `sys.stderr` that this function installs.
+    Code that kept the old `sys.stderr` writes to `file` too. Raises MachineError if `file` cannot be written.
     """
     global _is_redirected
     refuse_pipe(file)
     with disk_errors_reported(f"machine.cache_dir: {file}"):
         file.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    # the only handler that a worker has
+    # a worker has no other handler
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LogFormatter())
     sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""The part of each picture in which the mouth will be cut, kept while a video is decoded once.
+"""Keeps the part of each picture in which the mouth will be cut, so that a video is decoded only once.
 
-Where the window ends up is known only when the whole track is smoothed, and pictures are too large to keep. What is
-kept is the surroundings of the largest face's mouth; a frame that lacks what is needed is decoded once more.
+The final window is known only after the whole track is smoothed, and pictures are too large to keep. So the
+surroundings of the largest face's mouth are kept. If they do not contain the window, the video is decoded again.
 """
 
 import math
@@ -14,10 +14,10 @@ from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, mouth_windows
 from stages.videos.picture import SourceFrame, Window
 
 KEPT_BYTES = 256_000_000
-"""At most this much of one video is held: some 3,000 frames of a 720p portrait."""
+"""Most memory for one video: about 3,000 frames of a 720p portrait."""
 
 MARGIN_PX = 20
-"""In pixels of the 96-px crop: how far smoothing moves the window from where the face is in that very frame."""
+"""How far smoothing may move the window from the face of its frame, in pixels of the 96-px crop."""
 
 
 class MouthPatches:
@@ -25,16 +25,16 @@ class MouthPatches:
 
     def __init__(self, max_bytes: int | None = None) -> None:
         self.picture_size: tuple[int, int] | None = None
-        """Width and height of the pictures, once one was kept."""
+        """Width and height of the pictures; None until one is kept."""
         self._max_bytes = KEPT_BYTES if max_bytes is None else max_bytes
         self._patches: dict[int, tuple[Window, NDArray[np.uint8]]] = {}
         self._num_bytes = 0
 
     def keep_settled(self, frames: Sequence[SourceFrame]) -> None:
-        """Told of every frame, whether it shows a face or not; here only those with a mouth are kept."""
+        """Receives every frame, with or without a face. Keeps nothing here: `keep_mouths` keeps frames with a mouth."""
 
     def keep_mouths(self, frames: Sequence[SourceFrame], points_FK3: Doubles) -> None:
-        """Keeps what the mouth of a face with these landmarks needs, frame by frame."""
+        """Keeps the surroundings of the mouth of a face with these landmarks, frame by frame."""
         for frame, parameters_4 in zip(
             frames, mouth_windows(points_FK3, CANONICAL_WINDOW_PX).tolist(), strict=True
         ):
@@ -43,7 +43,7 @@ class MouthPatches:
                 self.keep(frame, window)
 
     def keep(self, frame: SourceFrame, window: Window) -> None:
-        """Keeps a part of the picture; nothing where all room is taken."""
+        """Keeps a part of the picture, or nothing if the memory is used up."""
         num_bytes = _area(window)
         if self._num_bytes + num_bytes > self._max_bytes:
             return
@@ -52,7 +52,7 @@ class MouthPatches:
         self._patches[frame.index] = (window, frame.gray(window))
 
     def find(self, frame_index: int, window: Window) -> NDArray[np.uint8] | None:
-        """The gray pixels of `window` in that frame; None where they were not kept."""
+        """Returns the gray pixels of `window` in that frame; None if they were not kept."""
         if frame_index not in self._patches:
             return None
         kept, patch = self._patches[frame_index]
@@ -64,7 +64,7 @@ class MouthPatches:
         ]
 
     def part(self, begin: int, end: int) -> "MouthPatches":
-        """What is kept of the frames from `begin` to before `end`, counted from `begin`; no pixel is copied."""
+        """Returns the patches of the frames from `begin` to before `end`, counted from `begin`. Copies no pixels."""
         part = type(self)(self._max_bytes)
         part.picture_size = self.picture_size
         part._patches = {
@@ -73,7 +73,7 @@ class MouthPatches:
         return part
 
     def forget_before(self, frame_index: int) -> None:
-        """Gives up the frames before that one, and their room."""
+        """Removes the frames before that one and frees their memory."""
         self._forget([index for index in self._patches if index < frame_index])
 
     def _forget(self, indices: Sequence[int]) -> None:
@@ -83,10 +83,10 @@ class MouthPatches:
 
 
 class WholePictures(MouthPatches):
-    """Keeps every picture, whole: for what cannot be decoded once more, a camera.
+    """Keeps every whole picture: for a camera, whose pictures cannot be decoded again.
 
-    The mouth is cut in frames without a face too, where one is bridged. Where all room is taken, every other picture
-    gives up its own, and its neighbour stands for it.
+    The mouth is also cut in frames without a face, over a bridged gap. If the memory is used up, every other picture is
+    removed, and `find` returns its neighbour instead.
     """
 
     def keep_settled(self, frames: Sequence[SourceFrame]) -> None:
@@ -97,7 +97,7 @@ class WholePictures(MouthPatches):
             self.keep(frame, whole)
 
     def keep_mouths(self, frames: Sequence[SourceFrame], points_FK3: Doubles) -> None:
-        """They are kept already."""
+        """Keeps nothing: `keep_settled` kept the whole pictures."""
 
     def find(self, frame_index: int, window: Window) -> NDArray[np.uint8] | None:
         if frame_index not in self._patches and self._patches:

@@ -1,4 +1,4 @@
-"""Cuts the mouth clip out of the pictures once its track is known: the same bytes each time.
+"""Cuts the mouth clip out of the pictures by a known track. The bytes are the same each time.
 
 Shapes: T output frames, H = W = size_px.
 """
@@ -18,7 +18,7 @@ from stages.videos.settings import CropParams
 from stages.videos.video import decode
 
 EDGE_PX = 2
-"""Bilinear sampling reads one pixel further than it points; one more for rounding."""
+"""Bilinear sampling reads one pixel beyond its position; one more for rounding."""
 
 
 def render_from_track(
@@ -28,12 +28,12 @@ def render_from_track(
     params: CropParams,
     patches: MouthPatches | None = None,
 ) -> NDArray[np.uint8]:
-    """The clip (T, size_px, size_px) that a known track cuts from the video, uint8.
+    """Returns the clip (T, size_px, size_px) that a known track cuts from the video, uint8.
 
-    Frames found in `patches` are cut from there; where some lack, the video is decoded (again), with the same result.
-    Without a transform the whole picture is the mouth; an oblong one keeps its aspect ratio, and its border is repeated
-    above and below, or at the sides. Raises ClipRejected as `video.decode` does, `truncated` where the file ends before
-    the track.
+    Frames in `patches` are cut from there. If some are missing, the video is decoded (again), with the same result.
+    Without a transform the whole picture is the mouth. An oblong picture keeps its aspect ratio, and its border is
+    repeated above and below, or at the sides. Raises ClipRejected as `video.decode` does, and `truncated` if the file
+    ends before the track.
     """
     clip_THW = np.empty((len(frame_index_T), params.size_px, params.size_px), np.uint8)
     shrink = 1 if transform_T23 is None else _shrink(transform_T23)
@@ -65,19 +65,19 @@ def render_from_track(
             window = window_of(k, frame.size)
             clip_THW[k] = cut(k, frame.gray(window), window)
         if not missing:
-            break  # the last pictures are shown at no output frame
+            break  # no output frame shows the last pictures
     if missing:
         raise ClipRejected(
             Reason.TRUNCATED,
-            f"{source_of(media).name} ends before frame {frame_index_T[missing[-1]]}, which its track shows",
+            f"{source_of(media).name} ends before frame {frame_index_T[missing[-1]]} of its track; get the file again",
         )
     return clip_THW
 
 
 def _shrink(transform_T23: NDArray[np.float32]) -> int:
-    """Whole factor by which pictures are shrunk before the warp, one for the clip so that it cannot flicker.
+    """Returns the whole factor by which pictures are shrunk before the warp: one per clip, so that it cannot flicker.
 
-    Bilinear sampling reads four pixels; below half scale it would skip some and shimmer.
+    Bilinear sampling reads four pixels. Below half scale it would skip pixels and flicker.
     """
     scales = np.hypot(transform_T23[:, 0, 0], transform_T23[:, 1, 0])
     return max(1, int(1 / np.median(scales)))
@@ -86,7 +86,7 @@ def _shrink(transform_T23: NDArray[np.float32]) -> int:
 def _window(
     transform_23: NDArray[np.float32], shrink: int, size_px: int, picture_size: tuple[int, int]
 ) -> Window:
-    """The pixels that the warp reads, on the grid of cells of `shrink` pixels that starts at the picture's corner."""
+    """Returns the pixels that the warp reads, on a grid of `shrink`-pixel cells that starts at the picture's corner."""
     (a, minus_b, t_x), (b, _, t_y) = transform_23.astype(np.float64).tolist()
     assert math.isclose(b, -minus_b, rel_tol=1e-4, abs_tol=1e-6), "a similarity"
     corners = [
@@ -124,7 +124,7 @@ def _mouth(
 
 
 def _whole(gray_HW: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """The picture, scaled so that its longer side is `size_px`, in the middle of a square."""
+    """Returns the picture in the middle of a square, scaled so that its longer side is `size_px`."""
     height, width = gray_HW.shape
     longer_px = max(width, height)
     if longer_px != size_px:

@@ -1,4 +1,4 @@
-"""What the page of `pipeline qc` asks of the tables: totals, means, and which clips to show."""
+"""Queries the tables for the page of `pipeline qc`: totals, means, and the clips to show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from stages.videos.settings import CropParams
 
 Row = dict[str, Any]
 
-# `draw` puts clips, and `speaker_draw` speakers, into the seed's order, whatever the order of the tables
+# `draw` orders clips, and `speaker_draw` speakers, by the seed, independent of the order of the tables
 _LEDGER = """
     CREATE TEMP TABLE ledger AS
     SELECT c.clip_id, c.split, c.speaker, c.media, c.media_kind, c.start_s, c.end_s, c.label, r.* EXCLUDE (clip_id),
@@ -28,9 +28,9 @@ _LEDGER = """
 
 
 class Ledger:
-    """clips.parquet with crops.parquet, in a `connection` of the caller's as the table `ledger`.
+    """clips.parquet joined with crops.parquet, as the table `ledger` in the caller's `connection`.
 
-    Raises TableError where a table is missing or empty, or the ledger is not of these clips.
+    Raises TableError if a table is missing or empty, or crops.parquet does not belong to these clips.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Ledger:
         self.connection = connection
         clips = read_table(clips_path, CLIPS, "pipeline ingest")
         if not clips.num_rows:
-            raise TableError(f"{clips_path} holds no clip; run `pipeline ingest` on a corpus that has some")
+            raise TableError(f"{clips_path} holds no clip; run `pipeline ingest` on a corpus with clips")
         connection.register("clips", clips)
         connection.register("crops", read_table(crops_path, CROPS, "pipeline crop"))
         is_of_clips(connection, "crops", crops_path, CROPS, leave_out=False)
@@ -66,7 +66,7 @@ class Ledger:
         return Totals(**row)
 
     def reasons(self) -> dict[str, int]:
-        """Rejected clips by reason, most frequent first."""
+        """Returns the number of rejected clips by reason, most frequent first."""
         rows = self.connection.execute(
             "SELECT reason, count(*) AS clips FROM ledger WHERE status = 'rejected' "
             "GROUP BY reason ORDER BY clips DESC, reason"
@@ -74,7 +74,7 @@ class Ledger:
         return dict(rows)
 
     def beyond_limits(self, crop: CropParams) -> list[str]:
-        """A sentence for each limit that usable clips break: they were cropped under another."""
+        """Returns a sentence for each limit that usable clips exceed: they were cropped with another limit."""
         sentences = []
         for quality in QUALITIES:
             for limit in quality.limits(crop):
@@ -86,7 +86,7 @@ class Ledger:
                 if count:
                     sentences.append(
                         f"usable clips beyond {limit.key} ({quality.text(limit.value)}): {count:,}; they were cropped "
-                        "under another limit, `pipeline crop` applies this one"
+                        "with another limit. Run `pipeline crop` to apply this one"
                     )
         return sentences
 
@@ -98,9 +98,9 @@ class Ledger:
         )
 
     def extremes(self, quality: Quality, end: str, num: int) -> list[Row]:
-        """The usable clips with the `lowest` or `highest` values; of equals the first by name.
+        """Returns the usable clips with the `lowest` or `highest` values; of equal clips the first by name.
 
-        Clips at the other end are left out: where all are seen in every frame, none is the worst.
+        Clips with the best value are left out: if all clips have it, none is the worst.
         """
         order, best = {"lowest": ("ASC", "max"), "highest": ("DESC", "min")}[end]
         return self._rows(
@@ -110,14 +110,14 @@ class Ledger:
             num=num,
         )
 
-    def one_a_speaker(self, num: int) -> list[Row]:
-        """A usable clip of each of `num` speakers, clip and speakers drawn by the seed; in the order of their names."""
+    def one_per_speaker(self, num: int) -> list[Row]:
+        """Returns one usable clip of each of `num` speakers, both drawn by the seed, in the order of their names."""
         return self._rows(
             """
-            SELECT * EXCLUDE (place) FROM (
-                SELECT *, row_number() OVER (PARTITION BY speaker ORDER BY draw, clip_id) AS place
+            SELECT * EXCLUDE (draw_rank) FROM (
+                SELECT *, row_number() OVER (PARTITION BY speaker ORDER BY draw, clip_id) AS draw_rank
                 FROM ledger WHERE status = 'ok' AND speaker IS NOT NULL
-                QUALIFY place = 1 ORDER BY speaker_draw, speaker LIMIT $num
+                QUALIFY draw_rank = 1 ORDER BY speaker_draw, speaker LIMIT $num
             ) ORDER BY speaker
             """,
             num=num,
@@ -133,7 +133,7 @@ class Ledger:
     # -- speakers --------------------------------------------------------------------------------------
 
     def speakers(self, qualities: Sequence[Quality], num: int) -> list[Speaker]:
-        """Counts and mean figures of the first `num` speakers, those who lost the largest share of clips first."""
+        """Returns counts and mean figures of `num` speakers, ordered by the share of rejected clips, largest first."""
         means = ", ".join(f"avg({q.name}::DOUBLE) FILTER (status = 'ok')" for q in qualities)
         rows = self.connection.execute(
             f"""

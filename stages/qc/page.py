@@ -1,4 +1,4 @@
-"""The page of `pipeline qc`: what stands on it, and its text."""
+"""The page of `pipeline qc`: its content, and its HTML text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from stages.statistics.quality import Quality
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is seen, as data: URIs side by side; `missing` says why there are none."""
+    """Images as data: URIs, shown next to each other. `missing` says why there are none."""
 
     uris: tuple[str, ...]
     alt: str
@@ -20,7 +20,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One usable clip: a film strip, the figure for which it is shown (None: for none), and others by short name."""
+    """One usable clip: its film strip, the figure that chose it (None: random), and other figures by short name."""
 
     clip_id: str
     split: str
@@ -69,7 +69,7 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Figures of the whole corpus; shares are None where nothing was measured."""
+    """Figures of the whole corpus. Shares are None if nothing was measured."""
 
     num_ok: int
     num_rejected: int
@@ -102,7 +102,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class QcPage:
-    """Everything on the page; `warnings` stand at its top."""
+    """Everything on the page. `warnings` are at its top."""
 
     totals: Totals
     warnings: Sequence[str]
@@ -118,5 +118,5 @@ class QcPage:
 
 
 def render_qc_page(page: QcPage) -> str:
-    """The page as HTML text: nothing is fetched, no script runs, and every text of the corpus is escaped."""
+    """Returns the page as HTML. It fetches nothing and runs no script, and every text of the corpus is escaped."""
     return rendered("qc.html.j2", page=page, totals=page.totals, box=histogram)

@@ -1,7 +1,7 @@
-"""Quality control: one page that shows what cropping made of a corpus, and what it turned down.
+"""Quality control: one page that shows the mouth crops of a corpus, and the rejected clips.
 
-Figures are of all clips; pictures only of those that are shown, chosen by a seed or by rank. So the time that the
-page takes, and its size, hardly grow with the corpus.
+Figures cover all clips; pictures only the clips shown, which are chosen by a seed or by rank. So the time for the page
+and its size hardly grow with the corpus.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,15 +25,15 @@ from stages.statistics.quality import EXPLAINED, QUALITIES, applied_limits
 from stages.videos.settings import CropParams
 
 NUM_CLIPS, MAX_CLIPS = 12, 48
-"""Random clips shown, by default and at most; the other lists go with it."""
+"""Number of random clips shown, by default and at most. The lengths of the other lists depend on it."""
 MAX_SPEAKERS = 250
-"""Rows of the table of speakers."""
+"""Most rows of the table of speakers."""
 _SPEAKER_COLUMNS = tuple(quality for quality in QUALITIES if quality.name != "landmarked_share")
 
 
 @dataclass(frozen=True, slots=True)
 class QcSummary:
-    """What the page tells; `num_rendered` of the clips shown were not in the cache any more and were cut again."""
+    """Summary of the page. `num_rendered` of the clips shown were missing from the cache and were cut again."""
 
     page: Path
     totals: Totals
@@ -71,20 +71,20 @@ def qc(
     num_clips: int = NUM_CLIPS,
     on_progress: Progress | None = None,
 ) -> QcSummary:
-    """Writes the page: same tables, videos and seed, same bytes.
+    """Writes the page: the same tables, videos and seed give the same bytes.
 
     Film strips show `num_clips` random usable clips, a third as many at each bad end of each figure, and one clip of
-    each of twice as many speakers; stills show a third as many rejected clips of each reason. A clip that is gone
-    from the cache is cut again; where that fails, the page says why. Raises TableError where a table is missing or
-    not of these clips.
+    each of twice as many speakers. Stills show a third as many rejected clips of each reason. A clip that is missing
+    from the cache is cut again; if that fails, the page says why. Raises TableError if a table is missing, or does not
+    belong to these clips.
     """
-    assert 1 <= num_clips <= MAX_CLIPS, "the verb refuses others"
+    assert 1 <= num_clips <= MAX_CLIPS, "the command line checks num_clips"
     few = -(-num_clips // 3)
-    # one thread: sums taken in another order differ in the last bit, and so might the page
+    # one thread: sums in another order differ in the last bit, and then the page might differ
     with duckdb.connect(":memory:", config={"threads": 1}) as connection:
         ledger = Ledger(connection, clips_path, crops_path, seed)
         totals, by_reason, warnings = ledger.totals(), ledger.reasons(), ledger.beyond_limits(crop)
-        random, by_speaker = ledger.random(num_clips), ledger.one_a_speaker(2 * num_clips)
+        random, by_speaker = ledger.random(num_clips), ledger.one_per_speaker(2 * num_clips)
         extremes = [
             (quality, title, ledger.extremes(quality, end, few))
             for quality in QUALITIES
@@ -115,7 +115,7 @@ def qc(
         speaker_columns=_SPEAKER_COLUMNS,
         speakers=speakers,
         speaker_strips=CardList(
-            "One clip a speaker",
+            "One clip per speaker",
             _speakers_shown(len(by_speaker), totals.num_ok_speakers, seed),
             tuple(pictures.card(row) for row in by_speaker),
         ),
@@ -127,7 +127,7 @@ def qc(
         ],
         seed=seed,
     )
-    # known only now that the pictures were made
+    # known only after the pictures are made
     warnings += pictures.warnings()
     write_text(page_path, render_qc_page(page))
     return QcSummary(page_path, totals, by_reason, warnings, source.num_rendered, page_path.stat().st_size)

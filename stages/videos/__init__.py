@@ -1,1 +1,1 @@
-"""Video files in: where their bytes are, and gray and colour pictures with times out."""
+"""Reads video files: finds their bytes, and gives gray and colour pictures with times."""

@@ -1,4 +1,4 @@
-"""Where a clip's video bytes are: a plain file, or a member of a zip; and which part of the video the clip is."""
+"""Finds a clip's video bytes: a file or a member of a zip, and the part of the video that the clip covers."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ _IN_ZIP = re.compile(r"(.+?\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A video, or its part from `start_s` to before `end_s`, in seconds since the first picture (None: its ends)."""
+    """A video, or its part from `start_s` to before `end_s`, in seconds since the first picture. None: its ends."""
 
     path: Path
     member: str | None = None
@@ -26,7 +26,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the file for messages."""
         return self.path.name if self.member is None else f"{self.path.name}!{self.member}"
 
     @property
@@ -35,7 +35,7 @@ class Source:
 
 
 Media = Path | Source
-"""What functions that read videos take; a path stands for the whole of a plain file."""
+"""The argument of functions that read videos. A path means the whole file."""
 
 
 def source_of(media: Media) -> Source:
@@ -49,10 +49,10 @@ def resolve_media(
     end_s: float | None = None,
     follow_links: bool = False,
 ) -> Source:
-    """What `media` of clips.parquet names under `root`: a file, or `zip!member`.
+    """Returns the file, or `zip!member`, that `media` of clips.parquet names under `root`.
 
-    Names are found in whichever Unicode form the disk or the zip has them. Raises ClipRejected where it is missing,
-    would be read outside (unsafe_path; with `follow_links` links may lead there), or its zip is damaged.
+    Finds names in any Unicode form that the disk or the zip uses. Raises ClipRejected if the file is missing, lies
+    outside `root` (unsafe_path; with `follow_links`, links may lead there), or its zip is damaged.
     """
     if not media:
         raise ClipRejected(Reason.MISSING_FILE, "the transcript names no video")
@@ -60,21 +60,22 @@ def resolve_media(
     if leaves_root(media) or (in_zip and leaves_root(in_zip[2])):
         raise ClipRejected(
             Reason.UNSAFE_PATH,
-            f"{media} leads out of the corpus; name it relative to the root, or put a link to it below the root"
+            f"{media} leads out of the corpus; give its path relative to the root, or put a link to it below the root"
             + ("" if follow_links else " and set corpus.follow_links to true"),
         )
     try:
-        path = _found(root, media)
-        # a plain file may be called so too
+        path = _find(root, media)
+        # a plain file may have such a name too
         if path is None and in_zip is not None:
-            media, path = in_zip[1], _found(root, in_zip[1])
+            media, path = in_zip[1], _find(root, in_zip[1])
         else:
             in_zip = None
         if path is None:
             link = dangling_link(root / media)
-            raise ClipRejected(Reason.MISSING_FILE, link or f"{media} is not below the corpus root {root}")
+            fault = f"{media} is not below the corpus root {root}; correct the path or fetch the file"
+            raise ClipRejected(Reason.MISSING_FILE, link or fault)
         target = path.resolve()
-        inside = follow_links or any(target.is_relative_to(place) for place in _places(root))
+        inside = follow_links or any(target.is_relative_to(folder) for folder in _allowed_folders(root))
     except PermissionError as error:
         raise ClipRejected(Reason.UNREADABLE, f"{media} {FORBIDDEN}") from error
     except OSError as error:
@@ -83,18 +84,18 @@ def resolve_media(
     if not inside:
         raise ClipRejected(
             Reason.UNSAFE_PATH,
-            f"{media} leads by a link to {target}, outside the corpus root; set corpus.follow_links to true if links "
-            "may lead there, or copy the file into the root",
+            f"{media} is a link to {target}, outside the corpus root; set corpus.follow_links to true if links may "
+            "lead there, or copy the file into the root",
         )
     if not path.is_file():
-        raise ClipRejected(Reason.MISSING_FILE, f"{media} is no plain file")
+        raise ClipRejected(Reason.MISSING_FILE, f"{media} is not a file; correct the path")
     return Source(path, find_member(path, in_zip[2]).name if in_zip else None, start_s, end_s)
 
 
-def _places(root: Path) -> Iterator[Path]:
-    """Where files of a corpus may lie: below its root, and for a snapshot of a Hugging Face cache in `blobs`.
+def _allowed_folders(root: Path) -> Iterator[Path]:
+    """Yields the folders that may hold files of a corpus: its root, and `blobs` for a snapshot of a Hugging Face cache.
 
-    There `<repository>/snapshots/<revision>` is links into `<repository>/blobs`, which holds nothing else.
+    There `<repository>/snapshots/<revision>` holds links into `<repository>/blobs`, which holds nothing else.
     """
     root = root.resolve()
     yield root
@@ -103,8 +104,8 @@ def _places(root: Path) -> Iterator[Path]:
             yield (folder.parent.parent / "blobs").resolve()
 
 
-def _found(root: Path, media: str) -> Path | None:
-    """The file or folder of that name; part by part in the disk's Unicode form: macOS takes accents and kana apart."""
+def _find(root: Path, media: str) -> Path | None:
+    """Returns the file or folder of that name, in any Unicode form: macOS decomposes accents and kana."""
     path = root / media
     if path.exists():
         return path
@@ -123,21 +124,21 @@ def _found(root: Path, media: str) -> Path | None:
 
 @lru_cache(maxsize=16)
 def _names_in(folder: Path, mtime_ns: int) -> Mapping[str, str]:
-    """The composed form of each name in a folder → the name; listed again where `mtime_ns` says that it changed."""
+    """Returns each name in a folder by its composed form. A new `mtime_ns` lists the folder again."""
     names = sorted(path.name for path in folder.iterdir())
     return {unicodedata.normalize("NFC", name): name for name in names}
 
 
 def check_file_size(source: Source, max_source_mb: float) -> None:
-    """Raises ClipRejected (missing_file, unreadable, oversized) before a byte of the video is read."""
+    """Raises ClipRejected (missing_file, unreadable, oversized) without reading the video."""
     path = source.path
     if not path.is_file():
         raise ClipRejected(
-            Reason.MISSING_FILE, f"{path} is {'no plain file' if path.exists() else 'missing'}"
+            Reason.MISSING_FILE, f"{path} is {'not a file' if path.exists() else 'missing'}; correct the path"
         )
     size_bytes = path.stat().st_size if source.member is None else find_member(path, source.member).size
     if size_bytes == 0:
-        raise ClipRejected(Reason.UNREADABLE, f"{source.name} is empty (0 bytes); get the file anew")
+        raise ClipRejected(Reason.UNREADABLE, f"{source.name} is empty (0 bytes); get the file again")
     if size_bytes > max_source_mb * 1e6:
         raise ClipRejected(
             Reason.OVERSIZED,
@@ -146,7 +147,7 @@ def check_file_size(source: Source, max_source_mb: float) -> None:
 
 
 def read_small(source: Source, max_bytes: int) -> bytes:
-    """All bytes of a small file, a transcript. Raises ClipRejected (oversized above `max_bytes`, and as above)."""
+    """Returns all bytes of a small file. Raises ClipRejected like `check_file_size`; oversized: above `max_bytes`."""
     check_file_size(source, max_bytes / 1e6)
     if source.member is None:
         try:

@@ -1,4 +1,4 @@
-"""Pixels of one decoded picture: gray and colour, as a player shows them, cut straight from the decoder's planes.
+"""Reads pixels of one decoded picture, gray and colour, as a player shows them, directly from the decoder's planes.
 
 Shapes: H height, W width in displayed pixels: square, and upright.
 """
@@ -21,15 +21,15 @@ _LUMA_FORMATS = _YUV_FORMATS | {"nv12", "nv21", "nv16", "nv24", "yuva420p", "yuv
 # shares of red and blue in luma by AVCOL_SPC: BT.709, and BT.2020 with and without constant luminance
 _LUMA_SHARES = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 _BT601_SHARES = (0.299, 0.114)
-"""What is unmarked FFmpeg takes for BT.601."""
+"""As in FFmpeg, unmarked pictures are BT.601."""
 
-# 16..235 to 0..255, ITU-R BT.601 and BT.709 alike: what a decoder's RGB, turned to gray, shows
+# 16..235 to 0..255, in ITU-R BT.601 and BT.709: the same as a decoder's RGB converted to gray
 _EXPAND = np.clip(np.rint((np.arange(256) - 16) * (255 / 219)), 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A rectangle of pixels; right and bottom stand outside."""
+    """A rectangle of pixels; `right` and `bottom` are exclusive."""
 
     left: int
     top: int
@@ -47,15 +47,15 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class SourceFrame:
-    """One decoded picture: its place in the file and its time since the first picture."""
+    """One decoded picture: its index in the file, and its time since the first picture."""
 
     index: int
     time_s: float
     picture: av.VideoFrame
-    """Square pixels of 8 bit in SDR (`Display.shown`), stored in this orientation."""
+    """Square pixels of 8 bit in SDR (`Display.convert`), stored in this orientation."""
     orientation: Orientation = UPRIGHT
     transfer: Transfer = Transfer.SDR
-    """Of the file, before `picture` was made."""
+    """The transfer of the file, before the conversion to `picture`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,29 +65,29 @@ class SourceFrame:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the decoded picture."""
+        """Memory of the decoded picture, bytes."""
         return sum(plane.buffer_size for plane in self.picture.planes)
 
     def gray(self, window: Window | None = None) -> NDArray[np.uint8]:
-        """The window (which lies inside; default: all) in gray, uint8, full range 0..255, upright, contiguous."""
+        """Returns the window in gray, uint8, full range 0..255, upright, contiguous. It must lie inside; None: all."""
         luma = self.luma(window)
         if self.picture.format.name in _LUMA_FORMATS and not self._is_full_range:
             return np.asarray(cv2.LUT(luma, _EXPAND), np.uint8)
-        # never a view: the decoder will write over its planes
+        # never a view: the decoder overwrites its planes
         return luma.copy()
 
     def luma(self, window: Window | None = None) -> NDArray[np.uint8]:
-        """The same in the range of the decoder: a view where there is such a plane, valid as long as the frame."""
+        """Returns the same in the range of the decoder. A view if there is a luma plane, valid as long as the frame."""
         picture = self.picture
         if picture.format.name in _LUMA_FORMATS:
             return _cut(self.orientation.upright(_plane(picture, 0)), window)
-        # RGB and palettes: rare enough for the long way
+        # RGB and palettes are rare, so their conversion may be slow
         bgr = self.orientation.upright(picture.to_ndarray(format="bgr24"))
         gray = cv2.cvtColor(np.ascontiguousarray(_cut(bgr, window)), cv2.COLOR_BGR2GRAY)
         return np.asarray(gray, np.uint8)
 
     def rgb_HW3(self) -> NDArray[np.uint8]:
-        """Colour picture, uint8, upright. Contiguous, since mp.Image misreads padded rows."""
+        """Returns the colour picture, uint8, upright. Contiguous, since mp.Image misreads padded rows."""
         return np.ascontiguousarray(self.orientation.upright(self.picture.to_ndarray(format="rgb24")))
 
     def rgb_view(
@@ -98,11 +98,10 @@ class SourceFrame:
         black: float = 0.0,
         white: float = 255.0,
     ) -> NDArray[np.float32]:
-        """A square view in colour: its pixel (u, v) shows `to_picture_23` (u, v, 1), bilinear.
+        """Returns a square view in colour: its pixel (u, v) shows `to_picture_23` (u, v, 1), bilinear.
 
-        (side_px, side_px, 3), float32, from `black` to `white`; `side_px` must be even. Only the pixels of the view are
-        converted, which for a face in a large picture is a small part. Outside the picture the border is repeated, or
-        all is black.
+        (side_px, side_px, 3), float32, from `black` to `white`; `side_px` must be even. Converts only the pixels of the
+        view: a small part, for a face in a large picture. Outside the picture the border is repeated, or all is black.
         """
         picture = self.picture
         to_stored_23 = _compose(self.orientation.to_stored_23(picture.width, picture.height), to_picture_23)
@@ -112,14 +111,14 @@ class SourceFrame:
             return view * np.float32((white - black) / 255) + np.float32(black)
         luma_black = 0 if self._is_full_range else 16
         views = [_warped(_plane(picture, 0), to_stored_23, side_px, repeat_border, luma_black)]
-        # of chroma the eye, and the network, want half the resolution: pixel u of the half view lies at 2 u + 1/2
+        # half the resolution is enough for chroma: pixel u of the half view lies at 2 u + 1/2
         to_view_23 = np.array([[2, 0, 0.5], [0, 2, 0.5]])
         for number in (1, 2):
             chroma = _plane(picture, number)
-            # odd sides are rounded up: 181 columns of chroma for 361 of luma are still one for two
+            # odd sides are rounded up: 181 chroma columns for 361 luma columns are one for two
             across = 1 / round(picture.width / chroma.shape[1])
             down = 1 / round(picture.height / chroma.shape[0])
-            # chroma stands at every second luma pixel across, and between two rows down (default since MPEG-2)
+            # chroma lies at every second luma pixel across, and between two rows down (default since MPEG-2)
             to_chroma_23 = np.array([[across, 0, 0], [0, down, (down - 1) / 2]])
             to_chroma_23 = _compose(to_chroma_23, _compose(to_stored_23, to_view_23))
             half = _warped(chroma, to_chroma_23, side_px // 2, repeat_border, 128)
@@ -137,7 +136,7 @@ class SourceFrame:
 
 def _plane(picture: av.VideoFrame, number: int) -> NDArray[np.uint8]:
     plane = picture.planes[number]
-    # rows are padded: 360 px wide stands in 384 bytes
+    # rows are padded: 360 px take 384 bytes
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
 
 
@@ -168,7 +167,7 @@ def _compose(outer_23: NDArray[np.float64], inner_23: NDArray[np.float64]) -> ND
 
 
 def _to_rgb(red: float, blue: float, is_full_range: bool) -> NDArray[np.float64]:
-    """(3, 4): Y, Cb, Cr, 1 to R, G, B, all 0..255. ITU-R BT.601-7 and BT.709-6, 3.1 to 3.5."""
+    """Returns (3, 4): Y, Cb, Cr, 1 to R, G, B, all 0..255. ITU-R BT.601-7 and BT.709-6, 3.1 to 3.5."""
     green = 1 - red - blue
     from_cb = np.array([0, -2 * blue * (1 - blue) / green, 2 * (1 - blue)])
     from_cr = np.array([2 * (1 - red), -2 * red * (1 - red) / green, 0])

@@ -1,7 +1,7 @@
-"""HDR to SDR: the curve that maps PQ and HLG code values (ITU-R BT.2100) to gray levels of an SDR screen.
+"""Converts HDR to SDR: a curve maps PQ and HLG code values (ITU-R BT.2100) to gray levels of an SDR screen.
 
-A code value is decoded to the light that it shows, in nits. That light is divided by the light of SDR white, encoded
-with the inverse of the SDR screen's curve (ITU-R BT.1886, a power of 2.4), and highlights above KNEE are rolled off
+A code value is decoded to its light in nits. That light is divided by the light of SDR white, encoded
+with the inverse of the SDR screen's curve (ITU-R BT.1886, a power of 2.4), and highlights above KNEE are compressed
 towards 255. The curve is applied to luma. Chroma is scaled by the slope of the curve and converted from BT.2020 to
 BT.709 colours, which is exact for grays and nearly so for skin.
 
@@ -20,34 +20,34 @@ from shards.enums import Transfer
 Doubles = NDArray[np.float64]
 
 WHITE_NITS = 203.0
-"""Light of SDR white in HDR: ITU-R BT.2408, cameras and phones."""
+"""Light of SDR white in HDR: ITU-R BT.2408, used by cameras and phones."""
 
 LOW_WHITE_NITS = 100.0
-"""The same in older masters, and in what FFmpeg's zscale makes of SDR by default."""
+"""The same in older masters, and in the output of FFmpeg's zscale from SDR by default."""
 
 WHITE_PERCENTILE = 99.5
 LOW_WHITE_RANGE_NITS = (20.0, 110.0)
-"""SDR white is taken to be low where this percentile of the file's first picture lies in this range.
+"""SDR white counts as low if this percentile of the file's first picture lies in this range.
 
-Brighter pictures show that white is higher, and darker ones (a film that fades in) show nothing.
+A brighter picture shows that white is higher. A darker picture (a film that fades in) shows nothing.
 """
 
 HLG_PEAK_NITS = 1000.0
 HLG_SYSTEM_GAMMA = 1.2
-"""ITU-R BT.2100: the screen that HLG is made for, and its system gamma."""
+"""Peak light of the reference screen for HLG, and its system gamma: ITU-R BT.2100."""
 
 SDR_GAMMA = 2.4
 KNEE = 0.9
 
 MAX_CHROMA_GAIN = 4.0
-"""In near-black pixels the curve is steep, and chroma is mostly noise."""
+"""Limit for near-black pixels: there the curve is steep, and chroma is mostly noise."""
 
 # BT.2020 to BT.709, linear light: ITU-R BT.2087
 _TO_BT709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
 
 
 def nits_of(transfer: Transfer, signal_C: Doubles) -> Doubles:
-    """The light of each signal (0..1) on the screen, in nits: ITU-R BT.2100, tables 4 and 5."""
+    """Returns the light of each signal (0..1) on the screen, in nits: ITU-R BT.2100, tables 4 and 5."""
     signal_C = np.clip(signal_C, 0, 1)
     if transfer is Transfer.PQ:
         m1, m2 = 2610 / 16384, 2523 / 4096 * 128
@@ -61,7 +61,7 @@ def nits_of(transfer: Transfer, signal_C: Doubles) -> Doubles:
 
 
 def sdr_signal(nits_C: Doubles, white_nits: float) -> Doubles:
-    """The SDR signal (0..1) that shows this light relative to `white_nits`, highlights rolled off."""
+    """Returns the SDR signal (0..1) of this light relative to `white_nits`, with compressed highlights."""
     signal_C = (nits_C / white_nits) ** (1 / SDR_GAMMA)
     above_C = np.maximum(signal_C - KNEE, 0)
     return np.asarray(np.minimum(signal_C, KNEE) + (1 - KNEE) * (1 - np.exp(-above_C / (1 - KNEE))))
@@ -77,7 +77,7 @@ class ToneCurve:
         code_C = np.arange(1 << bits, dtype=np.float64)
         signal_C = code_C / code_C[-1] if is_full_range else (code_C / (1 << bits - 8) - 16) / 219
         nits_C = nits_of(transfer, signal_C)
-        # every fourth pixel is enough; a damaged file may hold codes of more bits
+        # every fourth pixel is enough; a damaged file may hold code values above `bits` bits
         brightest = np.percentile(first_luma_HW[::4, ::4], WHITE_PERCENTILE, method="nearest")
         brightest_nits = nits_C[min(int(brightest), len(nits_C) - 1)]
         is_low = LOW_WHITE_RANGE_NITS[0] <= brightest_nits <= LOW_WHITE_RANGE_NITS[1]
@@ -92,7 +92,7 @@ class ToneCurve:
     def chroma(
         self, luma_HW: NDArray[Any], cb_HW: NDArray[Any], cr_HW: NDArray[Any]
     ) -> list[NDArray[np.uint8]]:
-        """Cb and Cr; `luma_HW` may have more pixels, of which every second (or so) is looked at."""
+        """Returns Cb and Cr. `luma_HW` may have more pixels than chroma; then it is subsampled."""
         down, across = (round(many / few) for many, few in zip(luma_HW.shape, cb_HW.shape, strict=True))
         luma_HW = luma_HW[::down, ::across][: cb_HW.shape[0], : cb_HW.shape[1]]
         slope_HW = self._slope_C.take(luma_HW, mode="clip")
@@ -106,14 +106,14 @@ class ToneCurve:
 
 @cache
 def _chroma_to_bt709() -> Doubles:
-    """(2, 2): Cb and Cr of BT.2020 to those of BT.709, for colours near gray."""
+    """Returns (2, 2): Cb and Cr of BT.2020 to Cb and Cr of BT.709, for colours near gray."""
     return np.asarray(
         (_from_rgb(0.2126, 0.0722) @ _TO_BT709 @ np.linalg.inv(_from_rgb(0.2627, 0.0593)))[1:, 1:]
     )
 
 
 def _from_rgb(red: float, blue: float) -> Doubles:
-    """(3, 3): R, G, B to Y, Cb, Cr; `red` and `blue` are their shares in luma."""
+    """Returns (3, 3): R, G, B to Y, Cb, Cr; `red` and `blue` are their shares in luma."""
     luma_3 = np.array([red, 1 - red - blue, blue])
     to_cb, to_cr = (
         (np.array([0, 0, 1]) - luma_3) / (2 - 2 * blue),

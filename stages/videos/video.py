@@ -1,7 +1,7 @@
-"""Video files in, gray and colour pictures with timestamps out (PyAV, one thread).
+"""Decodes video files to gray and colour pictures with timestamps (PyAV, one thread).
 
-Files are untrusted: only plain local containers are opened, and pictures, duration and size are capped
-before and while decoding. Nothing here keeps a picture that was handed out.
+Files are untrusted: only plain local containers are opened. Picture size, duration and file size are limited before and
+during decoding. This module keeps no reference to a picture that it yielded.
 
 Shapes: H height, W width in displayed pixels; F source frames; T output frames.
 """
@@ -24,44 +24,44 @@ from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams
-from stages.videos.streams import shown_stream
+from stages.videos.streams import select_video_stream
 from stages.videos.zips import MemberFile, find_member, opened_member
 
 TRUNCATION_TOLERANCE_S = 0.25
-"""Headers round, and edit lists cut a few frames; a video that ends this much early has lost a character."""
+"""Headers round, and edit lists cut a few frames. A video that ends earlier than this lost a character."""
 
-USUAL_FPS = 25.0
-"""Of pictures without times in a file without a rate."""
+DEFAULT_FPS = 25.0
+"""Frame rate for pictures without times in a file without a frame rate."""
 
 MAX_SOURCE_FPS = 1_000
-"""More frames than `max_source_s` at this rate are no video but an attack on memory."""
+"""More frames than `max_source_s` at this rate are an attack on memory, not a video."""
 
 TIME_SLACK_S = 1e-6
-"""Timestamps are ratios in floating point; a part's first and last picture hang on no rounding."""
+"""Timestamps are ratios in floating point. Rounding must not decide on a part's first and last picture."""
 
 JUMP_MARGIN_S = 1.0
-"""Jumps aim this much before a part: an index tells when pictures are decoded, up to 16 before they are shown."""
+"""Jumps aim this much before a part: an index stores times of decoding, up to 16 pictures before showing."""
 
-# demuxers that find a key frame by an index, and whose timestamps do not start anew in the midst
+# demuxers that find a key frame by an index, and whose timestamps do not restart inside the file
 _INDEXED = frozenset({"mov", "matroska"})
 _MAX_LEADING = 32
 
 # Demuxers of containers that hold a video by themselves. Left out on purpose: playlists (HLS, concat), which
-# open other files and the network, and pictures and text, which FFmpeg would play as a film of one frame.
-# Audio containers are in, to be told apart as no_video.
+# open other files and the network, and pictures and text, which FFmpeg would play as a video of one frame.
+# Audio containers are in the list so that they are reported as no_video.
 _CONTAINERS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v,mjpeg,flv,asf,ogg,ivf,nut,mxf,wav,mp3,flac,aac"
 )
-OPENING: dict[str, Any] = {"options": {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}}
-"""With these PyAV opens a file of a stranger: that file alone, as a container that holds a video by itself."""
+OPEN_OPTIONS: dict[str, Any] = {"options": {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}}
+"""Options for PyAV to open an untrusted file: only that file, as a container that holds a video by itself."""
 if int(av.__version__.partition(".")[0]) < 19:
-    # tags need not be UTF-8: PyAV 19 knows that by itself, and has no such argument
-    OPENING["metadata_errors"] = "replace"
+    # tags need not be UTF-8; PyAV 19 handles that itself and does not have this argument
+    OPEN_OPTIONS["metadata_errors"] = "replace"
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the container says; `duration_s` None where not stated.
+    """Values of the container's header. `duration_s` is None if the header does not give it.
 
     `width` and `height` are in square pixels, before the picture is turned upright.
     """
@@ -71,15 +71,15 @@ class Header:
     fps: float | None
     duration_s: float | None
     start_s: float = 0.0
-    """When the first picture is shown, from the container's begin, by which players count: sound may begin earlier."""
+    """Time of the first picture since the container's begin, from which players count: sound may begin earlier."""
     max_duration_s: float | None = None
-    """From the first picture to the end of the file: what is beside the pictures may go on longer than they."""
+    """From the first picture to the end of the file. Sound and other streams may be longer than the pictures."""
 
 
 def read_header(media: Media, params: CropParams | None = None) -> Header:
-    """What the container says; `duration_s` is the part's where `media` is one.
+    """Returns the container's header. If `media` is a part, `duration_s` is that of the part.
 
-    Raises ClipRejected (missing_file, unreadable, no_video, and oversized where `params` gives the caps).
+    Raises ClipRejected (missing_file, unreadable, no_video, and with the limits of `params` also oversized).
     """
     source = source_of(media)
     with _opened(source, params) as (container, stream):
@@ -91,12 +91,12 @@ def read_header(media: Media, params: CropParams | None = None) -> Header:
 
 
 def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
-    """Every picture of `media` in the order of showing, all of one size; each owns its memory.
+    """Yields every picture of `media` in the order of showing, all of one size. Each owns its memory.
 
-    Of a part, the very pictures that decoding the whole file gives, counted and timed from the part's first.
-    Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated where the file breaks
-    off, holds less than it announces, ends before the part does, lacks more than `max_gap_s` in its midst, or where
-    FFmpeg tells that a picture is damaged.
+    For a part, yields exactly the pictures of the whole file's decoding, counted and timed from the part's first.
+    Raises ClipRejected: missing_file, unreadable, no_video, oversized, and truncated. A file is truncated if it breaks
+    off, holds less than its header announces, ends before the part does, has a gap of more than `max_gap_s`, or if
+    FFmpeg marks a picture as damaged.
     """
     source = source_of(media)
     begin_s = -TIME_SLACK_S if source.start_s is None else source.start_s - TIME_SLACK_S
@@ -104,13 +104,13 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
     first_s: float | None = None
     last_s = max(begin_s, 0.0)
     index, is_damaged = -1, False
-    with _opened_before(source, params, begin_s) as (header, clock, show, pictures):
-        for display, picture, time_s, gap_s in _timed(source, pictures, clock, show, params):
-            # what a damaged picture is made into is damaged too, up to the next that is made of nothing else
+    with _opened_before(source, params, begin_s) as (header, clock, make_display, pictures):
+        for display, picture, time_s, gap_s in _timed(source, pictures, clock, make_display, params):
+            # pictures that are predicted from a damaged picture are damaged too, until the next key frame
             is_damaged = picture.is_corrupt or (is_damaged and not picture.key_frame)
             if time_s < begin_s:
                 continue
-            # of a part, only the missing time inside it counts
+            # for a part, only missing time inside it counts
             _check_gap(source, min(gap_s, time_s - last_s, end_s - last_s), last_s, clock.step_s, params)
             if time_s >= end_s:
                 break
@@ -118,12 +118,12 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
                 raise ClipRejected(
                     Reason.TRUNCATED,
                     f"{source.name} is damaged at frame {index + 1}, {time_s:.2f} s: bytes are missing or wrong "
-                    "there; get the file anew",
+                    "there; get the file again",
                 )
             first_s = time_s if first_s is None else first_s
             last_s, index = time_s, index + 1
             yield SourceFrame(
-                index, time_s - first_s, display.shown(picture), display.orientation, display.transfer
+                index, time_s - first_s, display.convert(picture), display.orientation, display.transfer
             )
         else:
             _check_end(source, header.duration_s, clock.end_s, index + 1)
@@ -131,21 +131,21 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
             raise ClipRejected(
                 Reason.TRUNCATED,
                 f"{source.name} shows no new picture between {source.start_s or 0:.3f} and {end_s:.3f} s: the part is "
-                "shorter than a picture; correct its start and end, in seconds",
+                "shorter than one picture; correct its start and end, in seconds",
             )
 
 
 def _check_end(source: Source, announced_s: float | None, found_s: float, num_frames: int) -> None:
-    """Raises ClipRejected where a video breaks off, or the part that is asked for lies beyond its end."""
-    is_behind = source.start_s is not None and source.start_s >= found_s - TIME_SLACK_S
+    """Raises ClipRejected if a video breaks off, or the requested part lies beyond its end."""
+    is_beyond = source.start_s is not None and source.start_s >= found_s - TIME_SLACK_S
     wanted_s = announced_s if source.end_s is None else source.end_s
-    if not is_behind and (wanted_s is None or wanted_s - found_s <= TRUNCATION_TOLERANCE_S):
+    if not is_beyond and (wanted_s is None or wanted_s - found_s <= TRUNCATION_TOLERANCE_S):
         return
     if announced_s is not None and announced_s - found_s > TRUNCATION_TOLERANCE_S:
-        fault = f"announces {announced_s:.2f} s but ends at {found_s:.2f} s, {num_frames} frames; get the file anew"
+        fault = f"announces {announced_s:.2f} s but ends at {found_s:.2f} s, {num_frames} frames; get the file again"
     else:
-        part = f"begins at {source.start_s:.2f} s" if is_behind else f"should go on to {wanted_s:.2f} s"
-        or_cut = "" if announced_s is not None else ", or get the file anew if it was cut"
+        part = f"begins at {source.start_s:.2f} s" if is_beyond else f"should end at {wanted_s:.2f} s"
+        or_cut = "" if announced_s is not None else ", or get the file again if it is incomplete"
         fault = f"ends at {found_s:.2f} s, but the part {part}; correct its start and end, in seconds{or_cut}"
     raise ClipRejected(Reason.TRUNCATED, f"{source.name} {fault}")
 
@@ -154,17 +154,17 @@ def _timed(
     source: Source,
     pictures: Iterator[av.VideoFrame],
     clock: "_Clock",
-    show: "_Show",
+    make_display: "_MakeDisplay",
     params: CropParams,
 ) -> Iterator[tuple[Display, av.VideoFrame, float, float]]:
-    """Pictures with their time and the time since the one before; raises ClipRejected where decoding fails."""
+    """Yields pictures with their time and the time since the previous one. Raises ClipRejected if decoding fails."""
     count, display = 0, None
     try:
         for count, picture in enumerate(pictures, start=1):
             if display is None:
-                display = show(picture)
+                display = make_display(picture)
             _check_size(source, picture.width, picture.height, params)
-            # places in one picture would mean nothing in the next
+            # coordinates of one picture would have no meaning in the next
             change = display.change(picture)
             if change:
                 raise ClipRejected(
@@ -175,30 +175,32 @@ def _timed(
             if time_s > params.max_source_s or count > params.max_source_s * MAX_SOURCE_FPS:
                 raise ClipRejected(
                     Reason.OVERSIZED,
-                    f"{source.name} goes on after {time_s:.0f} s and {count} frames; "
+                    f"{source.name} is longer than {time_s:.0f} s and {count} frames; "
                     f"crop.max_source_s is {params.max_source_s:g}",
                 )
             yield display, picture, time_s, gap_s
     except av.error.FFmpegError as error:
         raise ClipRejected(
             Reason.TRUNCATED if count else Reason.UNREADABLE,
-            f"{source.name} cannot be decoded after {count} frames ({error.strerror}); get the file anew",
+            f"{source.name} cannot be decoded after {count} frames ({error.strerror}); get the file again",
         ) from error
     if not count:
-        raise ClipRejected(Reason.UNREADABLE, f"{source.name} announces video but holds not one picture")
+        raise ClipRejected(
+            Reason.UNREADABLE, f"{source.name} announces video but holds no picture; get the file again"
+        )
 
 
-_Show = Callable[[av.VideoFrame], Display]
-"""Gives how a file is shown, which its first picture decides; called with the first picture that is read."""
+_MakeDisplay = Callable[[av.VideoFrame], Display]
+"""Returns the Display of a file, which depends on its first picture. Called with the first picture that is read."""
 
 
 @contextmanager
 def _opened_before(
     source: Source, params: CropParams, begin_s: float
-) -> Iterator[tuple[Header, "_Clock", _Show, Iterator[av.VideoFrame]]]:
-    """Pictures of a file from some time before `begin_s` on, how they are shown, and the clock they are read by.
+) -> Iterator[tuple[Header, "_Clock", _MakeDisplay, Iterator[av.VideoFrame]]]:
+    """Opens a file, and yields its header, clock, display and its pictures from some time before `begin_s` on.
 
-    By a jump where the container has an index, else from the start.
+    Jumps if the container has an index, otherwise decodes from the start.
     """
     if begin_s > 2 * JUMP_MARGIN_S:
         with _opened(source, params) as (container, stream):
@@ -210,7 +212,7 @@ def _opened_before(
                 return
     with _opened(source, params) as (container, stream):
         header = _header(source, container, stream)
-        # AVI stores no times of showing, and those that FFmpeg guesses go back and forth; pictures come in order
+        # AVI stores no times of showing, and FFmpeg's guesses go back and forth; the pictures are in order
         is_avi = container.format.name == "avi"
         clock = _Clock(_step_s(header), by_decoding=is_avi)
         yield header, clock, lambda first: Display(first, stream), container.decode(stream)
@@ -219,9 +221,9 @@ def _opened_before(
 def _jump(
     container: av.container.InputContainer, stream: av.VideoStream, begin_s: float
 ) -> tuple[float, Display, Iterator[av.VideoFrame]] | None:
-    """Timestamp and look of the file's first picture, and pictures from a key frame shown before `begin_s` on.
+    """Returns timestamp and display of the file's first picture, and pictures from a key frame before `begin_s` on.
 
-    What is shown after a key frame needs nothing from before it; None where the jump does not land on one.
+    Pictures shown after a key frame need no picture before it. Returns None if the jump does not land on a key frame.
     """
     if _INDEXED.isdisjoint(container.format.name.split(",")):
         return None
@@ -234,7 +236,7 @@ def _jump(
         wanted_s = origin_s + begin_s - JUMP_MARGIN_S
         container.seek(int(wanted_s / stream.time_base), stream=stream, backward=True)
         pictures = container.decode(stream)
-        # pictures shown before the key frame may lack what they were made from
+        # pictures shown before the key frame may depend on missing pictures
         landed = next((picture for picture in islice(pictures, _MAX_LEADING) if picture.key_frame), None)
     except (av.error.FFmpegError, StopIteration):
         return None
@@ -249,15 +251,15 @@ def _check_gap(source: Source, gap_s: float, since_s: float, step_s: float, para
         raise ClipRejected(
             Reason.TRUNCATED,
             f"{source.name} has no picture between {since_s:.2f} and {since_s + gap_s:.2f} s "
-            f"(crop.max_gap_s is {params.max_gap_s:g}); get the file anew",
+            f"(crop.max_gap_s is {params.max_gap_s:g}); get the file again",
         )
 
 
 class _Clock:
     """Seconds since the first picture, always rising: a missing or backward timestamp counts as one step.
 
-    `origin_s` is the first picture's timestamp where another is read first; `by_decoding`: timestamps are those of
-    decoding.
+    `origin_s` is the first picture's timestamp, for when another picture is read first. With `by_decoding`, timestamps
+    are times of decoding.
     """
 
     def __init__(self, step_s: float, origin_s: float | None = None, by_decoding: bool = False) -> None:
@@ -265,15 +267,15 @@ class _Clock:
         self._by_decoding = by_decoding
         self.time_s: float | None = None
         self.end_s = 0.0
-        """Until when pictures are shown, by their own durations: the last may stay for long."""
+        """Time until which pictures are shown, by their own durations: the last picture may have a long one."""
         self._origin_s = origin_s
 
     def read(self, picture: av.VideoFrame) -> tuple[float, float]:
-        """Time of `picture`, and the time since the one before (0 for the first)."""
+        """Returns the time of `picture`, and the time since the previous picture (0 for the first)."""
         time_s, gap_s = self._read(picture)
-        # some containers tell no durations
+        # some containers have no durations
         shown_s = float(picture.duration * picture.time_base) if picture.duration else 0.0
-        # not only of the last: where pictures are stored in another order than shown, mp4 counts the last stored
+        # for every picture: mp4 gives the long duration to the last stored picture, which may be shown earlier
         self.end_s = max(self.end_s, time_s + max(shown_s, self.step_s))
         return time_s, gap_s
 
@@ -287,7 +289,7 @@ class _Clock:
         expected_s = self.time_s + self.step_s
         time_s = expected_s if stamp_s is None else stamp_s - self._origin_s
         if time_s <= self.time_s:
-            # joined transport streams start their clock anew: go on from here
+            # joined transport streams restart their clock: continue from here
             self._origin_s += time_s - expected_s
             time_s = expected_s
         gap_s = time_s - self.time_s
@@ -301,14 +303,14 @@ def _stamp_s(picture: av.VideoFrame, by_decoding: bool = False) -> float | None:
 
 
 def _step_s(header: Header) -> float:
-    return 1 / header.fps if header.fps else 1 / USUAL_FPS
+    return 1 / header.fps if header.fps else 1 / DEFAULT_FPS
 
 
 def resample(times_s_F: NDArray[np.float64], target_fps: float) -> NDArray[np.int32]:
-    """The source frame shown at each output frame k, at k / target_fps after the first: the nearest in time.
+    """Returns the source frame of each output frame k, at k / target_fps after the first: the nearest in time.
 
-    Gives T indices, int32, never falling. T / target_fps is the duration within 1/25 s for sources of 12.5 fps
-    and more, where the last picture is taken to stand for the median interval.
+    Returns T indices, int32, never falling. T / target_fps equals the duration within 1/25 s for sources of at least
+    12.5 fps; the last picture counts with the median interval.
     """
     assert len(times_s_F) > 0 and np.all(np.diff(times_s_F) > 0), "timestamps must rise"
     times = times_s_F - times_s_F[0]
@@ -320,13 +322,13 @@ def resample(times_s_F: NDArray[np.float64], target_fps: float) -> NDArray[np.in
     after = np.clip(np.searchsorted(times, wanted), 1, max(1, len(times) - 1))
     if len(times) == 1:
         return np.zeros(len(wanted), np.int32)
-    # of two equally near the earlier, whatever the last bit says
+    # of two equally near frames the earlier, independent of the last bit
     nearer_before = wanted - times[after - 1] <= times[after] - wanted + 1e-6
     return np.where(nearer_before, after - 1, after).astype(np.int32)
 
 
 def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
-    """Mean rate of the source in 1/s; None for a single picture."""
+    """Returns the mean frame rate of the source in 1/s; None for a single picture."""
     if len(times_s_F) < 2:
         return None
     return float((len(times_s_F) - 1) / (times_s_F[-1] - times_s_F[0]))
@@ -336,16 +338,16 @@ def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
 def _opened(
     source: Source, params: CropParams | None = None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and the video stream that is shown; with `params`, caps are checked before anything is decoded.
+    """Yields the container and its video stream. With `params`, checks the limits before decoding.
 
-    Raises MemoryError instead of ClipRejected, of the block too, where memory may be the cause.
+    Raises MemoryError instead of ClipRejected, also for errors of the block, if memory may be the cause.
     """
     check_file_size(source, params.max_source_mb if params else math.inf)
     try:
         with _opened_anywhere(source, params) as opened:
             yield opened
     except ClipRejected as rejection:
-        # FFmpeg calls data invalid that it had no memory to decode
+        # FFmpeg reports invalid data if it has no memory to decode it
         if is_short() or isinstance(rejection.__cause__, MemoryError):
             raise MemoryError(str(rejection)) from rejection
         raise
@@ -365,7 +367,7 @@ def _opened_anywhere(
             with _container(source, file, params) as opened:
                 yield opened
         except ClipRejected:
-            # what FFmpeg met may be what the zip lacks
+            # the zip may be the cause of FFmpeg's error
             file.check()
             raise
         file.check()
@@ -376,32 +378,33 @@ def _container(
     source: Source, file: str | MemberFile, params: CropParams | None
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     try:
-        container = av.open(file, **OPENING)
+        container = av.open(file, **OPEN_OPTIONS)
     except av.error.FFmpegError as error:
         raise ClipRejected(
-            Reason.UNREADABLE, f"{source.name} is no video file that FFmpeg can read ({error.strerror})"
+            Reason.UNREADABLE,
+            f"{source.name} is not a video file that FFmpeg can read ({error.strerror}); get the file again",
         ) from error
     with container:
-        stream = shown_stream(container, source.name)
+        stream = select_video_stream(container, source.name)
         if params:
             header = _header(source, container, stream)
             _check_size(source, stream.width, stream.height, params)
             _check_size(source, header.width, header.height, params)
             _check_duration(source, header, params)
-            # a bitstream may hold larger pictures than its header says: the decoder refuses those
+            # a bitstream may hold larger pictures than its header says: the decoder rejects them
             stream.codec_context.options = {"max_pixels": str(_coded_pixels(params))}
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def _header(source: Source, container: av.container.InputContainer, stream: av.VideoStream) -> Header:
-    """Raises ClipRejected (unreadable) where the header gives pixels a shape that no video has."""
+    """Returns the header. Raises ClipRejected (unreadable) if its pixel aspect ratio is absurd."""
     ratio = pixel_ratio(stream)
     if not 1 / MAX_PIXEL_RATIO <= ratio <= MAX_PIXEL_RATIO:
         raise ClipRejected(
             Reason.UNREADABLE,
-            f"{source.name} has pixels of {ratio.numerator}:{ratio.denominator} (width to height), which is more than "
-            f"{MAX_PIXEL_RATIO}:1 or less than 1:{MAX_PIXEL_RATIO}; re-encode it with the right sample aspect ratio",
+            f"{source.name} has pixels of {ratio.numerator}:{ratio.denominator} (width to height), but the limits are "
+            f"1:{MAX_PIXEL_RATIO} and {MAX_PIXEL_RATIO}:1; re-encode it with the right sample aspect ratio",
         )
     rate = stream.average_rate or stream.guessed_rate
     start_s = 0.0
@@ -411,17 +414,17 @@ def _header(source: Source, container: av.container.InputContainer, stream: av.V
     if stream.duration and stream.time_base:
         duration_s = max_duration_s = float(stream.duration * stream.time_base)
     elif container.duration:
-        # Matroska's counts from 0, also where the first picture comes later
+        # Matroska counts from 0, even if the first picture is later
         file_s = (container.duration - max(container.start_time or 0, 0)) / av.time_base
         max_duration_s = file_s - start_s
-        # with sound beside the pictures it may be the sound's
+        # if the file also has sound, this may be the duration of the sound
         duration_s = max_duration_s if len(container.streams) == 1 else None
     size = square_size(stream.width, stream.height, ratio)
     return Header(*size, float(rate) if rate else None, duration_s, start_s, max_duration_s)
 
 
 def _coded_pixels(params: CropParams) -> int:
-    """Pictures are coded in whole blocks, which FFmpeg counts too: at most 128 px more on a side."""
+    """Returns the limit with whole coded blocks, which FFmpeg counts: at most 128 px more on a side."""
     return params.max_source_pixels * 2 + 128 * 128
 
 

@@ -138,7 +138,11 @@ def test_each_kind_of_fault_is_told_with_its_count_and_its_first_clip(
     with caplog.at_level(logging.WARNING):
         ingest(corpus := corpus_of(root, rows), TEXT, CROP, tmp_path / "clips.parquet")
     outside, unreadable = (one for one in caplog.messages if "crop will reject" in one)
-    kinds = {"zip": "is no whole zip", "noise": "is no video file that FFmpeg can read", "empty": "is empty"}
+    kinds = {
+        "zip": "is damaged or not a zip",
+        "noise": "is not a video file that FFmpeg can read",
+        "empty": "is empty",
+    }
     lines = [
         rf"  {count} \(\S+.*/clips\.csv:\d+: .*{kinds[kind]}.*\): {kind}00, {kind}01, {kind}02, {kind}03, {kind}04, …"
         for count, kind in ((24, "zip"), (16, "noise"), (8, "empty"))

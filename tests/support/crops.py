@@ -1,11 +1,11 @@
-"""Clips that look to a codec like mouth crops: smooth, slowly moving, with grain."""
+"""Synthetic clips that compress like mouth crops: smooth, slowly moving, with grain."""
 
 import cv2
 import numpy as np
 
 
 def crop_like(num_frames: int, height: int = 96, width: int = 96, seed: int = 0) -> np.ndarray:
-    """uint8, T×H×W, gray levels from 0 to 255: what limited-range video would cut off."""
+    """Returns uint8, T×H×W, with gray levels from 0 to 255, which limited-range video would clip."""
     rng = np.random.default_rng(seed)
     texture = cv2.GaussianBlur(rng.random((height * 2, width * 2)).astype(np.float32), (0, 0), 4)
     texture = (texture - texture.min()) / max(float(np.ptp(texture)), 1e-6) * 375 - 60

@@ -1,4 +1,4 @@
-"""Made-up landmarks with known geometry: the canonical face, placed by similarities."""
+"""Synthetic landmarks with known geometry: the canonical face, placed by similarities."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -27,16 +27,16 @@ HALF_MOUTH_PX = 22.51  # corners at (107.17, 157.20) and (152.19, 156.99) on the
 def face_points(
     placements_N23: np.ndarray, stable_42: np.ndarray = CANONICAL_42, opening_px: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """Kept landmarks (N, K, 3) of the canonical face in each placement; the lower lip sinks by `opening_px`."""
+    """Returns kept landmarks (N, K, 3) of the canonical face in each placement; the lower lip sinks by `opening_px`."""
     right_eye, left_eye, nose, mouth = stable_42
     half_eye, half_mouth = np.array([12.0, 0.0]), np.array([HALF_MOUTH_PX, 0.0])
-    places = {index: np.array(mouth) for index in (*OUTER_LIPS, *INNER_LIPS)}
-    places |= {index: np.array(nose) for index in NOSE_BASE}
+    points = {index: np.array(mouth) for index in (*OUTER_LIPS, *INNER_LIPS)}
+    points |= {index: np.array(nose) for index in NOSE_BASE}
     for corners, middle in ((RIGHT_EYE_CORNERS, right_eye), (LEFT_EYE_CORNERS, left_eye)):
-        places |= {corners[0]: middle - half_eye, corners[1]: middle + half_eye}
+        points |= {corners[0]: middle - half_eye, corners[1]: middle + half_eye}
     for corner, side in zip(MOUTH_CORNERS, (-1, 1), strict=True):
-        places[corner] = mouth + side * half_mouth
-    face_K2 = np.array([places[index] for index in KEPT], np.float64)
+        points[corner] = mouth + side * half_mouth
+    face_K2 = np.array([points[index] for index in KEPT], np.float64)
     faces_NK2 = np.repeat(face_K2[None], len(placements_N23), axis=0)
     lower = [KEPT.index(index) for index in LOWER_LIP]
     faces_NK2[:, lower, 1] += np.broadcast_to(opening_px, len(faces_NK2))[:, None]
@@ -53,7 +53,7 @@ def landmarks_of(
     unseen_first: Iterable[int] = (),
     shuffled: bool = False,
 ) -> Landmarks:
-    """What a landmarker would say of faces placed so in each frame; `unseen` frames show none of them."""
+    """Returns the landmarks of faces placed like this in each frame. `unseen` frames have no face."""
     num_frames = len(faces_T23[0])
     frames, points = [], []
     order = np.random.default_rng(1)
@@ -78,9 +78,9 @@ def landmarks_of(
     )
 
 
-def made_up(
+def synthetic_face(
     scale: float, num_frames: int = 20, x: float = 0.0, y: float = 0.0, **options: Any
 ) -> Callable[[Media, CropParams, MouthPatches], Landmarks]:
-    """A landmarker that sees, in any video, the canonical face grown by `scale` and moved by x, y."""
+    """Returns a landmarker that finds, in any video, the canonical face scaled by `scale` and moved by x, y."""
     landmarks = landmarks_of(np.array([[[scale, 0, x], [0, scale, y]]] * num_frames), **options)
     return lambda media, params, patches: landmarks

@@ -1,4 +1,4 @@
-"""Shared by tests: pictures."""
+"""Reads pictures of a video, and runs crops that must be rejected."""
 
 from itertools import islice
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pages of `pipeline qc`, read back. Import the names that end in _fixture for real, own and made."""
+"""Reads pages of `pipeline qc`. Import the names that end in _fixture for the fixtures real, own and synthetic."""
 
 import base64
 import html
@@ -15,25 +15,25 @@ from tests.support.ledgers import Corpus, cropped, with_made_up
 
 @pytest.fixture(scope="module", name="real")
 def real_fixture(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """As the crop stage left it; not to be changed."""
+    """The corpus as written by the crop stage. Do not change it."""
     return cropped(tmp_path_factory.mktemp("real"))
 
 
 @pytest.fixture(name="own")
 def own_fixture(real: Corpus, tmp_path: Path) -> Corpus:
-    """A copy to harm."""
+    """A copy that a test may change."""
     return Corpus(Path(shutil.copytree(real.folder, tmp_path / "own")), real.clips, real.crops)
 
 
-@pytest.fixture(scope="module", name="made")
-def made_fixture(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, str]:
-    """Every reason five times, 60 more usable clips; and their page."""
-    corpus = with_made_up(real, tmp_path_factory.mktemp("made"), 60, 5)
+@pytest.fixture(scope="module", name="synthetic")
+def synthetic_fixture(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, str]:
+    """A corpus with every reason five times and 60 more usable clips, and its page."""
+    corpus = with_made_up(real, tmp_path_factory.mktemp("synthetic"), 60, 5)
     return corpus, corpus.page()
 
 
 def part(page: str, title: str) -> str:
-    """The list of clips under a heading."""
+    """Returns the list of clips under a heading."""
     found = re.search(rf'<section class="shots">\s*<h3>{re.escape(title)} .*?</section>', page, re.DOTALL)
     assert found is not None, title
     return found[0]
@@ -51,5 +51,5 @@ def pictures(text: str) -> list[np.ndarray]:
 
 
 def plain(text: str) -> str:
-    """What a person reads."""
+    """Returns the text that a reader sees."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())

@@ -1,4 +1,4 @@
-"""Writes small videos with PyAV whose every frame is known, and faces of a photograph at known places."""
+"""Writes small videos with known frames with PyAV, and faces of a photograph at known positions."""
 
 import wave
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,14 @@ CODE_BITS = 10
 
 
 def photograph() -> np.ndarray:
-    """NASA's portrait of Eileen Collins, BGR."""
+    """Returns NASA's portrait of Eileen Collins, BGR."""
     picture = cv2.imread(str(PHOTOGRAPH))
     assert picture is not None
     return picture
 
 
 def numbered(index: int, width: int = 160, height: int = 96) -> np.ndarray:
-    """A gray BGR picture that carries `index` as black and white bars, for `number_of`."""
+    """Returns a gray BGR picture that shows `index` as black and white bars, for `number_of`."""
     picture = np.full((height, width, 3), 128, np.uint8)
     bar = width // CODE_BITS
     for bit in range(CODE_BITS):
@@ -30,7 +30,7 @@ def numbered(index: int, width: int = 160, height: int = 96) -> np.ndarray:
 
 
 def number_of(gray_HW: np.ndarray) -> int:
-    """The index that `numbered` drew."""
+    """Returns the index that `numbered` drew."""
     bar = gray_HW.shape[1] // CODE_BITS
     middle = gray_HW.shape[0] // 2
     return sum(int(gray_HW[middle, bit * bar + bar // 2] > 128) << bit for bit in range(CODE_BITS))
@@ -47,7 +47,7 @@ def write_video(
     container_options: dict[str, str] | None = None,
     pixel_ratio: Fraction | None = None,
 ) -> Path:
-    """One video stream of BGR pictures; at `times_s` (seconds), else at a steady `rate`."""
+    """Writes one video stream of BGR pictures, at `times_s` (seconds) or at a constant `rate`."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = None
         for number, picture in enumerate(pictures):
@@ -80,7 +80,7 @@ def write_audio(path: Path, seconds: float = 0.5) -> Path:
 
 
 def set_rotation(path: Path, quarter_turns: int) -> None:
-    """Writes a display matrix into an mp4's track header: shown turned clockwise by so many quarters."""
+    """Writes a display matrix into an mp4's track header that turns the picture clockwise by so many quarters."""
     cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarter_turns % 4]
     set_display_matrix(path, cos, sin, -sin, cos)
 
@@ -88,21 +88,21 @@ def set_rotation(path: Path, quarter_turns: int) -> None:
 def set_display_matrix(
     path: Path, a: float, b: float, c: float, d: float, x: float = 0, y: float = 0
 ) -> None:
-    """The same, of any matrix: stored (u, v) is shown at (a u + c v + x, b u + d v + y). ISO/IEC 14496-12, 6.2.2."""
+    """Writes any display matrix: stored (u, v) is shown at (a u + c v + x, b u + d v + y). ISO/IEC 14496-12, 6.2.2."""
     matrix = [a, b, 0, c, d, 0, x, y, 1]
     units = [65_536] * 9
     units[2] = units[5] = units[8] = 1 << 30
     payload = bytearray(path.read_bytes())
     start = payload.index(b"tkhd") + 4 + 40
-    for place, (value, unit) in enumerate(zip(matrix, units, strict=True)):
-        payload[start + 4 * place : start + 4 * place + 4] = round(value * unit).to_bytes(
+    for index, (value, unit) in enumerate(zip(matrix, units, strict=True)):
+        payload[start + 4 * index : start + 4 * index + 4] = round(value * unit).to_bytes(
             4, "big", signed=True
         )
     path.write_bytes(payload)
 
 
 def write_mirrored(path: Path, pictures: Iterable[np.ndarray], rate: Fraction | int = 25) -> Path:
-    """An mp4 that shows these pictures, stored mirrored and narrow: its pixels are 4:3."""
+    """Writes an mp4 that shows these pictures, stored mirrored and narrow: its pixels are 4:3."""
     stored = [
         cv2.resize(
             picture[:, ::-1], (picture.shape[1] * 3 // 4, picture.shape[0]), interpolation=cv2.INTER_AREA
@@ -120,7 +120,7 @@ def placed(
     shift: tuple[float, float] = (0.0, 0.0),
     about: tuple[float, float] = (223, 118),
 ) -> np.ndarray:
-    """The 2x3 similarity that turns and scales the photograph about its face, then moves it by `shift`."""
+    """Returns the 2x3 similarity that turns and scales the photograph about its face, then moves it by `shift`."""
     matrix = cv2.getRotationMatrix2D(about, degrees, scale)
     matrix[:, 2] += shift
     return np.asarray(matrix, np.float64)
@@ -129,17 +129,17 @@ def placed(
 def face_pictures(
     placements: Iterable[np.ndarray], width: int = 512, height: int = 288, speaking: bool = False
 ) -> Iterable[np.ndarray]:
-    """The photograph as each 2x3 matrix places it; where she speaks, her lips part and close all the while."""
+    """Yields the photograph placed by each 2x3 matrix. With `speaking`, the lips open and close all the time."""
     picture = photograph()
     for number, matrix in enumerate(placements):
-        shown = _with_open_mouth(picture, round(4 + 4 * np.sin(number * 1.3))) if speaking else picture
+        source = _with_open_mouth(picture, round(4 + 4 * np.sin(number * 1.3))) if speaking else picture
         yield cv2.warpAffine(
-            shown, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+            source, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
         )
 
 
 def _with_open_mouth(picture: np.ndarray, opening_px: int) -> np.ndarray:
-    """Jaw and all below sink; between the lips it is dark."""
+    """Returns the picture with a lower jaw and a dark gap between the lips."""
     row, left, right = 144, 206, 242
     opened = picture.copy()
     opened[row + opening_px :, left:right] = picture[row : len(picture) - opening_px, left:right]
@@ -154,7 +154,7 @@ def write_face(
     speaking: bool = False,
     **placement: float,
 ) -> Path:
-    """A video of the unmoving face, or of one that speaks."""
+    """Writes a video of the face, which is still or speaks."""
     if speaking:
         return write_video(path, face_pictures([placed(**placement)] * num_frames, speaking=True), rate)
     return write_video(path, list(face_pictures([placed(**placement)])) * num_frames, rate)
@@ -163,7 +163,7 @@ def write_face(
 def mouth_pictures(
     num_frames: int, width: int = 96, height: int = 96, mouth_share: float = 0.45, seed: int = 0
 ) -> list[np.ndarray]:
-    """Crops of the photograph's mouth, which speaks and drifts, otherwise for each seed.
+    """Returns crops of the photograph's mouth, which speaks and drifts. The drift depends on the seed.
 
     The mouth takes `mouth_share` of the width.
     """
@@ -177,5 +177,5 @@ def mouth_pictures(
 
 
 def write_mouth(path: Path, num_frames: int = 20, seed: int = 0, size: int = 96) -> Path:
-    """A ready mouth clip, square."""
+    """Writes a ready mouth clip, square."""
     return write_video(path, mouth_pictures(num_frames, size, size, seed=seed))

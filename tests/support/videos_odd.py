@@ -1,4 +1,4 @@
-"""Shared by tests: videos odd."""
+"""Writes unusual videos: early sound, gaps, a long last picture."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -19,27 +19,27 @@ FPS = 25
 
 
 def with_early_sound(path: Path, begin_s: float, num_frames: int = 50) -> Path:
-    """A face that speaks from `begin_s` on; a tone from 0."""
+    """Writes a face that speaks from `begin_s` on, and a tone from 0."""
     times_s = [begin_s + Fraction(index, FPS) for index in range(num_frames)]
     silent = path.with_name("silent.mkv")
     pictures = face_pictures([placed()] * num_frames, speaking=True)
     write_video(silent, pictures, times_s=times_s, options={"crf": "12", "bf": "0"})
     tone = (9_000 * np.sin(np.arange(16_000 * 4) / 6)).astype(np.int16)
     with av.open(str(path), "w") as out, av.open(str(silent)) as source:
-        shown = out.add_stream_from_template(source.streams.video[0])
+        video = out.add_stream_from_template(source.streams.video[0])
         sound = out.add_stream("pcm_s16le", rate=16_000, layout="mono")
         frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
         frame.rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
         out.mux(sound.encode(frame))
         for packet in source.demux(video=0):
             if packet.dts is not None:
-                packet.stream = shown
+                packet.stream = video
                 out.mux(packet)
     return path
 
 
 def with_gaps(path: Path, pictures: list[np.ndarray], *gaps: tuple[int, float]) -> Path:
-    """At 25 frames/s, but before these frames nothing for so long."""
+    """Writes 25 frames/s, with a gap of so many seconds before each of these frames."""
     waits_s = dict(gaps)
     times_s, time_s = [], Fraction(0)
     for index in range(len(pictures)):
@@ -56,22 +56,22 @@ def times_of(path: Path, params: CropParams = PARAMS) -> np.ndarray:
     return np.array([frame.time_s for frame in decode(path, params)])
 
 
-def shown(path: Path, target_fps: float = 25.0) -> list[int]:
-    """The numbers drawn in the frames that resampling shows."""
+def resampled_numbers(path: Path, target_fps: float = 25.0) -> list[int]:
+    """Returns the numbers drawn in the frames after resampling."""
     numbers = [number_of(frame.gray()) for frame in decode(path, PARAMS)]
     return [numbers[i] for i in resample(times_of(path), target_fps)]
 
 
 def with_last_picture_for(path: Path, whole: Path, seconds: float, faststart: bool = False) -> Path:
-    """A copy of a video of 25 frames/s whose last picture is shown for so long, and where it is stored before others,
-    as mp4 has it, the last stored too."""
+    """Copies a video of 25 frames/s and gives its last picture this duration. If mp4 stores another picture last, that
+    picture gets it too."""
     options = {"movflags": "faststart"} if faststart else {}
     with av.open(str(whole)) as source, av.open(str(path), "w", options=options) as copy:
-        shown = copy.add_stream_from_template(source.streams.video[0])
+        video = copy.add_stream_from_template(source.streams.video[0])
         packets = [packet for packet in source.demux(video=0) if packet.size]
         for packet in {max(packets, key=lambda packet: packet.pts), packets[-1]}:
             packet.duration = round(seconds / packet.time_base)
         for packet in packets:
-            packet.stream = shown
+            packet.stream = video
             copy.mux(packet)
     return path

@@ -107,7 +107,7 @@ def test_another_scale_needs_no_new_landmarks(
     def never(*_: object) -> None:
         raise AssertionError("landmarked again")
 
-    monkeypatch.setattr(cache_module, "follow_video", never)
+    monkeypatch.setattr(cache_module, "track_faces", never)
     larger = cache.crop(face, MediaKind.FACE, PARAMS.model_copy(update={"size_px": 128}))
     assert not larger.from_cache
     clip_THW = cache.read_clip(larger.keys.clip, (12, 128, 128))
@@ -239,7 +239,7 @@ def test_landmarks_and_rejections_of_another_content_are_not_kept_either(
     copy = Path(shutil.copy(face, tmp_path / "copy.mp4"))
     first = cache.keys(face, MediaKind.FACE, PARAMS)
     with monkeypatch.context() as patched:
-        patched.setattr(cache_module, "follow_video", replacing(face, [short], cache_module.follow_video))
+        patched.setattr(cache_module, "track_faces", replacing(face, [short], cache_module.track_faces))
         outcome = cache.crop(face, MediaKind.FACE, PARAMS)
     assert outcome.rejection is not None and outcome.keys != first
     assert first.track not in {entry.stem for entry in entries(cache, "tracks")}

@@ -167,8 +167,8 @@ def test_a_damaged_zip_is_said_and_its_clips_point_into_it(
     with caplog.at_level(logging.WARNING):
         transcript = only(chinese_lips(tmp_path, train=row()))
     assert transcript.media == f"processed_train.zip!{ID}.mp4"
-    assert "processed_train.zip is no whole zip" in caplog.text
-    with pytest.raises(ClipRejected, match=r"unreadable: processed_train\.zip is no whole zip"):
+    assert "processed_train.zip is damaged or not a zip" in caplog.text
+    with pytest.raises(ClipRejected, match=r"unreadable: processed_train\.zip is damaged or not a zip"):
         resolve_media(tmp_path, transcript.media)
 
 

@@ -1,4 +1,4 @@
-"""Hard cuts between people framed alike, at any frame; and what looks like a cut but is none."""
+"""Hard cuts between people framed alike, at any frame; and similar changes that are not cuts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import crop_video
 from stages.mouths.cuts import cut_frames
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import stable_points
 from stages.videos.settings import CropParams
 from stages.videos.video import decode
@@ -22,7 +22,7 @@ Pictures = list[np.ndarray]
 
 
 def pictures_of(path: Path) -> Pictures:
-    """Of even width and height, as encoders want them."""
+    """Returns pictures of even width and height, for encoders."""
     pictures = (frame.rgb_HW3()[..., ::-1] for frame in decode(path, PARAMS))
     return [picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2] for picture in pictures]
 
@@ -46,10 +46,8 @@ def test_a_cut_is_found_at_any_frame(two_people: tuple[Pictures, Pictures], tmp_
 
 
 @pytest.mark.realdata
-def test_every_frame_of_the_pictures_themselves(
-    two_people: tuple[Pictures, Pictures], tmp_path: Path
-) -> None:
-    """The comparison alone, at all 74 places, with the box where the faces are."""
+def test_cut_frames_finds_a_cut_at_any_frame(two_people: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+    """Tests only the comparison, at all 74 frames, with the box of the faces."""
     one, other = (write_video(tmp_path / f"{i}.mp4", pictures) for i, pictures in enumerate(two_people))
     before, after = list(decode(one, PARAMS)), list(decode(other, PARAMS))
     box_F4 = np.tile([128.0, 95.0, 234.0, 228.0], (75, 1))
@@ -65,13 +63,13 @@ NO_CUTS: dict[str, Change] = {
     "a flash": lambda pictures, _: [
         np.full_like(p, 255) if i in (16, 33, 47) else p for i, p in enumerate(pictures)
     ],
-    "light goes": lambda pictures, _: [
+    "light goes down": lambda pictures, _: [
         np.asarray(p * (0.4 if i >= 30 else 1.0), np.uint8) for i, p in enumerate(pictures)
     ],
-    "it fades": lambda pictures, _: [
+    "fade to black": lambda pictures, _: [
         np.asarray(p * (1 - i / len(pictures)), np.uint8) for i, p in enumerate(pictures)
     ],
-    "frozen, then on": lambda pictures, _: pictures[:20] + [pictures[20]] * 8 + pictures[28:],
+    "a frozen picture": lambda pictures, _: pictures[:20] + [pictures[20]] * 8 + pictures[28:],
     "every fourth frame": lambda pictures, _: [pictures[i // 4 * 4] for i in range(len(pictures))],
     "noise": lambda pictures, rng: [
         np.clip(p + rng.normal(0, 25, p.shape), 0, 255).astype(np.uint8) for p in pictures
@@ -86,24 +84,24 @@ NO_CUTS: dict[str, Change] = {
 @pytest.mark.realdata
 @pytest.mark.parametrize("change", NO_CUTS)
 @pytest.mark.parametrize("name", ["grid/video/s26/bgbsza.mpg", "hard/carphone_pristine.mp4"])
-def test_what_is_no_cut(realdata: Path, tmp_path: Path, name: str, change: str) -> None:
+def test_changes_that_are_not_cuts(realdata: Path, tmp_path: Path, name: str, change: str) -> None:
     pictures = NO_CUTS[change](pictures_of(realdata / name), np.random.default_rng(0))
-    assert follow_video(write_video(tmp_path / "a.mp4", pictures), PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(write_video(tmp_path / "a.mp4", pictures), PARAMS).cut_frame_C.tolist() == []
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("at", [15, 16, 17, 33])
-def test_a_single_picture_of_another_person_is_no_shot(
+def test_a_single_picture_of_another_person_is_not_a_shot(
     two_people: tuple[Pictures, Pictures], tmp_path: Path, at: int
 ) -> None:
-    """Frame 16 is the last of what is followed at once, and the first of what follows."""
+    """Frame 16 is the last of one stretch and the first of the next."""
     one, other = two_people
     path = write_video(tmp_path / "a.mp4", [*one[:at], other[at], *one[at + 1 :]])
-    assert follow_video(path, PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(path, PARAMS).cut_frame_C.tolist() == []
 
 
 def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
-    """As of a damaged file, or a slide that is shown for a moment: bridged, as before."""
+    """Like in a damaged file, or with a slide that is shown for a moment: the gap is bridged."""
     face = next(iter(face_pictures([placed(1.2)])))
     slide = np.random.default_rng(0).integers(0, 255, (18, 32, 3), dtype=np.uint8)
     slide = cv2.resize(slide, face.shape[1::-1], interpolation=cv2.INTER_NEAREST)
@@ -114,26 +112,26 @@ def test_a_cut_to_a_picture_without_a_face_is_a_gap(tmp_path: Path) -> None:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("cuts", [(1,), (16,), (15, 17, 19), (16, 32, 48), (74,)])
-def test_beside_cuts_every_face_is_in_its_own_frame(
+def test_faces_next_to_cuts_are_in_their_own_frames(
     two_people: tuple[Pictures, Pictures], tmp_path: Path, cuts: tuple[int, ...]
 ) -> None:
-    """Also where a cut is the first or last frame of what is followed at once: as if every frame was searched."""
+    """Also if a cut is the first or last frame of a stretch: the same result as with landmarks on every frame."""
     one, other = two_people
     shots = np.searchsorted(cuts, np.arange(75), side="right")
     path = write_video(tmp_path / "a.mp4", [(one, other)[shot % 2][i] for i, shot in enumerate(shots)])
     ours, every = (
-        follow_video(path, PARAMS.model_copy(update={"tolerance_px": tolerance})) for tolerance in (0.35, 0.0)
+        track_faces(path, PARAMS.model_copy(update={"tolerance_px": tolerance})) for tolerance in (0.35, 0.0)
     )
     assert ours.frame_M.tolist() == every.frame_M.tolist() == list(range(75))
-    looked = ours.landmarked
-    assert set(looked.tolist()) >= {number for cut in cuts for number in (cut - 1, cut)}
-    assert np.abs(ours.points_MK3[looked] - every.points_MK3[looked]).max() < 0.01
+    landmarked = ours.landmarked
+    assert set(landmarked.tolist()) >= {number for cut in cuts for number in (cut - 1, cut)}
+    assert np.abs(ours.points_MK3[landmarked] - every.points_MK3[landmarked]).max() < 0.01
     eyes_and_nose = (stable_points(found.points_MK3.astype(float))[:, :3] for found in (ours, every))
     assert np.abs(np.subtract(*eyes_and_nose)).max() < 3
 
 
 def with_wall(pictures: Pictures) -> Pictures:
-    """A textured wall behind everyone, but for the middle where the person is, and a channel's logo."""
+    """Returns the pictures with a textured wall around the middle, where the person is."""
     height, width = pictures[0].shape[:2]
     wall = np.random.default_rng(5).integers(0, 255, (height // 6, width // 6, 3), dtype=np.uint8)
     wall = cv2.resize(wall, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -143,55 +141,55 @@ def with_wall(pictures: Pictures) -> Pictures:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("cut", [25, 40])
-def test_a_cut_before_a_background_that_stands_still(
+def test_a_cut_with_a_constant_background_is_found(
     two_people: tuple[Pictures, Pictures], tmp_path: Path, cut: int
 ) -> None:
     one, other = (with_wall(pictures) for pictures in two_people)
     path = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75])
-    assert set(follow_video(path, PARAMS).cut_frame_C.tolist()) == {cut}
+    assert set(track_faces(path, PARAMS).cut_frame_C.tolist()) == {cut}
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("cut", [17, 38])
-def test_a_cut_with_a_mixed_picture(
+def test_a_cut_with_a_mixed_picture_is_found_once(
     two_people: tuple[Pictures, Pictures], tmp_path: Path, cut: int, share: float
 ) -> None:
-    """As a converter of frame rates makes it of the last picture of one shot and the first of the next."""
+    """Frame rate converters mix the last picture of one shot with the first of the next."""
     one, other = two_people
     mixed = cv2.addWeighted(one[cut - 1], 1 - share, other[cut], share, 0)
     path = write_video(tmp_path / "a.mp4", [*one[: cut - 1], mixed, *other[cut:75]])
-    found = set(follow_video(path, PARAMS).cut_frame_C.tolist())
+    found = set(track_faces(path, PARAMS).cut_frame_C.tolist())
     assert len(found) == 1
     assert found <= {cut - 1, cut}
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("begin", [14, 16, 30])
-def test_another_person_behind_black_is_another_shot_the_same_is_not(
+def test_another_person_after_black_is_another_shot_but_not_the_same_person(
     two_people: tuple[Pictures, Pictures], tmp_path: Path, begin: int
 ) -> None:
     one, other = two_people
     black = [np.zeros_like(one[0])] * 5
     changed = write_video(tmp_path / "a.mp4", one[:begin] + black + other[begin + 5 : 75])
-    assert set(follow_video(changed, PARAMS).cut_frame_C.tolist()) == {begin + 5}
+    assert set(track_faces(changed, PARAMS).cut_frame_C.tolist()) == {begin + 5}
     same = write_video(tmp_path / "b.mp4", one[:begin] + black + one[begin + 5 :])
-    assert follow_video(same, PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(same, PARAMS).cut_frame_C.tolist() == []
     assert crop_video(same, MediaKind.FACE, PARAMS).figures.bridged_frames == 5
 
 
 @pytest.mark.realdata
-def test_two_cuts_in_one_clip(two_people: tuple[Pictures, Pictures], tmp_path: Path) -> None:
+def test_two_cuts_in_one_clip_are_found(two_people: tuple[Pictures, Pictures], tmp_path: Path) -> None:
     one, other = two_people
     path = write_video(tmp_path / "a.mp4", one[:20] + other[20:45] + one[45:])
-    assert sorted(set(follow_video(path, PARAMS).cut_frame_C.tolist())) == [20, 45]
+    assert sorted(set(track_faces(path, PARAMS).cut_frame_C.tolist())) == [20, 45]
     with pytest.raises(ClipRejected, match="scene_cut"):
         crop_video(path, MediaKind.FACE, PARAMS)
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["bwwuzn", "prii9a", "sran9s"])
-def test_a_faint_face_in_damaged_pictures_is_no_other_shot(realdata: Path, name: str) -> None:
-    """These GRID clips begin with twelve gray pictures in which the face is faintly seen."""
+def test_a_faint_face_in_damaged_pictures_is_not_another_shot(realdata: Path, name: str) -> None:
+    """These GRID clips begin with twelve gray pictures with a faint face."""
     path = realdata / "grid" / "video" / "s1" / f"{name}.mp4"
-    assert follow_video(path, PARAMS).cut_frame_C.tolist() == []
+    assert track_faces(path, PARAMS).cut_frame_C.tolist() == []

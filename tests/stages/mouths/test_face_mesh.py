@@ -1,4 +1,4 @@
-"""Our run of mediapipe's two models against mediapipe's own graph, and what no face may do to it."""
+"""Compares our run of mediapipe's two models with mediapipe's own graph; pictures without a face."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +22,13 @@ def frame_of(bgr: np.ndarray) -> SourceFrame:
     return SourceFrame(0, 0.0, av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24"))
 
 
-def look(kind: str, frame: SourceFrame, max_faces: int = MAX_FACES) -> list[np.ndarray]:
+def detect(kind: str, frame: SourceFrame, max_faces: int = MAX_FACES) -> list[np.ndarray]:
     with face_finder(kind, max_faces) as find:  # type: ignore[arg-type]
         return find(frame)
 
 
-def apart(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Distance of each landmark in the picture, in distances between the eyes."""
+def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Returns the distance of each landmark in the picture, in distances between the eyes."""
     right, left = (theirs[list(eye), :2].mean(axis=0) for eye in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS))
     return np.linalg.norm(ours[:, :2] - theirs[:, :2], axis=1) / np.linalg.norm(left - right)
 
@@ -52,31 +52,29 @@ REAL = {
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", REAL)
-def test_real_faces_as_mediapipe_sees_them(realdata: Path, name: str) -> None:
-    """Within 1 % of the distance between the eyes, on average over the mesh and the frames; the same faces found."""
+def test_real_faces_agree_with_mediapipe(realdata: Path, name: str) -> None:
+    """The same faces, within 1 % of the distance between the eyes, on average over the mesh and the frames."""
     distances = []
     with face_finder("litert", MAX_FACES) as find_ours, face_finder("mediapipe", MAX_FACES) as find_theirs:
         for frame in some_frames(realdata / name, REAL[name]):
             ours, theirs = find_ours(frame), find_theirs(frame)
             assert len(ours) == len(theirs)
-            distances += [apart(our, their) for our, their in zip(ours, theirs, strict=True)]
+            distances += [distance(our, their) for our, their in zip(ours, theirs, strict=True)]
     assert len(distances) >= 8
     assert np.mean(distances) < 0.01
     assert np.percentile(distances, 99) < 0.03
 
 
 @pytest.mark.parametrize("turned_deg", [0, 30, -30])
-def test_the_photograph_as_mediapipe_sees_it(turned_deg: int) -> None:
+def test_the_photograph_agrees_with_mediapipe(turned_deg: int) -> None:
     height, width = photograph().shape[:2]
     turn = cv2.getRotationMatrix2D((223, 118), turned_deg, 1.0)
     frame = frame_of(cv2.warpAffine(photograph(), turn, (width, height), borderMode=cv2.BORDER_REPLICATE))
-    (ours,), (theirs,) = (look(kind, frame, 1) for kind in ("litert", "mediapipe"))
+    (ours,), (theirs,) = (detect(kind, frame, 1) for kind in ("litert", "mediapipe"))
     assert ours.shape == theirs.shape == (478, 3)
     assert ours.dtype == np.float32
-    assert apart(ours, theirs).max() < 0.01
-    if (
-        not turned_deg
-    ):  # of a turned face in an oblong picture, mediapipe mixes up widths and heights in depth
+    assert distance(ours, theirs).max() < 0.01
+    if not turned_deg:  # for a turned face in an oblong picture, mediapipe confuses width and height in depth
         assert np.abs(ours[:, 2] - theirs[:, 2]).max() / np.ptp(theirs[:, 2]) < 0.02
 
 
@@ -89,29 +87,29 @@ def two_faces() -> np.ndarray:
     return picture
 
 
-def test_two_faces_in_mediapipes_order() -> None:
+def test_two_faces_are_in_mediapipes_order() -> None:
     frame = frame_of(two_faces())
-    ours, theirs = (look(kind, frame) for kind in ("litert", "mediapipe"))
+    ours, theirs = (detect(kind, frame) for kind in ("litert", "mediapipe"))
     assert len(ours) == len(theirs) == 2
-    assert max(apart(a, b).max() for a, b in zip(ours, theirs, strict=True)) < 0.01
-    assert len(look("litert", frame, 1)) == 1
+    assert max(distance(a, b).max() for a, b in zip(ours, theirs, strict=True)) < 0.01
+    assert len(detect("litert", frame, 1)) == 1
 
 
 @pytest.mark.parametrize("picture", ["black", "white", "noise", "tiny", "thin"])
-def test_no_face_is_an_empty_list(picture: str) -> None:
+def test_a_picture_without_a_face_gives_an_empty_list(picture: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
-    made = {
+    pictures = {
         "black": np.zeros((240, 320, 3), np.uint8),
         "white": np.full((240, 320, 3), 255, np.uint8),
         "noise": noise,
         "tiny": noise[:2, :2],
         "thin": noise[:2],
     }
-    assert look("litert", frame_of(made[picture])) == []
+    assert detect("litert", frame_of(pictures[picture])) == []
 
 
-def test_a_picture_gives_the_same_whatever_was_looked_at_before() -> None:
+def test_the_result_does_not_depend_on_earlier_pictures() -> None:
     frame = frame_of(photograph())
-    first = look("litert", frame)[0]
-    look("litert", frame_of(two_faces()))
-    assert np.array_equal(look("litert", frame)[0], first)
+    first = detect("litert", frame)[0]
+    detect("litert", frame_of(two_faces()))
+    assert np.array_equal(detect("litert", frame)[0], first)

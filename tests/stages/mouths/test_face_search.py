@@ -1,4 +1,4 @@
-"""Small faces: found down to the smallest mouth that a crop may have, at any place of the picture."""
+"""Small faces are found down to the smallest mouth that a crop may have, anywhere in the picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 from shards.errors import ClipRejected
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
-from stages.mouths.face_search import Look, Square, find_faces
+from stages.mouths.face_search import DetectFaces, Square, find_faces
 from stages.mouths.landmarker import face_finder
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams
@@ -35,7 +35,7 @@ def mouth_of(mesh: np.ndarray) -> np.ndarray:
 def on_gray(
     small: np.ndarray, place: tuple[float, float], width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A picture in a gray one, at `place` (0 to 1 of what room there is), and where its corner lies."""
+    """Returns a gray picture with `small` at `place` (0 to 1 of the free space), and the position of its corner."""
     picture = np.full((height, width, 3), 128, np.uint8)
     x, y = round(place[0] * (width - small.shape[1])), round(place[1] * (height - small.shape[0]))
     picture[y : y + small.shape[0], x : x + small.shape[1]] = small
@@ -46,19 +46,19 @@ def shrunk(bgr: np.ndarray, factor: float) -> np.ndarray:
     return cv2.resize(bgr, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
 
-def look_at_places(
-    look: Look,
+def find_at_places(
+    detect: DetectFaces,
     bgr: np.ndarray,
     mouth_px: float,
     size: tuple[int, int],
     places: Sequence[tuple[float, float]] = NINE_PLACES,
 ) -> None:
-    mouth = mouth_of(look(frame_of(bgr))[0])
+    mouth = mouth_of(detect(frame_of(bgr))[0])
     factor = mouth_px / float(np.linalg.norm(mouth[1] - mouth[0]))
     small = shrunk(bgr, factor)
     for place in places:
         picture, corner = on_gray(small, place, *size)
-        meshes = find_faces(look, frame_of(picture), [], SMALLEST_PX, 3)
+        meshes = find_faces(detect, frame_of(picture), [], SMALLEST_PX, 3)
         assert len(meshes) == 1, (mouth_px, place)
         middle = mouth_of(meshes[0]).mean(axis=0)
         expected = (mouth.mean(axis=0) + 0.5) * factor - 0.5 + corner
@@ -67,54 +67,54 @@ def look_at_places(
 
 @pytest.mark.parametrize("mouth_px", [16.5, 21.0, 34.0, 50.0])
 def test_found_at_nine_places(mouth_px: float) -> None:
-    """A face that the detector does not see in the whole picture: 2 to 9 % of its width."""
-    with face_finder("litert", 3) as look:
-        look_at_places(look, photograph()[:300, 60:400], mouth_px, (1920, 1080))
+    """With faces that the detector misses in the whole picture: 2 to 9 % of its width."""
+    with face_finder("litert", 3) as detect:
+        find_at_places(detect, photograph()[:300, 60:400], mouth_px, (1920, 1080))
 
 
 @pytest.mark.parametrize("size", [(720, 1280), (2560, 1440)])
 def test_found_in_pictures_of_other_sizes(size: tuple[int, int]) -> None:
-    with face_finder("litert", 3) as look:
-        look_at_places(look, photograph()[:300, 60:400], 18.0, size)
+    with face_finder("litert", 3) as detect:
+        find_at_places(detect, photograph()[:300, 60:400], 18.0, size)
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["grid/video/s1/bbaf2n.mp4", "grid/video/s26/bgbsza.mpg"])
 def test_real_people_are_found(realdata: Path, name: str) -> None:
     bgr = next(decode(realdata / name, CropParams())).rgb_HW3()[..., ::-1]
-    with face_finder("litert", 3) as look:
+    with face_finder("litert", 3) as detect:
         for mouth_px in (16.5, 26.0):
-            look_at_places(look, bgr, mouth_px, (1280, 720))
-        # here a tile's edge cuts the face: its first mesh is wrong by a fifth of the mouth's width
-        look_at_places(look, bgr, 37.18, (1280, 720), [(0.8124, 0.6667)])
+            find_at_places(detect, bgr, mouth_px, (1280, 720))
+        # here a tile's edge cuts the face: the error of its first mesh is a fifth of the mouth's width
+        find_at_places(detect, bgr, 37.18, (1280, 720), [(0.8124, 0.6667)])
 
 
-def test_mediapipes_graph_finds_them_too() -> None:
+def test_mediapipes_graph_finds_a_small_face() -> None:
     pytest.importorskip("mediapipe")
-    with face_finder("mediapipe", 3) as look:
+    with face_finder("mediapipe", 3) as detect:
         small = shrunk(photograph()[:300, 60:400], 0.45)
         picture, corner = on_gray(small, (1.0, 0.5), 1280, 720)
-        (mesh,) = find_faces(look, frame_of(picture), [], SMALLEST_PX, 3)
+        (mesh,) = find_faces(detect, frame_of(picture), [], SMALLEST_PX, 3)
         assert (mouth_of(mesh) > corner).all()
 
 
-def test_a_large_face_costs_one_look() -> None:
-    looks: list[Square | None] = []
+def test_a_large_face_takes_one_detection() -> None:
+    squares: list[Square | None] = []
 
     with face_finder("litert", 3) as find:
 
-        def look(frame: SourceFrame, square: Square | None = None) -> list[np.ndarray]:
-            looks.append(square)
+        def detect(frame: SourceFrame, square: Square | None = None) -> list[np.ndarray]:
+            squares.append(square)
             return find(frame, square)
 
         picture = frame_of(photograph())
-        (mesh,) = find_faces(look, picture, [], SMALLEST_PX, 3)
+        (mesh,) = find_faces(detect, picture, [], SMALLEST_PX, 3)
         box = np.concatenate([mesh[:, :2].min(axis=0), mesh[:, :2].max(axis=0)]).astype(float)
-        find_faces(look, picture, [box], SMALLEST_PX, 3)
-        assert looks == [None, None]
+        find_faces(detect, picture, [box], SMALLEST_PX, 3)
+        assert squares == [None, None]
 
 
-def test_a_known_small_face_costs_two_looks_and_is_told_from_its_neighbour() -> None:
+def test_each_known_small_face_takes_one_more_detection() -> None:
     small = shrunk(photograph()[:300, 60:400], 0.4)
     picture, _ = on_gray(small, (0.1, 0.2), 1280, 720)
     other, corner = on_gray(small, (0.9, 0.8), 1280, 720)
@@ -123,39 +123,39 @@ def test_a_known_small_face_costs_two_looks_and_is_told_from_its_neighbour() -> 
         meshes = find_faces(find, frame_of(picture), [], SMALLEST_PX, 3)
         assert len(meshes) == 2
         boxes = [np.concatenate([m[:, :2].min(axis=0), m[:, :2].max(axis=0)]).astype(float) for m in meshes]
-        looks: list[Square | None] = []
+        squares: list[Square | None] = []
 
-        def look(frame: SourceFrame, square: Square | None = None) -> list[np.ndarray]:
-            looks.append(square)
+        def detect(frame: SourceFrame, square: Square | None = None) -> list[np.ndarray]:
+            squares.append(square)
             return find(frame, square)
 
-        again = find_faces(look, frame_of(picture), boxes, None, 3)
-        assert len(looks) == 3
+        again = find_faces(detect, frame_of(picture), boxes, None, 3)
+        assert len(squares) == 3
         assert np.abs(mouth_of(again[0]) - mouth_of(meshes[0])).max() < 1
         assert np.abs(mouth_of(again[1]) - mouth_of(meshes[1])).max() < 1
 
 
-def test_more_faces_than_wanted_leave_the_largest() -> None:
+def test_the_largest_faces_are_kept() -> None:
     head = photograph()[10:190, 140:310]
     picture = np.full((720, 1280, 3), 90, np.uint8)
     for x, factor in ((100, 0.42), (500, 0.5), (900, 0.45)):
         small = shrunk(head, factor)
         picture[300 : 300 + len(small), x : x + small.shape[1]] = small
-    with face_finder("litert", 3) as look:
-        assert len(find_faces(look, frame_of(picture), [], SMALLEST_PX, 3)) == 3
-        (largest,) = find_faces(look, frame_of(picture), [], SMALLEST_PX, 1)
+    with face_finder("litert", 3) as detect:
+        assert len(find_faces(detect, frame_of(picture), [], SMALLEST_PX, 3)) == 3
+        (largest,) = find_faces(detect, frame_of(picture), [], SMALLEST_PX, 1)
         assert 500 < mouth_of(largest)[:, 0].mean() < 600
 
 
-def test_a_whole_small_face_beside_a_large_one_that_is_cut_off(tmp_path: Path) -> None:
-    """The detector sees the large one alone in the whole picture, whose mouth lies below the edge."""
+def test_a_whole_small_face_is_preferred_to_a_large_one_that_is_cut_off(tmp_path: Path) -> None:
+    """In the whole picture the detector finds only the large face, whose mouth lies below the edge."""
     large = cv2.resize(photograph()[0:142, 120:330], None, fx=3.0, fy=3.0)
     small = shrunk(photograph()[:300, 60:400], 0.55)
     picture = np.full((720, 1280, 3), 128, np.uint8)
     picture[-len(large) :, 40 : 40 + large.shape[1]] = large
     picture[60 : 60 + len(small), 1000 : 1000 + small.shape[1]] = small
-    with face_finder("litert", 3) as look:
-        assert len(look(frame_of(picture))) == 1
+    with face_finder("litert", 3) as detect:
+        assert len(detect(frame_of(picture))) == 1
     clip = crop_video(write_video(tmp_path / "a.mp4", [picture] * 20), MediaKind.FACE, CropParams())
     assert clip.figures.mouth_width_px == pytest.approx(22.8, abs=1)
 
@@ -173,14 +173,14 @@ def test_the_crop_of_a_small_face_is_ok(tmp_path: Path, place: tuple[float, floa
         crop_video(path, MediaKind.FACE, CropParams(min_mouth_width_px=24.0))
 
 
-def test_no_face_says_how_small_was_searched(tmp_path: Path) -> None:
+def test_the_no_face_message_gives_the_smallest_size(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [np.full((288, 512, 3), 120, np.uint8)] * 12)
     with pytest.raises(ClipRejected, match=r"no_face.*a mouth of 20 px \(crop\.min_mouth_width_px\)"):
         crop_video(path, MediaKind.FACE, CropParams(min_mouth_width_px=20.0))
 
 
-def test_a_small_face_is_searched_where_it_was_between_the_ends_of_a_stretch(tmp_path: Path) -> None:
-    """It crosses the picture, and so little tolerance wants it landmarked in nearly every frame."""
+def test_a_moving_small_face_is_found_inside_a_stretch(tmp_path: Path) -> None:
+    """It crosses the picture. With such a low tolerance nearly every frame is landmarked."""
     small = shrunk(photograph()[:300, 60:400], 0.5)
     pictures = [on_gray(small, (0.2 + i / 200, 0.4 + 0.002 * np.sin(i)), 1280, 720)[0] for i in range(33)]
     path = write_video(tmp_path / "a.mp4", pictures, options={"crf": "8", "preset": "veryfast"})

@@ -1,4 +1,4 @@
-"""Adaptive following against landmarks on every frame, by what becomes of the smoothed crop."""
+"""Compares adaptive tracking with landmarks on every frame, by the smoothed crop."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind
-from stages.mouths import face_tracking as follow_module
+from stages.mouths import face_tracking as tracking_module
 from stages.mouths.cropping import MouthClip, crop_video
-from stages.mouths.face_search import Look
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_search import DetectFaces
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import apply, stable_points
 from stages.mouths.landmarker import face_finder
 from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import face_pictures, photograph, placed, write_video
 
-# only the track is of interest here: every clip that has a face is good enough
+# these tests only concern the track: every clip with a face is good enough
 LENIENT = CropParams(min_detection_rate=0.1, max_gap_s=60, min_mouth_width_px=1, max_jitter_px=100)
 ORACLE = LENIENT.model_copy(update={"tolerance_px": 0.0})
 
 GRID = ("video/s1/bbaf2n.mp4", "video/s1/bgbh7a.mp4", "video/s1/srin7a.mp4", "video/s1/pgid7a.mp4")
 GRID += ("video/s26/bgbsza.mpg", "video/s26/lwwx5p.mpg")
 UNTUNED = tuple(f"video/s1/{name}.mp4" for name in ("bgwb5s", "lgbm5a", "pgaezp", "sbig5s"))
-"""Clips that played no part in choosing the weights."""
+"""Clips that were not used to choose the weights."""
 HARD = ("single_face.mp4", "WolfgangLanger_Pexels.mp4", "carphone_pristine.mp4")
 
 
@@ -36,7 +36,7 @@ def crop(path: Path, params: CropParams) -> MouthClip:
 
 
 def errors_px(ours_T23: np.ndarray, theirs_T23: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far centre (T,) and corners (T, 4) of their crop lie from ours, in crop pixels."""
+    """Returns the distance of centre (T,) and corners (T, 4) between their crop and ours, in crop pixels."""
     places = np.array([(48, 48), (0, 0), (96, 0), (0, 96), (96, 96)], float)
     bottom = np.broadcast_to([0.0, 0, 1], (len(theirs_T23), 1, 3))
     to_source = np.linalg.inv(np.concatenate([theirs_T23.astype(float), bottom], axis=1))
@@ -47,8 +47,8 @@ def errors_px(ours_T23: np.ndarray, theirs_T23: np.ndarray) -> tuple[np.ndarray,
 
 
 def errors_of(paths: list[Path], params: CropParams) -> tuple[np.ndarray, np.ndarray, float]:
-    """Centre and corner errors over several videos, and the share of frames that were landmarked."""
-    centres, corners, looked, frames = [], [], 0, 0
+    """Returns centre and corner errors over several videos, and the share of landmarked frames."""
+    centres, corners, landmarked, frames = [], [], 0, 0
     for path in paths:
         ours, oracle = crop(path, params), crop(path, ORACLE)
         assert ours.transform_T23 is not None
@@ -56,9 +56,9 @@ def errors_of(paths: list[Path], params: CropParams) -> tuple[np.ndarray, np.nda
         centre, corner = errors_px(ours.transform_T23, oracle.transform_T23)
         centres.append(centre)
         corners.append(corner.ravel())
-        looked += len(ours.landmarked)
+        landmarked += len(ours.landmarked)
         frames += len(oracle.landmarked)
-    return np.concatenate(centres), np.concatenate(corners), looked / frames
+    return np.concatenate(centres), np.concatenate(corners), landmarked / frames
 
 
 def assert_within_the_bound(centre_px: np.ndarray, corner_px: np.ndarray) -> None:
@@ -69,15 +69,15 @@ def assert_within_the_bound(centre_px: np.ndarray, corner_px: np.ndarray) -> Non
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("folder", "names"), [("grid", GRID), ("grid", UNTUNED), ("hard", HARD)])
-def test_the_bound(realdata: Path, folder: str, names: tuple[str, ...]) -> None:
-    centre_px, corner_px, looked = errors_of([realdata / folder / name for name in names], LENIENT)
+def test_the_error_is_within_the_bound(realdata: Path, folder: str, names: tuple[str, ...]) -> None:
+    centre_px, corner_px, landmarked_share = errors_of([realdata / folder / name for name in names], LENIENT)
     assert_within_the_bound(centre_px, corner_px)
-    assert looked < 0.4
+    assert landmarked_share < 0.4
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["grid/video/s1/bbaf2n.mp4", "grid/video/s26/bgbsza.mpg"])
-def test_lively_heads_stay_in_the_middle_and_within_the_bound(
+def test_fast_heads_stay_in_the_middle_and_within_the_bound(
     realdata: Path, tmp_path: Path, name: str
 ) -> None:
     """Real speakers who nod, sway and roll by up to 30 px of the crop, twice a second."""
@@ -96,7 +96,7 @@ def test_lively_heads_stay_in_the_middle_and_within_the_bound(
         paths.append(write_video(tmp_path / f"{number}.mp4", pictures))
         ours = crop(paths[-1], LENIENT).transform_T23
         assert ours is not None
-        mouth = stable_points(follow_video(paths[-1], ORACLE).points_MK3.astype(float))[:, 3:]
+        mouth = stable_points(track_faces(paths[-1], ORACLE).points_MK3.astype(float))[:, 3:]
         off_px.append(np.linalg.norm(apply(ours.astype(float), mouth)[:, 0] - 48, axis=1))
     assert np.percentile(np.concatenate(off_px), 95) < 4
     centre_px, corner_px, _ = errors_of(paths, LENIENT)
@@ -104,7 +104,7 @@ def test_lively_heads_stay_in_the_middle_and_within_the_bound(
 
 
 @pytest.mark.realdata
-def test_less_tolerance_more_landmarks_less_error(realdata: Path) -> None:
+def test_less_tolerance_gives_more_landmarks_and_less_error(realdata: Path) -> None:
     path = realdata / "hard" / "carphone_pristine.mp4"
     results = [
         errors_of([path], LENIENT.model_copy(update={"tolerance_px": tolerance}))
@@ -116,30 +116,30 @@ def test_less_tolerance_more_landmarks_less_error(realdata: Path) -> None:
     assert shares[-1] > 2 * shares[0]
 
 
-def test_no_tolerance_looks_at_every_frame(tmp_path: Path) -> None:
+def test_without_tolerance_every_frame_is_landmarked(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", face_pictures([placed(shift=(i, 0)) for i in range(12)]))
-    found = follow_video(path, ORACLE)
+    found = track_faces(path, ORACLE)
     assert found.landmarked.tolist() == list(range(12)) == found.frame_M.tolist()
 
 
-def test_what_is_known_is_kept_as_it_is(tmp_path: Path) -> None:
-    """Where a frame was landmarked, its points are the very ones of landmarks on every frame."""
+def test_landmarked_frames_keep_their_landmarks(tmp_path: Path) -> None:
+    """The points of a landmarked frame are identical to those with landmarks on every frame."""
     placements = [placed(1.2, shift=(30 * np.sin(i / 3), 0)) for i in range(40)]
     path = write_video(tmp_path / "a.mp4", face_pictures(placements))
-    found, every = follow_video(path, LENIENT), follow_video(path, ORACLE)
+    found, every = track_faces(path, LENIENT), track_faces(path, ORACLE)
     assert found.frame_M.tolist() == list(range(40))
     assert 3 < len(found.landmarked) < 40
     assert np.array_equal(found.points_MK3[found.landmarked], every.points_MK3[found.landmarked])
     assert np.array_equal(found.box_M4[found.landmarked], every.box_M4[found.landmarked])
 
 
-def test_a_head_that_walks_is_followed_exactly(tmp_path: Path) -> None:
-    """The photograph moved by known similarities: the flow must find them, whatever the landmarker says."""
+def test_a_moving_head_is_tracked_exactly(tmp_path: Path) -> None:
+    """The photograph is moved by known similarities. The flow must find them, independent of the landmarker."""
     placements = np.array([placed(1.1 + 0.004 * i, 0.4 * i, (1.5 * i, 0.6 * i)) for i in range(33)])
     path = write_video(tmp_path / "a.mp4", face_pictures(placements))
-    found = follow_video(path, LENIENT)
+    found = track_faces(path, LENIENT)
     assert len(found.landmarked) <= 9
-    # back on the photograph every point stands still, but for the landmarker's own noise at the frames it saw
+    # back on the photograph every point is still, except for the landmarker's noise at its frames
     square = np.concatenate([placements, np.broadcast_to([0, 0, 1.0], (33, 1, 3))], axis=1)
     back = np.linalg.inv(square)[:, :2]
     points = found.points_MK3[:, :, :2].astype(float)
@@ -147,54 +147,54 @@ def test_a_head_that_walks_is_followed_exactly(tmp_path: Path) -> None:
     between = np.setdiff1d(np.arange(33), found.landmarked)
     nearest = np.array([still[found.landmarked[np.abs(found.landmarked - i).argmin()]] for i in between])
     assert np.linalg.norm(still[between] - nearest, axis=2).mean() < 0.6
-    # it walks 50 px, so a box that stood still for a stretch would be off by 25
-    every = follow_video(path, ORACLE)
+    # it moves 50 px, so a box that was constant for a stretch would be off by 25
+    every = track_faces(path, ORACLE)
     assert np.abs(found.box_M4 - every.box_M4).max() < 4
 
 
-def test_a_face_that_comes_and_goes_is_found_to_the_frame(tmp_path: Path) -> None:
+def test_a_face_is_found_in_exactly_its_frames(tmp_path: Path) -> None:
     with_face = next(iter(face_pictures([placed(1.3)])))
     without = np.full_like(with_face, 90)
     pictures = [with_face if 11 <= i < 45 else without for i in range(60)]
     path = write_video(tmp_path / "a.mp4", pictures, options={"crf": "4", "preset": "veryfast"})
-    found, every = follow_video(path, LENIENT), follow_video(path, ORACLE)
+    found, every = track_faces(path, LENIENT), track_faces(path, ORACLE)
     assert found.frame_M.tolist() == every.frame_M.tolist() == list(range(11, 45))
     assert len(found.landmarked) < 30
 
 
 class Flickering:
-    """A landmarker that misses every face in some of the pictures it is shown."""
+    """A landmarker that misses every face in some pictures."""
 
     def __init__(self, missing: set[int]) -> None:
         self.missing = missing
 
     @contextmanager
-    def __call__(self, kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[Look]:
+    def __call__(self, kind: Literal["litert", "mediapipe"], max_faces: int) -> Iterator[DetectFaces]:
         with face_finder(kind, max_faces) as find:
             yield lambda frame, square=None: [] if frame.index in self.missing else find(frame, square)
 
 
-def test_a_detector_that_misses_at_the_ends_of_a_stretch_loses_nothing(
+def test_misses_at_the_ends_of_a_stretch_do_not_lose_the_face(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frames 16, 17, 32 and 33 stand where stretches would end; on every other frame the face is seen."""
+    """Stretches would end at frames 16, 17, 32 and 33. In all other frames the face is detected."""
     path = write_video(tmp_path / "a.mp4", list(face_pictures([placed(1.2)])) * 60)
-    monkeypatch.setattr(follow_module, "face_finder", Flickering({16, 17, 32, 33}))
-    found = follow_video(path, LENIENT)
+    monkeypatch.setattr(tracking_module, "face_finder", Flickering({16, 17, 32, 33}))
+    found = track_faces(path, LENIENT)
     assert set(range(60)) - set(found.frame_M.tolist()) <= {15, 16, 17, 18, 31, 32, 33, 34}
     assert crop_video(path, MediaKind.FACE, CropParams()).figures.detection_rate > 0.85
 
 
-def test_a_face_hidden_for_a_third_of_a_second_is_seen_to_be_gone(tmp_path: Path) -> None:
-    """Eight dark frames inside a stretch, at whose ends the face stands at the same place."""
+def test_a_face_hidden_for_a_third_of_a_second_is_missing_there(tmp_path: Path) -> None:
+    """Eight dark frames lie inside a stretch; at both ends the face is at the same position."""
     face = next(iter(face_pictures([placed(1.3)])))
     dark = np.full_like(face, 20)
     pictures = [dark if 20 <= i < 28 else face for i in range(48)]
     path = write_video(tmp_path / "a.mp4", pictures, options={"crf": "4", "preset": "veryfast"})
-    assert sorted(set(range(48)) - set(follow_video(path, LENIENT).frame_M.tolist())) == list(range(20, 28))
+    assert sorted(set(range(48)) - set(track_faces(path, LENIENT).frame_M.tolist())) == list(range(20, 28))
 
 
-def test_of_two_faces_that_walk_towards_each_other_both_are_followed(tmp_path: Path) -> None:
+def test_two_faces_that_approach_each_other_are_both_tracked(tmp_path: Path) -> None:
     head = photograph()[10:190, 140:310]
     small = cv2.resize(head, None, fx=0.9, fy=0.9)
     pictures = []
@@ -204,7 +204,7 @@ def test_of_two_faces_that_walk_towards_each_other_both_are_followed(tmp_path: P
         picture[90 : 90 + len(small), 460 - 2 * i : 460 - 2 * i + small.shape[1]] = small
         pictures.append(picture)
     path = write_video(tmp_path / "a.mp4", pictures)
-    found = follow_video(path, LENIENT)
+    found = track_faces(path, LENIENT)
     assert np.bincount(found.frame_M).tolist() == [2] * 30
     centres = found.points_MK3[:, :, 0].mean(axis=1).reshape(30, 2)
     left, right = centres.min(axis=1), centres.max(axis=1)
@@ -213,7 +213,7 @@ def test_of_two_faces_that_walk_towards_each_other_both_are_followed(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["litert", "mediapipe"])
-def test_either_landmarker_cuts_the_same_mouth(tmp_path: Path, kind: str) -> None:
+def test_both_landmarkers_cut_the_same_mouth(tmp_path: Path, kind: str) -> None:
     path = write_video(tmp_path / "a.mp4", face_pictures([placed(1.2, 2, (i, 0)) for i in range(20)]))
     ours = crop(path, LENIENT.model_copy(update={"landmarker": kind}))
     reference = crop(path, LENIENT)

@@ -1,4 +1,4 @@
-"""Faces that cannot be chosen: a mouth beyond the picture's edge, a mesh that is no face, a shot behind a cut."""
+"""Faces that are not chosen: a mouth beyond the picture's edge, a mesh unlike a face, a shot after a cut."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +33,8 @@ def face_of(landmarks: Landmarks) -> FaceTrack:
 # -- edges of the picture ----------------------------------------------------------------------------------
 
 
-def test_a_whole_small_face_beside_a_large_one_without_a_mouth() -> None:
-    """The mouth of the large one lies below the picture; its mesh goes on there, and moves most."""
+def test_a_whole_small_face_is_preferred_to_a_large_one_without_a_mouth() -> None:
+    """The mouth of the large face lies below the picture. Its mesh continues there, and moves most."""
     opening_px = 8 + 6 * np.sin(np.arange(NUM_FRAMES))
     large, small = upright(3.0, 600, 100), upright(1.0, 50, 150)
     landmarks = landmarks_of(large, small, size=(1280, 560))
@@ -49,21 +49,21 @@ def test_a_whole_small_face_beside_a_large_one_without_a_mouth() -> None:
 @pytest.mark.parametrize(("side", "sign"), [("left", -1), ("right", 1), ("top", -1), ("bottom", 1)])
 @pytest.mark.parametrize(("edge_px", "is_whole"), [(14, False), (20, False), (28, True), (48, True)])
 def test_how_near_the_edge_a_mouth_may_be(side: str, sign: int, edge_px: int, is_whole: bool) -> None:
-    """Edges in pixels of the crop from the mouth's middle; 24 leave a quarter of the crop outside."""
+    """Distance of the edge from the mouth's middle in crop pixels; with 24, a quarter of the crop is outside."""
     scale, mouth = 2.0, np.array([129.31, 157.82])
     width, height = 2000, 2000
-    place = {"left": (edge_px * scale, 1000), "right": (width - edge_px * scale, 1000)} | {
+    positions = {"left": (edge_px * scale, 1000), "right": (width - edge_px * scale, 1000)} | {
         "top": (1000, edge_px * scale),
         "bottom": (1000, height - edge_px * scale),
     }
-    x, y = np.array(place[side]) - scale * mouth
+    x, y = np.array(positions[side]) - scale * mouth
     face = face_of(landmarks_of(upright(scale, x, y), size=(width, height)))
     assert len(face.frame_N) == (NUM_FRAMES if is_whole else 0)
     assert len(face.outside_frames) == (0 if is_whole else NUM_FRAMES)
 
 
-def test_only_a_face_that_is_cut_off(tmp_path: Path) -> None:
-    """The photograph, cut off just below the lips: rejected with the edge as the reason, and the fix."""
+def test_a_single_face_that_is_cut_off_is_rejected(tmp_path: Path) -> None:
+    """The photograph ends just below the lips. The message names the edge and the fix."""
     path = write_video(tmp_path / "a.mp4", [photograph()[:152, 100:356]] * 20)
     with pytest.raises(ClipRejected) as caught:
         crop_video(path, MediaKind.FACE, PARAMS)
@@ -75,7 +75,7 @@ def test_only_a_face_that_is_cut_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows_below_px", "reason"), [(2, Reason.MOUTH_OUTSIDE), (6, Reason.MOUTH_OUTSIDE), (30, None)]
 )
-def test_a_speaker_cut_off_below_the_lip(
+def test_a_speaker_cut_off_below_the_lip_is_rejected(
     realdata: Path, tmp_path: Path, rows_below_px: int, reason: Reason | None
 ) -> None:
     """GRID's speaker, whose lower lip ends some 214 px from the top."""
@@ -92,7 +92,7 @@ def test_a_speaker_cut_off_below_the_lip(
     assert caught.value.reason is reason
 
 
-def test_a_face_that_leaves_the_picture_for_a_moment_is_bridged() -> None:
+def test_a_face_outside_the_picture_for_a_moment_is_bridged() -> None:
     x = np.zeros(NUM_FRAMES)
     x[30:36] = 1000
     placements = np.stack([np.array([[1.5, 0, 600 + dx], [0, 1.5, 100]]) for dx in x])
@@ -106,11 +106,11 @@ def test_a_face_that_leaves_the_picture_for_a_moment_is_bridged() -> None:
     }
 
 
-# -- meshes that are no faces --------------------------------------------------------------------------------
+# -- meshes unlike a face ------------------------------------------------------------------------------------
 
 
 def squashed(landmarks: Landmarks, frames: dict[int, float]) -> Landmarks:
-    """Meshes as high as this share of the face, in these frames: about the top of their box."""
+    """Returns landmarks with meshes shrunk to this share of their height in these frames."""
     points, boxes = landmarks.points_MK3.copy(), landmarks.box_M4.copy()
     for frame, share in frames.items():
         member = int(np.flatnonzero(landmarks.frame_M == frame)[0])
@@ -123,15 +123,15 @@ def squashed(landmarks: Landmarks, frames: dict[int, float]) -> Landmarks:
 @pytest.mark.parametrize(
     "frames", [{20: 0.5}, {20: 0.2}, {20: 0.5, 40: 0.2}, {20: 0.5, 21: 0.2}, {0: 0.3}, {59: 0.3}]
 )
-def test_meshes_half_and_a_fifth_as_high_are_dropped(frames: dict[int, float]) -> None:
+def test_squashed_meshes_are_dropped(frames: dict[int, float]) -> None:
     good = landmarks_of(upright(2.0, 300, 100))
     face = face_of(squashed(good, frames))
     assert face.implausible_frames == sorted(frames)
     assert face.frame_N.tolist() == [i for i in range(NUM_FRAMES) if i not in frames]
 
 
-def test_the_window_does_not_turn_for_two_wrong_meshes(tmp_path: Path) -> None:
-    """Bridged and counted: the crop is that of the good meshes alone."""
+def test_wrong_meshes_do_not_change_the_window(tmp_path: Path) -> None:
+    """They are bridged and counted. The crop depends only on the good meshes."""
     path = write_face(tmp_path / "a.mp4", NUM_FRAMES)
     good = landmarks_of(upright(1.2, 100, 0), size=(512, 288))
     points = squashed(good, {20: 0.5, 40: 0.2})
@@ -144,8 +144,8 @@ def test_the_window_does_not_turn_for_two_wrong_meshes(tmp_path: Path) -> None:
     assert (figures.implausible_frames, figures.bridged_frames) == (2, 2)
 
 
-def test_a_head_that_turns_away_and_back_is_believed() -> None:
-    """Its mesh is less like the mean face than a squashed one, but it gets there without a jump."""
+def test_a_head_that_turns_away_and_back_is_plausible() -> None:
+    """Its mesh is less like the mean face than a squashed mesh, but it moves there without a jump."""
     landmarks = landmarks_of(upright(2.0, 300, 100))
     yaw = np.radians(70) * np.sin(np.linspace(0, np.pi, NUM_FRAMES))[:, None]
     points = landmarks.points_MK3.copy()
@@ -156,8 +156,8 @@ def test_a_head_that_turns_away_and_back_is_believed() -> None:
     assert len(face.frame_N) == NUM_FRAMES
 
 
-def test_quick_nods_and_steps_of_a_real_face_are_believed() -> None:
-    """Jumps alone are no fault: cameras drop frames."""
+def test_jumps_of_a_real_face_are_plausible() -> None:
+    """A jump alone is not a fault: cameras drop frames."""
     jumps = np.where(np.arange(NUM_FRAMES) % 20 < 10, 0.0, 60.0)
     placements = np.stack([np.array([[2.0, 0, 300 + dx], [0, 2.0, 100]]) for dx in jumps])
     assert face_of(landmarks_of(placements)).implausible_frames == []
@@ -166,8 +166,8 @@ def test_quick_nods_and_steps_of_a_real_face_are_believed() -> None:
 # -- cuts ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_ends_the_tracks_where_it_was_seen_and_no_others() -> None:
-    """A screen in the background changes its picture; the speaker in front goes on."""
+def test_a_cut_ends_only_the_tracks_around_it() -> None:
+    """A screen in the background changes its picture. The speaker in front continues."""
     opening_px = 6 + 5 * np.sin(np.arange(NUM_FRAMES))
     speaker, screen = (
         landmarks_of(upright(2.0, 50, 50), opening_px=opening_px),

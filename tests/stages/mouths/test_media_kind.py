@@ -1,4 +1,4 @@
-"""What a video shows: a face that is searched for its mouth, or a ready mouth crop."""
+"""Decides whether a video shows a face or a ready mouth crop."""
 
 import random
 from collections.abc import Iterable
@@ -38,14 +38,14 @@ def kind_of(path: Path) -> MediaKind:
 
 
 def as_gray(pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
-    return [cv2.cvtColor(cv2.cvtColor(one, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) for one in pictures]
+    return [cv2.cvtColor(cv2.cvtColor(p, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR) for p in pictures]
 
 
 def resized(pictures: Iterable[np.ndarray], size: tuple[int, int]) -> list[np.ndarray]:
-    return [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in pictures]
+    return [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in pictures]
 
 
-# -- looked at ------------------------------------------------------------------------------------------------
+# -- decided by pictures --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("width", "height", "mouth_share"), MOUTHS)
@@ -60,10 +60,8 @@ def test_mouth_crops_of_all_sizes(
 
 @pytest.mark.parametrize("side_px", [88, 96, 112, 160, 256])
 @pytest.mark.parametrize(("half_face", "below"), [(40, 0), (55, 0), (55, 24), (80, 20)])
-def test_whole_faces_of_the_size_of_mouth_crops(
-    tmp_path: Path, side_px: int, half_face: int, below: int
-) -> None:
-    """Close, usual, with the mouth in the middle as in LRW, and far."""
+def test_small_videos_of_whole_faces(tmp_path: Path, side_px: int, half_face: int, below: int) -> None:
+    """Faces that are close, usual, with the mouth in the middle as in LRW, and far."""
     scale = side_px / (2 * half_face)
     middle = (side_px - 1) / 2
     placement = np.array([[scale, 0, middle - scale * 223], [0, scale, middle - scale * (118 + below)]])
@@ -82,7 +80,7 @@ def bars(width: int, height: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_drawn_pictures_are_no_mouths(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_drawn_pictures_are_not_mouths(tmp_path: Path, size: tuple[int, int]) -> None:
     width, height = size
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     ramp = np.repeat(np.linspace(0, 255, width).astype(np.uint8)[None, :, None], height, axis=0).repeat(3, 2)
@@ -101,8 +99,8 @@ def test_drawn_pictures_are_no_mouths(tmp_path: Path, size: tuple[int, int]) -> 
         assert kind_of(path) is MediaKind.FACE, name
 
 
-def test_one_dark_picture_decides_nothing(tmp_path: Path) -> None:
-    """A fade from black, and a flash."""
+def test_single_dark_and_bright_pictures_do_not_decide(tmp_path: Path) -> None:
+    """The video has a fade from black, and a flash."""
     pictures = mouth_pictures(20)
     pictures[:3] = [np.zeros_like(pictures[0])] * 3
     pictures[10] = np.full_like(pictures[0], 255)
@@ -111,7 +109,7 @@ def test_one_dark_picture_decides_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.realdata
 def test_real_mouth_crops_and_real_faces(realdata: Path, tmp_path: Path) -> None:
-    """GRID's speakers: our own crops, gray, whole and cut to the lips, and the videos shrunk."""
+    """GRID's speakers: our own gray crops, whole and cut to the lips, and the shrunk videos."""
     s1 = random.Random(0).sample(sorted((realdata / "grid/video/s1").glob("*.mp4")), 6)
     wrong = []
     for path in [*s1, *sorted((realdata / "grid/video/s26").glob("*.mpg"))[:3]]:
@@ -142,19 +140,19 @@ def test_real_scenes_without_a_face(realdata: Path, tmp_path: Path, name: str) -
         assert kind_of(write_video(tmp_path / "a.mp4", resized(pictures, size))) is MediaKind.FACE, size
 
 
-# -- not looked at --------------------------------------------------------------------------------------------
+# -- decided without pictures ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look(*_: object) -> None:
-        raise AssertionError("a picture was looked at")
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("a picture was decoded")
 
-    monkeypatch.setattr(media_kind, "decode", look)
+    monkeypatch.setattr(media_kind, "decode", decode)
 
 
-@pytest.mark.usefixtures("blind")
-def test_the_setting_and_large_pictures_decide_unseen(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_decoding")
+def test_the_setting_and_large_pictures_decide_without_decoding(tmp_path: Path) -> None:
     mouth, face = write_mouth(tmp_path / "mouth.mp4", 3), write_face(tmp_path / "face.mp4", 3)
     for path in (mouth, face):
         for setting in ("face", "mouth"):
@@ -163,21 +161,21 @@ def test_the_setting_and_large_pictures_decide_unseen(tmp_path: Path) -> None:
     edge = MOUTH_MAX_PX
     tall = write_video(tmp_path / "tall.mp4", [np.zeros((edge + 2, 96, 3), np.uint8)] * 2)
     assert kind_of(tall) is MediaKind.FACE
-    with pytest.raises(AssertionError, match="looked at"):
+    with pytest.raises(AssertionError, match="was decoded"):
         kind_of(write_video(tmp_path / "b.mp4", [np.zeros((edge, edge, 3), np.uint8)] * 2))
 
 
 # -- faults ---------------------------------------------------------------------------------------------------
 
 
-def test_a_video_that_breaks_off_has_a_kind(tmp_path: Path) -> None:
+def test_a_truncated_video_has_a_kind(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mkv", mouth_pictures(60), options={"g": "10"})
-    torn = tmp_path / "torn.mkv"
-    torn.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    assert kind_of(torn) is MediaKind.MOUTH
+    truncated = tmp_path / "truncated.mkv"
+    truncated.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert kind_of(truncated) is MediaKind.MOUTH
 
 
-def test_a_video_without_a_picture_has_none(tmp_path: Path) -> None:
+def test_a_video_without_a_picture_is_rejected(tmp_path: Path) -> None:
     whole = write_mouth(tmp_path / "a.mp4", 20)
     header = read_header(whole)
     path = tmp_path / "b.mp4"
@@ -187,7 +185,7 @@ def test_a_video_without_a_picture_has_none(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.UNREADABLE
 
 
-def test_no_face_in_a_small_video_names_the_setting(tmp_path: Path) -> None:
+def test_the_no_face_message_of_a_small_video_names_the_setting(tmp_path: Path) -> None:
     for side_px, is_named in ((MOUTH_MAX_PX, True), (2 * MOUTH_MAX_PX, True), (2 * MOUTH_MAX_PX + 2, False)):
         path = write_video(tmp_path / "a.mp4", [bars(side_px, side_px)] * 12)
         with pytest.raises(ClipRejected) as caught:

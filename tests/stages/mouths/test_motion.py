@@ -1,4 +1,4 @@
-"""The motion of the mouth in its crop: of speakers much, of still pictures and covered mouths next to none."""
+"""The motion of the mouth in its crop: large for speakers, almost 0 for still pictures and covered mouths."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.videos import face_pictures, mouth_pictures, placed, write_vi
 
 PARAMS = CropParams()
 LIMIT = 0.1
-"""What params.yaml suggests."""
+"""The limit that params.yaml suggests."""
 STEPS = np.arange(50) / 50
 
 
@@ -25,7 +25,7 @@ def gray(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def still_crops(*placements: np.ndarray) -> np.ndarray:
-    """The photograph's mouth, which does not speak, placed so in the crop (2x3, from the crop to the crop)."""
+    """Returns crops of the photograph's still mouth, placed by these 2x3 matrices from crop to crop."""
     scale = 0.45 * 96 / 37
     canonical = np.array([[scale, 0, 47.5 - scale * 223], [0, scale, 47.5 - scale * 144], [0, 0, 1]])
     return gray(list(face_pictures([placement @ canonical for placement in placements], 96, 96)))
@@ -59,7 +59,7 @@ def test_a_still_picture_stays_below_the_limit(name: str, sigma: float) -> None:
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_light_is_no_motion(name: str) -> None:
+def test_a_change_of_light_is_not_motion(name: str) -> None:
     light = 1 + 0.3 * np.sin(8 * STEPS)[:, None, None]
     clip = np.clip(still_crops(*MOVED[name]) * light, 0, 255).astype(np.uint8)
     assert mouth_motion(clip, 25) < LIMIT
@@ -67,13 +67,13 @@ def test_light_is_no_motion(name: str) -> None:
 
 @pytest.mark.parametrize("gain", [0.3, 1.0])
 @pytest.mark.parametrize("sigma", [0, 5])
-def test_a_speaker_is_above_it(gain: float, sigma: float) -> None:
+def test_a_speaker_is_above_the_limit(gain: float, sigma: float) -> None:
     clip = noisy((gray(mouth_pictures(50)) * gain).astype(np.uint8), sigma)
     assert mouth_motion(clip, 25) > 3 * LIMIT
 
 
-def test_the_measure_is_the_change_of_the_mouth() -> None:
-    """Of a mouth that jumps between two gray levels, by its own definition; the rate of the clip does not matter."""
+def test_the_motion_is_the_change_of_the_mouth() -> None:
+    """By its definition, for a mouth that jumps between two gray levels, at any frame rate."""
     x = np.linspace(0, 4 * np.pi, 96)
     texture = 128 + 30 * np.sin(x)[None, :] * np.cos(x)[:, None]
     open_, closed = texture.copy(), texture.copy()
@@ -87,15 +87,15 @@ def test_the_measure_is_the_change_of_the_mouth() -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
-def test_few_frames(num_frames: int) -> None:
+def test_clips_with_few_frames(num_frames: int) -> None:
     assert mouth_motion(gray(mouth_pictures(num_frames)), 25) >= 0
     assert mouth_motion(np.full((num_frames, 96, 96), 90, np.uint8), 25) == 0
 
 
-# -- from video to ledger -------------------------------------------------------------------------------------
+# -- from video to figures ------------------------------------------------------------------------------------
 
 
-def test_the_limit_rejects_only_where_it_is_set(tmp_path: Path) -> None:
+def test_the_limit_rejects_only_if_it_is_set(tmp_path: Path) -> None:
     still = write_video(tmp_path / "still.mp4", list(face_pictures([placed()])) * 20)
     speaking = write_video(tmp_path / "speaking.mp4", face_pictures([placed()] * 20, speaking=True))
     strict = PARAMS.model_copy(update={"min_mouth_motion": LIMIT})
@@ -111,8 +111,7 @@ def test_the_limit_rejects_only_where_it_is_set(tmp_path: Path) -> None:
 
 
 def painted(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """A gray rectangle over the mouth's place in the first picture."""
-    # of GRID's two speakers, generously
+    """Returns the pictures with a gray rectangle over the mouth of GRID's two speakers."""
     covered = [picture.copy() for picture in pictures]
     for picture in covered:
         picture[180:250, 110:230] = 128
@@ -120,7 +119,7 @@ def painted(pictures: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def shaken(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """One of them, filmed by a hand that sways: more than one fit can follow, within the limit of jitter."""
+    """Returns one picture filmed by a shaking hand: more motion than the fit follows, within the limit of jitter."""
     height, width = pictures[30].shape[:2]
     turns = 2 * np.pi * np.arange(len(pictures)) / len(pictures)
     moves = [np.array([[1, 0, 27.0 * np.sin(1.5 * t)], [0, 1, 10 * np.sin(4 * t + 1)]]) for t in turns]
@@ -131,10 +130,10 @@ def shaken(pictures: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("change", [None, painted, lambda pictures: [pictures[30]] * len(pictures), shaken])
-def test_real_speakers(
+def test_real_speakers_are_above_the_limit_and_still_mouths_below(
     realdata: Path, tmp_path: Path, change: Callable[[list[np.ndarray]], list[np.ndarray]] | None
 ) -> None:
-    """Compressed hard."""
+    """The videos are strongly compressed."""
     paths = [
         *sorted((realdata / "grid/video/s1").glob("*.mp4"))[:2],
         *sorted((realdata / "grid/video/s26").glob("*"))[:2],

@@ -1,4 +1,4 @@
-"""Cutting from what was kept while decoding once, against cutting from the pictures decoded again."""
+"""Compares crops from kept patches with crops from pictures that are decoded again."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from shards.schema import MediaKind
 from stages.mouths import patches as patches_module
 from stages.mouths import rendering
 from stages.mouths.cropping import crop_video
-from stages.mouths.face_tracking import follow_video
+from stages.mouths.face_tracking import track_faces
 from stages.mouths.patches import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.videos.settings import CropParams
@@ -20,11 +20,11 @@ PARAMS = CropParams()
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The videos that were decoded (again) to cut from."""
-    seen: list[Path] = []
+    """The videos that were decoded again for cutting."""
+    paths: list[Path] = []
     real = rendering.decode
-    monkeypatch.setattr(rendering, "decode", lambda media, params: seen.append(media) or real(media, params))
-    return seen
+    monkeypatch.setattr(rendering, "decode", lambda media, params: paths.append(media) or real(media, params))
+    return paths
 
 
 MOVES = {
@@ -37,7 +37,7 @@ MOVES = {
 
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("size_px", [96, 160])
-def test_one_pass_gives_the_bytes_of_two(
+def test_one_decoding_gives_the_same_bytes_as_two(
     tmp_path: Path, decodings: list[Path], move: str, size_px: int
 ) -> None:
     path = write_video(tmp_path / "a.mp4", face_pictures(MOVES[move], 640, 400))
@@ -50,7 +50,7 @@ def test_one_pass_gives_the_bytes_of_two(
     assert np.array_equal(again, clip.clip_THW)
 
 
-def test_turned_pictures_too(tmp_path: Path, decodings: list[Path]) -> None:
+def test_one_decoding_of_a_rotated_video_gives_the_same_bytes(tmp_path: Path, decodings: list[Path]) -> None:
     upright = list(face_pictures([placed(1.2, 0, (i, 0)) for i in range(20)]))
     path = write_video(tmp_path / "a.mp4", [np.rot90(picture) for picture in upright])
     set_rotation(path, 1)
@@ -61,7 +61,7 @@ def test_turned_pictures_too(tmp_path: Path, decodings: list[Path]) -> None:
     )
 
 
-def test_without_room_the_video_is_decoded_again_with_the_same_result(
+def test_without_memory_the_video_is_decoded_again_with_the_same_result(
     tmp_path: Path, decodings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"]))
@@ -71,14 +71,14 @@ def test_without_room_the_video_is_decoded_again_with_the_same_result(
     assert decodings == [path]
 
 
-def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kept_patches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patches_module, "KEPT_BYTES", 200_000)
     patches = MouthPatches()
-    follow_video(write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"])), PARAMS, patches)
+    track_faces(write_video(tmp_path / "a.mp4", face_pictures(MOVES["walks"])), PARAMS, patches)
     kept = [patch for _, patch in patches._patches.values()]
     assert kept
     assert sum(patch.nbytes for patch in kept) <= 200_000
-    assert all(patch.base is None for patch in kept), "a part of a picture must not hold the whole in memory"
+    assert all(patch.base is None for patch in kept), "a patch must not keep the whole picture in memory"
 
 
 def test_a_ready_mouth_is_decoded_once(tmp_path: Path, decodings: list[Path]) -> None:
@@ -88,8 +88,8 @@ def test_a_ready_mouth_is_decoded_once(tmp_path: Path, decodings: list[Path]) ->
     assert np.array_equal(render_from_track(path, None, clip.frame_index_T, PARAMS), clip.clip_THW)
 
 
-def test_a_window_holds_every_pixel_that_the_warp_reads() -> None:
-    """Pixels outside the window may be anything: the mouth stays the same."""
+def test_a_window_contains_every_pixel_that_the_warp_reads() -> None:
+    """Changing the pixels outside the window does not change the mouth."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         scale, angle = rng.uniform(0.12, 2.5), rng.uniform(-0.6, 0.6)
@@ -102,14 +102,14 @@ def test_a_window_holds_every_pixel_that_the_warp_reads() -> None:
         assert 0 <= window.left < window.right <= 640
         assert 0 <= window.top < window.bottom <= 480
         picture = rng.integers(0, 256, (480, 640), dtype=np.uint8)
-        otherwise = np.full_like(picture, 255)
+        changed = np.full_like(picture, 255)
         inside = np.s_[window.top : window.bottom, window.left : window.right]
-        otherwise[inside] = picture[inside]
+        changed[inside] = picture[inside]
         whole = patches_module.Window(0, 0, 640 // shrink * shrink, 480 // shrink * shrink)
         cuts = [
             rendering._mouth(p[: whole.bottom, : whole.right], whole, transform_23, shrink, 96)
-            for p in (picture, otherwise)
+            for p in (picture, changed)
         ]
-        assert np.array_equal(*cuts), "what stands outside does not show"
+        assert np.array_equal(*cuts), "pixels outside have no effect"
         cut = rendering._mouth(picture[inside], window, transform_23, shrink, 96)
-        assert np.abs(cut.astype(int) - cuts[0]).mean() < 1, "but for rounding of coordinates"
+        assert np.abs(cut.astype(int) - cuts[0]).mean() < 1, "equal except for rounding of coordinates"

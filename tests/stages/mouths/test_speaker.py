@@ -1,4 +1,4 @@
-"""Whose mouth: of several faces the one that speaks, by made-up landmarks and by real people side by side."""
+"""Chooses the face that speaks, with synthetic landmarks and with two real people next to each other."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,67 +32,67 @@ def person(
 
 
 def together(*people: Landmarks) -> Landmarks:
-    """Their detections frame by frame, in the order of the people."""
-    frame_M = np.concatenate([one.frame_M for one in people])
+    """Returns their detections frame by frame, in the order of the people."""
+    frame_M = np.concatenate([each.frame_M for each in people])
     order = np.argsort(frame_M, kind="stable")
     return replace(
         people[0],
         frame_M=frame_M[order],
-        points_MK3=np.concatenate([one.points_MK3 for one in people])[order],
-        box_M4=np.concatenate([one.box_M4 for one in people])[order],
+        points_MK3=np.concatenate([each.points_MK3 for each in people])[order],
+        box_M4=np.concatenate([each.box_M4 for each in people])[order],
     )
 
 
 def chosen(*people: Landmarks) -> int:
     face = main_face(together(*people), PARAMS)
     assert face is not None
-    (which,) = [
+    (index,) = [
         i
-        for i, one in enumerate(people)
-        if len(face.frame_N) == len(one.frame_M) and np.array_equal(face.points_NK3, one.points_MK3)
+        for i, each in enumerate(people)
+        if len(face.frame_N) == len(each.frame_M) and np.array_equal(face.points_NK3, each.points_MK3)
     ]
-    return which
+    return index
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_one_who_speaks_though_smaller(order: int) -> None:
+def test_a_smaller_face_that_speaks_is_chosen(order: int) -> None:
     silent, speaker = person(2.0, 0, STILL), person(1.2, 900, SPEECH_PX)
     people = [silent, speaker][::order]
     assert people[chosen(*people)] is speaker
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_nobody_speaks_the_largest(order: int) -> None:
+def test_the_largest_face_is_chosen_if_nobody_speaks(order: int) -> None:
     large, small = person(2.0, 0, STILL), person(1.2, 900, STILL)
     people = [large, small][::order]
     assert people[chosen(*people)] is large
 
 
-def test_a_smile_is_no_speech() -> None:
+def test_a_smile_is_not_speech() -> None:
     smiling = 2 + 0.3 * np.sin(np.arange(NUM_FRAMES) / 9)
     assert chosen(person(1.2, 900, smiling), person(2.0, 0, STILL)) == 1
 
 
-def test_both_speak_the_one_who_speaks_more() -> None:
+def test_of_two_speakers_the_one_who_speaks_more_is_chosen() -> None:
     assert chosen(person(2.0, 0, SPEECH_PX / 3), person(1.5, 900, SPEECH_PX)) == 1
 
 
-def test_somebody_speaking_far_behind_does_not_count() -> None:
+def test_a_small_speaker_in_the_background_is_ignored() -> None:
     assert chosen(person(2.0, 0, STILL), person(0.5, 900, SPEECH_PX)) == 0
 
 
-def test_somebody_who_speaks_in_passing_does_not_count() -> None:
+def test_a_speaker_who_passes_by_is_ignored() -> None:
     assert chosen(person(2.0, 0, STILL), person(2.0, 900, SPEECH_PX, range(15, 30))) == 0
 
 
-def test_turning_the_head_is_no_speech() -> None:
+def test_turning_the_head_is_not_speech() -> None:
     """A face that narrows and widens changes the distance between its eyes; its closed lips do not part."""
     placements = np.array([[[2 * np.cos(i / 9), 0, 0], [0, 2, 0]] for i in range(NUM_FRAMES)])
     turning = landmarks_of(placements, opening_px=0.0)
     assert chosen(turning, person(1.5, 900, SPEECH_PX)) == 1
 
 
-def beside(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
+def side_by_side(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
     height = max(left[0].shape[0], right[0].shape[0])
     pairs = []
     for pair in zip(left, right, strict=True):
@@ -106,8 +106,8 @@ def beside(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("speaker_left", [True, False])
-def test_real_people_one_speaking_one_still(realdata: Path, tmp_path: Path, speaker_left: bool) -> None:
-    """A GRID speaker beside the larger, frozen picture of another."""
+def test_of_two_real_people_the_speaker_is_chosen(realdata: Path, tmp_path: Path, speaker_left: bool) -> None:
+    """A GRID speaker is next to the larger, frozen picture of another speaker."""
 
     def pictures(name: str) -> list[np.ndarray]:
         with av.open(str(realdata / "grid" / "video" / name)) as container:
@@ -117,7 +117,7 @@ def test_real_people_one_speaking_one_still(realdata: Path, tmp_path: Path, spea
     frozen = cv2.resize(pictures("s26/bgbsza.mpg")[0], None, fx=1.3, fy=1.3)
     still = [frozen[:374, :468]] * len(speaking)
     sides = (speaking, still) if speaker_left else (still, speaking)
-    clip = crop_video(write_video(tmp_path / "a.mp4", beside(*sides)), MediaKind.FACE, PARAMS)
+    clip = crop_video(write_video(tmp_path / "a.mp4", side_by_side(*sides)), MediaKind.FACE, PARAMS)
     assert clip.figures.num_faces == 2
     assert clip.transform_T23 is not None
     middle = np.linalg.inv(np.vstack([clip.transform_T23[30], [0, 0, 1]])) @ [48, 48, 1]

@@ -1,4 +1,4 @@
-"""The page of `pipeline qc`: its figures against numpy, hostile text, tables that do not fit, the verbs."""
+"""The page of `pipeline qc`: its figures compared with numpy, hostile text, tables that do not match, the commands."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ from stages.qc import pages as qc_stage
 from stages.statistics.quality import QUALITIES, Limit
 from tests.support.crop_runs import clip_row
 from tests.support.ledgers import HOSTILE, PARAMS, Corpus, Row
-from tests.support.qc_pages import made_fixture, own_fixture, plain, real_fixture  # noqa: F401
+from tests.support.qc_pages import own_fixture, plain, real_fixture, synthetic_fixture  # noqa: F401
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
@@ -40,7 +40,7 @@ PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
         min_size=1,
     )
 )
-def test_a_bar_counts_what_numpy_counts(values: list[tuple[float | None, bool]]) -> None:
+def test_bars_count_like_numpy(values: list[tuple[float | None, bool]]) -> None:
     edges = np.linspace(0, 100, NUM_BINS + 1)
     with duckdb.connect(":memory:") as connection:
         connection.execute("CREATE TABLE ledger (status VARCHAR, value REAL)")
@@ -56,13 +56,13 @@ def test_a_bar_counts_what_numpy_counts(values: list[tuple[float | None, bool]])
 @pytest.mark.parametrize(
     ("low", "high", "limit", "first", "last"),
     [
-        (30.0, 40.0, 16.0, 10, 40),  # near: the axis goes on to the limit
-        (30.0, 40.0, 500.0, 30, 40),  # far: named at the edge
-        (3.0, 3.0, 0.4, 2.8, 3.2),  # all alike
+        (30.0, 40.0, 16.0, 10, 40),  # near: the axis extends to the limit
+        (30.0, 40.0, 500.0, 30, 40),  # far: labelled at the edge
+        (3.0, 3.0, 0.4, 2.8, 3.2),  # all equal
         (0.0, 0.0, 45.0, -0.05, 0.05),
     ],
 )
-def test_the_axis_holds_the_data_and_limits_that_are_near(
+def test_the_axis_contains_the_data_and_near_limits(
     low: float, high: float, limit: float, first: float, last: float
 ) -> None:
     edges = bin_edges(low, high, [Limit("crop.x", limit, is_least=True)])
@@ -70,22 +70,22 @@ def test_the_axis_holds_the_data_and_limits_that_are_near(
     assert (len(edges), bool((np.diff(edges) > 0).all())) == (NUM_BINS + 1, True)
 
 
-def test_the_bars_of_the_page_are_those_of_numpy(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_the_bars_of_the_page_equal_numpys(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     drawn = re.findall(r'<figure class="chart">.*?</figure>', page, re.DOTALL)
     assert len(drawn) == len(QUALITIES)
     for quality, figure in zip(QUALITIES, drawn, strict=True):
         assert quality.title in figure
         for status, kind in (("ok", "usable"), ("rejected", "rejected")):
             values = figures_of(corpus.crops, quality.name, status)
-            told = [int(n.replace(",", "")) for n in re.findall(rf": ([\d,]+) {kind}</title>", figure)]
-            assert sum(told) == len(values)
+            counts = [int(n.replace(",", "")) for n in re.findall(rf": ([\d,]+) {kind}</title>", figure)]
+            assert sum(counts) == len(values)
         if quality.bounds is not None:
             expected, _ = np.histogram(
                 figures_of(corpus.crops, quality.name, "ok"), np.linspace(*quality.bounds, NUM_BINS + 1)
             )
-            told = [int(n) for n in re.findall(r": (\d+) usable</title>", figure)]
-            assert told == [n for n in expected.tolist() if n]
+            counts = [int(n) for n in re.findall(r": (\d+) usable</title>", figure)]
+            assert counts == [n for n in expected.tolist() if n]
         for limit in quality.limits(PARAMS):
             assert limit.key.removeprefix("crop.") in figure
 
@@ -100,8 +100,8 @@ def figures_of(crops: list[Row], name: str, status: str = "ok") -> np.ndarray:
     return np.array([row[name] for row in rows if row[name] is not None], np.float32).astype(float)
 
 
-def test_the_head_tells_the_sums(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_the_page_shows_the_totals(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     ok = [row for row in corpus.crops if row["status"] == "ok"]
     text = plain(page)
     assert f"{len(ok)} ok + {len(corpus.crops) - len(ok)} rejected = {len(corpus.crops)} clips" in text
@@ -114,44 +114,44 @@ def test_the_head_tells_the_sums(made: tuple[Corpus, str]) -> None:
     assert "crop.min_detection_rate 80 % of the frames" in text
 
 
-def test_hostile_text_stays_text(made: tuple[Corpus, str]) -> None:
-    _, page = made
+def test_hostile_text_is_escaped(synthetic: tuple[Corpus, str]) -> None:
+    _, page = synthetic
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(&#39;嘴&#39;)&lt;/script&gt;") > 30
     assert not re.search(r"(src|href)=\"(?!data:image/jpeg|#)", page)
     assert HOSTILE in plain(page)
 
 
-# --- what is not as it should be ------------------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------------
 
 
-def test_usable_clips_beyond_a_limit_are_told(own: Corpus) -> None:
+def test_usable_clips_beyond_a_limit_are_reported(own: Corpus) -> None:
     face = next(row for row in own.crops if row["clip_id"] == "face")
     assert own.page("kept.html") and not own.summary.warnings
-    # a float32 may lie a hair below the limit that it met, and so may a duration below its frames
+    # a float32 may be slightly below the limit that it met, and a duration below its frames
     exact = PARAMS.model_copy(
         update={"min_mouth_width_px": face["mouth_width_px"] + 1e-6, "min_frames": face["num_frames"]}
     )
     own.page("exact.html", params=exact)
-    assert not own.summary.warnings, "at the limit is not beyond it"
+    assert not own.summary.warnings, "a value at the limit is not beyond it"
     stricter = PARAMS.model_copy(update={"min_mouth_width_px": 60.0, "min_frames": 14})
     text = plain(own.page("stricter.html", params=stricter))
     assert "usable clips beyond crop.min_mouth_width_px (60.0 px): 1" in text
     assert "usable clips beyond crop.min_frames" in text
 
 
-def test_nothing_usable_nothing_rejected_nobody_named(own: Corpus) -> None:
+def test_a_page_without_usable_clips_rejected_clips_or_speakers(own: Corpus) -> None:
     clips, crops = own.clips, own.crops
     by_id = {row["clip_id"]: row | {"speaker": None} for row in clips}
-    for status, told in (("ok", "No clip was rejected."), ("rejected", "There are none.")):
+    for status, sentence in (("ok", "No clip was rejected."), ("rejected", "There are none.")):
         kept = [row for row in crops if row["status"] == status]
         own.write([by_id[row["clip_id"]] for row in kept], kept)
         text = plain(own.page())
-        assert told in text and "The corpus does not say who speaks." in text
-    assert "Nothing was measured" not in text, "the duration of the short one was"
+        assert sentence in text and "The corpus does not say who speaks." in text
+    assert "Nothing was measured" not in text, "the duration of the short clip was measured"
 
 
-def test_tables_that_do_not_belong_together(own: Corpus) -> None:
+def test_tables_that_do_not_match_are_rejected(own: Corpus) -> None:
     clips, crops = own.clips, own.crops
     own.write(clips[1:], crops)
     with pytest.raises(TableError, match=r"crops.parquet is not of these clips .*`pipeline crop`"):
@@ -172,7 +172,7 @@ def test_tables_that_do_not_belong_together(own: Corpus) -> None:
     assert not (own.folder / "qc.html").exists()
 
 
-# --- the verbs ------------------------------------------------------------------------------------------
+# --- the commands --------------------------------------------------------------------------------------
 
 
 def test_qc_and_stats_write_the_same_page(own: Corpus) -> None:
@@ -198,12 +198,12 @@ def test_qc_and_stats_write_the_same_page(own: Corpus) -> None:
     done = run("stats")
     assert done.returncode == 0, done.stderr
     assert (own.folder / "stats" / "qc.html").read_bytes() == page
-    done = run("qc", "--out", "look.html", "--seed", "5", "--clips", "1")
+    done = run("qc", "--out", "other.html", "--seed", "5", "--clips", "1")
     assert done.returncode == 0, done.stderr
-    assert "drawn by seed 5" in (own.folder / "look.html").read_text("utf-8")
+    assert "drawn by seed 5" in (own.folder / "other.html").read_text("utf-8")
     assert run("qc", "--clips", str(qc_stage.MAX_CLIPS + 1)).returncode == 2
     assert run("qc", "--out", "corpus").returncode == 2
-    # of other clips: its page would be taken for theirs
+    # crops of other clips: a page would show wrong clips
     own.write([clip_row("other", "face.mp4")], own.crops)
     assert run("stats").returncode == 0
     assert not (own.folder / "stats" / "qc.html").exists()

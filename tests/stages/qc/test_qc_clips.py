@@ -1,4 +1,4 @@
-"""The clips on the page of `pipeline qc`: against a plain sort, against the cache, rejected and lost ones."""
+"""The clips on the page of `pipeline qc`: compared with a plain sort and the cache; rejected and missing clips."""
 
 import html
 import re
@@ -19,12 +19,12 @@ from tests.support.crop_runs import clip_row
 from tests.support.ledgers import Corpus, Row, with_made_up
 from tests.support.qc_pages import (  # noqa: F401
     ids,
-    made_fixture,
     own_fixture,
     part,
     pictures,
     plain,
     real_fixture,
+    synthetic_fixture,
 )
 from tests.support.videos import face_pictures, number_of, placed, write_mirrored
 
@@ -36,8 +36,10 @@ MAX_PAGE_BYTES = 8_000_000
     [(q.name, q.lowest, 1) for q in QUALITIES if q.lowest]
     + [(q.name, q.highest, -1) for q in QUALITIES if q.highest],
 )
-def test_the_worst_clips_are_the_extremes(made: tuple[Corpus, str], name: str, title: str, sign: int) -> None:
-    corpus, page = made
+def test_the_worst_clips_are_the_extremes(
+    synthetic: tuple[Corpus, str], name: str, title: str, sign: int
+) -> None:
+    corpus, page = synthetic
     rows = [row for row in corpus.crops if row["status"] == "ok" and row[name_of(name)] is not None]
     values = sign * np.array([value_of(row, name) for row in rows])
     names = np.array([row["clip_id"] for row in rows])
@@ -55,12 +57,12 @@ def value_of(row: Row, name: str) -> float:
     return float(np.float32(row[name]))
 
 
-def test_where_all_are_alike_none_is_the_worst(own: Corpus) -> None:
-    assert "all measured ones are alike" in part(own.page(), "Mouth least often seen")
+def test_equal_clips_have_no_worst_clip(own: Corpus) -> None:
+    assert "all measured clips have the same value" in part(own.page(), "Mouth least often seen")
 
 
-def test_random_clips_and_speakers_are_the_seeds_not_the_tables(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_random_clips_depend_on_the_seed_not_on_the_order_of_tables(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     usable = {row["clip_id"] for row in corpus.crops if row["status"] == "ok"}
     drawn = ids(part(page, "Random clips"))
     assert len(set(drawn)) == 12 and set(drawn) <= usable
@@ -76,11 +78,11 @@ def test_random_clips_and_speakers_are_the_seeds_not_the_tables(made: tuple[Corp
         corpus.write(clips, crops)
 
 
-def test_each_speaker_once_and_the_rest_counted(made: tuple[Corpus, str]) -> None:
-    corpus, page = made
+def test_each_speaker_is_shown_once_and_the_rest_is_counted(synthetic: tuple[Corpus, str]) -> None:
+    corpus, page = synthetic
     speakers = {row["clip_id"]: row["speaker"] for row in corpus.clips}
     usable = {speakers[row["clip_id"]] for row in corpus.crops if row["status"] == "ok"}
-    strips = part(page, "One clip a speaker")
+    strips = part(page, "One clip per speaker")
     shown = [speakers[clip_id] for clip_id in ids(strips)]
     assert shown == sorted(set(shown)) and len(shown) == 24
     assert (
@@ -91,7 +93,7 @@ def test_each_speaker_once_and_the_rest_counted(made: tuple[Corpus, str]) -> Non
     assert table is not None
     names = [html.unescape(name) for name in re.findall(r'<th scope="row"><bdi>(.*?)</bdi>', table[0])]
     assert len(names) == len(set(speakers.values()) - {None})
-    assert names[0].startswith("<script>"), "who lost all clips comes first"
+    assert names[0].startswith("<script>"), "the speaker whose clips were all rejected comes first"
     anna = next(row for row in table[0].split("</tr>") if "anna" in row)
     face = next(row for row in corpus.crops if row["clip_id"] == "face")
     assert f'data-name="mouth">{face["mouth_width_px"]:.1f}' in anna
@@ -100,8 +102,8 @@ def test_each_speaker_once_and_the_rest_counted(made: tuple[Corpus, str]) -> Non
 # --- rejected clips -------------------------------------------------------------------------------------
 
 
-def test_every_reason_is_explained_and_shown(made: tuple[Corpus, str]) -> None:
-    _, page = made
+def test_every_reason_is_explained_and_shown(synthetic: tuple[Corpus, str]) -> None:
+    _, page = synthetic
     assert EXPLAINED.keys() == set(Reason)
     for reason in Reason:
         found = re.search(rf'<section class="reason" id="{reason}">.*?</section>', page, re.DOTALL)
@@ -114,14 +116,14 @@ def test_every_reason_is_explained_and_shown(made: tuple[Corpus, str]) -> None:
         stills, boxes = pictures(found[0]), found[0].count('class="nothing"')
         assert (len(stills), boxes) == ((0, 4) if reason in has_no_picture else (4, 0))
         if reason in (Reason.CRASHED, Reason.TIMEOUT):
-            assert "not opened here" in found[0], "a file that killed its reader would kill this one"
-    # NASA's orange suit: colour, the right way round and not mirrored in its channels
+            assert "not opened here" in found[0], "a file that crashed its reader may crash this process"
+    # NASA's orange suit: in colour, with the channels in the right order
     still = pictures(page[page.index('id="no_face"') :])[0]
     assert still.shape == (144, 256, 3)
     assert still[-10:, 60:120, 2].mean() > still[-10:, 60:120, 0].mean() + 30
 
 
-def test_a_part_of_a_video_shows_its_own_first_picture(own: Corpus) -> None:
+def test_a_rejected_part_shows_its_own_first_picture(own: Corpus) -> None:
     rows = [clip_row("whole", "numbered.mp4"), clip_row("part", "numbered.mp4", start_s=0.6, end_s=1.0)]
     rejected = dict.fromkeys(CROPS.names) | {"status": "rejected", "reason": "no_face", "detail": "none"}
     rejected |= {"source_frames": 30}
@@ -135,7 +137,7 @@ def test_a_part_of_a_video_shows_its_own_first_picture(own: Corpus) -> None:
     assert numbers == {"whole": 0, "part": 15}
 
 
-def test_a_rejected_clip_is_shown_as_players_do(own: Corpus) -> None:
+def test_a_rejected_clip_is_shown_like_in_a_player(own: Corpus) -> None:
     shown = next(iter(face_pictures([placed()])))
     write_mirrored(own.folder / "corpus" / "mirrored.mp4", [shown] * 3)
     rejected = dict.fromkeys(CROPS.names) | {"status": "rejected", "reason": "no_face", "detail": "none"}
@@ -148,7 +150,7 @@ def test_a_rejected_clip_is_shown_as_players_do(own: Corpus) -> None:
     assert np.abs(still.astype(int) - expected).mean() < 6
 
 
-def test_what_crop_did_not_decode_is_not_opened(own: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_that_crop_did_not_decode_are_not_opened(own: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     row = dict.fromkeys(CROPS.names) | {"clip_id": "x", "status": "rejected", "detail": "d"}
     own.write([*own.clips, clip_row("x", "numbered.mp4")], [*own.crops, row | {"reason": "oversized"}])
     opened = []
@@ -182,7 +184,7 @@ def test_a_strip_holds_eight_frames_of_the_clip(own: Corpus) -> None:
     assert "李雷" in strip and "你好" in strip
 
 
-def test_clips_that_the_cache_lost_are_cut_again_alike(own: Corpus) -> None:
+def test_clips_missing_from_the_cache_are_cut_again(own: Corpus) -> None:
     page = own.page()
     assert own.summary.num_rendered == 0
     for path in (own.folder / "cache" / "clips").rglob("*.npz"):
@@ -192,7 +194,7 @@ def test_clips_that_the_cache_lost_are_cut_again_alike(own: Corpus) -> None:
     assert "4 clips cut again" in str(own.summary)
 
 
-def test_clips_that_cannot_be_cut_again_are_told(own: Corpus) -> None:
+def test_clips_that_cannot_be_cut_again_are_reported(own: Corpus) -> None:
     shutil.rmtree(own.folder / "cache")
     (own.folder / "corpus" / "0.mp4").unlink()
     text = plain(own.page())
@@ -203,7 +205,7 @@ def test_clips_that_cannot_be_cut_again_are_told(own: Corpus) -> None:
     assert len(pictures(part(own.page(), "Random clips"))) == 6
 
 
-def test_a_large_corpus_gives_a_small_page_of_few_clips(
+def test_a_large_corpus_gives_a_small_page(
     real: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = with_made_up(real, tmp_path, 5_000, 300)
@@ -211,7 +213,7 @@ def test_a_large_corpus_gives_a_small_page_of_few_clips(
     read: list[str] = []
 
     def noise(_: ClipCache, clip_key: str, shape: tuple[int, int, int]) -> np.ndarray:
-        """Pictures that no JPEG makes small."""
+        """Returns pictures that JPEG cannot compress well."""
         read.append(clip_key)
         return rng.integers(0, 256, shape, dtype=np.uint8)
 
@@ -221,5 +223,5 @@ def test_a_large_corpus_gives_a_small_page_of_few_clips(
     assert sum(len(uri) for uri in re.findall(r'src="(data:[^"]*)"', page)) <= PICTURE_BYTES
     assert len(read) <= 48 + 10 * 16 + 96
     assert "pictures left out to keep" in plain(page)
-    assert page.count("the page has room for no more pictures") > 10
+    assert page.count("the page has no room for more pictures") > 10
     assert "The other 53 speakers are left out." in plain(page)

@@ -1,4 +1,4 @@
-"""The page of `pipeline qc` in a real browser: it shows, fits a phone, prints, and asks the network for nothing."""
+"""The page of `pipeline qc` in a real browser: it is visible, fits a phone, prints, and makes no requests."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """All that strains a layout: every reason, long names without a space, markup, a lost clip, a warning."""
+    """A page that strains the layout: every reason, long names without a space, markup, a missing clip, a warning."""
     corpus = cropped(tmp_path_factory.mktemp("real"))
     corpus = with_made_up(corpus, tmp_path_factory.mktemp("made"), 30, 2)
     for number, row in enumerate(corpus.clips):
@@ -33,7 +33,7 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1280, "light"), (768, "light"), (390, "light"), (390, "dark")]
 )
-def test_page_shows_and_fits(browser: Browser, page_url: str, width: int, scheme: str) -> None:
+def test_page_is_visible_and_fits(browser: Browser, page_url: str, width: int, scheme: str) -> None:
     page, complaints, requests = opened(browser, page_url, width, scheme)
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [page_url]
@@ -60,7 +60,7 @@ def test_page_shows_and_fits(browser: Browser, page_url: str, width: int, scheme
     page.close()
 
 
-def test_headings_step_down_one_by_one_and_links_lead_somewhere(browser: Browser, page_url: str) -> None:
+def test_heading_levels_have_no_gaps_and_links_have_targets(browser: Browser, page_url: str) -> None:
     page, _, _ = opened(browser, page_url, 1280, "light")
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1

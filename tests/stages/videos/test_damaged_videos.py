@@ -1,4 +1,4 @@
-"""Videos whose bytes are not all there: never a short or spoilt clip under a full label."""
+"""Videos with missing or wrong bytes must never give a short or damaged clip with a full label."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 PARAMS = CropParams()
 MPEG = {"b": "800k", "g": "12", "bf": "2"}
 STREAMS = {"a.mpg": "mpeg1video", "b.mpg": "mpeg2video", "a.ts": "mpeg2video", "a.h264": "libx264"}
-"""Containers that announce no length, with what FFmpeg puts into them: what is not there nothing but damage tells."""
+"""Containers that announce no length, with FFmpeg's codec for them: only damage shows that bytes are missing."""
 
 
 def num_frames_of(media: Media) -> int:
@@ -50,14 +50,14 @@ def stream_of(folder: Path, name: str, num_frames: int = 60) -> bytes:
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_stream_that_breaks_off_within_a_picture(tmp_path: Path, name: str, share: float) -> None:
+def test_a_stream_cut_inside_a_picture_is_truncated(tmp_path: Path, name: str, share: float) -> None:
     whole = stream_of(tmp_path, name)
     error = rejection(write(tmp_path / f"cut_{name}", whole[: int(len(whole) * share)]))
     assert error.reason is Reason.TRUNCATED and "is damaged at frame" in error.detail
 
 
 @pytest.mark.parametrize("name", ["a.mpg", "a.ts", "a.h264"])
-def test_a_stream_with_a_hole_in_its_bytes(tmp_path: Path, name: str) -> None:
+def test_a_stream_with_missing_bytes_is_truncated_there(tmp_path: Path, name: str) -> None:
     whole = stream_of(tmp_path, name)
     middle = len(whole) // 2
     for filling in (bytes(3_000), b""):
@@ -68,18 +68,18 @@ def test_a_stream_with_a_hole_in_its_bytes(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_intact_streams_joined_or_begun_in_their_midst_are_not_damaged(tmp_path: Path, name: str) -> None:
+def test_joined_streams_and_streams_without_their_begin_are_not_damaged(tmp_path: Path, name: str) -> None:
     whole = stream_of(tmp_path, name)
     assert num_frames_of(tmp_path / name) == 60
     assert num_frames_of(write(tmp_path / f"joined_{name}", whole + whole)) == 120
     if name.endswith(".ts"):
-        # as a recording of what is sent, from some packet on
+        # like a recording of a broadcast, which begins at some packet
         late = write(tmp_path / f"late_{name}", whole[len(whole) // 188 // 3 * 188 :])
         assert 0 < num_frames_of(late) < 60
 
 
-def test_damage_outside_a_part_is_not_its_own(tmp_path: Path) -> None:
-    """It goes on to the next picture that is made of no other, every twelfth; the hole may have taken one."""
+def test_damage_outside_a_part_does_not_reject_it(tmp_path: Path) -> None:
+    """Damage lasts until the next key frame, every twelfth picture; the missing bytes may include one."""
     whole = stream_of(tmp_path, "a.mpg")
     middle = len(whole) // 2
     path = write(tmp_path / "holed.mpg", whole[:middle] + bytes(3_000) + whole[middle + 3_000 :])
@@ -91,7 +91,7 @@ def test_damage_outside_a_part_is_not_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_a_grid_video_cut_short_is_no_clip_and_intact_ones_are(realdata: Path, tmp_path: Path) -> None:
+def test_truncated_grid_videos_are_rejected_and_intact_ones_are_not(realdata: Path, tmp_path: Path) -> None:
     for original in sorted((realdata / "grid" / "video" / "s26").glob("*.mpg")):
         num_frames, whole = num_frames_of(original), original.read_bytes()
         assert num_frames in (74, 75)
@@ -100,7 +100,7 @@ def test_a_grid_video_cut_short_is_no_clip_and_intact_ones_are(realdata: Path, t
             assert error.reason is Reason.TRUNCATED
 
 
-def test_inference_reads_up_to_the_damage_and_names_it(tmp_path: Path) -> None:
+def test_inference_reads_up_to_the_damage_and_reports_it(tmp_path: Path) -> None:
     pictures = face_pictures([placed()] * 100, speaking=True)
     video = write_video(tmp_path / "a.mpg", pictures, codec="mpeg1video", options=MPEG)
     num_frames = read_video(video, CountingReader(), load_params(ROOT / "params.yaml")).num_frames

@@ -1,4 +1,4 @@
-"""Decoded pictures as a player shows them: pixel aspect ratios, display matrices, HDR and more than 8 bits."""
+"""Decoded pictures equal what a player shows: pixel aspect ratios, display matrices, HDR, more than 8 bits."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -51,11 +51,11 @@ ORIENTATIONS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]
     (0, 1, -1, 0): lambda shown: np.rot90(shown),
     (0, -1, 1, 0): lambda shown: np.rot90(shown, -1),
 }
-"""The matrix's a, b, c, d, and how the picture is stored that a player turns upright by them."""
+"""a, b, c, d of the display matrix, and how the picture is stored that a player turns upright with it."""
 
 
 def stored(shown: np.ndarray, matrix: tuple[int, int, int, int], ratio: Fraction) -> np.ndarray:
-    """The ratio belongs to stored pixels, before they are turned."""
+    """Returns the picture as stored. The ratio is that of stored pixels, before they are turned upright."""
     turned = ORIENTATIONS[matrix](shown)
     height, width = turned.shape[:2]
     size = (2 * round(width / ratio / 2), height)
@@ -85,7 +85,7 @@ def first_of(path: Path) -> SourceFrame:
 
 @pytest.mark.parametrize("matrix", ORIENTATIONS)
 @pytest.mark.parametrize("ratio", RATIOS, ids=str)
-def test_any_ratio_in_any_orientation_shows_the_plain_picture(
+def test_any_ratio_and_orientation_gives_the_displayed_picture(
     tmp_path: Path, ratio: Fraction, matrix: tuple[int, int, int, int]
 ) -> None:
     frame = first_of(write_stored(tmp_path / "a.mp4", matrix, ratio))
@@ -117,7 +117,7 @@ def test_any_ratio_in_any_orientation_shows_the_plain_picture(
         ("a.mpg", "mpeg2video"),
     ],
 )
-def test_every_container_gives_its_ratio(tmp_path: Path, name: str, codec: str) -> None:
+def test_the_ratio_of_every_container_is_used(tmp_path: Path, name: str, codec: str) -> None:
     picture = cv2.resize(SHOWN, (384, 288), interpolation=cv2.INTER_AREA)
     options = {"b": "5000000", "x265-params": "log-level=error"}
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
@@ -136,7 +136,7 @@ def test_every_container_gives_its_ratio(tmp_path: Path, name: str, codec: str) 
     assert (header.width, header.height) == (512, 288)
 
 
-def test_the_containers_ratio_counts_more_than_the_bitstreams(tmp_path: Path) -> None:
+def test_the_containers_ratio_overrides_the_bitstreams(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [SHOWN[:, ::2]], pixel_ratio=Fraction(2))
     set_container_ratio(path, Fraction(3, 2))
     assert first_of(path).size == (384, 288)
@@ -150,8 +150,8 @@ def set_container_ratio(path: Path, ratio: Fraction) -> None:
     path.write_bytes(payload)
 
 
-def test_a_ratio_that_only_rounds_a_size_changes_nothing(tmp_path: Path) -> None:
-    """FFmpeg's scale=-2 gives 200 x 112 pixels for 16:9, and 224:225 to make up for it."""
+def test_a_ratio_that_only_compensates_rounding_is_ignored(tmp_path: Path) -> None:
+    """FFmpeg's scale=-2 gives 200 x 112 pixels for 16:9, and 224:225 to compensate."""
     pictures = [cv2.resize(SHOWN, (200, 112))]
     plain = write_video(tmp_path / "plain.mp4", pictures)
     near = write_video(tmp_path / "near.mp4", pictures, pixel_ratio=Fraction(224, 225))
@@ -159,30 +159,30 @@ def test_a_ratio_that_only_rounds_a_size_changes_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ratio", [Fraction(1, 1000), Fraction(1000), Fraction(1, 11), Fraction(11)])
-def test_an_absurd_ratio_is_refused(tmp_path: Path, ratio: Fraction) -> None:
+def test_an_absurd_ratio_is_rejected(tmp_path: Path, ratio: Fraction) -> None:
     path = write_video(tmp_path / "a.mp4", [SHOWN], pixel_ratio=Fraction(2))
     set_container_ratio(path, ratio)
-    with pytest.raises(ClipRejected, match=r"a\.mp4 has pixels of .* re-encode it") as refused:
+    with pytest.raises(ClipRejected, match=r"a\.mp4 has pixels of .* re-encode it") as caught:
         first_of(path)
-    assert refused.value.reason is Reason.UNREADABLE
+    assert caught.value.reason is Reason.UNREADABLE
 
 
-def test_the_shown_size_is_capped(tmp_path: Path) -> None:
+def test_the_displayed_size_is_limited(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", [SHOWN], pixel_ratio=Fraction(2))
-    with pytest.raises(ClipRejected, match="1024x288") as refused:
+    with pytest.raises(ClipRejected, match="1024x288") as caught:
         next(iter(decode(path, PARAMS.model_copy(update={"max_source_pixels": 512 * 288}))))
-    assert refused.value.reason is Reason.OVERSIZED
+    assert caught.value.reason is Reason.OVERSIZED
 
 
-def test_a_ratio_that_changes_is_refused(tmp_path: Path) -> None:
+def test_a_ratio_that_changes_is_rejected(tmp_path: Path) -> None:
     parts = [
         write_video(tmp_path / f"{ratio}.ts", [SHOWN] * 20, pixel_ratio=Fraction(ratio)) for ratio in (1, 2)
     ]
     both = tmp_path / "both.ts"
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with pytest.raises(ClipRejected, match="shape of its pixels from 1 to 2") as refused:
+    with pytest.raises(ClipRejected, match="shape of its pixels from 1 to 2") as caught:
         list(decode(both, PARAMS))
-    assert refused.value.reason is Reason.UNREADABLE
+    assert caught.value.reason is Reason.UNREADABLE
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_ratio_that_changes_is_refused(tmp_path: Path) -> None:
         ((1, 1, 1, 1), (1, 0, 0, 1)),
     ],
 )
-def test_other_matrices_are_taken_for_the_nearest_orientation(
+def test_other_matrices_give_the_nearest_orientation(
     tmp_path: Path, matrix: tuple[float, float, float, float], nearest: tuple[int, int, int, int]
 ) -> None:
     path = write_stored(tmp_path / "a.mp4", nearest, Fraction(1))
@@ -207,7 +207,7 @@ def test_other_matrices_are_taken_for_the_nearest_orientation(
 
 
 @pytest.mark.parametrize("matrix", ORIENTATIONS)
-def test_matroska_gives_its_matrix_too(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+def test_the_matrix_of_matroska_is_used(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     a, b, c, d = (65_536 * value for value in matrix)
     picture = stored(SHOWN, matrix, Fraction(1))
     path = tmp_path / "a.mkv"
@@ -220,8 +220,8 @@ def test_matroska_gives_its_matrix_too(tmp_path: Path, matrix: tuple[int, int, i
     assert np.abs(first_of(path).gray().astype(int) - SHOWN_GRAY).mean() <= 2
 
 
-def test_a_matrix_within_the_bitstream_holds_for_all_pictures(tmp_path: Path) -> None:
-    """H.264's display orientation message, before the first picture alone: mirrored, then turned anticlockwise."""
+def test_a_matrix_in_the_bitstream_applies_to_all_pictures(tmp_path: Path) -> None:
+    """H.264's display orientation message, only before the first picture: mirrored, then turned anticlockwise."""
     plain = write_video(
         tmp_path / "plain.h264", [stored(SHOWN, (0, 1, 1, 0), Fraction(1))] * 4, options={"crf": "8"}
     )
@@ -252,7 +252,7 @@ def write_planes(
     num_frames: int = 1,
     pixel_ratio: Fraction | None = None,
 ) -> Path:
-    """Samples as they are, lossless but for mp4. `transfer`: 16 is PQ, 18 HLG; `colorspace`: 9 is BT.2020."""
+    """Writes samples unchanged; lossless except for mp4. `transfer`: 16 is PQ, 18 HLG; `colorspace`: 9 is BT.2020."""
     height, width = planes[0].shape
     frame = av.VideoFrame(width, height, pix_fmt)
     kind = np.uint8 if planes[0].dtype == np.uint8 else np.uint16
@@ -278,7 +278,7 @@ def write_planes(
 
 @pytest.mark.parametrize("bits", [10, 12])
 @pytest.mark.parametrize("color_range", [1, 2])
-def test_more_bits_are_8_bits_rounded(tmp_path: Path, bits: int, color_range: int) -> None:
+def test_more_bits_are_rounded_to_8_bits(tmp_path: Path, bits: int, color_range: int) -> None:
     """All code values; ITU-T H.273: limited range is scaled by 2^(bits - 8), full range by (2^bits - 1) / 255."""
     code = np.arange(1 << bits, dtype=np.uint16).reshape(-1, 64)
     gray_levels = np.full((len(code) // 2, 32), 1 << bits - 1, np.uint16)
@@ -291,7 +291,7 @@ def test_more_bits_are_8_bits_rounded(tmp_path: Path, bits: int, color_range: in
         exact = code * (255 / ((1 << bits) - 1))
     else:
         exact = (np.clip(np.rint(code / (1 << bits - 8)), 0, 255) - 16) * (255 / 219)
-    # half an 8-bit step lies between two of them
+    # rounding changes a value by half an 8-bit step
     step = 1 if color_range == 2 else 255 / 219
     assert np.abs(frame.gray() - np.clip(exact, 0, 255)).max() <= step / 2 + 0.51
     neutral = frame.rgb_HW3().astype(int)
@@ -316,7 +316,7 @@ def hlg_signal(nits_HW3: np.ndarray) -> np.ndarray:
 def hdr_planes(
     bgr: np.ndarray, transfer: Transfer, white_nits: float, bits: int, is_full: bool
 ) -> list[np.ndarray]:
-    """4:2:0 code values of an SDR picture shown with that light for white: BT.1886, BT.2087, BT.2100."""
+    """Returns 4:2:0 code values of an SDR picture with that light for white: BT.1886, BT.2087, BT.2100."""
     linear_HW3 = white_nits * (bgr[..., ::-1] / 255.0) ** 2.4
     to_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.088, 0.8956]])
     nits_HW3 = linear_HW3 @ to_2020.T
@@ -335,7 +335,7 @@ def hdr_planes(
 @pytest.mark.parametrize("white_nits", [203, 100])
 @pytest.mark.parametrize(("bits", "is_full"), [(10, False), (10, True), (12, False), (8, False)])
 @pytest.mark.parametrize("transfer", [Transfer.PQ, Transfer.HLG])
-def test_hdr_is_as_bright_as_sdr(
+def test_hdr_gets_the_brightness_of_sdr(
     tmp_path: Path, transfer: Transfer, bits: int, is_full: bool, white_nits: float
 ) -> None:
     planes = hdr_planes(SHOWN, transfer, white_nits, bits, is_full)
@@ -373,20 +373,20 @@ def test_highlights_keep_their_order_and_darkness_stays_dark(tmp_path: Path, tra
     assert 235 <= gray[np.searchsorted(nits, 203)] < gray[np.searchsorted(nits, 406)]
 
 
-def test_a_transfer_that_changes_is_refused(tmp_path: Path) -> None:
+def test_a_transfer_that_changes_is_rejected(tmp_path: Path) -> None:
     parts = [
         write_hdr(tmp_path / f"{transfer}.ts", [SHOWN] * 10, transfer, 203, {"crf": "12"})
         for transfer in (Transfer.PQ, Transfer.HLG)
     ]
     both = tmp_path / "both.ts"
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with pytest.raises(ClipRejected, match="changes from pq to hlg at frame 10") as refused:
+    with pytest.raises(ClipRejected, match="changes from pq to hlg at frame 10") as caught:
         list(decode(both, PARAMS))
-    assert refused.value.reason is Reason.UNREADABLE
+    assert caught.value.reason is Reason.UNREADABLE
 
 
 def test_codes_beyond_the_announced_bits_are_white() -> None:
-    """What a damaged file may give."""
+    """A damaged file may have such codes."""
     luma = np.array([[940, 1023, 65_535]], np.uint16)
     curve = ToneCurve(Transfer.PQ, 10, False, luma)
     gray = curve.luma(luma)
@@ -395,7 +395,7 @@ def test_codes_beyond_the_announced_bits_are_white() -> None:
 
 
 def test_hdr_as_rgb(tmp_path: Path) -> None:
-    """10-bit RGB in PQ: a capture of a game, or an edit."""
+    """10-bit RGB in PQ, like screen captures and edited videos."""
     signal_HW3 = pq_signal(203 * (SHOWN_GRAY[..., None].repeat(3, axis=2) / 255) ** 2.4)
     planes = [np.rint(1023 * signal_HW3[..., 0]).astype(np.uint16)] * 3
     path = write_planes(tmp_path / "a.mkv", planes, "gbrp10le", 16, 2, 0)
@@ -415,7 +415,7 @@ def test_hdr_with_oblong_pixels(tmp_path: Path) -> None:
 def write_hdr(
     path: Path, pictures: list[np.ndarray], transfer: Transfer, white_nits: float, options: dict[str, str]
 ) -> Path:
-    """H.264 of 10 bit; BGR pictures in SDR, shown with that light for white."""
+    """Writes H.264 of 10 bit from BGR pictures in SDR, with that light for white."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options=options)
         stream.height, stream.width = pictures[0].shape[:2]
@@ -433,8 +433,8 @@ def write_hdr(
 
 
 @pytest.mark.parametrize("name", ["mirrored", "oblong", "hdr"])
-def test_a_part_shows_the_very_pictures_of_the_whole(tmp_path: Path, name: str) -> None:
-    """HDR: how bright white is, the file's first picture says, which here is darker than the part."""
+def test_a_part_has_exactly_the_pictures_of_the_whole_video(tmp_path: Path, name: str) -> None:
+    """For HDR, the file's first picture decides the brightness of white. Here it is darker than the part."""
     path = tmp_path / "a.mkv"
     if name == "hdr":
         pictures = [SHOWN // 2] + [SHOWN] * 149
@@ -477,7 +477,7 @@ def moving_faces() -> list[np.ndarray]:
         ((0, -1, 1, 0), Fraction(1, 2)),
     ],
 )
-def test_the_mouth_is_that_of_the_plain_video(
+def test_the_mouth_crop_equals_that_of_the_plain_video(
     tmp_path: Path, plain_clip: MouthClip, matrix: tuple[int, int, int, int], ratio: Fraction
 ) -> None:
     pictures = [stored(picture, matrix, ratio) for picture in moving_faces()]
@@ -494,7 +494,7 @@ def test_the_mouth_is_that_of_the_plain_video(
     assert np.abs((clip.transform_T23 - plain_clip.transform_T23) @ corners).max() < 2
 
 
-def test_the_ledger_names_the_transfer(tmp_path: Path, plain_clip: MouthClip) -> None:
+def test_the_figures_name_the_transfer(tmp_path: Path, plain_clip: MouthClip) -> None:
     planes = hdr_planes(moving_faces()[0], Transfer.HLG, 203, 10, False)
     path = write_planes(tmp_path / "a.mkv", planes, "yuv420p10le", 18, 1, 9, num_frames=12)
     figures = face_clip(path).figures
@@ -502,7 +502,7 @@ def test_the_ledger_names_the_transfer(tmp_path: Path, plain_clip: MouthClip) ->
     assert figures.mean_luma == pytest.approx(plain_clip.figures.mean_luma, rel=0.1)
 
 
-def test_a_ready_mouth_is_square_as_it_is_shown(tmp_path: Path) -> None:
+def test_a_ready_mouth_has_square_pixels(tmp_path: Path) -> None:
     square = write_mouth(tmp_path / "square.mp4")
     pictures = [frame.rgb_HW3()[..., ::-1] for frame in decode(square, PARAMS)]
     narrow = [cv2.resize(picture, (72, 96), interpolation=cv2.INTER_AREA) for picture in pictures]
@@ -524,7 +524,7 @@ def speaker_pictures(realdata: Path) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def speaker_clip(speaker_pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> MouthClip:
-    """Of the plain video, encoded as the others: through RGB, which alone costs 1.7 levels."""
+    """The clip of the plain video, encoded like the others through RGB, which already changes 1.7 levels."""
     return face_clip(write_video(tmp_path_factory.mktemp("speaker") / "a.mp4", speaker_pictures))
 
 
@@ -541,7 +541,7 @@ def speaker_clip(speaker_pictures: list[np.ndarray], tmp_path_factory: pytest.Te
         ((0, 1, -1, 0), Fraction(3, 2)),
     ],
 )
-def test_the_mouth_of_a_real_speaker(
+def test_the_mouth_crop_of_a_real_speaker(
     tmp_path: Path,
     speaker_pictures: list[np.ndarray],
     speaker_clip: MouthClip,
@@ -553,7 +553,7 @@ def test_the_mouth_of_a_real_speaker(
     set_display_matrix(path, *matrix)
     clip = face_clip(path)
     assert np.abs(clip.clip_THW.astype(int) - speaker_clip.clip_THW).mean() <= 2
-    # 37.9 px
+    # the mouth is 37.9 px wide
     assert clip.figures.mouth_width_px == pytest.approx(speaker_clip.figures.mouth_width_px, abs=0.7)
 
 
@@ -569,6 +569,6 @@ def test_a_real_speaker_in_hdr(
     path = write_hdr(tmp_path / "a.mp4", speaker_pictures, transfer, white_nits, {"crf": "12"})
     clip = face_clip(path)
     assert clip.figures.source_transfer is transfer
-    # 146
+    # the mean luma is 146
     assert clip.figures.mean_luma == pytest.approx(speaker_clip.figures.mean_luma, rel=0.1)
     assert np.abs(clip.clip_THW.astype(int) - speaker_clip.clip_THW).mean() < 6

@@ -1,4 +1,4 @@
-"""What a corpus's paths name: links, spellings of the root, Unicode forms, and names in zips of other systems."""
+"""Paths of a corpus: links, spellings of the root, Unicode forms, and names in zips of other systems."""
 
 import os
 import unicodedata
@@ -41,7 +41,7 @@ def table_of(root: Path, *media: str, **params: object) -> CorpusParams:
 
 
 def kinds_of(corpus: CorpusParams, folder: Path) -> list[str | None]:
-    """What ingest makes of the clips: the kind of each video, None where it may not be or cannot be read."""
+    """Returns the kind of each video after ingest; None if the video must not or cannot be read."""
     ingest(corpus, TextParams(), CropParams(), folder / "clips.parquet")
     return read_table(folder / "clips.parquet", CLIPS, "")["media_kind"].to_pylist()
 
@@ -51,7 +51,7 @@ def kinds_of(corpus: CorpusParams, folder: Path) -> list[str | None]:
 
 @pytest.fixture
 def snapshot(tmp_path: Path, video: Path) -> Path:
-    """A snapshot as huggingface_hub lays it out: every file a link into blobs, named by its hash."""
+    """A snapshot in the layout of huggingface_hub: every file is a link into blobs, named by its hash."""
     repository = tmp_path / "hub" / "datasets--BAAI--Chinese-LiPS"
     root = repository / "snapshots" / ("0123456789" * 4)
     face = f"train/FACE/{ID}_FACE.mp4"
@@ -70,7 +70,7 @@ def snapshot(tmp_path: Path, video: Path) -> Path:
 
 
 @pytest.mark.parametrize("spelling", ["plain", "linked root", "linked cache"])
-def test_a_hugging_face_cache_is_read_as_it_lies(snapshot: Path, tmp_path: Path, spelling: str) -> None:
+def test_a_hugging_face_cache_is_read_without_settings(snapshot: Path, tmp_path: Path, spelling: str) -> None:
     root = snapshot
     if spelling == "linked root":
         root = linked(tmp_path / "corpus", snapshot)
@@ -80,7 +80,7 @@ def test_a_hugging_face_cache_is_read_as_it_lies(snapshot: Path, tmp_path: Path,
     assert kinds_of(corpus, tmp_path) == ["mouth", "mouth"], "a video, and one in a zip"
 
 
-def test_links_of_a_snapshot_lead_to_its_own_blobs_alone(snapshot: Path, video: Path) -> None:
+def test_links_of_a_snapshot_may_lead_only_to_its_own_blobs(snapshot: Path, video: Path) -> None:
     other = snapshot.parents[2] / "models--x--y" / "blobs"
     other.mkdir(parents=True)
     (other / "a").write_bytes(video.read_bytes())
@@ -92,7 +92,7 @@ def test_links_of_a_snapshot_lead_to_its_own_blobs_alone(snapshot: Path, video: 
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "zip", "link to a link"])
-def test_a_link_out_of_the_corpus_is_followed_where_the_parameters_say_so(
+def test_a_link_out_of_the_corpus_needs_follow_links(
     tmp_path: Path, video: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
@@ -112,17 +112,17 @@ def test_a_link_out_of_the_corpus_is_followed_where_the_parameters_say_so(
     assert kinds_of(table_of(root, media), tmp_path) == [None]
     assert "1 of 1 clips have a path or link that leads out" in caplog.text
     assert "corpus.follow_links" in caplog.text
-    told = rejection(lambda: resolve_media(root, media))
-    assert told.reason is Reason.UNSAFE_PATH
-    assert str(elsewhere) in told.detail and "set corpus.follow_links to true" in told.detail
-    # the advice works
+    error = rejection(lambda: resolve_media(root, media))
+    assert error.reason is Reason.UNSAFE_PATH
+    assert str(elsewhere) in error.detail and "set corpus.follow_links to true" in error.detail
+    # the fix in the message works
     assert kinds_of(table_of(root, media, follow_links=True), tmp_path) == ["mouth"]
     source = resolve_media(root, media, follow_links=True)
-    assert pictures(source) == pictures(video), "read under the link's name: blobs have no extension"
+    assert pictures(source) == pictures(video), "read by the link's name: blobs have no extension"
 
 
 @pytest.mark.parametrize("follow_links", [False, True])
-def test_advice_on_a_path_that_leads_out_works(
+def test_the_fix_for_a_path_out_of_the_corpus_works(
     tmp_path: Path, video: Path, follow_links: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, outside = tmp_path / "corpus", tmp_path / "x.mp4"
@@ -137,16 +137,16 @@ def test_advice_on_a_path_that_leads_out_works(
 
 
 @pytest.mark.parametrize("media", ["a.mp4", "folder/a.mp4", "a.zip!v/a.mp4", "round.mp4"])
-def test_a_link_to_nothing_is_named(tmp_path: Path, media: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dangling_link_is_reported(tmp_path: Path, media: str, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "corpus"
     name = media.partition("/")[0].partition("!")[0]
     linked(root / name, name if name == "round.mp4" else "../blobs/0123")
     assert kinds_of(table_of(root, media), tmp_path) == [None]
     target = (root / name).readlink()
-    assert f"{root / name} is a link whose target {target} is missing; fetch what it leads to" in caplog.text
+    assert f"{root / name} is a link whose target {target} is missing; fetch the target" in caplog.text
 
 
-def test_an_official_zip_that_is_a_link_to_nothing_is_named(
+def test_an_official_zip_that_is_a_dangling_link_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     corpus = chinese_lips(tmp_path / "corpus", train=row(face=""))
@@ -156,7 +156,7 @@ def test_an_official_zip_that_is_a_link_to_nothing_is_named(
 
 
 @pytest.mark.parametrize("media", ["../elsewhere.mp4", "/etc/hostname", "a.zip!../b.mp4", "C:\\x.mp4"])
-def test_following_links_lets_no_path_climb_out(tmp_path: Path, media: str) -> None:
+def test_follow_links_does_not_allow_paths_out_of_the_root(tmp_path: Path, media: str) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "elsewhere.mp4").touch()
     assert rejection(lambda: resolve_media(tmp_path / "corpus", media, follow_links=True)).reason is (
@@ -164,10 +164,10 @@ def test_following_links_lets_no_path_climb_out(tmp_path: Path, media: str) -> N
     )
 
 
-def test_linked_folders_are_searched_where_links_are_followed(
+def test_linked_folders_are_searched_with_follow_links(
     tmp_path: Path, video: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the clip's ID; also where links go in a circle."""
+    """By the clip's ID, also if links form a circle."""
     disk = tmp_path / "disk"
     disk.mkdir()
     (disk / f"{ID}.mp4").write_bytes(video.read_bytes())
@@ -186,7 +186,7 @@ def test_linked_folders_are_searched_where_links_are_followed(
 
 @pytest.mark.parametrize("layout", ["table", "chinese_lips"])
 @pytest.mark.parametrize("root", ["relative", "linked", "of the link", "with ..", "under a linked folder"])
-def test_absolute_paths_below_the_root_are_found_however_it_is_spelled(
+def test_absolute_paths_below_the_root_are_found_for_any_spelling_of_the_root(
     root: str, layout: str, tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = tmp_path / "real" / "corpus"
@@ -209,7 +209,7 @@ def test_absolute_paths_below_the_root_are_found_however_it_is_spelled(
 
 
 @pytest.mark.parametrize("media", ["{}x/a.mp4", "{}/../a.mp4", "{}/v/../../a.mp4", "/nowhere/a.mp4"])
-def test_other_absolute_paths_stay_outside(tmp_path: Path, media: str) -> None:
+def test_absolute_paths_outside_the_root_are_rejected(tmp_path: Path, media: str) -> None:
     root = tmp_path / "corpus"
     (root / "v").mkdir(parents=True)
     (tmp_path / "a.mp4").touch()
@@ -250,7 +250,7 @@ def test_names_are_found_in_any_unicode_form(
     assert pictures(resolve_media(root, wanted)) == pictures(video)
 
 
-def test_of_two_forms_on_disk_the_exact_one_is_taken(tmp_path: Path) -> None:
+def test_the_exact_form_wins_if_the_disk_has_both(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "é.mp4") for form in ("NFC", "NFD")]
     for name in names:
         (tmp_path / name).touch()
@@ -265,7 +265,7 @@ def test_a_missing_name_in_any_script_is_missing(tmp_path: Path) -> None:
 
 
 def foreign_zip(path: Path, members: dict[bytes, bytes]) -> Path:
-    """A zip whose names are these bytes, without the flag for UTF-8, as systems of other locales write them."""
+    """Writes a zip with these bytes as names, without the UTF-8 flag, as systems of other locales do."""
     names = {b"\x01%03d" % number + b"x" * (len(name) - 4): name for number, name in enumerate(members)}
     with zipfile.ZipFile(path, "w") as archive:
         for stand_in, name in names.items():
@@ -282,7 +282,7 @@ def foreign_zip(path: Path, members: dict[bytes, bytes]) -> Path:
     ("name", "encoding"),
     [
         ("视频/第一段.mp4", "gbk"),
-        # the second byte of 誠 and 程 is a backslash or bar, and 联通 looks like UTF-8
+        # the second byte of 誠 and 程 is a backslash or bar, and the bytes of 联通 are valid UTF-8
         ("誠程/聞.mp4", "gbk"),
         ("联通联通.mp4", "gbk"),
         ("㐀㐁/𠀀.mp4", "gb18030"),
@@ -293,7 +293,7 @@ def foreign_zip(path: Path, members: dict[bytes, bytes]) -> Path:
         ("Übung/é.mp4", "cp437"),
     ],
 )
-def test_members_are_found_by_their_name_whatever_system_zipped_them(
+def test_members_are_found_by_name_in_zips_of_any_system(
     name: str, encoding: str, tmp_path: Path, video: Path
 ) -> None:
     path = foreign_zip(
@@ -302,14 +302,14 @@ def test_members_are_found_by_their_name_whatever_system_zipped_them(
     )
     source = resolve_media(tmp_path, f"a.zip!{name}")
     assert pictures(source) == pictures(video)
-    # as tables have it that were made by Python's zipfile
+    # tables made by Python's zipfile have this name
     with zipfile.ZipFile(path) as archive:
         by_python = archive.namelist()[0]
     assert find_member(path, by_python) == find_member(path, name)
     assert kinds_of(table_of(tmp_path, f"a.zip!{name}"), tmp_path) == ["mouth"]
 
 
-def test_the_names_of_a_chinese_zip_are_legible(tmp_path: Path) -> None:
+def test_the_names_of_a_chinese_zip_are_decoded(tmp_path: Path) -> None:
     path = foreign_zip(tmp_path / "a.zip", {"视频/第一段.mp4".encode("gbk"): b"1", b"abcd.mp4": b"2"})
     assert list(zip_members(path)) == ["视频/第一段.mp4", "abcd.mp4"]
     with pytest.raises(ClipRejected, match=r"a\.zip holds no file 视频/第二段\.mp4"):
@@ -317,7 +317,7 @@ def test_the_names_of_a_chinese_zip_are_legible(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../视频.mp4", "/视频.mp4", "视频\\..\\..\\a.mp4"])
-def test_a_foreign_name_that_climbs_is_not_read(tmp_path: Path, name: str) -> None:
+def test_a_foreign_name_that_leads_out_of_the_zip_is_not_read(tmp_path: Path, name: str) -> None:
     path = foreign_zip(tmp_path / "a.zip", {name.encode("gbk"): b"1"})
     assert rejection(lambda: find_member(path, name)).reason is Reason.UNSAFE_PATH
     with zipfile.ZipFile(path) as archive:

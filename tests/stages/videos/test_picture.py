@@ -1,4 +1,4 @@
-"""Pixels of a decoded picture against FFmpeg's own conversion and OpenCV's warp."""
+"""Compares pixels of a decoded picture with FFmpeg's own conversion and OpenCV's warp."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +12,13 @@ from stages.videos.picture import SourceFrame, Window
 from tests.support.videos import photograph
 
 SMOOTH = cv2.GaussianBlur(photograph(), (0, 0), 4)
-"""Without fine colour detail, of which chroma planes keep a quarter."""
+"""Without fine colour detail: chroma planes have only a quarter of the pixels."""
 
 
 def frame_of(
     pix_fmt: str, colorspace: int = 2, color_range: int = 0, bgr: np.ndarray = SMOOTH
 ) -> SourceFrame:
-    """The photograph as a decoder would hand it over. FFmpeg's numbers: BT.709 is 1, BT.601 5, full range 2."""
+    """Returns the photograph as a decoder returns it. FFmpeg's numbers: BT.709 is 1, BT.601 5, full range 2."""
     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(bgr), format="bgr24")
     return SourceFrame(
         0,
@@ -34,7 +34,7 @@ def frame_of(
 @pytest.mark.parametrize(
     "pix_fmt", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "nv12", "rgb24", "yuv420p10le"]
 )
-def test_a_view_shows_the_colours_of_the_whole_picture(pix_fmt: str) -> None:
+def test_a_view_has_the_colours_of_the_whole_picture(pix_fmt: str) -> None:
     frame = frame_of(pix_fmt)
     side = 2 * (min(frame.size) // 2)
     view = frame.rgb_view(np.array([[1.0, 0, 0], [0, 1, 0]]), side, repeat_border=True)
@@ -45,7 +45,7 @@ def test_a_view_shows_the_colours_of_the_whole_picture(pix_fmt: str) -> None:
     assert np.abs(view - expected).max() < 16
 
 
-def test_a_view_is_turned_and_grown_as_opencv_does() -> None:
+def test_a_view_is_rotated_and_scaled_like_opencv() -> None:
     frame = frame_of("yuv444p")
     to_picture = np.array([[0.7, -0.3, 120.0], [0.3, 0.7, 60.0]])
     view = frame.rgb_view(to_picture, 128, repeat_border=True)
@@ -56,7 +56,7 @@ def test_a_view_is_turned_and_grown_as_opencv_does() -> None:
     assert np.abs(view - expected).mean() < 2
 
 
-def test_beyond_the_picture_is_black_or_the_border() -> None:
+def test_outside_the_picture_a_view_is_black_or_repeats_the_border() -> None:
     frame = frame_of("yuv420p", bgr=np.full((64, 64, 3), 200, np.uint8))
     left_of_it = np.array([[1.0, 0, -80], [0, 1, 0]])
     assert frame.rgb_view(left_of_it, 64, repeat_border=False).max() < 2
@@ -64,10 +64,10 @@ def test_beyond_the_picture_is_black_or_the_border() -> None:
 
 
 @pytest.mark.parametrize(("colorspace", "color_range"), [(1, 1), (5, 1), (5, 2)])
-def test_what_the_decoder_says_of_its_colours_is_obeyed(
+def test_the_colour_space_and_range_of_the_decoder_are_used(
     colorspace: int, color_range: int, tmp_path: Path
 ) -> None:
-    """Saturated colours, in which BT.709 and BT.601 differ by up to 40 levels; FFmpeg as the referee."""
+    """With saturated colours, which differ by up to 40 levels between BT.709 and BT.601. The reference is FFmpeg."""
     bars = np.repeat(np.array([[0, 0, 255], [0, 255, 0], [255, 0, 0], [0, 255, 255]], np.uint8), 32, axis=0)
     picture = np.repeat(bars[None], 128, axis=0)
     path = tmp_path / "a.mkv"
@@ -89,19 +89,19 @@ def test_what_the_decoder_says_of_its_colours_is_obeyed(
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "gray", "nv12", "rgb24", "yuv420p10le"])
-def test_a_gray_window_is_a_part_of_the_whole(pix_fmt: str) -> None:
+def test_a_gray_window_equals_that_part_of_the_picture(pix_fmt: str) -> None:
     frame = frame_of(pix_fmt)
     whole = frame.gray()
     assert np.array_equal(frame.gray(Window(3, 5, 200, 100)), whole[5:100, 3:200])
     assert whole.flags.c_contiguous
     before = whole.copy()
-    whole[:] = 0  # what is handed out is the caller's own
+    whole[:] = 0  # the caller owns the returned picture
     assert np.array_equal(frame.gray(), before)
 
 
 @pytest.mark.parametrize("shape", [(1, 256), (4, 64), (256, 1), (2, 128)])
-def test_limited_range_is_stretched_by_the_formula(shape: tuple[int, int]) -> None:
-    """(Y - 16) 255 / 219, rounded and clipped, for every Y; also for one row, one column and two channels' width."""
+def test_limited_range_is_expanded_by_the_formula(shape: tuple[int, int]) -> None:
+    """(Y - 16) 255 / 219, rounded and clipped, for every Y, also with one row, one column and a width of two."""
     luma = np.arange(256, dtype=np.uint8).reshape(shape)
     picture = av.VideoFrame(shape[1], shape[0], "gray")
     plane = picture.planes[0]

@@ -1,4 +1,4 @@
-"""Of several video streams the one that a player shows: told apart by the numbers that their pictures carry."""
+"""The video stream that a player shows is chosen among several. Each stream has its own number in its pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SMALL, LARGE = (80, 48), (160, 96)
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of gray pictures that carry `number`."""
+    """A stream of gray pictures that show `number`."""
 
     number: int
     codec: str = "mpeg4"
@@ -37,15 +37,15 @@ class Stream:
 def write_streams(path: Path, streams: Sequence[Stream], sound: bool = False) -> Path:
     with av.open(str(path), "w") as container:
         packets = []
-        for about in streams:
-            stream = container.add_stream(about.codec, rate=25)
-            stream.width, stream.height = about.size
-            stream.pix_fmt = "yuvj420p" if about.codec == "mjpeg" else "yuv420p"
-            stream.disposition = about.disposition
-            picture = np.ascontiguousarray(numbered(about.number, *about.size))
-            for place in range(about.num_frames):
+        for spec in streams:
+            stream = container.add_stream(spec.codec, rate=25)
+            stream.width, stream.height = spec.size
+            stream.pix_fmt = "yuvj420p" if spec.codec == "mjpeg" else "yuv420p"
+            stream.disposition = spec.disposition
+            picture = np.ascontiguousarray(numbered(spec.number, *spec.size))
+            for index in range(spec.num_frames):
                 frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-                frame.pts, frame.time_base = about.begin + place, Fraction(1, 25)
+                frame.pts, frame.time_base = spec.begin + index, Fraction(1, 25)
                 packets += stream.encode(frame)
             packets += stream.encode(None)
         if sound:
@@ -67,7 +67,7 @@ CASES = {
     "a larger thumbnail": [Stream(1, "mjpeg", 1, DEFAULT, (320, 192)), Stream(2)],
     "a thumbnail of one key frame": [Stream(1, "mpeg4", 1), VIDEO],
     "a cover": [Stream(1, "mjpeg", 1, COVER), VIDEO],
-    "a cover behind": [VIDEO, Stream(1, "mjpeg", 1, COVER)],
+    "a cover after the video": [VIDEO, Stream(1, "mjpeg", 1, COVER)],
     "the second is the default": [Stream(3), VIDEO],
     "the second is the default, and smaller": [Stream(3), Stream(2, disposition=DEFAULT, size=SMALL)],
     "all are the default": [
@@ -76,13 +76,13 @@ CASES = {
         Stream(3, num_frames=3, disposition=DEFAULT),
     ],
     "none is the default": [Stream(2), Stream(3)],
-    "the only one is made of pictures": [Stream(2, "mjpeg")],
+    "the only stream is MJPEG": [Stream(2, "mjpeg")],
 }
 
 
 @pytest.mark.parametrize("extension", ["mp4", "mov", "mkv"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_video_that_a_player_shows_is_read(case: str, extension: str, tmp_path: Path) -> None:
+def test_the_stream_that_a_player_shows_is_read(case: str, extension: str, tmp_path: Path) -> None:
     streams = CASES[case]
     path = write_streams(tmp_path / f"a.{extension}", streams)
     frames = list(decode(path, CropParams()))
@@ -93,12 +93,12 @@ def test_the_video_that_a_player_shows_is_read(case: str, extension: str, tmp_pa
     assert frames[0].picture.width == shown.size[0]
 
 
-def test_transport_streams_have_no_flags(tmp_path: Path) -> None:
+def test_the_first_video_of_a_transport_stream_is_read(tmp_path: Path) -> None:
     path = write_streams(tmp_path / "a.ts", [Stream(2, "mpeg2video"), Stream(3, "mpeg2video")])
-    assert {number_of(gray_HW(frame)) for frame in decode(path, CropParams())} == {2}, "the first"
+    assert {number_of(gray_HW(frame)) for frame in decode(path, CropParams())} == {2}, "no flags"
 
 
-def test_a_cover_alone_is_no_video(tmp_path: Path) -> None:
+def test_a_file_with_only_a_cover_has_no_video(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     cover = cv2.imencode(".jpg", numbered(1))[1].tobytes()
     with av.open(str(path), "w") as container:
@@ -117,11 +117,11 @@ def test_a_cover_alone_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         assert [stream.disposition for stream in container.streams.video] == [COVER]
     error = rejection(lambda: read_header(path))
-    assert error.reason is Reason.NO_VIDEO and "a.mp4 holds a cover picture and no video" in error.detail
+    assert error.reason is Reason.NO_VIDEO and "a.mp4 holds only a cover picture" in error.detail
 
 
-def test_captions_are_timed_by_the_video_that_is_shown(tmp_path: Path) -> None:
-    """The sound before its first picture is left out, not that before a thumbnail."""
+def test_captions_are_timed_by_the_chosen_stream(tmp_path: Path) -> None:
+    """Sound before the video's first picture is left out, not sound before a thumbnail."""
     late = Stream(2, disposition=DEFAULT, begin=10)
     path = write_streams(tmp_path / "a.mkv", [THUMBNAIL, late], sound=True)
     with av.open(str(path)) as source, av.open(str(tmp_path / "out.mp4"), "w") as out:

@@ -1,4 +1,4 @@
-"""Decoding: gray values against OpenCV, timestamps and resampling against closed forms, hostile files."""
+"""Decoding: compares gray values with OpenCV, timestamps and resampling with closed forms; hostile files."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -26,7 +26,7 @@ from tests.support.videos import (
     write_mouth,
     write_video,
 )
-from tests.support.videos_odd import PARAMS, shown, times_of, with_last_picture_for
+from tests.support.videos_odd import PARAMS, resampled_numbers, times_of, with_last_picture_for
 
 
 def opencv_gray(path: Path) -> list[np.ndarray]:
@@ -43,8 +43,8 @@ def opencv_gray(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le"])
-def test_gray_is_what_opencv_shows(tmp_path: Path, pix_fmt: str) -> None:
-    """A public lip reader's pictures come through BGR; ours come from the luma plane, of either range."""
+def test_gray_equals_opencvs(tmp_path: Path, pix_fmt: str) -> None:
+    """Public lip readers convert through BGR; ours reads the luma plane, of either range."""
     picture = cv2.cvtColor(cv2.cvtColor(photograph(), cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     # 360 px wide: rows are padded; the ramp reaches black and white
     picture = np.ascontiguousarray(picture[:, 100:460])
@@ -66,7 +66,7 @@ def test_colour_pictures_stay_close_to_opencv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [361, 362])
 def test_odd_widths(tmp_path: Path, width: int) -> None:
-    """Rows of neither are multiples of what decoders pad to."""
+    """Neither width is a multiple of the decoders' padding."""
     picture = cv2.resize(photograph(), (width, 181), interpolation=cv2.INTER_AREA)
     path = write_video(tmp_path / "a.mp4", [picture] * 2, pix_fmt="yuv444p")
     frame = next(iter(decode(path, PARAMS)))
@@ -75,7 +75,7 @@ def test_odd_widths(tmp_path: Path, width: int) -> None:
     assert np.abs(frame.rgb_HW3()[..., ::-1].astype(int) - picture).mean() < 4
 
 
-def test_lossless_rgb_takes_the_long_way_and_is_exact(tmp_path: Path) -> None:
+def test_lossless_rgb_is_exact(tmp_path: Path) -> None:
     picture = photograph()
     path = write_video(tmp_path / "a.mkv", [picture] * 2, codec="ffv1", pix_fmt="bgr0", options={})
     frame = next(iter(decode(path, PARAMS)))
@@ -84,7 +84,7 @@ def test_lossless_rgb_takes_the_long_way_and_is_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
-def test_rotation_is_obeyed(tmp_path: Path, quarter_turns: int) -> None:
+def test_rotated_videos_are_turned_upright(tmp_path: Path, quarter_turns: int) -> None:
     path = write_video(tmp_path / "a.mp4", [photograph()] * 2)
     set_rotation(path, quarter_turns)
     frame = next(iter(decode(path, PARAMS)))
@@ -110,7 +110,7 @@ RATES = [
 @pytest.mark.parametrize("rate", RATES, ids=lambda rate: f"{float(rate):.2f}")
 @pytest.mark.parametrize("num_frames", [1, 2, 37, 74, 75, 300])
 def test_resampling_in_closed_form(rate: Fraction, num_frames: int) -> None:
-    """Each output frame within half a source frame of its time, the duration within 1/25 s."""
+    """Each output frame is within half a source frame of its time, and the duration within 1/25 s."""
     times = np.arange(num_frames) / float(rate)
     index = resample(times, 25.0)
     assert np.abs(times[index] - np.arange(len(index)) / 25).max() <= 0.5 / float(rate) + 1e-6
@@ -119,16 +119,16 @@ def test_resampling_in_closed_form(rate: Fraction, num_frames: int) -> None:
     assert (np.diff(index) >= 0).all()
 
 
-@settings(deadline=None)  # a busy machine is no failure
+@settings(deadline=None)  # a busy machine must not fail the test
 @given(
     st.lists(st.floats(1 / 240, 1 / 12.5), min_size=2, max_size=200),
     st.floats(0, 1e5),
     st.sampled_from([25.0, 24.0, 30.0]),
 )
-def test_any_rhythm_is_resampled_to_the_nearest_pictures(
+def test_any_timestamps_are_resampled_to_the_nearest_pictures(
     steps: list[float], start: float, target_fps: float
 ) -> None:
-    """By exhaustive search; the duration within 1/25 s, where the last picture stands for the median step."""
+    """The reference is a full search. The duration is within 1/25 s; the last picture counts with the median step."""
     times = start + np.cumsum(steps)
     index = resample(times, target_fps)
     wanted = np.arange(len(index)) / target_fps
@@ -143,24 +143,24 @@ def test_any_rhythm_is_resampled_to_the_nearest_pictures(
 
 @pytest.mark.parametrize("num_frames", [1, 74, 75, 150, 1_000, 15_000])
 @pytest.mark.parametrize("fps", [25.0, 23.976, 29.97, 50.0])
-def test_the_same_rate_is_the_identity(num_frames: int, fps: float) -> None:
-    """Another resampler makes 141 of 150."""
+def test_resampling_to_the_same_rate_is_the_identity(num_frames: int, fps: float) -> None:
+    """Another resampler returns 141 frames of 150."""
     for times in (np.arange(num_frames) / fps, 8.333 + np.cumsum(np.full(num_frames, 1 / fps))):
         assert np.array_equal(resample(times, fps), np.arange(num_frames))
 
 
-def test_halving_the_rate_shows_every_other_frame() -> None:
+def test_half_the_rate_has_every_other_frame() -> None:
     assert resample(np.arange(100) / 50, 25.0).tolist() == list(range(0, 100, 2))
-    # each time lies midway between two pictures: always the earlier
+    # each time lies midway between two pictures: the earlier is taken
     assert resample(np.arange(50) / 12.5, 25.0).tolist()[:8] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("rate", RATES[:-1], ids=lambda rate: f"{float(rate):.2f}")
-def test_files_of_steady_rates(tmp_path: Path, rate: Fraction) -> None:
+def test_files_with_constant_frame_rates(tmp_path: Path, rate: Fraction) -> None:
     num_frames = 61
     path = write_video(tmp_path / "a.mp4", map(numbered, range(num_frames)), rate)
     assert np.allclose(times_of(path), np.arange(num_frames) / float(rate), atol=1e-4)
-    numbers = shown(path)
+    numbers = resampled_numbers(path)
     assert (
         np.abs(np.array(numbers) / float(rate) - np.arange(len(numbers)) / 25).max()
         <= 0.5 / float(rate) + 1e-4
@@ -170,44 +170,42 @@ def test_files_of_steady_rates(tmp_path: Path, rate: Fraction) -> None:
         assert numbers == list(range(num_frames))
 
 
-def test_a_variable_rate(tmp_path: Path) -> None:
+def test_a_file_with_a_variable_frame_rate(tmp_path: Path) -> None:
     steps = np.random.default_rng(3).uniform(1 / 60, 1 / 15, 80)
     times = np.cumsum(steps) - steps[0]
     path = write_video(tmp_path / "a.mp4", map(numbered, range(80)), times_s=times.tolist())
     assert np.allclose(times_of(path), times, atol=1e-4)
-    numbers = shown(path)
+    numbers = resampled_numbers(path)
     wanted = np.arange(len(numbers)) / 25
     nearest = np.abs(times[None] - wanted[:, None]).min(axis=1)
     assert np.allclose(np.abs(times[numbers] - wanted), nearest, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_the_first_timestamp_need_not_be_zero(tmp_path: Path, name: str) -> None:
+def test_the_first_timestamp_may_differ_from_zero(tmp_path: Path, name: str) -> None:
     times = 8.333 + np.arange(30) / 25
     path = write_video(tmp_path / name, map(numbered, range(30)), times_s=times.tolist())
-    assert shown(path) == list(range(30))
+    assert resampled_numbers(path) == list(range(30))
 
 
 def test_millisecond_timestamps_of_matroska(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", map(numbered, range(60)), Fraction(30_000, 1001))
-    numbers = shown(path)
+    numbers = resampled_numbers(path)
     assert len(numbers) == 50
     assert np.abs(np.array(numbers) * 1001 / 30_000 - np.arange(50) / 25).max() <= 0.5 * 1001 / 30_000 + 1e-3
 
 
 @pytest.mark.parametrize(("codec", "b_frames"), [("libx264", 3), ("libx264", 0), ("mpeg4", 2), ("mjpeg", 0)])
-def test_avi_which_stores_no_times_of_showing_is_as_long_as_it_is(
-    tmp_path: Path, codec: str, b_frames: int
-) -> None:
+def test_avi_without_times_of_showing_has_its_real_length(tmp_path: Path, codec: str, b_frames: int) -> None:
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     options = {"bf": str(b_frames)} if b_frames else {}
     pictures = [numbered(i) for i in range(60)]
     path = write_video(tmp_path / "a.avi", pictures, codec=codec, pix_fmt=pix_fmt, options=options)
     assert times_of(path) == pytest.approx(np.arange(60) / 25)
-    assert shown(path) == list(range(60))
+    assert resampled_numbers(path) == list(range(60))
 
 
-# -- what a file is -----------------------------------------------------------------------------------
+# -- files ----------------------------------------------------------------------------------------------
 
 
 def test_the_header(tmp_path: Path) -> None:
@@ -234,7 +232,7 @@ def write(path: Path, payload: bytes) -> Path:
     return path
 
 
-def test_files_that_are_no_videos(tmp_path: Path) -> None:
+def test_files_that_are_not_videos_are_rejected(tmp_path: Path) -> None:
     playlist = (
         b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n" + bytes(write_face(tmp_path / "v.mp4", 3)) + b"\n"
     )
@@ -254,8 +252,8 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
 @pytest.mark.parametrize("layout", ["index_first", "index_last", "matroska"])
-def test_a_cut_file(tmp_path: Path, layout: str, share: float) -> None:
-    """Never a short clip under a full label."""
+def test_a_truncated_file_is_rejected(tmp_path: Path, layout: str, share: float) -> None:
+    """It must never give a short clip with a full label."""
     small = cv2.resize(photograph(), (256, 144))
     pictures = [np.roll(small, 5 * i, axis=1) for i in range(100)]
     faststart = {"movflags": "faststart"} if layout == "index_first" else {}
@@ -277,7 +275,7 @@ def test_a_cut_file(tmp_path: Path, layout: str, share: float) -> None:
         ("a.mkv", "libx264", {"bf": "3"}),
     ],
 )
-def test_a_last_picture_may_be_shown_for_long(
+def test_the_last_picture_may_have_a_long_duration(
     tmp_path: Path, name: str, codec: str, options: dict[str, str], seconds: float
 ) -> None:
     plain = write_video(tmp_path / f"plain_{name}", map(numbered, range(50)), codec=codec, options=options)
@@ -285,17 +283,17 @@ def test_a_last_picture_may_be_shown_for_long(
     header = read_header(path)
     assert header.duration_s == pytest.approx(1.96 + seconds, abs=0.1)
     assert [number_of(frame.gray()) for frame in decode(path, PARAMS)] == [*range(50)]
-    # also as a part that ends while the last picture stands; not beyond it
+    # also a part that ends during the last picture, but not after it
     end_s = 1.96 + seconds - 0.1
     assert len(list(decode(Source(path, start_s=1.0, end_s=end_s), PARAMS))) == 25
     too_late = Source(path, start_s=1.0, end_s=1.96 + seconds + 1)
-    with pytest.raises(ClipRejected, match=r"should go on to"):
+    with pytest.raises(ClipRejected, match="should end at"):
         list(decode(too_late, PARAMS))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_cut_file_is_truncated_however_long_its_last_picture_would_be(
+def test_a_truncated_file_is_rejected_for_any_length_of_its_last_picture(
     tmp_path: Path, name: str, share: float
 ) -> None:
     small = cv2.resize(photograph(), (256, 144))
@@ -306,7 +304,7 @@ def test_a_cut_file_is_truncated_however_long_its_last_picture_would_be(
     assert error.reason is Reason.TRUNCATED
 
 
-def test_a_hole_in_the_middle(tmp_path: Path) -> None:
+def test_a_gap_in_the_middle_is_truncated(tmp_path: Path) -> None:
     times: Sequence[float] = [i / 25 for i in range(20)] + [2 + i / 25 for i in range(20)]
     error = rejection(write_video(tmp_path / "a.mp4", map(numbered, range(40)), times_s=times))
     assert error.reason is Reason.TRUNCATED
@@ -317,7 +315,7 @@ def test_a_hole_in_the_middle(tmp_path: Path) -> None:
     ("limit", "value"),
     [("max_source_pixels", 512 * 288 - 1), ("max_source_s", 1.9), ("max_source_mb", 0.001)],
 )
-def test_caps_hold_before_decoding(tmp_path: Path, limit: str, value: float) -> None:
+def test_limits_are_checked_before_decoding(tmp_path: Path, limit: str, value: float) -> None:
     path = write_face(tmp_path / "a.mp4", 50)
     error = rejection(path, PARAMS.model_copy(update={limit: value}))
     assert error.reason is Reason.OVERSIZED
@@ -326,22 +324,22 @@ def test_caps_hold_before_decoding(tmp_path: Path, limit: str, value: float) -> 
         read_header(path, PARAMS.model_copy(update={limit: value}))
 
 
-def test_a_header_that_states_no_duration_is_capped_while_decoding(tmp_path: Path) -> None:
+def test_a_file_without_a_duration_is_limited_while_decoding(tmp_path: Path) -> None:
     path = tmp_path / "a.h264"
     write_video(path, map(numbered, range(80)))
     assert rejection(path, PARAMS.model_copy(update={"max_source_s": 2.0})).reason is Reason.OVERSIZED
 
 
 def test_pyav_still_pads_rows(tmp_path: Path) -> None:
-    """The trap that `ascontiguousarray` is for; where this fails, it may go."""
+    """The reason for `ascontiguousarray`; if this test fails, remove it."""
     path = write_video(tmp_path / "a.mp4", [np.zeros((64, 360, 3), np.uint8)] * 2)
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).planes[0].line_size > 360
     assert next(iter(decode(path, PARAMS))).rgb_HW3().flags.c_contiguous
 
 
-def test_tags_that_are_no_utf8_are_no_hindrance(tmp_path: Path) -> None:
-    """As a Chinese Windows writes them; PyAV 18 refuses the file where it is not told otherwise."""
+def test_tags_that_are_not_utf8_are_accepted(tmp_path: Path) -> None:
+    """A Chinese Windows writes such tags; PyAV 18 rejects the file without our option."""
     path = write_mouth(tmp_path / "a.mkv", 12)
     content = path.read_bytes()
     assert b"Lavf" in content, "the name of the program that wrote it is a tag"

@@ -1,4 +1,4 @@
-"""Parts of videos: against whole decodings cut."""
+"""Compares parts of videos with the same part of a whole decoding."""
 
 import re
 import zipfile
@@ -37,7 +37,7 @@ PARTS = [(None, 3.0), (0.0, 1.02), (2.5, 4.0), (3.41, 6.13), (5.999, None), (4.0
 
 
 def moving(num_frames: int) -> list[np.ndarray]:
-    """Pictures that need each other: motion, so that B-frames and references are used."""
+    """Returns pictures with motion, so that the encoder uses B-frames and references."""
     small = cv2.resize(photograph(), (160, 96))
     return [np.roll(small, 3 * i, axis=1) // 2 + numbered(i) // 2 for i in range(num_frames)]
 
@@ -45,12 +45,12 @@ def moving(num_frames: int) -> list[np.ndarray]:
 def cut(
     whole: list[tuple[int, float, bytes]], start_s: float, end_s: float
 ) -> list[tuple[int, float, bytes]]:
-    """The referee: all pictures, then those in the part, counted and timed anew."""
+    """Returns the expected pictures: those of the whole video in the part, with new indices and times."""
     inside = [(time, gray) for _, time, gray in whole if start_s - 1e-6 <= time < end_s - 1e-6]
     return [(i, time - inside[0][0], gray) for i, (time, gray) in enumerate(inside)]
 
 
-def test_a_part_has_keys_of_its_own(tmp_path: Path) -> None:
+def test_each_part_has_its_own_cache_keys(tmp_path: Path) -> None:
     path = write_mouth(tmp_path / "a.mp4", 12)
     cache = ClipCache(tmp_path / "cache")
     parts = [(None, None), (0.0, 0.2), (0.0, 0.3), (0.2, None), (None, 0.2)]
@@ -62,7 +62,7 @@ def test_a_part_has_keys_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "first_s"), [(k, s) for k in STREAMS for s in (0.0, 8.333) if not s or "lib" in STREAMS[k][1]]
 )
-def test_a_part_is_the_same_pictures_as_the_whole_cut(tmp_path: Path, kind: str, first_s: float) -> None:
+def test_a_part_has_the_pictures_of_the_whole_video(tmp_path: Path, kind: str, first_s: float) -> None:
     name, codec, options = STREAMS[kind]
     rate = 25
     times = [first_s + Fraction(i, rate) for i in range(180)] if first_s else None
@@ -80,7 +80,7 @@ def test_a_part_is_the_same_pictures_as_the_whole_cut(tmp_path: Path, kind: str,
             assert duration_s == pytest.approx((end_s or 7.2) - (start_s or 0.0), abs=0.09)
 
 
-def test_parts_that_meet_share_no_picture_and_lose_none(tmp_path: Path) -> None:
+def test_adjacent_parts_have_every_picture_once(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", map(numbered, range(100)), Fraction(30_000, 1001))
     edges = [None, 0.7, 1.0, 1.4014, 2.9, None]
     numbers = [
@@ -91,8 +91,8 @@ def test_parts_that_meet_share_no_picture_and_lose_none(tmp_path: Path) -> None:
     assert numbers == list(range(100))
 
 
-def test_a_jump_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the parts of a long video would cost the square of its length."""
+def test_a_jump_decodes_few_pictures_before_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise all parts of a long video would take the square of its length."""
     from stages.videos import video
 
     path = write_video(tmp_path / "a.mp4", moving(300), options=X264 | {"g": "25"})
@@ -104,11 +104,11 @@ def test_a_jump_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("times", "told"),
+    ("times", "message"),
     [
         (
             (1.0, 99.0),
-            r"ends at 4\.00 s, but the part should go on to 99\.00 s; correct its start and end, in seconds$",
+            r"ends at 4\.00 s, but the part should end at 99\.00 s; correct its start and end, in seconds$",
         ),
         (
             (50.0, None),
@@ -117,41 +117,43 @@ def test_a_jump_reads_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ((1500.0, 2500.0), r"ends at 4\.00 s, but the part begins at 1500\.00 s; correct"),
         (
             (0.501, 0.502),
-            r"shows no new picture between 0\.501 and 0\.502 s: the part is shorter than a picture",
+            r"shows no new picture between 0\.501 and 0\.502 s: the part is shorter than one picture; correct",
         ),
     ],
 )
-def test_a_part_that_a_whole_video_lacks_is_a_fault_of_the_table(
-    tmp_path: Path, times: tuple[float | None, float | None], told: str
+def test_a_part_outside_an_intact_video_is_an_error_of_the_table(
+    tmp_path: Path, times: tuple[float | None, float | None], message: str
 ) -> None:
     path = write_video(tmp_path / "a.mp4", moving(100), options=X264)
     detail = rejection(lambda: pictures(Source(path, None, *times))).detail
-    assert re.search(told, detail) and "anew" not in detail
+    assert re.search(message, detail) and "again" not in detail
 
 
 @pytest.mark.parametrize("times", [(None, None), (0.5, None), (0.5, 3.5), (3.5, None)])
-def test_a_part_that_a_cut_file_lacks_is_a_fault_of_the_file(
+def test_a_part_missing_from_a_truncated_file_is_an_error_of_the_file(
     tmp_path: Path, times: tuple[float | None, float | None]
 ) -> None:
     plain = write_video(tmp_path / "plain.mp4", moving(100), options=X264)
     whole = with_last_picture_for(tmp_path / "whole.mp4", plain, 0.04, faststart=True).read_bytes()
     (tmp_path / "a.mp4").write_bytes(whole[: len(whole) * 2 // 3])
-    assert "get the file anew" in rejection(lambda: pictures(Source(tmp_path / "a.mp4", None, *times))).detail
+    assert (
+        "get the file again" in rejection(lambda: pictures(Source(tmp_path / "a.mp4", None, *times))).detail
+    )
 
 
-def test_a_part_that_a_cut_file_still_has_is_read(tmp_path: Path) -> None:
+def test_a_part_that_a_truncated_file_still_has_is_read(tmp_path: Path) -> None:
     plain = write_video(tmp_path / "plain.mp4", moving(100), codec="mpeg4")
     whole = with_last_picture_for(tmp_path / "whole.mp4", plain, 0.04, faststart=True)
     with av.open(str(whole)) as container:
         begins = [packet.pos for packet in container.demux(video=0) if packet.size]
     (tmp_path / "a.mp4").write_bytes(whole.read_bytes()[: begins[60]])
     detail = rejection(lambda: pictures(tmp_path / "a.mp4")).detail
-    assert "announces 4.00 s but ends at 2.40 s, 60 frames; get the file anew" in detail
+    assert "announces 4.00 s but ends at 2.40 s, 60 frames; get the file again" in detail
     assert len(pictures(Source(tmp_path / "a.mp4", None, None, 2.4))) == 60
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_a_part_that_is_not_there(tmp_path: Path, name: str) -> None:
+def test_a_missing_part_is_truncated(tmp_path: Path, name: str) -> None:
     path = write_video(tmp_path / name, moving(100), options=X264)
     for start_s, end_s in ((3.0, 99.0), (4.5, 5.0), (50.0, None), (2.001, 2.002)):
         assert rejection(lambda part=(start_s, end_s): pictures(Source(path, None, *part))).reason is (
@@ -159,17 +161,17 @@ def test_a_part_that_is_not_there(tmp_path: Path, name: str) -> None:
         )
 
 
-def test_a_hole_counts_only_in_its_part(tmp_path: Path) -> None:
+def test_a_gap_rejects_only_the_parts_that_contain_it(tmp_path: Path) -> None:
     times = [i / 25 for i in range(60)] + [4 + i / 25 for i in range(60)]
     path = write_video(tmp_path / "a.mp4", map(numbered, range(120)), times_s=times)
     assert len(pictures(Source(path, None, 0.0, 2.0))) == 50
     assert len(pictures(Source(path, None, 4.0, None))) == 60
-    assert len(pictures(Source(path, None, 2.0, 2.5))) == 10, "nor the rest of a hole after it"
+    assert len(pictures(Source(path, None, 2.0, 2.5))) == 10, "the gap after the part does not count"
     for part in ((1.0, 5.0), (2.0, 3.5), (2.9, 5.0)):
         assert rejection(lambda part=part: pictures(Source(path, None, *part))).reason is Reason.TRUNCATED
 
 
-def test_a_part_of_a_member(tmp_path: Path) -> None:
+def test_a_part_of_a_zip_member(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", moving(150), options=X264)
     zipped(tmp_path / "b.zip", {"a.mp4": path.read_bytes()}, zipfile.ZIP_DEFLATED)
     source = resolve_media(tmp_path, "b.zip!a.mp4", 3.0, 5.0)
@@ -177,8 +179,8 @@ def test_a_part_of_a_member(tmp_path: Path) -> None:
     assert len(pictures(source)) == 50
 
 
-def test_the_whole_clip_of_a_part(tmp_path: Path) -> None:
-    """The crop of a part is the crop of a video that holds nothing else."""
+def test_the_crop_of_a_part_equals_the_part_of_the_crop(tmp_path: Path) -> None:
+    """Cropping a part gives the same pixels as that part of the whole clip."""
     path = write_mouth(tmp_path / "a.mkv", 60)
     cache = ClipCache(tmp_path / "cache")
     whole = cache.crop(path, MediaKind.MOUTH, PARAMS)
@@ -202,8 +204,8 @@ def test_the_whole_clip_of_a_part(tmp_path: Path) -> None:
         "carphone_pristine.mp4",
     ],
 )
-def test_parts_of_other_peoples_videos(realdata: Path, name: str) -> None:
-    """Variable rates, other encoders' key frames, a first timestamp that is not zero."""
+def test_parts_of_real_videos(realdata: Path, name: str) -> None:
+    """They have variable frame rates, key frames of other encoders, and a first timestamp other than zero."""
     path = realdata / "hard" / name
     whole = pictures(path)
     seconds = whole[-1][1]

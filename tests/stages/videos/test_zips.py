@@ -1,4 +1,4 @@
-"""Videos in zips: against the unpacked file and the standard library."""
+"""Compares videos in zips with the unpacked file and the standard library."""
 
 import errno
 import hashlib
@@ -24,7 +24,7 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def reason_of(root: Path, media: str, params: CropParams = PARAMS) -> Reason:
-    """What the crop stage would say, by its own steps."""
+    """Returns the reason with which the crop stage would reject the clip, by its own steps."""
 
     def crop() -> None:
         source = resolve_media(root, media)
@@ -37,7 +37,7 @@ def reason_of(root: Path, media: str, params: CropParams = PARAMS) -> Reason:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("layout", ["index_last", "index_first", "matroska", "mpeg"])
-def test_a_member_is_read_like_the_unpacked_file(tmp_path: Path, layout: str, method: int) -> None:
+def test_a_member_reads_like_the_unpacked_file(tmp_path: Path, layout: str, method: int) -> None:
     name, codec = {"matroska": ("a.mkv", "libx264"), "mpeg": ("a.mpg", "mpeg1video")}.get(
         layout, ("a.mp4", "libx264")
     )
@@ -65,11 +65,11 @@ def test_zipped_and_unpacked_copies_have_the_same_keys(tmp_path: Path, method: i
     cache = ClipCache(tmp_path / "cache")
     for kind in MediaKind:
         assert cache.keys(source, kind, PARAMS) == cache.keys(path, kind, PARAMS)
-    made, kept = cache.crop(path, MediaKind.MOUTH, PARAMS), cache.crop(source, MediaKind.MOUTH, PARAMS)
-    assert (made.from_cache, kept.from_cache) == (False, True)
+    first, second = cache.crop(path, MediaKind.MOUTH, PARAMS), cache.crop(source, MediaKind.MOUTH, PARAMS)
+    assert (first.from_cache, second.from_cache) == (False, True)
 
 
-def test_a_changed_zip_is_read_anew(tmp_path: Path) -> None:
+def test_a_changed_zip_is_read_again(tmp_path: Path) -> None:
     cache = ClipCache(tmp_path / "cache")
     seen = set()
     for seed in (1, 2):
@@ -99,12 +99,12 @@ def test_names_with_an_exclamation_mark_may_be_plain_files(tmp_path: Path) -> No
     assert resolve_media(tmp_path, "a!b.ZIP!好!.mp4").member == "好!.mp4"
 
 
-def test_zip_members_holds_no_folders(tmp_path: Path) -> None:
+def test_zip_members_does_not_list_folders(tmp_path: Path) -> None:
     zipped(tmp_path / "a.zip", {"x/": b"", "x/y.mp4": b"1"})
     assert list(zip_members(tmp_path / "a.zip")) == ["x/y.mp4"]
 
 
-def test_faces_in_zips(tmp_path: Path) -> None:
+def test_a_face_video_in_a_zip_is_cropped(tmp_path: Path) -> None:
     payload = write_face(tmp_path / "a.mp4", 12).read_bytes()
     zipped(tmp_path / "b.zip", {"a_FACE.mp4": payload})
     outcome = ClipCache(tmp_path / "cache").crop(
@@ -121,7 +121,7 @@ def test_faces_in_zips(tmp_path: Path) -> None:
     "media",
     ["b.zip!../a.mp4", "b.zip!/a.mp4", "b.zip!C:\\a.mp4", "b.zip!x\\..\\..\\a.mp4", "../b.zip!a.mp4"],
 )
-def test_members_that_climb_are_not_read(tmp_path: Path, media: str) -> None:
+def test_members_with_paths_out_of_the_zip_are_not_read(tmp_path: Path, media: str) -> None:
     payload = write_mouth(tmp_path / "a.mp4", 3).read_bytes()
     names = ["../a.mp4", "/a.mp4", "C:\\a.mp4", "x\\..\\..\\a.mp4", "a.mp4"]
     zipped(tmp_path / "b.zip", dict.fromkeys(names, payload))
@@ -131,7 +131,7 @@ def test_members_that_climb_are_not_read(tmp_path: Path, media: str) -> None:
     )
 
 
-def test_members_that_are_no_plain_files(tmp_path: Path) -> None:
+def test_links_folders_and_other_members_are_rejected(tmp_path: Path) -> None:
     payload = write_mouth(tmp_path / "a.mp4", 3).read_bytes()
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr(zip_info("link.mp4", mode=stat.S_IFLNK | 0o777), b"/etc/hostname")
@@ -162,7 +162,7 @@ def test_members_that_are_no_plain_files(tmp_path: Path) -> None:
 
 def patched(path: Path, member: str, **changes: int) -> None:
     """Overwrites fields of the member's local header and of its entry in the directory."""
-    places = {
+    fields = {
         "flags": ("<H", 6, 8),
         "crc": ("<L", 14, 16),
         "size": ("<L", 22, 24),
@@ -172,7 +172,7 @@ def patched(path: Path, member: str, **changes: int) -> None:
     entry = payload.rindex(b"PK\1\2", 0, payload.rindex(member.encode()))
     local = int.from_bytes(payload[entry + 42 : entry + 46], "little")
     for name, value in changes.items():
-        form, in_local, in_directory = places[name]
+        form, in_local, in_directory = fields[name]
         struct.pack_into(form, payload, entry + in_directory, value)
         if in_local is not None:
             struct.pack_into(form, payload, local + in_local, value)
@@ -180,7 +180,7 @@ def patched(path: Path, member: str, **changes: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_encrypted_member(tmp_path: Path, method: int) -> None:
+def test_an_encrypted_member_is_unreadable(tmp_path: Path, method: int) -> None:
     zipped(tmp_path / "b.zip", {"a.mp4": write_mouth(tmp_path / "a.mp4", 3).read_bytes()}, method)
     patched(tmp_path / "b.zip", "a.mp4", flags=1)
     error = rejection(lambda: resolve_media(tmp_path, "b.zip!a.mp4"))
@@ -189,7 +189,7 @@ def test_an_encrypted_member(tmp_path: Path, method: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_wrong_checksum(tmp_path: Path, method: int) -> None:
+def test_a_wrong_checksum_is_unreadable(tmp_path: Path, method: int) -> None:
     zipped(tmp_path / "b.zip", {"a.mp4": write_mouth(tmp_path / "a.mp4", 12).read_bytes()}, method)
     patched(tmp_path / "b.zip", "a.mp4", crc=1)
     assert len(pictures(resolve_media(tmp_path, "b.zip!a.mp4"))) == 12, "only the checksum is wrong"
@@ -199,15 +199,15 @@ def test_a_wrong_checksum(tmp_path: Path, method: int) -> None:
     assert "checksum" in error.detail
 
 
-def test_a_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zipped(tmp_path / "b.zip", {"bomb.mp4": bytes(60_000_000)}, zipfile.ZIP_DEFLATED)
     small = PARAMS.model_copy(update={"max_source_mb": 1.0})
-    made = []
+    block_sizes = []
     inflated = zips._inflated
 
     def counted(*arguments):  # type: ignore[no-untyped-def]
         for block in inflated(*arguments):
-            made.append(len(block))
+            block_sizes.append(len(block))
             yield block
 
     monkeypatch.setattr(zips, "_inflated", counted)
@@ -217,14 +217,14 @@ def test_a_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         error = rejection(act)
         assert error.reason is Reason.OVERSIZED
         assert "crop.max_source_mb" in error.detail
-    assert not made
-    # one that announces little
+    assert not block_sizes
+    # a bomb that announces few bytes
     patched(tmp_path / "b.zip", "bomb.mp4", size=900_000)
     source = resolve_media(tmp_path, "b.zip!bomb.mp4")
     for act in (lambda: cache.keys(source, MediaKind.MOUTH, small), lambda: pictures(source, small)):
-        made.clear()
+        block_sizes.clear()
         assert rejection(act).reason is Reason.OVERSIZED
-        assert sum(made) <= 900_000
+        assert sum(block_sizes) <= 900_000
     monkeypatch.setattr(zips, "MAX_INFLATED_MB", 0.5)
     error = rejection(lambda: pictures(source))
     assert error.reason is Reason.OVERSIZED
@@ -232,7 +232,7 @@ def test_a_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_another_members_bytes_are_never_taken(tmp_path: Path, method: int) -> None:
+def test_the_bytes_of_another_member_are_never_read(tmp_path: Path, method: int) -> None:
     members = {f"{i}.mp4": write_mouth(tmp_path / "a.mp4", 12, i).read_bytes() for i in range(2)}
     zipped(tmp_path / "b.zip", members, method)
     patched(tmp_path / "b.zip", "1.mp4", offset=0)
@@ -246,11 +246,11 @@ def test_another_members_bytes_are_never_taken(tmp_path: Path, method: int) -> N
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_damaged_zips(tmp_path: Path, method: int) -> None:
+def test_damaged_zips_are_unreadable(tmp_path: Path, method: int) -> None:
     payload = write_mouth(tmp_path / "a.mp4", 30).read_bytes()
     whole = zipped(tmp_path / "b.zip", {"a.mp4": payload}, method).read_bytes()
-    for harmed in (whole[:-30], whole[: len(whole) // 2], b"", b"garbage" * 99, whole[len(whole) // 2 :]):
-        (tmp_path / "b.zip").write_bytes(harmed)
+    for damaged in (whole[:-30], whole[: len(whole) // 2], b"", b"garbage" * 99, whole[len(whole) // 2 :]):
+        (tmp_path / "b.zip").write_bytes(damaged)
         assert reason_of(tmp_path, "b.zip!a.mp4") is Reason.UNREADABLE
     flipped = bytearray(whole)
     flipped[len(payload) // 2] ^= 0xFF
@@ -258,31 +258,31 @@ def test_damaged_zips(tmp_path: Path, method: int) -> None:
     assert reason_of(tmp_path, "b.zip!a.mp4") is Reason.UNREADABLE, "found by its checksum"
 
 
-def test_a_member_that_breaks_off_is_truncated(tmp_path: Path) -> None:
+def test_a_truncated_video_in_a_zip_is_truncated(tmp_path: Path) -> None:
     whole = write_mouth(tmp_path / "a.mkv", 60).read_bytes()
     zipped(tmp_path / "b.zip", {"a.mkv": whole[: len(whole) * 6 // 10]})
     assert reason_of(tmp_path, "b.zip!a.mkv") is Reason.TRUNCATED
 
 
-def test_a_broken_zip_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_zip_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.zip").write_bytes(b"garbage" * 99)
     read = []
     directory = zips._directory
     monkeypatch.setattr(zips, "_directory", lambda path: read.append(path) or directory(path))
-    told = {rejection(lambda: find_member(tmp_path / "b.zip", "a.mp4")).detail for _ in range(5)}
-    assert len(read) == len(told) == 1
+    details = {rejection(lambda: find_member(tmp_path / "b.zip", "a.mp4")).detail for _ in range(5)}
+    assert len(read) == len(details) == 1
     zipped(tmp_path / "b.zip", {"a.mp4": b"whole again"})
     assert find_member(tmp_path / "b.zip", "a.mp4").size == 11
 
 
-def test_a_disk_that_reads_again_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_is_read_again_after_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = zipped(tmp_path / "b.zip", {"a.mp4": b"x"})
 
     def fails(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zips, "_Capped", fails)
+        patch.setattr(zips, "_CappedFile", fails)
         assert rejection(lambda: find_member(path, "a.mp4")).reason is Reason.UNREADABLE
     assert find_member(path, "a.mp4").size == 1
 
@@ -298,10 +298,10 @@ def test_a_huge_directory_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 64, 100])
-def test_output_that_waits_behind_the_last_block_is_not_lost(
+def test_output_pending_after_the_last_block_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """Blocks so small that the packed bytes end just as the output is full."""
+    """With blocks so small that the packed bytes end when the output is full."""
     payloads = {f"{size}.mp4": bytes(size) for size in (0, 1, 22, 64, 258, 379, 386, 820, 834, 5_000)}
     zipped(tmp_path / "b.zip", payloads, zipfile.ZIP_DEFLATED)
     monkeypatch.setattr(zips, "HASH_BLOCK_BYTES", limit)
