@@ -4,7 +4,6 @@ What an export's card tells: of the checkpoint, of the clips it was trained on, 
 """
 
 import csv
-import io
 import json
 import math
 import time
@@ -20,12 +19,11 @@ from pydantic import ValidationError
 
 from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
-from model.exports.graph import ExportedNetwork, tracing
+from model.exports.graph import ExportedNetwork
 from model.exports.names import NUM_FRAMES, VIDEO
 from model.exports.onnx_file import largest_difference, onnx_bytes, quantised_bytes
 from model.exports.onnx_reader import OnnxReader
 from model.exports.safetensors_file import reader_config, weights_bytes
-from model.exports.torchscript_file import torchscript_bytes
 from model.metrics import EditCounts, edit_counts
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
@@ -45,8 +43,8 @@ from stages.reports.figures import UNKNOWN_GROUP, read_by
 
 CONFIG_FILE = "config.json"
 INT8_FILE = "model_int8.onnx"
-OURS = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD})
-"""All that an export may write: what of it a new one does not write, an older one left."""
+OURS = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD, "model.torchscript.pt"})
+"""Every file name that an export writes or once wrote. A new export removes those that it does not write itself."""
 
 
 def export(
@@ -86,14 +84,14 @@ def export(
 
 
 def _clear_older(out: Path, written: Collection[str]) -> None:
-    """Takes an older export's files out of the folder, whose card does not tell of them, and says which."""
+    """Removes the files of an older export, which the new card does not describe, and names them on stderr."""
     older = sorted(name for name in OURS.difference(written) if (out / name).is_file())
     for name in older:
         (out / name).unlink()
     if older:
         typer.echo(
-            f"pipeline: {out}: {', '.join(older)} of an older export removed, its card is of this one; another --out "
-            "keeps both",
+            f"pipeline: {out}: removed the files of an older export: {', '.join(older)}; choose another --out to keep "
+            "both exports",
             err=True,
         )
 
@@ -106,12 +104,6 @@ def _payloads(
     if format == "safetensors":
         return {name: weights_bytes(state)}, None
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)
-    if format == "torchscript":
-        payload = torchscript_bytes(graph, config)
-        with tracing():
-            loaded = torch.jit.load(io.BytesIO(payload))
-            found = largest_difference(lambda *fed: [o.numpy() for o in loaded(*fed)], graph, reader)
-        return {name: payload}, found
     payload = onnx_bytes(graph, config)
     session = OnnxReader.of_bytes(payload, Path(name)).session
 

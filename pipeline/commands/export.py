@@ -25,8 +25,8 @@ from pipeline.command import (
 @app.command()
 def export(
     format_: Annotated[
-        Literal["onnx", "torchscript", "safetensors"],
-        typer.Option("--format", help="onnx and torchscript read by themselves; safetensors: weights alone"),
+        Literal["onnx", "safetensors"],
+        typer.Option("--format", help="onnx: a model for onnxruntime; safetensors: only the weights"),
     ] = "onnx",
     checkpoint: ModelFile = None,
     checkpoint_dir: CheckpointDir = None,

@@ -5,12 +5,8 @@ from typing import Literal
 
 from model.exports.names import LOG_PROBS, SYLLABLE_LOG_PROBS
 
-ExportFormat = Literal["onnx", "torchscript", "safetensors"]
-FILES: dict[ExportFormat, str] = {
-    "onnx": "model.onnx",
-    "torchscript": "model.torchscript.pt",
-    "safetensors": "model.safetensors",
-}
+ExportFormat = Literal["onnx", "safetensors"]
+FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
 
 _INPUTS = """In go `video`, uint8 (B, T, {px}, {px}) at {fps:g} frames a second, padded to the longest clip, and
 `num_frames`, int64 (B,). Out come the log-probabilities {outputs}, float32, and
@@ -34,17 +30,6 @@ config = json.loads(session.get_modelmeta().custom_metadata_map["config"])
 clip = np.load("clip.npy")
 fed = {"video": clip[None], "num_frames": np.array([len(clip)])}
 log_probs, num_steps = session.run(["OUTPUT", "num_steps"], fed)
-"""
-_TORCHSCRIPT = """import json
-
-import numpy as np
-import torch
-
-extra = {"config.json": ""}
-network = torch.jit.load("model.torchscript.pt", _extra_files=extra)
-config = json.loads(extra["config.json"])
-clip = torch.from_numpy(np.load("clip.npy"))
-log_probs, *_, num_steps = network(clip[None], torch.tensor([len(clip)]))
 """
 _SAFETENSORS = """import json
 
@@ -70,8 +55,7 @@ def example(format: ExportFormat, heads: Sequence[str]) -> str:
     if format == "safetensors":
         return _SAFETENSORS
     output, table = (LOG_PROBS, "characters") if "ctc" in heads else (SYLLABLE_LOG_PROBS, "syllables")
-    code = (_ONNX if format == "onnx" else _TORCHSCRIPT) + _GREEDY
-    return code.replace("OUTPUT", output).replace("TABLE", table)
+    return (_ONNX + _GREEDY).replace("OUTPUT", output).replace("TABLE", table)
 
 
 def how_to_run(format: ExportFormat, heads: Sequence[str], fps: float, crop_px: int) -> str:
@@ -87,10 +71,8 @@ def how_to_run(format: ExportFormat, heads: Sequence[str], fps: float, crop_px: 
         "syllables": f"`{SYLLABLE_LOG_PROBS}` (B, S, W)",
     }
     outputs = " and ".join(told for head, told in shapes.items() if head in heads)
-    told = _INPUTS.format(px=crop_px, fps=fps, outputs=outputs)
-    if format == "onnx":
-        told = (
-            "Videos: `pipeline inference --onnx model.onnx VIDEO`, which needs no torch. Clips that are cut already:"
-            f"\n\n{told}"
-        )
-    return f"{told}\n{code}"
+    inputs = _INPUTS.format(px=crop_px, fps=fps, outputs=outputs)
+    return (
+        "Videos: `pipeline inference --onnx model.onnx VIDEO`, which needs no torch. Clips that are cut already:"
+        f"\n\n{inputs}\n{code}"
+    )
