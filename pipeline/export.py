@@ -43,7 +43,7 @@ from stages.reports.figures import UNKNOWN_GROUP, read_by
 
 CONFIG_FILE = "config.json"
 INT8_FILE = "model_int8.onnx"
-OURS = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD, "model.torchscript.pt"})
+EXPORT_FILES = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD, "model.torchscript.pt"})
 """Every file name that an export writes or once wrote. A new export removes those that it does not write itself."""
 
 
@@ -79,13 +79,13 @@ def export(
     payloads |= {CONFIG_FILE: json_bytes(config), CARD: model_card(facts).encode()}
     for name, payload in payloads.items():
         write_bytes(out / name, payload)
-    _clear_older(out, payloads.keys())
+    _remove_older_export(out, payloads.keys())
     return facts
 
 
-def _clear_older(out: Path, written: Collection[str]) -> None:
+def _remove_older_export(out: Path, written: Collection[str]) -> None:
     """Removes the files of an older export, which the new card does not describe, and names them on stderr."""
-    older = sorted(name for name in OURS.difference(written) if (out / name).is_file())
+    older = sorted(name for name in EXPORT_FILES.difference(written) if (out / name).is_file())
     for name in older:
         (out / name).unlink()
     if older:

@@ -17,17 +17,17 @@ from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation,
 from model.training.fine_tuning import to_training_mode
 from model.training.job import TrainingJob, TrainingSummary
 from model.training.last_checkpoint import save_last
-from model.training.metric_logger import Watch
-from model.training.pixel_statistics import with_gray_levels
+from model.training.metric_logger import MetricLogger
+from model.training.pixel_statistics import with_pixel_statistics
 from model.training.quarantine import Quarantine
-from model.training.ranks import joined, only_warnings
+from model.training.ranks import only_warnings, process_group
 from model.training.run_messages import log_left_out, log_start
 from model.training.step import StepFigures, set_up
-from model.training.step_profiling import choose_threads, known_flops_a_frame
+from model.training.step_profiling import choose_threads, flops_per_frame_if_known
 from model.training.stopping import StopSignals
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
-from model.training.validation import Validated, validate
+from model.training.validation import ValidationResult, validate
 from shards.errors import Interrupted, TrainingError
 from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
@@ -44,12 +44,12 @@ def train(job: TrainingJob) -> TrainingSummary:
     train one model together, and the first of them writes. Raises TrainingError, ShardError, CheckpointError,
     MachineError; Interrupted after SIGTERM or Ctrl-C.
     """
-    with joined() as ranks:
+    with process_group() as ranks:
         refuse_foreign_checkpoints(job.checkpoints)
         data = TrainingData(job, ranks)
         run = run_of(job, data)
         with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():
-            data.model = with_gray_levels(job, run, data.samples, ranks)
+            data.model = with_pixel_statistics(job, run, data.samples, ranks)
             trainer = _Trainer(job, data, run)
             with training_log(run, job.logs) if ranks.is_first else only_warnings(logger):
                 try:
@@ -71,9 +71,9 @@ class _Trainer:
         # what cannot be read with is said before an epoch is trained
         self.state.reader(self.precision).decoder(job.decode)
         self.stop = self.step.stop = StopSignals()
-        self.watch: Watch | None = None
+        self.metric_logger: MetricLogger | None = None
         """Of the first rank."""
-        self.flops_a_frame = 0.0
+        self.flops_per_frame = 0.0
         """Of a training step; 0 until the first batch was seen, and where no device's peak is known."""
 
     @property
@@ -86,19 +86,19 @@ class _Trainer:
         job, run = self.job, self.run
         resumed_from = self.state.restore(run)
         progress = self.progress
-        self._refuse_torn_ranks()
+        self._check_same_position()
         self.state.learner = self.ranks.wrap(self.state.network)
         finished_before = progress.is_over(job.train)
         if self.ranks.is_first:
             if job.resume:
-                self.quarantine.take_over(job.resume)
-            self.quarantine.go_on_from(progress.epoch, progress.batches_done)
+                self.quarantine.copy_from(job.resume)
+            self.quarantine.rewind_to(progress.epoch, progress.batches_done)
             run.start(job.config_text, self.data.vocabulary.characters.to_json())
             if not finished_before:
                 log_start(job, self.data, self.state, run, self.precision, resumed_from)
-        with self._watching():
+        with self._metric_logging():
             if finished_before:
-                self._tell_finished()
+                self._log_finished()
             else:
                 self._train_epochs()
         if self.ranks.is_first:
@@ -119,8 +119,8 @@ class _Trainer:
         job, progress = self.job, self.progress
         stream, valid_stream = self.data.streams(pin_memory=self.device.type == "cuda")
         choose_threads(self.step, stream)
-        self.flops_a_frame = known_flops_a_frame(self.step, stream)
-        with self.stop.noted():
+        self.flops_per_frame = flops_per_frame_if_known(self.step, stream)
+        with self.stop.handlers():
             while not progress.is_over(job.train):
                 plan = self.data.epoch(progress.epoch)
                 if progress.batches_done == 0:
@@ -129,14 +129,14 @@ class _Trainer:
                 self._end_epoch(valid_stream, plan)
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _metric_logging(self) -> Iterator[None]:
         if not self.ranks.is_first:
             yield
             return
-        with contextlib.closing(Watch(self.job, self.run, self.progress)) as self.watch:
+        with contextlib.closing(MetricLogger(self.job, self.run, self.progress)) as self.metric_logger:
             yield
 
-    def _refuse_torn_ranks(self) -> None:
+    def _check_same_position(self) -> None:
         """TrainingError where the ranks would go on from different places."""
         progress = self.progress
         places = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
@@ -161,7 +161,7 @@ class _Trainer:
             window = [next(batches) for _ in range(size)]
             progress.wait_s += time.monotonic() - start
             bad_clips = progress.bad_clips
-            if self._set_bad_aside(window, plan):
+            if self._quarantine_bad(window, plan):
                 # a warm-up that began at 0 would waste its first step: the rate is that at the step's middle
                 middle = (progress.batches_done + size / 2) / num_batches
                 try:
@@ -193,8 +193,8 @@ class _Trainer:
         else:
             progress.skipped_steps += 1
             progress.skipped_in_a_row.append(", ".join(self.ranks.lines(figures.skipped)))
-        if self.watch:
-            self.watch.step(progress, figures)
+        if self.metric_logger:
+            self.metric_logger.step(progress, figures)
         if len(progress.skipped_in_a_row) >= SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{len(progress.skipped_in_a_row)} steps in a row had no finite loss or gradient, in epoch "
@@ -202,7 +202,7 @@ class _Trainer:
                 "or lower train.learning_rate"
             )
 
-    def _set_bad_aside(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
+    def _quarantine_bad(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
         """Tells of the bad samples of all ranks; whether any rank has a clip left."""
         progress, quarantine = self.progress, self.quarantine
         if quarantine.max_fraction == 0:
@@ -214,7 +214,7 @@ class _Trainer:
 
     def _stop_if_asked(self) -> None:
         """Interrupted on all ranks as soon as a signal has come to one of them."""
-        if not self.ranks.any(self.stop.has_come):
+        if not self.ranks.any(self.stop.requested):
             return
         self._save_last()
         raise Interrupted(
@@ -229,7 +229,7 @@ class _Trainer:
         """Validates, logs, checkpoints, and moves on to the next epoch."""
         job, data, progress, epoch = self.job, self.data, self.progress, self.progress.epoch
         is_last = epoch + 1 == job.train.num_epochs
-        validated: Validated | None = None
+        validated: ValidationResult | None = None
         if data.valid_batches and (epoch % job.train.valid_every == 0 or is_last):
             reader = self.state.reader(self.precision)
             validated = validate(job, data, reader, valid_stream, self.ranks, self._stop_if_asked)
@@ -238,7 +238,7 @@ class _Trainer:
         if validated:
             is_best = progress.take_validated(validated.loss, validated.cer)
         progress.best_epoch = epoch if is_best else progress.best_epoch
-        self._tell_epoch(plan, validated)
+        self._log_epoch(plan, validated)
         if progress.stopped_early(job.train):
             logger.info(
                 "%d validations without a better CER than %.4f of epoch %d: training ends (train.patience)",
@@ -258,7 +258,7 @@ class _Trainer:
             save_last(self.run, state)
             self._publish_logs()
 
-    def _tell_epoch(self, plan: EpochPlan, validated: Validated | None) -> None:
+    def _log_epoch(self, plan: EpochPlan, validated: ValidationResult | None) -> None:
         """A row of the curves, and a line of the log."""
         job, progress = self.job, self.progress
         curve = curve_of(
@@ -272,13 +272,13 @@ class _Trainer:
         )
         logger.info(epoch_line(curve))
         progress.curves.append(curve)
-        if self.watch:
-            self.quarantine.tell(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
-            self.watch.epoch(curve, validated.clips if validated else [])
+        if self.metric_logger:
+            self.quarantine.log_epoch(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+            self.metric_logger.epoch(curve, validated.clips if validated else [])
 
     def _flop_utilisation(self, plan: EpochPlan) -> float | None:
         """Of this rank's device, over the whole epoch, with what it waited for data."""
-        flops = self.flops_a_frame * plan.padded_frames / self.ranks.world_size
+        flops = self.flops_per_frame * plan.padded_frames / self.ranks.world_size
         return flop_utilisation(flops, self.progress.seconds, self.device)
 
     # -- what is written ---------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class _Trainer:
         if self.ranks.is_first:
             save_last(self.run, state)
 
-    def _tell_finished(self) -> None:
+    def _log_finished(self) -> None:
         """Of a run that was resumed from a checkpoint alone, that is the best model."""
         progress, is_missing = self.progress, not self.run.best.exists()
         why = ", for want of a better CER (train.patience)" if progress.stopped_early(self.job.train) else ""

@@ -44,7 +44,7 @@ class PublicWeights:
     """What stands before the format's names in theirs, and is left out of `named`."""
     named: Mapping[str, torch.Tensor]
     """By our names."""
-    strange: tuple[str, ...]
+    unknown_names: tuple[str, ...]
     """Names in the file that the format does not know, and keys that hold no tensor."""
 
 
@@ -59,16 +59,16 @@ def open_weights(path: Path, format: PublicFormat) -> PublicWeights:
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: no checkpoint of a lip reader")
     prefix = _prefix(tensors, format)
-    named, strange = {}, [name for name in values if name not in tensors]
+    named, unknown_names = {}, [name for name in values if name not in tensors]
     for name, tensor in tensors.items():
         ours = our_name(format, name.removeprefix(prefix)) if name.startswith(prefix) else None
         if ours is None:
-            strange.append(name)
+            unknown_names.append(name)
         else:
             named[ours] = tensor
     if len(named) < len(tensors):
         _refuse_other_format(path, format, len(named), [name.removeprefix(prefix) for name in tensors])
-    return PublicWeights(path, nested_under, prefix, named, tuple(strange))
+    return PublicWeights(path, nested_under, prefix, named, tuple(unknown_names))
 
 
 def _opened(path: Path) -> object:

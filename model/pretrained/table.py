@@ -18,7 +18,7 @@ from shards.pipes import refuse_pipe
 MAX_BYTES = 4 << 20
 """A table of every Chinese character takes half a megabyte."""
 SHOWN = 5
-NEVER = -1e4
+NEVER_LOGIT = -1e4
 """Logit of a token that their reader does not have: its probability is 0, and the others' are theirs."""
 UNKNOWN_NAMES = ("<unk>", "<UNK>")
 SPACE_NAMES = ("<space>", "▁")

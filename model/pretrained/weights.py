@@ -12,7 +12,7 @@ from model.pretrained.files import PublicWeights, open_weights
 from model.pretrained.names import PublicFormat
 from model.pretrained.report import PARTS, ImportReport, part_of, part_reports
 from model.pretrained.sizes import model_params, network_of_shapes
-from model.pretrained.table import NEVER, PublicTable, read_table
+from model.pretrained.table import NEVER_LOGIT, PublicTable, read_table
 from model.progress import Progress
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams, TrainParams
 from model.text import NORMALISER_VERSION, Tokenizer
@@ -76,10 +76,10 @@ def import_weights(
         sizes=model.sizes.model_dump(mode="json"),
         heads=heads,
         parts=tuple(part_reports(weights, learnt, state)),
-        left=weights.strange,
+        left=weights.unknown_names,
         table=str(table) if table else "the labels of the packed train clips",
         num_characters=len(characters.units),
-        **_rows_told(public_table if part == "whole" else None),
+        **_row_counts(public_table if part == "whole" else None),
         rewritten=public_table.rewritten if public_table else (),
         not_in_labels=public_table.not_in_labels if public_table else (),
         not_in_table=tuple(sorted(set(corpus.units) - set(characters.units))) if corpus else None,
@@ -129,7 +129,7 @@ def _in_our_order(
         if is_fed:
             tensor = _rows(tensor, fed, tensor.float().mean(dim=0))
         elif is_read:
-            tensor = _rows(tensor, read, torch.tensor(NEVER if rest.endswith("bias") else 0.0))
+            tensor = _rows(tensor, read, torch.tensor(NEVER_LOGIT if rest.endswith("bias") else 0.0))
         ordered[name] = tensor
     return ordered
 
@@ -141,7 +141,7 @@ def _rows(tensor: torch.Tensor, sources: Sequence[int | None], missing: torch.Te
     return rows
 
 
-def _rows_told(table: PublicTable | None) -> dict[str, Any]:
+def _row_counts(table: PublicTable | None) -> dict[str, Any]:
     if table is None:
         return {"rows_kept": 0, "rows_new": ()}
     new = ("start, as an output", *(() if table.unknown_id is not None else ("unknown",)))

@@ -60,7 +60,7 @@ def compile_parts(network: nn.Module, device: torch.device) -> None:
 def refuse_without_compiler(device: torch.device) -> None:
     """ConfigError where nothing can be compiled for `device`, tried on the smallest of functions."""
     try:
-        torch.compile(_tried, dynamic=False)(torch.ones(2, device=device))
+        torch.compile(_probe, dynamic=False)(torch.ones(2, device=device))
     except (BackendCompilerFailed, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -69,7 +69,7 @@ def refuse_without_compiler(device: torch.device) -> None:
         ) from error
 
 
-def _tried(values: torch.Tensor) -> torch.Tensor:
+def _probe(values: torch.Tensor) -> torch.Tensor:
     return values * 2 + 1
 
 

@@ -35,7 +35,7 @@ MARGIN = 0.1
 """Share of the memory that stays free: for fragments, and for what else the machine does."""
 NARROW_ENOUGH = 1.1
 """The search ends where the smallest budget that did not fit is at most so many times the largest that did."""
-LOOK_EVERY_S = 0.02
+POLL_EVERY_S = 0.02
 MOST_BATCHES = 2
 """Of a window, in a trial: while the second is computed, gradients take their place too, as in any later one."""
 
@@ -75,14 +75,14 @@ class FoundBudget:
     """What there is; a budget fits where its peak leaves MARGIN of it free."""
     fits_all: bool
     """Whether train.batch_size clips of the longest fit: a larger budget would change no batch."""
-    present: int
+    current: int
     """loader.frame_budget as it is."""
     speed_change: float
     """train.augment.speed_change, by which the clips of the trials are longer."""
 
     @property
-    def present_fits(self) -> bool:
-        return self.fits_all or self.present <= self.frame_budget
+    def current_fits(self) -> bool:
+        return self.fits_all or self.current <= self.frame_budget
 
 
 def find_budget(job: TrainingJob, memory_mb: float | None = None) -> FoundBudget:
@@ -120,7 +120,7 @@ def find_budget(job: TrainingJob, memory_mb: float | None = None) -> FoundBudget
         trials,
         search.memory_mb,
         fits_all=fitting == most,
-        present=job.loader.frame_budget,
+        current=job.loader.frame_budget,
         speed_change=job.train.augment.speed_change,
     )
 
@@ -152,7 +152,7 @@ class _Search:
     def fits(self, budget: int) -> bool:
         """Whether batches of this budget fit; a trial more."""
         shapes = self._shapes(budget)
-        figures = _tried(self._job, self._data, shapes, self._limit_mb)
+        figures = _run_trial(self._job, self._data, shapes, self._limit_mb)
         if figures is None:
             trial = Trial(budget, shapes, None, None, fits=False)
         else:
@@ -183,18 +183,20 @@ Figures = tuple[float, float, float]
 """Peak of memory, MB; padded frames a second; memory that there is, MB."""
 
 
-def _tried(
+def _run_trial(
     job: TrainingJob, data: TrainingData, shapes: Sequence[Shape], limit_mb: float | None
 ) -> Figures | None:
     """Figures of a trial in a process of its own; None where it does not fit."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_try, args=(job, data, tuple(shapes), limit_mb, sender), daemon=True)
+    process = context.Process(
+        target=_trial_process, args=(job, data, tuple(shapes), limit_mb, sender), daemon=True
+    )
     process.start()
     sender.close()
     on_cpu = choose_device(job.machine.device).type == "cpu"
     try:
-        while not receiver.poll(LOOK_EVERY_S):
+        while not receiver.poll(POLL_EVERY_S):
             if on_cpu and limit_mb is not None and _resident_mb(process.pid) > limit_mb:
                 return None  # before the kernel kills, and perhaps another
         figures: Figures | None = receiver.recv()
@@ -228,7 +230,7 @@ class _WholeBatches(MicroBatches):
         raise MemoryError from error
 
 
-def _try(
+def _trial_process(
     job: TrainingJob,
     data: TrainingData,
     shapes: Sequence[Shape],
@@ -260,7 +262,7 @@ def _figures(
     job = replace(job, train=job.train.model_copy(update={"augment": augment}))
     step = set_up(job, data, device)
     step.micro_batches = _WholeBatches()
-    batches = [_made_up(shape, data.crop_HW) for shape in shapes]
+    batches = [_synthetic_batch(shape, data.crop_HW) for shape in shapes]
     read_ahead = _read_ahead(job, batches)
     num_batches = min(MOST_BATCHES, job.train.accumulation_steps)
     seconds, frames = 0.0, 0
@@ -278,7 +280,7 @@ def _figures(
     return peak_mb, frames / seconds, memory_mb
 
 
-def _made_up(shape: Shape, crop_HW: tuple[int, int]) -> ClipBatch:
+def _synthetic_batch(shape: Shape, crop_HW: tuple[int, int]) -> ClipBatch:
     B, T = shape.num_clips, shape.num_frames
     video_BTHW = torch.randint(0, 256, (B, T, *crop_HW), dtype=torch.uint8)
     clip_ids = tuple(f"trial-{number}" for number in range(B))

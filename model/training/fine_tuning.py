@@ -9,7 +9,7 @@ from torch import nn
 
 from model.checkpoints import load_checkpoint, other_clips, vocabulary_of
 from model.networks.network import LipNetwork, differences
-from model.pretrained.table import NEVER
+from model.pretrained.table import NEVER_LOGIT
 from model.settings import HEAD_OF_MODULE, ModelParams, TrainParams
 from model.text import SPECIAL_TOKENS, Tokenizer
 from model.vocabulary import Vocabulary
@@ -18,7 +18,7 @@ from shards.errors import CheckpointError, TrainingError
 NEW_ROW_SPREAD = 0.1
 """Of new characters' rows about the mean one, as a share of the known rows' deviation."""
 SHOWN = 20
-SEEN_AS = (
+INPUT_SETTINGS = (
     *("window_px", "frame_height", "frame_width", "subtract_mean", "standardise"),
     *("input_mean", "input_std", "temporal_stride"),
 )
@@ -143,16 +143,16 @@ def start_from(
             misfit = _other_heads(state["model_params"], model)
         if not misfit:
             _take_part(part, ours, found, rows, random)
-            lines.append(f"{part}: {len(ours)} tensors taken over" + (rows.told() if rows else ""))
+            lines.append(f"{part}: {len(ours)} tensors taken over" + (rows.summary() if rows else ""))
         elif part in HEAD_OF_MODULE:
             lines.append(f"{part}: fresh, it is of other sizes ({misfit})")
         else:
-            raise CheckpointError(_told_misfit(path, part, misfit, state["model_params"], model))
+            raise CheckpointError(_misfit_message(path, part, misfit, state["model_params"], model))
     unused = sorted({name.partition(".")[0] for name in theirs} - dict(network.named_children()).keys())
     if unused:
         lines.append(f"not taken over, this network has none: {', '.join(unused)}")
-    there = {name: state["model_params"][name] for name in SEEN_AS}
-    here = {name: getattr(model, name) for name in SEEN_AS}
+    there = {name: state["model_params"][name] for name in INPUT_SETTINGS}
+    here = {name: getattr(model, name) for name in INPUT_SETTINGS}
     lines += [f"trained on other pictures: model.{line}" for line in differences(here, there)]
     lines += [f"trained on other clips: {line}" for line in other_clips(state, clips)]
     return [f"train.init_from {path}: {line}" for line in lines]
@@ -168,7 +168,7 @@ def _take_part(
     """Copies a part's tensors into ours, where the rows of characters find their own."""
     for name, tensor in ours.items():
         if rows is not None and _holds_rows(part, name):
-            tensor.copy_(rows.taken_over(theirs[name], _mute(theirs, name), random))
+            tensor.copy_(rows.copied_rows(theirs[name], _mute(theirs, name), random))
         else:
             tensor.copy_(theirs[name])
 
@@ -185,7 +185,7 @@ class _Rows:
         self.num_kept = len(ours.units) - len(self.new)
         self.num_left = len(theirs.units) - self.num_kept
 
-    def taken_over(
+    def copied_rows(
         self, theirs: torch.Tensor, mute: Collection[int], random: torch.Generator
     ) -> torch.Tensor:
         """Their rows in our order, and new ones, also for the tokens `mute`."""
@@ -200,7 +200,7 @@ class _Rows:
         rows[is_new] = new[is_new]
         return rows
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """What became of the characters."""
         shown = "".join(self.new[:SHOWN]) + ("…" if len(self.new) > SHOWN else "")
         new = f"{len(self.new)} new ({shown})" if self.new else "none new"
@@ -225,7 +225,9 @@ def _mute(found: Mapping[str, torch.Tensor], name: str) -> list[int]:
     if name.startswith("embedding."):
         return []
     return (
-        (found[name.removesuffix("weight").removesuffix("bias") + "bias"] == NEVER).nonzero()[:, 0].tolist()
+        (found[name.removesuffix("weight").removesuffix("bias") + "bias"] == NEVER_LOGIT)
+        .nonzero()[:, 0]
+        .tolist()
     )
 
 
@@ -254,15 +256,15 @@ def _times(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape)) or "one number"
 
 
-def _told_misfit(
+def _misfit_message(
     path: Path, part: str, misfit: str, their_model: Mapping[str, Any], model: ModelParams
 ) -> str:
     ours = model.model_dump(mode="json")
-    told: Iterable[str] = differences(
+    changed: Iterable[str] = differences(
         {name: ours[name] for name in ("preset", "sizes")},
         {name: their_model[name] for name in ("preset", "sizes")},
     )
-    lines = "".join(f"\n  model.{line}" for line in told)
+    lines = "".join(f"\n  model.{line}" for line in changed)
     return (
         f"train.init_from: the {part} of {path} is of other sizes: {misfit}{lines}\n"
         "set model.preset and model.sizes as there, or start from a checkpoint of these sizes"

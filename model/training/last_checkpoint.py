@@ -30,7 +30,7 @@ def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
 
     Raises CheckpointError where there are some, all damaged: a run never starts afresh unasked.
     """
-    found = newest_whole(run)
+    found = newest_intact(run)
     if found is None:
         return None
     state, path, damage = found
@@ -48,7 +48,7 @@ def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
     return state, path
 
 
-def newest_whole(run: RunFolder, mapped: bool = False) -> tuple[dict[str, Any], Path, str] | None:
+def newest_intact(run: RunFolder, mapped: bool = False) -> tuple[dict[str, Any], Path, str] | None:
     """As `load_last`, silently: the third value says what is wrong with last.pt, empty where it was read."""
     if not run.last.exists() and not run.before_last.exists():
         return None

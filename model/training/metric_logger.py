@@ -45,7 +45,7 @@ EPOCH_TAGS = {
 """Figures of an epoch as TensorBoard groups them."""
 
 
-class Watch:
+class MetricLogger:
     """Event files in the run's folder, where they survive a rerun; their step is the optimiser's."""
 
     def __init__(self, job: TrainingJob, run: RunFolder, progress: Progress) -> None:
@@ -89,7 +89,7 @@ class Watch:
             events.add_text("valid/read", _table(shown), place)
             if all(earlier["val_cer"] is None for earlier in self._progress.curves[:-1]):
                 clips = [clip.clip_id for clip in shown]
-                events.add_image("valid/mouths", mouths(self._job, clips), place, dataformats="HW")
+                events.add_image("valid/mouths", mouth_strips(self._job, clips), place, dataformats="HW")
         events.flush()
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*_{}\[\]()#+.!|~-]", lambda match: f"&#{ord(match[0])};", html.escape(text))
 
 
-def mouths(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
+def mouth_strips(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
     """A row of frames of each valid clip, evenly spread over it, as they are packed: uint8."""
     samples = read_samples(job.samples, VALID_SPLIT, STREAM_COLUMNS)
     rows = {

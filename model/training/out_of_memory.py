@@ -11,7 +11,7 @@ from shards.stream import ClipBatch
 MEMORY_ERRORS = (RuntimeError, MemoryError)
 """What running out of memory is raised as: torch.OutOfMemoryError is a RuntimeError, as the CPU's is."""
 
-_TOLD_BY = (
+_MEMORY_MESSAGES = (
     "DefaultCPUAllocator",
     "std::bad_alloc",
     "CUDA error: out of memory",
@@ -26,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(told in f"{error}\n" for told in _TOLD_BY)
+    return isinstance(error, RuntimeError) and any(told in f"{error}\n" for told in _MEMORY_MESSAGES)
 
 
 class MicroBatches:

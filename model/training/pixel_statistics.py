@@ -12,8 +12,8 @@ from model.networks.network_input import SMALLEST_VARIANCE, mean_frame, window_o
 from model.runs import RunFolder
 from model.settings import ModelParams
 from model.training.job import TrainingJob
-from model.training.last_checkpoint import newest_whole
-from model.training.ranks import ALONE, Ranks
+from model.training.last_checkpoint import newest_intact
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards
 from shards.sample_reader import read_sample_of
@@ -25,32 +25,32 @@ MEASURED_SHARDS = 8
 """That these clips come from: shards are fetched whole, and each holds clips of all speakers, shuffled by pack."""
 
 
-def with_gray_levels(
-    job: TrainingJob, run: RunFolder, samples: pa.Table, ranks: Ranks = ALONE
+def with_pixel_statistics(
+    job: TrainingJob, run: RunFolder, samples: pa.Table, ranks: Ranks = SINGLE_PROCESS
 ) -> ModelParams:
     """`job.model` with the run's `input_mean` and `input_std` where `standardise` says `shards`; else as it is.
 
-    They are those of the checkpoint that training goes on from, whatever its shards hold by now; a fresh run
-    measures them. The first rank does so, and all ranks have its values: all call it alike. Raises as `measured`
-    does, and CheckpointError.
+    A resumed run takes them from its checkpoint, whatever the shards hold now. A fresh run measures them: the first
+    rank measures, all ranks get its values, and all ranks must call this. Raises the errors of
+    `measure_pixel_statistics`, and CheckpointError.
     """
     model = job.model
     if model.standardise != "shards":
         return model
     levels = (math.nan, math.nan)
     if ranks.is_first:
-        levels = _gone_on_with(job, run) or measured(
+        levels = _resumed_statistics(job, run) or measure_pixel_statistics(
             job.shards, samples, model, leave_out_bad=job.loader.max_bad_fraction > 0
         )
     mean, deviation = ranks.gathered(torch.tensor(levels, dtype=torch.float64))[0].tolist()
     return model.model_copy(update={"input_mean": mean, "input_std": deviation})
 
 
-def _gone_on_with(job: TrainingJob, run: RunFolder) -> tuple[float, float] | None:
+def _resumed_statistics(job: TrainingJob, run: RunFolder) -> tuple[float, float] | None:
     """Those of the checkpoint that `job` goes on from; None where it starts afresh."""
     if job.resume:
         state, path = load_checkpoint(job.resume, mapped=True), job.resume
-    elif found := newest_whole(run, mapped=True):
+    elif found := newest_intact(run, mapped=True):
         state, path, _ = found
     else:
         return None
@@ -59,7 +59,7 @@ def _gone_on_with(job: TrainingJob, run: RunFolder) -> tuple[float, float] | Non
     return model.input_mean, model.input_std
 
 
-def measured(
+def measure_pixel_statistics(
     store: ShardStore, samples: pa.Table, params: ModelParams, leave_out_bad: bool = False
 ) -> tuple[float, float]:
     """Mean and deviation of gray levels 0..1 over every pixel of about `MEASURED_CLIPS` clips.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.runs import logger
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from shards.errors import TrainingError
 from shards.files import atomic_file, write_bytes
 from shards.stream import BadSample
@@ -20,10 +20,10 @@ class Quarantine:
     The first rank writes it.
     """
 
-    def __init__(self, file: Path, max_fraction: float, ranks: Ranks = ALONE) -> None:
+    def __init__(self, file: Path, max_fraction: float, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.file, self.max_fraction, self.ranks = file, max_fraction, ranks
 
-    def take_over(self, checkpoint: Path) -> None:
+    def copy_from(self, checkpoint: Path) -> None:
         """Takes the file of the run that is gone on with from `checkpoint`, in place of what stood here."""
         theirs = checkpoint.parent / self.file.name
         if theirs.resolve() == self.file.resolve():
@@ -33,7 +33,7 @@ class Quarantine:
         else:
             self.file.unlink(missing_ok=True)
 
-    def go_on_from(self, epoch: int, batches_done: int) -> None:
+    def rewind_to(self, epoch: int, batches_done: int) -> None:
         """Forgets the samples of batches from this position on: they are read again."""
         if not self.file.exists():
             return
@@ -76,7 +76,7 @@ class Quarantine:
                 "until then stays left out"
             )
 
-    def tell(self, num_bad: int, num_clips: int, epoch: int) -> None:
+    def log_epoch(self, num_bad: int, num_clips: int, epoch: int) -> None:
         """One line of the log for an epoch that lacks clips."""
         if num_bad:
             logger.warning(

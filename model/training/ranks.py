@@ -54,7 +54,7 @@ class Ranks:
         if self.world_size == 1:
             return list(values)
         sums_N = torch.tensor(values, dtype=torch.float64)
-        with _told_of_loss():
+        with _lost_rank_reported():
             distributed.all_reduce(sums_N)
         return sums_N.tolist()
 
@@ -68,7 +68,7 @@ class Ranks:
         if self.world_size == 1:
             return values_N[None]
         gathered = [torch.empty_like(values_N) for _ in range(self.world_size)]
-        with _told_of_loss():
+        with _lost_rank_reported():
             distributed.all_gather(gathered, values_N)
         return torch.stack(gathered)
 
@@ -107,17 +107,17 @@ class Ranks:
     def take_first_buffers(self, network: nn.Module) -> None:
         """Copies the first rank's buffers to all: what is learnt of them between two windows is a rank's own."""
         if self.world_size > 1:
-            with _told_of_loss():
+            with _lost_rank_reported():
                 for buffer in network.buffers():
                     distributed.broadcast(buffer, 0)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The place that torchrun gives this process, joined to the others; alone where it was not started so.
+def process_group() -> Iterator[Ranks]:
+    """The place that torchrun gives this process, process_group to the others; alone where it was not started so.
 
     Numbers travel by gloo, gradients on GPUs by NCCL. Raises ConfigError where the environment is torn.
     """
@@ -161,7 +161,7 @@ def only_warnings(logger: logging.Logger) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_of_loss() -> Iterator[None]:
+def _lost_rank_reported() -> Iterator[None]:
     """A collective that fails has lost one of the ranks."""
     try:
         yield

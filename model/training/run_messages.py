@@ -20,7 +20,7 @@ from model.progress import Progress
 from model.runs import RunFolder, logger
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.training.job import TrainingJob
-from model.training.last_checkpoint import newest_whole
+from model.training.last_checkpoint import newest_intact
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState, other_params, run_of
@@ -56,7 +56,7 @@ def log_start(
         logger.info(
             "Going on from %s: epoch %d, batch %d", resumed_from, progress.epoch, progress.batches_done
         )
-    elif (unfinished := told_unfinished(run, job, data)) is not None:
+    elif (unfinished := unfinished_run_message(run, job, data)) is not None:
         logger.info(unfinished)
 
 
@@ -77,7 +77,7 @@ def log_left_out(plan: EpochPlan, samples: pa.Table, params: LoaderParams, epoch
         logger.info("epoch %d: %d clips are left out, to come out even over the ranks", epoch, num_even)
 
 
-def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str | None:
+def unfinished_run_message(run: RunFolder, job: TrainingJob, data: TrainingData) -> str | None:
     """A line about the latest unfinished run beside `run`: what differs, how to go on with it. None: there is none.
 
     A command stands there only where it works: it is tried, as far as the first step, with today's tables.
@@ -85,7 +85,7 @@ def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str
     folders = {path.parent for path in job.runs.glob("*/*last.pt")} - {run.folder}
     for folder in sorted(folders, key=_written, reverse=True):
         try:
-            found = newest_whole(RunFolder(job.runs, folder.name), mapped=True)
+            found = newest_intact(RunFolder(job.runs, folder.name), mapped=True)
             assert found is not None, "one of the two was there"
             state, last, _ = found
             there = plan_identity_of(state, last)

@@ -20,7 +20,7 @@ from model.training.compiling import compile_parts
 from model.training.fine_tuning import to_training_mode
 from model.training.job import TrainingJob
 from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.stopping import StopSignals
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
@@ -60,7 +60,7 @@ class TrainingStep:
         data: TrainingData,
         state: TrainingState,
         precision: Precision,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.job, self.data, self.state, self.precision, self.ranks = job, data, state, precision, ranks
         self.loss_params = LossParams.of(job.train)
@@ -103,14 +103,14 @@ class TrainingStep:
         loss_sum, num_bad = self.ranks.sum([math.fsum(loss_N) if not bad else 0.0, len(bad)])
         if num_bad or (not math.isfinite(norm_value) and not self._is_overflow()):
             skipped = bad if num_bad else clip_ids
-            _tell_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
+            _log_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
             self._leave_out(buffers)
             return StepFigures(0.0, 0, num_clips, norm_value, rate, skipped, was_taken=False)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         if math.isfinite(norm_value):
-            state.stepped()
+            state.after_step()
         return StepFigures(loss_sum, num_chars, num_clips, norm_value, rate)
 
     def batch_loss_B(self, network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
@@ -137,7 +137,7 @@ class TrainingStep:
             pieces = [piece for batch in window for piece in self.micro_batches.pieces(batch)]
             try:
                 for piece in pieces:
-                    if self.stop.has_come and self.ranks.world_size == 1:
+                    if self.stop.requested and self.ranks.world_size == 1:
                         raise Interrupted("stopped between two pieces of a window")
                     is_last = len(losses) + 1 == len(pieces)
                     losses.append(self._piece_backward(piece, epoch, share, is_last))
@@ -194,7 +194,7 @@ class TrainingStep:
         state.scaler.update(state.scaler.get_scale())  # forgets that it saw an overflow
 
 
-def _tell_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) -> None:
+def _log_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) -> None:
     if skipped:  # else another rank tells
         logger.warning(
             "epoch %d: the %s is not finite for %s: the step over %d clips is left out, weights and statistics stay "
@@ -238,7 +238,9 @@ def _black_clip(data: TrainingData) -> ClipBatch:
     return ClipBatch(frames_BTHW, torch.tensor([BLACK_FRAMES]), ("black",), ("",), (-1,))
 
 
-def set_up(job: TrainingJob, data: TrainingData, device: torch.device, ranks: Ranks = ALONE) -> TrainingStep:
+def set_up(
+    job: TrainingJob, data: TrainingData, device: torch.device, ranks: Ranks = SINGLE_PROCESS
+) -> TrainingStep:
     """The step of `job` with fresh weights of train.seed, in training mode; tunes this whole process.
 
     All ranks get equal weights, and then draw dropout of their own. Raises ConfigError where train.compile is set

@@ -31,14 +31,14 @@ def choose_threads(step: TrainingStep, stream: ShardStream) -> None:
     torch.set_num_threads(state.threads)
 
 
-def known_flops_a_frame(step: TrainingStep, stream: ShardStream) -> float:
-    """As `flops_a_frame`, of the first batch that holds a clip; 0 where what the device can do is unknown."""
+def flops_per_frame_if_known(step: TrainingStep, stream: ShardStream) -> float:
+    """As `flops_per_frame`, of the first batch that holds a clip; 0 where what the device can do is unknown."""
     if peak_flops_per_s(step.state.device) is None:
         return 0.0
-    return flops_a_frame(step, _read(step, stream), step.state.progress.epoch)
+    return flops_per_frame(step, _read(step, stream), step.state.progress.epoch)
 
 
-def flops_a_frame(step: TrainingStep, batch: ClipBatch, epoch: int) -> float:
+def flops_per_frame(step: TrainingStep, batch: ClipBatch, epoch: int) -> float:
     """Operations of forward and backward for a frame that enters the network, tried on the batch's first clip."""
     alone = part(batch, 0, 1)  # which fits where the whole would not
     # longer or shorter than the clip: played at another speed, padded to a bucket

@@ -13,17 +13,17 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.has_come = False
+        self.requested = False
         self._was_ctrl_c = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         is_ctrl_c = number == signal.SIGINT
         if is_ctrl_c and self._was_ctrl_c:
             raise KeyboardInterrupt
-        self.has_come, self._was_ctrl_c = True, self._was_ctrl_c or is_ctrl_c
+        self.requested, self._was_ctrl_c = True, self._was_ctrl_c or is_ctrl_c
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
+    def handlers(self) -> Iterator[None]:
         """Signals are noted inside, and do what they did before it afterwards."""
         former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

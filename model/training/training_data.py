@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from model.losses import refuse_unspellable
 from model.training.job import TrainingJob
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ShardError, TrainingError
@@ -25,7 +25,7 @@ class TrainingData:
     Raises TrainingError where no training of `job` can come of them.
     """
 
-    def __init__(self, job: TrainingJob, ranks: Ranks = ALONE) -> None:
+    def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
         # what else the catalogue says would stay in memory for as long as training lasts
         self.samples = read_samples(job.samples, TRAIN_SPLIT, STREAM_COLUMNS)

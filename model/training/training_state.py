@@ -24,7 +24,7 @@ from model.text import NORMALISER_VERSION
 from model.training.fine_tuning import parameter_groups, start_from
 from model.training.job import TrainingJob
 from model.training.last_checkpoint import load_last
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.schedule import WeightAverage
 from model.training.training_data import TrainingData
 from shards.errors import CheckpointError
@@ -41,7 +41,7 @@ class TrainingState:
         device: torch.device,
         precision: Precision,
         data: TrainingData,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.job, self.device, self.data, self.ranks = job, device, data, ranks
         self.valid_hash = data.valid_hash
@@ -68,13 +68,13 @@ class TrainingState:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
 
-    def stepped(self) -> None:
+    def after_step(self) -> None:
         """After every optimiser step that was taken."""
         if self.average:
             self.average.step()
 
     @property
-    def reading_network(self) -> LipNetwork:
+    def evaluation_network(self) -> LipNetwork:
         """What is validated and kept: the average of the weights, or the weights themselves."""
         return self.average.network if self.average else self.network
 
@@ -82,7 +82,7 @@ class TrainingState:
         """The network as it stands, to validate with."""
         data, job = self.data, self.job
         return LipReader(
-            self.reading_network,
+            self.evaluation_network,
             data.vocabulary,
             data.model,
             job.text,
@@ -101,7 +101,7 @@ class TrainingState:
         sections, vocabulary = job.deciding_sections.items(), self.data.vocabulary
         return {
             "epoch": progress.epoch - 1,
-            "model_state_dict": self.reading_network.state_dict(),
+            "model_state_dict": self.evaluation_network.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": {"epoch": progress.epoch, "batches_done": progress.batches_done},
             "scaler_state_dict": self.scaler.state_dict(),
@@ -162,7 +162,7 @@ class TrainingState:
         progress = Progress.of(state["progress"])
         other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
         if other_plan and not job.accept_new_plan:
-            raise CheckpointError(_told_refusal(source, other_plan, progress))
+            raise CheckpointError(_other_plan_message(source, other_plan, progress))
         self._refuse_other_groups(state, source)
         self._restore_weights(state, source)
         self._restore_momenta(state["optimizer_state_dict"])
@@ -301,7 +301,7 @@ def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
     return RunFolder(job.runs, run_id)
 
 
-def _told_refusal(source: Path, other_plan: list[str], progress: Progress) -> str:
+def _other_plan_message(source: Path, other_plan: list[str], progress: Progress) -> str:
     anew = f", epoch {progress.epoch} anew from its first batch" if progress.batches_done else ""
     lines = "\n  ".join(other_plan)
     return (

@@ -14,7 +14,7 @@ from shards.stream import ShardStream
 
 
 @dataclass(frozen=True, slots=True)
-class Validated:
+class ValidationResult:
     """What a model makes of the clips of valid."""
 
     loss: float
@@ -32,7 +32,7 @@ def validate(
     stream: ShardStream,
     ranks: Ranks,
     between_batches: Callable[[], None],
-) -> Validated:
+) -> ValidationResult:
     """Scores valid; each rank reads its share of the batches. `between_batches` is called as often on every rank."""
     ranks.take_first_buffers(reader.network)
     own = data.valid_batches[ranks.rank :: ranks.world_size]
@@ -62,4 +62,4 @@ def validate(
     assert num_clips == data.valid_samples.num_rows, (
         f"{data.valid_samples.num_rows} samples, {num_clips} scored"
     )
-    return Validated(loss_sum / max(num_chars, 1), EditCounts(*map(int, edits)).cer, scores.clips)
+    return ValidationResult(loss_sum / max(num_chars, 1), EditCounts(*map(int, edits)).cer, scores.clips)

@@ -15,7 +15,7 @@ from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint, save_checkpoi
 from model.decoding.reader import LipReader
 from model.runs import RunFolder
 from model.settings import TextParams
-from model.training.last_checkpoint import load_last, newest_whole, save_last
+from model.training.last_checkpoint import load_last, newest_intact, save_last
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from shards.errors import CheckpointError, Interrupted
@@ -235,7 +235,7 @@ def test_the_first_one_damaged_is_no_fresh_start(tmp_path: Path, state: dict[str
     spoil(run.last, "flipped")
     with pytest.raises(CheckpointError, match="the checksum of"):
         load_last(run)
-    assert newest_whole(RunFolder(tmp_path / "runs", "another")) is None
+    assert newest_intact(RunFolder(tmp_path / "runs", "another")) is None
 
 
 @pytest.mark.parametrize("how", ["missing", "flipped"])

@@ -31,7 +31,7 @@ _PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tenso
 
 
 @dataclass(frozen=True)
-class Death:
+class Kill:
     """At the `number`th time, from 1, that the process comes to that place."""
 
     place: Literal["step", "piece", "write", "rename", "validation"]
@@ -41,7 +41,7 @@ class Death:
     by: signal.Signals = signal.SIGKILL
 
 
-def run(job: TrainingJob, folder: Path, death: Death | None = None, save_every_s: float = -1) -> int:
+def run(job: TrainingJob, folder: Path, death: Kill | None = None, save_every_s: float = -1) -> int:
     """Trains in a process of its own; gives its exit status. Its steps are noted in `folder`."""
     process = _PROCESSES.Process(target=_train, args=(job, folder / STEPS, death, save_every_s))
     # Python 3.11's fork server forgets sys.path, and would import torch anew for every process
@@ -56,9 +56,9 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / STEPS).read_text().splitlines()]
 
 
-def _train(job: TrainingJob, notes: Path, death: Death | None, save_every_s: float) -> None:
+def _train(job: TrainingJob, notes: Path, death: Kill | None, save_every_s: float) -> None:
     notes.parent.mkdir(parents=True, exist_ok=True)
-    dies = _Dying(death)
+    dies = _Killer(death)
     train.SAVE_EVERY_S = save_every_s
 
     class NotedStep(TrainingStep):
@@ -101,8 +101,8 @@ def _train(job: TrainingJob, notes: Path, death: Death | None, save_every_s: flo
         os._exit(INTERRUPTED)
 
 
-class _Dying:
-    def __init__(self, death: Death | None) -> None:
+class _Killer:
+    def __init__(self, death: Kill | None) -> None:
         self.death, self.times = death, {}  # type: ignore[var-annotated]
 
     def is_next(self, place: str) -> bool:
@@ -152,6 +152,6 @@ def _digest(tensors: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def with_same(job: TrainingJob, folder: Path) -> TrainingJob:
+def job_in_folder(job: TrainingJob, folder: Path) -> TrainingJob:
     """The same training in another folder."""
     return replace(job, runs=folder / "runs", checkpoints=folder / "checkpoints", logs=folder / "logs")

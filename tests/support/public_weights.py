@@ -99,7 +99,7 @@ def public_name(format: PublicFormat, ours: str) -> str:
     return name
 
 
-def made_up_weights(format: PublicFormat) -> Weights:
+def synthetic_weights(format: PublicFormat) -> Weights:
     """Random ones of a small network, by the public names, tables in the public order.
 
     Every public name comes from the key lists' pattern by trying it out: `our_name` is the referee's business.
@@ -145,4 +145,4 @@ def format_fixture(request: pytest.FixtureRequest) -> PublicFormat:
 
 @pytest.fixture(scope="module", name="public")
 def public_fixture(format: PublicFormat) -> Weights:
-    return made_up_weights(format)
+    return synthetic_weights(format)

@@ -50,7 +50,7 @@ def run_onnx(file: bytes) -> Run:
 
 
 @torch.no_grad()
-def of_the_network(reader: LipReader, clip_THW: torch.Tensor) -> list[np.ndarray]:
+def network_log_probs(reader: LipReader, clip_THW: torch.Tensor) -> list[np.ndarray]:
     """Log-probabilities of one clip that stands alone: the referee for what padding may not change."""
     encoded_BSE, _ = reader.encode(clip_THW[None], torch.tensor([len(clip_THW)]))
     logits = [reader.network.ctc_logits(encoded_BSE), reader.network.syllable_logits(encoded_BSE)]
@@ -71,7 +71,7 @@ def test_the_export_gives_the_log_probabilities_of_the_network(
         stride = reader.model.temporal_stride
         assert num_steps_B.tolist() == [-(-frames // stride) for frames in num_frames]
         for number, frames in enumerate(num_frames):
-            expected = of_the_network(reader, video_BTHW[number, :frames])
+            expected = network_log_probs(reader, video_BTHW[number, :frames])
             for theirs_BSV, ours_SV in zip((ctc_BSV, syllables_BSW), expected, strict=True):
                 theirs_SV = theirs_BSV[number, : num_steps_B[number]]
                 assert theirs_SV.shape == ours_SV.shape

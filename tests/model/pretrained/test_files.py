@@ -128,7 +128,7 @@ def test_wrapped_weights_are_found_and_told(
     file = saved(tmp_path, {key: weights, "epoch": 3} if key else weights)
     found = open_weights(file, format)
     assert (found.nested_under, found.prefix) == (key or "", prefix)
-    assert sorted(found.strange) == sorted([far, "loss.weight", "note"])
+    assert sorted(found.unknown_names) == sorted([far, "loss.weight", "note"])
     assert len(found.named) == len(public)
 
 

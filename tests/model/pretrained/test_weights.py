@@ -34,9 +34,9 @@ from tests.support.public_weights import (  # noqa: F401
     format_fixture,
     imported,
     in_their_order,
-    made_up_weights,
     public_fixture,
     saved,
+    synthetic_weights,
     table_file,
 )
 from tests.support.trainings import read_test_clips
@@ -214,7 +214,7 @@ def test_lower_parts_need_no_public_table(tmp_path: Path, public: Weights, forma
 def test_the_verb_tells_people_and_takes_characters_from_the_packed_clips(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = made_up_weights("auto_avsr")
+    weights = synthetic_weights("auto_avsr")
     file = saved(tmp_path, weights | {"lm.weight": torch.ones(2)})
     with pytest.raises(ConfigError, match=r"--vocabulary FILE is wanted, or a params.yaml"):
         verb(tmp_path, capsys, file, "auto_avsr", part="encoder")
@@ -245,7 +245,7 @@ def test_the_verb_tells_people_and_takes_characters_from_the_packed_clips(
 
 
 def test_the_command_line_takes_it(tmp_path: Path) -> None:
-    file = saved(tmp_path, made_up_weights("cnvsrc2025"), "public.safetensors")
+    file = saved(tmp_path, synthetic_weights("cnvsrc2025"), "public.safetensors")
     arguments = ["import-weights", file, "--format", "cnvsrc2025", "--part=frontend", "--out", "eyes.pt"]
     arguments += ["--vocabulary", table_file(tmp_path, SMALL)]
     done = subprocess.run([PIPELINE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)

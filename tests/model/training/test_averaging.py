@@ -161,7 +161,7 @@ def test_going_on_with_or_without_an_average(
     for name, tensor in state.network.state_dict().items():
         assert torch.equal(tensor, learnt[name]), name
     expected = there["model_state_dict"] if after else learnt
-    for name, tensor in state.reading_network.state_dict().items():
+    for name, tensor in state.evaluation_network.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     if after:
         assert isinstance(state.average, WeightAverage)

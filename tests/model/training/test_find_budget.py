@@ -59,7 +59,7 @@ def test_the_search_ends_just_below_what_does_not_fit(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, limit_mb: float
 ) -> None:
     fake = FakeTrials()
-    monkeypatch.setattr(module, "_tried", fake)
+    monkeypatch.setattr(module, "_run_trial", fake)
     found = find_budget(searching_job(tmp_path, packed, 100), limit_mb)
     fitting = {trial.frame_budget for trial in found.trials if trial.fits}
     others = {trial.frame_budget for trial in found.trials if not trial.fits}
@@ -74,7 +74,7 @@ def test_a_budget_is_tried_on_batches_as_large_as_any_of_its_plan(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeTrials()
-    monkeypatch.setattr(module, "_tried", fake)
+    monkeypatch.setattr(module, "_run_trial", fake)
     job = searching_job(tmp_path, packed, 4)
     still = job.train.model_copy(update={"augment": AugmentParams()})
     found = find_budget(replace(job, train=still), 1e6)
@@ -99,7 +99,7 @@ def test_clips_are_tried_as_slow_as_augmentation_makes_them_and_no_longer_than_m
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeTrials()
-    monkeypatch.setattr(module, "_tried", fake)
+    monkeypatch.setattr(module, "_run_trial", fake)
     job = searching_job(tmp_path, packed, 4)
     job = replace(job, loader=LoaderParams(frame_budget=48, max_frames=30))
     assert job.train.augment.speed_change == 0.1
@@ -111,7 +111,7 @@ def test_clips_are_tried_as_slow_as_augmentation_makes_them_and_no_longer_than_m
 def test_where_not_one_clip_fits_it_says_what_to_do(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_tried", FakeTrials())
+    monkeypatch.setattr(module, "_run_trial", FakeTrials())
     with pytest.raises(TrainingError, match=r"one clip of 48 frames.*loader\.max_frames"):
         find_budget(searching_job(tmp_path, packed, 4), 110)
 
@@ -231,7 +231,7 @@ def test_the_table_holds_every_trial_and_the_line_to_set() -> None:
         module.Trial(192, shapes, None, None, fits=False),
     )
     console = Console(width=120, record=True)
-    found = FoundBudget(96, trials, 1_000.0, fits_all=False, present=8_000, speed_change=0.0)
+    found = FoundBudget(96, trials, 1_000.0, fits_all=False, current=8_000, speed_change=0.0)
     print_budget(found, console)
     text = console.export_text()
     for part in ("2 × 48, 4 × 24", "812", "1,234", "out of memory", "--set loader.frame_budget=96", "10%"):
@@ -240,16 +240,16 @@ def test_the_table_holds_every_trial_and_the_line_to_set() -> None:
     assert "train.batch_size" not in text and "speed_change" not in text
 
 
-@pytest.mark.parametrize(("present", "fits_all", "lines"), [
+@pytest.mark.parametrize(("current", "fits_all", "lines"), [
     (95, False, ["the present 95 fits", "--set loader.frame_budget=96"]),
     (97, False, ["the present 97 is too much", "--set loader.frame_budget=96"]),
     (95, True, ["Every batch", "the present 95 fits", "--set loader.frame_budget=96"]),
     # a smaller one makes the same batches
     (2_000, True, ["Every batch", "the present 2000 fits"]),
 ])  # fmt: skip
-def test_what_to_set_depends_on_what_is_set(present: int, fits_all: bool, lines: list[str]) -> None:
+def test_what_to_set_depends_on_what_is_set(current: int, fits_all: bool, lines: list[str]) -> None:
     console = Console(width=200, record=True)
-    print_budget(FoundBudget(96, (), 1_000.0, fits_all, present, speed_change=0.1), console)
+    print_budget(FoundBudget(96, (), 1_000.0, fits_all, current, speed_change=0.1), console)
     told = console.export_text().splitlines()
     told = told[next(i for i, line in enumerate(told) if "speed_change 0.1 makes clips longer" in line) + 1 :]
     assert len(told) == len(lines)

@@ -12,7 +12,7 @@ from torch import nn
 from model.checkpoints import CHECKPOINT_VERSION, KEYS, load_checkpoint, save_checkpoint
 from model.decoding.reader import LipReader
 from model.networks.network import LipNetwork
-from model.pretrained.table import NEVER
+from model.pretrained.table import NEVER_LOGIT
 from model.pretrained.weights import import_weights
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.targets import targets_of
@@ -26,7 +26,7 @@ from shards.errors import CheckpointError, TrainingError
 from shards.settings import LoaderParams, MachineParams
 from stages.train import train
 from tests.support.packed import pack_clips, toy_clips
-from tests.support.public_weights import made_up_weights, saved, table_file
+from tests.support.public_weights import saved, synthetic_weights, table_file
 
 CONFORMER: dict[str, Any] = {
     "preset": "conformer_tiny",
@@ -295,7 +295,7 @@ def test_other_pictures_and_unused_parts_are_told(tmp_path: Path) -> None:
 
 
 def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None:
-    file = saved(tmp_path, made_up_weights("auto_avsr"))
+    file = saved(tmp_path, synthetic_weights("auto_avsr"))
     table = table_file(tmp_path, "一丁丂七丄丅丆")
     state, _ = import_weights(file, "auto_avsr", "whole", table)
     save_checkpoint(tmp_path / "whole.pt", state)
@@ -307,7 +307,7 @@ def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None
     assert any("2 kept, 1 new (三), 5 of theirs left" in line for line in told)
     assert network.ctc_head is not None and reader.network.ctc_head is not None
     # mute in the reader, so that label smoothing would cost thousands; no longer where it learns
-    assert reader.network.ctc_head.bias[START_ID].item() == NEVER
+    assert reader.network.ctc_head.bias[START_ID].item() == NEVER_LOGIT
     assert abs(network.ctc_head.bias[START_ID].item()) < 2
     assert torch.equal(network.ctc_head.weight[END_ID], reader.network.ctc_head.weight[END_ID])
     # of a frontend alone, the encoder around it is not learnt and may be of any size
@@ -324,7 +324,7 @@ def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None
 
 def test_a_training_starts_from_an_import_and_says_so(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path, toy_clips(6, 2))
-    file, table = saved(tmp_path, made_up_weights("auto_avsr")), table_file(tmp_path, "一丁三七丄丅丆")
+    file, table = saved(tmp_path, synthetic_weights("auto_avsr")), table_file(tmp_path, "一丁三七丄丅丆")
     state, _ = import_weights(file, "auto_avsr", "whole", table)
     save_checkpoint(tmp_path / "public.pt", state)
     init_from = tmp_path / "public.pt"

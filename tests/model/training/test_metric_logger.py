@@ -17,7 +17,7 @@ from model.progress import Progress
 from model.runs import Curve, RunFolder
 from model.training.epoch_figures import curve_of
 from model.training.job import TrainingJob
-from model.training.metric_logger import FRAMES_A_CLIP, Watch, tensorboard_folder
+from model.training.metric_logger import FRAMES_A_CLIP, MetricLogger, tensorboard_folder
 from model.training.step import StepFigures
 from shards.plan import EpochPlan
 from stages.train import train
@@ -63,11 +63,13 @@ def scored(hypothesis: str) -> list[ScoredClip]:
     ]
 
 
-def end_epoch(watch: Watch, progress: Progress, val_cer: float | None, hypothesis: str = "一二") -> Curve:
+def end_epoch(
+    metric_logger: MetricLogger, progress: Progress, val_cer: float | None, hypothesis: str = "一二"
+) -> Curve:
     val_loss = None if val_cer is None else 2 * val_cer
     curve = curve_of(progress, PLAN, 1e-3, val_loss, val_cer, 100.0, None)
     progress.curves.append(curve)
-    watch.epoch(curve, [] if val_cer is None else scored(hypothesis))
+    metric_logger.epoch(curve, [] if val_cer is None else scored(hypothesis))
     progress.next_epoch()
     return curve
 
@@ -109,12 +111,12 @@ def test_a_whole_training_is_shown_by_tensorboard(tmp_path: Path, packed: Packed
 def test_the_picture_shows_the_frames_of_the_shards(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     progress, run = Progress(steps=4), run_in(job)
-    watch = Watch(job, run, progress)
-    end_epoch(watch, progress, None)
-    end_epoch(watch, progress, 0.5)
+    metric_logger = MetricLogger(job, run, progress)
+    end_epoch(metric_logger, progress, None)
+    end_epoch(metric_logger, progress, 0.5)
     progress.steps = 8
-    end_epoch(watch, progress, 0.4)
-    watch.close()
+    end_epoch(metric_logger, progress, 0.4)
+    metric_logger.close()
     ((step, (_, _, png)),) = shown(read_back(tensorboard_folder(run)), "valid/mouths").items()
     picture = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
     assert step == 4 and picture.shape == (6 * 96, FRAMES_A_CLIP * 96)
@@ -128,7 +130,7 @@ def test_what_a_killed_run_showed_of_later_steps_vanishes_when_it_goes_on(
 ) -> None:
     job = job_in(tmp_path, packed)
     run, progress = run_in(job), Progress()
-    killed = Watch(job, run, progress)
+    killed = MetricLogger(job, run, progress)
     for step in range(1, 9):
         progress.steps = step
         killed.step(progress, figures(loss=100.0 + step))
@@ -137,7 +139,7 @@ def test_what_a_killed_run_showed_of_later_steps_vanishes_when_it_goes_on(
     killed.close()
     time.sleep(1.0)  # event files are read in the order of the seconds in their names
     kept = Progress(epoch=1, steps=5, curves=progress.curves[:1])
-    going_on = Watch(job, run, kept)
+    going_on = MetricLogger(job, run, kept)
     for step in range(6, 8):
         kept.steps = step
         going_on.step(kept, figures(loss=4.0 * step))
@@ -154,12 +156,12 @@ def test_what_a_killed_run_showed_of_later_steps_vanishes_when_it_goes_on(
 def test_steps_left_out_and_figures_without_a_number_are_not_drawn(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     progress, run = Progress(steps=1), run_in(job)
-    watch = Watch(job, run, progress)
-    watch.step(progress, figures())
-    watch.step(progress, figures(float("nan"), was_taken=False))
+    metric_logger = MetricLogger(job, run, progress)
+    metric_logger.step(progress, figures())
+    metric_logger.step(progress, figures(float("nan"), was_taken=False))
     progress.steps = 2
-    watch.step(progress, figures(norm=float("inf")))  # float16's scaler has met an overflow
-    watch.close()
+    metric_logger.step(progress, figures(norm=float("inf")))  # float16's scaler has met an overflow
+    metric_logger.close()
     events = read_back(tensorboard_folder(run))
     assert scalars(events, "step/loss") == {1: 2.0, 2: 2.0}
     assert scalars(events, "step/gradient_norm") == {1: 1.0}
@@ -174,9 +176,9 @@ def test_the_table_shows_any_text_as_it_is(tmp_path: Path, packed: Packed, brows
     hostile = "a|b *c* _d_ `e` <b>f</b> [g](h) &amp; \\| ~i~ #j"
     job = job_in(tmp_path, packed)
     progress, run = Progress(steps=1), run_in(job)
-    watch = Watch(job, run, progress)
-    end_epoch(watch, progress, 0.5, hostile)
-    watch.close()
+    metric_logger = MetricLogger(job, run, progress)
+    end_epoch(metric_logger, progress, 0.5, hostile)
+    metric_logger.close()
     (text,) = texts(read_back(tensorboard_folder(run))).values()
     page = browser.new_page()
     page.set_content(markdown_to_safe_html(text))

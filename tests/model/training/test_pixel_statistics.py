@@ -1,4 +1,4 @@
-"""Gray levels measured on the shards against numpy, and who measures them when."""
+"""Gray levels measure_pixel_statistics on the shards against numpy, and who measures them when."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,7 +15,12 @@ from model.networks.network_input import network_input
 from model.runs import RunFolder
 from model.settings import ModelParams
 from model.training.job import TrainingJob
-from model.training.pixel_statistics import MEASURED_CLIPS, MEASURED_SHARDS, measured, with_gray_levels
+from model.training.pixel_statistics import (
+    MEASURED_CLIPS,
+    MEASURED_SHARDS,
+    measure_pixel_statistics,
+    with_pixel_statistics,
+)
 from model.training.training_data import TrainingData
 from shards.errors import CheckpointError, Interrupted, ShardError, TrainingError
 from shards.samples import read_samples
@@ -52,7 +57,7 @@ def test_measured_gray_levels_against_numpy_over_the_same_clips(tmp_path: Path, 
     clips = clips_of_many_grays(2 * MEASURED_CLIPS + 37)
     packed = pack_clips(tmp_path, clips, clips_a_shard=100)
     params = ModelParams(window_px=16, frame_height=16, frame_width=16, subtract_mean=subtract_mean)
-    mean, deviation = measured(packed.store, read_samples(packed.samples, "train"), params)
+    mean, deviation = measure_pixel_statistics(packed.store, read_samples(packed.samples, "train"), params)
     step = (len(clips) - 1) / (MEASURED_CLIPS - 1)
     chosen = [clips[round(number * step)][2][:, 4:20, 4:20] / 255 for number in range(MEASURED_CLIPS)]
     pixels = np.concatenate([clip.ravel() for clip in chosen])
@@ -77,7 +82,7 @@ def test_measured_gray_levels_against_numpy_over_the_same_clips(tmp_path: Path, 
 def test_clips_without_any_contrast_have_a_deviation_to_divide_by(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path, [("train_0", "train", np.zeros((4, 24, 24), np.uint8), "一")])
     model = ModelParams(window_px=24, frame_height=16, frame_width=16)
-    mean, deviation = measured(packed.store, read_samples(packed.samples, "train"), model)
+    mean, deviation = measure_pixel_statistics(packed.store, read_samples(packed.samples, "train"), model)
     assert mean == 0 and deviation > 0
     model = model.model_copy(update={"input_mean": mean, "input_std": deviation})
     assert not network_input(torch.zeros(1, 4, 24, 24, dtype=torch.uint8), torch.tensor([4]), model).any()
@@ -105,7 +110,7 @@ def test_few_shards_are_fetched_from_one_end_of_the_catalogue_to_the_other(
 ) -> None:
     packed = pack_clips(tmp_path, clips_of_many_grays(num_clips, side=16), clips_a_shard)
     store = Counting(packed.shards)
-    measured(store, read_samples(packed.samples, "train"), ModelParams(window_px=16))
+    measure_pixel_statistics(store, read_samples(packed.samples, "train"), ModelParams(window_px=16))
     asked = sorted({int(Path(name).stem[-6:]) for name in store.asked})
     last = -(-num_clips // clips_a_shard) - 1
     assert len(asked) == num_shards and (asked[0], asked[-1]) == (0, last)
@@ -120,13 +125,13 @@ def test_a_bad_clip_is_an_error_or_left_out(tmp_path: Path) -> None:
     model = ModelParams(window_px=24, frame_height=24, frame_width=24)
     (packed.shards / "train/train-000001.tar").unlink()
     with pytest.raises(ShardError, match="train-000001"):
-        measured(packed.store, samples, model)
+        measure_pixel_statistics(packed.store, samples, model)
     left = np.concatenate([clip[2].ravel() for clip in clips[:3]]) / 255
-    mean, deviation = measured(packed.store, samples, model, leave_out_bad=True)
+    mean, deviation = measure_pixel_statistics(packed.store, samples, model, leave_out_bad=True)
     assert (mean, deviation) == (float(f"{left.mean():.4g}"), float(f"{left.std():.4g}"))
     (packed.shards / "train/train-000000.tar").unlink()
     with pytest.raises(TrainingError, match="pipeline verify"):
-        measured(packed.store, samples, model, leave_out_bad=True)
+        measure_pixel_statistics(packed.store, samples, model, leave_out_bad=True)
 
 
 # -- who measures, and when --------------------------------------------------------------------------------
@@ -158,7 +163,7 @@ def test_a_training_takes_the_levels_of_its_shards_into_the_checkpoint(
     train(job_of_shards(tmp_path, packed, num_epochs=1))
     checkpoint = tmp_path / "checkpoints/best_model.pt"
     read_by = LipReader.from_checkpoint(checkpoint, torch.device("cpu")).model
-    expected = measured(packed.store, read_samples(packed.samples, "train"), OF_SHARDS)
+    expected = measure_pixel_statistics(packed.store, read_samples(packed.samples, "train"), OF_SHARDS)
     assert (read_by.input_mean, read_by.input_std) == expected == levels_in(checkpoint)
     assert read_by.input_mean != MODEL.input_mean
 
@@ -190,7 +195,9 @@ def test_a_run_goes_on_with_its_levels_whatever_became_of_its_shards(
         shutil.copytree(whole, packed.shards)
     else:
         damage(packed, [3, 5])
-    assert before != measured(packed.store, read_samples(packed.samples, "train"), OF_SHARDS, True)
+    assert before != measure_pixel_statistics(
+        packed.store, read_samples(packed.samples, "train"), OF_SHARDS, True
+    )
     if asked:
         job = replace(job_of_shards(tmp_path / "b", packed, num_epochs=2), resume=last)
     assert train(job).epochs == 2
@@ -204,12 +211,12 @@ def test_to_go_on_no_shard_is_fetched(tmp_path: Path, packed: Packed) -> None:
     store, samples = Counting(packed.shards), read_samples(packed.samples, "train")
     run, fresh = RunFolder(job.runs, last.parent.name), RunFolder(job.runs, "another")
     for other in (job, replace(job, resume=last)):
-        model = with_gray_levels(replace(other, shards=store), run, samples)
+        model = with_pixel_statistics(replace(other, shards=store), run, samples)
         assert (model.input_mean, model.input_std) == levels_in(last)
     given = replace(job, shards=store, model=MODEL)
-    assert with_gray_levels(given, fresh, samples) is MODEL
+    assert with_pixel_statistics(given, fresh, samples) is MODEL
     assert not store.asked
-    assert with_gray_levels(replace(job, shards=store), fresh, samples) == model
+    assert with_pixel_statistics(replace(job, shards=store), fresh, samples) == model
     assert store.asked
 
 

@@ -289,7 +289,7 @@ def test_the_file_of_another_run_is_published_no_longer(tmp_path: Path) -> None:
     quarantine.publish(tmp_path / "logs")
     assert not (tmp_path / "logs/quarantine.jsonl").exists()
     quarantine.add(0, 1, [[BadSample("a", "train/a.tar", "cut")]])
-    quarantine.go_on_from(0, 1)
+    quarantine.rewind_to(0, 1)
     assert not run.quarantine.exists()
 
 

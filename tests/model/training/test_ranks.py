@@ -20,7 +20,7 @@ from model.decoding.reader import LipReader
 from model.runs import RunFolder, locked_run_folder
 from model.settings import DecodeParams
 from model.training.job import TrainingJob
-from model.training.pixel_statistics import measured, with_gray_levels
+from model.training.pixel_statistics import measure_pixel_statistics, with_pixel_statistics
 from model.training.ranks import Ranks, ranks_of
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
@@ -169,19 +169,19 @@ def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
 
 def levels(folder: Path, packed: Packed) -> object:
     """Rank 1 sees no shards, as on a node that has fetched none."""
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         job = job_in(folder, packed)
         job = replace(job, model=MODEL.model_copy(update={"standardise": "shards"}))
         if not ranks.is_first:
             job = replace(job, shards=FolderStore(folder / "nowhere"))
         run = RunFolder(job.runs, "run")
-        return with_gray_levels(job, run, read_samples(job.samples, "train"), ranks)
+        return with_pixel_statistics(job, run, read_samples(job.samples, "train"), ranks)
 
 
 def test_the_first_rank_measures_gray_levels_for_all(tmp_path: Path, packed: Packed) -> None:
     first, second = together(levels, tmp_path, packed)
     assert first == second
-    assert (first.input_mean, first.input_std) == measured(
+    assert (first.input_mean, first.input_std) == measure_pixel_statistics(
         packed.store, read_samples(packed.samples, "train"), MODEL
     )
 
@@ -279,7 +279,7 @@ def test_a_rank_that_is_gone_is_told_where_statistics_are_shared() -> None:
 
 
 def sharing() -> None:
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         if ranks.rank == 1:
             raise ConfigError("only here")
         for _ in range(1000):  # a broadcast from here ends before anyone has taken it
@@ -348,7 +348,7 @@ def test_lines_of_all_ranks_come_in_their_order() -> None:
 
 
 def exchange() -> object:
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         return [
             ranks.lines([]),
             ranks.lines([f"rank {ranks.rank}", f"银行\u2028 {ranks.rank}"]),
@@ -365,7 +365,7 @@ def test_gradients_stay_a_ranks_own_until_the_windows_last_batch() -> None:
 
 
 def gradients() -> list[float]:
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         network = torch.nn.Linear(1, 1, bias=False)
         learner = ranks.wrap(network)
         x = torch.full((1, 1), ranks.rank + 1.0)

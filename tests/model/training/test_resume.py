@@ -27,7 +27,7 @@ from shards.settings import LoaderParams, MachineParams
 from shards.stream import ClipBatch, ShardStream
 from stages.train import train
 from tests.support.damage import damage
-from tests.support.killed_runs import INTERRUPTED, Death, run, steps_of, with_same
+from tests.support.killed_runs import INTERRUPTED, Kill, job_in_folder, run, steps_of
 from tests.support.packed import Codec, Packed, pack_clips, toy_clips
 from tests.support.resuming import Position, stopping_at
 from tests.support.trainings import job_in
@@ -151,16 +151,16 @@ def undisturbed(
 RANDOM = random.Random(5)
 DEATHS = {
     # before the first checkpoint, after every second step, once an epoch only
-    "at random steps": (-1.0, [Death("step", RANDOM.randint(1, 4)) for _ in range(5)]),
-    "back to the epoch's start": (60.0, [Death("step", RANDOM.randint(1, 9)) for _ in range(4)]),
+    "at random steps": (-1.0, [Kill("step", RANDOM.randint(1, 4)) for _ in range(5)]),
+    "back to the epoch's start": (60.0, [Kill("step", RANDOM.randint(1, 9)) for _ in range(4)]),
     "as checkpoints are written": (
         -1.0,
-        [Death("write", 1), Death("write", 3), Death("rename", 1), Death("rename", 2), Death("write", 2)],
+        [Kill("write", 1), Kill("write", 3), Kill("rename", 1), Kill("rename", 2), Kill("write", 2)],
     ),
-    "as valid is read": (-1.0, [Death("validation", 1), Death("validation", 2)]),
+    "as valid is read": (-1.0, [Kill("validation", 1), Kill("validation", 2)]),
     # after the first of two pieces, twice, then after the last one, by which the window is whole
-    "by SIGTERM within a window": (60.0, [Death("piece", number, signal.SIGTERM) for number in (1, 3, 4)]),
-    "by SIGTERM": (60.0, [Death("step", 3, signal.SIGTERM), Death("validation", 1, signal.SIGTERM)]),
+    "by SIGTERM within a window": (60.0, [Kill("piece", number, signal.SIGTERM) for number in (1, 3, 4)]),
+    "by SIGTERM": (60.0, [Kill("step", 3, signal.SIGTERM), Kill("validation", 1, signal.SIGTERM)]),
 }
 
 
@@ -170,7 +170,7 @@ def test_killed_and_gone_on_with_it_does_what_it_would_have_done(
 ) -> None:
     """Losses, batches, learning rates, random state and weights: to the last bit."""
     job, there = undisturbed
-    job = with_same(job, tmp_path)
+    job = job_in_folder(job, tmp_path)
     save_every_s, deaths = DEATHS[name]
     for death in deaths:
         status = run(job, tmp_path, death, save_every_s)
@@ -190,7 +190,7 @@ def test_killed_and_gone_on_with_it_does_what_it_would_have_done(
 
 def test_sigterm_within_a_window_is_answered_after_its_piece(tmp_path: Path, packed: Packed) -> None:
     job = job_of(tmp_path, packed, "baseline")
-    assert run(job, tmp_path, Death("piece", 3, signal.SIGTERM), save_every_s=60) == INTERRUPTED
+    assert run(job, tmp_path, Kill("piece", 3, signal.SIGTERM), save_every_s=60) == INTERRUPTED
     assert len(steps_of(tmp_path)) == 1
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     progress = load_checkpoint(last)["progress"]
@@ -254,7 +254,7 @@ def test_sigterm_in_validation_is_answered_there(tmp_path: Path, packed: Packed)
     more = pack_clips(tmp_path / "more", toy_clips(num_train=8, num_valid=12))
     job = job_of(tmp_path, more, "baseline")
     start = time.monotonic()
-    assert run(job, tmp_path, Death("validation", 1, signal.SIGTERM), save_every_s=60) == INTERRUPTED
+    assert run(job, tmp_path, Kill("validation", 1, signal.SIGTERM), save_every_s=60) == INTERRUPTED
     assert time.monotonic() - start < 20
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     state = load_checkpoint(last)

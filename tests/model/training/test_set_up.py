@@ -17,7 +17,7 @@ from model.training import find_budget, step_profiling
 from model.training.find_budget import Shape
 from model.training.job import TrainingJob
 from model.training.step import TrainingStep, set_up
-from model.training.step_profiling import choose_threads, flops_a_frame
+from model.training.step_profiling import choose_threads, flops_per_frame
 from model.training.training_data import TrainingData
 from shards.settings import MachineParams
 from stages.train import train
@@ -91,7 +91,7 @@ def test_operations_of_a_frame_know_neither_speed_nor_bucket(tmp_path: Path, pac
         batch = next(iter(stream.batches(step.data.epoch(0).batches)))
         inputs = step_profiling.training_input(batch, step.job, step.data, 0, CPU)
         entered.append(inputs[0].shape[2])
-        counts.append(flops_a_frame(step, batch, 0))
+        counts.append(flops_per_frame(step, batch, 0))
     assert len(set(entered)) == 3, entered
     assert counts == pytest.approx([counts[0]] * 3, rel=0.05)
 

@@ -157,7 +157,7 @@ def test_asked_to_stop_it_leaves_a_window_as_if_it_had_not_begun(tmp_path: Path,
 
     def ask(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         sizes.append(len(inputs[0]))
-        bench.step.stop.has_come = len(sizes) == 2
+        bench.step.stop.requested = len(sizes) == 2
 
     handle = bench.network.register_forward_pre_hook(ask)
     with pytest.raises(Interrupted):
@@ -166,7 +166,7 @@ def test_asked_to_stop_it_leaves_a_window_as_if_it_had_not_begun(tmp_path: Path,
     assert_same([*bench.everything(), torch.get_rng_state()], [*before, state])
     assert all(p.grad is None for p in bench.network.parameters())
     handle.remove()
-    bench.step.stop.has_come = False
+    bench.step.stop.requested = False
     bench(window)
     torch.set_rng_state(state)
     undisturbed(window)
@@ -178,7 +178,7 @@ def test_asked_to_stop_several_ranks_end_the_window(tmp_path: Path, packed: Pack
 
     bench = Bench(stepping_job(tmp_path, packed))
     bench.step.ranks = TwoAlike()
-    bench.step.stop.has_come = True
+    bench.step.stop.requested = True
     assert bench(bench.batches([2, 2])).was_taken
 
 

@@ -178,11 +178,11 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
 def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
     """The batch system sends SIGTERM to every process, and torchrun to its own once more."""
     stop = StopSignals()
-    with stop.noted():
+    with stop.handlers():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        assert stop.has_come
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
