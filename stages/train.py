@@ -1,4 +1,4 @@
-"""The training loop: streams the shards, accumulates, validates, checkpoints, goes on where it stood."""
+"""The training loop: streams the shards, accumulates gradients, validates, saves checkpoints and resumes."""
 
 import contextlib
 import math
@@ -34,15 +34,15 @@ from shards.stream import ClipBatch, ShardStream
 
 SAVE_EVERY_S = 60.0
 SKIPPED_IN_A_ROW = 3
-"""Steps left out one after the other that end a training."""
+"""This number of consecutive skipped steps ends a training."""
 
 
 def train(job: TrainingJob) -> TrainingSummary:
-    """Trains to the end, or says that it was done before; publishes to `job.checkpoints` and `job.logs`.
+    """Trains to the end, unless the run is already finished; publishes to `job.checkpoints` and `job.logs`.
 
-    Goes on by itself where a run of the same fingerprint was interrupted. Started by torchrun, the processes
-    train one model together, and the first of them writes. Raises TrainingError, ShardError, CheckpointError,
-    MachineError; Interrupted after SIGTERM or Ctrl-C.
+    Resumes an interrupted run of the same fingerprint. Started by torchrun, the processes train one model together,
+    and the first rank writes. Raises TrainingError, ShardError, CheckpointError, MachineError, and Interrupted after
+    SIGTERM or Ctrl-C.
     """
     with process_group() as ranks:
         refuse_foreign_checkpoints(job.checkpoints)
@@ -59,7 +59,7 @@ def train(job: TrainingJob) -> TrainingSummary:
 
 
 class _Trainer:
-    """The same on all ranks, which take the same way: what calls a method of `ranks` is called by all of them."""
+    """Runs on all ranks with the same control flow: all ranks must make every call that uses `ranks`."""
 
     def __init__(self, job: TrainingJob, data: TrainingData, run: RunFolder) -> None:
         self.job, self.data, self.run = job, data, run
@@ -68,13 +68,13 @@ class _Trainer:
         self.quarantine = Quarantine(run.quarantine, job.loader.max_bad_fraction, ranks)
         self.step = set_up(job, data, self.device, ranks)
         self.state, self.precision = self.step.state, self.step.precision
-        # what cannot be read with is said before an epoch is trained
+        # raises before training if the network lacks the head of job.decode
         self.state.reader(self.precision).decoder(job.decode)
         self.stop = self.step.stop = StopSignals()
         self.metric_logger: MetricLogger | None = None
-        """Of the first rank."""
+        """Only on the first rank."""
         self.flops_per_frame = 0.0
-        """Of a training step; 0 until the first batch was seen, and where no device's peak is known."""
+        """Operations of a training step; 0 before the first batch, and if the peak of the device is unknown."""
 
     @property
     def progress(self) -> Progress:
@@ -137,19 +137,19 @@ class _Trainer:
             yield
 
     def _check_same_position(self) -> None:
-        """TrainingError where the ranks would go on from different places."""
+        """Raises TrainingError if the ranks resume from different positions."""
         progress = self.progress
-        places = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
-        if (places != places[0]).any():
+        positions = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
+        if (positions != positions[0]).any():
             raise TrainingError(
-                f"the processes found different checkpoints, {places.tolist()} (epoch, batches, steps): "
-                f"{self.job.resume or self.run.folder} must be a file or folder that all machines share"
+                f"the processes found different checkpoints, {positions.tolist()} (epoch, batches, steps); "
+                f"{self.job.resume or self.run.folder} must be on storage that all machines share"
             )
 
     # -- one epoch -------------------------------------------------------------------------------------
 
     def _train_epoch(self, stream: ShardStream, plan: EpochPlan) -> None:
-        """The windows of the epoch from where progress stands."""
+        """Trains the rest of the epoch, from the position in `progress`."""
         num_batches = len(plan.batches)
         progress, accumulation = self.progress, self.job.train.accumulation_steps
         to_training_mode(self.state.network, self.job.train)
@@ -162,7 +162,7 @@ class _Trainer:
             progress.wait_s += time.monotonic() - start
             bad_clips = progress.bad_clips
             if self._quarantine_bad(window, plan):
-                # a warm-up that began at 0 would waste its first step: the rate is that at the step's middle
+                # the rate at the middle of the step: at its start, the first step of a warm-up would have rate 0
                 middle = (progress.batches_done + size / 2) / num_batches
                 try:
                     self._take(self.step(window, progress.epoch, progress.epoch + middle))
@@ -186,7 +186,7 @@ class _Trainer:
             progress.loss_sum += figures.loss_sum
             progress.chars_seen += figures.num_chars
             progress.steps += 1
-            if math.isfinite(figures.gradient_norm):  # it is not where float16 overflowed
+            if math.isfinite(figures.gradient_norm):  # not finite: float16 overflowed
                 progress.gradient_norm_sum += figures.gradient_norm
                 progress.steps_in_epoch += 1
             progress.skipped_in_a_row = []
@@ -198,29 +198,28 @@ class _Trainer:
         if len(progress.skipped_in_a_row) >= SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{len(progress.skipped_in_a_row)} steps in a row had no finite loss or gradient, in epoch "
-                f"{progress.epoch}: {'; '.join(progress.skipped_in_a_row)}. Look at these clips (`pipeline query`), "
-                "or lower train.learning_rate"
+                f"{progress.epoch}: {'; '.join(progress.skipped_in_a_row)}. Check these clips (`pipeline query`), or "
+                "lower train.learning_rate"
             )
 
     def _quarantine_bad(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
-        """Tells of the bad samples of all ranks; whether any rank has a clip left."""
+        """Records the bad samples of all ranks; returns whether any rank has a clip left."""
         progress, quarantine = self.progress, self.quarantine
         if quarantine.max_fraction == 0:
-            return True  # a bad sample is an error of the stream
+            return True  # the stream raises for a bad sample
         if num_bad := quarantine.add(progress.epoch, progress.batches_done, [batch.bad for batch in window]):
             progress.bad_clips += num_bad
             quarantine.refuse_too_many(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
         return self.ranks.any(any(batch.clip_ids for batch in window))
 
     def _stop_if_asked(self) -> None:
-        """Interrupted on all ranks as soon as a signal has come to one of them."""
+        """Saves and raises Interrupted on all ranks if one of them has received a signal."""
         if not self.ranks.any(self.stop.requested):
             return
         self._save_last()
         raise Interrupted(
-            f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; "
-            + ("the same command without --resume" if self.job.resume else "the same command")
-            + " goes on from there"
+            f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; run the same command "
+            + ("without --resume to resume" if self.job.resume else "to resume")
         )
 
     # -- the end of an epoch -----------------------------------------------------------------------------
@@ -233,7 +232,7 @@ class _Trainer:
         if data.valid_batches and (epoch % job.train.valid_every == 0 or is_last):
             reader = self.state.reader(self.precision)
             validated = validate(job, data, reader, valid_stream, self.ranks, self._stop_if_asked)
-        # with nothing to choose by, the last one is the best
+        # without valid clips, the last model is the best
         is_best = is_last and not data.valid_batches
         if validated:
             is_best = progress.take_validated(validated.loss, validated.cer)
@@ -241,7 +240,7 @@ class _Trainer:
         self._log_epoch(plan, validated)
         if progress.stopped_early(job.train):
             logger.info(
-                "%d validations without a better CER than %.4f of epoch %d: training ends (train.patience)",
+                "%d validations without a better CER than %.4f of epoch %d: stopping early (train.patience)",
                 job.train.patience,
                 progress.best_val_cer,
                 progress.best_epoch,
@@ -259,7 +258,7 @@ class _Trainer:
             self._publish_logs()
 
     def _log_epoch(self, plan: EpochPlan, validated: ValidationResult | None) -> None:
-        """A row of the curves, and a line of the log."""
+        """Adds a row to the curves and a line to the log."""
         job, progress = self.job, self.progress
         curve = curve_of(
             progress,
@@ -277,7 +276,7 @@ class _Trainer:
             self.metric_logger.epoch(curve, validated.clips if validated else [])
 
     def _flop_utilisation(self, plan: EpochPlan) -> float | None:
-        """Of this rank's device, over the whole epoch, with what it waited for data."""
+        """Returns the utilisation of this rank's device over the epoch, including the time waiting for data."""
         flops = self.flops_per_frame * plan.padded_frames / self.ranks.world_size
         return flop_utilisation(flops, self.progress.seconds, self.device)
 
@@ -293,10 +292,10 @@ class _Trainer:
             save_last(self.run, state)
 
     def _log_finished(self) -> None:
-        """Of a run that was resumed from a checkpoint alone, that is the best model."""
+        """Logs that the run is finished. Without a best model (resumed from a lone file), the last model becomes it."""
         progress, is_missing = self.progress, not self.run.best.exists()
-        why = ", for want of a better CER (train.patience)" if progress.stopped_early(self.job.train) else ""
-        logger.info("run %s is finished already: %d epochs%s", self.run.folder.name, progress.epoch, why)
+        why = ", stopped early (train.patience)" if progress.stopped_early(self.job.train) else ""
+        logger.info("run %s is already finished: %d epochs%s", self.run.folder.name, progress.epoch, why)
         if is_missing:
             progress.best_epoch = progress.epoch - 1
         state = self.state.as_checkpoint(None)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, answered where training can stop."""
+"""SIGTERM and Ctrl-C: noted at once, handled where training can stop."""
 
 import signal
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from types import FrameType
 
 
 class StopSignals:
-    """Notes a signal; a second Ctrl-C raises KeyboardInterrupt at once.
+    """Notes a signal. A second Ctrl-C raises KeyboardInterrupt at once.
 
-    SIGTERM may come twice for one stop: from the batch system to every process, and from torchrun to its own.
+    One stop may send SIGTERM twice: the batch system sends it to every process, torchrun to its own processes.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class StopSignals:
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
-        """Signals are noted inside, and do what they did before it afterwards."""
-        former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Notes signals within it; restores the previous handlers afterwards."""
+        previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)

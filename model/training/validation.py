@@ -1,4 +1,4 @@
-"""Validation while training: the ranks share the clips of valid, and their figures are summed."""
+"""Validation during training: the ranks share the clips of valid, and their figures are summed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from shards.stream import ShardStream
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """What a model makes of the clips of valid."""
+    """The loss, CER and hypotheses on the valid clips."""
 
     loss: float
-    """Nats a character, over all clips."""
+    """Nats per character, over all clips."""
     cer: float
     """Over all clips."""
     clips: list[ScoredClip]
-    """This rank's, in the table's order."""
+    """The clips of this rank, in the order of the table."""
 
 
 def validate(
@@ -33,7 +33,7 @@ def validate(
     ranks: Ranks,
     between_batches: Callable[[], None],
 ) -> ValidationResult:
-    """Scores valid; each rank reads its share of the batches. `between_batches` is called as often on every rank."""
+    """Scores valid; each rank reads its share. `between_batches` is called equally often on every rank."""
     ranks.take_first_buffers(reader.network)
     own = data.valid_batches[ranks.rank :: ranks.world_size]
     scores = score_batches(
