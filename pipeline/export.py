@@ -61,8 +61,8 @@ def export(
     After writing, removes the files of an older export and names them on stderr.
 
     `int8` adds a quantised model.onnx and scores both files on report.split. Raises ConfigError if the model has no
-    head that a graph can hold, CheckpointError like `load_checkpoint` or if the export gives other outputs, MachineError
-    if a package is missing or the disk is full.
+    head that a graph can hold, CheckpointError like `load_checkpoint` or if the export gives other outputs,
+    MachineError if a package is missing or the disk is full.
     """
     if int8 and format != "onnx":
         raise ConfigError(f"--int8 quantises an ONNX file, not {format}; use --format onnx")

@@ -4,8 +4,8 @@ Shapes: B clips, T frames, S encoder steps, H×W px of the crop, Y×X px of the 
 W syllables, F features of a step, E encoder width, N = B S pictures, C channels, R output positions.
 
 The code here computes the same numbers as the network's own code. It replaces only what exporters freeze or reject:
-packed sequences (the time axis of an LSTM), windows over a dynamic axis, and pooling of areas of unequal size. B and T are
-dynamic. H and W are the sizes of the crops that the model was trained on.
+packed sequences (the time axis of an LSTM), windows over a dynamic axis, and pooling of areas of unequal size. B and T
+are dynamic. H and W are the sizes of the crops that the model was trained on.
 """
 
 import copy
