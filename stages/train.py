@@ -80,7 +80,7 @@ class _Trainer:
     def progress(self) -> Progress:
         return self.state.progress
 
-    # -- the whole -------------------------------------------------------------------------------------
+    # -- all epochs ------------------------------------------------------------------------------------
 
     def train(self) -> TrainingSummary:
         job, run = self.job, self.run
@@ -225,7 +225,7 @@ class _Trainer:
     # -- the end of an epoch -----------------------------------------------------------------------------
 
     def _end_epoch(self, valid_stream: ShardStream, plan: EpochPlan) -> None:
-        """Validates, logs, checkpoints, and moves on to the next epoch."""
+        """Validates, logs, saves checkpoints, and starts the next epoch."""
         job, data, progress, epoch = self.job, self.data, self.progress, self.progress.epoch
         is_last = epoch + 1 == job.train.num_epochs
         validated: ValidationResult | None = None
@@ -280,7 +280,7 @@ class _Trainer:
         flops = self.flops_per_frame * plan.padded_frames / self.ranks.world_size
         return flop_utilisation(flops, self.progress.seconds, self.device)
 
-    # -- what is written ---------------------------------------------------------------------------------
+    # -- output files ------------------------------------------------------------------------------------
 
     def _publish_logs(self) -> None:
         self.run.write_curves(self.progress.curves, self.job.logs)

@@ -88,7 +88,7 @@ def _count(weights: PublicWeights, prefix: str) -> int:
 
 
 def network_of_shapes(model: ModelParams, vocabulary: Vocabulary, heads: Collection[Head]) -> LipNetwork:
-    """Returns such a network on torch's meta device: with shapes and names, without numbers."""
+    """Returns the network on torch's meta device: with shapes and names, without numbers."""
     with torch.device("meta"), _Undrawn():
         return LipNetwork(model, vocabulary, heads)
 

@@ -151,7 +151,7 @@ def _row_counts(table: PublicTable | None) -> dict[str, Any]:
     return {"rows_kept": table.num_public_tokens, "rows_new": new}
 
 
-# -- what does not fit -----------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------------
 
 
 def _refuse_misfits(
@@ -171,7 +171,7 @@ def _refuse_misfits(
             misfits.append(f"it {what} {', '.join(sorted(names)[:SHOWN])}{rest}")
     for name in sorted(wanted.keys() & theirs.keys()):
         there, here = list(theirs[name].shape), list(wanted[name].shape)
-        # their convolutions of one step are our linear layers
+        # public convolutions of one step are linear layers here
         is_pointwise = name.endswith((".expand.weight", ".contract.weight")) and there == [*here, 1]
         if there != here and not is_pointwise:
             misfits.append(f"{name} is {there}, but the sizes of the other tensors need {here}")

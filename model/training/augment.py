@@ -118,7 +118,7 @@ class _Drawn(NamedTuple):
     """The changes of a batch as tensors on the device: float32, frame counts int64."""
 
     sign_B: torch.Tensor
-    """-1 where mirrored."""
+    """-1 if mirrored."""
     shift_B2: torch.Tensor
     """y, x"""
     theta_B23: torch.Tensor
@@ -128,7 +128,7 @@ class _Drawn(NamedTuple):
     offset_B: torch.Tensor
     num_frames_B: torch.Tensor
     played_frames_B: torch.Tensor
-    """At `speed_B`."""
+    """Frame counts at `speed_B`."""
     masks_BM2: torch.Tensor
     """First frame of each mask, and the first one after it."""
 

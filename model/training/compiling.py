@@ -108,7 +108,7 @@ def _open_decoder(x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Te
 
 
 def _open(tensor: torch.Tensor, *dims: int) -> None:
-    """Marks dimensions of which one graph serves all sizes, except size 1, which has its own graph."""
+    """Marks dimensions for which one graph serves all sizes, except size 1, which has its own graph."""
     for dim in dims:
         torch._dynamo.maybe_mark_dynamic(tensor, dim)
 

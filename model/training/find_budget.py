@@ -239,7 +239,7 @@ def _trial_process(
 ) -> None:
     """Sends the figures of training steps on these shapes, or None if memory runs out."""
     with suppress(OSError):  # not Linux
-        Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this one first
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the kernel kills this process first
     figures = None
     try:
         figures = _figures(job, data, shapes, memory_mb)

@@ -180,7 +180,7 @@ class TrainingStep:
             ) from error
         self.micro_batches.shrink(piece, error)
 
-    # -- what is not finite ------------------------------------------------------------------------------
+    # -- non-finite values -------------------------------------------------------------------------------
 
     def _is_overflow(self) -> bool:
         """Returns whether a smaller scale of float16's gradients may help."""

@@ -244,7 +244,7 @@ def test_truncated_and_flipped_files_are_reported(
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(
+def test_weights_that_do_not_fit_are_rejected(
     tmp_path: Path, public: Weights, format: PublicFormat, change: Callable[[Weights], object], message: str
 ) -> None:
     weights = {name: tensor.clone() for name, tensor in public.items()}

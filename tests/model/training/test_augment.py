@@ -162,7 +162,7 @@ def test_a_shifted_clip_is_resized_as_in_scoring(frame_px: int) -> None:
         video[:, :, 2:98, 2:98], lengths, [ClipChange(shift_y_px=2, shift_x_px=-1)], params
     )
     moved = network_input(video[:, :, 4:100, 1:97], lengths, params)
-    margin = 4 * frame_px // 88  # there the border is repeated
+    margin = 4 * frame_px // 88  # the border is repeated there
     inner = slice(0, frame_px - margin)
     torch.testing.assert_close(shifted[..., inner, inner], moved[..., inner, inner], rtol=0, atol=1e-5)
 

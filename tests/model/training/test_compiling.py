@@ -135,7 +135,7 @@ def test_an_epoch_of_many_lengths_compiles_once_per_bucket(
         )
         outputs = network(video_BCTYX, torch.full((clips,), length), targets)
         joint_loss_B(outputs, targets, LOSS).sum().backward()
-        with torch.no_grad():  # a validation between, of any length
+        with torch.no_grad():  # a validation in between, of any length
             network.encode(torch.randn(1, 1, length, 32, 32), torch.tensor([length]))
     assert len(buckets) == 3
     assert counters["stats"]["unique_graphs"] == graphs_a_bucket * len(buckets) + others

@@ -171,7 +171,7 @@ for epoch in range(2):
     batches = list(stream.batches(plan.batches))
     assert max(batch.video_BTHW.shape[:2].numel() for batch in batches) > budget / 2
     step(batches, epoch, 0.5)
-print("pieces", step.micro_batches.max_frames, "peak", status_mb("VmHWM") < limit_mb)
+print("limit", step.micro_batches.max_frames, "peak", status_mb("VmHWM") < limit_mb)
 """
 
 
@@ -212,7 +212,7 @@ def test_a_budget_for_little_memory_is_smaller_and_really_fits(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "pieces None peak True\n"
+    assert done.stdout == "limit None peak True\n"
 
 
 def test_an_error_that_is_not_about_memory_ends_the_search(

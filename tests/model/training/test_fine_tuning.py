@@ -317,7 +317,7 @@ def test_a_training_of_other_characters_starts_from_an_import(tmp_path: Path) ->
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in network.encoder.state_dict().items())
 
 
-# -- a whole training ----------------------------------------------------------------------------------------
+# -- a complete training -------------------------------------------------------------------------------------
 
 
 def test_a_training_starts_from_an_import_and_logs_it(tmp_path: Path) -> None:
@@ -360,14 +360,14 @@ def test_a_training_starts_from_an_import_and_logs_it(tmp_path: Path) -> None:
     for name, tensor in theirs.items():
         if name.startswith("frontend."):
             assert torch.equal(learnt[name], tensor) and torch.equal(best["model_state_dict"][name], tensor)
-    # a step of AdamW moves a weight by about its rate at most: two steps from the import, not from noise
+    # a step of AdamW moves a weight by about its rate at most: so training started from the import
     moved = (learnt["encoder.norm.weight"] - theirs["encoder.norm.weight"]).abs()
     assert 0 < float(moved.max()) < 3e-4
     with pytest.raises(
         CheckpointError, match=r"public.pt has only weights and no training .*train.init_from"
     ):
         train(replace(job, resume=init_from))
-    # other weights under the same name are another run
+    # other weights under the same file name give another run
     run = run_of(job, TrainingData(job)).folder
     assert run.exists()
     state["model_state_dict"]["encoder.norm.bias"] += 1

@@ -150,7 +150,7 @@ def undisturbed(
 
 RANDOM = random.Random(5)
 KILLS = {
-    # before the first checkpoint, after every second step, once an epoch only
+    # -1 saves after every window, 60 only at the end of an epoch
     "at random steps": (-1.0, [Kill("step", RANDOM.randint(1, 4)) for _ in range(5)]),
     "back to the epoch's start": (60.0, [Kill("step", RANDOM.randint(1, 9)) for _ in range(4)]),
     "while checkpoints are written": (

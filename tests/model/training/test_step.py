@@ -182,7 +182,7 @@ def test_with_several_ranks_a_stop_waits_for_the_end_of_the_window(tmp_path: Pat
     assert bench(bench.batches([2, 2])).was_taken
 
 
-# -- what is not finite ----------------------------------------------------------------------------------
+# -- non-finite values -----------------------------------------------------------------------------------
 
 
 def poisoned(bench: Bench, clip_id: str, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
