@@ -74,7 +74,7 @@ class _Trainer:
         self.metric_logger: MetricLogger | None = None
         """Only on the first rank."""
         self.flops_per_frame = 0.0
-        """Operations of a training step; 0 before the first batch, and if the peak of the device is unknown."""
+        """Operations of a training step per frame; 0 before the first batch, or if the device's peak is unknown."""
 
     @property
     def progress(self) -> Progress:

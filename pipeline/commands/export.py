@@ -45,7 +45,7 @@ def export(
     assignments: Assignments = None,
     json_: Json = False,
 ) -> None:
-    """Write a model for other programs, with its configuration and card. Input: uint8 mouth clips.
+    """Write a model for other programs, with configuration and card: from uint8 mouth clips to log-probabilities.
 
     Example: pipeline export --format onnx --int8
     """

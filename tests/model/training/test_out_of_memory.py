@@ -93,7 +93,7 @@ def test_with_several_ranks_the_error_says_what_to_set(tmp_path: Path, packed: P
     bench.step(bench.batches([2]), 0, 0.5)  # fits
     small_memory(bench, 2)
     with pytest.raises(
-        TrainingError, match=r"on rank 1.*lower loader\.frame_budget below what.*--find-budget.* MB"
+        TrainingError, match=r"on rank 1.*Lower loader\.frame_budget below what.*--find-budget.* MB"
     ):
         bench.step(bench.batches([3]), 0, 0.5)
 
