@@ -18,7 +18,7 @@ from model.settings import DecodeParams
 from model.training.batch_input import training_input
 from model.training.epoch_figures import flop_utilisation, peak_flops_per_s, peak_memory_mb
 from model.training.step import TrainingStep, set_up
-from model.training.step_profiling import flops_a_frame
+from model.training.step_profiling import flops_per_frame
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
 from pipeline.params import check, parse_yaml, recipe_text
@@ -89,7 +89,7 @@ def training(task: Task) -> Figures:
         "parameters": float(num_parameters(state.network)),
     }
     if peak_flops_per_s(state.device) is not None:
-        flops = flops_a_frame(step, first, 0) * _frames_learnt(step, first) * num_steps
+        flops = flops_per_frame(step, first, 0) * _frames_learnt(step, first) * num_steps
         measured["flop_utilisation"] = flop_utilisation(flops, seconds, state.device) or 0.0
     return measured
 

@@ -1,10 +1,9 @@
-"""A trained reader for other programs: one folder with the model, its configuration and its card.
+"""Exports a trained model for other programs: one folder with the model, its configuration and its card.
 
-What an export's card tells: of the checkpoint, of the clips it was trained on, and of the report on it.
+The card describes the checkpoint, the clips it was trained on, and its report.
 """
 
 import csv
-import io
 import json
 import math
 import time
@@ -20,12 +19,11 @@ from pydantic import ValidationError
 
 from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
-from model.exports.graph import ExportedNetwork, tracing
+from model.exports.graph import ExportedNetwork
 from model.exports.names import NUM_FRAMES, VIDEO
 from model.exports.onnx_file import largest_difference, onnx_bytes, quantised_bytes
 from model.exports.onnx_reader import OnnxReader
 from model.exports.safetensors_file import reader_config, weights_bytes
-from model.exports.torchscript_file import torchscript_bytes
 from model.metrics import EditCounts, edit_counts
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
@@ -45,8 +43,8 @@ from stages.reports.figures import UNKNOWN_GROUP, read_by
 
 CONFIG_FILE = "config.json"
 INT8_FILE = "model_int8.onnx"
-OURS = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD})
-"""All that an export may write: what of it a new one does not write, an older one left."""
+EXPORT_FILES = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD, "model.torchscript.pt"})
+"""Every file name that an export writes or once wrote. A new export removes those that it does not write itself."""
 
 
 def export(
@@ -58,13 +56,13 @@ def export(
     int8: bool = False,
     on_progress: Progress | None = None,
 ) -> ExportFacts:
-    """Writes the folder `out` and gives what its card tells; nothing is written where something is wrong.
+    """Writes the folder `out` and returns the facts in its card. If anything is invalid, nothing is written.
 
-    Once all is written, what an older export left there is removed, and named on stderr.
+    After writing, removes the files of an older export and names them on stderr.
 
-    `int8` adds a quantised model.onnx, and scores both on report.split. Raises ConfigError where the model has no head
-    that a graph can hold, CheckpointError as `load_checkpoint` does and where the export reads differently,
-    MachineError where a package is missing or the disk full.
+    `int8` adds a quantised model.onnx and scores both files on report.split. Raises ConfigError if the model has no
+    head that a graph can hold, CheckpointError like `load_checkpoint` or if the export gives other outputs,
+    MachineError if a package is missing or the disk is full.
     """
     if int8 and format != "onnx":
         raise ConfigError(f"--int8 quantises an ONNX file, not {format}; use --format onnx")
@@ -81,19 +79,19 @@ def export(
     payloads |= {CONFIG_FILE: json_bytes(config), CARD: model_card(facts).encode()}
     for name, payload in payloads.items():
         write_bytes(out / name, payload)
-    _clear_older(out, payloads.keys())
+    _remove_older_export(out, payloads.keys())
     return facts
 
 
-def _clear_older(out: Path, written: Collection[str]) -> None:
-    """Takes an older export's files out of the folder, whose card does not tell of them, and says which."""
-    older = sorted(name for name in OURS.difference(written) if (out / name).is_file())
+def _remove_older_export(out: Path, written: Collection[str]) -> None:
+    """Removes the files of an older export, which the new card does not describe, and names them on stderr."""
+    older = sorted(name for name in EXPORT_FILES.difference(written) if (out / name).is_file())
     for name in older:
         (out / name).unlink()
     if older:
         typer.echo(
-            f"pipeline: {out}: {', '.join(older)} of an older export removed, its card is of this one; another --out "
-            "keeps both",
+            f"pipeline: {out}: removed the files of an older export: {', '.join(older)}; choose another --out to keep "
+            "both exports",
             err=True,
         )
 
@@ -101,17 +99,11 @@ def _clear_older(out: Path, written: Collection[str]) -> None:
 def _payloads(
     format: ExportFormat, int8: bool, state: dict[str, Any], reader: LipReader, config: dict[str, Any]
 ) -> tuple[dict[str, bytes], float | None]:
-    """The model's files by name, and how far the graph's outputs are from the network's."""
+    """Returns the model's files by name, and the largest difference between graph and network."""
     name = FILES[format]
     if format == "safetensors":
         return {name: weights_bytes(state)}, None
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)
-    if format == "torchscript":
-        payload = torchscript_bytes(graph, config)
-        with tracing():
-            loaded = torch.jit.load(io.BytesIO(payload))
-            found = largest_difference(lambda *fed: [o.numpy() for o in loaded(*fed)], graph, reader)
-        return {name: payload}, found
     payload = onnx_bytes(graph, config)
     session = OnnxReader.of_bytes(payload, Path(name)).session
 
@@ -126,21 +118,21 @@ def _payloads(
 def _scored(
     facts: ExportFacts, payloads: dict[str, bytes], params: Params, on_progress: Progress | None
 ) -> ExportFacts:
-    """The facts, with what each file reads of report.split."""
+    """Returns the facts with the CER and speed of each file on report.split."""
     split = params.report.split
     samples = read_samples(Path(params.paths.samples), split)
     store = open_store(params.paths.shards, params.machine)
-    decode = params.decode.while_training()  # the greedy one: what quantising costs is not hidden by a beam
+    decode = params.decode.while_training()  # greedy: a beam would hide the loss by quantisation
     files, decoder = [], ""
     for number, file in enumerate(facts.files):
 
-        def tell(done: int, before: int = number * len(samples)) -> None:
+        def report_progress(done: int, before: int = number * len(samples)) -> None:
             if on_progress:
                 on_progress(before + done, len(facts.files) * len(samples))
 
         reader = OnnxReader.of_bytes(payloads[file.name], Path(file.name))
         decoder = reader.decoder(decode)
-        counts, seconds = score_exported(reader, samples, store, decode, tell)
+        counts, seconds = score_exported(reader, samples, store, decode, report_progress)
         files.append(replace(file, cer=counts.cer, clips_per_s=len(samples) / seconds))
     return replace(
         facts, files=tuple(files), scored_split=split, scored_clips=len(samples), scored_decoder=decoder
@@ -154,7 +146,7 @@ def score_exported(
     decode: DecodeParams,
     on_clip: Callable[[int], None] = lambda _: None,
 ) -> tuple[EditCounts, float]:
-    """Errors over the samples, read one by one, and the seconds that reading took (without fetching the clips)."""
+    """Returns the errors over the samples, read one by one, and the seconds of reading (without fetching clips)."""
     counts, seconds = EditCounts(), 0.0
     for number, record in enumerate(samples.to_pylist(), start=1):
         clip_THW, _ = read_sample(store, record)
@@ -169,7 +161,7 @@ def score_exported(
 def export_facts(
     checkpoint: Path, state: Mapping[str, Any], reader: LipReader, format: ExportFormat, params: Params
 ) -> ExportFacts:
-    """All that is known of a checkpoint; what is not is None."""
+    """Returns the known facts about a checkpoint; unknown ones are None."""
     identity = file_identity(checkpoint)
     trained_on = _trained_on(state, Path(params.paths.samples), reader.fps)
     corpus = _corpus(checkpoint, params if trained_on else None)
@@ -196,9 +188,9 @@ def export_facts(
 
 
 def _corpus(checkpoint: Path, params: Params | None) -> CorpusParams | None:
-    """As config.yaml beside the checkpoint says, which training left there; without it, as params.yaml does.
+    """Returns the corpus in the config.yaml that training wrote next to the checkpoint, else that of `params`.
 
-    `params` is None where the clips there are not those that were learnt from.
+    `params` is None if its clips are not the training clips.
     """
     file = checkpoint.parent / "config.yaml"
     section = read_mapping(file).get("corpus") if file.exists() else None
@@ -207,11 +199,11 @@ def _corpus(checkpoint: Path, params: Params | None) -> CorpusParams | None:
     try:
         return CorpusParams.model_validate(section)
     except ValidationError as error:
-        raise ConfigError(f"{file}: its section corpus is not one: {error.errors()[0]['msg']}") from error
+        raise ConfigError(f"{file}: its section corpus is invalid: {error.errors()[0]['msg']}") from error
 
 
 def _trained_on(state: Mapping[str, Any], samples_path: Path, fps: float) -> TrainedOn | None:
-    """The training split's figures where samples.parquet is the one that the checkpoint's plan was made of."""
+    """Returns figures of the training split, if samples.parquet is the one of the checkpoint's epoch plan."""
     if not samples_path.exists():
         return None
     samples = read_samples(samples_path, TRAIN_SPLIT)
@@ -223,7 +215,7 @@ def _trained_on(state: Mapping[str, Any], samples_path: Path, fps: float) -> Tra
 
 
 def _measured(report: Path, checkpoint: str) -> Measured | None:
-    """Of the report in that folder, where it is of this checkpoint."""
+    """Returns the results of the report in that folder; None if it is of another checkpoint."""
     file = report / "metrics.json"
     if not file.exists():
         return None
@@ -257,7 +249,7 @@ def _measured(report: Path, checkpoint: str) -> Measured | None:
 
 
 def _speaker_cers(file: Path) -> tuple[float, ...]:
-    """Ascending; none where the clips name no speakers."""
+    """Returns the CERs in ascending order; empty if the clips have no speakers."""
     refuse_pipe(file)
     try:
         with file.open(newline="", encoding="utf-8") as rows:
@@ -268,8 +260,8 @@ def _speaker_cers(file: Path) -> tuple[float, ...]:
 
 
 _DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError)
-"""What reading a file of a report raises that was altered or cut short."""
+"""Errors of reading a report file that was modified or truncated."""
 
 
 def _damaged(file: Path, error: Exception) -> TableError:
-    return TableError(f"{file} is damaged ({error!r}); `pipeline report` makes it again")
+    return TableError(f"{file} is damaged ({error!r}); `pipeline report` writes it again")

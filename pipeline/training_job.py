@@ -1,4 +1,4 @@
-"""What params.yaml asks a training to do."""
+"""Builds the training job that params.yaml describes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from shards.open_store import open_store
 
 
 def job_of(values: Params) -> TrainingJob:
-    """The job of these parameters, fresh and untold; `dataclasses.replace` adds what a command line says."""
+    """Returns the job of these parameters. The command adds its options with `dataclasses.replace`."""
     paths = values.paths
     return TrainingJob(
         samples=Path(paths.samples),

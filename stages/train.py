@@ -1,4 +1,4 @@
-"""The training loop: streams the shards, accumulates, validates, checkpoints, goes on where it stood."""
+"""The training loop: streams the shards, accumulates gradients, validates, saves checkpoints and resumes."""
 
 import contextlib
 import math
@@ -17,39 +17,39 @@ from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation,
 from model.training.fine_tuning import to_training_mode
 from model.training.job import TrainingJob, TrainingSummary
 from model.training.last_checkpoint import save_last
-from model.training.metric_logger import Watch
-from model.training.pixel_statistics import with_gray_levels
+from model.training.metric_logger import MetricLogger
+from model.training.pixel_statistics import with_pixel_statistics
 from model.training.quarantine import Quarantine
-from model.training.ranks import joined, only_warnings
+from model.training.ranks import only_warnings, process_group
 from model.training.run_messages import log_left_out, log_start
 from model.training.step import StepFigures, set_up
-from model.training.step_profiling import choose_threads, known_flops_a_frame
+from model.training.step_profiling import choose_threads, flops_per_frame_if_known
 from model.training.stopping import StopSignals
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
-from model.training.validation import Validated, validate
+from model.training.validation import ValidationResult, validate
 from shards.errors import Interrupted, TrainingError
 from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
 
 SAVE_EVERY_S = 60.0
 SKIPPED_IN_A_ROW = 3
-"""Steps left out one after the other that end a training."""
+"""This number of consecutive skipped steps ends a training."""
 
 
 def train(job: TrainingJob) -> TrainingSummary:
-    """Trains to the end, or says that it was done before; publishes to `job.checkpoints` and `job.logs`.
+    """Trains to the end, unless the run is already finished; publishes to `job.checkpoints` and `job.logs`.
 
-    Goes on by itself where a run of the same fingerprint was interrupted. Started by torchrun, the processes
-    train one model together, and the first of them writes. Raises TrainingError, ShardError, CheckpointError,
-    MachineError; Interrupted after SIGTERM or Ctrl-C.
+    Resumes an interrupted run of the same fingerprint. Started by torchrun, the processes train one model together,
+    and the first rank writes. Raises TrainingError, ShardError, CheckpointError, MachineError, and Interrupted after
+    SIGTERM or Ctrl-C.
     """
-    with joined() as ranks:
+    with process_group() as ranks:
         refuse_foreign_checkpoints(job.checkpoints)
         data = TrainingData(job, ranks)
         run = run_of(job, data)
         with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():
-            data.model = with_gray_levels(job, run, data.samples, ranks)
+            data.model = with_pixel_statistics(job, run, data.samples, ranks)
             trainer = _Trainer(job, data, run)
             with training_log(run, job.logs) if ranks.is_first else only_warnings(logger):
                 try:
@@ -59,7 +59,7 @@ def train(job: TrainingJob) -> TrainingSummary:
 
 
 class _Trainer:
-    """The same on all ranks, which take the same way: what calls a method of `ranks` is called by all of them."""
+    """Runs on all ranks with the same control flow: all ranks must make every call that uses `ranks`."""
 
     def __init__(self, job: TrainingJob, data: TrainingData, run: RunFolder) -> None:
         self.job, self.data, self.run = job, data, run
@@ -68,37 +68,37 @@ class _Trainer:
         self.quarantine = Quarantine(run.quarantine, job.loader.max_bad_fraction, ranks)
         self.step = set_up(job, data, self.device, ranks)
         self.state, self.precision = self.step.state, self.step.precision
-        # what cannot be read with is said before an epoch is trained
+        # raises before training if the network lacks the head of job.decode
         self.state.reader(self.precision).decoder(job.decode)
         self.stop = self.step.stop = StopSignals()
-        self.watch: Watch | None = None
-        """Of the first rank."""
-        self.flops_a_frame = 0.0
-        """Of a training step; 0 until the first batch was seen, and where no device's peak is known."""
+        self.metric_logger: MetricLogger | None = None
+        """Only on the first rank."""
+        self.flops_per_frame = 0.0
+        """Operations of a training step per frame; 0 before the first batch, or if the device's peak is unknown."""
 
     @property
     def progress(self) -> Progress:
         return self.state.progress
 
-    # -- the whole -------------------------------------------------------------------------------------
+    # -- all epochs ------------------------------------------------------------------------------------
 
     def train(self) -> TrainingSummary:
         job, run = self.job, self.run
         resumed_from = self.state.restore(run)
         progress = self.progress
-        self._refuse_torn_ranks()
+        self._check_same_position()
         self.state.learner = self.ranks.wrap(self.state.network)
         finished_before = progress.is_over(job.train)
         if self.ranks.is_first:
             if job.resume:
-                self.quarantine.take_over(job.resume)
-            self.quarantine.go_on_from(progress.epoch, progress.batches_done)
+                self.quarantine.copy_from(job.resume)
+            self.quarantine.rewind_to(progress.epoch, progress.batches_done)
             run.start(job.config_text, self.data.vocabulary.characters.to_json())
             if not finished_before:
                 log_start(job, self.data, self.state, run, self.precision, resumed_from)
-        with self._watching():
+        with self._metric_logging():
             if finished_before:
-                self._tell_finished()
+                self._log_finished()
             else:
                 self._train_epochs()
         if self.ranks.is_first:
@@ -119,8 +119,8 @@ class _Trainer:
         job, progress = self.job, self.progress
         stream, valid_stream = self.data.streams(pin_memory=self.device.type == "cuda")
         choose_threads(self.step, stream)
-        self.flops_a_frame = known_flops_a_frame(self.step, stream)
-        with self.stop.noted():
+        self.flops_per_frame = flops_per_frame_if_known(self.step, stream)
+        with self.stop.handlers():
             while not progress.is_over(job.train):
                 plan = self.data.epoch(progress.epoch)
                 if progress.batches_done == 0:
@@ -129,27 +129,27 @@ class _Trainer:
                 self._end_epoch(valid_stream, plan)
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _metric_logging(self) -> Iterator[None]:
         if not self.ranks.is_first:
             yield
             return
-        with contextlib.closing(Watch(self.job, self.run, self.progress)) as self.watch:
+        with contextlib.closing(MetricLogger(self.job, self.run, self.progress)) as self.metric_logger:
             yield
 
-    def _refuse_torn_ranks(self) -> None:
-        """TrainingError where the ranks would go on from different places."""
+    def _check_same_position(self) -> None:
+        """Raises TrainingError if the ranks resume from different positions."""
         progress = self.progress
-        places = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
-        if (places != places[0]).any():
+        positions = self.ranks.gathered(torch.tensor([progress.epoch, progress.batches_done, progress.steps]))
+        if (positions != positions[0]).any():
             raise TrainingError(
-                f"the processes found different checkpoints, {places.tolist()} (epoch, batches, steps): "
-                f"{self.job.resume or self.run.folder} must be a file or folder that all machines share"
+                f"the processes found different checkpoints, {positions.tolist()} (epoch, batches, steps); "
+                f"{self.job.resume or self.run.folder} must be on storage that all machines share"
             )
 
     # -- one epoch -------------------------------------------------------------------------------------
 
     def _train_epoch(self, stream: ShardStream, plan: EpochPlan) -> None:
-        """The windows of the epoch from where progress stands."""
+        """Trains the rest of the epoch, from the position in `progress`."""
         num_batches = len(plan.batches)
         progress, accumulation = self.progress, self.job.train.accumulation_steps
         to_training_mode(self.state.network, self.job.train)
@@ -161,8 +161,8 @@ class _Trainer:
             window = [next(batches) for _ in range(size)]
             progress.wait_s += time.monotonic() - start
             bad_clips = progress.bad_clips
-            if self._set_bad_aside(window, plan):
-                # a warm-up that began at 0 would waste its first step: the rate is that at the step's middle
+            if self._quarantine_bad(window, plan):
+                # the rate at the middle of the step: at its start, the first step of a warm-up would have rate 0
                 middle = (progress.batches_done + size / 2) / num_batches
                 try:
                     self._take(self.step(window, progress.epoch, progress.epoch + middle))
@@ -186,62 +186,61 @@ class _Trainer:
             progress.loss_sum += figures.loss_sum
             progress.chars_seen += figures.num_chars
             progress.steps += 1
-            if math.isfinite(figures.gradient_norm):  # it is not where float16 overflowed
+            if math.isfinite(figures.gradient_norm):  # not finite: float16 overflowed
                 progress.gradient_norm_sum += figures.gradient_norm
                 progress.steps_in_epoch += 1
             progress.skipped_in_a_row = []
         else:
             progress.skipped_steps += 1
             progress.skipped_in_a_row.append(", ".join(self.ranks.lines(figures.skipped)))
-        if self.watch:
-            self.watch.step(progress, figures)
+        if self.metric_logger:
+            self.metric_logger.step(progress, figures)
         if len(progress.skipped_in_a_row) >= SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"{len(progress.skipped_in_a_row)} steps in a row had no finite loss or gradient, in epoch "
-                f"{progress.epoch}: {'; '.join(progress.skipped_in_a_row)}. Look at these clips (`pipeline query`), "
-                "or lower train.learning_rate"
+                f"{progress.epoch}: {'; '.join(progress.skipped_in_a_row)}. Check these clips (`pipeline query`), or "
+                "lower train.learning_rate"
             )
 
-    def _set_bad_aside(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
-        """Tells of the bad samples of all ranks; whether any rank has a clip left."""
+    def _quarantine_bad(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
+        """Records the bad samples of all ranks; returns whether any rank has a clip left."""
         progress, quarantine = self.progress, self.quarantine
         if quarantine.max_fraction == 0:
-            return True  # a bad sample is an error of the stream
+            return True  # the stream raises for a bad sample
         if num_bad := quarantine.add(progress.epoch, progress.batches_done, [batch.bad for batch in window]):
             progress.bad_clips += num_bad
             quarantine.refuse_too_many(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
         return self.ranks.any(any(batch.clip_ids for batch in window))
 
     def _stop_if_asked(self) -> None:
-        """Interrupted on all ranks as soon as a signal has come to one of them."""
-        if not self.ranks.any(self.stop.has_come):
+        """Saves and raises Interrupted on all ranks if one of them has received a signal."""
+        if not self.ranks.any(self.stop.requested):
             return
         self._save_last()
         raise Interrupted(
-            f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; "
-            + ("the same command without --resume" if self.job.resume else "the same command")
-            + " goes on from there"
+            f"stopped in epoch {self.progress.epoch} after {self.progress.batches_done} batches; run the same command "
+            + ("without --resume to resume" if self.job.resume else "to resume")
         )
 
     # -- the end of an epoch -----------------------------------------------------------------------------
 
     def _end_epoch(self, valid_stream: ShardStream, plan: EpochPlan) -> None:
-        """Validates, logs, checkpoints, and moves on to the next epoch."""
+        """Validates, logs, saves checkpoints, and starts the next epoch."""
         job, data, progress, epoch = self.job, self.data, self.progress, self.progress.epoch
         is_last = epoch + 1 == job.train.num_epochs
-        validated: Validated | None = None
+        validated: ValidationResult | None = None
         if data.valid_batches and (epoch % job.train.valid_every == 0 or is_last):
             reader = self.state.reader(self.precision)
             validated = validate(job, data, reader, valid_stream, self.ranks, self._stop_if_asked)
-        # with nothing to choose by, the last one is the best
+        # without valid clips, the last model is the best
         is_best = is_last and not data.valid_batches
         if validated:
             is_best = progress.take_validated(validated.loss, validated.cer)
         progress.best_epoch = epoch if is_best else progress.best_epoch
-        self._tell_epoch(plan, validated)
+        self._log_epoch(plan, validated)
         if progress.stopped_early(job.train):
             logger.info(
-                "%d validations without a better CER than %.4f of epoch %d: training ends (train.patience)",
+                "%d validations without a better CER than %.4f of epoch %d: stopping early (train.patience)",
                 job.train.patience,
                 progress.best_val_cer,
                 progress.best_epoch,
@@ -258,8 +257,8 @@ class _Trainer:
             save_last(self.run, state)
             self._publish_logs()
 
-    def _tell_epoch(self, plan: EpochPlan, validated: Validated | None) -> None:
-        """A row of the curves, and a line of the log."""
+    def _log_epoch(self, plan: EpochPlan, validated: ValidationResult | None) -> None:
+        """Adds a row to the curves and a line to the log."""
         job, progress = self.job, self.progress
         curve = curve_of(
             progress,
@@ -272,16 +271,16 @@ class _Trainer:
         )
         logger.info(epoch_line(curve))
         progress.curves.append(curve)
-        if self.watch:
-            self.quarantine.tell(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
-            self.watch.epoch(curve, validated.clips if validated else [])
+        if self.metric_logger:
+            self.quarantine.log_epoch(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+            self.metric_logger.epoch(curve, validated.clips if validated else [])
 
     def _flop_utilisation(self, plan: EpochPlan) -> float | None:
-        """Of this rank's device, over the whole epoch, with what it waited for data."""
-        flops = self.flops_a_frame * plan.padded_frames / self.ranks.world_size
+        """Returns the utilisation of this rank's device over the epoch, including the time waiting for data."""
+        flops = self.flops_per_frame * plan.padded_frames / self.ranks.world_size
         return flop_utilisation(flops, self.progress.seconds, self.device)
 
-    # -- what is written ---------------------------------------------------------------------------------
+    # -- output files ------------------------------------------------------------------------------------
 
     def _publish_logs(self) -> None:
         self.run.write_curves(self.progress.curves, self.job.logs)
@@ -292,11 +291,11 @@ class _Trainer:
         if self.ranks.is_first:
             save_last(self.run, state)
 
-    def _tell_finished(self) -> None:
-        """Of a run that was resumed from a checkpoint alone, that is the best model."""
+    def _log_finished(self) -> None:
+        """Logs that the run is finished. Without a best model (resumed from a lone file), the last model becomes it."""
         progress, is_missing = self.progress, not self.run.best.exists()
-        why = ", for want of a better CER (train.patience)" if progress.stopped_early(self.job.train) else ""
-        logger.info("run %s is finished already: %d epochs%s", self.run.folder.name, progress.epoch, why)
+        why = ", stopped early (train.patience)" if progress.stopped_early(self.job.train) else ""
+        logger.info("run %s is already finished: %d epochs%s", self.run.folder.name, progress.epoch, why)
         if is_missing:
             progress.best_epoch = progress.epoch - 1
         state = self.state.as_checkpoint(None)

@@ -1,1 +1,1 @@
-"""A trained network as a file that others run, and the reader of such a file. The reader imports no torch."""
+"""Exports a trained network as a file for other programs, and reads such files. The reader imports no torch."""

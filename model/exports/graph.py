@@ -1,11 +1,11 @@
-"""The network as one graph from uint8 crops to log-probabilities, in operations that other runtimes know.
+"""The network as one graph from uint8 crops to log-probabilities, in operations that other runtimes support.
 
 Shapes: B clips, T frames, S encoder steps, H×W px of the crop, Y×X px of the network's input, V characters,
-W syllables, F features of a step, E encoder width, N = B S pictures, C channels, R places that one becomes.
+W syllables, F features of a step, E encoder width, N = B S pictures, C channels, R output positions.
 
-What stands here in place of the network's own code gives the same numbers. Only those parts are written anew that
-exporters freeze or refuse: packed sequences (the time axis of an LSTM), windows over a free axis, and pooling of areas
-that do not divide. B and T stay free, H and W are those of the crops that the model was trained on.
+The code here computes the same numbers as the network's own code. It replaces only what exporters freeze or reject:
+packed sequences (the time axis of an LSTM), windows over a dynamic axis, and pooling of areas of unequal size. B and T
+are dynamic. H and W are the sizes of the crops that the model was trained on.
 """
 
 import copy
@@ -30,11 +30,11 @@ LSTM_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class ExportedNetwork(nn.Module):
-    """uint8 crops (B, T, H, W) and int64 numbers of frames (B,) to what a CTC decoder takes.
+    """Maps uint8 crops (B, T, H, W) and int64 frame counts (B,) to the input of a CTC decoder.
 
-    A tuple: for each of `outputs` but the last log-probabilities (B, S, V or W), float32; then the numbers of steps
-    (B,), int64. What stands behind a clip's end may be anything, and means nothing in the outputs. A copy of the
-    network's weights, on the CPU. Raises ConfigError where the network has no CTC head.
+    Returns a tuple: for each of `outputs` except the last, log-probabilities (B, S, V or W), float32; then the step
+    counts (B,), int64. Padding frames may have any values; outputs after a clip's end have no meaning. Holds a copy of
+    the network's weights on the CPU. Raises ConfigError if the network has no CTC head.
     """
 
     def __init__(self, network: LipNetwork, params: ModelParams, crop_px: int) -> None:
@@ -43,13 +43,13 @@ class ExportedNetwork(nn.Module):
         learnt = {name: head for name, head in heads.items() if head is not None}
         if not learnt:
             raise ConfigError(
-                "this model has an attention decoder alone, which reads in a loop and is no graph; --format "
-                "safetensors carries it, and one trained with train.ctc_weight above 0 can be exported"
+                "this model has only an attention decoder, which reads in a loop and cannot be exported as a graph; "
+                "use --format safetensors, or train with train.ctc_weight above 0"
             )
         self.params = params
         self.crop_px = crop_px
         self.outputs = (*learnt, NUM_STEPS)
-        # resizing is linear, and by rows and columns apart: each is a matrix, read off from what becomes of one row
+        # resizing is linear and separable in rows and columns: each is a matrix, found by resizing single rows
         rows_RHW = (torch.eye(crop_px, dtype=torch.uint8) * WHITE)[:, :, None].expand(-1, -1, crop_px)
         self.rows_YH = nn.Buffer(window_of(rows_RHW[None], params)[0, :, :, 0].T.contiguous())
         self.columns_WX = nn.Buffer(window_of(rows_RHW.transpose(1, 2)[None], params)[0, :, 0].contiguous())
@@ -66,7 +66,7 @@ class ExportedNetwork(nn.Module):
         self.heads = nn.ModuleList(copy.deepcopy(head) for head in learnt.values())
         self.cpu().float().eval().requires_grad_(False)
         with torch.no_grad():
-            self(*self.example())  # the matrices of pooling are made from the sizes of the first pictures
+            self(*self.example())  # creates the pooling matrices from the sizes of this input
 
     def forward(self, video_BTHW: torch.Tensor, num_frames_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
         pixels_BTYX = self.rows_YH @ (video_BTHW.float() / WHITE) @ self.columns_WX
@@ -79,7 +79,7 @@ class ExportedNetwork(nn.Module):
     def example(
         self, num_frames: Sequence[int] = (23, 17), seed: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A padded batch of noise, the same for the same arguments."""
+        """Returns a padded batch of noise, the same for the same arguments."""
         generator = torch.Generator().manual_seed(seed)
         shape = (len(num_frames), max(num_frames), self.crop_px, self.crop_px)
         video_BTHW = torch.randint(0, WHITE + 1, shape, dtype=torch.uint8, generator=generator)
@@ -88,18 +88,18 @@ class ExportedNetwork(nn.Module):
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """Inside, a graph may be recorded; an error is raised where a size of the example would be frozen."""
+    """Within it, a graph may be traced. Raises an error if a size of the example would be frozen."""
     with warnings.catch_warnings(), torch.no_grad():
-        # torch 2.13 calls torch.jit outdated; torch.export, which it names instead, freezes the time of an LSTM
+        # torch 2.13 deprecates torch.jit, but torch.export, its replacement, freezes the time axis of an LSTM
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("error", category=torch.jit.TracerWarning)
-        # nn.LSTM compares the width of what it is given: that one is frozen rightly
+        # nn.LSTM compares the width of its input, which may be frozen
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"torch\.nn\.modules\.rnn")
         yield
 
 
 class _Pool(nn.Module):
-    """Adaptive average pooling of pictures (…, Y, X) to (…, cells of a grid), as a matrix over their pixels."""
+    """Adaptive average pooling of pictures (…, Y, X) to (…, grid cells), as a matrix over the pixels."""
 
     cells_PG: torch.Tensor | None
 
@@ -118,7 +118,7 @@ class _Pool(nn.Module):
 
 
 class _ResNet(nn.Module):
-    """As ResNetFrontend, the windows of its stem cut out by slices."""
+    """Like ResNetFrontend, but slices cut out the windows of the stem."""
 
     def __init__(self, frontend: ResNetFrontend) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _ResNet(nn.Module):
         self.pool = _Pool(frontend.pool_grid)
 
     def forward(self, video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
-        # `normalised` has left zeros behind each clip's end, which is what the stem has to see there
+        # `normalised` puts zeros after each clip's end, as the stem requires
         pictures_NCYX = self._stem(video_BCTYX[:, 0])
         for stage in self.stages:
             pictures_NCYX = stage(pictures_NCYX)
@@ -150,7 +150,7 @@ class _ResNet(nn.Module):
 
 
 class _Cnn3d(nn.Module):
-    """As Cnn3dFrontend, pooled by a matrix."""
+    """Like Cnn3dFrontend, but a matrix does the pooling."""
 
     def __init__(self, frontend: Cnn3dFrontend) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class _Cnn3d(nn.Module):
 
 
 class _Bilstm(nn.Module):
-    """As BilstmEncoder, each direction an LSTM of its own; the one that goes back is shown each clip turned round."""
+    """Like BilstmEncoder, with one LSTM per direction. The backward LSTM reads each clip reversed in time."""
 
     def __init__(self, encoder: BilstmEncoder) -> None:
         super().__init__()
@@ -176,12 +176,12 @@ class _Bilstm(nn.Module):
 
     def forward(self, features_BSF: torch.Tensor, num_steps_B: torch.Tensor) -> torch.Tensor:
         steps_S = torch.arange(features_BSF.shape[1], device=num_steps_B.device)
-        # step s of a clip of n steps is step n - 1 - s of it turned round; what stands behind its end stays there
-        turned_BS = num_steps_B[:, None] - 1 - steps_S
-        turned_BS1 = torch.where(turned_BS >= 0, turned_BS, steps_S)[:, :, None]
+        # reversing maps step s of a clip of n steps to step n - 1 - s; steps after its end stay in place
+        reversed_BS = num_steps_B[:, None] - 1 - steps_S
+        reversed_BS1 = torch.where(reversed_BS >= 0, reversed_BS, steps_S)[:, :, None]
         for ahead, back in zip(self.ahead, self.back, strict=True):
             ahead_BSE = ahead(features_BSF)[0]
-            back_BSE = _at(back(_at(features_BSF, turned_BS1))[0], turned_BS1)
+            back_BSE = _at(back(_at(features_BSF, reversed_BS1))[0], reversed_BS1)
             features_BSF = torch.cat([ahead_BSE, back_BSE], dim=2)
         return features_BSF
 
@@ -191,7 +191,7 @@ def _at(inputs_BSF: torch.Tensor, steps_BS1: torch.Tensor) -> torch.Tensor:
 
 
 def _one_way(lstm: nn.LSTM, ending: str) -> nn.LSTM:
-    """One layer and direction of `lstm`, by the ending of its weights' names."""
+    """Returns one layer and direction of `lstm`, chosen by the ending of its weights' names."""
     weights = {kind: getattr(lstm, kind + ending).detach() for kind in LSTM_WEIGHTS}
     single = nn.LSTM(weights["weight_ih"].shape[1], lstm.hidden_size, batch_first=True)
     single.load_state_dict({f"{kind}_l0": weight for kind, weight in weights.items()})

@@ -1,6 +1,6 @@
-"""The graph as an ONNX file, its configuration within: one file is a whole reader.
+"""Writes the graph as an ONNX file that includes its configuration: one file is a complete model.
 
-An export against the network that it was made of.
+Also compares an export with its network.
 
 Shapes: B clips, T frames, S encoder steps, V characters or syllables.
 """
@@ -24,21 +24,21 @@ from model.exports.names import CONFIG, NUM_FRAMES, NUM_STEPS, VIDEO
 from shards.errors import CheckpointError, MachineError
 
 OPSET = 18
-"""Of 2022: read by onnxruntime from 1.14 on."""
+"""From 2022; onnxruntime reads it since 1.14."""
 
 
 def onnx_bytes(graph: ExportedNetwork, config: Mapping[str, Any]) -> bytes:
-    """The file: same weights and configuration, same bytes.
+    """Returns the file. The same weights and configuration give the same bytes.
 
-    From torch's exporter by tracing. Its newer one (dynamo, torch 2.13) freezes the time axis of the outputs behind
-    an LSTM, and fails on the Conformer's reshapes with free axes. MachineError where onnx is not installed.
+    Uses torch's tracing exporter. The newer one (dynamo, torch 2.13) freezes the time axis of outputs after an LSTM,
+    and fails on the Conformer's reshapes with dynamic axes. Raises MachineError if onnx is not installed.
     """
     onnx = _onnx()
     axes = {name: {0: "batch", 1: "steps"} for name in graph.outputs}
     axes |= {VIDEO: {0: "batch", 1: "frames"}, NUM_FRAMES: {0: "batch"}, NUM_STEPS: {0: "batch"}}
     with tracing(), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        # that a graph with an LSTM may not take other batch sizes: this one does, tests try it
+        # torch warns that a graph with an LSTM may not support other batch sizes; tests show that this one does
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
         torch.onnx.export(
             graph,
@@ -58,13 +58,13 @@ def onnx_bytes(graph: ExportedNetwork, config: Mapping[str, Any]) -> bytes:
 
 
 def quantised_bytes(onnx_file: bytes) -> bytes:
-    """The same reader, the weights of its matrix products and LSTMs as int8 with a scale a column.
+    """Returns the same model with int8 weights in its matrix products and LSTMs, with one scale per column.
 
     The int8 weights are -64 to 64 (reduce_range). Processors without VNNI add pairs of 8-bit products in 16 bits, which
-    saturate above 32,767; 2 · 255 · 64 = 32,640 does not, so one file reads the same on both kinds.
+    saturate above 32,767; 2 · 255 · 64 = 32,640 does not. So one file gives the same results on both kinds.
 
-    Dynamic: what flows between them stays float32, and is quantised where it enters one by its own range. Convolutions
-    stay as they are: onnxruntime's int8 ones are slower on a CPU than its float ones.
+    Quantisation is dynamic: activations stay float32, and each of these operations quantises its input by its range.
+    Convolutions stay float32: onnxruntime's int8 convolutions are slower on a CPU.
     """
     onnx = _onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -86,7 +86,7 @@ def quantised_bytes(onnx_file: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without the advice to run a pre-processing that folds shapes: these have free axes."""
+    """Hides the advice to run shape pre-processing, which does not apply to dynamic axes."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -105,7 +105,7 @@ def _onnx() -> Any:
 
 
 def _without_traces(graph: Any) -> None:
-    """Takes out where in whose files each operation was written."""
+    """Removes the source locations of operations, which name files of this machine."""
     for node in graph.node:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
@@ -126,18 +126,21 @@ def _config_in(model: Any) -> dict[str, Any]:
 
 
 TOLERANCE = 1e-3
-"""Of log-probabilities, nats; and a ten-thousandth of them, for what is less likely than e^-10."""
+"""Allowed difference of log-probabilities, nats, plus a ten-thousandth of them (matters below e^-10)."""
 CHECKED = ((23,), (40, 31, 8), (64, 64), (1_000,))
-"""Frames of the clips of each batch: other lengths and batch sizes than the one that was recorded, padding, and as
-long a clip as `crop.max_frames` allows by default: what rounding adds up to shows there."""
+"""Frames of the clips in each batch: other lengths and batch sizes than the traced example, padding, and a clip of the
+default `crop.max_frames`, where rounding errors add up."""
 
 Run = Callable[[torch.Tensor, torch.Tensor], Sequence[np.ndarray]]
-"""An export: from video_BTHW and num_frames_B to its outputs."""
+"""Runs an export: from video_BTHW and num_frames_B to its outputs."""
 
 
 @torch.no_grad()
 def largest_difference(run: Run, graph: ExportedNetwork, reader: LipReader) -> float:
-    """The largest one of log-probabilities, nats, over batches of noise; CheckpointError where it is too large."""
+    """Returns the largest difference of log-probabilities, nats, over batches of noise.
+
+    Raises CheckpointError if it exceeds TOLERANCE.
+    """
     largest = 0.0
     for seed, num_frames in enumerate(CHECKED):
         video_BTHW, num_frames_B = graph.example(num_frames, seed)
@@ -153,8 +156,8 @@ def largest_difference(run: Run, graph: ExportedNetwork, reader: LipReader) -> f
                 largest = max(largest, float(np.abs(theirs_SV - ours_SV).max()))
                 if not np.allclose(theirs_SV, ours_SV, rtol=TOLERANCE / 10, atol=TOLERANCE):
                     raise CheckpointError(
-                        f"the export differs from the network by {largest:g} in a log-probability ({TOLERANCE:g} is "
-                        "allowed); nothing was written. Weights that are not finite do that, and versions of torch or "
-                        "onnxruntime that are not those of constraints.txt may"
+                        f"the export differs from the network by {largest:g} in a log-probability (allowed: "
+                        f"{TOLERANCE:g}); nothing was written. Check that the weights are finite, and that the "
+                        "versions of torch and onnxruntime are those of constraints.txt"
                     )
     return largest

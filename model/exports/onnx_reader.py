@@ -1,4 +1,4 @@
-"""Reads clips with an exported model.onnx: onnxruntime and numpy, no torch.
+"""Reads clips with an exported model.onnx, using onnxruntime and numpy, without torch.
 
 Shapes: T frames, H×W px, S encoder steps, V characters, W syllables.
 """
@@ -28,7 +28,7 @@ from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 
 MAX_FILE_BYTES = 4 << 30
-"""Ten times the largest preset's; protobuf ends at 2 GB."""
+"""Ten times the largest preset; protobuf has a limit of 2 GB."""
 MAX_CONFIG_CHARS = 8_000_000
 MAX_CROP_PX = 512
 MAX_FPS = 120.0
@@ -37,34 +37,34 @@ HEAD_OF_OUTPUT: Mapping[str, Head] = {LOG_PROBS: "ctc", SYLLABLE_LOG_PROBS: "syl
 
 @dataclass
 class OnnxReader:
-    """An exported network with all it takes to read."""
+    """An exported network with everything that reading needs."""
 
     session: Any
     vocabulary: Vocabulary
     text: TextParams
     fps: float
     crop_px: int
-    """Side of the mouth crops; others are refused."""
+    """Side of the mouth crops; other sizes are rejected."""
     outputs: tuple[str, ...]
     language_model: LanguageModel | None = None
-    """Over the vocabulary's characters; what beam searches ask."""
+    """Over the vocabulary's characters, for beam searches."""
 
     @property
     def heads(self) -> list[Head]:
-        """What the file can be read by: an attention decoder is no part of it."""
+        """The heads in the file, which never include an attention decoder."""
         return [head for output, head in HEAD_OF_OUTPUT.items() if output in self.outputs]
 
     @classmethod
     def open(cls, path: Path, threads: int = 0) -> "OnnxReader":
-        """The reader in the file `path`; `threads` 0: a thread a core. Raises as `of_bytes` does."""
+        """Opens the file `path`. `threads` 0 means one thread per core. Raises the errors of `of_bytes`."""
         return cls.of_bytes(_file_bytes(path), path, threads)
 
     @classmethod
     def of_bytes(cls, file: bytes, path: Path, threads: int = 0) -> "OnnxReader":
-        """The reader in the bytes of a file, called `path` in messages.
+        """Opens the bytes of a file, which messages call `path`.
 
-        Raises CheckpointError where it is missing, damaged, too large or not of `pipeline export`, MachineError where
-        onnxruntime is not installed.
+        Raises CheckpointError if the file is missing, damaged, too large or not written by `pipeline export`,
+        MachineError if onnxruntime is not installed.
         """
         session = _session(file, path, threads)
         outputs = _checked_outputs(session, path)
@@ -77,15 +77,17 @@ class OnnxReader:
         except (KeyError, TypeError, ValueError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise CheckpointError(
-                f"{path}: its configuration is not what `pipeline export` writes: {reason}"
+                f"{path}: its configuration was not written by `pipeline export`: {reason}"
             ) from error
         if version not in READABLE_NORMALISERS:
             raise CheckpointError(
-                f"{path} was trained on labels of normaliser version {version}, this program reads "
+                f"{path} was trained on labels of normaliser version {version}, but this program supports only "
                 f"{', '.join(map(str, READABLE_NORMALISERS))}"
             )
         if not (0 < fps <= MAX_FPS and 0 < crop_px <= MAX_CROP_PX):
-            raise CheckpointError(f"{path} claims {fps:g} frames/s and crops of {crop_px} px")
+            raise CheckpointError(
+                f"{path} has an invalid configuration: {fps:g} frames/s and crops of {crop_px} px"
+            )
         vocabulary = Vocabulary(
             Tokenizer.from_json(tables[0], str(path)),
             Tokenizer.from_json(tables[1], f"{path} (syllables)") if tables[1] is not None else None,
@@ -95,20 +97,20 @@ class OnnxReader:
         return reader
 
     def decoder(self, params: DecodeParams) -> str:
-        """The decoder that `params` names; ConfigError where the file has not what it takes."""
+        """Returns the decoder that `params` names. Raises ConfigError if the file lacks its head."""
         return ready_decoder(params, self.heads, self.language_model is not None)
 
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
-        """Opens the ARPA file at `path` where the decoder of `params` asks a language model; TableError as it does."""
+        """Opens the ARPA file `path` if the decoder of `params` uses a language model. Raises TableError."""
         if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
             self.language_model = load_language_model(path, self.vocabulary.characters, self.text)
 
     def log_probs(self, clip_THW: np.ndarray) -> dict[str, np.ndarray]:
-        """By output, float32 (S, V or W), of one uint8 clip. CheckpointError where it is of another size."""
+        """Returns float32 (S, V or W) per output, of one uint8 clip. Raises CheckpointError for another crop size."""
         if clip_THW.shape[1:] != (self.crop_px, self.crop_px):
             height, width = clip_THW.shape[1:]
             raise CheckpointError(
-                f"the model reads mouth clips of {self.crop_px} × {self.crop_px} px, this one has {width} × {height}; "
+                f"the model needs mouth clips of {self.crop_px} × {self.crop_px} px, this one has {width} × {height}; "
                 f"set crop.size_px to {self.crop_px}"
             )
         assert clip_THW.dtype == np.uint8 and len(clip_THW)
@@ -118,42 +120,42 @@ class OnnxReader:
         return {name: log_probs_BSV[0, : int(num_steps_B[0])] for name, log_probs_BSV in heads}
 
     def ctc_log_probs(self, clip_THW: np.ndarray) -> np.ndarray | None:
-        """Log-probabilities (S, V) of the characters of one uint8 clip; None: no such head."""
+        """Returns log-probabilities (S, V) of the characters of one uint8 clip; None without a CTC head."""
         return self.log_probs(clip_THW).get(LOG_PROBS)
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Text of one uint8 clip."""
+        """Reads one uint8 clip."""
         name = self.decoder(params)
         of_clip = {output: log_probs_SV[None] for output, log_probs_SV in self.log_probs(clip_THW).items()}
         characters, syllables = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
         return ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)[0]
 
     def reference(self, label: str, params: DecodeParams) -> str:
-        """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
+        """Returns the reference for this decoder: the label, or its syllables."""
         return " ".join(syllables_of(label)) if self.decoder(params) == "syllables" else label
 
     def _refuse_other_sizes(self, path: Path) -> None:
-        """CheckpointError where the tables are not of the heads' size, or the crops not of the input's."""
+        """Raises CheckpointError if the tables do not fit the outputs, or the crop size does not fit the input."""
         shapes = {node.name: node.shape for node in (*self.session.get_inputs(), *self.session.get_outputs())}
         tables = {LOG_PROBS: self.vocabulary.characters, SYLLABLE_LOG_PROBS: self.vocabulary.syllables}
         for name in self.outputs[:-1]:
             table = tables[name]
             if table is None or shapes[name][-1] != table.num_tokens:
-                raise CheckpointError(f"{path}: its tables are not of the size of its output {name}")
+                raise CheckpointError(f"{path}: the size of its table differs from its output {name}")
         if shapes[VIDEO][2:] != [self.crop_px, self.crop_px]:
-            raise CheckpointError(f"{path}: its input is not of crops of {self.crop_px} px, which it claims")
+            raise CheckpointError(
+                f"{path}: its input does not fit the crops of {self.crop_px} px in its configuration"
+            )
 
 
 def _file_bytes(path: Path) -> bytes:
     refuse_pipe(path)
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise CheckpointError(
-                f"{path} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} that are read"
-            )
+            raise CheckpointError(f"{path} has {size:,} bytes, more than the limit of {MAX_FILE_BYTES:,}")
         return path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; `pipeline export --format onnx` makes it") from None
+        raise CheckpointError(f"{path} is missing; `pipeline export --format onnx` writes it") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
@@ -168,8 +170,8 @@ def _session(file: bytes, path: Path, threads: int) -> Any:
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = 4  # what goes wrong is told as an error
-    # where weights outside of the file are looked for, in the working directory else: in no folder
+    options.log_severity_level = 4  # errors are raised, not logged
+    # the folder for weights outside the file: none; by default it is the working directory
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     damaged = (
         states.Fail,
@@ -183,7 +185,7 @@ def _session(file: bytes, path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except damaged as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path} is damaged or no ONNX model that can be run: {reason}") from error
+        raise CheckpointError(f"{path} is damaged or not an ONNX model that can be run: {reason}") from error
 
 
 def _checked_outputs(session: Any, path: Path) -> tuple[str, ...]:
@@ -192,8 +194,8 @@ def _checked_outputs(session: Any, path: Path) -> tuple[str, ...]:
     known = [name for name in (LOG_PROBS, SYLLABLE_LOG_PROBS) if name in outputs]
     if inputs != {VIDEO, NUM_FRAMES} or not known or set(outputs) != {*known, NUM_STEPS}:
         raise CheckpointError(
-            f"{path} is no model of `pipeline export`: it takes {', '.join(sorted(inputs))[:100]} and gives "
-            f"{', '.join(outputs)[:100]}"
+            f"{path} was not written by `pipeline export`: its inputs are {', '.join(sorted(inputs))[:100]}, its "
+            f"outputs {', '.join(outputs)[:100]}"
         )
     return (*known, NUM_STEPS)
 
@@ -201,11 +203,11 @@ def _checked_outputs(session: Any, path: Path) -> tuple[str, ...]:
 def _config(session: Any, path: Path) -> dict[str, Any]:
     text = session.get_modelmeta().custom_metadata_map.get(CONFIG, "")
     if not text or len(text) > MAX_CONFIG_CHARS:
-        raise CheckpointError(f"{path} has no configuration of `pipeline export` in it, or one too long")
+        raise CheckpointError(f"{path} has no configuration of `pipeline export`, or it is too long")
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its configuration is no JSON: {error}") from error
+        raise CheckpointError(f"{path}: its configuration is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: its configuration is no JSON object")
+        raise CheckpointError(f"{path}: its configuration is not a JSON object")
     return config

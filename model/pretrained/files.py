@@ -1,4 +1,4 @@
-"""Opens a stranger's file of weights: tensors by name, and nothing that it would have run."""
+"""Opens a file of weights from an untrusted source: reads tensors by name and runs no code of the file."""
 
 import pickle
 import re
@@ -22,53 +22,53 @@ from shards.pipes import refuse_pipe
 MAX_BYTES = 16 << 30
 MAX_TENSORS = 20_000
 MAX_NUMBERS = 2_000_000_000
-"""Of all tensors; the largest public lip readers have 300 million parameters."""
+"""Limit over all tensors; the largest public lip readers have 300 million parameters."""
 NESTED_UNDER = ("state_dict", "model_state_dict", "model")
 DAMAGED = (
     *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error),
     *(RuntimeError, OSError, EOFError, MemoryError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
 )
-"""What reading a file raises where bytes of it are wrong: of the last line, torch's reader of pickles any."""
+"""Errors of reading a file with wrong bytes. torch's pickle reader raises any of the last line."""
 _WRAPPERS = re.compile(r"(?:(?:model|module|net|network|_orig_mod)\.)*")
 
 
 @dataclass(frozen=True)
 class PublicWeights:
-    """The tensors of a file, by the names of a format where it knows them."""
+    """The tensors of a file, under our names if the format knows them."""
 
     path: Path
     nested_under: str
-    """Keys at which they stand in the file, joined by dots; empty: at its top."""
+    """Keys under which the tensors are nested, joined by dots; empty if they are at the top level."""
     prefix: str
-    """What stands before the format's names in theirs, and is left out of `named`."""
+    """The prefix of the names in the file; it is removed in `named`."""
     named: Mapping[str, torch.Tensor]
-    """By our names."""
-    strange: tuple[str, ...]
-    """Names in the file that the format does not know, and keys that hold no tensor."""
+    """Tensors by our names."""
+    unknown_names: tuple[str, ...]
+    """Names in the file that the format does not know, and keys without a tensor."""
 
 
 def open_weights(path: Path, format: PublicFormat) -> PublicWeights:
-    """The tensors of a .pt, .pth, .ckpt or .safetensors file, on the CPU, most of them still in the file.
+    """Returns the tensors of a .pt, .pth, .ckpt or .safetensors file, on the CPU, most of them memory-mapped.
 
-    Raises CheckpointError where it is missing, damaged, of another format, or holds more than plain tensors.
+    Raises CheckpointError if the file is missing, damaged, in another format, or holds more than plain tensors.
     """
     values, nested_under = _unnested(path, _opened(path))
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     _refuse_strange_tensors(path, tensors)
     if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: no checkpoint of a lip reader")
+        raise CheckpointError(f"{path} holds no tensors, so it is not a checkpoint of a lip reader")
     prefix = _prefix(tensors, format)
-    named, strange = {}, [name for name in values if name not in tensors]
+    named, unknown_names = {}, [name for name in values if name not in tensors]
     for name, tensor in tensors.items():
         ours = our_name(format, name.removeprefix(prefix)) if name.startswith(prefix) else None
         if ours is None:
-            strange.append(name)
+            unknown_names.append(name)
         else:
             named[ours] = tensor
     if len(named) < len(tensors):
         _refuse_other_format(path, format, len(named), [name.removeprefix(prefix) for name in tensors])
-    return PublicWeights(path, nested_under, prefix, named, tuple(strange))
+    return PublicWeights(path, nested_under, prefix, named, tuple(unknown_names))
 
 
 def _opened(path: Path) -> object:
@@ -81,31 +81,31 @@ def _opened(path: Path) -> object:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if size > MAX_BYTES:
         raise CheckpointError(
-            f"{path} has {size >> 30} GiB, public lip readers have one or two; it is not opened"
+            f"{path} has {size >> 30} GiB, but public lip readers have one or two; it is not opened"
         )
     try:
         if head[8:] == b"{":  # safetensors: 8 bytes of length, then JSON
             return load_file(path)
-        is_archive = head[:2] == b"PK"  # files of before torch 1.6 are none, and cannot be mapped
+        is_archive = head[:2] == b"PK"  # files from before torch 1.6 are not archives and cannot be mapped
         if is_archive:
             refuse_wrong_checksums(path)
-        with warnings.catch_warnings(action="ignore"):  # what cannot be read is told below
+        with warnings.catch_warnings(action="ignore"):  # errors are reported below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors, and reading that would run code of whoever made it: {_reason(error)}. "
-            "This program never does. Where you trust the file, take its weights out in a place of no value and "
-            "import those:\n  import torch; state = torch.load('FILE', weights_only=False, map_location='cpu')\n"
+            f"{path} holds more than tensors; reading it would run code from the file: {_reason(error)}. This program "
+            "never does that. If you trust the file, extract its weights on a machine without valuable data, then "
+            "import weights.pt:\n  import torch; state = torch.load('FILE', weights_only=False, map_location='cpu')\n"
             "  torch.save(state['state_dict'], 'weights.pt')"
         ) from error
     except DAMAGED as error:
         raise CheckpointError(
-            f"{path} is damaged (get it again) or no file of weights: {_reason(error)}"
+            f"{path} is damaged (download it again) or not a file of weights: {_reason(error)}"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """What torch says of it, without its advice to trust the file."""
+    """Returns torch's message, without its advice to trust the file."""
     text = str(error)
     if found := re.search(r"(?:GLOBAL|class|Unsupported operand|Unsupported class) [^\n]{0,120}", text):
         return found[0].split(" was not an allowed")[0].rstrip(".")
@@ -122,32 +122,34 @@ def _unnested(path: Path, values: object) -> tuple[Mapping[str, object], str]:
         values = values[inner]
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise CheckpointError(
-            f"{path} holds no weights by name but {type(values).__name__}; wanted is a state dict, bare or under "
-            f"{', '.join(NESTED_UNDER)}"
+            f"{path} holds {type(values).__name__}, not weights by name; expected a state dict, at the top level or "
+            f"under {', '.join(NESTED_UNDER)}"
         )
     return values, ".".join(keys)
 
 
 def _refuse_strange_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(f"{path} holds {len(tensors)} tensors, public lip readers have a thousand")
+        raise CheckpointError(
+            f"{path} holds {len(tensors)} tensors, but public lip readers have about a thousand"
+        )
     for name, tensor in tensors.items():
         is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not is_plain or tensor.is_complex():
             raise CheckpointError(
-                f"{path}: {name} is no plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
+                f"{path}: {name} is not a plain tensor ({tensor.layout}, {tensor.dtype}, {tensor.device})"
             )
-        # a view may say that it is larger than what stands in the file
+        # a view may claim to be larger than its data in the file
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(
-                f"{path}: {name} repeats its numbers: {list(tensor.shape)} of fewer in the file"
+                f"{path}: {name} has shape {list(tensor.shape)}, but fewer numbers in the file"
             )
     if sum(tensor.numel() for tensor in tensors.values()) > MAX_NUMBERS:
         raise CheckpointError(f"{path} holds more than {MAX_NUMBERS:,} numbers")
 
 
 def _prefix(tensors: Mapping[str, torch.Tensor], format: PublicFormat) -> str:
-    """What wraps most of the names that the format knows: `model.` of a training program, `module.` of DDP."""
+    """Returns the prefix of most names that the format knows: `model.` of a training program, `module.` of DDP."""
     candidates = {match[0] for name in tensors if (match := _WRAPPERS.match(name))}
     if len(candidates) == 1:
         return candidates.pop()
@@ -159,7 +161,7 @@ def _prefix(tensors: Mapping[str, torch.Tensor], format: PublicFormat) -> str:
 
 
 def num_known(names: list[str], format: PublicFormat) -> int:
-    """How many of `names` are the format's."""
+    """Returns how many of `names` belong to the format."""
     return sum(our_name(format, name) is not None for name in names)
 
 
@@ -168,9 +170,9 @@ def _refuse_other_format(path: Path, format: PublicFormat, known: int, names: li
     best = max(by_format, key=by_format.__getitem__)
     if by_format[best] > known:
         raise CheckpointError(
-            f"{path} has {by_format[best]} names of {best} and {known} of {format}: give --format {best}"
+            f"{path} has {by_format[best]} names of {best} and {known} of {format}; use --format {best}"
         )
     if known == 0:
         raise CheckpointError(
-            f"{path} has no name of {format} among its {len(names)}, such as {', '.join(names[:3])}"
+            f"{path}: none of its {len(names)} names, such as {', '.join(names[:3])}, belongs to --format {format}"
         )

@@ -1,8 +1,8 @@
-"""What public checkpoints call the parameters of our conformer network: names alone.
+"""Maps the parameter names of public checkpoints to those of our conformer network.
 
-Every name of a format has one of ours, and the other way round. Our convolutions of one step are linear layers:
-their public weight (E, F, 1) is ours after `reshape`; every other tensor has our shape. The rows of embeddings,
-outputs and CTC head stand in the order of the public character table, blank first, start and end one token, last.
+The mapping is one to one. Our convolutions of one step are linear layers: `reshape` turns the public weight (E, F, 1)
+into ours. All other tensors have our shape. The rows of embeddings, outputs and CTC head are in the order of the
+public character table: blank first, then the characters, then one token for start and end.
 """
 
 import re
@@ -92,7 +92,7 @@ RENAMES: Mapping[PublicFormat, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""Public module or parameter to ours; # is any number, the same on both sides."""
+"""From public to our module or parameter name; # is any number, the same on both sides."""
 
 
 _PATTERNS = {
@@ -105,7 +105,7 @@ _PATTERNS = {
 
 
 def our_name(format: PublicFormat, public_name: str) -> str | None:
-    """Our name of a public checkpoint's parameter or buffer; None where the format has no such name."""
+    """Returns our name of a public checkpoint's parameter or buffer; None if the format has no such name."""
     for pattern, ours in _PATTERNS[format]:
         if match := pattern.fullmatch(public_name):
             *numbers, leaf = match.groups()

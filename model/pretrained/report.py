@@ -1,4 +1,4 @@
-"""What `import_weights` tells of a public checkpoint: what became of each of its tensors and characters."""
+"""The report of `import_weights`: which tensors and characters of a public checkpoint were imported."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -13,28 +13,28 @@ PARTS = ("frontend", "encoder", *HEAD_OF_MODULE)
 
 
 def part_of(name: str) -> str:
-    """The part of the network that a tensor is of, by our name."""
+    """Returns the part of the network that a tensor belongs to, from our name."""
     return name.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """What became of one part of the network."""
+    """The result of the import for one part of the network."""
 
     part: str
     matched: int
-    """Tensors taken over."""
+    """Imported tensors."""
     left: int
-    """Tensors of the file that were not asked for."""
+    """Tensors of the file that were not requested."""
     new: int
-    """Tensors that the file does not have, or that were not asked for: fresh ones."""
+    """Tensors with fresh weights: the file does not have them, or they were not requested."""
     parameters: int
-    """Of the part in the result, running statistics included."""
+    """Parameters of the part in the result, including running statistics."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What was found in a public checkpoint, and what was made of it."""
+    """The content of a public checkpoint and the result of the import."""
 
     file: str
     format: str
@@ -48,26 +48,26 @@ class ImportReport:
     left: tuple[str, ...]
     """Names in the file that the format does not know."""
     table: str
-    """Where the characters come from."""
+    """The source of the characters."""
     num_characters: int
     rows_kept: int
-    """Of the tables: characters, blank, start and end, and `<unk>` where they have it."""
+    """Rows of the public heads: characters, blank, start and end, and `<unk>` if the table has it."""
     rows_new: tuple[str, ...]
-    """Tokens of ours that they have no row of: never read until they are trained."""
+    """Our tokens without a public row: they have probability 0 until they are trained."""
     rewritten: tuple[tuple[str, str], ...]
     not_in_labels: tuple[str, ...]
     not_in_table: tuple[str, ...] | None
-    """Characters of the packed train clips that the table lacks; None: nothing is packed here."""
+    """Characters of the packed train clips that the table lacks; None if nothing is packed."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values for JSON."""
         return asdict(self)
 
 
 def part_reports(
     weights: PublicWeights, learnt: Collection[str], state: Mapping[str, torch.Tensor]
 ) -> list[PartReport]:
-    """Of each part that the file or the result `state` has."""
+    """Returns a report per part that the file or the result `state` has."""
     reports = []
     for part in PARTS:
         there = sum(part_of(name) == part for name in weights.named)

@@ -1,6 +1,6 @@
-"""Reads a network's sizes off the shapes of a public checkpoint's tensors.
+"""Reads a network's sizes from the shapes of a public checkpoint's tensors.
 
-A network without memory: what its parts and tensors would be, before anything is allocated for them.
+Also builds a network without memory, to know its parts and shapes before anything is allocated.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,20 +18,20 @@ from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
 
 WINDOW_PX = 88
-"""Side of the crop's middle that public lip readers see."""
+"""Side of the central window of the crop that public lip readers use."""
 
 
 def model_params(weights: PublicWeights, learnt: Collection[str]) -> ModelParams:
-    """The network that the parts `learnt` of a file are of; around a frontend alone, the smallest.
+    """Returns the network that the parts `learnt` of a file belong to. For a frontend only, the rest is the smallest.
 
-    Raises CheckpointError where a tensor that tells a size is missing, or the size is none of this program's.
+    Raises CheckpointError if a tensor that shows a size is missing, or this program does not support the size.
     """
     preset: Literal["conformer_large", "conformer_tiny"]
     preset = "conformer_large" if "encoder" in learnt else "conformer_tiny"
     given: dict[str, Any] = {"pool_grid": 1}
     if "frontend" in learnt:
         given |= _frontend_sizes(weights)
-    else:  # a fresh one of public size
+    else:  # fresh weights, of the public size
         given |= PRESET_SIZES["conformer_large"].model_dump(include={"channels", "blocks_per_stage"})
     if "encoder" in learnt:
         given |= _encoder_sizes(weights)
@@ -50,9 +50,9 @@ def model_params(weights: PublicWeights, learnt: Collection[str]) -> ModelParams
             }
         )
     except ValidationError as error:
-        told = error.errors()[0]
+        first = error.errors()[0]
         raise CheckpointError(
-            f"{weights.path} is of a network that this program does not know: {told['loc'][-1]}: {told['msg']}"
+            f"{weights.path} has a network that this program does not support: {first['loc'][-1]}: {first['msg']}"
         ) from error
 
 
@@ -77,29 +77,29 @@ def _encoder_sizes(weights: PublicWeights) -> dict[str, Any]:
 def _size(weights: PublicWeights, name: str, axis: int = 0) -> int:
     tensor = weights.named.get(name)
     if tensor is None or tensor.ndim == 0:
-        raise CheckpointError(f"{weights.path} lacks {name} (our name), by which its size is known")
+        raise CheckpointError(f"{weights.path} lacks {name} (our name), which shows a size of the network")
     return tensor.shape[axis]
 
 
 def _count(weights: PublicWeights, prefix: str) -> int:
-    """How many modules are numbered behind `prefix`, by the highest number."""
+    """Returns the number of modules after `prefix`, from the highest number."""
     numbers = [name.removeprefix(prefix) for name in weights.named if name.startswith(prefix)]
     return max((int(number.partition(".")[0]) for number in numbers), default=-1) + 1
 
 
 def network_of_shapes(model: ModelParams, vocabulary: Vocabulary, heads: Collection[Head]) -> LipNetwork:
-    """Such a network on torch's meta device: shapes and names, no numbers."""
+    """Returns the network on torch's meta device: with shapes and names, without numbers."""
     with torch.device("meta"), _Undrawn():
         return LipNetwork(model, vocabulary, heads)
 
 
 class _Undrawn(TorchFunctionMode):
-    """Nothing is drawn for tensors without memory: it would import torch's compiler, for seconds."""
+    """Draws no random numbers for tensors without memory: that would import torch's compiler, for seconds."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        # of torch.Tensor and of nn.init; who calls them looks at no result
+        # of torch.Tensor and nn.init; their callers ignore the result
         if func.__name__ in ("normal_", "uniform_"):
             return None
         return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
-"""The character table of a public checkpoint as a tokenizer of ours. Imports no torch.
+"""Reads the character table of a public checkpoint as our tokenizer. Imports no torch.
 
-A file like char_units.txt holds a line "character index" for each unit from index 1 on, `<unk>` usually first;
-0 is the blank, and start and end are one token behind the last line.
+A file like char_units.txt has a line "character index" for each unit, starting with index 1, usually `<unk>`. Index 0
+is the blank; start and end are one token after the last line.
 """
 
 import re
@@ -18,37 +18,37 @@ from shards.pipes import refuse_pipe
 MAX_BYTES = 4 << 20
 """A table of every Chinese character takes half a megabyte."""
 SHOWN = 5
-NEVER = -1e4
-"""Logit of a token that their reader does not have: its probability is 0, and the others' are theirs."""
+NEVER_LOGIT = -1e4
+"""Logit of a token that the public model lacks: its probability is 0, those of other tokens do not change."""
 UNKNOWN_NAMES = ("<unk>", "<UNK>")
 SPACE_NAMES = ("<space>", "▁")
-"""How tables that part their columns by a space call it; ▁ as sentencepiece does."""
+"""Names of the space in tables whose columns are separated by spaces; ▁ is sentencepiece's."""
 _LINE = re.compile(r"(.+?)[ \t]+(\d{1,9})[ \t]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class PublicTable:
-    """Our tokenizer of their characters, in their order, and where their rows stand."""
+    """Our tokenizer of the public characters, in their order, and the positions of their rows."""
 
     tokenizer: Tokenizer
     public_ids: tuple[int, ...]
-    """Their index of each unit."""
+    """The public index of each unit."""
     unknown_id: int | None
-    """Their index of `<unk>`; None: their reader knows no unknown character."""
+    """The public index of `<unk>`; None if the public model has no unknown character."""
     rewritten: tuple[tuple[str, str], ...]
-    """Characters that stand in our table in normal form: theirs, ours."""
+    """Characters that our table has in normal form, as pairs: public, ours."""
     not_in_labels: tuple[str, ...]
-    """Characters that no label of this normaliser holds: their rows are kept, what they read counts as an error."""
+    """Characters that no normalised label contains. Their rows are kept, but reading them counts as an error."""
 
     @property
     def num_public_tokens(self) -> int:
-        """Rows of their heads: the lines of the file, the blank, start and end."""
+        """Rows of the public heads: the lines of the file, the blank, and one for start and end."""
         return len(self.public_ids) + (self.unknown_id is not None) + 2
 
     def rows(self) -> tuple[list[int | None], list[int | None]]:
-        """Of each of our ids their row of an embedding, and of an output layer; None: they have none.
+        """Returns for each of our ids the public row in an embedding and in an output layer; None if there is none.
 
-        Their one token for start and end is fed as our start and read as our end. Start is never read.
+        The public token for start and end is fed as our start and read as our end. Start is never read.
         """
         last = self.num_public_tokens - 1
         fed: list[int | None] = [0, last, last, self.unknown_id, *self.public_ids]
@@ -59,16 +59,16 @@ class PublicTable:
 
 
 def read_table(path: Path, text: TextParams) -> PublicTable:
-    """The table of `path`, its characters as `text` normalises labels.
+    """Reads the table `path`, with characters normalised like labels (`text`).
 
-    Raises CheckpointError where it is no table of single characters with the indexes 1, 2, 3, …
+    Raises CheckpointError if it is not a table of single characters with the indexes 1, 2, 3, …
     """
     index_of = dict(_entries(path))
     wanted = range(1, len(index_of) + 1)
     if missing := set(wanted) - set(index_of.values()):
         raise CheckpointError(
             f"{path}: the indexes of its {len(index_of)} units must be 1 to {len(index_of)} (0 is the blank, start "
-            f"and end come last), index {min(missing)} is missing; give the table as it came with the checkpoint"
+            f"and end come last), but index {min(missing)} is missing; use the unchanged table of the checkpoint"
         )
     unknown_id = next((index_of.pop(name) for name in UNKNOWN_NAMES if name in index_of), None)
     theirs = sorted(index_of, key=index_of.__getitem__)
@@ -77,12 +77,12 @@ def read_table(path: Path, text: TextParams) -> PublicTable:
     characters = [" " if unit in SPACE_NAMES or unit.isspace() else unit for unit in theirs]
     if long := [unit for unit in characters if len(unit) > 1]:
         raise CheckpointError(
-            f"{path}: {len(long)} units are not single characters ({', '.join(long[:SHOWN])}): a reader of this "
-            "program writes characters, so the heads cannot be taken over; --part encoder without --vocabulary "
-            "takes what stands below them"
+            f"{path}: {len(long)} units are not single characters ({', '.join(long[:SHOWN])}). Models of this program "
+            "output characters, so these heads cannot be imported; --part encoder without --vocabulary imports the "
+            "parts below them"
         )
     if doubled := [unit for unit, count in Counter(characters).items() if count > 1]:
-        raise CheckpointError(f"{path}: the space stands twice ({doubled[0]!r}), under two names")
+        raise CheckpointError(f"{path}: {doubled[0]!r} appears twice, under two names of the space")
     normal = [unit if unit == " " else normalise(unit, text) for unit in characters]
     units = _in_normal_form(characters, normal)
     return PublicTable(
@@ -95,7 +95,7 @@ def read_table(path: Path, text: TextParams) -> PublicTable:
 
 
 def _in_normal_form(characters: Sequence[str], normal: Sequence[str]) -> list[str]:
-    """Each character as labels hold it, or as it is where that is none, or stands in the table already."""
+    """Returns each character as in labels, or unchanged if that is not one character or already in the table."""
     taken, units = set(characters), []
     for character, form in zip(characters, normal, strict=True):
         unit = form if len(form) == 1 and form not in taken else character
@@ -105,21 +105,21 @@ def _in_normal_form(characters: Sequence[str], normal: Sequence[str]) -> list[st
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int]]:
-    """Units and indexes, in the order of the file; every unit and index once."""
+    """Yields units and indexes in the order of the file; each unit and index appears once."""
     lines_of: dict[str | int, int] = {}
-    # not splitlines: a table may hold characters that end a line for it
+    # not splitlines: a table may contain characters that it treats as line ends
     for number, line in enumerate(_text(path).rstrip("\r\n").split("\n"), start=1):
         match = _LINE.fullmatch(line.removesuffix("\r"))
         if not match:
             raise CheckpointError(
-                f"{path}, line {number}: {line[:40]!r} is no 'character index', as 我 3; "
-                "--vocabulary wants the public checkpoint's table (char_units.txt)"
+                f"{path}, line {number}: {line[:40]!r} is not 'character index', for example 我 3; --vocabulary needs "
+                "the public checkpoint's table (char_units.txt)"
             )
         unit, index = match[1], int(match[2])
         for what in (unit, index):
             if what in lines_of:
                 raise CheckpointError(
-                    f"{path}: {what!r} stands twice, in lines {lines_of[what]} and {number}"
+                    f"{path}: {what!r} appears twice, in lines {lines_of[what]} and {number}"
                 )
             lines_of[what] = number
         yield unit, index
@@ -134,9 +134,11 @@ def _text(path: Path) -> str:
         raise CheckpointError(f"--vocabulary {path} cannot be read: {error.strerror}") from error
     if len(payload) > MAX_BYTES:
         raise CheckpointError(
-            f"--vocabulary {path} has more than {MAX_BYTES >> 20} MiB: no table of characters"
+            f"--vocabulary {path} has more than {MAX_BYTES >> 20} MiB, so it is not a table of characters"
         )
     try:
         return payload.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"--vocabulary {path} is no UTF-8 text ({error.reason}); convert it") from error
+        raise CheckpointError(
+            f"--vocabulary {path} is not UTF-8 text ({error.reason}); convert it"
+        ) from error

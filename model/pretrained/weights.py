@@ -1,4 +1,4 @@
-"""A public lip reader's checkpoint becomes one of ours, whole or its lower parts."""
+"""Imports a public lip reader's checkpoint: all of it, or its lower parts."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from model.pretrained.files import PublicWeights, open_weights
 from model.pretrained.names import PublicFormat
 from model.pretrained.report import PARTS, ImportReport, part_of, part_reports
 from model.pretrained.sizes import model_params, network_of_shapes
-from model.pretrained.table import NEVER, PublicTable, read_table
+from model.pretrained.table import NEVER_LOGIT, PublicTable, read_table
 from model.progress import Progress
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams, TrainParams
 from model.text import NORMALISER_VERSION, Tokenizer
@@ -20,10 +20,10 @@ from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, ConfigError
 
 Part = Literal["whole", "frontend", "encoder"]
-"""What is taken over: all; the frontend; frontend and encoder, which know of no characters."""
+"""The parts to import: all; the frontend; or frontend and encoder, which do not depend on characters."""
 
 FPS, CROP_PX = 25.0, 96
-"""Of the mouth crops that public lip readers are trained on."""
+"""Frame rate and crop size of the training data of public lip readers."""
 SHOWN = 5
 
 
@@ -35,11 +35,11 @@ def import_weights(
     corpus: Tokenizer | None = None,
     text: TextParams | None = None,
 ) -> tuple[dict[str, Any], ImportReport]:
-    """A checkpoint of ours, for `save_checkpoint`, made of a public one; and what became of its tensors.
+    """Returns our checkpoint, for `save_checkpoint`, of a public one, and a report on its tensors.
 
-    `table` is the public character table; `corpus` the characters of the packed clips, which stand in for it
-    where only lower parts are taken. Fresh parts are the same at every call. Raises CheckpointError where the file
-    or the table is not what it should be, ConfigError where a table is wanted and none is given.
+    `table` is the public character table. `corpus` holds the characters of the packed clips, which replace the table
+    if only lower parts are imported. Fresh weights are the same at every call. Raises CheckpointError if the file or
+    the table is invalid, ConfigError if a table is needed and missing.
     """
     text = text or TextParams()
     weights = open_weights(file, format)
@@ -47,14 +47,15 @@ def import_weights(
     characters = public_table.tokenizer if public_table else corpus
     if characters is None or (part == "whole" and public_table is None):
         raise ConfigError(
-            "--vocabulary FILE is wanted: the checkpoint's character table (char_units.txt)"
+            "--vocabulary FILE is missing: give the checkpoint's character table (char_units.txt)"
             if part == "whole"
-            else "--vocabulary FILE is wanted, or a params.yaml whose samples are packed: a checkpoint needs characters"
+            else "--vocabulary FILE is missing, and there are no packed clips: a checkpoint needs characters; give the "
+            "checkpoint's character table, or a params.yaml whose samples are packed"
         )
     learnt = _learnt_parts(weights, part)
     heads = tuple(head for name, head in HEAD_OF_MODULE.items() if name in learnt) or ("ctc",)
     model = model_params(weights, learnt)
-    # without memory: what a file says of its sizes is checked before it is believed
+    # without memory: the sizes of the file are checked before anything is allocated
     shapes_of = network_of_shapes(model, Vocabulary(characters), heads).state_dict()
     theirs = {name: tensor for name, tensor in weights.named.items() if part_of(name) in learnt}
     if part == "whole":
@@ -76,10 +77,10 @@ def import_weights(
         sizes=model.sizes.model_dump(mode="json"),
         heads=heads,
         parts=tuple(part_reports(weights, learnt, state)),
-        left=weights.strange,
+        left=weights.unknown_names,
         table=str(table) if table else "the labels of the packed train clips",
         num_characters=len(characters.units),
-        **_rows_told(public_table if part == "whole" else None),
+        **_row_counts(public_table if part == "whole" else None),
         rewritten=public_table.rewritten if public_table else (),
         not_in_labels=public_table.not_in_labels if public_table else (),
         not_in_table=tuple(sorted(set(corpus.units) - set(characters.units))) if corpus else None,
@@ -88,7 +89,7 @@ def import_weights(
 
 
 def _learnt_parts(weights: PublicWeights, part: Part) -> tuple[str, ...]:
-    """The parts taken over: those asked for that the file has."""
+    """Returns the parts to import: those that are requested and in the file."""
     found = {part_of(name) for name in weights.named}
     wanted = {"whole": PARTS, "frontend": ("frontend",), "encoder": ("frontend", "encoder")}[part]
     learnt = tuple(name for name in wanted if name in found)
@@ -96,12 +97,14 @@ def _learnt_parts(weights: PublicWeights, part: Part) -> tuple[str, ...]:
     if needed not in learnt:
         raise CheckpointError(f"{weights.path} has no {needed}; it has {', '.join(sorted(found))}")
     if part == "whole" and not set(HEAD_OF_MODULE) & set(learnt):
-        raise CheckpointError(f"{weights.path} has no head that reads characters; --part encoder needs none")
+        raise CheckpointError(
+            f"{weights.path} has no head for characters; use --part encoder, which needs none"
+        )
     return learnt
 
 
 def _network(model: ModelParams, characters: Tokenizer, heads: Sequence[Head]) -> LipNetwork:
-    """A fresh one, always the same."""
+    """Returns a network with fresh weights, always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LipNetwork(model, Vocabulary(characters), heads)
@@ -113,7 +116,7 @@ def _network(model: ModelParams, characters: Tokenizer, heads: Sequence[Head]) -
 def _in_our_order(
     theirs: Mapping[str, torch.Tensor], table: PublicTable, file: Path
 ) -> dict[str, torch.Tensor]:
-    """The same tensors, the rows of embeddings and heads in the order of our tokens."""
+    """Returns the tensors with the rows of embeddings and heads in the order of our tokens."""
     fed, read = table.rows()
     ordered = {}
     for name, tensor in theirs.items():
@@ -121,34 +124,34 @@ def _in_our_order(
         is_fed, is_read = rest == "embedding.weight", part == "ctc_head" or rest.startswith("output.")
         if (is_fed or is_read) and tensor.shape[:1] != (table.num_public_tokens,):
             raise CheckpointError(
-                f"{file} has rows for {tensor.shape[0] if tensor.ndim else 0} tokens ({name}), and the vocabulary "
+                f"{file} has rows for {tensor.shape[0] if tensor.ndim else 0} tokens ({name}), but the vocabulary "
                 f"has {table.num_public_tokens}: {len(table.public_ids)} characters, "
-                f"{'<unk>, ' if table.unknown_id is not None else ''}the blank, and start and end in one; "
-                "it is the table of another checkpoint"
+                f"{'<unk>, ' if table.unknown_id is not None else ''}the blank, and one for start and end. "
+                "The table belongs to another checkpoint; give the table of this one"
             )
         if is_fed:
             tensor = _rows(tensor, fed, tensor.float().mean(dim=0))
         elif is_read:
-            tensor = _rows(tensor, read, torch.tensor(NEVER if rest.endswith("bias") else 0.0))
+            tensor = _rows(tensor, read, torch.tensor(NEVER_LOGIT if rest.endswith("bias") else 0.0))
         ordered[name] = tensor
     return ordered
 
 
 def _rows(tensor: torch.Tensor, sources: Sequence[int | None], missing: torch.Tensor) -> torch.Tensor:
-    """The rows `sources` of `tensor`, float32; `missing` where there is none."""
+    """Returns the rows `sources` of `tensor`, as float32, and `missing` for None."""
     rows = tensor.float()[[source or 0 for source in sources]]
     rows[[source is None for source in sources]] = missing
     return rows
 
 
-def _rows_told(table: PublicTable | None) -> dict[str, Any]:
+def _row_counts(table: PublicTable | None) -> dict[str, Any]:
     if table is None:
         return {"rows_kept": 0, "rows_new": ()}
     new = ("start, as an output", *(() if table.unknown_id is not None else ("unknown",)))
     return {"rows_kept": table.num_public_tokens, "rows_new": new}
 
 
-# -- what does not fit -----------------------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------------------------
 
 
 def _refuse_misfits(
@@ -157,31 +160,32 @@ def _refuse_misfits(
     ours: Mapping[str, torch.Tensor],
     learnt: Collection[str],
 ) -> None:
-    """CheckpointError where a part that is taken over lacks tensors, has too many, or of other shapes."""
+    """Raises CheckpointError if an imported part lacks tensors, has extra ones, or other shapes."""
     wanted = {name: tensor for name, tensor in ours.items() if part_of(name) in learnt}
-    told: list[str] = []
-    # nothing is computed from the counters, and some converters leave them out
+    misfits: list[str] = []
+    # the counters do not affect the output, and some converters omit them
     lacking = {name for name in wanted.keys() - theirs.keys() if not name.endswith(".num_batches_tracked")}
-    for what, names in (("lacks", lacking), ("has beside", theirs.keys() - wanted.keys())):
+    for what, names in (("lacks", lacking), ("has in addition", theirs.keys() - wanted.keys())):
         if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            told.append(f"it {what} {', '.join(sorted(names)[:SHOWN])}{more}")
+            rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            misfits.append(f"it {what} {', '.join(sorted(names)[:SHOWN])}{rest}")
     for name in sorted(wanted.keys() & theirs.keys()):
         there, here = list(theirs[name].shape), list(wanted[name].shape)
-        # their convolutions of one step are our linear layers
+        # public convolutions of one step are linear layers here
         is_pointwise = name.endswith((".expand.weight", ".contract.weight")) and there == [*here, 1]
         if there != here and not is_pointwise:
-            told.append(f"{name} is {there}, where the sizes of the others make {here}")
-    if told:
-        lines = "\n  ".join([*told[:SHOWN], f"and {len(told) - SHOWN} more"] if told[SHOWN:] else told)
-        raise CheckpointError(f"{file} is no whole network of its format (our names):\n  {lines}")
+            misfits.append(f"{name} is {there}, but the sizes of the other tensors need {here}")
+    if misfits:
+        more = [f"and {len(misfits) - SHOWN} more"] if misfits[SHOWN:] else []
+        lines = "\n  ".join([*misfits[:SHOWN], *more])
+        raise CheckpointError(f"{file} is not a complete network of its format (our names):\n  {lines}")
 
 
 def _refuse_not_finite(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     if wrong := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise CheckpointError(
-            f"{file}: {len(wrong)} tensors hold infinite values or none at all, {wrong[0]} (our name) first: it is "
-            "damaged, or a training that went wrong"
+            f"{file}: {len(wrong)} tensors hold infinite values or NaN, first {wrong[0]} (our name); the file is "
+            "damaged or its training failed; download it again"
         )
 
 
@@ -196,7 +200,7 @@ def _checkpoint(
     text: TextParams,
     learnt: Sequence[str],
 ) -> dict[str, Any]:
-    """Weights to read and to start from; of a training to go on with there is nothing in it."""
+    """Returns a checkpoint to read with and to start a training from. It cannot be resumed."""
     return {
         "epoch": -1,
         "model_state_dict": dict(state),

@@ -1,1 +1,1 @@
-"""Training: the loop, its data, its state, its ranks, and what it shows."""
+"""Training: its data, state, steps, ranks and logs."""

@@ -1,8 +1,7 @@
-"""The changes made to training clips, drawn on the CPU and made on the device.
+"""Augmentation of training clips: drawn on the CPU, applied on the device.
 
-A clip's augmentation is a function of (seed, epoch, clip_id) alone: batching, workers and resuming do
-not change it. Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input, the window,
-M time masks.
+A clip's augmentation depends only on (seed, epoch, clip_id). Batching, workers and resuming do not change it.
+Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the window), M time masks.
 """
 
 import hashlib
@@ -21,48 +20,48 @@ from model.settings import AugmentParams, ModelParams
 
 @dataclass(frozen=True, slots=True)
 class ClipChange:
-    """What is done to one clip; the defaults are nothing."""
+    """The augmentation of one clip. The defaults change nothing."""
 
     mirror: bool = False
     shift_y_px: int = 0
-    """Of the window over the crop, downwards: the picture moves up."""
+    """Shift of the window over the crop, downwards: the picture moves up."""
     shift_x_px: int = 0
     zoom_y: float = 1.0
-    """2: twice as high."""
+    """2 makes the picture twice as high."""
     zoom_x: float = 1.0
     rotation_deg: float = 0.0
-    """Anticlockwise, about the window's middle, after the zoom and before the mirror."""
+    """Anticlockwise, about the window's centre, after the zoom and before the mirror."""
     speed: float = 1.0
     gain: float = 1.0
-    """Contrast: a factor of the normalised gray levels; then `offset` is added, in deviations."""
+    """Contrast: multiplies the normalised gray levels. `offset` is added afterwards, in standard deviations."""
     offset: float = 0.0
     masks: tuple[tuple[float, float], ...] = ()
     """(start, length) as shares of the clip's duration."""
 
     @property
     def keeps_pixels(self) -> bool:
-        """Whether every pixel of the crop stays one: mirror and shift alone."""
+        """Whether each output pixel is exactly one pixel of the crop: only mirror and shift."""
         return self.zoom_y == self.zoom_x == 1 and self.rotation_deg == 0
 
     def num_frames(self, num_frames: int) -> int:
-        """Frames of a clip of `num_frames` when played at `speed`."""
+        """Returns the number of frames of a clip of `num_frames` when it is played at `speed`."""
         return max(1, round(num_frames / self.speed))
 
 
 def draw_change(params: AugmentParams, seed: int, epoch: int, clip_id: str, duration_s: float) -> ClipChange:
-    """The change for `clip_id` in `epoch`."""
+    """Returns the augmentation of `clip_id` in `epoch`."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{clip_id}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-    # every value is drawn, used or not, and masks, of which the number differs, come last: switching one
-    # change off leaves the others as they were
+    # Every value is drawn, even if it is not used, and the masks, whose number varies, are drawn last. So
+    # switching one change off leaves the others as they were.
     mirror = rng.random() < 0.5
     zoom_2 = np.exp(rng.normal(size=2) * params.zoom_sigma)
     speed = 1 + rng.uniform(-1, 1) * params.speed_change
     farthest_px = math.floor(params.shift_px)
-    shift_2 = np.floor(rng.random(2) * (2 * farthest_px + 1)) - farthest_px  # whole pixels stay sharp
+    shift_2 = np.floor(rng.random(2) * (2 * farthest_px + 1)) - farthest_px  # whole pixels: no blur
     gain, offset = math.exp(rng.normal() * params.gain_sigma), rng.normal() * params.gain_sigma
     rotation_deg = rng.uniform(-1, 1) * params.rotation_deg
-    # the number is the nearest whole one below or above, so that its mean is time_masks_per_s a second
+    # rounded up or down at random, so that the mean is time_masks_per_s masks per second
     num_masks = math.floor(params.time_masks_per_s * duration_s + rng.random())
     masks = tuple(_draw_mask(rng, params.time_mask_s / max(duration_s, 1e-6)) for _ in range(num_masks))
     return ClipChange(
@@ -80,7 +79,7 @@ def draw_change(params: AugmentParams, seed: int, epoch: int, clip_id: str, dura
 
 
 def _draw_mask(rng: np.random.Generator, longest: float) -> tuple[float, float]:
-    """Start and length; the mask lies within the clip where it fits."""
+    """Returns start and length. The mask lies within the clip if it fits."""
     place, length = rng.random(), rng.random() * longest
     return place * max(1 - length, 0), length
 
@@ -91,9 +90,10 @@ def augmented_input(
     changes: Sequence[ClipChange],
     params: ModelParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `network_input`, with `changes` made, on the device of `video_BTHW`; and the clips' new lengths (speed).
+    """Returns what `network_input` returns, with `changes` applied, and the clips' new lengths (speed).
 
-    Lengths stay on the CPU, where they are needed without waiting for the device.
+    The input is on the device of `video_BTHW`. The lengths stay on the CPU: reading them there does not wait for the
+    device.
     """
     lengths = num_frames_B.tolist()
     played_B = torch.tensor([change.num_frames(n) for change, n in zip(changes, lengths, strict=True)])
@@ -109,26 +109,26 @@ def augmented_input(
     values_BTYX = normalised(pixels_BTYX, drawn.played_frames_B, params)
     if drawn.masks_BM2.shape[1]:
         values_BTYX = _masked(values_BTYX, drawn)
-    # after the standardisation of single clips, which would undo them
+    # after the standardisation of each clip, which would undo gain and offset
     values_BTYX = values_BTYX * drawn.gain_B[:, None, None, None] + drawn.offset_B[:, None, None, None]
     return (values_BTYX * inside(drawn.played_frames_B, values_BTYX))[:, None], played_B
 
 
 class _Drawn(NamedTuple):
-    """The changes of a batch as tensors on the device: float32, numbers of frames int64."""
+    """The changes of a batch as tensors on the device: float32, frame counts int64."""
 
     sign_B: torch.Tensor
-    """-1 where mirrored."""
+    """-1 if mirrored."""
     shift_B2: torch.Tensor
     """y, x"""
     theta_B23: torch.Tensor
-    """From places in the window to those in the crop that are seen there, as affine_grid takes it."""
+    """Maps positions in the window to positions in the crop, in the form that affine_grid expects."""
     speed_B: torch.Tensor
     gain_B: torch.Tensor
     offset_B: torch.Tensor
     num_frames_B: torch.Tensor
     played_frames_B: torch.Tensor
-    """At `speed_B`."""
+    """Frame counts at `speed_B`."""
     masks_BM2: torch.Tensor
     """First frame of each mask, and the first one after it."""
 
@@ -136,7 +136,7 @@ class _Drawn(NamedTuple):
 def _on_device(
     changes: Sequence[ClipChange], lengths: Sequence[int], video_BTHW: torch.Tensor, params: ModelParams
 ) -> _Drawn:
-    """In one small copy: what is computed of them on the device would wait for many."""
+    """Copies the changes to the device in one small tensor: many copies would wait for the device many times."""
     crop_HW = video_BTHW.shape[2:]
     num_masks = max((len(change.masks) for change in changes), default=0)
     values_BK = np.zeros((len(changes), 14 + 2 * num_masks), np.float32)
@@ -172,13 +172,13 @@ def _on_device(
 
 
 def _theta(change: ClipChange, crop_HW: Sequence[int], params: ModelParams) -> Sequence[float]:
-    """The 2×3 matrix, row by row, that undoes the mirror, then the turn, then the zoom, then the shift.
+    """Returns the 2×3 matrix, row by row, that undoes the mirror, then the rotation, then the zoom, then the shift.
 
-    It takes (x, y) in half-sides of the window, from its middle, and gives them in half-sides of the crop.
+    It maps (x, y), in half-sides of the window from its centre, to half-sides of the crop.
     """
     H, W = crop_HW
     resized_H, resized_W = resized_size(crop_HW, params)
-    # half-sides of the window in crop px; a window of other proportions is turned as the crop is
+    # half-sides of the window in crop px: the rotation is that of the crop, also if the window has another aspect ratio
     half_y, half_x = params.frame_height / resized_H * H, params.frame_width / resized_W * W
     sign = -1 if change.mirror else 1
     cos, sin = math.cos(math.radians(change.rotation_deg)), math.sin(math.radians(change.rotation_deg))
@@ -191,7 +191,7 @@ def _theta(change: ClipChange, crop_HW: Sequence[int], params: ModelParams) -> S
 
 
 def _moved(video_BTHW: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
-    """Mirrored and shifted by whole pixels, exactly; the border's pixels go on behind it."""
+    """Mirrors and shifts by whole pixels, exactly. Outside the crop, the border pixels are repeated."""
     H, W = video_BTHW.shape[2:]
     row_H = torch.arange(H, device=video_BTHW.device)
     column_W = torch.arange(W, device=video_BTHW.device)
@@ -205,14 +205,14 @@ def _moved(video_BTHW: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
 
 
 def _resampled(pixels_BTHW: torch.Tensor, theta_B23: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """The window, zoomed, turned, mirrored and shifted: one bilinear resampling for all of a clip's frames."""
+    """Zooms, rotates, mirrors and shifts the window: one bilinear resampling for all frames of a clip."""
     size = [*pixels_BTHW.shape[:2], params.frame_height, params.frame_width]
     grid = functional.affine_grid(theta_B23, size, align_corners=False)
     return functional.grid_sample(pixels_BTHW, grid, padding_mode="border", align_corners=False)
 
 
 def _played(pixels_BTYX: torch.Tensor, drawn: _Drawn, num_frames: int) -> torch.Tensor:
-    """Each clip at its speed, linear between frames; the longest has `num_frames` then."""
+    """Plays each clip at its speed, linear between frames. The longest result has `num_frames` frames."""
     last_B1 = (drawn.num_frames_B - 1)[:, None]
     position_BT = torch.arange(num_frames, device=pixels_BTYX.device) * drawn.speed_B[:, None]
     position_BT = torch.minimum(position_BT, last_B1)
@@ -224,7 +224,7 @@ def _played(pixels_BTYX: torch.Tensor, drawn: _Drawn, num_frames: int) -> torch.
 
 
 def _masked(values_BTYX: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
-    """The clip's mean frame wherever a mask lies."""
+    """Replaces the masked frames with the clip's mean frame."""
     frame_T = torch.arange(values_BTYX.shape[1], device=values_BTYX.device)
     first_BM1, stop_BM1 = drawn.masks_BM2[:, :, :1], drawn.masks_BM2[:, :, 1:]
     hidden_BT = ((first_BM1 <= frame_T) & (frame_T < stop_BM1)).any(dim=1)

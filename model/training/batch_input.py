@@ -1,4 +1,4 @@
-"""A batch of training, from the stream's bytes to what the network is given, on the device."""
+"""Turns a batch of the stream into the input of the network, on the device."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from shards.stream import ClipBatch
 def training_input(
     batch: ClipBatch, job: TrainingJob, data: TrainingData, epoch: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, Targets]:
-    """Normalised, augmented video (B, 1, T, Y, X), the clips' numbers of frames, on the CPU, and their labels."""
+    """Returns normalised, augmented video (B, 1, T, Y, X), the frame counts (on the CPU), and the labels."""
     changes = []
     for clip_id, label, num_frames in zip(
         batch.clip_ids, batch.labels, batch.num_frames_B.tolist(), strict=True
@@ -24,7 +24,7 @@ def training_input(
         change = draw_change(
             job.train.augment, job.loader.seed, epoch, clip_id, duration_s=num_frames / data.fps
         )
-        changes.append(_spellable(change, label, num_frames, data))
+        changes.append(_limit_speed(change, label, num_frames, data))
     video_BCTYX, num_frames_B = augmented_input(
         batch.video_BTHW.to(device, non_blocking=True),
         batch.num_frames_B,
@@ -36,7 +36,7 @@ def training_input(
     return video_BCTYX, num_frames_B, targets_of(batch.labels, data.vocabulary, device)
 
 
-def _spellable(change: ClipChange, label: str, num_frames: int, data: TrainingData) -> ClipChange:
-    """Never so fast that CTC could no longer spell the label: its loss would be infinite."""
+def _limit_speed(change: ClipChange, label: str, num_frames: int, data: TrainingData) -> ClipChange:
+    """Limits the speed so that CTC can still spell the label; else its loss would be infinite."""
     fewest_frames = (label_steps_needed(label, data.vocabulary) - 1) * data.model.temporal_stride + 1
     return replace(change, speed=min(change.speed, max(num_frames / max(fewest_frames, 1), 1.0)))

@@ -1,7 +1,7 @@
-"""`train.compile`: torch.compile for the network's parts, in place, without compiling for ever.
+"""`train.compile`: applies torch.compile to the network's parts, in place, with a limited number of graphs.
 
-Every length of a clip would be compiled anew, so clips are padded to few lengths; their number stays open. Shapes:
-B clips, T frames, (Y, X) px.
+torch would compile a graph for each clip length, so clips are padded to a few lengths. One graph serves every number
+of clips. Shapes: B clips, T frames, (Y, X) px.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,14 @@ from shards.errors import ConfigError
 SHORTEST = 16
 STEPS_A_DOUBLING = 4
 MOST_GRAPHS = 64
-"""Of one function: more than lengths up to any clip's need, with and without gradients."""
+"""Limit for one function: more than the padded lengths of any clip, with and without gradients."""
 
 
 def bucket_length(num_frames: int) -> int:
-    """The least of 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, … that is not below `num_frames`: 4 to a doubling."""
+    """Returns the smallest of 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, … that is at least `num_frames`.
+
+    Each doubling has 4 steps.
+    """
     step = SHORTEST // STEPS_A_DOUBLING
     while num_frames > 2 * STEPS_A_DOUBLING * step:
         step *= 2
@@ -32,9 +35,9 @@ def bucket_length(num_frames: int) -> int:
 
 
 def to_bucket(video_BCTYX: torch.Tensor) -> torch.Tensor:
-    """The clips with zeros behind them, up to one of few lengths. What is read of a clip stays the same.
+    """Pads the clips with zeros at the end to a length of `bucket_length`. The network's output does not change.
 
-    In training the batch statistics of BatchNorm count them, as they count any padding.
+    In training, the batch statistics of BatchNorm include this padding, like all padding.
     """
     num_frames = video_BCTYX.shape[2]
     padding = bucket_length(num_frames) - num_frames
@@ -44,9 +47,9 @@ def to_bucket(video_BCTYX: torch.Tensor) -> torch.Tensor:
 def compile_parts(network: nn.Module, device: torch.device) -> None:
     """Compiles frontend, Conformer blocks and Transformer decoder blocks, each when training first calls it.
 
-    Equal blocks share what was compiled. Scoring runs uncompiled: its batches have any length and come once an
-    epoch. So does a deepcopy, and the LSTMs keep their own kernels. Names of the state stay. Raises ConfigError
-    where this machine cannot compile.
+    Equal blocks share their graphs. Scoring is not compiled: its batches have any length and come once an epoch. A
+    deepcopy is not compiled either, and LSTMs keep their own kernels. The names in the state dict do not change.
+    Raises ConfigError if this machine cannot compile.
     """
     refuse_without_compiler(device)
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
@@ -58,9 +61,9 @@ def compile_parts(network: nn.Module, device: torch.device) -> None:
 
 
 def refuse_without_compiler(device: torch.device) -> None:
-    """ConfigError where nothing can be compiled for `device`, tried on the smallest of functions."""
+    """Raises ConfigError if a minimal function cannot be compiled for `device`."""
     try:
-        torch.compile(_tried, dynamic=False)(torch.ones(2, device=device))
+        torch.compile(_probe, dynamic=False)(torch.ones(2, device=device))
     except (BackendCompilerFailed, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -69,12 +72,12 @@ def refuse_without_compiler(device: torch.device) -> None:
         ) from error
 
 
-def _tried(values: torch.Tensor) -> torch.Tensor:
+def _probe(values: torch.Tensor) -> torch.Tensor:
     return values * 2 + 1
 
 
 def _use(module: nn.Module, compiled: Callable[..., Any], leave_open: Callable[..., None]) -> None:
-    """Calls of `module` that compute gradients go to `compiled`."""
+    """Sends the calls of `module` that compute gradients to `compiled`."""
 
     def call(*arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -82,7 +85,7 @@ def _use(module: nn.Module, compiled: Callable[..., Any], leave_open: Callable[.
         leave_open(*arguments, **named)
         return compiled(module, *arguments, **named)
 
-    # as nn.Module.compile does, which could not mark the sizes first: a copy leaves it behind
+    # like nn.Module.compile, which cannot mark the sizes first; a copy of the module does not have this attribute
     module._compiled_call_impl = call
 
 
@@ -97,7 +100,7 @@ def _open_conformer(x_BSE: torch.Tensor, offsets_RE: torch.Tensor, padding_BS: t
 
 
 def _open_decoder(x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor) -> None:
-    """Labels have many lengths for each length of a clip: one graph for all of both."""
+    """For each clip length, labels have many lengths: one graph serves all combinations."""
     _open(x_BLW, 0, 1)
     for tensor_BHSD in encoded:
         _open(tensor_BHSD, 0, 2)
@@ -105,7 +108,7 @@ def _open_decoder(x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Te
 
 
 def _open(tensor: torch.Tensor, *dims: int) -> None:
-    """Sizes that one graph serves any of, but for 1, which has a graph of its own."""
+    """Marks dimensions for which one graph serves all sizes, except size 1, which has its own graph."""
     for dim in dims:
         torch._dynamo.maybe_mark_dynamic(tensor, dim)
 

@@ -1,4 +1,4 @@
-"""What an epoch came to: one row of curves.csv, and one line of the log."""
+"""The figures of an epoch: one row of curves.csv and one line of the log."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from shards.machine import peak_mb
 from shards.plan import EpochPlan
 
 PEAK_FLOPS_PER_S = {
-    # H100 datasheet (half of the figures "with sparsity"); of the H200 the SXM board
+    # H100 datasheet (half of the figures "with sparsity"); H200: the SXM board
     "NVIDIA H200": 989e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -29,27 +29,27 @@ PEAK_FLOPS_PER_S = {
     "NVIDIA GeForce RTX 4090": 165e12,
     "NVIDIA GeForce RTX 3090": 71e12,
 }
-"""Dense bfloat16 products and sums a second, by the name that CUDA gives: of a part of a GPU (MIG) nothing is known."""
+"""Dense bfloat16 multiplications and additions per second, by CUDA's device name. Parts of a GPU (MIG) are unknown."""
 
 BACKWARD = 2
-"""Backward multiplies twice what forward does: for the gradients of the inputs, and of the weights."""
+"""Backward takes twice the operations of forward: for the gradients of the inputs and of the weights."""
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most that tensors on a GPU took so far, or else the process, MB."""
+    """Returns the peak memory so far, MB: of tensors on a GPU, or of the process on a CPU."""
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_mb()
 
 
 def peak_flops_per_s(device: torch.device) -> float | None:
-    """What the device computes at best in bfloat16; None for a CPU or an unknown GPU."""
+    """Returns the peak bfloat16 speed of the device; None for a CPU or an unknown GPU."""
     return PEAK_FLOPS_PER_S.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def flops_of_step(network: nn.Module, loss_of: Callable[[nn.Module], torch.Tensor]) -> int:
-    """Floating point operations of forward and backward, an addition and a multiplication being two.
+    """Returns the floating point operations of forward and backward. An addition and a multiplication count as two.
 
-    `loss_of` gives the loss of one batch for a network. It is tried on a copy, and random states are put back.
-    Counted are convolutions, matrix products, attention and LSTMs; what works value by value is not.
+    `loss_of` returns the loss of one batch for a network. It runs on a copy, and random states are restored. Counts
+    convolutions, matrix products, attention and LSTMs, but no element-wise operations.
     """
     parameter = next(network.parameters())
     devices = [parameter.device] if parameter.is_cuda else []
@@ -63,7 +63,7 @@ def flops_of_step(network: nn.Module, loss_of: Callable[[nn.Module], torch.Tenso
 
 
 def _lstm_flops(input_shape: torch.Size, weight_shapes: list[torch.Size], *_: object, **__: object) -> int:
-    """Of cuDNN's LSTM, which FlopCounterMode does not know: each step multiplies by every weight."""
+    """Counts cuDNN's LSTM, which FlopCounterMode does not know: each step multiplies by every weight."""
     num_steps = math.prod(input_shape[:-1])
     return 2 * num_steps * sum(math.prod(shape) for shape in weight_shapes if len(shape) == 2)
 
@@ -79,7 +79,7 @@ _LSTM_FLOPS = {
 
 
 def flop_utilisation(flops: float, seconds: float, device: torch.device) -> float | None:
-    """`flops` in `seconds` as a share of what the device computes at best; None where that is not known."""
+    """Returns `flops` in `seconds` as a share of the device's peak; None if the peak is unknown."""
     peak = peak_flops_per_s(device)
     return None if peak is None or seconds <= 0 else flops / seconds / peak
 
@@ -93,7 +93,7 @@ def curve_of(
     peak_memory_mb: float,
     flop_utilisation: float | None,
 ) -> Curve:
-    """The row of the epoch that `progress` stands at the end of; None where nothing was measured."""
+    """Returns the row of the epoch that `progress` has just finished. Values that were not measured are None."""
     skipped_before = sum(int(curve["skipped"] or 0) for curve in progress.curves)
     return {
         "epoch": progress.epoch,
@@ -112,21 +112,21 @@ def curve_of(
 
 
 def epoch_line(curve: Curve) -> str:
-    """The row as the log tells it."""
-    told = [f"train_loss={curve['train_loss']:.4f}"]
+    """Returns the line of the log for this row."""
+    figures = [f"train_loss={curve['train_loss']:.4f}"]
     if curve["val_loss"] is not None:
-        told += [f"val_loss={curve['val_loss']:.4f}", f"CER={curve['val_cer']:.4f}"]
-    told += [
+        figures += [f"val_loss={curve['val_loss']:.4f}", f"CER={curve['val_cer']:.4f}"]
+    figures += [
         f"{curve['clips_per_s']:.1f} clips/s",
         f"waited {_percent(curve['data_wait'])} for data",
         f"padded {_percent(curve['padding'])}",
         f"peak memory {curve['peak_memory_mb']:.0f} MB",
     ]
     if curve["flop_utilisation"] is not None:
-        told.append(f"model FLOP utilisation {_percent(curve['flop_utilisation'])}")
+        figures.append(f"model FLOP utilisation {_percent(curve['flop_utilisation'])}")
     if curve["skipped"]:
-        told.append(f"{curve['skipped']} steps skipped")
-    return f"Epoch {curve['epoch']}: " + ", ".join(told)
+        figures.append(f"{curve['skipped']} steps skipped")
+    return f"Epoch {curve['epoch']}: " + ", ".join(figures)
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Training that starts from another model's weights: what is taken over, what learns, and how fast."""
+"""Training that starts from another model's weights: which weights are copied, which learn, and how fast."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,32 +9,32 @@ from torch import nn
 
 from model.checkpoints import load_checkpoint, other_clips, vocabulary_of
 from model.networks.network import LipNetwork, differences
-from model.pretrained.table import NEVER
+from model.pretrained.table import NEVER_LOGIT
 from model.settings import HEAD_OF_MODULE, ModelParams, TrainParams
 from model.text import SPECIAL_TOKENS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, TrainingError
 
 NEW_ROW_SPREAD = 0.1
-"""Of new characters' rows about the mean one, as a share of the known rows' deviation."""
+"""Noise of new characters' rows around the mean row, as a share of the known rows' standard deviation."""
 SHOWN = 20
-SEEN_AS = (
+INPUT_SETTINGS = (
     *("window_px", "frame_height", "frame_width", "subtract_mean", "standardise"),
     *("input_mean", "input_std", "temporal_stride"),
 )
-"""What a model sees of a clip: no weight changes its shape by it, and every weight its meaning."""
+"""Settings of the network's input. They change no weight's shape, but the meaning of every weight."""
 
 
 # -- which parameters learn, and how fast ------------------------------------------------------------------
 
 
 def parameter_groups(network: nn.Module, train: TrainParams) -> list[dict[str, Any]]:
-    """Groups for AdamW of every parameter that learns; `rate_share` of a group is its share of the learning rate.
+    """Returns AdamW's groups of all trainable parameters; `rate_share` is the group's share of the learning rate.
 
-    Those of the parts in `train.freeze` learn no more, and are in no group. A layer's share is `train.layer_decay`
-    times that of the layer above it: 1 for the heads, then each of the encoder's blocks from the last to the first,
-    its projection, the frontend (Howard and Ruder 2018, section 3.2, by layer). Biases and normalisations have no
-    weight decay. Raises TrainingError where a part is frozen that the network has not, or nothing is left to learn.
+    Freezes the parts in `train.freeze`; their parameters are in no group. The share of a layer is `train.layer_decay`
+    times the share of the layer above it: 1 for the heads, then the encoder's blocks from the last to the first, its
+    projection, the frontend (Howard and Ruder 2018, section 3.2, by layer). Biases and normalisations have no weight
+    decay. Raises TrainingError if `train.freeze` names a part that the network does not have, or freezes everything.
     """
     for part in frozen_parts(network, train):
         part.requires_grad_(False)
@@ -44,7 +44,7 @@ def parameter_groups(network: nn.Module, train: TrainParams) -> list[dict[str, A
         if not parameter.requires_grad:
             continue
         rate_share = train.layer_decay ** depth_of(name)
-        # the attention's content_bias and position_bias have two axes, and are biases all the same
+        # content_bias and position_bias of the attention have two axes, but are biases
         decays = parameter.ndim > 1 and not name.endswith("bias")
         group = groups.setdefault(
             (rate_share, decays),
@@ -56,24 +56,26 @@ def parameter_groups(network: nn.Module, train: TrainParams) -> list[dict[str, A
         )
         group["params"].append(parameter)
     if not groups:
-        raise TrainingError(f"train.freeze ({', '.join(train.freeze)}) leaves nothing to learn")
+        raise TrainingError(
+            f"train.freeze ({', '.join(train.freeze)}) freezes the whole network; remove a part"
+        )
     return list(groups.values())
 
 
 def to_training_mode(network: nn.Module, train: TrainParams) -> None:
-    """Training mode, but for the frozen parts: their running statistics stay too, and dropout leaves them alone."""
+    """Sets training mode, except for frozen parts: no dropout there, and no change of running statistics."""
     network.train()
     for part in frozen_parts(network, train):
         part.eval()
         for module in part.modules():
             if isinstance(module, nn.LSTM):
-                # cuDNN goes backward through an LSTM in training mode alone, and what lies below may learn
+                # cuDNN needs training mode for the backward pass, and parts below may learn
                 module.train()
                 module.dropout = 0.0
 
 
 def frozen_parts(network: nn.Module, train: TrainParams) -> list[nn.Module]:
-    """The modules that `train.freeze` names. Raises TrainingError where the network has no such part."""
+    """Returns the modules that `train.freeze` names. Raises TrainingError if the network lacks one of them."""
     parts = dict(network.named_children())
     if absent := [name for name in train.freeze if name not in parts]:
         raise TrainingError(
@@ -84,9 +86,9 @@ def frozen_parts(network: nn.Module, train: TrainParams) -> list[nn.Module]:
 
 
 def _depths(network: nn.Module) -> Callable[[str], int]:
-    """A function of a parameter's name: how many layers stand above it."""
+    """Returns a function from a parameter's name to the number of layers above it."""
     blocks = getattr(network.get_submodule("encoder"), "blocks", None)
-    # the baseline's LSTM is one layer here
+    # the baseline's LSTM counts as one layer
     num_blocks = len(blocks) if blocks is not None else 1
 
     def depth(name: str) -> int:
@@ -102,7 +104,7 @@ def _depths(network: nn.Module) -> Callable[[str], int]:
     return depth
 
 
-# -- what is taken over ------------------------------------------------------------------------------------
+# -- which weights are copied ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -114,17 +116,17 @@ def start_from(
     seed: int,
     clips: Mapping[str, float],
 ) -> list[str]:
-    """Takes over what the checkpoint `path` has learnt, in place; lines for the log that say what.
+    """Copies the learnt weights of the checkpoint `path` into `network`; returns lines for the log that list them.
 
-    Frontend and encoder have to be of the same sizes; a head of other sizes starts afresh. Rows of characters
-    (embeddings, outputs) go to the same characters here; a new one gets the mean of the known rows and a tenth of
-    their deviation as noise, drawn by `seed` alone, so that it is neither loud nor mute; so does a token that an
-    import made mute, since label smoothing would add its logit up. Raises CheckpointError where the file is none,
-    or the sizes differ.
+    Frontend and encoder must have the same sizes. A head of other sizes keeps its fresh weights. Rows of characters
+    (embeddings, outputs) are copied to the same characters here. A new character gets the mean of the known rows plus
+    noise of a tenth of their standard deviation, which depends only on `seed`, so its probability is neither high nor
+    zero. A token that an import gave probability 0 gets such a row too: label smoothing would add up its logit. Raises
+    CheckpointError if the file is not a checkpoint, or the sizes of frontend or encoder differ.
     """
     state = load_checkpoint(path)
     theirs, their_vocabulary = state["model_state_dict"], vocabulary_of(state, path)
-    learnt = state.get("learnt_parts")  # of an import: the other parts in it are fresh ones
+    learnt = state.get("learnt_parts")  # only in imported checkpoints; their other parts have fresh weights
     random = torch.Generator().manual_seed(seed)
     lines = []
     for part, module in network.named_children():
@@ -135,7 +137,7 @@ def start_from(
             if name.startswith(f"{part}.")
         }
         if not found or (learnt is not None and part not in learnt):
-            lines.append(f"{part}: fresh, {path} has not learnt it")
+            lines.append(f"{part}: fresh weights, {path} has not learnt this part")
             continue
         rows = _rows_of(part, their_vocabulary, vocabulary)
         misfit = _misfit(part, ours, found, rows)
@@ -143,17 +145,17 @@ def start_from(
             misfit = _other_heads(state["model_params"], model)
         if not misfit:
             _take_part(part, ours, found, rows, random)
-            lines.append(f"{part}: {len(ours)} tensors taken over" + (rows.told() if rows else ""))
+            lines.append(f"{part}: {len(ours)} tensors copied" + (rows.summary() if rows else ""))
         elif part in HEAD_OF_MODULE:
-            lines.append(f"{part}: fresh, it is of other sizes ({misfit})")
+            lines.append(f"{part}: fresh weights, the sizes differ ({misfit})")
         else:
-            raise CheckpointError(_told_misfit(path, part, misfit, state["model_params"], model))
+            raise CheckpointError(_misfit_message(path, part, misfit, state["model_params"], model))
     unused = sorted({name.partition(".")[0] for name in theirs} - dict(network.named_children()).keys())
     if unused:
-        lines.append(f"not taken over, this network has none: {', '.join(unused)}")
-    there = {name: state["model_params"][name] for name in SEEN_AS}
-    here = {name: getattr(model, name) for name in SEEN_AS}
-    lines += [f"trained on other pictures: model.{line}" for line in differences(here, there)]
+        lines.append(f"not copied, this network does not have them: {', '.join(unused)}")
+    there = {name: state["model_params"][name] for name in INPUT_SETTINGS}
+    here = {name: getattr(model, name) for name in INPUT_SETTINGS}
+    lines += [f"trained with another input: model.{line}" for line in differences(here, there)]
     lines += [f"trained on other clips: {line}" for line in other_clips(state, clips)]
     return [f"train.init_from {path}: {line}" for line in lines]
 
@@ -165,16 +167,16 @@ def _take_part(
     rows: "_Rows | None",
     random: torch.Generator,
 ) -> None:
-    """Copies a part's tensors into ours, where the rows of characters find their own."""
+    """Copies a part's tensors into ours; rows of characters go to the same characters."""
     for name, tensor in ours.items():
         if rows is not None and _holds_rows(part, name):
-            tensor.copy_(rows.taken_over(theirs[name], _mute(theirs, name), random))
+            tensor.copy_(rows.copied_rows(theirs[name], _mute(theirs, name), random))
         else:
             tensor.copy_(theirs[name])
 
 
 class _Rows:
-    """Where the rows of our characters stand in their tables."""
+    """Maps the rows of our characters to the rows of their tables."""
 
     def __init__(self, theirs: Tokenizer, ours: Tokenizer) -> None:
         first = len(SPECIAL_TOKENS)
@@ -183,12 +185,12 @@ class _Rows:
         self.sources = specials + [there.get(unit) for unit in ours.units]
         self.new = [unit for unit in ours.units if unit not in there]
         self.num_kept = len(ours.units) - len(self.new)
-        self.num_left = len(theirs.units) - self.num_kept
+        self.num_dropped = len(theirs.units) - self.num_kept
 
-    def taken_over(
+    def copied_rows(
         self, theirs: torch.Tensor, mute: Collection[int], random: torch.Generator
     ) -> torch.Tensor:
-        """Their rows in our order, and new ones, also for the tokens `mute`."""
+        """Returns their rows in our order, with new rows for new characters and for the tokens `mute`."""
         sources = [None if source in mute else source for source in self.sources]
         first = len(SPECIAL_TOKENS)
         known = [source for source in sources[first:] if source is not None]
@@ -200,15 +202,15 @@ class _Rows:
         rows[is_new] = new[is_new]
         return rows
 
-    def told(self) -> str:
-        """What became of the characters."""
-        shown = "".join(self.new[:SHOWN]) + ("…" if len(self.new) > SHOWN else "")
-        new = f"{len(self.new)} new ({shown})" if self.new else "none new"
-        return f"; rows of characters: {self.num_kept} kept, {new}, {self.num_left} of theirs left"
+    def summary(self) -> str:
+        """Returns how many rows were kept, are new, or were dropped."""
+        listed = "".join(self.new[:SHOWN]) + ("…" if len(self.new) > SHOWN else "")
+        new = f"{len(self.new)} new ({listed})" if self.new else "0 new"
+        return f"; rows of characters: {self.num_kept} kept, {new}, {self.num_dropped} dropped"
 
 
 def _rows_of(part: str, theirs: Vocabulary, ours: Vocabulary) -> _Rows | None:
-    """Of a head's table; None: the part holds no rows of characters."""
+    """Returns the row map of a head's table; None if the part has no rows of characters."""
     if part == "syllable_head":
         assert theirs.syllables and ours.syllables
         return _Rows(theirs.syllables, ours.syllables)
@@ -216,23 +218,25 @@ def _rows_of(part: str, theirs: Vocabulary, ours: Vocabulary) -> _Rows | None:
 
 
 def _holds_rows(part: str, name: str) -> bool:
-    """Whether a head's tensor has a row for each token."""
+    """Returns whether a head's tensor has one row per token."""
     return part in ("ctc_head", "syllable_head") or name.startswith(("embedding.", "output."))
 
 
 def _mute(found: Mapping[str, torch.Tensor], name: str) -> list[int]:
-    """Tokens whose rows in this output layer an import made up, because the public reader has no such token."""
+    """Returns the tokens that the public model did not have: an import gave them probability 0 in this layer."""
     if name.startswith("embedding."):
         return []
     return (
-        (found[name.removesuffix("weight").removesuffix("bias") + "bias"] == NEVER).nonzero()[:, 0].tolist()
+        (found[name.removesuffix("weight").removesuffix("bias") + "bias"] == NEVER_LOGIT)
+        .nonzero()[:, 0]
+        .tolist()
     )
 
 
 def _misfit(
     part: str, ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], rows: _Rows | None
 ) -> str | None:
-    """The first difference in names and shapes, the number of tokens aside; None: the part fits."""
+    """Returns the first difference in names and shapes, ignoring the number of tokens; None if the part fits."""
     if ours.keys() != theirs.keys():
         return f"{len(theirs)} tensors there, {len(ours)} here"
     for name, tensor in ours.items():
@@ -245,7 +249,7 @@ def _misfit(
 
 
 def _other_heads(their_model: Mapping[str, Any], model: ModelParams) -> str | None:
-    """No tensor of a decoder tells the number of its attention's heads."""
+    """Compares the number of attention heads, which no tensor of a decoder shows."""
     here, there = model.sizes.num_heads, their_model["sizes"]["num_heads"]
     return None if here == there else f"{there} heads there, {here} here"
 
@@ -254,16 +258,16 @@ def _times(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape)) or "one number"
 
 
-def _told_misfit(
+def _misfit_message(
     path: Path, part: str, misfit: str, their_model: Mapping[str, Any], model: ModelParams
 ) -> str:
     ours = model.model_dump(mode="json")
-    told: Iterable[str] = differences(
+    changed: Iterable[str] = differences(
         {name: ours[name] for name in ("preset", "sizes")},
         {name: their_model[name] for name in ("preset", "sizes")},
     )
-    lines = "".join(f"\n  model.{line}" for line in told)
+    lines = "".join(f"\n  model.{line}" for line in changed)
     return (
-        f"train.init_from: the {part} of {path} is of other sizes: {misfit}{lines}\n"
-        "set model.preset and model.sizes as there, or start from a checkpoint of these sizes"
+        f"train.init_from: the {part} of {path} has other sizes: {misfit}{lines}\n"
+        "set model.preset and model.sizes to the checkpoint's, or choose a checkpoint of these sizes"
     )

@@ -1,4 +1,4 @@
-"""What a training is asked to do, where it stands, and what came of it."""
+"""The inputs and the result of a training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from shards.settings import LoaderParams, MachineParams, Section
 from shards.store import ShardStore
 
 OnBatch = Callable[[int, int, int, float], None]
-"""Called with (epoch, batches done, batches of the epoch, mean loss a character so far)."""
+"""Called with (epoch, batches done, batches of the epoch, mean loss per character so far)."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that one training needs."""
+    """Everything that one training needs."""
 
     samples: Path
     shards: ShardStore
@@ -28,15 +28,15 @@ class TrainingJob:
     decode: DecodeParams
     machine: MachineParams
     config_text: str
-    """The effective configuration, saved beside the weights."""
+    """The effective configuration, saved next to the weights."""
     resume: Path | None = None
     accept_new_plan: bool = False
-    """Go on from `resume` though it followed another epoch plan than this run's."""
+    """Resume from `resume` even if it used another epoch plan than this run."""
     on_batch: OnBatch | None = None
 
     @property
     def deciding_sections(self) -> dict[str, Section]:
-        """The parameters that, beside those of the plan, decide what is learnt and which model is taken."""
+        """The parameters, apart from those of the epoch plan, that determine the weights and the best model."""
         return {"model": self.model, "text": self.text, "train": self.train, "decode": self.decode}
 
 
@@ -45,7 +45,7 @@ class TrainingSummary:
     epochs: int
     best_epoch: int
     best_val_cer: float | None
-    """None where nothing was validated that it could be chosen by."""
+    """None if nothing was validated."""
     num_parameters: int
     seconds: float
     already_done: bool

@@ -1,4 +1,4 @@
-"""Where a run stands: its newest checkpoint, and the one before should the newest be damaged."""
+"""The newest checkpoint of a run, `last.pt`, and the previous one, in case `last.pt` is damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,27 @@ from shards.errors import CheckpointError
 
 
 def save_last(run: RunFolder, state: dict[str, Any]) -> None:
-    """Writes last.pt; what it was stays as before_last.pt.
+    """Writes last.pt and keeps the previous one as before_last.pt.
 
-    Killed between the two renames a run has no last.pt, and goes on from before_last.pt.
+    A run that is killed between the two renames has no last.pt, and resumes from before_last.pt.
     """
 
-    def keep_former() -> None:
-        # a damaged file never takes the place of the good one that training has gone on from
+    def keep_previous() -> None:
+        # a damaged last.pt must not replace the intact file from which training has resumed
         if run.last.exists() and not run.last_is_damaged:
             run.last.replace(run.before_last)
 
-    save_checkpoint(run.last, state, before_rename=keep_former)
+    save_checkpoint(run.last, state, before_rename=keep_previous)
     run.last_is_damaged = False
 
 
 def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
-    """The newest whole checkpoint of a run and its file, with a warning where it is not last.pt; None: it has none.
+    """Returns the newest intact checkpoint of a run and its file; None if the run has no checkpoint.
 
-    Raises CheckpointError where there are some, all damaged: a run never starts afresh unasked.
+    Logs a warning if the file is not last.pt. Raises CheckpointError if all checkpoints are damaged: a run never
+    starts from scratch on its own.
     """
-    found = newest_whole(run)
+    found = newest_intact(run)
     if found is None:
         return None
     state, path, damage = found
@@ -39,7 +40,7 @@ def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
         with reported_as_modified(path):
             progress = Progress.of(state["progress"])
         logger.warning(
-            "%s; going on from the one before it, %s: epoch %d after %d batches",
+            "%s; resuming from the previous checkpoint %s: epoch %d after %d batches",
             damage,
             path,
             progress.epoch,
@@ -48,8 +49,8 @@ def load_last(run: RunFolder) -> tuple[dict[str, Any], Path] | None:
     return state, path
 
 
-def newest_whole(run: RunFolder, mapped: bool = False) -> tuple[dict[str, Any], Path, str] | None:
-    """As `load_last`, silently: the third value says what is wrong with last.pt, empty where it was read."""
+def newest_intact(run: RunFolder, mapped: bool = False) -> tuple[dict[str, Any], Path, str] | None:
+    """Works like `load_last`, without a warning. The third value is the damage of last.pt, empty if it is intact."""
     if not run.last.exists() and not run.before_last.exists():
         return None
     try:
@@ -63,6 +64,6 @@ def newest_whole(run: RunFolder, mapped: bool = False) -> tuple[dict[str, Any], 
 
 
 def _what_to_do(run: RunFolder) -> str:
-    wholes = sorted(run.folder.glob("checkpoint_epoch_*.pt"), key=lambda path: path.stat().st_mtime)
-    afresh = f"remove {run.folder} to train afresh"
-    return f"go on from a whole epoch with --resume {wholes[-1]}, or {afresh}" if wholes else afresh
+    epochs = sorted(run.folder.glob("checkpoint_epoch_*.pt"), key=lambda path: path.stat().st_mtime)
+    restart = f"remove {run.folder} to train from scratch"
+    return f"resume from the end of an epoch with --resume {epochs[-1]}, or {restart}" if epochs else restart

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FLUSH_EVERY_S = 30
 NUM_CLIPS = 6
-"""Valid clips that are shown."""
+"""Number of valid clips whose text and frames are written."""
 FRAMES_A_CLIP = 12
 EPOCH_TAGS = {
     "epoch": "epoch/number",
@@ -42,16 +42,16 @@ EPOCH_TAGS = {
     "peak_memory_mb": "epoch/peak_memory_mb",
     "skipped": "epoch/skipped_steps",
 }
-"""Figures of an epoch as TensorBoard groups them."""
+"""Columns of an epoch's row, and their TensorBoard tags."""
 
 
-class Watch:
-    """Event files in the run's folder, where they survive a rerun; their step is the optimiser's."""
+class MetricLogger:
+    """Writes event files into the run's folder, where they survive a rerun. Their step is the optimiser step."""
 
     def __init__(self, job: TrainingJob, run: RunFolder, progress: Progress) -> None:
-        """Goes on after `progress.steps`: what a killed run showed of later steps is left out.
+        """Continues after `progress.steps`: later steps, which a killed run has written, are hidden.
 
-        TrainingError where the folder's path is no UTF-8, as TensorBoard's must be.
+        Raises TrainingError if the folder's path is not UTF-8, which TensorBoard requires.
         """
         self._job, self._progress = job, progress
         self._first_step = progress.steps + 1
@@ -60,13 +60,13 @@ class Watch:
             str(self._folder).encode()
         except UnicodeEncodeError:
             raise TrainingError(
-                f"paths.runs: {run.folder.parent} is no UTF-8, and TensorBoard writes under no such path; rename "
-                "the folder, or set paths.runs to another"
+                f"paths.runs: {run.folder.parent} is not UTF-8, which TensorBoard requires; rename the folder, or "
+                "set paths.runs to another folder"
             ) from None
         self._writer: SummaryWriter | None = None
 
     def step(self, progress: Progress, figures: StepFigures) -> None:
-        """After an optimiser step; one that was left out has nothing to show."""
+        """Writes the figures of an optimiser step. A skipped step has none."""
         if not figures.was_taken:
             return
         values = {
@@ -79,26 +79,26 @@ class Watch:
                 self._events().add_scalar(tag, value, progress.steps)
 
     def epoch(self, curve: Curve, scored: Sequence[ScoredClip]) -> None:
-        """At the end of an epoch; `scored` holds the valid clips where it was validated."""
-        events, place = self._events(), self._progress.steps
+        """Writes the figures of an epoch. `scored` holds the valid clips if the epoch was validated."""
+        events, step = self._events(), self._progress.steps
         for name, tag in EPOCH_TAGS.items():
             if (value := curve[name]) is not None:
-                events.add_scalar(tag, value, place)
+                events.add_scalar(tag, value, step)
         if scored:
-            shown = _evenly(scored, NUM_CLIPS)
-            events.add_text("valid/read", _table(shown), place)
+            chosen = _evenly(scored, NUM_CLIPS)
+            events.add_text("valid/read", _table(chosen), step)
             if all(earlier["val_cer"] is None for earlier in self._progress.curves[:-1]):
-                clips = [clip.clip_id for clip in shown]
-                events.add_image("valid/mouths", mouths(self._job, clips), place, dataformats="HW")
+                clips = [clip.clip_id for clip in chosen]
+                events.add_image("valid/mouths", mouth_strips(self._job, clips), step, dataformats="HW")
         events.flush()
 
     def close(self) -> None:
-        """Writes out what is held back."""
+        """Writes the buffered figures and closes the file."""
         if self._writer is not None:
             self._writer.close()
 
     def _events(self) -> "SummaryWriter":
-        if self._writer is None:  # a run that was finished before adds no file
+        if self._writer is None:  # a run that was already finished writes no file
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(
@@ -108,17 +108,17 @@ class Watch:
 
 
 def tensorboard_folder(run: RunFolder) -> Path:
-    """Where the event files of a run stand; `tensorboard --logdir runs` finds those of all."""
+    """Returns the folder of a run's event files; `tensorboard --logdir runs` shows all runs."""
     return run.folder / "tensorboard"
 
 
 def _evenly(scored: Sequence[ScoredClip], count: int) -> list[ScoredClip]:
-    """The same clips in every epoch, spread over the split."""
+    """Returns `count` clips spread evenly over the split: the same ones in every epoch."""
     return [scored[i] for i in np.linspace(0, len(scored) - 1, min(count, len(scored))).round().astype(int)]
 
 
 def _table(clips: Sequence[ScoredClip]) -> str:
-    """Markdown; what was read is the network's, so none of it is taken for markup."""
+    """Returns a Markdown table; texts are escaped, because a hypothesis may contain markup."""
     rows = [
         (_plain(clip.clip_id), _plain(clip.reference), _plain(clip.hypothesis), f"{100 * cer:.0f} %")
         for clip in clips
@@ -132,8 +132,8 @@ def _plain(text: str) -> str:
     return re.sub(r"[\\`*_{}\[\]()#+.!|~-]", lambda match: f"&#{ord(match[0])};", html.escape(text))
 
 
-def mouths(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
-    """A row of frames of each valid clip, evenly spread over it, as they are packed: uint8."""
+def mouth_strips(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
+    """Returns one row of evenly spread frames for each valid clip, as they are packed: uint8."""
     samples = read_samples(job.samples, VALID_SPLIT, STREAM_COLUMNS)
     rows = {
         row["clip_id"]: row
@@ -144,5 +144,5 @@ def mouths(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
 
 def _strip(store: ShardStore, row: dict[str, object]) -> np.ndarray:
     clip_THW, _ = read_sample(store, row)
-    shown = np.linspace(0, len(clip_THW) - 1, FRAMES_A_CLIP).round().astype(int)
-    return np.concatenate(list(clip_THW[shown]), axis=1)
+    chosen = np.linspace(0, len(clip_THW) - 1, FRAMES_A_CLIP).round().astype(int)
+    return np.concatenate(list(clip_THW[chosen]), axis=1)

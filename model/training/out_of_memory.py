@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory, in pieces that do: the gradient of a sum is the sum of gradients."""
+"""Splits batches that do not fit into memory into micro-batches: the gradient of a sum is the sum of gradients."""
 
 from dataclasses import replace
 
@@ -9,39 +9,39 @@ from shards.errors import TrainingError
 from shards.stream import ClipBatch
 
 MEMORY_ERRORS = (RuntimeError, MemoryError)
-"""What running out of memory is raised as: torch.OutOfMemoryError is a RuntimeError, as the CPU's is."""
+"""Raised when memory runs out: torch.OutOfMemoryError and the error of the CPU are RuntimeErrors."""
 
-_TOLD_BY = (
+_MEMORY_MESSAGES = (
     "DefaultCPUAllocator",
     "std::bad_alloc",
     "CUDA error: out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a primitive\n",  # oneDNN, of the code that it writes; of other faults it says more
+    "could not create a primitive\n",  # oneDNN, for generated code; its other errors have a longer message
 )
-"""Of which one stands in a RuntimeError that is about memory: torch has a class for its GPU allocator alone."""
+"""A RuntimeError about memory contains one of these: torch has a class only for errors of its GPU allocator."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on a GPU or a CPU."""
+    """Returns whether `error` means that memory ran out, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(told in f"{error}\n" for told in _TOLD_BY)
+    return isinstance(error, RuntimeError) and any(text in f"{error}\n" for text in _MEMORY_MESSAGES)
 
 
 class MicroBatches:
-    """Cuts batches into pieces: none until memory runs out, then of at most as many padded frames as fitted.
+    """Splits batches into micro-batches, once memory has run out, with at most as many padded frames as fit.
 
-    What fitted is remembered, so that memory does not run out again at every step; by Progress, too, so that a
-    run that goes on cuts as it would have cut.
+    The limit is remembered, so that memory does not run out at every step. Progress stores it too, so that a resumed
+    run splits batches like an uninterrupted run.
     """
 
     def __init__(self) -> None:
         self.max_frames: int | None = None
-        """Padded frames of a piece of several clips; None: batches stay whole."""
+        """Most padded frames of a micro-batch of several clips; None: batches are not split."""
 
     def pieces(self, batch: ClipBatch) -> list[ClipBatch]:
-        """`batch`, or its halves, or theirs, in order of its clips; one of a single clip is not cut."""
+        """Returns `batch`, halved until the parts fit, in the order of its clips. A single clip is not split."""
         num_clips = len(batch.clip_ids)
         if self.max_frames is None or padded_frames(batch) <= self.max_frames or num_clips < 2:
             return [batch]
@@ -49,17 +49,20 @@ class MicroBatches:
         return [*self.pieces(part(batch, 0, middle)), *self.pieces(part(batch, middle, num_clips))]
 
     def shrink(self, piece: ClipBatch, error: BaseException) -> None:
-        """Cuts pieces like `piece`, which ended in `error`, in two from here on. TrainingError where it is one clip."""
+        """Lowers the limit so that micro-batches like `piece`, which raised `error`, are halved from now on.
+
+        Raises TrainingError if `piece` is a single clip.
+        """
         num_clips, longest = len(piece.clip_ids), longest_frames(piece)
         if num_clips < 2:
             raise TrainingError(
-                f"memory is too small for a training step on clip {piece.clip_ids[0]} alone, {longest} frames; "
-                f"leave clips as long out with loader.max_frames, or take a smaller model.preset ({error})"
+                f"out of memory in a training step on the single clip {piece.clip_ids[0]}, {longest} frames; exclude "
+                f"clips of this length with loader.max_frames, or choose a smaller model.preset ({error})"
             ) from error
         self.max_frames = (num_clips + 1) // 2 * longest
         logger.warning(
-            "out of memory in %d clips, %d padded frames: batches are taken in pieces of at most %d from here on, "
-            "in the same steps; `pipeline train --find-budget` finds the loader.frame_budget that fits",
+            "out of memory in %d clips, %d padded frames: batches are now split into parts of at most %d padded "
+            "frames; the steps stay the same. `pipeline train --find-budget` finds a loader.frame_budget that fits",
             num_clips,
             padded_frames(piece),
             self.max_frames,
@@ -75,7 +78,7 @@ def padded_frames(batch: ClipBatch) -> int:
 
 
 def part(batch: ClipBatch, first: int, stop: int) -> ClipBatch:
-    """Some of a batch's clips, padded to the longest of them; its memory is the batch's."""
+    """Returns some clips of a batch, padded to the longest of them. It shares the memory of `batch`."""
     num_frames_B = batch.num_frames_B[first:stop]
     return replace(
         batch,

@@ -1,4 +1,4 @@
-"""The bad samples that training left out: counted, told, and never more than `loader.max_bad_fraction` of an epoch."""
+"""Records the bad samples that training skips: at most `loader.max_bad_fraction` of an epoch."""
 
 import json
 import shutil
@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from model.runs import logger
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from shards.errors import TrainingError
 from shards.files import atomic_file, write_bytes
 from shards.stream import BadSample
 
 
 class Quarantine:
-    """`quarantine.jsonl` of a run: one line a bad sample, with the epoch and batch that lack it.
+    """`quarantine.jsonl` of a run: one line per bad sample, with its epoch and batch. The first rank writes it."""
 
-    The first rank writes it.
-    """
-
-    def __init__(self, file: Path, max_fraction: float, ranks: Ranks = ALONE) -> None:
+    def __init__(self, file: Path, max_fraction: float, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.file, self.max_fraction, self.ranks = file, max_fraction, ranks
 
-    def take_over(self, checkpoint: Path) -> None:
-        """Takes the file of the run that is gone on with from `checkpoint`, in place of what stood here."""
+    def copy_from(self, checkpoint: Path) -> None:
+        """Replaces the file with that of the run which `checkpoint` belongs to."""
         theirs = checkpoint.parent / self.file.name
         if theirs.resolve() == self.file.resolve():
             return
@@ -33,8 +30,8 @@ class Quarantine:
         else:
             self.file.unlink(missing_ok=True)
 
-    def go_on_from(self, epoch: int, batches_done: int) -> None:
-        """Forgets the samples of batches from this position on: they are read again."""
+    def rewind_to(self, epoch: int, batches_done: int) -> None:
+        """Removes the lines of batches from this position on: they are read again."""
         if not self.file.exists():
             return
         kept = [
@@ -46,10 +43,7 @@ class Quarantine:
             self.file.unlink()
 
     def add(self, epoch: int, first_batch: int, bad: Sequence[Sequence[BadSample]]) -> int:
-        """Sets aside the bad samples of each batch from `first_batch` on; how many these are over all ranks.
-
-        The file names those of all ranks.
-        """
+        """Records the bad samples of each batch from `first_batch` on, of all ranks; returns their number."""
         lines = self.ranks.lines(
             [
                 json.dumps({"epoch": epoch, "batch": batch, **asdict(sample)}, ensure_ascii=False)
@@ -58,29 +52,29 @@ class Quarantine:
             ]
         )
         if lines and self.ranks.is_first:
-            # a path in a reason that is no UTF-8 has lone surrogates: escaped, as JSON escapes them
+            # a path in a reason may have lone surrogates (not UTF-8): escaped, as JSON escapes them
             with self.file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{line}\n" for line in lines))
         return len(lines)
 
     def refuse_too_many(self, num_bad: int, num_clips: int, epoch: int) -> None:
-        """TrainingError where more than the allowed share of an epoch's clips is bad.
+        """Raises TrainingError if more than the allowed share of an epoch's clips is bad.
 
-        To be asked when more have come, so that a run goes on over mended shards whatever it left out before.
+        Call it only after new bad samples: a run must resume with repaired shards, however many it skipped before.
         """
         if num_bad > self.max_fraction * num_clips:
             raise TrainingError(
                 f"{num_bad} of the {num_clips} clips of epoch {epoch} are bad, more than loader.max_bad_fraction "
-                f"{self.max_fraction:g} allows; {self._names(num_bad, epoch)}, `pipeline verify` looks at all shards. "
-                "Mend them or raise the fraction, and the same command goes on; what the run has left out "
-                "until then stays left out"
+                f"{self.max_fraction:g} allows; {self._names(num_bad, epoch)}, `pipeline verify` checks all shards. "
+                "Repair the shards or raise the fraction, then run the same command to resume; clips that were "
+                "skipped before are not read again"
             )
 
-    def tell(self, num_bad: int, num_clips: int, epoch: int) -> None:
-        """One line of the log for an epoch that lacks clips."""
+    def log_epoch(self, num_bad: int, num_clips: int, epoch: int) -> None:
+        """Logs how many clips an epoch has skipped."""
         if num_bad:
             logger.warning(
-                "Epoch %d: %d of %d clips (%.2f %%) were bad and left out; %s",
+                "Epoch %d: skipped %d of %d clips (%.2f %%) because they are bad; %s",
                 epoch,
                 num_bad,
                 num_clips,
@@ -89,11 +83,11 @@ class Quarantine:
             )
 
     def log_damaged_share(self, num_bad: int, num_epochs: int) -> None:
-        """One line for a finished run that lacks clips: mended shards alone do not make it train again."""
+        """Logs how many clips a finished run has skipped: repairing the shards does not train it again."""
         if num_bad:
             logger.warning(
-                "this run has left out clips as bad %d times in its %d epochs; %s. It stays without them; once "
-                "the shards are mended, remove %s and train again",
+                "this run skipped bad clips %d times in its %d epochs; %s. To train with them, repair the shards, "
+                "remove %s and train again",
                 num_bad,
                 num_epochs,
                 self._names(num_bad),
@@ -101,7 +95,7 @@ class Quarantine:
             )
 
     def publish(self, logs_folder: Path) -> None:
-        """Copies the file beside the published log; removes what another run left there."""
+        """Copies the file next to the published log. Without a file, removes the copy of another run."""
         published = logs_folder / self.file.name
         if not self.file.exists():
             published.unlink(missing_ok=True)
@@ -110,17 +104,17 @@ class Quarantine:
             shutil.copyfileobj(file, target)
 
     def _names(self, num_bad: int, epoch: int | None = None) -> str:
-        """Whether the file names all of `num_bad` (of one epoch): a checkpoint may have come without it."""
+        """Returns whether the file lists all of `num_bad` (of one epoch): a checkpoint may be copied without it."""
         lines = self._lines() if self.file.exists() else []
         num_named = sum(epoch in (None, entry["epoch"]) for _, entry in lines)
         if num_named >= num_bad:
-            return f"{self.file} names them"
+            return f"{self.file} lists them"
         return (
-            f"{self.file} names {num_named} of them, the others were left out before --resume, by another run"
+            f"{self.file} lists {num_named} of them, the others were skipped by another run, before --resume"
         )
 
     def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
-        """The file's lines, each with what it says; without what a kill tore, of a batch that is read again."""
+        """Returns the lines and their content, without an incomplete last line: its batch is read again."""
         found = []
         for line in self.file.read_bytes().splitlines(keepends=True):
             try:

@@ -1,4 +1,4 @@
-"""The processes that train together: one a GPU, started by torchrun; or this one alone.
+"""The processes that train together: one per GPU, started by torchrun, or a single process.
 
 Shapes: W ranks, N values.
 """
@@ -18,62 +18,62 @@ from model.device import choose_device
 from shards.errors import ConfigError, Interrupted, TrainingError
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells each process."""
+"""Environment variables that torchrun sets."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among them. All ranks call the same methods in the same order."""
+    """The position of this process. All ranks must call the same methods in the same order."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Among those of this machine, of which there are `local_size`."""
+    """Rank among the `local_size` processes of this machine."""
     local_size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes checkpoints and logs."""
+        """Whether this is rank 0, which writes checkpoints and logs."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """The device of `machine.device`: with several ranks on GPUs, each its own. Raises ConfigError."""
+        """Returns the device of `machine.device`. With several ranks, each gets its own GPU. Raises ConfigError."""
         device = choose_device(name)
         if self.world_size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
             raise ConfigError(
-                f"machine.device {name} is one GPU for {self.world_size} processes; write auto or cuda"
+                f"machine.device {name} is one GPU for {self.world_size} processes; set it to auto or cuda"
             )
         device = choose_device(f"cuda:{self.local_rank}")
         torch.cuda.set_device(device)
         return device
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over all ranks, in float64."""
+        """Returns each value summed over all ranks, in float64."""
         if self.world_size == 1:
             return list(values)
         sums_N = torch.tensor(values, dtype=torch.float64)
-        with _told_of_loss():
+        with _lost_rank_reported():
             distributed.all_reduce(sums_N)
         return sums_N.tolist()
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on any rank."""
+        """Returns whether `value` is true on any rank."""
         return self.sum([float(value)])[0] > 0
 
     def gathered(self, values_N: torch.Tensor) -> torch.Tensor:
-        """The tensors of all ranks (W, N), on the CPU; each has as many values as the others."""
+        """Returns the tensors of all ranks (W, N), on the CPU. All must have the same number of values."""
         values_N = values_N.cpu()
         if self.world_size == 1:
             return values_N[None]
         gathered = [torch.empty_like(values_N) for _ in range(self.world_size)]
-        with _told_of_loss():
+        with _lost_rank_reported():
             distributed.all_gather(gathered, values_N)
         return torch.stack(gathered)
 
     def lines(self, lines: Sequence[str]) -> list[str]:
-        """The lines of all ranks, those of the first rank first; none of them holds a line break."""
+        """Returns the lines of all ranks, in the order of the ranks. No line may contain a line break."""
         data = "".join(f"{line}\n" for line in lines).encode(errors="surrogatepass")
         num_bytes_W = self.gathered(torch.tensor([len(data)]))[:, 0].tolist()
         padded = torch.zeros(max(num_bytes_W), dtype=torch.uint8)
@@ -86,40 +86,40 @@ class Ranks:
         ]
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network that, called, has its gradients averaged over all ranks in backward.
+        """Returns a network whose backward averages the gradients over all ranks.
 
-        Its buffers (statistics of BatchNorm) are the first rank's at the beginning of each window. To be let go of
-        before the processes part: torch 2.13 now and then hangs where it is freed later.
+        At the start of each window, its buffers (statistics of BatchNorm) are copied from the first rank. Delete it
+        before the process group ends: torch 2.13 sometimes hangs if it is freed later.
         """
         if self.world_size == 1:
             return network
-        # of convolutions by one pixel, whose strides say the same in two ways
+        # for 1×1 convolutions, two different strides describe the same layout
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # without device_ids, which would take the clips' lengths to the GPU that stay on the CPU
+        # without device_ids: they would copy the clip lengths, which must stay on the CPU, to the GPU
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
     def unsynchronised(self, learner: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Gradients of backward inside stay this rank's own: of all batches of a window but the last."""
+        """Within it, backward does not exchange gradients: for all batches of a window except the last."""
         if isinstance(learner, DistributedDataParallel):
             return learner.no_sync()
         return contextlib.nullcontext()
 
     def take_first_buffers(self, network: nn.Module) -> None:
-        """Copies the first rank's buffers to all: what is learnt of them between two windows is a rank's own."""
+        """Copies the first rank's buffers to all ranks: after a window, each rank has its own statistics."""
         if self.world_size > 1:
-            with _told_of_loss():
+            with _lost_rank_reported():
                 for buffer in network.buffers():
                     distributed.broadcast(buffer, 0)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The place that torchrun gives this process, joined to the others; alone where it was not started so.
+def process_group() -> Iterator[Ranks]:
+    """Joins the process group of torchrun and yields this rank; yields a single process without torchrun.
 
-    Numbers travel by gloo, gradients on GPUs by NCCL. Raises ConfigError where the environment is torn.
+    Values are exchanged by gloo, gradients on GPUs by NCCL. Raises ConfigError if environment variables are missing.
     """
     ranks = ranks_of(os.environ)
     if ranks.world_size == 1:
@@ -130,14 +130,15 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
     except Interrupted:
-        distributed.destroy_process_group()  # raised by all ranks alike
+        distributed.destroy_process_group()  # all ranks raise it together
         raise
-    # after any other error the others may wait in a collective; torchrun ends them, and to destroy would wait too
+    # Not after other errors: other ranks may wait in a collective, and destroying would wait for them. torchrun ends
+    # them.
     distributed.destroy_process_group()
 
 
 def ranks_of(environment: Mapping[str, str]) -> Ranks:
-    """What torchrun's variables say; ConfigError where WORLD_SIZE is above 1 and others are missing."""
+    """Returns the rank that torchrun's variables describe. Raises ConfigError if WORLD_SIZE > 1 and one is missing."""
     if environment.get("WORLD_SIZE", "1") == "1":
         return Ranks()
     if missing := [name for name in VARIABLES if name not in environment]:
@@ -151,7 +152,7 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
 
 @contextlib.contextmanager
 def only_warnings(logger: logging.Logger) -> Iterator[None]:
-    """Of a rank that is not the first, only warnings are logged."""
+    """Within it, only warnings are logged: for ranks other than the first."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -161,13 +162,13 @@ def only_warnings(logger: logging.Logger) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_of_loss() -> Iterator[None]:
-    """A collective that fails has lost one of the ranks."""
+def _lost_rank_reported() -> Iterator[None]:
+    """Turns the error of a failed collective, which means a lost rank, into TrainingError."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(
-            f"another process of this training has ended, and its own message says why ({reason}); the same "
-            "command goes on from the last checkpoint"
+            f"another process of this training has ended ({reason}); its own message gives the reason. Run the same "
+            "command to resume from the last checkpoint"
         ) from error

@@ -1,6 +1,6 @@
-"""What training says in its log before it begins, and before an epoch.
+"""Log messages at the start of a training and of an epoch.
 
-A run that starts afresh may be a mistake: another one of the same folder may wait to be gone on with.
+A new run may be a mistake: a folder next to it may hold an unfinished run that could be resumed.
 """
 
 import shlex
@@ -20,7 +20,7 @@ from model.progress import Progress
 from model.runs import RunFolder, logger
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.training.job import TrainingJob
-from model.training.last_checkpoint import newest_whole
+from model.training.last_checkpoint import newest_intact
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState, other_params, run_of
@@ -39,76 +39,79 @@ def log_start(
     precision: Precision,
     resumed_from: Path | None,
 ) -> None:
-    """What is trained, on what, and from where; of a fresh start, whether another run waits to be gone on with."""
+    """Logs data, network, device and starting point. For a new run, also logs an unfinished run, if there is one."""
     logger.info("Train samples: %d", data.samples.num_rows)
     logger.info("Val samples: %d", data.valid_samples.num_rows)
     if not data.valid_samples.num_rows:
-        logger.warning("no clips in split %s: no CER along the way, and the last model is taken", VALID_SPLIT)
+        logger.warning(
+            "no clips in split %s: no CER is reported, and the last model becomes the best", VALID_SPLIT
+        )
     logger.info("Vocabulary size: %d", data.vocabulary.characters.num_tokens)
     logger.info("Total parameters: %s", f"{num_parameters(state.network):,}")
     logger.info("Device: %s, %s", state.device, precision.name)
     if data.model.standardise == "shards":
         mean, deviation = data.model.input_mean, data.model.input_std
-        logger.info("Gray levels of the training shards: mean %.4f, deviation %.4f", mean, deviation)
-    logger.info("To watch it: tensorboard --logdir %s", run.folder.parent)
+        logger.info("Gray levels of the training shards: mean %.4f, standard deviation %.4f", mean, deviation)
+    logger.info("Watch the training: tensorboard --logdir %s", run.folder.parent)
     if resumed_from:
         progress = state.progress
         logger.info(
-            "Going on from %s: epoch %d, batch %d", resumed_from, progress.epoch, progress.batches_done
+            "Resuming from %s: epoch %d, batch %d", resumed_from, progress.epoch, progress.batches_done
         )
-    elif (unfinished := told_unfinished(run, job, data)) is not None:
+    elif (unfinished := unfinished_run_message(run, job, data)) is not None:
         logger.info(unfinished)
 
 
 def log_left_out(plan: EpochPlan, samples: pa.Table, params: LoaderParams, epoch: int) -> None:
-    """How many clips take no part in the epoch, and why; nothing where all do."""
+    """Logs how many clips the epoch plan leaves out, and why; nothing if it uses all."""
     num_frames_N = samples["num_frames"].to_numpy()
     limit = length_limit(params, epoch, int(num_frames_N.max(initial=0)))
     num_long = int(np.count_nonzero(num_frames_N[plan.left_out] > limit))
     if num_long:
         logger.info(
-            "epoch %d: %d clips are left out, longer than this epoch's limit of %d frames (loader.max_frames, "
-            "loader.curriculum_epochs)",
+            "epoch %d: %d clips are left out because they are longer than this epoch's limit of %d frames "
+            "(loader.max_frames, loader.curriculum_epochs)",
             epoch,
             num_long,
             limit,
         )
     if num_even := len(plan.left_out) - num_long:
-        logger.info("epoch %d: %d clips are left out, to come out even over the ranks", epoch, num_even)
+        logger.info(
+            "epoch %d: %d clips are left out so that all ranks have the same number of clips", epoch, num_even
+        )
 
 
-def told_unfinished(run: RunFolder, job: TrainingJob, data: TrainingData) -> str | None:
-    """A line about the latest unfinished run beside `run`: what differs, how to go on with it. None: there is none.
+def unfinished_run_message(run: RunFolder, job: TrainingJob, data: TrainingData) -> str | None:
+    """Returns a message about the latest unfinished run next to `run`, its differences, and how to resume it.
 
-    A command stands there only where it works: it is tried, as far as the first step, with today's tables.
+    None if there is none. The message contains a command only if the command works: it is checked, up to the first
+    step, with the current tables.
     """
     folders = {path.parent for path in job.runs.glob("*/*last.pt")} - {run.folder}
     for folder in sorted(folders, key=_written, reverse=True):
         try:
-            found = newest_whole(RunFolder(job.runs, folder.name), mapped=True)
-            assert found is not None, "one of the two was there"
+            found = newest_intact(RunFolder(job.runs, folder.name), mapped=True)
+            assert found is not None, "last.pt or before_last.pt exists"
             state, last, _ = found
             there = plan_identity_of(state, last)
             theirs = TrainParams.model_validate(state["train_params"])
             with reported_as_modified(last):
                 progress = Progress.of(state["progress"])
-                told = other_params(job, state, job.deciding_sections)
+                changes = other_params(job, state, job.deciding_sections)
         except (CheckpointError, ValidationError):
-            continue  # of another version, or altered: nothing goes on from it
+            continue  # of another version, or modified: it cannot be resumed
         if not progress.is_over(theirs):
-            told += data.plan_identity.differences(there)
+            changes += data.plan_identity.differences(there)
             if state["valid_hash"] != data.valid_hash:
-                told.append("other valid clips")
+                changes.append("other valid clips")
             try:
-                go_on = (
-                    f"to go on with that one: {_command(last, job, state, progress.epoch, there, data.ranks)}"
-                )
+                command = _command(last, job, state, progress.epoch, there, data.ranks)
+                how_to_resume = f"to resume that run: {command}"
             except (PipelineError, ValidationError) as error:
-                go_on = f"it cannot be gone on with: {' '.join(str(error).split())}"
+                how_to_resume = f"that run cannot be resumed: {' '.join(str(error).split())}"
             return (
-                f"a fresh run starts, though {last.parent} stands unfinished in epoch {progress.epoch} of "
-                f"{theirs.num_epochs} "
-                f"({'; '.join(told) or 'by another version of the program'}); {go_on}"
+                f"starting a new run, but {last.parent} is unfinished, in epoch {progress.epoch} of "
+                f"{theirs.num_epochs} ({'; '.join(changes) or 'by another version of the program'}); {how_to_resume}"
             )
     return None
 
@@ -120,7 +123,7 @@ def _written(folder: Path) -> float:
 def _command(
     last: Path, job: TrainingJob, state: dict[str, Any], epoch: int, there: PlanIdentity, ranks: Ranks
 ) -> str:
-    """Goes on from `last` by its own parameters; raises what that would raise before its first step."""
+    """Returns the command that resumes `last` with its own parameters. Raises what it would raise before a step."""
     loader = there.loader | {"max_bad_fraction": job.loader.max_bad_fraction}
     theirs = replace(
         job,

@@ -1,6 +1,6 @@
-"""What changes as training goes on, as functions of the epochs done (a fraction within an epoch).
+"""Learning rate and teacher forcing as functions of the epochs done (with a fraction within an epoch).
 
-The exponential moving average of a network's weights, which reads better than the weights themselves.
+Also the exponential moving average of a network's weights, which reads better than the weights themselves.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from model.settings import TrainParams
 
 
 def learning_rate(params: TrainParams, epochs_done: float) -> float:
-    """Linear warm-up over `warmup_epochs`, then constant or a half cosine down to 0 at `num_epochs`."""
+    """Returns a linear warm-up over `warmup_epochs`, then constant or a half cosine down to 0 at `num_epochs`."""
     if epochs_done < params.warmup_epochs:
         return params.learning_rate * epochs_done / params.warmup_epochs
     if params.scheduler == "constant":
@@ -27,7 +27,7 @@ def learning_rate(params: TrainParams, epochs_done: float) -> float:
 
 
 def teacher_forcing(params: TrainParams, epoch: int) -> float:
-    """Share of true characters fed to the attention decoder: linear from the first epoch to the last."""
+    """Returns the share of true characters fed to the attention decoder: linear from first to last epoch."""
     progress = epoch / max(params.num_epochs - 1, 1)
     return params.teacher_forcing + (params.teacher_forcing_end - params.teacher_forcing) * progress
 
@@ -36,25 +36,25 @@ _Tensors = list[torch.Tensor]
 
 
 class WeightAverage:
-    """A network whose weights are the average of those that another one had after each step.
+    """A network whose weights are the average of another network's weights after each step.
 
-    After step n (from 0): average ← d · average + (1 − d) · weights, d = min(decay, (1 + n) / (10 + n)), so that
-    the fresh weights are soon forgotten (TensorFlow's ExponentialMovingAverage with num_updates). Float buffers,
-    BatchNorm's, are averaged likewise; its counters are copied.
+    After step n (from 0): average ← d · average + (1 − d) · weights, d = min(decay, (1 + n) / (10 + n)), so that the
+    initial weights soon stop mattering (TensorFlow's ExponentialMovingAverage with num_updates). BatchNorm's float
+    buffers are averaged too; its counters are copied.
     """
 
     def __init__(self, learning: LipNetwork, decay: float) -> None:
         self.learning, self.decay = learning, decay
         self.network = copy_of(learning).requires_grad_(False).eval()
-        """Reads by the average; never trained."""
+        """Has the averaged weights; it is never trained."""
         self.num_steps = 0
-        """That it holds."""
+        """Number of steps in the average."""
         self._pairs: tuple[_Tensors, _Tensors, _Tensors, _Tensors] | None = None
 
     @torch.no_grad()
     def step(self) -> None:
-        """Takes in the weights as they stand now: the same tensors at every step, changed in place."""
-        if self._pairs is None:  # a large network's look-up takes 4 ms
+        """Adds the current weights. They must be the same tensors at every step, changed in place."""
+        if self._pairs is None:  # finding the tensors of a large network takes 4 ms
             pairs = list(zip(_tensors(self.network), _tensors(self.learning), strict=True))
             floats = [pair for pair in pairs if pair[0].is_floating_point()]
             others = [pair for pair in pairs if not pair[0].is_floating_point()]
@@ -67,7 +67,7 @@ class WeightAverage:
         self.num_steps += 1
 
     def restore(self, weights: Mapping[str, Any], num_steps: int) -> None:
-        """Goes on from an average of so many steps; from 0 steps it starts as these weights."""
+        """Continues an average of `num_steps` steps; 0 starts a new average with these weights."""
         self.network.load_state_dict(weights)
         self.num_steps = num_steps
 

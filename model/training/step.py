@@ -1,6 +1,6 @@
 """One optimiser step over a window of batches, normalised by all its characters on all ranks.
 
-How a training is set up: once for the trainer, the search for a frame budget and the bench.
+`set_up` prepares a step for the trainer, the search for a frame budget and the benchmarks.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from model.training.compiling import compile_parts
 from model.training.fine_tuning import to_training_mode
 from model.training.job import TrainingJob
 from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.stopping import StopSignals
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
@@ -32,27 +32,27 @@ BLACK_FRAMES = 8
 
 @dataclass(frozen=True, slots=True)
 class StepFigures:
-    """What a step came to, over all ranks but for `skipped`."""
+    """The figures of a step: over all ranks, except `skipped`."""
 
     loss_sum: float
-    """Nats, over all characters of the window; 0 where the step was not taken."""
+    """Nats, over all characters of the window; 0 if the step was not taken."""
     num_chars: int
-    """0 where the step was not taken."""
+    """0 if the step was not taken."""
     num_clips: int
     gradient_norm: float
-    """Before it was clipped; infinite where float16 overflowed."""
+    """Before clipping; infinite if float16 overflowed."""
     learning_rate: float
     skipped: tuple[str, ...] = ()
-    """Clips of this rank for which the step was not taken: of a loss that is not finite, else of the window."""
+    """Clips of this rank that prevented the step: those with a non-finite loss, else all of the window."""
     was_taken: bool = True
-    """False on all ranks alike where a loss or the gradient is not finite, and all is as it was before.
+    """False, on all ranks, if a loss or the gradient is not finite. Then the state is the same as before the step.
 
-    An overflow of float16, after which the scaler lowers its scale and goes on, counts as taken.
+    After an overflow of float16, the scaler lowers its scale: this counts as taken.
     """
 
 
 class TrainingStep:
-    """Steps the state of a training."""
+    """Runs optimiser steps on the state of a training."""
 
     def __init__(
         self,
@@ -60,34 +60,34 @@ class TrainingStep:
         data: TrainingData,
         state: TrainingState,
         precision: Precision,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.job, self.data, self.state, self.precision, self.ranks = job, data, state, precision, ranks
         self.loss_params = LossParams.of(job.train)
         self.micro_batches = MicroBatches()
         self.stop = StopSignals()
-        """The trainer's: looked at between two pieces of a window."""
+        """Set by the trainer; checked between two micro-batches of a window."""
 
     def __call__(self, window: Sequence[ClipBatch], epoch: int, epochs_done: float) -> StepFigures:
-        """One step over the batches of `window`, in which at least one rank has a clip.
+        """Runs one step over the batches of `window`, in which at least one rank has a clip.
 
-        `epochs_done` is the place of the window's middle, by which the learning rate goes. All ranks call it
-        together. Where memory runs out the window is done again in micro-batches, with the random draws of the
-        first try where these have the same shapes; with several ranks, which may be exchanging gradients at that
-        moment, it is a TrainingError. So is a clip that does not fit by itself.
+        `epochs_done` is the position of the window's middle; it determines the learning rate. All ranks must call this
+        together. If memory runs out, the window is repeated in micro-batches, from the same random state. Raises
+        TrainingError if memory runs out with several ranks, which may be exchanging gradients at that moment, or for a
+        single clip.
 
-        Interrupted, with all as it was before the window, where a single process is asked to stop before its last
-        piece: a window of a large network takes minutes on a CPU.
+        Raises Interrupted if a single process is asked to stop before its last micro-batch, since a window of a large
+        network takes minutes on a CPU. Then the state is the same as before the window.
         """
         state = self.state
         rate = schedule.learning_rate(self.job.train, epochs_done)
         state.set_learning_rate(rate)
-        window = [batch for batch in window if batch.clip_ids]  # of the others all samples are bad
+        window = [batch for batch in window if batch.clip_ids]  # in the other batches, all samples are bad
         chars = sum(len(label) for batch in window for label in batch.labels)
         clip_ids = tuple(clip_id for batch in window for clip_id in batch.clip_ids)
         num_chars, num_clips = (int(value) for value in self.ranks.sum([chars, len(clip_ids)]))
         buffers = _Buffers(state.network)
-        # distributed training averages the ranks' gradients: times their number it is the sum
+        # distributed training averages the gradients of the ranks; multiplied by their number, it is the sum
         share = self.ranks.world_size / num_chars
         if window:
             losses = self._backward(window, epoch, share, buffers)
@@ -97,24 +97,24 @@ class TrainingStep:
             losses = []
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.job.train.gradient_clip)
-        # here alone the step waits for the device
+        # the only place where the step waits for the device
         norm_value, *loss_N = torch.cat([norm.detach()[None], *losses]).tolist()
         bad = tuple(c for c, loss in zip(clip_ids, loss_N, strict=True) if not math.isfinite(loss))
         loss_sum, num_bad = self.ranks.sum([math.fsum(loss_N) if not bad else 0.0, len(bad)])
         if num_bad or (not math.isfinite(norm_value) and not self._is_overflow()):
             skipped = bad if num_bad else clip_ids
-            _tell_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
+            _log_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
             self._leave_out(buffers)
             return StepFigures(0.0, 0, num_clips, norm_value, rate, skipped, was_taken=False)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         if math.isfinite(norm_value):
-            state.stepped()
+            state.after_step()
         return StepFigures(loss_sum, num_chars, num_clips, norm_value, rate)
 
     def batch_loss_B(self, network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
-        """Nats a clip (B,)."""
+        """Returns nats per clip (B,)."""
         video_BCTYX, num_frames_B, targets = training_input(
             batch, self.job, self.data, epoch, self.state.device
         )
@@ -129,7 +129,7 @@ class TrainingStep:
     def _backward(
         self, window: Sequence[ClipBatch], epoch: int, share: float, buffers: "_Buffers"
     ) -> list[torch.Tensor]:
-        """Adds up the gradient of `share` times the losses of `window`; gives these, nats, on the device."""
+        """Adds the gradient of `share` times the losses of `window`; returns the losses, nats, on the device."""
         progress, random_state = self.state.progress, _RandomState(self.state.device)
         self.micro_batches.max_frames = progress.piece_frames
         while True:
@@ -137,8 +137,8 @@ class TrainingStep:
             pieces = [piece for batch in window for piece in self.micro_batches.pieces(batch)]
             try:
                 for piece in pieces:
-                    if self.stop.has_come and self.ranks.world_size == 1:
-                        raise Interrupted("stopped between two pieces of a window")
+                    if self.stop.requested and self.ranks.world_size == 1:
+                        raise Interrupted("stopped between two micro-batches of a window")
                     is_last = len(losses) + 1 == len(pieces)
                     losses.append(self._piece_backward(piece, epoch, share, is_last))
                 return losses
@@ -150,13 +150,13 @@ class TrainingStep:
             except Interrupted:
                 self._take_back(buffers, random_state)
                 raise
-            # behind the except block: as long as the error lives, so does all that its traceback holds
+            # after the except block: as long as the error exists, its traceback keeps tensors alive
             self._take_back(buffers, random_state)
             if self.state.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _take_back(self, buffers: "_Buffers", random_state: "_RandomState") -> None:
-        """What a part of a window has left."""
+        """Undoes the effects of a part of a window."""
         self.state.optimizer.zero_grad(set_to_none=True)
         buffers.put_back()
         random_state.put_back()
@@ -174,31 +174,31 @@ class TrainingStep:
             gradients_mb = sum(p.numel() * p.element_size() for p in learnt) / 1e6
             raise TrainingError(
                 f"out of memory in {len(piece.clip_ids)} clips, {padded_frames(piece)} padded frames, on rank "
-                f"{self.ranks.rank}; the other ranks wait for its gradient, so it cannot be done again in smaller "
-                "pieces: lower loader.frame_budget below what `pipeline train --find-budget` finds in one process; "
-                f"each of several keeps its gradients twice, {gradients_mb:,.0f} MB more ({error})"
+                f"{self.ranks.rank}; the other ranks wait for its gradient, so the batch cannot be split. "
+                "Lower loader.frame_budget below what `pipeline train --find-budget` finds for one process: "
+                f"with several processes, each stores its gradients twice, {gradients_mb:,.0f} MB more ({error})"
             ) from error
         self.micro_batches.shrink(piece, error)
 
-    # -- what is not finite ------------------------------------------------------------------------------
+    # -- non-finite values -------------------------------------------------------------------------------
 
     def _is_overflow(self) -> bool:
-        """Whether a smaller scale of float16's gradients may be all that it takes."""
+        """Returns whether a smaller scale of float16's gradients may help."""
         return bool(self.state.scaler.get_scale() > 1)
 
     def _leave_out(self, buffers: "_Buffers") -> None:
-        """All but the random state as before the window."""
+        """Restores the state before the window, except the random state."""
         state = self.state
         buffers.put_back()
         state.optimizer.zero_grad(set_to_none=True)
-        state.scaler.update(state.scaler.get_scale())  # forgets that it saw an overflow
+        state.scaler.update(state.scaler.get_scale())  # resets the overflow that it has seen
 
 
-def _tell_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) -> None:
-    if skipped:  # else another rank tells
+def _log_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) -> None:
+    if skipped:  # else another rank logs it
         logger.warning(
-            "epoch %d: the %s is not finite for %s: the step over %d clips is left out, weights and statistics stay "
-            "as they were; look at these clips (`pipeline query`), or lower train.learning_rate",
+            "epoch %d: the %s is not finite for %s: skipped the step over %d clips, without a change of weights or "
+            "statistics; check these clips (`pipeline query`), or lower train.learning_rate",
             epoch,
             what,
             ", ".join(skipped),
@@ -207,7 +207,7 @@ def _tell_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str)
 
 
 class _Buffers:
-    """The statistics of batch normalisations, as they are when it is made."""
+    """A copy of the network's buffers (statistics of batch normalisation)."""
 
     def __init__(self, network: nn.Module) -> None:
         self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
@@ -219,7 +219,7 @@ class _Buffers:
 
 
 class _RandomState:
-    """What dropout and scheduled sampling draw from, as it is when it is made."""
+    """A copy of the random state, which dropout and scheduled sampling use."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -233,16 +233,18 @@ class _RandomState:
 
 
 def _black_clip(data: TrainingData) -> ClipBatch:
-    """For a rank that has no clip: with it the rank takes part in the exchange of gradients."""
+    """Returns a batch for a rank without clips, so that it takes part in the exchange of gradients."""
     frames_BTHW = torch.zeros((1, BLACK_FRAMES, *data.crop_HW), dtype=torch.uint8)
     return ClipBatch(frames_BTHW, torch.tensor([BLACK_FRAMES]), ("black",), ("",), (-1,))
 
 
-def set_up(job: TrainingJob, data: TrainingData, device: torch.device, ranks: Ranks = ALONE) -> TrainingStep:
-    """The step of `job` with fresh weights of train.seed, in training mode; tunes this whole process.
+def set_up(
+    job: TrainingJob, data: TrainingData, device: torch.device, ranks: Ranks = SINGLE_PROCESS
+) -> TrainingStep:
+    """Returns the step of `job` with fresh weights from train.seed, in training mode. Tunes the whole process.
 
-    All ranks get equal weights, and then draw dropout of their own. Raises ConfigError where train.compile is set
-    and this machine cannot compile.
+    All ranks get equal weights, but each draws its own dropout. Raises ConfigError if train.compile is set and this
+    machine cannot compile.
     """
     precision = Precision.choose(job.train.mixed_precision, device)
     tune(device, precision, same_lengths=job.train.compile)

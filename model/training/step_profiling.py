@@ -1,4 +1,4 @@
-"""What a batch tells that is tried before the first step: which number of threads is fastest, what a frame costs."""
+"""Measures the first batch before training: the fastest number of threads, and the operations per frame."""
 
 import torch
 
@@ -13,7 +13,7 @@ from shards.stream import ClipBatch, ShardStream
 
 
 def choose_threads(step: TrainingStep, stream: ShardStream) -> None:
-    """Sets torch's threads, on a CPU. Processes that share a machine share its cores, and nothing is tried."""
+    """Sets torch's number of threads on a CPU. Several processes share the cores, without a measurement."""
     state, ranks = step.state, step.ranks
     if state.device.type != "cpu":
         return
@@ -24,30 +24,32 @@ def choose_threads(step: TrainingStep, stream: ShardStream) -> None:
     if not state.threads:
         batch = _read(step, stream)
         logger.info("timing a training step with 1 and %d threads", usable_cores())
-        state.threads, told = fastest_threads(
+        state.threads, message = fastest_threads(
             state.network, lambda network: step.batch_loss_B(network, batch, state.progress.epoch).sum()
         )
-        logger.info(told)
+        logger.info(message)
     torch.set_num_threads(state.threads)
 
 
-def known_flops_a_frame(step: TrainingStep, stream: ShardStream) -> float:
-    """As `flops_a_frame`, of the first batch that holds a clip; 0 where what the device can do is unknown."""
+def flops_per_frame_if_known(step: TrainingStep, stream: ShardStream) -> float:
+    """Returns `flops_per_frame` of the first batch with a clip; 0 if the peak speed of the device is unknown."""
     if peak_flops_per_s(step.state.device) is None:
         return 0.0
-    return flops_a_frame(step, _read(step, stream), step.state.progress.epoch)
+    return flops_per_frame(step, _read(step, stream), step.state.progress.epoch)
 
 
-def flops_a_frame(step: TrainingStep, batch: ClipBatch, epoch: int) -> float:
-    """Operations of forward and backward for a frame that enters the network, tried on the batch's first clip."""
-    alone = part(batch, 0, 1)  # which fits where the whole would not
-    # longer or shorter than the clip: played at another speed, padded to a bucket
-    video_BCTYX, *_ = training_input(alone, step.job, step.data, epoch, step.state.device)
-    flops = flops_of_step(step.state.network, lambda network: step.batch_loss_B(network, alone, epoch).sum())
+def flops_per_frame(step: TrainingStep, batch: ClipBatch, epoch: int) -> float:
+    """Returns the operations of forward and backward per input frame, counted on the batch's first clip."""
+    first_clip = part(batch, 0, 1)  # fits into memory, even if the batch does not
+    # the input may be longer or shorter than the clip: another speed, padding to a bucket
+    video_BCTYX, *_ = training_input(first_clip, step.job, step.data, epoch, step.state.device)
+    flops = flops_of_step(
+        step.state.network, lambda network: step.batch_loss_B(network, first_clip, epoch).sum()
+    )
     return flops / video_BCTYX.shape[2]
 
 
 def _read(step: TrainingStep, stream: ShardStream) -> ClipBatch:
-    """The first batch of the epoch that holds a clip."""
+    """Returns the first batch of the epoch that has a clip."""
     plan = step.data.epoch(step.state.progress.epoch)
     return next(batch for batch in stream.batches(plan.batches) if batch.clip_ids)

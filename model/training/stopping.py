@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, answered where training can stop."""
+"""SIGTERM and Ctrl-C: noted at once, handled where training can stop."""
 
 import signal
 from collections.abc import Iterator
@@ -7,27 +7,27 @@ from types import FrameType
 
 
 class StopSignals:
-    """Notes a signal; a second Ctrl-C raises KeyboardInterrupt at once.
+    """Notes a signal. A second Ctrl-C raises KeyboardInterrupt at once.
 
-    SIGTERM may come twice for one stop: from the batch system to every process, and from torchrun to its own.
+    One stop may send SIGTERM twice: the batch system sends it to every process, torchrun to its own processes.
     """
 
     def __init__(self) -> None:
-        self.has_come = False
+        self.requested = False
         self._was_ctrl_c = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         is_ctrl_c = number == signal.SIGINT
         if is_ctrl_c and self._was_ctrl_c:
             raise KeyboardInterrupt
-        self.has_come, self._was_ctrl_c = True, self._was_ctrl_c or is_ctrl_c
+        self.requested, self._was_ctrl_c = True, self._was_ctrl_c or is_ctrl_c
 
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Signals are noted inside, and do what they did before it afterwards."""
-        former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+    def handlers(self) -> Iterator[None]:
+        """Notes signals within it; restores the previous handlers afterwards."""
+        previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)

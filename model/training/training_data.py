@@ -1,4 +1,4 @@
-"""What training reads: the clips of two splits, what they have in common, and the order they come in."""
+"""The data of a training: the clips of train and valid, their properties, and their batches."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from model.losses import refuse_unspellable
 from model.training.job import TrainingJob
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ShardError, TrainingError
@@ -22,22 +22,22 @@ from shards.stream import ShardStream
 class TrainingData:
     """The samples of train and valid, and the batches of this rank.
 
-    Raises TrainingError where no training of `job` can come of them.
+    Raises TrainingError if `job` cannot be trained on them.
     """
 
-    def __init__(self, job: TrainingJob, ranks: Ranks = ALONE) -> None:
+    def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
-        # what else the catalogue says would stay in memory for as long as training lasts
+        # other columns of the table would stay in memory during the whole training
         self.samples = read_samples(job.samples, TRAIN_SPLIT, STREAM_COLUMNS)
         has_valid = VALID_SPLIT in splits_of(job.samples)
         self.valid_samples = read_samples(job.samples, VALID_SPLIT) if has_valid else SAMPLES.empty_table()
-        """Empty where nothing is packed to validate on."""
+        """Empty if no valid clips are packed."""
         first_THW, metadata = self._first_sample()
         self.fps = float(str(metadata["fps"]))
         self.crop_HW: tuple[int, int] = first_THW.shape[1:]
         if job.model.window_px > self.crop_px:
             raise TrainingError(
-                f"model.window_px {job.model.window_px} is more than the {self.crop_px} px of the packed crops"
+                f"model.window_px {job.model.window_px} is larger than the packed crops ({self.crop_px} px); lower it"
             )
         labels = self.samples["label"].chunks
         self.vocabulary = Vocabulary.of_labels(
@@ -47,15 +47,15 @@ class TrainingData:
             for table in (self.samples, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
-        """The trainer puts in the gray levels that the network is given (model/training/pixel_statistics.py)."""
+        """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
         self.plan_identity = plan_identity(
             sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size, ranks.world_size
         )
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
-        """Of all ranks."""
+        """Batches of all ranks."""
 
     def without_tables(self, job: TrainingJob) -> "TrainingData":
-        """The same for a process that reads none of the clips, of a `job` that may hold no shards."""
+        """Returns a copy for a process that reads no clips, with a `job` that may have no shards."""
         bare = copy.copy(self)
         bare._job = job
         bare.samples, bare.valid_samples = (
@@ -70,12 +70,12 @@ class TrainingData:
 
     @property
     def clips(self) -> dict[str, float]:
-        """What a checkpoint keeps of them."""
+        """Properties of the clips that a checkpoint stores."""
         return {"fps": self.fps, "crop_px": self.crop_px}
 
     @property
     def valid_hash(self) -> str:
-        """Of the clips that the best model is chosen by."""
+        """Hash of the valid clips, which choose the best model."""
         return samples_hash(self.valid_samples)
 
     def epoch(self, number: int) -> EpochPlan:
@@ -85,11 +85,11 @@ class TrainingData:
         )
 
     def num_clips(self, plan: EpochPlan) -> int:
-        """In all ranks' batches of an epoch."""
+        """Returns the number of clips in all ranks' batches of an epoch."""
         return self.samples.num_rows - len(plan.left_out)
 
     def streams(self, pin_memory: bool) -> tuple[ShardStream, ShardStream]:
-        """Of train, which sets bad samples aside where loader.max_bad_fraction allows it, and of valid, never."""
+        """Returns the streams of train and valid. Train skips bad samples if max_bad_fraction > 0, valid never."""
         job = self._job
         quarantine = job.loader.max_bad_fraction > 0
         return (
@@ -98,10 +98,10 @@ class TrainingData:
         )
 
     def _first_sample(self) -> tuple[np.ndarray, dict[str, object]]:
-        """The first clip and its metadata.
+        """Returns the first clip and its metadata.
 
-        Where bad samples are allowed, of the first row that is none: the first ones of the shards, then the others,
-        as many as may be bad and one more.
+        If bad samples are allowed, returns the first good sample: tries the first sample of each shard, then the
+        others, at most one more than may be bad.
         """
         num_allowed = int(self._job.loader.max_bad_fraction * len(self.samples))
         shards = OpenShards(self._job.shards)
@@ -116,7 +116,7 @@ class TrainingData:
 
 
 def _shards_first(samples: pa.Table) -> np.ndarray:
-    """All row numbers: the first of each shard, then the others, both in the order of the table."""
+    """Returns all row numbers: the first of each shard, then the others, both in the order of the table."""
     shards = samples["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
     firsts = np.sort(np.unique(shards, return_index=True)[1])
     return np.concatenate([firsts, np.delete(np.arange(len(samples)), firsts)])

@@ -1,4 +1,4 @@
-"""What training has come to: network, optimiser, random state and position; into a checkpoint and back."""
+"""The state of a training: network, optimiser, random state and position. Saves and restores checkpoints."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +24,7 @@ from model.text import NORMALISER_VERSION
 from model.training.fine_tuning import parameter_groups, start_from
 from model.training.job import TrainingJob
 from model.training.last_checkpoint import load_last
-from model.training.ranks import ALONE, Ranks
+from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.schedule import WeightAverage
 from model.training.training_data import TrainingData
 from shards.errors import CheckpointError
@@ -33,7 +33,7 @@ from shards.machine import usable_cores
 
 
 class TrainingState:
-    """Fresh weights, drawn from torch's global random state; `restore` takes others."""
+    """Starts with fresh weights from torch's global random state; `restore` loads a checkpoint."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class TrainingState:
         device: torch.device,
         precision: Precision,
         data: TrainingData,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.job, self.device, self.data, self.ranks = job, device, data, ranks
         self.valid_hash = data.valid_hash
@@ -49,7 +49,7 @@ class TrainingState:
         if device.type == "cuda":
             channels_last_weights(self.network)
         self.learner: nn.Module = self.network
-        """The network as a step calls it: with several ranks, the trainer wraps it."""
+        """The network that a step calls. With several ranks, the trainer wraps it."""
         decay = job.train.ema_decay
         self.average = WeightAverage(self.network, decay) if decay else None
         self.optimizer = torch.optim.AdamW(
@@ -61,28 +61,28 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
         self.progress = Progress()
         self.threads = job.machine.threads
-        """CPU threads of a step; 0: not chosen yet."""
+        """CPU threads of a step; 0 means not chosen yet."""
 
     def set_learning_rate(self, rate: float) -> None:
-        """`rate` is the top layer's; each group has its share of it."""
+        """Sets the learning rate: `rate` for the top layer, and each group's share of it."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
 
-    def stepped(self) -> None:
-        """After every optimiser step that was taken."""
+    def after_step(self) -> None:
+        """Updates the average. Call it after each optimiser step that was taken."""
         if self.average:
             self.average.step()
 
     @property
-    def reading_network(self) -> LipNetwork:
-        """What is validated and kept: the average of the weights, or the weights themselves."""
+    def evaluation_network(self) -> LipNetwork:
+        """The network that is validated and saved: the average of the weights, or the weights themselves."""
         return self.average.network if self.average else self.network
 
     def reader(self, precision: Precision) -> LipReader:
-        """The network as it stands, to validate with."""
+        """Returns a reader with the current weights, for validation."""
         data, job = self.data, self.job
         return LipReader(
-            self.reading_network,
+            self.evaluation_network,
             data.vocabulary,
             data.model,
             job.text,
@@ -93,15 +93,15 @@ class TrainingState:
         )
 
     def as_checkpoint(self, val_loss: float | None) -> dict[str, Any]:
-        """Everything that going on needs; `epoch` is the last whole one, as in the older trainer's files.
+        """Returns everything that resuming needs. `epoch` is the last complete epoch, as in the older trainer's files.
 
-        All ranks call it alike, for the random state of each; what it gives is the same on all.
+        All ranks must call it, because it gathers their random states; it returns the same on all.
         """
         job, progress, ranks = self.job, self.progress, self.ranks
         sections, vocabulary = job.deciding_sections.items(), self.data.vocabulary
         return {
             "epoch": progress.epoch - 1,
-            "model_state_dict": self.reading_network.state_dict(),
+            "model_state_dict": self.evaluation_network.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": {"epoch": progress.epoch, "batches_done": progress.batches_done},
             "scaler_state_dict": self.scaler.state_dict(),
@@ -123,7 +123,7 @@ class TrainingState:
             "plan_identity": self.data.plan_identity.as_dict(),
             "valid_hash": self.valid_hash,
             "threads": torch.get_num_threads(),
-            # a row for each rank
+            # one row per rank
             "random_state": ranks.gathered(torch.get_rng_state()),
             "cuda_random_state": ranks.gathered(torch.cuda.get_rng_state(self.device))
             if self.device.type == "cuda"
@@ -131,10 +131,10 @@ class TrainingState:
         }
 
     def restore(self, run: RunFolder) -> Path | None:
-        """Loads --resume, or the position of the same run; the file gone on from, None for a fresh start.
+        """Loads `job.resume`, or the last checkpoint of the run; returns that file, or None for a new run.
 
-        Raises CheckpointError where the file is of another model or vocabulary, was altered, or followed another
-        epoch plan and `job.accept_new_plan` is not set.
+        Raises CheckpointError if the file has another model or vocabulary, was modified, or used another epoch plan
+        while `job.accept_new_plan` is not set.
         """
         job = self.job
         found = (load_checkpoint(job.resume), job.resume) if job.resume else load_last(run)
@@ -144,7 +144,7 @@ class TrainingState:
         state, source = found
         if state["optimizer_state_dict"] is None:
             raise CheckpointError(
-                f"{source} holds weights and no training to go on with (pipeline import-weights made it); "
+                f"{source} has only weights and no training to resume (`pipeline import-weights` wrote it); "
                 f"start from it with --set train.init_from={source}"
             )
         with reported_as_modified(source):
@@ -156,26 +156,26 @@ class TrainingState:
         return source
 
     def _take_over(self, state: dict[str, Any], source: Path) -> list[str]:
-        """All of a checkpoint that fits; in what its epoch plan differs."""
+        """Loads a checkpoint that fits; returns the differences of its epoch plan."""
         job = self.job
         self._refuse_other_model(state, source)
         progress = Progress.of(state["progress"])
         other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
         if other_plan and not job.accept_new_plan:
-            raise CheckpointError(_told_refusal(source, other_plan, progress))
+            raise CheckpointError(_other_plan_message(source, other_plan, progress))
         self._refuse_other_groups(state, source)
         self._restore_weights(state, source)
         self._restore_momenta(state["optimizer_state_dict"])
-        if state["scaler_state_dict"]:  # empty where the older run needed none
+        if state["scaler_state_dict"]:  # empty if that run used no scaler
             self.scaler.load_state_dict(state["scaler_state_dict"])
         self.progress = progress
         self._restore_random_state(state)
-        # the sums of two thread counts differ in the last bit; the same count goes on bit for bit
+        # another thread count changes the last bit of sums; with the same count, resuming is bit-identical
         self.threads = self.threads or min(state["threads"], usable_cores())
         return other_plan
 
     def _start(self) -> None:
-        """Fresh weights give way to those of train.init_from."""
+        """Copies the weights of train.init_from into the fresh network."""
         train, data = self.job.train, self.data
         if train.init_from:
             path = Path(train.init_from)
@@ -189,43 +189,43 @@ class TrainingState:
         refuse_other_model(state, data.model, data.vocabulary, self.job.train.heads, data.clips, source)
 
     def _refuse_other_groups(self, state: dict[str, Any], source: Path) -> None:
-        """Momenta belong to parameters by their places in the groups."""
+        """Raises CheckpointError if the groups differ: momenta belong to parameters by their position in the groups."""
         groups = (state["optimizer_state_dict"]["param_groups"], self.optimizer.param_groups)
         there, here = ([len(group["params"]) for group in some] for some in groups)
         if there != here:
             raise CheckpointError(
-                f"{source} was trained with other train.freeze or train.layer_decay ({sum(there)} tensors learnt "
-                f"in {len(there)} groups there, {sum(here)} in {len(here)} here); set them as there, or start anew "
-                f"from its weights with --set train.init_from={source}"
+                f"{source} was trained with another train.freeze or train.layer_decay (its optimiser has {sum(there)} "
+                f"tensors in {len(there)} groups, this run's has {sum(here)} in {len(here)}); set them to the "
+                f"checkpoint's values, or start a new run from its weights with --set train.init_from={source}"
             )
 
     def _restore_weights(self, state: dict[str, Any], source: Path) -> None:
-        """Those of training, and their average where one is kept: the checkpoint's, or one that starts here."""
+        """Restores the weights, and their average if it is used: the checkpoint's, or a new one."""
         average, weights = state["model_state_dict"], state["training_state_dict"]
         self.network.load_state_dict(weights or average)
         if self.average and weights:
             self.average.restore(average, state["averaged_steps"])
         elif self.average:
             self.average.restore(average, 0)
-            logger.info("%s keeps no average of the weights: one starts here (train.ema_decay)", source)
+            logger.info("%s has no average of the weights: starting one (train.ema_decay)", source)
         elif weights:
-            logger.info("%s keeps an average of the weights, which ends here (train.ema_decay)", source)
+            logger.info("%s has an average of the weights: no longer updated (train.ema_decay)", source)
 
     def _restore_momenta(self, theirs: dict[str, Any]) -> None:
-        """And not the older run's settings, which come with them. ValueError where a shape is not its parameter's."""
+        """Restores momenta, without the settings of that run. Raises ValueError if a shape differs."""
         wanted = [(group["weight_decay"], group["rate_share"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(theirs)
         for group, (weight_decay, rate_share) in zip(self.optimizer.param_groups, wanted, strict=True):
             group["weight_decay"], group["rate_share"] = weight_decay, rate_share
         for parameter, values in self.optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):  # torch looks at no shape here
+            for name in ("exp_avg", "exp_avg_sq"):  # torch does not check the shapes
                 if values[name].shape != parameter.shape:
                     raise ValueError(
-                        f"{name} {list(values[name].shape)} of a {list(parameter.shape)} parameter"
+                        f"{name} has shape {list(values[name].shape)}, its parameter {list(parameter.shape)}"
                     )
 
     def _restore_random_state(self, state: dict[str, Any]) -> None:
-        """Each rank its own; one that the checkpoint knows nothing of keeps what it has."""
+        """Restores the random state of each rank; a rank that the checkpoint lacks keeps its own."""
         rank, ours, cuda = self.ranks.rank, state["random_state"], state["cuda_random_state"]
         if rank < len(ours):
             torch.set_rng_state(ours[rank].clone())  # torch 2.13 crashes on a view
@@ -233,28 +233,28 @@ class TrainingState:
             torch.cuda.set_rng_state(cuda[rank].clone(), self.device)
 
     def _leave_plan(self, source: Path, other_plan: list[str]) -> None:
-        """Positions of two plans are not comparable: an epoch under way starts anew."""
-        anew = ""
+        """Restarts an unfinished epoch: positions of two plans are not comparable."""
+        restart = ""
         if self.progress.batches_done:
-            anew = (
-                f": epoch {self.progress.epoch} starts anew from its first batch, "
+            restart = (
+                f": epoch {self.progress.epoch} restarts at its first batch, "
                 f"not after batch {self.progress.batches_done}"
             )
             self.progress.restart_epoch()
-        logger.warning("%s followed another epoch plan (%s)%s", source, "; ".join(other_plan), anew)
+        logger.warning("%s used another epoch plan (%s)%s", source, "; ".join(other_plan), restart)
 
     def _keep_best_of(self, source: Path, resumed: dict[str, Any], run: RunFolder) -> None:
-        """Takes over the best model beside a resumed checkpoint, where it is the one that checkpoint knew.
+        """Copies the best model next to a resumed checkpoint, if it belongs to that checkpoint.
 
-        Else the best starts anew: a model of later epochs, of another run, or chosen by other clips or another
-        decoding, is not this run's best.
+        Else this run starts without a best model: a model of later epochs, of another run, or chosen by other clips or
+        another decoding, is not this run's best.
         """
         best = source.parent / run.best.name
         if other_choice := self._other_choice(resumed):
             why = f"its CER cannot be compared ({'; '.join(other_choice)})"
             self.progress.best_val_loss = float("inf")
         else:
-            why = "it is of other epochs, or of another run"
+            why = "it belongs to other epochs or to another run"
             try:
                 state = load_checkpoint(best)
                 with reported_as_modified(best):
@@ -266,20 +266,20 @@ class TrainingState:
                     return
             except CheckpointError as error:
                 why = str(error)
-        logger.info("%s is not taken over, the best model starts anew: %s", best, why)
+        logger.info("%s is not copied, this run starts without a best model: %s", best, why)
         if self.ranks.is_first:
             run.best.unlink(missing_ok=True)
         self.progress.best_val_cer, self.progress.best_epoch = float("inf"), -1
         self.progress.validations_since_best = 0
 
     def _other_choice(self, state: dict[str, Any]) -> list[str]:
-        """What the best model is chosen by, where it differs from that of a checkpoint."""
-        told = ["other valid clips"] if state["valid_hash"] != self.valid_hash else []
-        return told + other_params(self.job, state, ("text", "decode"))
+        """Returns what differs from the checkpoint in choosing the best model."""
+        changes = ["other valid clips"] if state["valid_hash"] != self.valid_hash else []
+        return changes + other_params(self.job, state, ("text", "decode"))
 
 
 def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """A line for each parameter of these of the deciding sections that differs from the checkpoint's."""
+    """Returns a line per parameter of the sections `names` that differs from the checkpoint's."""
     return [
         f"{name}.{line}"
         for name in names
@@ -288,7 +288,7 @@ def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) 
 
 
 def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
-    """Where training `job` with `data` stands, or would stand. Raises CheckpointError: nothing to start from."""
+    """Returns the run folder of `job` with `data`. Raises CheckpointError if train.init_from is missing."""
     init_from = Path(job.train.init_from)
     if job.train.init_from and not init_from.is_file():
         raise CheckpointError(f"train.init_from: {init_from} is missing")
@@ -301,10 +301,10 @@ def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
     return RunFolder(job.runs, run_id)
 
 
-def _told_refusal(source: Path, other_plan: list[str], progress: Progress) -> str:
-    anew = f", epoch {progress.epoch} anew from its first batch" if progress.batches_done else ""
+def _other_plan_message(source: Path, other_plan: list[str], progress: Progress) -> str:
+    restart = f"; epoch {progress.epoch} restarts at its first batch" if progress.batches_done else ""
     lines = "\n  ".join(other_plan)
     return (
-        f"{source} followed another epoch plan:\n  {lines}\n"
-        f"--accept-new-plan goes on from its weights by the plan of this run{anew}"
+        f"{source} used another epoch plan:\n  {lines}\n"
+        f"--accept-new-plan resumes from its weights with the plan of this run{restart}"
     )

@@ -1,4 +1,4 @@
-"""Validation while training: the ranks share the clips of valid, and their figures are summed."""
+"""Validation during training: the ranks share the clips of valid, and their figures are summed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from shards.stream import ShardStream
 
 
 @dataclass(frozen=True, slots=True)
-class Validated:
-    """What a model makes of the clips of valid."""
+class ValidationResult:
+    """The loss, CER and hypotheses on the valid clips."""
 
     loss: float
-    """Nats a character, over all clips."""
+    """Nats per character, over all clips."""
     cer: float
     """Over all clips."""
     clips: list[ScoredClip]
-    """This rank's, in the table's order."""
+    """The clips of this rank, in the order of the table."""
 
 
 def validate(
@@ -32,8 +32,8 @@ def validate(
     stream: ShardStream,
     ranks: Ranks,
     between_batches: Callable[[], None],
-) -> Validated:
-    """Scores valid; each rank reads its share of the batches. `between_batches` is called as often on every rank."""
+) -> ValidationResult:
+    """Scores valid; each rank reads its share. `between_batches` is called equally often on every rank."""
     ranks.take_first_buffers(reader.network)
     own = data.valid_batches[ranks.rank :: ranks.world_size]
     scores = score_batches(
@@ -62,4 +62,4 @@ def validate(
     assert num_clips == data.valid_samples.num_rows, (
         f"{data.valid_samples.num_rows} samples, {num_clips} scored"
     )
-    return Validated(loss_sum / max(num_chars, 1), EditCounts(*map(int, edits)).cer, scores.clips)
+    return ValidationResult(loss_sum / max(num_chars, 1), EditCounts(*map(int, edits)).cer, scores.clips)

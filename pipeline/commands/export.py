@@ -1,6 +1,6 @@
-"""Verb export: a trained reader for other programs.
+"""The command export: a trained model for other programs.
 
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+Heavy imports are inside the command, so that `pipeline --help` is fast.
 """
 
 from pathlib import Path
@@ -25,27 +25,27 @@ from pipeline.command import (
 @app.command()
 def export(
     format_: Annotated[
-        Literal["onnx", "torchscript", "safetensors"],
-        typer.Option("--format", help="onnx and torchscript read by themselves; safetensors: weights alone"),
+        Literal["onnx", "safetensors"],
+        typer.Option("--format", help="onnx: a model for onnxruntime; safetensors: only the weights"),
     ] = "onnx",
     checkpoint: ModelFile = None,
     checkpoint_dir: CheckpointDir = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="default: export/<format>; holds one export: files of an older one are removed",
+            help="default: export/<format>; holds one export, files of an older export are removed",
             metavar="DIR",
         ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="onnx: a quantised file too, and what it costs in CER")
+        bool, typer.Option("--int8", help="for onnx: also write a quantised file, and score both files")
     ] = False,
-    split: Annotated[str | None, typer.Option(help="what --int8 scores; default: report.split")] = None,
+    split: Annotated[str | None, typer.Option(help="split that --int8 scores; default: report.split")] = None,
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     json_: Json = False,
 ) -> None:
-    """Write a model for other programs, its configuration and its card: from uint8 mouth clips to log-probabilities.
+    """Write a model for other programs, with configuration and card: from uint8 mouth clips to log-probabilities.
 
     Example: pipeline export --format onnx --int8
     """
@@ -71,10 +71,10 @@ def export(
         typer.echo(json.dumps(asdict(facts) | {"out": str(folder)}, ensure_ascii=False, indent=2))
         return
     for file in facts.files:
-        told = f"{folder / file.name}: {file.num_bytes / 1e6:.1f} MB"
+        line = f"{folder / file.name}: {file.num_bytes / 1e6:.1f} MB"
         if file.cer is not None and file.clips_per_s is not None:
-            told += f", CER {file.cer:.2%} on split {facts.scored_split}, {file.clips_per_s:.1f} clips/s"
-        say(told)
+            line += f", CER {file.cer:.2%} on split {facts.scored_split}, {file.clips_per_s:.1f} clips/s"
+        say(line)
     if facts.difference is not None:
         typer.echo(f"differs from the network by at most {facts.difference:.1e} in a log-probability")
     say(folder / "MODEL_CARD.md")

@@ -37,7 +37,7 @@ def _told(found: FoundBudget) -> list[str]:
             "Every batch of train.batch_size clips fits: a larger budget would change nothing, a larger "
             "train.batch_size would."
         )
-    told.append(f"the present {found.present} {'fits' if found.present_fits else 'is too much'}")
-    if not found.present_fits or found.present < found.frame_budget:
+    told.append(f"the present {found.current} {'fits' if found.current_fits else 'is too much'}")
+    if not found.current_fits or found.current < found.frame_budget:
         told.append(f"--set loader.frame_budget={found.frame_budget}")
     return told

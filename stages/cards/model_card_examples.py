@@ -1,21 +1,17 @@
-"""How an exported model is run without this project: the Python that its card shows, and that tests run."""
+"""How to run an exported model without this project: the Python code in its card, which tests run."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from model.exports.names import LOG_PROBS, SYLLABLE_LOG_PROBS
 
-ExportFormat = Literal["onnx", "torchscript", "safetensors"]
-FILES: dict[ExportFormat, str] = {
-    "onnx": "model.onnx",
-    "torchscript": "model.torchscript.pt",
-    "safetensors": "model.safetensors",
-}
+ExportFormat = Literal["onnx", "safetensors"]
+FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "safetensors": "model.safetensors"}
 
-_INPUTS = """In go `video`, uint8 (B, T, {px}, {px}) at {fps:g} frames a second, padded to the longest clip, and
-`num_frames`, int64 (B,). Out come the log-probabilities {outputs}, float32, and
-`num_steps`, int64 (B,). Ids: 0 is the blank, then three marks, then the units of `config.json`. Gray levels are
-normalised inside. `clip.npy` below holds one mouth clip, uint8 (T, {px}, {px}).
+_INPUTS = """Inputs: `video`, uint8 (B, T, {px}, {px}) at {fps:g} frames per second, padded to the longest clip, and
+`num_frames`, int64 (B,). Outputs: the log-probabilities {outputs}, float32, and
+`num_steps`, int64 (B,). Ids: 0 is the blank, then three special tokens, then the units of `config.json`. The model
+normalises gray levels. `clip.npy` below holds one mouth clip, uint8 (T, {px}, {px}).
 """
 _GREEDY = """
 best = log_probs[0, : int(num_steps[0])].argmax(1).tolist()
@@ -34,17 +30,6 @@ config = json.loads(session.get_modelmeta().custom_metadata_map["config"])
 clip = np.load("clip.npy")
 fed = {"video": clip[None], "num_frames": np.array([len(clip)])}
 log_probs, num_steps = session.run(["OUTPUT", "num_steps"], fed)
-"""
-_TORCHSCRIPT = """import json
-
-import numpy as np
-import torch
-
-extra = {"config.json": ""}
-network = torch.jit.load("model.torchscript.pt", _extra_files=extra)
-config = json.loads(extra["config.json"])
-clip = torch.from_numpy(np.load("clip.npy"))
-log_probs, *_, num_steps = network(clip[None], torch.tensor([len(clip)]))
 """
 _SAFETENSORS = """import json
 
@@ -66,31 +51,28 @@ network.load_state_dict(load_file("model.safetensors"))
 
 
 def example(format: ExportFormat, heads: Sequence[str]) -> str:
-    """A program that runs beside the exported files; of a graph it reads clip.npy and prints its text."""
+    """Returns a program that runs in the folder of the export. For ONNX, it reads clip.npy and prints the text."""
     if format == "safetensors":
         return _SAFETENSORS
     output, table = (LOG_PROBS, "characters") if "ctc" in heads else (SYLLABLE_LOG_PROBS, "syllables")
-    code = (_ONNX if format == "onnx" else _TORCHSCRIPT) + _GREEDY
-    return code.replace("OUTPUT", output).replace("TABLE", table)
+    return (_ONNX + _GREEDY).replace("OUTPUT", output).replace("TABLE", table)
 
 
 def how_to_run(format: ExportFormat, heads: Sequence[str], fps: float, crop_px: int) -> str:
-    """The section of the card, in Markdown."""
+    """Returns the section of the card, in Markdown."""
     code = f"```python\n{example(format, heads)}```\n"
     if format == "safetensors":
         return (
-            "The weights by name; the network is built of what `config.json` says with this project's `model` package:"
+            "The weights by name. This project's `model` package builds the network from `config.json`:"
             f"\n\n{code}"
         )
     shapes = {
         "ctc": f"`{LOG_PROBS}` (B, S, V) of characters",
         "syllables": f"`{SYLLABLE_LOG_PROBS}` (B, S, W)",
     }
-    outputs = " and ".join(told for head, told in shapes.items() if head in heads)
-    told = _INPUTS.format(px=crop_px, fps=fps, outputs=outputs)
-    if format == "onnx":
-        told = (
-            "Videos: `pipeline inference --onnx model.onnx VIDEO`, which needs no torch. Clips that are cut already:"
-            f"\n\n{told}"
-        )
-    return f"{told}\n{code}"
+    outputs = " and ".join(shape for head, shape in shapes.items() if head in heads)
+    inputs = _INPUTS.format(px=crop_px, fps=fps, outputs=outputs)
+    return (
+        "For videos, run `pipeline inference --onnx model.onnx VIDEO`, which needs no torch. For cropped clips:"
+        f"\n\n{inputs}\n{code}"
+    )

@@ -15,7 +15,7 @@ from model.checkpoints import CHECKPOINT_VERSION, load_checkpoint, save_checkpoi
 from model.decoding.reader import LipReader
 from model.runs import RunFolder
 from model.settings import TextParams
-from model.training.last_checkpoint import load_last, newest_whole, save_last
+from model.training.last_checkpoint import load_last, newest_intact, save_last
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
 from shards.errors import CheckpointError, Interrupted
@@ -175,7 +175,7 @@ def test_the_newest_damaged_one_falls_back_to_the_one_before(
     assert (found[0]["progress"]["batches_done"], found[1]) == (4, run.before_last)
     (told,) = caplog.messages
     assert str(run.last) in told and ("missing" if how == "missing" else "damaged") in told
-    assert f"going on from the one before it, {run.before_last}: epoch 0 after 4 batches" in told
+    assert f"resuming from the previous checkpoint {run.before_last}: epoch 0 after 4 batches" in told
     # the damaged one takes nobody's place: until the next one is whole there is a good one
     save_last(run, found[0] | {"progress": state["progress"] | {"batches_done": 5}})
     assert (batches_done(run.before_last), batches_done(run.last)) == (4, 5)
@@ -226,7 +226,7 @@ def test_both_damaged_is_an_error_that_says_what_to_do(
         load_last(run)
     told = str(caught.value)
     assert str(run.last) in told and str(run.before_last) in told
-    assert f"remove {run.folder} to train afresh" in told
+    assert f"remove {run.folder} to train from scratch" in told
     assert (f"--resume {run.epoch_checkpoint(0)}" in told) == with_epoch
 
 
@@ -235,7 +235,7 @@ def test_the_first_one_damaged_is_no_fresh_start(tmp_path: Path, state: dict[str
     spoil(run.last, "flipped")
     with pytest.raises(CheckpointError, match="the checksum of"):
         load_last(run)
-    assert newest_whole(RunFolder(tmp_path / "runs", "another")) is None
+    assert newest_intact(RunFolder(tmp_path / "runs", "another")) is None
 
 
 @pytest.mark.parametrize("how", ["missing", "flipped"])
@@ -255,12 +255,12 @@ def test_a_training_falls_back_and_ends_as_if_nothing_had_been(
     # what another command says of this run while it is so
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job_in(tmp_path / "damaged", packed, num_epochs=1, seed=7))
-    stands = any(f"{run.folder} stands unfinished in epoch 1 of 3" in told for told in caplog.messages)
-    assert stands and "going on from the one before" not in caplog.text
+    reported = any(f"{run.folder} is unfinished, in epoch 1 of 3" in message for message in caplog.messages)
+    assert reported and "previous checkpoint" not in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job)
-    assert f"going on from the one before it, {run.before_last}" in caplog.text
+    assert f"resuming from the previous checkpoint {run.before_last}" in caplog.text
     train(job_in(tmp_path / "whole", packed, ema_decay=0.9))
     for name in ("best_model.pt", "checkpoint_epoch_2.pt"):
         ours, theirs = (tmp_path / folder / "checkpoints" / name for folder in ("damaged", "whole"))
@@ -312,5 +312,5 @@ def test_what_cannot_be_gone_on_with_is_refused_with_the_way_that_works(
     with pytest.raises(CheckpointError, match=rf"train\.freeze.*--set train\.init_from={file}"):
         train(job)
     save_checkpoint(file, load_checkpoint(file) | {"optimizer_state_dict": None})
-    with pytest.raises(CheckpointError, match=rf"no training to go on with.*train\.init_from={file}"):
+    with pytest.raises(CheckpointError, match=rf"no training to resume.*train\.init_from={file}"):
         train(replace(job_in(tmp_path / "third", packed), resume=file))

@@ -80,7 +80,7 @@ def test_a_second_training_is_refused_until_the_first_is_dead(
         assert (folder / "training.log").read_bytes() == log
         assert sorted(path.name for path in folder.iterdir()) == names
         # what writes nothing there, or writes elsewhere, goes on
-        monkeypatch.setattr(find_budget, "_tried", lambda *_: (1.0, 1.0, 100.0))
+        monkeypatch.setattr(find_budget, "_run_trial", lambda *_: (1.0, 1.0, 100.0))
         assert find_budget.find_budget(job, 100.0).fits_all
         elsewhere = replace(job_in(tmp_path / "b", packed), resume=folder / "last.pt")
         assert train(elsewhere).epochs == 3

@@ -1,4 +1,4 @@
-"""Small readers with random weights, and what they write into an export."""
+"""Small models with random weights, and the content of their exports."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,13 +30,13 @@ MODELS = {
         subtract_mean=0.8,
     ),
 }
-"""As they are by default, and with all that changes the input: scale, stride, levels of each clip."""
+"""The default input, and one with every change: scale, stride, standardisation of each clip."""
 
 
 def random_reader(
     model: ModelParams, heads: Sequence[Head] = ("ctc", "syllables"), seed: int = 0
 ) -> LipReader:
-    """As a training could leave it: no batch normalisation is the identity, and the text is not one letter."""
+    """Returns a reader like a trained one: no batch normalisation is the identity, and texts have many characters."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary.of_labels(LABELS, with_syllables="syllables" in heads)
     network = LipNetwork(model, vocabulary, heads)
@@ -53,7 +53,7 @@ def random_reader(
 
 
 def reader_of(network: LipNetwork, vocabulary: Vocabulary, model: ModelParams, **more: Any) -> LipReader:
-    """In float32 on the CPU, of clips as the crop stage makes them by default."""
+    """Returns a reader in float32 on the CPU, for clips of the default crop stage."""
     cpu, whole = torch.device("cpu"), Precision(None)
     return LipReader(network, vocabulary, model, TextParams(), 25.0, cpu, whole, 96, **more)
 
@@ -61,7 +61,7 @@ def reader_of(network: LipNetwork, vocabulary: Vocabulary, model: ModelParams, *
 def state_of_reader(
     reader: LipReader, heads: Sequence[Head] = ("ctc", "syllables"), **changes: Any
 ) -> dict[str, Any]:
-    """The checkpoint of it, as far as reading and exporting look at it."""
+    """Returns the parts of its checkpoint that reading and exporting use."""
     characters, syllables = reader.vocabulary.characters, reader.vocabulary.syllables
     return {
         "epoch": 4,

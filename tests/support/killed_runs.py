@@ -1,4 +1,4 @@
-"""Trainings in processes of their own that note each step they take, and die where a test wants it."""
+"""Trainings in separate processes that record each step and are killed where a test needs it."""
 
 import io
 import json
@@ -26,25 +26,25 @@ from stages import train
 STEPS = "steps.jsonl"
 INTERRUPTED = 7
 _PROCESSES = multiprocessing.get_context("forkserver")
-# imported once for all of them: seconds each
+# imported once for all processes: saves seconds each
 _PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tensorboard"])
 
 
 @dataclass(frozen=True)
-class Death:
-    """At the `number`th time, from 1, that the process comes to that place."""
+class Kill:
+    """Kills the process when it reaches `place` for the `number`th time (from 1)."""
 
     place: Literal["step", "piece", "write", "rename", "validation"]
-    """After a step, before anything knows of it; after a piece of a window; with half of a checkpoint written;
-    between the two renames of last.pt; while valid is read."""
+    """After a step, before it is recorded; after a micro-batch of a window; with half of a checkpoint written; between
+    the two renames of last.pt; during validation."""
     number: int
     by: signal.Signals = signal.SIGKILL
 
 
-def run(job: TrainingJob, folder: Path, death: Death | None = None, save_every_s: float = -1) -> int:
-    """Trains in a process of its own; gives its exit status. Its steps are noted in `folder`."""
-    process = _PROCESSES.Process(target=_train, args=(job, folder / STEPS, death, save_every_s))
-    # Python 3.11's fork server forgets sys.path, and would import torch anew for every process
+def run(job: TrainingJob, folder: Path, kill: Kill | None = None, save_every_s: float = -1) -> int:
+    """Trains in a separate process; returns its exit status. Its steps are recorded in `folder`."""
+    process = _PROCESSES.Process(target=_train, args=(job, folder / STEPS, kill, save_every_s))
+    # Python 3.11's fork server does not keep sys.path, and would import torch again in every process
     with patch.dict(os.environ, {"PYTHONPATH": str(Path(__file__).parents[2])}):
         process.start()
     process.join(120)
@@ -56,80 +56,80 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / STEPS).read_text().splitlines()]
 
 
-def _train(job: TrainingJob, notes: Path, death: Death | None, save_every_s: float) -> None:
-    notes.parent.mkdir(parents=True, exist_ok=True)
-    dies = _Dying(death)
+def _train(job: TrainingJob, record: Path, kill: Kill | None, save_every_s: float) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    killer = _Killer(kill)
     train.SAVE_EVERY_S = save_every_s
 
-    class NotedStep(TrainingStep):
+    class RecordedStep(TrainingStep):
         def __call__(self, window: Sequence[ClipBatch], epoch: int, epochs_done: float) -> StepFigures:
             figures = super().__call__(window, epoch, epochs_done)
-            with notes.open("a") as file:
-                print(json.dumps(_note(self, window, figures)), file=file)
-            dies.at("step")
+            with record.open("a") as file:
+                print(json.dumps(_entry(self, window, figures)), file=file)
+            killer.reach("step")
             return figures
 
         def _piece_backward(self, *arguments: Any) -> torch.Tensor:
             losses = super()._piece_backward(*arguments)
-            dies.at("piece")
+            killer.reach("piece")
             return losses
 
-    step.TrainingStep = NotedStep
-    dies.before(LipReader, "decode", "validation")
+    step.TrainingStep = RecordedStep
+    killer.before(LipReader, "decode", "validation")
     save, rename = torch.save, Path.replace
 
-    def torn_save(state: dict[str, Any], file: BinaryIO) -> None:
-        if dies.is_next("write"):
-            whole = io.BytesIO()
-            save(state, whole)
-            file.write(whole.getvalue()[: whole.tell() // 2])
+    def interrupted_save(state: dict[str, Any], file: BinaryIO) -> None:
+        if killer.is_next("write"):
+            complete = io.BytesIO()
+            save(state, complete)
+            file.write(complete.getvalue()[: complete.tell() // 2])
             file.flush()
-        dies.at("write")
+        killer.reach("write")
         save(state, file)
 
-    def torn_rename(path: Path, target: Path) -> Path:
-        # the former last.pt has its new name already
+    def interrupted_rename(path: Path, target: Path) -> Path:
+        # the previous last.pt has already been renamed
         if Path(target).name == "last.pt" and not Path(target).exists() and path.name.endswith(".tmp"):
-            dies.at("rename")
+            killer.reach("rename")
         return rename(path, target)
 
-    checkpoints.torch.save = torn_save
-    Path.replace = torn_rename
+    checkpoints.torch.save = interrupted_save
+    Path.replace = interrupted_rename
     try:
         train.train(job)
     except Interrupted:
         os._exit(INTERRUPTED)
 
 
-class _Dying:
-    def __init__(self, death: Death | None) -> None:
-        self.death, self.times = death, {}  # type: ignore[var-annotated]
+class _Killer:
+    def __init__(self, kill: Kill | None) -> None:
+        self.kill, self.times = kill, {}  # type: ignore[var-annotated]
 
     def is_next(self, place: str) -> bool:
-        return self.death is not None and (place, self.times.get(place, 0) + 1) == (
-            self.death.place,
-            self.death.number,
+        return self.kill is not None and (place, self.times.get(place, 0) + 1) == (
+            self.kill.place,
+            self.kill.number,
         )
 
-    def at(self, place: str) -> None:
-        dies_now = self.is_next(place)
+    def reach(self, place: str) -> None:
+        is_now = self.is_next(place)
         self.times[place] = self.times.get(place, 0) + 1
-        if dies_now:
-            assert self.death is not None
-            os.kill(os.getpid(), self.death.by)
+        if is_now:
+            assert self.kill is not None
+            os.kill(os.getpid(), self.kill.by)
 
     def before(self, owner: type, name: str, place: str) -> None:
         inner: Callable[..., Any] = getattr(owner, name)
 
-        def dying(*args: Any) -> Any:
-            self.at(place)
+        def wrapped(*args: Any) -> Any:
+            self.reach(place)
             return inner(*args)
 
-        setattr(owner, name, dying)
+        setattr(owner, name, wrapped)
 
 
-def _note(taken: TrainingStep, window: Sequence[ClipBatch], figures: StepFigures) -> dict[str, Any]:
-    """Where the step stood, all that it was given, and all that it left; floats to the last bit."""
+def _entry(taken: TrainingStep, window: Sequence[ClipBatch], figures: StepFigures) -> dict[str, Any]:
+    """Returns the position of the step, its inputs and its results, with exact floats."""
     state = taken.state
     kept = state.average.network if state.average else state.network
     return {
@@ -152,6 +152,6 @@ def _digest(tensors: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def with_same(job: TrainingJob, folder: Path) -> TrainingJob:
-    """The same training in another folder."""
+def job_in_folder(job: TrainingJob, folder: Path) -> TrainingJob:
+    """Returns the same job in another folder."""
     return replace(job, runs=folder / "runs", checkpoints=folder / "checkpoints", logs=folder / "logs")

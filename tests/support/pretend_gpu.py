@@ -1,8 +1,8 @@
-"""A GPU that is none: its tensors say `cuda:0` and compute on the CPU, and what a real one refuses they refuse.
+"""A simulated GPU: its tensors report `cuda:0`, compute on the CPU, and raise the errors of a real GPU.
 
-So the ways of a GPU through the code are gone without one: an operation over tensors of two devices fails, CUDA's
-autocast chooses the types, its random numbers are a stream of their own, and each wait for the device is noted with the
-line that asked for it. Not seen: times, memory, cuDNN and the GPU's own sums and faults.
+So tests run the GPU code paths without a GPU: an operation on tensors of two devices fails, CUDA's autocast chooses the
+types, random numbers have their own stream, and each wait for the device is recorded with the lines that caused it. Not
+simulated: times, memory, cuDNN, and the GPU's own rounding and errors.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 PROJECT, COPIES = Path(__file__).parents[2], {aten._to_copy, aten.copy_}
 CTC_CHOICES = {aten._use_cudnn_ctc_loss, aten._use_miopen_ctc_loss}
 TAKE_CPU_LENGTHS = {aten._pack_padded_sequence, aten._pad_packed_sequence, aten._ctc_loss, *CTC_CHOICES}
-"""Operations that read numbers of steps where they are."""
+"""Operations that accept step counts on the CPU."""
 FILLS = {aten.fill_, aten.masked_fill, aten.masked_fill_, aten.index_put, aten.index_put_}
 TAKE_CPU_SCALARS = {aten.where, *FILLS}
-"""Beside all that works value by value: a tensor of the CPU without an axis counts as a number."""
+"""In addition to all element-wise operations: they accept a CPU tensor without axes as a number."""
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2}
 PRODUCTS = {aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot}
 
 
 class PretendTensor(torch.Tensor):
-    """On the pretended GPU; `held` is the tensor of the CPU that it is, and keeps its gradient."""
+    """A tensor on the simulated GPU. `held` is its CPU tensor, which also keeps the gradient."""
 
     held: torch.Tensor
 
@@ -52,7 +52,7 @@ class PretendTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:
-        raise AssertionError(f"{func} outside of the pretended GPU")
+        raise AssertionError(f"{func} outside of the simulated GPU")
 
     requires_grad = property(lambda self: self.held.requires_grad)
     grad_fn = property(lambda self: self.held.grad_fn)
@@ -81,7 +81,7 @@ class PretendTensor(torch.Tensor):
         self.held.data = data.held
 
     def tolist(self) -> Any:
-        _note_wait("tolist")
+        _record_wait("tolist")
         return self.held.tolist()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PretendTensor":
@@ -95,20 +95,20 @@ class PretendTensor(torch.Tensor):
         return self.held.__reduce_ex__(protocol)
 
     def __repr__(self, **_: Any) -> str:
-        return f"on the pretended GPU: {self.held}"
+        return f"on the simulated GPU: {self.held}"
 
 
 class PretendGpu(TorchDispatchMode):
-    """The device; what it has come to."""
+    """The device and its state."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
-        """By operation and lines of this project, the caller last: how often the CPU waited for the device."""
+        """How often the CPU waited for the device, by operation and lines of this project (the caller last)."""
         self.random_state = torch.Generator().manual_seed(0).get_state()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """`func` where its tensors are; RuntimeError where a GPU would refuse it."""
+        """Runs `func` on the device of its tensors. Raises RuntimeError if a GPU would."""
         named, packet = dict(kwargs or {}), func.overloadpacket
         tensors = [leaf for leaf in tree_leaves((args, named)) if isinstance(leaf, torch.Tensor)]
         there = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
@@ -119,12 +119,12 @@ class PretendGpu(TorchDispatchMode):
         if packet is aten.copy_:
             lands_there = isinstance(args[0], PretendTensor)
         self._refuse_mixed(func, args, tensors)
-        self._note(func, args, named, lands_there)
+        self._record(func, args, named, lands_there)
         known = {id(tensor.held): tensor for tensor in there}
         held_args, held_named = tree_map(_held, (tuple(args), named))
         with contextlib.ExitStack() as stack:
             if torch.is_grad_enabled():
-                # gradients are the held tensors': autograd, which is past already, does its part for them
+                # autograd has already run for the wrappers; it must run for the held tensors, which have the gradients
                 stack.enter_context(enable_reentrant_dispatch())
                 stack.enter_context(self)
             if torch.Tag.nondeterministic_seeded in func.tags:
@@ -138,7 +138,7 @@ class PretendGpu(TorchDispatchMode):
             return PretendTensor(value) if is_new else known.get(id(value), value)
 
         if packet is aten._pack_padded_sequence:
-            return sent(given[0]), given[1]  # how many clips each step has stays on the CPU
+            return sent(given[0]), given[1]  # the batch sizes of the steps stay on the CPU
         return tree_map(sent, given)
 
     def _refuse_mixed(self, func: Any, args: Sequence[Any], tensors: Sequence[torch.Tensor]) -> None:
@@ -156,10 +156,10 @@ class PretendGpu(TorchDispatchMode):
         if torch.Tag.pointwise in func.tags or packet in TAKE_CPU_SCALARS:
             here = [tensor for tensor in here if tensor.dim()]
         if here:
-            told = ", ".join(f"{tensor.device}{list(tensor.shape)}" for tensor in tensors)
-            raise RuntimeError(f"Expected all tensors to be on the same device: {func}({told})")
+            places = ", ".join(f"{tensor.device}{list(tensor.shape)}" for tensor in tensors)
+            raise RuntimeError(f"Expected all tensors to be on the same device: {func}({places})")
 
-    def _note(self, func: Any, args: Sequence[Any], named: Mapping[str, Any], lands_there: bool) -> None:
+    def _record(self, func: Any, args: Sequence[Any], named: Mapping[str, Any], lands_there: bool) -> None:
         packet = func.overloadpacket
         if packet in COPIES:
             source = args[1] if packet is aten.copy_ else args[0]
@@ -169,14 +169,14 @@ class PretendGpu(TorchDispatchMode):
             if not lands_there and no_wait:
                 raise RuntimeError("read from the GPU without waiting: the values may not be there yet")
             if not no_wait:
-                _note_wait("to the GPU" if lands_there else "from the GPU")
+                _record_wait("to the GPU" if lands_there else "from the GPU")
         elif packet in WAITS or (func is aten.repeat_interleave.Tensor and named.get("output_size") is None):
-            _note_wait(packet.__name__)
+            _record_wait(packet.__name__)
         elif packet in INDEXING and any(
             index is not None and (index.dtype == torch.bool or not isinstance(index, PretendTensor))
             for index in args[1]
         ):
-            _note_wait("indexing by a mask or from the CPU")
+            _record_wait("indexing by a mask or from the CPU")
 
     @contextlib.contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -192,7 +192,7 @@ class PretendGpu(TorchDispatchMode):
 _ON: list[PretendGpu] = []
 
 
-def _note_wait(what: str) -> None:
+def _record_wait(what: str) -> None:
     frame, lines = sys._getframe(1), []
     while frame is not None and len(lines) < 3:
         file = Path(frame.f_code.co_filename)
@@ -212,7 +212,7 @@ def _held(value: Any) -> Any:
 def _lstm_cell(
     of_input: torch.Tensor, of_hidden: torch.Tensor, cell: torch.Tensor, *biases: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """The kernel that GPUs alone have. Hochreiter and Schmidhuber 1997, in the order of torch's gates."""
+    """A kernel that only GPUs have. Hochreiter and Schmidhuber 1997, in the order of torch's gates."""
     gates = of_input + of_hidden + sum(bias for bias in biases if bias is not None)
     enter, forget, new, leave = gates.chunk(4, dim=1)
     cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
@@ -227,7 +227,7 @@ _KERNELS: dict[Any, Callable[..., Any]] = {
 
 
 class _Named(TorchFunctionMode):
-    """What torch does before it asks where a tensor goes, and has no CUDA for."""
+    """Replaces operations that torch runs before dispatching by device, and that need CUDA."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args = tuple(_numbered(value) for value in args)
@@ -239,7 +239,7 @@ class _Named(TorchFunctionMode):
         indexes = func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
         if indexes and isinstance(args[0], PretendTensor):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            sent = tuple(torch.tensor(one).to(CUDA) if isinstance(one, list) else one for one in index)
+            sent = tuple(torch.tensor(item).to(CUDA) if isinstance(item, list) else item for item in index)
             args = (args[0], sent, *args[2:])
         return func(*args, **named)
 
@@ -250,7 +250,7 @@ def _numbered(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _guarded_as_a_cpu() -> Iterator[None]:
-    """In a torch without CUDA nobody switches to a GPU before its tensors are indexed: the CPU's nobody does it."""
+    """Registers the CPU's device guard for CUDA: indexing needs a guard, and a torch without CUDA has none."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     of_cuda = guards[1]
@@ -263,7 +263,7 @@ def _guarded_as_a_cpu() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
-    """A process with one GPU, an A100."""
+    """Simulates a process with one GPU, an A100."""
     gpu = PretendGpu()
 
     def set_rng_state(new_state: torch.Tensor, device: Any = "cuda") -> None:
@@ -285,11 +285,13 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
         theirs = inspect.signature(getattr(torch.cuda, name)).parameters
         assert list(inspect.signature(answer).parameters) == list(theirs), f"torch.cuda.{name}{tuple(theirs)}"
         monkeypatch.setattr(torch.cuda, name, answer)
-    # by whatever thread
+    # for all threads
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **named: empty(*args, **named))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self.clone())
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)  # a CPU has its own
+    monkeypatch.setattr(
+        torch, "set_float32_matmul_precision", lambda precision: None
+    )  # it would affect the CPU
     monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: False)
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     _ON.append(gpu)

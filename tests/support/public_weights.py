@@ -1,4 +1,4 @@
-"""Made-up public checkpoints. Import the names that end in _fixture for format and public."""
+"""Synthetic public checkpoints. Import the names that end in _fixture to use the fixtures format and public."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from model.vocabulary import Vocabulary
 FORMATS: tuple[PublicFormat, ...] = get_args(PublicFormat)
 CPU = torch.device("cpu")
 CHARACTERS = [chr(ord("一") + number) for number in range(57)]
-"""Of the referees: 60 tokens less blank, `<unk>`, and start and end in one."""
+"""Characters of the referees: 60 tokens minus blank, `<unk>`, and one for start and end."""
 SMALL = CHARACTERS[:7]
 SIZES = {
     "channels": (4, 6, 8, 10),
@@ -45,7 +45,7 @@ def table_file(folder: Path, characters: Sequence[str], first: Sequence[str] = (
 
 
 def public_name(format: PublicFormat, ours: str) -> str:
-    """By hand, the other way round than model/pretrained/names.py."""
+    """Returns the public name, from a table written by hand, opposite to model/pretrained/names.py."""
     renames = {
         "frontend.stem.convolution": "frontend.frontend3D.0",
         "frontend.stem.norm": "frontend.frontend3D.1",
@@ -99,11 +99,8 @@ def public_name(format: PublicFormat, ours: str) -> str:
     return name
 
 
-def made_up_weights(format: PublicFormat) -> Weights:
-    """Random ones of a small network, by the public names, tables in the public order.
-
-    Every public name comes from the key lists' pattern by trying it out: `our_name` is the referee's business.
-    """
+def synthetic_weights(format: PublicFormat) -> Weights:
+    """Returns random weights of a small network, with public names, and tables in the public order."""
     heads = ("ctc", "decoder", *(("reverse_decoder",) if format == "cnvsrc2025" else ()))
     model = ModelParams.model_validate({"preset": "conformer_large", "sizes": SIZES})
     torch.manual_seed(3)
@@ -111,14 +108,14 @@ def made_up_weights(format: PublicFormat) -> Weights:
     network = LipNetwork(model, Vocabulary(Tokenizer(tuple(SMALL[:6]))), heads)
     weights = {}
     for ours, tensor in network.state_dict().items():
-        if tensor.is_floating_point():  # statistics too, far from 0 and 1
+        if tensor.is_floating_point():  # also statistics, which must differ from 0 and 1
             tensor = 0.1 * torch.randn(tensor.shape) + (0.8 if tensor.ndim == 1 and "bias" not in ours else 0)
         weights[public_name(format, ours)] = tensor
     return weights
 
 
 def in_their_order(values: torch.Tensor, num_characters: int) -> torch.Tensor:
-    """Our columns in the public order: blank, `<unk>`, characters, start and end in one."""
+    """Returns our columns in the public order: blank, `<unk>`, characters, one for start and end."""
     characters = range(UNKNOWN_ID + 1, UNKNOWN_ID + 1 + num_characters)
     return values[..., [BLANK_ID, UNKNOWN_ID, *characters, END_ID]]
 
@@ -145,4 +142,4 @@ def format_fixture(request: pytest.FixtureRequest) -> PublicFormat:
 
 @pytest.fixture(scope="module", name="public")
 def public_fixture(format: PublicFormat) -> Weights:
-    return made_up_weights(format)
+    return synthetic_weights(format)

@@ -1,4 +1,4 @@
-"""Trainings that are stopped where a test wants it."""
+"""Trainings that stop where a test needs it."""
 
 import os
 import signal
@@ -22,23 +22,23 @@ Position = tuple[int, int]
 
 
 def state_of(job: TrainingJob) -> TrainingState:
-    """A training before its first step."""
+    """Returns the state of a training before its first step."""
     torch.manual_seed(job.train.seed)
     return TrainingState(job, torch.device("cpu"), Precision(None), TrainingData(job))
 
 
 def stopping_at(job: TrainingJob, epoch: int, batches_done: int) -> TrainingJob:
-    """The same job, which is sent SIGTERM when it stands there."""
+    """Returns the same job, which sends itself SIGTERM at this position."""
 
-    def tell(now: int, done: int, *_: float) -> None:
+    def stop(now: int, done: int, *_: float) -> None:
         if (now, done) == (epoch, batches_done):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return replace(job, on_batch=tell)
+    return replace(job, on_batch=stop)
 
 
 def stopped_in(folder: Path, packed: Packed) -> Path:
-    """The checkpoint of a run that stands in the middle of epoch 1."""
+    """Returns the checkpoint of a run that was stopped in the middle of epoch 1."""
     with pytest.raises(Interrupted, match="epoch 1 after 2 batches"):
         train(stopping_at(job_in(folder, packed), 1, 2))
     (last,) = (folder / "runs").glob("*/last.pt")

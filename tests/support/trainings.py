@@ -1,4 +1,4 @@
-"""Small trainings on toy clips, and what they leave."""
+"""Small trainings on toy clips, and their results."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
 def read_test_clips(
     reader: LipReader, packed: Packed, decode: DecodeParams | None = None, blind: bool = False
 ) -> list[ScoredClip]:
-    """Its clips of the split `test`."""
+    """Reads the clips of the split `test`."""
     return score_split(
         reader,
         read_samples(packed.samples, "test"),

@@ -1,9 +1,6 @@
-"""The exported graphs: the same numbers as the network's, at any length, batch size and padding."""
+"""The exported graphs: the same outputs as the network, for any length, batch size and padding."""
 
-import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +17,6 @@ from model.decoding.reader import LipReader
 from model.exports import onnx_file as onnx_file_module
 from model.exports.graph import ExportedNetwork, tracing
 from model.exports.onnx_file import OPSET, largest_difference, onnx_bytes, quantised_bytes
-from model.exports.torchscript_file import torchscript_bytes
 from model.networks.network_input import normalised
 from model.settings import DecodeParams, ModelParams
 from shards.errors import CheckpointError, ConfigError
@@ -28,7 +24,7 @@ from tests.support.exported import MODELS, config_of, random_reader
 
 Run = Callable[[torch.Tensor, torch.Tensor], Sequence[np.ndarray]]
 BATCHES = ((1, (13,)), (1, (1,)), (1, (40,)), (3, (31, 7, 12)), (3, (24, 24, 24)))
-"""Batch size and frames: neither stands in the example that is recorded."""
+"""Batch sizes and frames that differ from the traced example."""
 ONE_CORE = onnxruntime.SessionOptions()
 ONE_CORE.intra_op_num_threads = 1
 
@@ -53,41 +49,29 @@ def run_onnx(file: bytes) -> Run:
     return lambda video, frames: session.run(None, {"video": video.numpy(), "num_frames": frames.numpy()})
 
 
-def run_torchscript(reader: LipReader, graph: ExportedNetwork) -> Run:
-    with tracing():
-        loaded = torch.jit.load(io.BytesIO(torchscript_bytes(graph, config_of(reader))))
-
-    def run(video: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [output.numpy() for output in loaded(video, frames)]
-
-    return run
-
-
 @torch.no_grad()
-def of_the_network(reader: LipReader, clip_THW: torch.Tensor) -> list[np.ndarray]:
-    """Log-probabilities of one clip that stands alone: the referee for what padding may not change."""
+def network_log_probs(reader: LipReader, clip_THW: torch.Tensor) -> list[np.ndarray]:
+    """Returns the log-probabilities of a single clip without padding, as the reference."""
     encoded_BSE, _ = reader.encode(clip_THW[None], torch.tensor([len(clip_THW)]))
     logits = [reader.network.ctc_logits(encoded_BSE), reader.network.syllable_logits(encoded_BSE)]
     return [functional.log_softmax(head[0], dim=1).numpy() for head in logits if head is not None]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
-def test_the_export_says_what_the_network_says(
-    reader: LipReader, graph: ExportedNetwork, onnx_file: bytes, kind: str
+def test_the_export_gives_the_log_probabilities_of_the_network(
+    reader: LipReader, graph: ExportedNetwork, onnx_file: bytes
 ) -> None:
-    run = run_onnx(onnx_file) if kind == "onnx" else run_torchscript(reader, graph)
+    run = run_onnx(onnx_file)
     largest, tokens = 0.0, set()
     for seed, (B, num_frames) in enumerate(BATCHES):
         video_BTHW, num_frames_B = graph.example(num_frames, seed)
         for number, frames in enumerate(num_frames):
-            video_BTHW[number, frames:] = 255  # what stands behind a clip's end is nobody's business
+            video_BTHW[number, frames:] = 255  # padding must not matter
         ctc_BSV, syllables_BSW, num_steps_B = run(video_BTHW, num_frames_B)
         assert ctc_BSV.shape[0] == syllables_BSW.shape[0] == B
         stride = reader.model.temporal_stride
         assert num_steps_B.tolist() == [-(-frames // stride) for frames in num_frames]
         for number, frames in enumerate(num_frames):
-            expected = of_the_network(reader, video_BTHW[number, :frames])
+            expected = network_log_probs(reader, video_BTHW[number, :frames])
             for theirs_BSV, ours_SV in zip((ctc_BSV, syllables_BSW), expected, strict=True):
                 theirs_SV = theirs_BSV[number, : num_steps_B[number]]
                 assert theirs_SV.shape == ours_SV.shape
@@ -95,10 +79,10 @@ def test_the_export_says_what_the_network_says(
                 assert (theirs_SV.argmax(1) == ours_SV.argmax(1)).all()
                 tokens |= set(ours_SV.argmax(1))
     assert largest < 1e-3
-    assert len(tokens) > 5  # the networks tell steps apart, or nothing would have been compared
+    assert len(tokens) > 5  # the outputs differ between steps, else the comparison would be empty
 
 
-def test_the_onnx_file_is_whole_pinned_and_free_in_batch_and_time(
+def test_the_onnx_file_is_complete_with_fixed_opset_and_dynamic_batch_and_time(
     reader: LipReader, onnx_file: bytes
 ) -> None:
     model = onnx.load_model_from_string(onnx_file)
@@ -120,7 +104,7 @@ def test_the_onnx_file_is_whole_pinned_and_free_in_batch_and_time(
     assert json.loads(model.metadata_props[0].value) == config_of(reader)
 
 
-def test_the_onnx_bytes_are_the_same_each_time_and_name_no_file(
+def test_the_onnx_bytes_are_reproducible_and_contain_no_paths(
     reader: LipReader, graph: ExportedNetwork, onnx_file: bytes
 ) -> None:
     assert onnx_bytes(graph, config_of(reader)) == onnx_file
@@ -144,7 +128,7 @@ def test_quantised_weights_are_int8_and_read_nearly_the_same(
 
 
 class MatMulInteger(OpRun):  # type: ignore[misc]
-    """As onnxruntime computes it without VNNI: pairs of products are added in 16 bits, which saturate (vpmaddubsw)."""
+    """Computes like onnxruntime without VNNI: adds pairs of products in 16 bits, which saturate (vpmaddubsw)."""
 
     op_domain = ""
 
@@ -162,7 +146,7 @@ class MatMulInteger(OpRun):  # type: ignore[misc]
 def test_quantised_weights_read_the_same_without_vnni(
     reader: LipReader, graph: ExportedNetwork, onnx_file: bytes
 ) -> None:
-    """No two 8-bit products leave 16 bits, whatever is read; the conformer's whole graph is computed both ways."""
+    """No sum of two 8-bit products exceeds 16 bits. The whole graph of the conformer is computed both ways."""
     model = onnx.load_model_from_string(quantised_bytes(onnx_file))
     weights = [
         onnx.numpy_helper.to_array(tensor).astype(int)
@@ -172,7 +156,7 @@ def test_quantised_weights_read_the_same_without_vnni(
     assert weights
     assert max(int(np.abs(tensor).max()) for tensor in weights) * 255 * 2 < 2**15
     if any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph.node):
-        return  # no part of ONNX itself, which the evaluator below computes
+        return  # not part of standard ONNX, which the evaluator below computes
     video_BTHW, num_frames_B = graph.example((40, 22), 3)
     fed = {"video": video_BTHW.numpy(), "num_frames": num_frames_B.numpy()}
     exact = run_onnx(onnx_file)(video_BTHW, num_frames_B)
@@ -181,13 +165,13 @@ def test_quantised_weights_read_the_same_without_vnni(
     assert 0 < max(errors) < 0.005  # 0.028 with weights of 8 bits
 
 
-def test_a_model_with_an_attention_decoder_alone_is_no_graph() -> None:
+def test_a_model_with_only_an_attention_decoder_is_rejected() -> None:
     reader = random_reader(MODELS["conformer"], heads=("decoder",))
     with pytest.raises(ConfigError, match="--format safetensors"):
         ExportedNetwork(reader.network, reader.model, reader.crop_px)
 
 
-def test_exporting_changes_nothing_in_the_network(reader: LipReader) -> None:
+def test_exporting_does_not_change_the_network(reader: LipReader) -> None:
     before = {name: tensor.clone() for name, tensor in reader.network.state_dict().items()}
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)
     for parameter in graph.parameters():
@@ -197,16 +181,16 @@ def test_exporting_changes_nothing_in_the_network(reader: LipReader) -> None:
     assert all(parameter.requires_grad for parameter in reader.network.parameters())
 
 
-def test_a_wrong_export_is_told(reader: LipReader, graph: ExportedNetwork, onnx_file: bytes) -> None:
+def test_a_wrong_export_is_reported(reader: LipReader, graph: ExportedNetwork, onnx_file: bytes) -> None:
     run = run_onnx(onnx_file)
     assert largest_difference(run, graph, reader) < onnx_file_module.TOLERANCE
 
-    def off_by_a_little(video: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
+    def slightly_wrong(video: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
         log_probs, *others = run(video, frames)
         return [log_probs - 0.05, *others]
 
     with pytest.raises(CheckpointError, match="nothing was written"):
-        largest_difference(off_by_a_little, graph, reader)
+        largest_difference(slightly_wrong, graph, reader)
     assert reader.network.ctc_head is not None
     other = random_reader(reader.model, seed=1)
     with pytest.raises(CheckpointError, match="differs from the network"):
@@ -218,8 +202,8 @@ class _Standardised(torch.nn.Module):
         return normalised(pixels_BTYX, num_frames_B, ModelParams(standardise="clip"))
 
 
-def test_a_long_clip_is_standardised_as_exactly_as_a_short_one(tmp_path: Path) -> None:
-    """Forty seconds against float64 of NumPy: 8 million pixels are added up."""
+def test_a_long_clip_is_standardised_exactly(tmp_path: Path) -> None:
+    """Forty seconds, a sum over 8 million pixels, against NumPy in float64."""
     with tracing():
         torch.onnx.export(
             _Standardised(),
@@ -242,30 +226,9 @@ def test_a_frozen_size_is_an_error() -> None:
     assert isinstance(caught.value.__cause__, torch.jit.TracerWarning)
 
 
-def test_torchscript_runs_without_our_code(tmp_path: Path, reader: LipReader, graph: ExportedNetwork) -> None:
-    """In a process that cannot import it."""
-    (tmp_path / "model.pt").write_bytes(torchscript_bytes(graph, config_of(reader)))
-    clip_THW = graph.example((30,), 5)[0][0]
-    np.save(tmp_path / "clip.npy", clip_THW.numpy())
-    source = (
-        "import sys; sys.modules.update(dict.fromkeys(('model', 'shards', 'stages', 'pipeline')))\n"
-        "import numpy as np, torch\n"
-        "clip = torch.from_numpy(np.load('clip.npy'))\n"
-        "log_probs, *_, steps = torch.jit.load('model.pt')(clip[None], torch.tensor([len(clip)]))\n"
-        "print(*log_probs[0, : int(steps[0])].argmax(1).tolist())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert [int(token) for token in done.stdout.split()] == of_the_network(reader, clip_THW)[0].argmax(
-        1
-    ).tolist()
-
-
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", MODELS)
-def test_real_clips_are_read_as_by_torch(realdata: Path, tmp_path: Path, name: str) -> None:
+def test_real_clips_are_read_the_same_as_by_torch(realdata: Path, tmp_path: Path, name: str) -> None:
     from model.exports.onnx_reader import OnnxReader
     from shards.schema import MediaKind
     from stages.mouths.cropping import crop_video
@@ -277,7 +240,7 @@ def test_real_clips_are_read_as_by_torch(realdata: Path, tmp_path: Path, name: s
     texts = set()
     videos = [sorted((realdata / "grid").rglob(f"*.{kind}"))[:2] for kind in ("mpg", "mp4")]
     assert all(videos)
-    for path in (one for some in videos for one in some):
+    for path in (path for paths in videos for path in paths):
         clip_THW = crop_video(path, MediaKind.FACE, CropParams()).clip_THW
         for decoder in ("ctc", "syllables"):
             params = DecodeParams(decoder=decoder)

@@ -1,4 +1,4 @@
-"""Reading with an exported file: as the checkpoint does, without torch, and never trusting the file."""
+"""Reading with an exported file: like the checkpoint, without torch, and without trusting the file."""
 
 import json
 import os
@@ -51,14 +51,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory, reader: LipReader) -> Pat
 
 
 def clip_of(number: int) -> np.ndarray:
-    """A toy clip with more and more noise, so that texts differ."""
+    """Returns a toy clip with noise that grows with `number`, so that texts differ."""
     clip_THW = toy_clip("一二", number)[: 12 + number]
     noise_THW = np.random.default_rng(number).integers(0, 60 * number + 1, clip_THW.shape)
     return np.minimum(clip_THW + noise_THW, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("decoder", ["auto", "ctc", "syllables"])
-def test_texts_and_scores_are_the_checkpoints(reader: LipReader, exported: Path, decoder: str) -> None:
+def test_texts_and_scores_equal_those_of_the_checkpoint(
+    reader: LipReader, exported: Path, decoder: str
+) -> None:
     without_torch = OnnxReader.open(exported)
     assert (without_torch.fps, without_torch.crop_px, without_torch.text) == (25.0, 96, reader.text)
     params = DecodeParams(decoder=decoder)
@@ -73,13 +75,13 @@ def test_texts_and_scores_are_the_checkpoints(reader: LipReader, exported: Path,
     assert without_torch.reference(LABELS[0], params) == reader.reference(LABELS[0], params)
 
 
-def test_the_log_probabilities_are_those_of_the_clips_own_steps(reader: LipReader, exported: Path) -> None:
-    ours, theirs = (one.ctc_log_probs(clip_of(4)) for one in (reader, OnnxReader.open(exported)))
+def test_the_log_probabilities_cover_the_steps_of_the_clip(reader: LipReader, exported: Path) -> None:
+    ours, theirs = (model.ctc_log_probs(clip_of(4)) for model in (reader, OnnxReader.open(exported)))
     assert ours is not None and theirs is not None
     np.testing.assert_allclose(theirs, ours, atol=1e-3)
 
 
-def test_a_beam_search_gives_its_candidates(reader: LipReader, exported: Path) -> None:
+def test_a_beam_search_returns_its_candidates(reader: LipReader, exported: Path) -> None:
     params = DecodeParams(decoder="ctc_beam", beam=8, num_candidates=3, syllable_weight=0.5)
     without_torch = OnnxReader.open(exported)
     log_probs = without_torch.log_probs(clip_of(2))
@@ -93,7 +95,7 @@ def test_a_beam_search_gives_its_candidates(reader: LipReader, exported: Path) -
     assert len(expected) == 3 and reading.text == expected[0].text
 
 
-def test_a_language_model_is_asked_where_it_has_a_weight(tmp_path: Path, exported: Path) -> None:
+def test_a_language_model_with_a_weight_is_used(tmp_path: Path, exported: Path) -> None:
     flags = {"decode.decoder": "pinyin", "decode.lm_weight": 1.0, "paths.lm": str(tmp_path / "lm.arpa")}
     params = load_params(ROOT / "params.yaml", flags=flags)
     with pytest.raises(TableError, match="`pipeline lm` makes it"):
@@ -106,14 +108,14 @@ def test_a_language_model_is_asked_where_it_has_a_weight(tmp_path: Path, exporte
 
 
 @pytest.mark.parametrize("decoder", ["attention", "joint_beam"])
-def test_a_decoder_that_was_not_exported_is_told(exported: Path, decoder: str) -> None:
+def test_a_decoder_that_was_not_exported_is_reported(exported: Path, decoder: str) -> None:
     with pytest.raises(
         ConfigError, match=f"has not learnt {decoder}, it has ctc, syllables, ctc_beam, pinyin"
     ):
         OnnxReader.open(exported).read_clip(clip_of(0), DecodeParams(decoder=decoder))
 
 
-def test_clips_of_another_size_or_rate_are_refused(exported: Path) -> None:
+def test_clips_of_another_size_or_frame_rate_are_rejected(exported: Path) -> None:
     with pytest.raises(CheckpointError, match=r"set crop\.size_px to 96"):
         OnnxReader.open(exported).read_clip(np.zeros((10, 64, 96), np.uint8), DecodeParams())
     for flags in ({"crop.size_px": 64}, {"crop.target_fps": 30.0}):
@@ -128,8 +130,8 @@ def with_config(model: Any, change: Callable[[dict[str, Any]], object]) -> None:
     model.metadata_props[0].value = json.dumps(config)
 
 
-def outside(model: Any) -> None:
-    """The first weights stand in another file, which is there."""
+def move_weights_outside(model: Any) -> None:
+    """Moves the first weights to another file, which exists."""
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -137,30 +139,33 @@ def outside(model: Any) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
-    "weights in another file": (outside, "damaged or no ONNX model"),
+    "weights in another file": (move_weights_outside, "damaged or not an ONNX model"),
     "no configuration": (lambda model: model.metadata_props.pop(), "no configuration"),
     "a long configuration": (
         lambda model: setattr(model.metadata_props[0], "value", " " * 8_000_001),
-        "no configuration of `pipeline export` in it, or one too long",
+        "no configuration of `pipeline export`, or it is too long",
     ),
-    "no JSON": (lambda model: setattr(model.metadata_props[0], "value", "{"), "no JSON"),
-    "deep JSON": (lambda model: setattr(model.metadata_props[0], "value", "[" * 100_000), "no JSON"),
-    "a list": (lambda model: setattr(model.metadata_props[0], "value", "[]"), "no JSON object"),
+    "no JSON": (lambda model: setattr(model.metadata_props[0], "value", "{"), "not JSON"),
+    "deep JSON": (lambda model: setattr(model.metadata_props[0], "value", "[" * 100_000), "not JSON"),
+    "a list": (lambda model: setattr(model.metadata_props[0], "value", "[]"), "not a JSON object"),
     "no frame rate": (lambda model: with_config(model, lambda c: c.pop("fps")), "'fps'"),
-    "a list for a rate": (lambda model: with_config(model, lambda c: c.update(fps=[])), "not what"),
+    "a list for a rate": (lambda model: with_config(model, lambda c: c.update(fps=[])), "not written by"),
     "an infinite rate": (
         lambda model: with_config(model, lambda c: c.update(fps=float("inf"))),
-        "claims inf",
+        "invalid configuration: inf",
     ),
-    "no rate": (lambda model: with_config(model, lambda c: c.update(fps=float("nan"))), "claims nan"),
+    "no rate": (
+        lambda model: with_config(model, lambda c: c.update(fps=float("nan"))),
+        "invalid configuration: nan",
+    ),
     "other crops": (lambda model: with_config(model, lambda c: c.update(crop_px=64)), "crops of 64 px"),
     "fewer characters": (
         lambda model: with_config(model, lambda c: c["characters"]["characters"].pop()),
-        "not of the size of its output log_probs",
+        "differs from its output log_probs",
     ),
     "no syllables": (
         lambda model: with_config(model, lambda c: c.update(syllables=None)),
-        "not of the size of its output syllable_log_probs",
+        "differs from its output syllable_log_probs",
     ),
     "another normaliser": (
         lambda model: with_config(model, lambda c: c["normaliser"].update(version=99)),
@@ -188,9 +193,9 @@ def test_a_hostile_file_gets_a_message(
     assert "hostile.onnx" in str(caught.value)
 
 
-def test_what_is_no_export_gets_a_message(tmp_path: Path, exported: Path) -> None:
+def test_a_file_that_is_not_an_export_gets_a_message(tmp_path: Path, exported: Path) -> None:
     file = tmp_path / "model.onnx"
-    with pytest.raises(CheckpointError, match="missing; `pipeline export --format onnx` makes it"):
+    with pytest.raises(CheckpointError, match="missing; `pipeline export --format onnx`"):
         OnnxReader.open(file)
     with pytest.raises(CheckpointError, match="cannot be read"):
         OnnxReader.open(tmp_path)
@@ -203,21 +208,21 @@ def test_what_is_no_export_gets_a_message(tmp_path: Path, exported: Path) -> Non
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "other", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError, match="no model of `pipeline export`: it takes x and gives y"):
+    with pytest.raises(
+        CheckpointError, match="not written by `pipeline export`: its inputs are x, its outputs y"
+    ):
         OnnxReader.open(file)
 
 
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large.onnx").open("wb") as file:
-        file.truncate((4 << 30) + 1)  # a hole: it takes no room
+        file.truncate((4 << 30) + 1)  # sparse: it takes no disk space
     with pytest.raises(CheckpointError, match="4,294,967,297 bytes"):
         OnnxReader.open(tmp_path / "large.onnx")
 
 
-def test_inference_reads_a_video_where_there_is_no_torch(
-    tmp_path: Path, reader: LipReader, exported: Path
-) -> None:
-    """The whole verb, in a process in which importing torch fails."""
+def test_inference_reads_a_video_without_torch(tmp_path: Path, reader: LipReader, exported: Path) -> None:
+    """Runs the whole command in a process where importing torch fails."""
     clip_THW = clip_of(20)
     video = write_video(tmp_path / "mouth.mp4", [np.stack([frame] * 3, axis=2) for frame in clip_THW])
     (tmp_path / "blocked").mkdir()
@@ -243,7 +248,7 @@ def test_inference_reads_a_video_where_there_is_no_torch(
 
     mouth = crop_video(video, MediaKind.MOUTH, CropParams())
     assert reading["text"] == reader.read_clip(mouth.clip_THW, DecodeParams(decoder="ctc")).text != ""
-    # and the wall is one: a checkpoint does take torch
+    # check of the test itself: a checkpoint needs torch
     assert "torch is not here" in run("--checkpoint", "best_model.pt").stderr
 
 

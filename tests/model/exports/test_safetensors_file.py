@@ -1,4 +1,4 @@
-"""The weights beside best_model.pt that other programs read."""
+"""The weights next to best_model.pt, for other programs."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.support.trainings import MODEL, TRAIN, job_in
 
 
 def test_the_published_weights_are_read_without_this_program(tmp_path: Path) -> None:
-    """By the safetensors package; and the network is built from what config.json says alone."""
+    """The safetensors package reads them, and config.json is enough to build the network."""
     packed = pack_clips(tmp_path, toy_clips(12, 2))
     train(job_in(tmp_path, packed, num_epochs=1, ema_decay=0.5, syllable_weight=0.2))
     folder = tmp_path / "checkpoints"
@@ -31,7 +31,7 @@ def test_the_published_weights_are_read_without_this_program(tmp_path: Path) -> 
         assert tensor.dtype == best["model_state_dict"][name].dtype
         assert torch.equal(tensor, best["model_state_dict"][name]), name
     text = (folder / "config.json").read_text("utf-8")
-    assert "一" in text and text.count("\n") > 40  # for people
+    assert "一" in text and text.count("\n") > 40  # indented for people
     config = json.loads(text)
     vocabulary = Vocabulary(
         Tokenizer.from_json(config["characters"], "characters"),
@@ -47,7 +47,7 @@ def test_the_published_weights_are_read_without_this_program(tmp_path: Path) -> 
     assert config["normaliser"]["version"] == best["normaliser_version"]
     listed = json.loads((folder / "published.json").read_text())["files"]
     assert {"model.safetensors", "config.json"} <= set(listed)
-    # another run publishes its own
+    # another run publishes its own weights
     shutil.rmtree(tmp_path / "runs")
     train(job_in(tmp_path, packed, num_epochs=1, seed=3))
     other = load_checkpoint(folder / "best_model.pt")["model_state_dict"]

@@ -1,4 +1,4 @@
-"""Files as people save them: which tables and weights are read, what is told, what is refused."""
+"""Files as people save them: which tables and weights are read or rejected, and the messages."""
 
 import os
 import pickle
@@ -41,7 +41,7 @@ def written(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_tables_as_people_save_them(tmp_path: Path) -> None:
+def test_common_forms_of_tables_are_read(tmp_path: Path) -> None:
     for text, encoding in (
         ("<unk> 1\n我 2\n你 3\n", "utf-8"),
         ("<unk> 1\r\n我 2\r\n你 3\r\n\r\n", "utf-8-sig"),
@@ -52,7 +52,9 @@ def test_tables_as_people_save_them(tmp_path: Path) -> None:
         assert table.rows() == ([0, 4, 4, 1, 2, 3], [0, None, 4, 1, 2, 3])
 
 
-def test_a_table_without_unknown_makes_it_mute(tmp_path: Path, public: Weights, format: PublicFormat) -> None:
+def test_without_unknown_in_the_table_it_gets_probability_0(
+    tmp_path: Path, public: Weights, format: PublicFormat
+) -> None:
     table = table_file(tmp_path, CHARACTERS[:8], first=())
     reader, report = imported(tmp_path, saved(tmp_path, public), format, "whole", table)
     assert reader.network.ctc_head is not None and report.rows_new == ("start, as an output", "unknown")
@@ -60,8 +62,8 @@ def test_a_table_without_unknown_makes_it_mute(tmp_path: Path, public: Weights, 
     assert float(probabilities[:, [START_ID, UNKNOWN_ID]].max()) == 0.0
 
 
-def test_characters_stand_as_labels_hold_them(tmp_path: Path) -> None:
-    # full-width A, both cases of b, a space by name, one by itself where it is alone, punctuation, a ligature
+def test_characters_are_normalised_like_labels(tmp_path: Path) -> None:
+    # full-width A, both cases of b, a named space, punctuation, a ligature, a line separator
     text = "<unk> 1\nＡ 2\nb 3\nB 4\n<space> 5\n， 6\nﬁ 7\n7 8\n\u2028 9x\n"
     with pytest.raises(CheckpointError, match="line 9"):
         read_table(written(tmp_path, text), TextParams())
@@ -75,29 +77,29 @@ def test_characters_stand_as_labels_hold_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("<unk> 1\n我 2\n你 2\n", "2 stands twice, in lines 2 and 3"),
-        ("<unk> 1\n我 2\n我 3\n", "'我' stands twice, in lines 2 and 3"),
+        ("<unk> 1\n我 2\n你 2\n", "2 appears twice, in lines 2 and 3"),
+        ("<unk> 1\n我 2\n我 3\n", "'我' appears twice, in lines 2 and 3"),
         ("<unk> 1\n我 2\n你 4\n", "must be 1 to 3 .* index 3 is missing"),
         ("<unk> 0\n我 1\n", "must be 1 to 2"),
-        ("<unk> 1\n我\n", "line 2: '我' is no 'character index'"),
-        ("<unk> 1\n\n我 2\n", "line 2: '' is no"),
+        ("<unk> 1\n我\n", "line 2: '我' is not 'character index'"),
+        ("<unk> 1\n\n我 2\n", "line 2: '' is not"),
         ("我 2٣\n", "line 1"),
-        ("<space> 1\n▁ 2\n", "the space stands twice"),
+        ("<space> 1\n▁ 2\n", "appears twice, under two names of the space"),
         ("<unk> 1\n", "no characters"),
         ("", "line 1"),
     ],
 )
-def test_tables_that_are_none(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(CheckpointError, match=told):
+def test_invalid_tables_are_rejected(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         read_table(written(tmp_path, text), TextParams())
 
 
 def test_tables_of_other_encodings_sizes_and_lengths(
     tmp_path: Path, public: Weights, format: PublicFormat
 ) -> None:
-    with pytest.raises(CheckpointError, match="no UTF-8 text"):
+    with pytest.raises(CheckpointError, match="not UTF-8 text"):
         read_table(written(tmp_path, "<unk> 1\n我 2\n", "gbk"), TextParams())
     with pytest.raises(CheckpointError, match="more than 4 MiB"):
         read_table(written(tmp_path, "x" * (5 << 20)), TextParams())
@@ -117,29 +119,29 @@ def test_tables_of_other_encodings_sizes_and_lengths(
     ("key", "prefix"),
     [(None, "model."), ("state_dict", "model."), ("model", "module.model."), ("model_state_dict", "")],
 )
-def test_wrapped_weights_are_found_and_told(
+def test_nested_and_prefixed_weights_are_found(
     public: Weights, format: PublicFormat, tmp_path: Path, key: str | None, prefix: str
 ) -> None:
     weights: dict[str, Any] = {prefix + name: tensor for name, tensor in public.items()}
     weights["loss.weight"] = torch.ones(3)
     weights["note"] = "said"
-    far = f"{prefix}encoder.encoders.{'9' * 5_000}.norm_ff.bias"  # no number for int()
+    far = f"{prefix}encoder.encoders.{'9' * 5_000}.norm_ff.bias"  # too long for int()
     weights[far] = torch.ones(16)
     file = saved(tmp_path, {key: weights, "epoch": 3} if key else weights)
     found = open_weights(file, format)
     assert (found.nested_under, found.prefix) == (key or "", prefix)
-    assert sorted(found.strange) == sorted([far, "loss.weight", "note"])
+    assert sorted(found.unknown_names) == sorted([far, "loss.weight", "note"])
     assert len(found.named) == len(public)
 
 
-def test_files_of_before_the_zip_format_are_read(
+def test_files_from_before_the_zip_format_are_read(
     tmp_path: Path, public: Weights, format: PublicFormat
 ) -> None:
     torch.save(public, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert len(open_weights(tmp_path / "old.pth", format).named) == len(public)
 
 
-def test_a_file_without_a_frontend_is_taken_and_told(
+def test_a_file_without_a_frontend_is_imported_and_reported(
     tmp_path: Path, public: Weights, format: PublicFormat
 ) -> None:
     without = {name: tensor for name, tensor in public.items() if "frontend" not in name}
@@ -149,7 +151,7 @@ def test_a_file_without_a_frontend_is_taken_and_told(
     checkpoint, report = import_weights(
         saved(tmp_path, without), format, "whole", table_file(tmp_path, SMALL)
     )
-    frontend = next(told for told in report.parts if told.part == "frontend")
+    frontend = next(part for part in report.parts if part.part == "frontend")
     assert (frontend.matched, frontend.left) == (0, 0) and frontend.new > 100
     assert "frontend" not in checkpoint["learnt_parts"]
     save_checkpoint(tmp_path / "blind.pt", checkpoint)
@@ -162,7 +164,7 @@ class RunsCode:
         return os.mkdir, ("ran_code",)
 
 
-def test_a_pickle_with_code_is_refused_and_never_run(
+def test_a_pickle_with_code_is_rejected_and_never_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public: Weights, format: PublicFormat
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,7 +180,7 @@ def test_a_pickle_with_code_is_refused_and_never_run(
 
 
 @pytest.mark.parametrize("name", ["public.pth", "public.safetensors"])
-def test_truncated_and_flipped_files_are_told(
+def test_truncated_and_flipped_files_are_reported(
     tmp_path: Path, public: Weights, format: PublicFormat, name: str
 ) -> None:
     whole = saved(tmp_path, public, name).read_bytes()
@@ -187,7 +189,7 @@ def test_truncated_and_flipped_files_are_told(
         damaged.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=r"damaged|holds"):
             open_weights(damaged, format)
-    if name.endswith(".pth"):  # in a number: torch would read it
+    if name.endswith(".pth"):  # a flipped bit in a number, which torch would read
         flipped = bytearray(whole)
         flipped[whole.index(public["ctc.ctc_lo.bias"].numpy().tobytes())] ^= 4
         damaged.write_bytes(flipped)
@@ -195,7 +197,7 @@ def test_truncated_and_flipped_files_are_told(
             open_weights(damaged, format)
     rng = np.random.default_rng(0)
     refused = 0
-    for _ in range(30):  # in the header or the pickle of names; either it is refused, or it is read
+    for _ in range(30):  # in the header or the pickle of names: the file is rejected or read
         flipped = bytearray(whole)
         flipped[int(rng.integers(0, 4000))] ^= 1 << int(rng.integers(0, 8))
         damaged.write_bytes(flipped)
@@ -207,9 +209,9 @@ def test_truncated_and_flipped_files_are_told(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda w: w.clear(), "no tensors"),
+        (lambda w: w.clear(), "holds no tensors"),
         (lambda w: w.update({"decoder.after_norm.weight": torch.ones(17)}), r"decoder.norm.weight is \[17\]"),
         (lambda w: w.pop("decoder.after_norm.weight"), "lacks decoder.norm.weight"),
         (
@@ -227,11 +229,11 @@ def test_truncated_and_flipped_files_are_told(
         (lambda w: w["ctc.ctc_lo.weight"].fill_(float("nan")), "ctc_head.weight .* damaged"),
         (
             lambda w: w.update({"ctc.ctc_lo.weight": torch.ones(1).expand(1_000_000_000, 16)}),
-            "repeats its numbers",
+            "fewer numbers in the file",
         ),
-        (lambda w: w.update({"extra": torch.ones(3).to_sparse()}), "no plain tensor"),
-        (lambda w: w.update({"extra": torch.ones(3, dtype=torch.complex64)}), "no plain tensor"),
-        (lambda w: w.update({"extra": torch.ones(3, device="meta")}), "no plain tensor"),
+        (lambda w: w.update({"extra": torch.ones(3).to_sparse()}), "extra is not a plain tensor"),
+        (lambda w: w.update({"extra": torch.ones(3, dtype=torch.complex64)}), "extra is not a plain tensor"),
+        (lambda w: w.update({"extra": torch.ones(3, device="meta")}), "extra is not a plain tensor"),
         (
             lambda w: [w.pop(name) for name in list(w) if name.startswith(("ctc", "decoder", "r_decoder"))],
             "no head",
@@ -242,20 +244,20 @@ def test_truncated_and_flipped_files_are_told(
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(
-    tmp_path: Path, public: Weights, format: PublicFormat, change: Callable[[Weights], object], told: str
+def test_weights_that_do_not_fit_are_rejected(
+    tmp_path: Path, public: Weights, format: PublicFormat, change: Callable[[Weights], object], message: str
 ) -> None:
     weights = {name: tensor.clone() for name, tensor in public.items()}
     change(weights)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         import_weights(saved(tmp_path, weights), format, "whole", table_file(tmp_path, SMALL))
 
 
 def test_the_other_format_is_named(tmp_path: Path, public: Weights, format: PublicFormat) -> None:
     other = FORMATS[1 - FORMATS.index(format)]
-    with pytest.raises(CheckpointError, match=f"give --format {format}"):
+    with pytest.raises(CheckpointError, match=f"use --format {format}"):
         open_weights(saved(tmp_path, public), other)
-    with pytest.raises(CheckpointError, match=r"no name of .* such as a, b"):
+    with pytest.raises(CheckpointError, match=rf"such as a, b, belongs to --format {format}"):
         open_weights(saved(tmp_path, {"a": torch.ones(1), "b": torch.ones(1)}), format)
-    with pytest.raises(CheckpointError, match="no weights by name but list"):
+    with pytest.raises(CheckpointError, match="holds list, not weights by name"):
         open_weights(saved(tmp_path, [torch.ones(1)]), format)  # type: ignore[arg-type]

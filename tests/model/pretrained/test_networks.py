@@ -1,4 +1,4 @@
-"""Our conformer network against what public lip readers' architectures compute from the same weights."""
+"""Our conformer network against the outputs of public lip readers' architectures with the same weights."""
 
 import json
 from collections import Counter
@@ -49,9 +49,9 @@ def reference(realdata: Path) -> Path:
 
 
 def tiny_network(reference: Path, format: PublicFormat) -> nn.ModuleDict:
-    """The network with the referee's weights; every parameter is filled, by a strict load."""
+    """Returns the network with the referee's weights; the strict load fills every parameter."""
     weights = load_file(reference / f"{format}_tiny.weights.safetensors")
-    if format == "cnvsrc2025":  # its file leaves the frontend out: it is auto_avsr's
+    if format == "cnvsrc2025":  # its file has no frontend: it is auto_avsr's
         shared = load_file(reference / "auto_avsr_tiny.weights.safetensors")
         weights |= {
             f"encoder.{name}": value for name, value in shared.items() if name.startswith("frontend.")
@@ -65,7 +65,7 @@ def tiny_network(reference: Path, format: PublicFormat) -> nn.ModuleDict:
 
 
 def with_noise_behind(video_BTCYX: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
-    """Float32 video (B, 1, T, Y, X) whose padding, black in the referee's file, is nothing like a black frame."""
+    """Returns float32 video (B, 1, T, Y, X) with noise as padding, which is black in the referee's file."""
     video_BCTYX = video_BTCYX.float().transpose(1, 2)
     torch.manual_seed(0)
     for clip, frames in enumerate(num_frames_B.tolist()):
@@ -76,7 +76,7 @@ def with_noise_behind(video_BTCYX: torch.Tensor, num_frames_B: torch.Tensor) -> 
 def outputs(
     network: nn.ModuleDict, video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor, fed_BL: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What the referee file calls `output.*`, of a batch."""
+    """Returns the outputs of a batch, by the names of the referee file (`output.*`)."""
     features_BSF, num_steps_B = network["frontend"](video_BCTYX, num_frames_B)
     encoded_BSE = network["encoder"](features_BSF, num_steps_B)
     padding_BS = ~step_mask(num_steps_B, encoded_BSE.shape[1])
@@ -87,7 +87,7 @@ def outputs(
         "decoder_logits": network["decoder"].logits(encoded_BSE, padding_BS, fed_BL),
     }
     if "reverse_decoder" in network:
-        # the referee fed it the tokens as they stand, not reversed
+        # the referee fed it the tokens in normal order, not reversed
         found["r_decoder_logits"] = network["reverse_decoder"].logits(encoded_BSE, padding_BS, fed_BL)
     return found
 
@@ -119,7 +119,7 @@ def test_every_output_of_the_referee_agrees(reference: Path, format: PublicForma
 
 @pytest.mark.realdata
 @torch.no_grad()
-def test_padding_that_leaked_would_be_seen(reference: Path) -> None:
+def test_the_comparison_detects_leaking_padding(reference: Path) -> None:
     network = tiny_network(reference, "auto_avsr")
     io = load_file(reference / "auto_avsr_tiny.io.safetensors")
     video = with_noise_behind(io["input.video"], io["input.lengths"])

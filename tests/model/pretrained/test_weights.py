@@ -1,4 +1,4 @@
-"""Public checkpoints through `pipeline import-weights`: what they compute, and what is told."""
+"""Public checkpoints through `pipeline import-weights`: their outputs, and the report."""
 
 import contextlib
 import json
@@ -34,9 +34,9 @@ from tests.support.public_weights import (  # noqa: F401
     format_fixture,
     imported,
     in_their_order,
-    made_up_weights,
     public_fixture,
     saved,
+    synthetic_weights,
     table_file,
 )
 from tests.support.trainings import read_test_clips
@@ -52,7 +52,7 @@ def reference(realdata: Path) -> Path:
 
 def referee_weights(reference: Path, format: PublicFormat) -> Weights:
     weights = load_file(reference / f"{format}_tiny.weights.safetensors")
-    if format == "cnvsrc2025":  # its file leaves the frontend out: it is auto_avsr's
+    if format == "cnvsrc2025":  # its file has no frontend: it is auto_avsr's
         shared = load_file(reference / "auto_avsr_tiny.weights.safetensors")
         weights |= {
             f"encoder.{name}": value for name, value in shared.items() if name.startswith("frontend.")
@@ -61,7 +61,7 @@ def referee_weights(reference: Path, format: PublicFormat) -> Weights:
 
 
 def verb(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: Any, **options: Any) -> str:
-    """What `pipeline import-weights` prints in `folder`, in this process."""
+    """Returns what `pipeline import-weights` prints in `folder`, in this process."""
     with contextlib.chdir(folder):
         verb_of_people(*arguments, **options)
     return " ".join(capsys.readouterr().out.split())
@@ -72,7 +72,7 @@ def verb(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: Any, **op
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_verb_makes_a_checkpoint_that_computes_what_the_referee_does(
+def test_the_imported_checkpoint_gives_the_outputs_of_the_referee(
     reference: Path, format: PublicFormat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if format == "auto_avsr":
@@ -93,12 +93,12 @@ def test_the_verb_makes_a_checkpoint_that_computes_what_the_referee_does(
 
 @torch.no_grad()
 def assert_outputs_agree(reader: LipReader, io: Mapping[str, torch.Tensor]) -> None:
-    """Alone and both in one padded batch; columns in the referee's order."""
+    """Compares single clips and a padded batch; columns in the referee's order."""
     network = reader.network
     assert network.ctc_head is not None and network.decoder is not None
     video = io["input.video"].float().transpose(1, 2)
     num_frames, num_fed = io["input.lengths"], (7, 5)
-    # what the referee calls 1 is <unk>, 59 start and end, and k is a character: our k + 2
+    # the referee's tokens: 1 is <unk>, 59 is start and end, and k is the character k + 2 of ours
     fed = io["input.decoder_tokens"]
     ours = torch.where(fed == 59, START_ID, torch.where(fed == 1, UNKNOWN_ID, fed + 2))
     compared = set()
@@ -130,16 +130,16 @@ def assert_outputs_agree(reader: LipReader, io: Mapping[str, torch.Tensor]) -> N
     assert compared == {name for name in io if name.startswith("output.")}
 
 
-# -- made-up weights -------------------------------------------------------------------------------------
+# -- synthetic weights -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_heads_read_as_theirs_and_never_what_they_have_not(
+def test_heads_give_the_public_probabilities_and_0_for_new_tokens(
     public: Weights, format: PublicFormat, tmp_path: Path
 ) -> None:
     reader, report = imported(tmp_path, saved(tmp_path, public), format, "whole", table_file(tmp_path, SMALL))
     assert reader.model.sizes.model_dump() | {"channels": SIZES["channels"]} == SIZES | (
-        {} if format == "cnvsrc2025" else {"num_reverse_layers": 3}  # the preset's: it has none
+        {} if format == "cnvsrc2025" else {"num_reverse_layers": 3}  # from the preset: the format has none
     )
     assert report.heads == (
         ("ctc", "decoder") if format == "auto_avsr" else ("ctc", "decoder", "reverse_decoder")
@@ -161,7 +161,7 @@ def test_heads_read_as_theirs_and_never_what_they_have_not(
     assert reader.vocabulary.characters.units == tuple(SMALL)
 
 
-def test_an_imported_checkpoint_reads_clips_and_is_whole(
+def test_an_imported_checkpoint_reads_clips_and_is_complete(
     public: Weights, format: PublicFormat, tmp_path: Path
 ) -> None:
     half = {name: t.half() if t.is_floating_point() else t for name, t in public.items()}
@@ -195,43 +195,43 @@ def test_lower_parts_need_no_public_table(tmp_path: Path, public: Weights, forma
                 name in named and torch.equal(tensor.reshape(-1), named[name].float().reshape(-1))
             ) or name.endswith("num_batches_tracked")
         assert (checkpoint["learnt_parts"], checkpoint["heads"]) == (learnt, ["ctc"])
-        by_part = {told.part: told for told in report.parts}
+        by_part = {part_report.part: part_report for part_report in report.parts}
         assert by_part["ctc_head"].new == 2 and by_part["decoder"].left > 20
         assert (by_part["encoder"].new > 0) == (part == "frontend")
-        assert sum(told.matched + told.left for told in report.parts) == len(public)
+        assert sum(counts.matched + counts.left for counts in report.parts) == len(public)
         save_checkpoint(tmp_path / "part.pt", checkpoint)
         assert vocabulary_of(load_checkpoint(tmp_path / "part.pt"), tmp_path).characters == corpus
         alone, fresh = " and ".join(learnt), "every head" if part == "encoder" else "encoder and every head"
-        told = f"taken over {alone} alone .*, {fresh} in it is fresh .* train.init_from=.*part.pt first"
-        with pytest.raises(CheckpointError, match=told):
+        message = f"taken over {alone} alone .*, {fresh} in it is fresh .* train.init_from=.*part.pt first"
+        with pytest.raises(CheckpointError, match=message):
             LipReader.from_checkpoint(tmp_path / "part.pt", CPU)
-    # several characters a unit are no hindrance below the heads
+    # units of several characters only prevent the import of heads
     pieces = table_file(tmp_path, ["ing", *SMALL[1:]])
     with pytest.raises(CheckpointError, match=r"single characters \(ing\).*--part encoder without"):
         import_weights(file, format, "whole", pieces)
 
 
-def test_the_verb_tells_people_and_takes_characters_from_the_packed_clips(
+def test_the_command_prints_a_report_and_uses_the_characters_of_packed_clips(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = made_up_weights("auto_avsr")
+    weights = synthetic_weights("auto_avsr")
     file = saved(tmp_path, weights | {"lm.weight": torch.ones(2)})
-    with pytest.raises(ConfigError, match=r"--vocabulary FILE is wanted, or a params.yaml"):
+    with pytest.raises(ConfigError, match=r"--vocabulary FILE is missing.*or a params.yaml"):
         verb(tmp_path, capsys, file, "auto_avsr", part="encoder")
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     packed = pack_clips(tmp_path / "data", toy_clips(6, 2))
-    told = verb(tmp_path, capsys, file, "auto_avsr", part="encoder")
-    assert "not of the format and left, 1: lm.weight" in told
-    assert "characters: 4, from the labels of the packed train clips" in told
-    assert "ctc_head fresh: this checkpoint is for train.init_from" in told
-    told = verb(tmp_path, capsys, file, "auto_avsr", table_file(tmp_path, SMALL))
-    assert "packed train clips that it cannot read, 3: 三 二 四" in told
+    printed = verb(tmp_path, capsys, file, "auto_avsr", part="encoder")
+    assert "not of the format and left, 1: lm.weight" in printed
+    assert "characters: 4, from the labels of the packed train clips" in printed
+    assert "ctc_head fresh: this checkpoint is for train.init_from" in printed
+    printed = verb(tmp_path, capsys, file, "auto_avsr", table_file(tmp_path, SMALL))
+    assert "packed train clips that it cannot read, 3: 三 二 四" in printed
     scored = read_test_clips(LipReader.from_checkpoint(tmp_path / "imported.pt", CPU), packed)
     assert [clip.clip_id for clip in scored] == ["test_000", "test_001"]
     for assignment in ("model.window_px=64", "paths.shards=elsewhere", "text"):
         with pytest.raises(ConfigError, match=f"--set {assignment}: .* text and paths.samples alone"):
             verb(tmp_path, capsys, file, "auto_avsr", part="encoder", assignments=[assignment])
-    told = verb(
+    printed = verb(
         tmp_path,
         capsys,
         file,
@@ -239,13 +239,13 @@ def test_the_verb_tells_people_and_takes_characters_from_the_packed_clips(
         table_file(tmp_path, ["B", *SMALL[1:]]),
         assignments=["text.case_fold=false"],
     )
-    assert "written as labels are" not in told
+    assert "written as labels are" not in printed
     with pytest.raises(ConfigError, match="is the file that is read"):
         verb(tmp_path, capsys, file, "auto_avsr", out=file)
 
 
-def test_the_command_line_takes_it(tmp_path: Path) -> None:
-    file = saved(tmp_path, made_up_weights("cnvsrc2025"), "public.safetensors")
+def test_the_command_line_imports_weights(tmp_path: Path) -> None:
+    file = saved(tmp_path, synthetic_weights("cnvsrc2025"), "public.safetensors")
     arguments = ["import-weights", file, "--format", "cnvsrc2025", "--part=frontend", "--out", "eyes.pt"]
     arguments += ["--vocabulary", table_file(tmp_path, SMALL)]
     done = subprocess.run([PIPELINE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)

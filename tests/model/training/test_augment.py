@@ -1,4 +1,4 @@
-"""Changes to training clips: each against another tool or its definition, and each switchable alone."""
+"""Augmentation of clips: each change against another tool or its definition, and with its own switch."""
 
 import math
 from dataclasses import asdict, fields, replace
@@ -41,7 +41,7 @@ def noise(num_clips: int, num_frames: int, height: int = 96, width: int = 96) ->
 
 
 def smooth_picture(height: int = 96, width: int = 96) -> np.ndarray:
-    """Large blobs, unlike each other in every direction: resampling it blurs nothing."""
+    """Returns a picture of large blobs that differs in every direction, and that resampling does not blur."""
     rng = np.random.default_rng(3)
     return cv2.GaussianBlur(rng.integers(0, 256, (height, width), np.uint8), (0, 0), 4)
 
@@ -68,14 +68,14 @@ def test_switching_one_change_off_leaves_the_others_as_they_were(switch: str) ->
 
 
 def test_every_change_has_a_switch() -> None:
-    """Both ways: a parameter that nothing here switches, or a change that nothing switches off, is new."""
+    """Fails for a new parameter without a change here, and for a new change without a switch."""
     assert {field.name for field in fields(ClipChange)} == {
         name for names in SWITCHES.values() for name in names
     }
     assert set(AugmentParams.model_fields) == {*SWITCHES, "time_mask_s"}
 
 
-def test_draws_are_spread_as_the_parameters_say() -> None:
+def test_draws_have_the_spread_of_the_parameters() -> None:
     params = ALL_ON.model_copy(update={"shift_px": 4.9, "rotation_deg": 7})
     drawn = [draw_change(params, 0, 0, str(number), 3.0) for number in range(4000)]
     assert np.mean([change.mirror for change in drawn]) == pytest.approx(0.5, abs=0.03)
@@ -96,7 +96,7 @@ def test_draws_are_spread_as_the_parameters_say() -> None:
 
 
 @pytest.mark.parametrize(("masks_per_s", "duration_s"), [(1.0, 3.0), (1.0, 2.6), (0.5, 4.2), (2.0, 0.3)])
-def test_time_masks_are_as_many_and_as_long_as_said(masks_per_s: float, duration_s: float) -> None:
+def test_time_masks_have_the_requested_number_and_length(masks_per_s: float, duration_s: float) -> None:
     params = AugmentParams(time_masks_per_s=masks_per_s, time_mask_s=0.4)
     drawn = [draw_change(params, 0, 0, str(number), duration_s).masks for number in range(3000)]
     numbers = np.array([len(masks) for masks in drawn])
@@ -108,14 +108,14 @@ def test_time_masks_are_as_many_and_as_long_as_said(masks_per_s: float, duration
     assert start.min() >= 0 and (start + length)[length <= 1].max() <= 1
 
 
-# -- what is done to the picture ---------------------------------------------------------------------------
+# -- changes of the picture --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("standardise", ["given", "clip"])
 @pytest.mark.parametrize(
     ("window_px", "frame_px"), [(96, 32), (64, 32), (96, 96), (88, 88), (72, 30), (96, 128)]
 )
-def test_no_change_is_the_middle_of_the_crop_as_in_scoring(
+def test_without_changes_the_input_equals_that_of_scoring(
     window_px: int, frame_px: int, standardise: str
 ) -> None:
     sizes = {"window_px": window_px, "frame_height": frame_px, "frame_width": frame_px}
@@ -127,7 +127,7 @@ def test_no_change_is_the_middle_of_the_crop_as_in_scoring(
     augmented, new_lengths = augmented_input(video, lengths, changes, params)
     assert torch.equal(augmented, plain)
     assert new_lengths.tolist() == [7, 5]
-    # the resampling that zoom and rotation need is none where they come to nothing
+    # resampling without zoom and rotation changes nothing
     resampled, _ = augmented_input(video, lengths, [NOTHING, ClipChange(rotation_deg=1e-9)], params)
     torch.testing.assert_close(resampled, plain, rtol=1e-5, atol=1e-3)
 
@@ -155,14 +155,14 @@ def test_a_shift_beyond_the_crop_repeats_its_border() -> None:
 
 @pytest.mark.parametrize("frame_px", [32, 88])
 def test_a_shifted_clip_is_resized_as_in_scoring(frame_px: int) -> None:
-    """The exact crop, then the same averaging over areas: training and scoring see one sharpness."""
+    """The exact crop, then the same area averaging: training and scoring have the same sharpness."""
     params = WINDOW.model_copy(update={"frame_height": frame_px, "frame_width": frame_px})
     video, lengths = noise(1, 3, 100, 100), torch.tensor([3])
     shifted, _ = augmented_input(
         video[:, :, 2:98, 2:98], lengths, [ClipChange(shift_y_px=2, shift_x_px=-1)], params
     )
     moved = network_input(video[:, :, 4:100, 1:97], lengths, params)
-    margin = 4 * frame_px // 88  # there the border is repeated
+    margin = 4 * frame_px // 88  # the border is repeated there
     inner = slice(0, frame_px - margin)
     torch.testing.assert_close(shifted[..., inner, inner], moved[..., inner, inner], rtol=0, atol=1e-5)
 
@@ -177,7 +177,7 @@ CHANGES_IN_SPACE = [
 
 
 def picture_of(change: ClipChange, picture: np.ndarray, window: tuple[int, int]) -> np.ndarray:
-    """The same change by OpenCV: zoom, turn and mirror about the middle, shift before them all."""
+    """Returns the same change by OpenCV: first the shift, then zoom, rotation and mirror about the centre."""
     (height, width), (out_height, out_width) = picture.shape, window
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     turned = cv2.getRotationMatrix2D((0, 0), change.rotation_deg, 1)[:, :2]  # anticlockwise
@@ -200,13 +200,13 @@ def test_rotation_and_zoom_against_opencv(change: ClipChange) -> None:
     video = torch.from_numpy(np.stack([picture] * 2))[None]
     augmented, _ = augmented_input(video, torch.tensor([2]), [change], params)
     expected = picture_of(change, picture, (88, 88)) / 255
-    np.testing.assert_allclose(augmented[0, 0, 1], expected, atol=0.003)  # OpenCV counts in 1/32 px
+    np.testing.assert_allclose(augmented[0, 0, 1], expected, atol=0.003)  # OpenCV has a resolution of 1/32 px
     unturned = picture_of(replace(change, rotation_deg=-change.rotation_deg, zoom_y=1.0), picture, (88, 88))
-    assert np.abs(unturned / 255 - expected).max() > 0.05, "the picture would show a wrong direction"
+    assert np.abs(unturned / 255 - expected).max() > 0.05, "a wrong direction would show"
 
 
-def test_a_window_of_other_proportions_is_turned_as_the_crop_is() -> None:
-    """A circle stays one: the turn is of the face, before it is resized to 48 by 96."""
+def test_a_window_of_another_aspect_ratio_is_rotated_like_the_crop() -> None:
+    """A circle stays the same: the face is rotated before it is resized to 48 by 96."""
     params = ModelParams(frame_height=48, frame_width=96, input_mean=0, input_std=1)
     rows, columns = np.mgrid[:96, :96] - 47.5
     disc = np.where(rows**2 + columns**2 < 40**2, 200, 40).astype(np.uint8)
@@ -216,7 +216,7 @@ def test_a_window_of_other_proportions_is_turned_as_the_crop_is() -> None:
     torch.testing.assert_close(turned, network_input(video, torch.tensor([1]), params), rtol=0, atol=0.05)
 
 
-def test_contrast_and_brightness_are_a_line_over_the_normalised_levels() -> None:
+def test_contrast_and_brightness_are_linear_in_the_normalised_levels() -> None:
     video, lengths = noise(2, 6), torch.tensor([6, 4])
     for standardise in ("given", "clip"):
         params = SMALL.model_copy(update={"standardise": standardise, "subtract_mean": 0.3})
@@ -226,7 +226,7 @@ def test_contrast_and_brightness_are_a_line_over_the_normalised_levels() -> None
         assert torch.equal(changed[1], plain[1]) and not changed[1, :, 4:].any()
 
 
-# -- what is done in time ----------------------------------------------------------------------------------
+# -- changes in time ---------------------------------------------------------------------------------------
 
 
 def test_speed_stretches_time_and_leaves_padding_empty() -> None:
@@ -237,7 +237,7 @@ def test_speed_stretches_time_and_leaves_padding_empty() -> None:
     assert new_lengths.tolist() == [4, 16, 5] and played.shape[2] == 16
     torch.testing.assert_close(played[0, :, :4], plain[0, :, ::2])
     torch.testing.assert_close(played[1, :, 1], (plain[1, :, 0] + plain[1, :, 1]) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(played[1, :, 15], plain[1, :, 7])  # there is nothing after the last frame
+    torch.testing.assert_close(played[1, :, 15], plain[1, :, 7])  # no frame follows the last one
     assert torch.equal(played[2, :, :5], plain[2, :, :5])
     assert not played[0, :, 4:].any() and not played[2, :, 5:].any()
 
@@ -272,7 +272,7 @@ def test_a_masked_frame_is_the_mean_frame_of_its_own_clip(subtract_mean: float) 
 
 
 def batch_of(clips: list[tuple[str, str, torch.Tensor]]) -> ClipBatch:
-    """(clip_id, label, video) of each."""
+    """Returns a batch of clips: (clip_id, label, video)."""
     num_frames = [len(video) for _, _, video in clips]
     video_BTHW = torch.zeros(len(clips), max(num_frames), *clips[0][2].shape[1:], dtype=torch.uint8)
     for row, (_, _, video) in enumerate(clips):
@@ -288,7 +288,7 @@ def inputs_of(batch: ClipBatch, augment: AugmentParams, model: ModelParams = SMA
     return training_input(batch, job, data, epoch, torch.device("cpu"))
 
 
-def test_a_clip_is_changed_alike_in_any_batch() -> None:
+def test_a_clip_changes_in_the_same_way_in_any_batch() -> None:
     clips = [(f"clip{n}", "一二", noise(1, 30 + 7 * n)[0]) for n in range(4)]
     whole, lengths, _ = inputs_of(batch_of(clips), ALL_ON)
     for order in ([2], [3, 1], [1, 0, 2, 3]):
@@ -310,7 +310,7 @@ def test_a_clip_is_never_too_fast_for_ctc_to_spell_its_label(temporal_stride: in
     for number in range(60):
         label = "一一二三四三"[: 1 + number % 6]
         needed = label_steps_needed(label, vocabulary)
-        num_frames = (needed - 1) * temporal_stride + 1 + number % 4  # enough, or hardly more
+        num_frames = (needed - 1) * temporal_stride + 1 + number % 4  # enough, or slightly more
         clip = (f"clip{number}", label, noise(1, num_frames)[0])
         _, (played,), targets = inputs_of(batch_of([clip]), fastest, model)
         assert -(-int(played) // temporal_stride) >= needed
@@ -318,7 +318,7 @@ def test_a_clip_is_never_too_fast_for_ctc_to_spell_its_label(temporal_stride: in
         drawn = draw_change(fastest, 5, 3, clip[0], num_frames / 25)
         limited += drawn.num_frames(num_frames) < played
         assert int(played) >= min(num_frames, drawn.num_frames(num_frames))
-    assert limited > 10, "these labels are dense enough to need the limit"
+    assert limited > 10, "these labels are dense, so the limit applies"
 
 
 @pytest.mark.gpu

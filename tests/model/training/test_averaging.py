@@ -1,4 +1,4 @@
-"""The average of the weights: its closed form, what it leaves alone, and its place in training."""
+"""The average of the weights: its closed form, no side effects, and its use in training."""
 
 import logging
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tests.support.trainings import MODEL, job_in
 
 DECAY = 0.9
 NUM_STEPS = 120
-"""Past the warm-up of the decay, which ends after 80."""
+"""More than the warm-up of the decay, which ends after 80 steps."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def network() -> LipNetwork:
 
 
 def change(network: LipNetwork) -> None:
-    """As training does: new weights and statistics of BatchNorm, one more batch counted."""
+    """Changes weights and statistics of BatchNorm like a training step, and counts one more batch."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point():
             tensor.data.add_(torch.randn_like(tensor), alpha=0.1)
@@ -45,8 +45,8 @@ def as_float64(network: LipNetwork) -> dict[str, np.ndarray]:
     return {name: tensor.double().numpy().copy() for name, tensor in network.state_dict().items()}
 
 
-def test_it_is_the_sum_of_all_weights_each_by_its_share(network: LipNetwork) -> None:
-    """Share of the weights after step n: (1 - d_n) times every later d; of the first ones: the product of all d."""
+def test_the_average_is_the_weighted_sum_of_all_weights(network: LipNetwork) -> None:
+    """The share of step n is (1 - d_n) times every later d; that of the initial weights is the product of all d."""
     average = WeightAverage(network, DECAY)
     seen = [as_float64(network)]
     for _ in range(NUM_STEPS):
@@ -65,8 +65,7 @@ def test_it_is_the_sum_of_all_weights_each_by_its_share(network: LipNetwork) -> 
             assert tensor == NUM_STEPS, name
 
 
-def test_weights_that_stay_are_their_own_average_to_the_last_bit(network: LipNetwork) -> None:
-    """Frozen ones, say."""
+def test_the_average_of_unchanged_weights_is_bit_identical(network: LipNetwork) -> None:
     average = WeightAverage(network, DECAY)
     for _ in range(20):
         average.step()
@@ -74,7 +73,7 @@ def test_weights_that_stay_are_their_own_average_to_the_last_bit(network: LipNet
         assert torch.equal(tensor, average.network.state_dict()[name]), name
 
 
-def test_it_touches_neither_what_learns_nor_the_random_state(network: LipNetwork) -> None:
+def test_averaging_changes_neither_the_network_nor_the_random_state(network: LipNetwork) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     random_state = torch.get_rng_state()
     average = WeightAverage(network, DECAY)
@@ -87,7 +86,7 @@ def test_it_touches_neither_what_learns_nor_the_random_state(network: LipNetwork
         assert torch.equal(tensor, before[name]), name
 
 
-def test_gone_on_with_it_comes_to_the_same(network: LipNetwork) -> None:
+def test_a_restored_average_gives_the_same_result(network: LipNetwork) -> None:
     whole = WeightAverage(network, DECAY)
     for _ in range(5):
         change(network)
@@ -103,8 +102,8 @@ def test_gone_on_with_it_comes_to_the_same(network: LipNetwork) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_reads_without_joining_the_lstms_weights_anew(cuda: str) -> None:
-    """torch warns of weights that lie apart, at every call; a warning fails a test."""
+def test_on_a_gpu_the_averaged_lstm_needs_no_copy_of_its_weights(cuda: str) -> None:
+    """torch warns at every call if the weights are not contiguous in memory; a warning fails a test."""
     learning = LipNetwork(MODEL, Vocabulary(Tokenizer.of_units("一二")), ("ctc",)).to(cuda)
     average = WeightAverage(learning, DECAY)
     average.step()
@@ -120,9 +119,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(12, 2))
 
 
-def test_the_average_is_validated_and_kept_and_the_weights_of_training_beside_it(
-    tmp_path: Path, packed: Packed
-) -> None:
+def test_the_average_is_validated_and_saved_with_the_trained_weights(tmp_path: Path, packed: Packed) -> None:
     train(job_in(tmp_path / "plain", packed, num_epochs=1))
     plain = load_checkpoint(tmp_path / "plain/checkpoints/best_model.pt")
     assert plain["training_state_dict"] is None
@@ -130,7 +127,7 @@ def test_the_average_is_validated_and_kept_and_the_weights_of_training_beside_it
     train(job)
     averaged = load_checkpoint(tmp_path / "averaged/checkpoints/best_model.pt")
     assert averaged["averaged_steps"] == averaged["progress"]["steps"] > 0
-    # averaging changes nothing of what is learnt
+    # averaging does not change the trained weights
     for name, tensor in plain["model_state_dict"].items():
         assert torch.equal(tensor, averaged["training_state_dict"][name]), name
     assert any(
@@ -145,7 +142,7 @@ def test_the_average_is_validated_and_kept_and_the_weights_of_training_beside_it
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0), (0.9, 0.5)])
-def test_going_on_with_or_without_an_average(
+def test_resuming_with_or_without_an_average(
     tmp_path: Path, packed: Packed, before: float, after: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(job_in(tmp_path / "before", packed, num_epochs=1, ema_decay=before))
@@ -155,13 +152,13 @@ def test_going_on_with_or_without_an_average(
     state = state_of(job)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         state.restore(run_of(job, TrainingData(job)))
-    told = {(0.0, 0.9): "one starts here", (0.9, 0.0): "which ends here", (0.9, 0.5): ""}[before, after]
-    assert told in caplog.text and bool(told) == ("average of the weights" in caplog.text)
+    message = {(0.0, 0.9): "starting one", (0.9, 0.0): "no longer updated", (0.9, 0.5): ""}[before, after]
+    assert message in caplog.text and bool(message) == ("average of the weights" in caplog.text)
     learnt = there["training_state_dict"] or there["model_state_dict"]
     for name, tensor in state.network.state_dict().items():
         assert torch.equal(tensor, learnt[name]), name
     expected = there["model_state_dict"] if after else learnt
-    for name, tensor in state.reading_network.state_dict().items():
+    for name, tensor in state.evaluation_network.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     if after:
         assert isinstance(state.average, WeightAverage)

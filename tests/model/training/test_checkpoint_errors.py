@@ -1,4 +1,4 @@
-"""Checkpoints that are whole files of other values: refused by their name, and no hindrance to another run."""
+"""Checkpoints that are intact files with invalid values: rejected by name, and ignored by other runs."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 @pytest.fixture(scope="module")
 def last(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a training that stands in its second epoch."""
+    """The last checkpoint of a training that stopped in its second epoch."""
     return stopped_in(tmp_path_factory.mktemp("stopped"), packed)
 
 
@@ -45,28 +45,28 @@ def first_weight(state: State) -> str:
     return next(name for name, tensor in state["model_state_dict"].items() if tensor.dim() > 1)
 
 
-def turned_weight(state: State) -> None:
+def reshape_weight(state: State) -> None:
     name = first_weight(state)
     state["model_state_dict"][name] = state["model_state_dict"][name].flatten()
 
 
-def turned_momentum(state: State) -> None:
+def reshape_momentum(state: State) -> None:
     momenta = next(m for m in state["optimizer_state_dict"]["state"].values() if m["exp_avg"].dim() > 1)
     momenta["exp_avg"] = momenta["exp_avg"].flatten()
 
 
 ALTERATIONS: dict[str, Callable[[State], object]] = {
-    "a weight of another shape": turned_weight,
-    "a weight less": lambda state: state["model_state_dict"].pop(first_weight(state)),
-    "weights that are none": lambda state: state.update(model_state_dict=7),
+    "a weight of another shape": reshape_weight,
+    "a missing weight": lambda state: state["model_state_dict"].pop(first_weight(state)),
+    "weights that are a number": lambda state: state.update(model_state_dict=7),
     "heads that are no list": lambda state: state.update(heads=3),
     "model that is no mapping": lambda state: state.update(model_params="large"),
     "progress of another program": lambda state: state["progress"].update(moons=1),
-    "progress that is none": lambda state: state.update(progress=[1, 2]),
+    "progress that is a list": lambda state: state.update(progress=[1, 2]),
     "progress of another kind": lambda state: state["progress"].update(epoch="second"),
     "pieces of another kind": lambda state: state["progress"].update(piece_frames="few"),
-    "a momentum of another shape": turned_momentum,
-    "a momentum less": lambda state: state["optimizer_state_dict"]["state"][0].pop("exp_avg_sq"),
+    "a momentum of another shape": reshape_momentum,
+    "a missing momentum": lambda state: state["optimizer_state_dict"]["state"][0].pop("exp_avg_sq"),
     "no groups of parameters": lambda state: state["optimizer_state_dict"].pop("param_groups"),
     "random state of another size": lambda state: state.update(random_state=torch.zeros(1, 9).byte()),
     "random state of another kind": lambda state: state.update(random_state=torch.zeros(1, 5056)),
@@ -75,7 +75,9 @@ ALTERATIONS: dict[str, Callable[[State], object]] = {
 
 
 @pytest.mark.parametrize("name", ALTERATIONS)
-def test_what_cannot_be_gone_on_with_is_named(tmp_path: Path, packed: Packed, last: Path, name: str) -> None:
+def test_a_checkpoint_that_cannot_be_resumed_is_named(
+    tmp_path: Path, packed: Packed, last: Path, name: str
+) -> None:
     state = load_checkpoint(last)
     ALTERATIONS[name](state)
     altered = tmp_path / "altered.pt"
@@ -102,10 +104,10 @@ HOSTILE_VALUES: list[Any] = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_hostile_value_of_any_key_is_refused_in_words_or_taken(
+def test_a_hostile_value_of_any_key_is_rejected_with_a_message_or_accepted(
     tmp_path: Path, packed: Packed, last: Path, key: str
 ) -> None:
-    """Nothing but CheckpointError comes of it, to read with and to go on from."""
+    """Reading and resuming raise nothing but CheckpointError."""
     whole = load_checkpoint(last)
     file = tmp_path / "hostile.pt"
     num_refused = 0
@@ -122,20 +124,21 @@ def test_a_hostile_value_of_any_key_is_refused_in_words_or_taken(
         job = replace(job_in(tmp_path, packed), resume=file)
         with contextlib.suppress(CheckpointError):
             state_of(job).restore(run_of(job, TrainingData(job)))
-    assert num_refused >= 6, "most are of another type"
+    assert num_refused >= 6, "most values have another type"
 
 
 @pytest.mark.parametrize("value", [torch.ones(3), None, [3], "3", 3.0, True])
-def test_a_version_that_is_no_number_is_refused(tmp_path: Path, last: Path, value: object) -> None:
+def test_a_version_that_is_not_an_integer_is_rejected(tmp_path: Path, last: Path, value: object) -> None:
     torch.save(load_checkpoint(last) | {"version": value}, tmp_path / "hostile.pt")
     with pytest.raises(CheckpointError, match=r"hostile\.pt"):
         load_checkpoint(tmp_path / "hostile.pt")
 
 
 @pytest.mark.parametrize(
-    "name", ["a weight of another shape", "a weight less", "weights that are none", "heads that are no list"]
+    "name",
+    ["a weight of another shape", "a missing weight", "weights that are a number", "heads that are no list"],
 )
-def test_what_cannot_be_read_with_is_named(tmp_path: Path, last: Path, name: str) -> None:
+def test_a_checkpoint_that_cannot_be_read_with_is_named(tmp_path: Path, last: Path, name: str) -> None:
     state = load_checkpoint(last)
     ALTERATIONS[name](state)
     altered = tmp_path / "altered.pt"
@@ -145,9 +148,9 @@ def test_what_cannot_be_read_with_is_named(tmp_path: Path, last: Path, name: str
 
 
 @pytest.mark.parametrize(
-    "name", ["progress of another program", "progress that is none", "model that is no mapping"]
+    "name", ["progress of another program", "progress that is a list", "model that is no mapping"]
 )
-def test_another_run_starts_beside_it(
+def test_another_run_starts_next_to_it(
     tmp_path: Path, packed: Packed, last: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = load_checkpoint(last)
@@ -156,4 +159,4 @@ def test_another_run_starts_beside_it(
     save_checkpoint(job.runs / "0123456789abcdef" / "last.pt", state)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         assert train(job).epochs == 1
-    assert "fresh run" not in caplog.text
+    assert "starting a new run" not in caplog.text

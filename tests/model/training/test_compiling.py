@@ -1,4 +1,4 @@
-"""train.compile: few graphs for many lengths, and the same figures as without."""
+"""train.compile: few graphs for many lengths, and the same results as without it."""
 
 import copy
 import functools
@@ -19,7 +19,7 @@ from model.training.compiling import bucket_length, compile_parts, to_bucket
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError
 
-# the compiler's own imports, and its looks at tensors between two graphs
+# warnings of the compiler's imports, and of its access to tensors between two graphs
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning"
 )
@@ -45,7 +45,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No graphs of other tests, and none left to them."""
+    """Removes the graphs of other tests, and those of this test afterwards."""
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.reset()
     counters.clear()
@@ -55,8 +55,8 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.fixture
-def traced_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are traced and counted, but run as they are: no C++ compiler."""
+def only_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces and counts graphs, but runs them without a C++ compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
@@ -77,13 +77,13 @@ def network_of(preset: str, temporal_stride: int = 1) -> LipNetwork:
 
 
 def outputs_of(network: LipNetwork, video_BCTYX: torch.Tensor, num_frames: list[int]) -> Outputs:
-    """With labels of as many characters as the clips' places are odd."""
+    """Runs the network with labels of two and three characters in turn."""
     labels = [CHARACTERS[: 2 + clip % 2] for clip in range(len(num_frames))]
     outputs: Outputs = network(video_BCTYX, torch.tensor(num_frames), targets_of(labels, VOCABULARY, CPU))
     return outputs
 
 
-def test_buckets_are_few_and_waste_little() -> None:
+def test_buckets_are_few_and_add_little_padding() -> None:
     lengths = range(1, 2_001)
     buckets = [bucket_length(length) for length in lengths]
     assert buckets == sorted(buckets)
@@ -96,7 +96,7 @@ def test_buckets_are_few_and_waste_little() -> None:
 
 @pytest.mark.parametrize("temporal_stride", [1, 2])
 @pytest.mark.parametrize("preset", SMALL)
-def test_padding_to_a_bucket_changes_nothing_that_is_read(preset: str, temporal_stride: int) -> None:
+def test_padding_to_a_bucket_does_not_change_the_outputs(preset: str, temporal_stride: int) -> None:
     network = network_of(preset, temporal_stride).eval()
     num_frames = [17, 33, 29]
     video_BCTYX = torch.randn(3, 1, 33, 32, 32)
@@ -113,13 +113,13 @@ def test_padding_to_a_bucket_changes_nothing_that_is_read(preset: str, temporal_
     assert (plain.decoder_logits_BLV - padded.decoder_logits_BLV).abs().max() < 1e-5
 
 
-@pytest.mark.usefixtures("traced_alone")
+@pytest.mark.usefixtures("only_traced")
 @pytest.mark.parametrize(("preset", "graphs_a_bucket", "others"), [
     ("cnn3d_bilstm_attention", 1, 0),
-    # frontend and Conformer block; the decoder's block serves all lengths
+    # frontend and Conformer block; one graph of the decoder block serves all lengths
     ("conformer_tiny", 2, 1),
 ])  # fmt: skip
-def test_an_epoch_of_many_lengths_compiles_once_a_bucket(
+def test_an_epoch_of_many_lengths_compiles_once_per_bucket(
     preset: str, graphs_a_bucket: int, others: int
 ) -> None:
     network = network_of(preset)
@@ -135,15 +135,15 @@ def test_an_epoch_of_many_lengths_compiles_once_a_bucket(
         )
         outputs = network(video_BCTYX, torch.full((clips,), length), targets)
         joint_loss_B(outputs, targets, LOSS).sum().backward()
-        with torch.no_grad():  # a validation between, of any length
+        with torch.no_grad():  # a validation in between, of any length
             network.encode(torch.randn(1, 1, length, 32, 32), torch.tensor([length]))
     assert len(buckets) == 3
     assert counters["stats"]["unique_graphs"] == graphs_a_bucket * len(buckets) + others
     assert not counters["graph_break"]
 
 
-@pytest.mark.usefixtures("traced_alone")
-def test_names_stay_and_a_copy_is_its_own() -> None:
+@pytest.mark.usefixtures("only_traced")
+def test_names_stay_and_a_copy_is_independent() -> None:
     network = network_of("conformer_tiny")
     names = list(network.state_dict())
     compile_parts(network, CPU)
@@ -156,8 +156,8 @@ def test_names_stay_and_a_copy_is_its_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", SMALL)
-def test_compiled_parts_compute_what_the_plain_network_does(preset: str) -> None:
-    """Outputs and gradients; BatchNorm in eval mode, so that the padding is in no statistics."""
+def test_compiled_parts_give_the_results_of_the_plain_network(preset: str) -> None:
+    """Compares outputs and gradients, with BatchNorm in eval mode, where padding does not affect statistics."""
     plain = network_of(preset).eval()
     compiled = copy.deepcopy(plain)
     compile_parts(compiled, CPU)
@@ -175,7 +175,7 @@ def test_compiled_parts_compute_what_the_plain_network_does(preset: str) -> None
         assert (one.grad - other.grad).abs().max() < 1e-5 * max(1.0, float(one.grad.abs().max())), name
 
 
-def test_without_a_compiler_it_is_said_before_training(
+def test_a_missing_compiler_is_reported_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._inductor import config

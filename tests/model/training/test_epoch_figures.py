@@ -1,4 +1,4 @@
-"""An epoch's row and line; operations counted against formulas worked out by hand; the process's peak memory."""
+"""Row and line of an epoch; operations against formulas counted by hand; the peak memory of the process."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def progress_at_the_end() -> Progress:
     )
 
 
-def test_a_row_holds_what_the_epoch_came_to() -> None:
+def test_a_row_holds_the_figures_of_the_epoch() -> None:
     curve = curve_of(progress_at_the_end(), PLAN, 1e-3, 1.5, 0.25, 512.0, None)
     assert tuple(curve) == CURVE_COLUMNS, "the report writes these columns"
     assert curve == {
@@ -56,7 +56,7 @@ def test_a_row_holds_what_the_epoch_came_to() -> None:
     }
 
 
-def test_the_line_tells_the_row_and_only_what_was_measured() -> None:
+def test_the_line_shows_only_measured_figures() -> None:
     curve = curve_of(progress_at_the_end(), PLAN, 1e-3, 1.5, 0.25, 512.0, 0.375)
     assert epoch_line(curve) == (
         "Epoch 3: train_loss=1.2500, val_loss=1.5000, CER=0.2500, 2.5 clips/s, waited 5.0 % for data, "
@@ -68,13 +68,13 @@ def test_the_line_tells_the_row_and_only_what_was_measured() -> None:
     )
 
 
-def test_an_epoch_that_learnt_nothing_still_has_a_row() -> None:
+def test_an_epoch_without_steps_still_has_a_row() -> None:
     curve = curve_of(Progress(), replace(PLAN, padded_frames=0, num_frames=0), 0.0, None, None, 1.0, None)
     assert curve["train_loss"] == curve["gradient_norm"] == curve["padding"] == curve["clips_per_s"] == 0
 
 
 class Small(nn.Module):
-    """A convolution, a normalisation and a product, whose operations are counted by hand below."""
+    """A convolution, a normalisation and a product. The test counts their operations by hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,25 +88,24 @@ class Small(nn.Module):
         return self.linear(self.dropout(features_BCT).transpose(1, 2))
 
 
-def test_operations_are_those_counted_by_hand_and_counting_leaves_no_trace() -> None:
+def test_operations_equal_a_count_by_hand_and_counting_changes_nothing() -> None:
     network = Small()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
     video_BCTYX = torch.randn(2, 1, 6, 8, 8, generator=torch.Generator().manual_seed(0))
     flops = flops_of_step(network, lambda tried: tried(video_BCTYX).sum())
-    convolution = (
-        2 * (2 * 6 * 8 * 8) * 4 * (1 * 3 * 5 * 5)
-    )  # outputs of a channel, channels, products of each
+    # outputs per channel, channels, products per output
+    convolution = 2 * (2 * 6 * 8 * 8) * 4 * (1 * 3 * 5 * 5)
     product = 2 * (2 * 6) * 4 * 7
-    # the video needs no gradient, so the convolution's backward is that of its weights alone
+    # the video needs no gradient, so the backward of the convolution is only that of its weights
     assert flops == 2 * convolution + 3 * product
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-def test_the_formula_for_cudnn_counts_what_a_cpu_multiplies_step_by_step() -> None:
-    """On a CPU packed clips go through plain products, each counted by itself; all inputs want their gradient."""
+def test_the_formula_for_cudnn_equals_the_products_of_a_cpu() -> None:
+    """A CPU computes packed clips with plain products, which are counted one by one. All inputs need gradients."""
     lstm = nn.LSTM(5, 6, num_layers=2, bidirectional=True, batch_first=True)
     rows_BTF = torch.randn(2, 9, 5, requires_grad=True)
     packed = pack_padded_sequence(rows_BTF, torch.tensor([9, 4]), batch_first=True)
@@ -117,7 +116,7 @@ def test_the_formula_for_cudnn_counts_what_a_cpu_multiplies_step_by_step() -> No
     assert counted == forward + epoch_figures._lstm_backward_flops(rows, weights)
 
 
-def test_a_network_that_is_compiled_is_counted_all_the_same() -> None:
+def test_a_compiled_network_is_counted_too() -> None:
     video_BCTYX = torch.randn(2, 1, 6, 8, 8)
     plain, compiled = Small(), Small()
     compiled.linear.compile(backend="eager")
@@ -126,7 +125,7 @@ def test_a_network_that_is_compiled_is_counted_all_the_same() -> None:
     assert counts[0] == counts[1]
 
 
-def test_utilisation_is_a_share_of_what_the_gpu_can_and_unknown_elsewhere(
+def test_utilisation_is_a_share_of_the_gpus_peak_and_else_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert flop_utilisation(1e12, 1.0, CPU) is None
@@ -137,8 +136,8 @@ def test_utilisation_is_a_share_of_what_the_gpu_can_and_unknown_elsewhere(
     assert flop_utilisation(312e12, 2.0, gpu) is None
 
 
-def test_peak_memory_is_this_processs_own_and_stays() -> None:
-    """In a child: its peak starts anew, holds 200 MB that are gone again, and is not its parent's."""
+def test_peak_memory_belongs_to_one_process_and_never_falls() -> None:
+    """In a child: its peak starts low, includes 200 MB that were freed again, and is not the parent's peak."""
     ballast = np.ones(400_000_000, np.uint8)
     source = (
         "import numpy as np\n"

@@ -1,4 +1,4 @@
-"""The largest frame budget: how it is searched, and that what it finds fits in a real process of little memory."""
+"""The search for the largest frame budget, and that the result fits in a real process with little memory."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def searching_job(folder: Path, packed: Packed, batch_size: int) -> TrainingJob:
 
 
 class FakeTrials:
-    """A device on which a padded frame takes 1 MB, a frame of the longest clip 2 MB, and all else 100 MB."""
+    """A device where a padded frame takes 1 MB, a frame of the longest clip 2 MB, and the rest 100 MB."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Shape, ...]] = []
@@ -55,11 +55,11 @@ class FakeTrials:
 
 
 @pytest.mark.parametrize("limit_mb", [250, 300, 555, 1_000])
-def test_the_search_ends_just_below_what_does_not_fit(
+def test_the_search_ends_just_below_a_budget_that_does_not_fit(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, limit_mb: float
 ) -> None:
     fake = FakeTrials()
-    monkeypatch.setattr(module, "_tried", fake)
+    monkeypatch.setattr(module, "_run_trial", fake)
     found = find_budget(searching_job(tmp_path, packed, 100), limit_mb)
     fitting = {trial.frame_budget for trial in found.trials if trial.fits}
     others = {trial.frame_budget for trial in found.trials if not trial.fits}
@@ -70,11 +70,11 @@ def test_the_search_ends_just_below_what_does_not_fit(
     assert not found.fits_all and not (tmp_path / "runs").exists()
 
 
-def test_a_budget_is_tried_on_batches_as_large_as_any_of_its_plan(
+def test_a_budget_is_tried_on_the_largest_batches_of_its_plan(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeTrials()
-    monkeypatch.setattr(module, "_tried", fake)
+    monkeypatch.setattr(module, "_run_trial", fake)
     job = searching_job(tmp_path, packed, 4)
     still = job.train.model_copy(update={"augment": AugmentParams()})
     found = find_budget(replace(job, train=still), 1e6)
@@ -91,15 +91,15 @@ def test_a_budget_is_tried_on_batches_as_large_as_any_of_its_plan(
                 ) or len(rows) * lengths[rows].max() <= max(s.num_clips * s.num_frames for s in trial.shapes)
         longest, *_ = trial.shapes
         assert longest.num_frames == 48 and longest.label == "一二三四一二三四"
-    # the second batch has shorter clips, whose labels are no longer than CTC can spell
+    # the second batch has shorter clips, with labels that CTC can spell
     assert any(len(s.label) < 8 for shapes in fake.seen for s in shapes)
 
 
-def test_clips_are_tried_as_slow_as_augmentation_makes_them_and_no_longer_than_max_frames(
+def test_clips_are_tried_at_the_slowest_speed_and_at_most_max_frames_long(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeTrials()
-    monkeypatch.setattr(module, "_tried", fake)
+    monkeypatch.setattr(module, "_run_trial", fake)
     job = searching_job(tmp_path, packed, 4)
     job = replace(job, loader=LoaderParams(frame_budget=48, max_frames=30))
     assert job.train.augment.speed_change == 0.1
@@ -108,15 +108,17 @@ def test_clips_are_tried_as_slow_as_augmentation_makes_them_and_no_longer_than_m
     assert all(shapes[0].num_frames == 34 for shapes in fake.seen)  # 30 / 0.9
 
 
-def test_where_not_one_clip_fits_it_says_what_to_do(
+def test_if_not_even_one_clip_fits_the_error_says_what_to_do(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_tried", FakeTrials())
+    monkeypatch.setattr(module, "_run_trial", FakeTrials())
     with pytest.raises(TrainingError, match=r"one clip of 48 frames.*loader\.max_frames"):
         find_budget(searching_job(tmp_path, packed, 4), 110)
 
 
-def test_it_is_for_one_process(tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_needs_a_single_process(
+    tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
@@ -129,7 +131,7 @@ def test_it_is_for_one_process(tmp_path: Path, packed: Packed, monkeypatch: pyte
 
 
 def large_job(folder: Path, packed: Packed) -> TrainingJob:
-    """A step of about 5 MB a padded frame, beside what torch itself takes."""
+    """Returns a job whose step takes about 5 MB per padded frame, plus the memory of torch itself."""
     sizes = {"channels": (48, 16, 8, 8), "hidden_dim": 16, "num_lstm_layers": 1}
     job = replace(searching_job(folder, packed, 2), loader=LoaderParams(frame_budget=96))
     return replace(job, model=ModelParams.model_validate({"sizes": sizes}))
@@ -169,18 +171,18 @@ for epoch in range(2):
     batches = list(stream.batches(plan.batches))
     assert max(batch.video_BTHW.shape[:2].numel() for batch in batches) > budget / 2
     step(batches, epoch, 0.5)
-print("pieces", step.micro_batches.max_frames, "peak", status_mb("VmHWM") < limit_mb)
+print("limit", step.micro_batches.max_frames, "peak", status_mb("VmHWM") < limit_mb)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
-def test_what_fits_into_little_memory_is_less_and_really_fits(
+def test_a_budget_for_little_memory_is_smaller_and_really_fits(
     tmp_path: Path, packed_long: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "NARROW_ENOUGH", 2.0)  # one and two clips of 96 frames, and nothing between
+    monkeypatch.setattr(module, "NARROW_ENOUGH", 2.0)  # only one and two clips of 96 frames
     job = large_job(tmp_path, packed_long)
-    # the same process takes a tenth more or less
+    # the peak of the same process varies by 10 %
     searches = [find_budget(job, 4_000) for _ in range(3)]
     assert all(large.frame_budget == 192 and large.fits_all for large in searches)
     one_mb = max(large.trials[0].peak_mb or 0.0 for large in searches)
@@ -210,28 +212,28 @@ def test_what_fits_into_little_memory_is_less_and_really_fits(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "pieces None peak True\n"
+    assert done.stdout == "limit None peak True\n"
 
 
-def test_an_error_that_is_not_about_memory_is_none_of_its_answers(
+def test_an_error_that_is_not_about_memory_ends_the_search(
     tmp_path: Path, packed: Packed, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The trial alone makes a network, and finds that a part is not there."""
+    """Only the trial builds the network and finds that a part is missing."""
     job = searching_job(tmp_path, packed, 2)
     broken = job.train.model_copy(update={"freeze": ("reverse_decoder",)})
-    with pytest.raises(TrainingError, match="it stands above"):
+    with pytest.raises(TrainingError, match="not about memory; see above"):
         find_budget(replace(job, train=broken), 4_000)
     assert "train.freeze: this network has no reverse_decoder" in capfd.readouterr().err
 
 
-def test_the_table_holds_every_trial_and_the_line_to_set() -> None:
+def test_the_table_shows_every_trial_and_the_line_to_set() -> None:
     shapes = (Shape(2, 48, "一"), Shape(4, 24, "一"))
     trials = (
         module.Trial(96, shapes, 812.4, 1234.5, fits=True),
         module.Trial(192, shapes, None, None, fits=False),
     )
     console = Console(width=120, record=True)
-    found = FoundBudget(96, trials, 1_000.0, fits_all=False, present=8_000, speed_change=0.0)
+    found = FoundBudget(96, trials, 1_000.0, fits_all=False, current=8_000, speed_change=0.0)
     print_budget(found, console)
     text = console.export_text()
     for part in ("2 × 48, 4 × 24", "812", "1,234", "out of memory", "--set loader.frame_budget=96", "10%"):
@@ -240,23 +242,23 @@ def test_the_table_holds_every_trial_and_the_line_to_set() -> None:
     assert "train.batch_size" not in text and "speed_change" not in text
 
 
-@pytest.mark.parametrize(("present", "fits_all", "lines"), [
+@pytest.mark.parametrize(("current", "fits_all", "lines"), [
     (95, False, ["the present 95 fits", "--set loader.frame_budget=96"]),
     (97, False, ["the present 97 is too much", "--set loader.frame_budget=96"]),
     (95, True, ["Every batch", "the present 95 fits", "--set loader.frame_budget=96"]),
-    # a smaller one makes the same batches
+    # a smaller budget makes the same batches
     (2_000, True, ["Every batch", "the present 2000 fits"]),
 ])  # fmt: skip
-def test_what_to_set_depends_on_what_is_set(present: int, fits_all: bool, lines: list[str]) -> None:
+def test_the_advice_depends_on_the_current_budget(current: int, fits_all: bool, lines: list[str]) -> None:
     console = Console(width=200, record=True)
-    print_budget(FoundBudget(96, (), 1_000.0, fits_all, present, speed_change=0.1), console)
-    told = console.export_text().splitlines()
-    told = told[next(i for i, line in enumerate(told) if "speed_change 0.1 makes clips longer" in line) + 1 :]
-    assert len(told) == len(lines)
-    assert all(line.startswith(start) for line, start in zip(told, lines, strict=True))
+    print_budget(FoundBudget(96, (), 1_000.0, fits_all, current, speed_change=0.1), console)
+    found = console.export_text().splitlines()
+    found = found[next(i for i, line in enumerate(found) if "speed_change 0.1" in line) + 1 :]
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
 
 
-# -- what there is -----------------------------------------------------------------------------------------
+# -- available memory --------------------------------------------------------------------------------------
 
 
 def write(folder: Path, **values: object) -> None:
@@ -265,7 +267,7 @@ def write(folder: Path, **values: object) -> None:
         (folder / f"memory.{name}").write_text(f"{value}\n")
 
 
-def test_the_tightest_group_above_a_process_counts(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_the_parent_groups_counts(tmp_path: Path) -> None:
     root, own = tmp_path / "cgroup", tmp_path / "own"
     own.write_text("0::/job/step\n")
     assert group_available_mb(root, own) is None
@@ -277,7 +279,7 @@ def test_the_tightest_group_above_a_process_counts(tmp_path: Path) -> None:
     assert group_available_mb(root, own) == 1_000
 
 
-def test_groups_of_version_one_are_read_too(tmp_path: Path) -> None:
+def test_cgroups_of_version_1_are_read_too(tmp_path: Path) -> None:
     root, own = tmp_path / "cgroup", tmp_path / "own"
     own.write_text("9:name=systemd:/\n4:memory:/elsewhere/of/the/host\n3:cpu:/\n0::/\n")
     top = root / "memory"
@@ -287,5 +289,5 @@ def test_groups_of_version_one_are_read_too(tmp_path: Path) -> None:
     assert group_available_mb(root, own) == 1_250
 
 
-def test_this_machine_has_memory_left() -> None:
+def test_this_machine_has_available_memory() -> None:
     assert 0 < available_mb() < 1e9

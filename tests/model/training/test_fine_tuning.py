@@ -1,4 +1,4 @@
-"""Training that starts from other weights: what is taken over, which parameters learn, how fast."""
+"""Training that starts from other weights: which weights are copied, which learn, and how fast."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch import nn
 from model.checkpoints import CHECKPOINT_VERSION, KEYS, load_checkpoint, save_checkpoint
 from model.decoding.reader import LipReader
 from model.networks.network import LipNetwork
-from model.pretrained.table import NEVER
+from model.pretrained.table import NEVER_LOGIT
 from model.pretrained.weights import import_weights
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.targets import targets_of
@@ -26,7 +26,7 @@ from shards.errors import CheckpointError, TrainingError
 from shards.settings import LoaderParams, MachineParams
 from stages.train import train
 from tests.support.packed import pack_clips, toy_clips
-from tests.support.public_weights import made_up_weights, saved, table_file
+from tests.support.public_weights import saved, synthetic_weights, table_file
 
 CONFORMER: dict[str, Any] = {
     "preset": "conformer_tiny",
@@ -65,7 +65,7 @@ def network_of(
 
 
 @pytest.mark.parametrize("values", [CONFORMER, BASELINE], ids=["conformer", "baseline"])
-def test_every_parameter_stands_in_one_group(values: Mapping[str, Any]) -> None:
+def test_every_parameter_is_in_one_group(values: Mapping[str, Any]) -> None:
     network, _ = network_of(values)
     groups = parameter_groups(network, TrainParams(layer_decay=0.5, weight_decay=0.02))
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
@@ -92,10 +92,10 @@ RATES = {
     "frontend.stem.convolution.weight": 0.32768,
     "frontend.stages.3.0.norm2.weight": 0.32768,
 }
-"""Of three blocks and a decay of 0.8."""
+"""For three blocks and a decay of 0.8."""
 
 
-def test_each_layer_learns_at_a_share_of_the_one_above_it() -> None:
+def test_each_layer_learns_at_a_share_of_the_rate_above_it() -> None:
     network, _ = network_of()
     groups = parameter_groups(network, TrainParams(layer_decay=0.8))
     share_of = {id(parameter): group["rate_share"] for group in groups for parameter in group["params"]}
@@ -103,7 +103,7 @@ def test_each_layer_learns_at_a_share_of_the_one_above_it() -> None:
     for name, share in RATES.items():
         assert share_of[id(parameters[name])] == pytest.approx(share, rel=1e-12), name
     assert len({group["rate_share"] for group in groups}) == 6
-    # and the optimiser takes them: SGD without momentum moves each by its rate times its gradient
+    # the optimiser uses the rates: SGD without momentum moves each weight by rate times gradient
     optimizer = torch.optim.SGD(groups, lr=1.0)
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = 0.1 * group["rate_share"], 0.0
@@ -127,7 +127,7 @@ def test_the_baseline_has_two_layers_below_its_heads() -> None:
     assert list(shares.values()) == [{1.0}] * 4
 
 
-def test_without_decay_there_are_two_groups_as_ever() -> None:
+def test_without_layer_decay_there_are_two_groups() -> None:
     groups = parameter_groups(network_of()[0], TrainParams())
     assert [(group["rate_share"], group["weight_decay"]) for group in groups] == [(1.0, 0.01), (1.0, 0.0)]
 
@@ -146,14 +146,14 @@ def some_steps(network: LipNetwork, train: TrainParams) -> None:
         torch.stack([value.square().mean() for value in logits]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        network.eval()  # as a validation does
+        network.eval()  # like a validation
 
 
 @pytest.mark.parametrize(
     "freeze",
     [("frontend",), ("frontend", "encoder"), ("decoder",), ("encoder", "ctc_head"), ("syllable_head",)],
 )
-def test_frozen_parts_stay_bit_for_bit(freeze: tuple[Any, ...]) -> None:
+def test_frozen_parts_stay_bit_identical(freeze: tuple[Any, ...]) -> None:
     network, _ = network_of()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     train = TrainParams(freeze=freeze, layer_decay=0.9)
@@ -167,19 +167,19 @@ def test_frozen_parts_stay_bit_for_bit(freeze: tuple[Any, ...]) -> None:
     assert moved == {name for name, _ in network.named_children()} - set(freeze)
 
 
-def test_freezing_what_is_not_there_or_everything_is_refused() -> None:
+def test_freezing_a_missing_part_or_everything_is_rejected() -> None:
     network = LipNetwork(network_of()[1], VOCABULARY, ("ctc",))
     with pytest.raises(TrainingError, match=r"no decoder .*it has frontend, encoder, ctc_head"):
         parameter_groups(network, TrainParams(freeze=("decoder",)))
-    with pytest.raises(TrainingError, match="leaves nothing to learn"):
+    with pytest.raises(TrainingError, match=r"train.freeze .*freezes the whole network"):
         parameter_groups(network, TrainParams(freeze=("frontend", "encoder", "ctc_head")))
 
 
-# -- what is taken over --------------------------------------------------------------------------------------
+# -- which weights are copied----------------------------------------------------------------------------------
 
 
 def checkpoint_of(folder: Path, network: LipNetwork, model: ModelParams) -> Path:
-    """A checkpoint with these weights."""
+    """Writes a checkpoint with these weights."""
     assert VOCABULARY.syllables
     of_training = {f"{name}_params": {} for name in ("text", "train", "decode")}
     state = (
@@ -200,7 +200,7 @@ def checkpoint_of(folder: Path, network: LipNetwork, model: ModelParams) -> Path
 
 
 @pytest.mark.parametrize("values", [CONFORMER, BASELINE], ids=["conformer", "baseline"])
-def test_the_same_network_is_taken_over_whole(tmp_path: Path, values: Mapping[str, Any]) -> None:
+def test_the_same_network_is_copied_completely(tmp_path: Path, values: Mapping[str, Any]) -> None:
     theirs, model = network_of(values, seed=1)
     ours, _ = network_of(values, seed=2)
     source, random = checkpoint_of(tmp_path, theirs, model), torch.get_rng_state()
@@ -209,17 +209,17 @@ def test_the_same_network_is_taken_over_whole(tmp_path: Path, values: Mapping[st
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, theirs.state_dict()[name]), name
     assert len(lines) == 6
-    assert all("taken over" in line for line in lines)
-    assert sum("4 kept, none new, 0 of theirs left" in line for line in lines) == 4
+    assert all("tensors copied" in line for line in lines)
+    assert sum("4 kept, 0 new, 0 dropped" in line for line in lines) == 4
 
 
-def test_rows_follow_their_characters(tmp_path: Path) -> None:
+def test_rows_are_copied_by_character(tmp_path: Path) -> None:
     theirs, model = network_of(seed=1)
     other = Vocabulary(Tokenizer(tuple("丁七三四")), Tokenizer(("qi", "san", "si", "ding"), " "))
     ours, _ = network_of(vocabulary=other, seed=2)
     source = checkpoint_of(tmp_path, theirs, model)
     lines = start_from(ours, other, model, source, seed=5, clips=CLIPS)
-    assert any("decoder: " in line and "2 kept, 2 new (三四), 2 of theirs left" in line for line in lines)
+    assert any("decoder: " in line and "2 kept, 2 new (三四), 2 dropped" in line for line in lines)
     before, after = theirs.state_dict(), ours.state_dict()
     for table in (
         "decoder.embedding.weight",
@@ -243,59 +243,57 @@ def test_rows_follow_their_characters(tmp_path: Path) -> None:
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in after.items())
 
 
-def test_parts_of_other_sizes_are_told_or_refused(tmp_path: Path) -> None:
+def test_parts_of_other_sizes_are_logged_or_rejected(tmp_path: Path) -> None:
     theirs, their_model = network_of(seed=1)
     source = checkpoint_of(tmp_path, theirs, their_model)
     fresh, model = network_of(seed=2, num_decoder_layers=3)
     decoder = {name: tensor.clone() for name, tensor in fresh.decoder.state_dict().items()}  # type: ignore[union-attr]
     lines = start_from(fresh, VOCABULARY, model, source, seed=0, clips=CLIPS)
-    assert any("decoder: fresh, it is of other sizes (31 tensors there, 83 here)" in line for line in lines)
+    assert any(
+        "decoder: fresh weights, the sizes differ (31 tensors there, 83 here)" in line for line in lines
+    )
     assert all(torch.equal(t, decoder[n]) for n, t in fresh.decoder.state_dict().items())  # type: ignore[union-attr]
     assert torch.equal(fresh.encoder.state_dict()["norm.weight"], theirs.encoder.state_dict()["norm.weight"])
-    for sizes, part, told in (
+    for sizes, part, difference in (
         ({"hidden_dim": 32}, "encoder", "model.sizes.hidden_dim: 16 there, 32 here"),
         ({"num_heads": 4}, "encoder", "content_bias is 2 × 8 there, 4 × 4 here"),
         ({"num_encoder_layers": 2}, "encoder", "model.sizes.num_encoder_layers: 3 there, 2 here"),
         ({"channels": (4, 6, 8, 12)}, "frontend", r"model.sizes.channels: \[4, 6, 8, 10\] there"),
     ):
         wrong, model = network_of(**sizes)  # type: ignore[arg-type]
-        with pytest.raises(CheckpointError, match=f"(?s)the {part} of .* is of other sizes: .*{told}"):
+        with pytest.raises(CheckpointError, match=f"(?s)the {part} of .* has other sizes: .*{difference}"):
             start_from(wrong, VOCABULARY, model, source, seed=0, clips=CLIPS)
-    # the heads of an LSTM decoder's attention show in no tensor
+    # no tensor of an LSTM decoder shows the number of its attention heads
     theirs, their_model = network_of(BASELINE)
     ours, model = network_of(BASELINE, num_heads=4)
     lines = start_from(
         ours, VOCABULARY, model, checkpoint_of(tmp_path, theirs, their_model), seed=0, clips=CLIPS
     )
-    assert any("decoder: fresh, it is of other sizes (2 heads there, 4 here)" in line for line in lines)
+    assert any("decoder: fresh weights, the sizes differ (2 heads there, 4 here)" in line for line in lines)
 
 
-def test_other_pictures_and_unused_parts_are_told(tmp_path: Path) -> None:
+def test_another_input_and_unused_parts_are_logged(tmp_path: Path) -> None:
     theirs, model = network_of(seed=1)
     source = checkpoint_of(tmp_path, theirs, model)
     other = ModelParams.model_validate({**CONFORMER, "window_px": 64, "temporal_stride": 2})
     reader = LipNetwork(other, Vocabulary(VOCABULARY.characters), ("ctc",))
-    told = "\n".join(
-        start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0, clips=CLIPS)
-    )
-    assert "trained on other pictures: model.temporal_stride: 1 there, 2 here" in told
-    assert "model.window_px: 96 there, 64 here" in told
-    assert "trained on other clips" not in told
-    assert "this network has none: decoder, reverse_decoder, syllable_head" in told
+    log = "\n".join(start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0, clips=CLIPS))
+    assert "trained with another input: model.temporal_stride: 1 there, 2 here" in log
+    assert "model.window_px: 96 there, 64 here" in log
+    assert "trained on other clips" not in log
+    assert "not copied, this network does not have them: decoder, reverse_decoder, syllable_head" in log
     clips = {"fps": 30.0, "crop_px": 64}
-    told = "\n".join(
-        start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0, clips=clips)
-    )
-    assert "trained on other clips: fps (crop.target_fps): 25.0 there, 30.0 here" in told
-    assert "trained on other clips: crop_px (crop.size_px): 96 there, 64 here" in told
+    log = "\n".join(start_from(reader, Vocabulary(VOCABULARY.characters), other, source, seed=0, clips=clips))
+    assert "trained on other clips: fps (crop.target_fps): 25.0 there, 30.0 here" in log
+    assert "trained on other clips: crop_px (crop.size_px): 96 there, 64 here" in log
     with pytest.raises(CheckpointError, match=r"nowhere.pt is missing"):
         start_from(
             reader, Vocabulary(VOCABULARY.characters), other, tmp_path / "nowhere.pt", seed=0, clips=CLIPS
         )
 
 
-def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None:
-    file = saved(tmp_path, made_up_weights("auto_avsr"))
+def test_a_training_of_other_characters_starts_from_an_import(tmp_path: Path) -> None:
+    file = saved(tmp_path, synthetic_weights("auto_avsr"))
     table = table_file(tmp_path, "一丁丂七丄丅丆")
     state, _ = import_weights(file, "auto_avsr", "whole", table)
     save_checkpoint(tmp_path / "whole.pt", state)
@@ -303,28 +301,28 @@ def test_an_import_starts_a_training_of_other_characters(tmp_path: Path) -> None
     vocabulary = Vocabulary(Tokenizer(tuple("一七三")))
     torch.manual_seed(0)
     network = LipNetwork(reader.model, vocabulary, ("ctc", "decoder"))
-    told = start_from(network, vocabulary, reader.model, tmp_path / "whole.pt", seed=0, clips=CLIPS)
-    assert any("2 kept, 1 new (三), 5 of theirs left" in line for line in told)
+    lines = start_from(network, vocabulary, reader.model, tmp_path / "whole.pt", seed=0, clips=CLIPS)
+    assert any("2 kept, 1 new (三), 5 dropped" in line for line in lines)
     assert network.ctc_head is not None and reader.network.ctc_head is not None
-    # mute in the reader, so that label smoothing would cost thousands; no longer where it learns
-    assert reader.network.ctc_head.bias[START_ID].item() == NEVER
+    # probability 0 in the import, so label smoothing would give a loss of thousands; not in training
+    assert reader.network.ctc_head.bias[START_ID].item() == NEVER_LOGIT
     assert abs(network.ctc_head.bias[START_ID].item()) < 2
     assert torch.equal(network.ctc_head.weight[END_ID], reader.network.ctc_head.weight[END_ID])
-    # of a frontend alone, the encoder around it is not learnt and may be of any size
+    # if only the frontend is imported, the encoder has fresh weights and may have any size
     state, _ = import_weights(file, "auto_avsr", "frontend", corpus=vocabulary.characters)
     save_checkpoint(tmp_path / "eyes.pt", state)
     fresh = {name: tensor.clone() for name, tensor in network.encoder.state_dict().items()}
-    told = start_from(network, vocabulary, reader.model, tmp_path / "eyes.pt", seed=0, clips=CLIPS)
-    assert sum("fresh, " in line for line in told) == 3
+    lines = start_from(network, vocabulary, reader.model, tmp_path / "eyes.pt", seed=0, clips=CLIPS)
+    assert sum("fresh weights, " in line for line in lines) == 3
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in network.encoder.state_dict().items())
 
 
-# -- a whole training ----------------------------------------------------------------------------------------
+# -- a complete training -------------------------------------------------------------------------------------
 
 
-def test_a_training_starts_from_an_import_and_says_so(tmp_path: Path) -> None:
+def test_a_training_starts_from_an_import_and_logs_it(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path, toy_clips(6, 2))
-    file, table = saved(tmp_path, made_up_weights("auto_avsr")), table_file(tmp_path, "一丁三七丄丅丆")
+    file, table = saved(tmp_path, synthetic_weights("auto_avsr")), table_file(tmp_path, "一丁三七丄丅丆")
     state, _ = import_weights(file, "auto_avsr", "whole", table)
     save_checkpoint(tmp_path / "public.pt", state)
     init_from = tmp_path / "public.pt"
@@ -355,19 +353,21 @@ def test_a_training_starts_from_an_import_and_says_so(tmp_path: Path) -> None:
     )
     train(job)
     log = (tmp_path / "logs" / "training.log").read_text("utf-8")
-    assert "public.pt: frontend: 120 tensors taken over" in log
-    assert "decoder: 31 tensors taken over; rows of characters: 2 kept, 2 new (二四), 5 of theirs left" in log
+    assert "public.pt: frontend: 120 tensors copied" in log
+    assert "decoder: 31 tensors copied; rows of characters: 2 kept, 2 new (二四), 5 dropped" in log
     best = load_checkpoint(tmp_path / "checkpoints" / "best_model.pt")
     theirs, learnt = state["model_state_dict"], best["training_state_dict"]
     for name, tensor in theirs.items():
         if name.startswith("frontend."):
             assert torch.equal(learnt[name], tensor) and torch.equal(best["model_state_dict"][name], tensor)
-    # a step of AdamW moves a weight by about its rate at most: two steps from the import, not from noise
+    # a step of AdamW moves a weight by about its rate at most: so training started from the import
     moved = (learnt["encoder.norm.weight"] - theirs["encoder.norm.weight"]).abs()
     assert 0 < float(moved.max()) < 3e-4
-    with pytest.raises(CheckpointError, match=r"public.pt holds weights and no training .* train.init_from"):
+    with pytest.raises(
+        CheckpointError, match=r"public.pt has only weights and no training .*train.init_from"
+    ):
         train(replace(job, resume=init_from))
-    # other weights under the same name are another run
+    # other weights under the same file name give another run
     run = run_of(job, TrainingData(job)).folder
     assert run.exists()
     state["model_state_dict"]["encoder.norm.bias"] += 1

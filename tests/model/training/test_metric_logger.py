@@ -1,4 +1,4 @@
-"""What a run shows, read back by TensorBoard's own reader."""
+"""The event files of a run, read back by TensorBoard's own reader."""
 
 import io
 import time
@@ -17,7 +17,7 @@ from model.progress import Progress
 from model.runs import Curve, RunFolder
 from model.training.epoch_figures import curve_of
 from model.training.job import TrainingJob
-from model.training.metric_logger import FRAMES_A_CLIP, Watch, tensorboard_folder
+from model.training.metric_logger import FRAMES_A_CLIP, MetricLogger, tensorboard_folder
 from model.training.step import StepFigures
 from shards.plan import EpochPlan
 from stages.train import train
@@ -36,19 +36,21 @@ def read_back(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
 
 
-def shown(events: EventAccumulator, tag: str) -> dict[int, Any]:
-    """What TensorBoard shows under `tag`, by step."""
+def values_of(events: EventAccumulator, tag: str) -> dict[int, Any]:
+    """Returns the values that TensorBoard shows under `tag`, by step."""
     found = {event.step: make_ndarray(event.tensor_proto) for event in events.Tensors(tag)}
-    assert len(found) == len(events.Tensors(tag)), f"{tag}: a step is told twice"
+    assert len(found) == len(events.Tensors(tag)), f"{tag}: a step has two values"
     return found
 
 
 def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
-    return {step: float(value) for step, value in shown(events, tag).items()}
+    return {step: float(value) for step, value in values_of(events, tag).items()}
 
 
 def texts(events: EventAccumulator) -> dict[int, str]:
-    return {step: value.item().decode() for step, value in shown(events, "valid/read/text_summary").items()}
+    return {
+        step: value.item().decode() for step, value in values_of(events, "valid/read/text_summary").items()
+    }
 
 
 def figures(loss: float = 8.0, *, norm: float = 1.0, was_taken: bool = True) -> StepFigures:
@@ -63,11 +65,13 @@ def scored(hypothesis: str) -> list[ScoredClip]:
     ]
 
 
-def end_epoch(watch: Watch, progress: Progress, val_cer: float | None, hypothesis: str = "一二") -> Curve:
+def end_epoch(
+    metric_logger: MetricLogger, progress: Progress, val_cer: float | None, hypothesis: str = "一二"
+) -> Curve:
     val_loss = None if val_cer is None else 2 * val_cer
     curve = curve_of(progress, PLAN, 1e-3, val_loss, val_cer, 100.0, None)
     progress.curves.append(curve)
-    watch.epoch(curve, [] if val_cer is None else scored(hypothesis))
+    metric_logger.epoch(curve, [] if val_cer is None else scored(hypothesis))
     progress.next_epoch()
     return curve
 
@@ -76,7 +80,7 @@ def run_in(job: TrainingJob) -> RunFolder:
     return RunFolder(job.runs, "0123456789abcdef")
 
 
-def test_a_whole_training_is_shown_by_tensorboard(tmp_path: Path, packed: Packed) -> None:
+def test_tensorboard_shows_a_whole_training(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed, num_epochs=3)
     train(job)
     (run,) = job.runs.iterdir()
@@ -96,26 +100,26 @@ def test_a_whole_training_is_shown_by_tensorboard(tmp_path: Path, packed: Packed
         assert len(scalars(events, tag)) == 3
     for tag in ("speed/data_wait_share", "speed/padded_share"):
         assert all(0 <= share < 1 for share in scalars(events, tag).values())
-    assert "speed/model_flop_utilisation" not in events.Tags()["tensors"], "on a CPU nobody knows"
+    assert "speed/model_flop_utilisation" not in events.Tags()["tensors"], "unknown on a CPU"
     ids = [[line.split(" ")[1] for line in text.splitlines()[2:]] for text in texts(events).values()]
     assert len(ids) == 3
-    assert len(ids[0]) == 6 and ids[0] == ids[1] == ids[2], "the same clips each time"
-    # a finished run, asked again, adds nothing
+    assert len(ids[0]) == 6 and ids[0] == ids[1] == ids[2], "the same clips in each epoch"
+    # training a finished run again adds nothing
     before = sorted((run / "tensorboard").iterdir())
     assert train(job).already_done
     assert sorted((run / "tensorboard").iterdir()) == before
 
 
-def test_the_picture_shows_the_frames_of_the_shards(tmp_path: Path, packed: Packed) -> None:
+def test_the_image_shows_the_frames_of_the_shards(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     progress, run = Progress(steps=4), run_in(job)
-    watch = Watch(job, run, progress)
-    end_epoch(watch, progress, None)
-    end_epoch(watch, progress, 0.5)
+    metric_logger = MetricLogger(job, run, progress)
+    end_epoch(metric_logger, progress, None)
+    end_epoch(metric_logger, progress, 0.5)
     progress.steps = 8
-    end_epoch(watch, progress, 0.4)
-    watch.close()
-    ((step, (_, _, png)),) = shown(read_back(tensorboard_folder(run)), "valid/mouths").items()
+    end_epoch(metric_logger, progress, 0.4)
+    metric_logger.close()
+    ((step, (_, _, png)),) = values_of(read_back(tensorboard_folder(run)), "valid/mouths").items()
     picture = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
     assert step == 4 and picture.shape == (6 * 96, FRAMES_A_CLIP * 96)
     clips = {clip_id: clip for clip_id, _, clip, _ in toy_clips(12, 8)}
@@ -123,12 +127,10 @@ def test_the_picture_shows_the_frames_of_the_shards(tmp_path: Path, packed: Pack
     assert np.array_equal(picture[-96:, -96:], clips["valid_007"][-1])
 
 
-def test_what_a_killed_run_showed_of_later_steps_vanishes_when_it_goes_on(
-    tmp_path: Path, packed: Packed
-) -> None:
+def test_resuming_hides_later_steps_of_a_killed_run(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     run, progress = run_in(job), Progress()
-    killed = Watch(job, run, progress)
+    killed = MetricLogger(job, run, progress)
     for step in range(1, 9):
         progress.steps = step
         killed.step(progress, figures(loss=100.0 + step))
@@ -137,29 +139,29 @@ def test_what_a_killed_run_showed_of_later_steps_vanishes_when_it_goes_on(
     killed.close()
     time.sleep(1.0)  # event files are read in the order of the seconds in their names
     kept = Progress(epoch=1, steps=5, curves=progress.curves[:1])
-    going_on = Watch(job, run, kept)
+    resumed = MetricLogger(job, run, kept)
     for step in range(6, 8):
         kept.steps = step
-        going_on.step(kept, figures(loss=4.0 * step))
-    end_epoch(going_on, kept, 0.2, "第二")
-    going_on.close()
+        resumed.step(kept, figures(loss=4.0 * step))
+    end_epoch(resumed, kept, 0.2, "第二")
+    resumed.close()
     events = read_back(tensorboard_folder(run))
     losses = scalars(events, "step/loss")
     assert losses == pytest.approx({**{step: (100 + step) / 4 for step in range(1, 6)}, 6: 6.0, 7: 7.0})
     assert scalars(events, "valid/cer") == pytest.approx({4: 0.9, 7: 0.2})
-    told = texts(events)
-    assert list(told) == [4, 7] and "第一" in told[4] and "第二" in told[7]
+    found = texts(events)
+    assert list(found) == [4, 7] and "第一" in found[4] and "第二" in found[7]
 
 
-def test_steps_left_out_and_figures_without_a_number_are_not_drawn(tmp_path: Path, packed: Packed) -> None:
+def test_skipped_steps_and_non_finite_figures_are_not_written(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     progress, run = Progress(steps=1), run_in(job)
-    watch = Watch(job, run, progress)
-    watch.step(progress, figures())
-    watch.step(progress, figures(float("nan"), was_taken=False))
+    metric_logger = MetricLogger(job, run, progress)
+    metric_logger.step(progress, figures())
+    metric_logger.step(progress, figures(float("nan"), was_taken=False))
     progress.steps = 2
-    watch.step(progress, figures(norm=float("inf")))  # float16's scaler has met an overflow
-    watch.close()
+    metric_logger.step(progress, figures(norm=float("inf")))  # an overflow of float16
+    metric_logger.close()
     events = read_back(tensorboard_folder(run))
     assert scalars(events, "step/loss") == {1: 2.0, 2: 2.0}
     assert scalars(events, "step/gradient_norm") == {1: 1.0}
@@ -167,16 +169,16 @@ def test_steps_left_out_and_figures_without_a_number_are_not_drawn(tmp_path: Pat
 
 @pytest.mark.browser
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
-def test_the_table_shows_any_text_as_it_is(tmp_path: Path, packed: Packed, browser) -> None:
-    """By TensorBoard's own markdown, in a browser: a hypothesis may hold whatever the labels hold."""
+def test_the_table_shows_any_text_unchanged(tmp_path: Path, packed: Packed, browser) -> None:
+    """With TensorBoard's own Markdown, in a browser: a hypothesis may contain any characters of the labels."""
     from tensorboard.plugin_util import markdown_to_safe_html
 
     hostile = "a|b *c* _d_ `e` <b>f</b> [g](h) &amp; \\| ~i~ #j"
     job = job_in(tmp_path, packed)
     progress, run = Progress(steps=1), run_in(job)
-    watch = Watch(job, run, progress)
-    end_epoch(watch, progress, 0.5, hostile)
-    watch.close()
+    metric_logger = MetricLogger(job, run, progress)
+    end_epoch(metric_logger, progress, 0.5, hostile)
+    metric_logger.close()
     (text,) = texts(read_back(tensorboard_folder(run))).values()
     page = browser.new_page()
     page.set_content(markdown_to_safe_html(text))

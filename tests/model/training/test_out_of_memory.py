@@ -1,4 +1,4 @@
-"""Memory that runs out in a step: the step in pieces is the same step, and what helps no more is told."""
+"""Out of memory in a step: micro-batches give the same step, and errors say what to do."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 
 def small_memory(bench: Bench, num_clips: int) -> list[int]:
-    """Lets the network run out of memory in more clips than `num_clips`; gives the sizes it is called with."""
+    """Makes the network run out of memory for more than `num_clips` clips; returns the sizes of its calls."""
     sizes: list[int] = []
 
     def refuse(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -31,13 +31,13 @@ def small_memory(bench: Bench, num_clips: int) -> list[int]:
         if len(inputs[0]) > num_clips:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
-    # behind the frontend: its statistics are touched by then
+    # after the frontend, when its statistics have changed
     bench.network.encoder.register_forward_pre_hook(refuse)
     return sizes
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-def test_where_memory_runs_out_the_step_in_pieces_is_the_same_step(
+def test_after_running_out_of_memory_micro_batches_give_the_same_step(
     tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture, model: str
 ) -> None:
     job = stepping_job(tmp_path, packed, MODELS[model])
@@ -48,24 +48,22 @@ def test_where_memory_runs_out_the_step_in_pieces_is_the_same_step(
         ours, theirs = small(window), whole(window)
     assert_close(small.gradient, whole.gradient)
     assert ours.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-5) and ours.num_chars == theirs.num_chars
-    # 9 clips fail, then 5 of them, and of the window done anew the rest; which are few by then
+    # 9 clips fail, then 5 of them; later calls, also of the repeated window, have few clips
     assert sizes[:4] == [2, 9, 2, 5] and max(sizes[4:]) <= 3
     assert [message.split(":")[0].split(",")[0] for message in caplog.messages] == [
         "out of memory in 9 clips",
         "out of memory in 5 clips",
     ]
     assert all("--find-budget" in message for message in caplog.messages)
-    # what fitted is remembered: the next window does not fail
+    # the size is remembered: the next window does not fail
     caplog.clear()
     del sizes[:]
     small(window)
     assert max(sizes) <= 3 and not caplog.messages
 
 
-def test_a_try_that_failed_leaves_no_trace_in_statistics_and_random_state(
-    tmp_path: Path, packed: Packed
-) -> None:
-    """The step after a failure equals that of a training which knew the size of the pieces from the start."""
+def test_a_failed_attempt_changes_neither_statistics_nor_random_state(tmp_path: Path, packed: Packed) -> None:
+    """The step after a failure equals that of a training with small micro-batches from the start."""
     job = stepping_job(tmp_path, packed, MODEL.model_copy(update={"dropout": 0.3}))
     failing, knowing = Bench(job, batch_norm=True), Bench(job, batch_norm=True)
     small_memory(failing, 3)
@@ -80,27 +78,27 @@ def test_a_try_that_failed_leaves_no_trace_in_statistics_and_random_state(
     assert_same(*states)
 
 
-def test_one_clip_that_does_not_fit_is_named(tmp_path: Path, packed: Packed) -> None:
+def test_a_single_clip_that_does_not_fit_is_named(tmp_path: Path, packed: Packed) -> None:
     bench = Bench(stepping_job(tmp_path, packed))
     small_memory(bench, 0)
     window = bench.batches([3])
     first, longest = window[0].clip_ids[0], int(window[0].num_frames_B[0])
-    with pytest.raises(TrainingError, match=rf"{first} alone, {longest} frames.*loader\.max_frames"):
+    with pytest.raises(TrainingError, match=rf"single clip {first}, {longest} frames.*loader\.max_frames"):
         bench(window)
 
 
-def test_with_several_ranks_it_ends_with_what_to_set(tmp_path: Path, packed: Packed) -> None:
+def test_with_several_ranks_the_error_says_what_to_set(tmp_path: Path, packed: Packed) -> None:
     bench = Bench(stepping_job(tmp_path, packed))
     bench.step.ranks = TwoAlike()
     bench.step(bench.batches([2]), 0, 0.5)  # fits
     small_memory(bench, 2)
     with pytest.raises(
-        TrainingError, match=r"on rank 1.*lower loader\.frame_budget below what.*--find-budget.* MB"
+        TrainingError, match=r"on rank 1.*Lower loader\.frame_budget below what.*--find-budget.* MB"
     ):
         bench.step(bench.batches([3]), 0, 0.5)
 
 
-def test_other_errors_are_no_lack_of_memory(tmp_path: Path, packed: Packed) -> None:
+def test_other_errors_do_not_count_as_out_of_memory(tmp_path: Path, packed: Packed) -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("std::bad_alloc"))
@@ -115,7 +113,7 @@ def test_other_errors_are_no_lack_of_memory(tmp_path: Path, packed: Packed) -> N
         bench(bench.batches([3]))
 
 
-def test_pieces_hold_every_clip_once_in_order_and_no_padding_beyond_their_longest(
+def test_micro_batches_hold_every_clip_once_in_order_with_minimal_padding(
     tmp_path: Path, packed: Packed
 ) -> None:
     bench = Bench(stepping_job(tmp_path, packed))
@@ -149,11 +147,11 @@ job = stepping_job(Path("unused"), Packed.at(Path(sys.argv[1])), MODELS["cnn3d"]
 bench = Bench(job)
 window = bench.batches([16])
 whole, few = Bench(job), bench.batches([3])
-bench(few), whole(few)  # what torch allocates once is there
+bench(few), whole(few)  # one-time allocations of torch are done
 
 
 def take_workspace(module, arguments):
-    # 300 MB of addresses a clip, given back at once: torch's allocator fails here, and no library beside it
+    # 300 MB of addresses per clip, released at once: only torch's allocator fails here, no other library
     torch.empty(len(arguments[0]) * 300 * 2**20, dtype=torch.uint8)
 
 
@@ -170,8 +168,8 @@ STARVED_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_TH
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
-def test_a_real_allocation_that_fails_is_survived_in_a_process_of_little_memory(packed: Packed) -> None:
-    """The step on 16 clips takes more than the 3 GB of addresses that are left, that on 8 of them less."""
+def test_a_process_with_little_memory_survives_a_failed_allocation(packed: Packed) -> None:
+    """A step on 16 clips needs more than the remaining 3 GB of addresses, a step on 8 clips less."""
     done = subprocess.run(
         [sys.executable, "-c", STARVED, str(packed.samples.parent)],
         capture_output=True,

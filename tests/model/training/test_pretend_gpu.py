@@ -1,4 +1,4 @@
-"""The ways of a GPU through the code, on one that is pretended: what it reads and learns is what a CPU does."""
+"""The GPU code paths on a simulated GPU: it reads and learns the same as a CPU."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -24,7 +24,9 @@ from tests.support.trainings import read_test_clips, weights
 
 SETTINGS = {**ALL_HEADS, "ema_decay": 0.9, "teacher_forcing_end": 0.5, "augment": ALL_ON}
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU, and tests marked gpu")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="a real GPU is available; tests marked gpu use it"
+)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(12, 2))
 
 
-# -- what it refuses, as a GPU does --------------------------------------------------------------------------
+# -- errors like those of a GPU ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
         lambda here, there: there.to("cpu", non_blocking=True),
     ],
 )
-def test_tensors_of_two_devices_and_what_only_a_cpu_does(
+def test_mixed_devices_and_cpu_only_operations_raise(
     gpu: PretendGpu, operation: Callable[[torch.Tensor, torch.Tensor], object]
 ) -> None:
     here = torch.ones(3, 3)
@@ -63,7 +65,7 @@ def test_tensors_of_two_devices_and_what_only_a_cpu_does(
         operation(here, here.to("cuda"))
 
 
-def test_numbers_and_places_of_the_cpu_it_takes_and_waits_are_noted(gpu: PretendGpu) -> None:
+def test_cpu_scalars_and_indices_are_accepted_and_waits_are_recorded(gpu: PretendGpu) -> None:
     there = torch.arange(6.0, device="cuda")
     assert (there + torch.tensor(1.0)).device == CUDA and not gpu.waits
     assert there[torch.tensor([1, 2])].tolist() == [1.0, 2.0]
@@ -71,8 +73,8 @@ def test_numbers_and_places_of_the_cpu_it_takes_and_waits_are_noted(gpu: Pretend
     assert sum(gpu.waits.values()) == 4
 
 
-def test_types_are_those_of_cudas_autocast_and_random_numbers_its_own(gpu: PretendGpu) -> None:
-    """A CPU's autocast leaves the layer norm in bfloat16."""
+def test_types_follow_cudas_autocast_and_random_numbers_are_separate(gpu: PretendGpu) -> None:
+    """The autocast of a CPU would keep the layer norm in bfloat16."""
     there = torch.ones(4, 4, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         product = there @ there
@@ -92,7 +94,7 @@ def test_types_are_those_of_cudas_autocast_and_random_numbers_its_own(gpu: Prete
 
 @pytest.mark.parametrize("model", [SMALL, SMALL_CONFORMER], ids=["cnn3d", "conformer"])
 @pytest.mark.parametrize("name", HEADS_OF_DECODER)
-def test_every_decoder_reads_there_what_it_reads_on_a_cpu(
+def test_every_decoder_reads_the_same_on_gpu_and_cpu(
     monkeypatch: pytest.MonkeyPatch, model: ModelParams, name: str
 ) -> None:
     torch.manual_seed(1)
@@ -122,10 +124,10 @@ def test_every_decoder_reads_there_what_it_reads_on_a_cpu(
     [("cnn3d", ALL_ON), ("conformer", ALL_ON.model_copy(update={"zoom_sigma": 0.0, "rotation_deg": 0.0}))],
     ids=["cnn3d", "conformer, whole pixels"],
 )
-def test_a_step_learns_there_what_it_learns_on_a_cpu_and_waits_once(
+def test_a_step_learns_the_same_on_gpu_and_cpu_and_waits_once(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, model: str, augment: AugmentParams
 ) -> None:
-    """But for torch's CTC, which waits by itself."""
+    """Except for torch's CTC, which waits on its own."""
     settings = {**SETTINGS, "teacher_forcing_end": 1.0, "augment": augment}
     job = stepping_job(tmp_path, packed, MODELS[model], **settings)
     here = Bench(job, batch_norm=True)
@@ -144,7 +146,7 @@ def test_a_step_learns_there_what_it_learns_on_a_cpu_and_waits_once(
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-def test_float16_that_overflows_and_a_loss_that_is_not_finite_change_nothing(
+def test_an_overflow_of_float16_and_a_non_finite_loss_change_nothing(
     tmp_path: Path, packed: Packed, gpu: PretendGpu, model: str
 ) -> None:
     precision = Precision(torch.float16)
@@ -163,7 +165,7 @@ def test_float16_that_overflows_and_a_loss_that_is_not_finite_change_nothing(
     assert not bench(window).was_taken
 
 
-def test_a_training_goes_on_there_as_if_it_had_not_stopped_and_a_cpu_reads_it(
+def test_a_gpu_training_resumes_exactly_and_a_cpu_reads_its_checkpoint(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {**SETTINGS, "num_epochs": 2, "checkpoint_every": 1, "mixed_precision": True}

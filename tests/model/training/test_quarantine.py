@@ -1,4 +1,4 @@
-"""Bad samples: an error by default; counted, written down, told and capped where some are allowed."""
+"""Bad samples: an error by default; if some are allowed, they are counted, listed, logged and limited."""
 
 import errno
 import json
@@ -50,16 +50,13 @@ def batches_of(packed: Packed, num_workers: int, quarantine: bool = True, first:
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_is_left_of_each_batch_is_what_the_whole_pack_gives(
+def test_the_rest_of_each_batch_equals_that_of_the_intact_pack(
     tmp_path: Path, codec: Codec, num_workers: int
 ) -> None:
     packed = pack_clips(tmp_path, toy_clips(16, 1), codec=codec)
     whole = batches_of(packed, 0, quarantine=False)
-    rows = [
-        *whole[1].rows,
-        whole[2].rows[0],
-        whole[3].rows[-1],
-    ]  # a whole batch, the first and the last of one
+    # a whole batch, the first clip of a batch and the last one of another
+    rows = [*whole[1].rows, whole[2].rows[0], whole[3].rows[-1]]
     names = damage(packed, rows)
     with pytest.raises(ShardError):
         batches_of(packed, num_workers, quarantine=False)
@@ -80,7 +77,7 @@ def test_what_is_left_of_each_batch_is_what_the_whole_pack_gives(
     assert len(left[1].clip_ids) == 0 and left[1].video_BTHW.shape[0] == 0
 
 
-def test_a_missing_shard_costs_all_of_its_samples_and_is_asked_for_once(tmp_path: Path) -> None:
+def test_a_missing_shard_makes_its_samples_bad_and_is_opened_once(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path, toy_clips(16, 1))
     asked = []
 
@@ -103,7 +100,7 @@ def test_a_missing_shard_costs_all_of_its_samples_and_is_asked_for_once(tmp_path
     assert asked.count(missing) == 2
 
 
-def test_trouble_of_the_machine_is_never_a_bad_sample(
+def test_an_error_of_the_machine_is_never_a_bad_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = pack_clips(tmp_path, toy_clips(4, 1))
@@ -119,7 +116,7 @@ def test_trouble_of_the_machine_is_never_a_bad_sample(
         next(stream.batches([np.arange(4)]))
 
 
-def test_a_folder_that_is_gone_is_never_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_folder_is_never_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack_clips(tmp_path, toy_clips(4, 1))
     samples = read_samples(packed.samples, "train")
     for code in (errno.EACCES, errno.ESTALE, errno.ENOTCONN):
@@ -139,7 +136,7 @@ def test_a_folder_that_is_gone_is_never_a_bad_sample(tmp_path: Path, monkeypatch
 def test_an_outage_is_never_a_bad_sample(
     packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], num_workers: int, fault: str
 ) -> None:
-    """From the beginning, and after the index and two shards came."""
+    """At the start, and after the index and two shards were fetched."""
     samples = read_samples(packed.samples, "train")
     patience = replace(IMPATIENT, tries=2) if fault == "hang" else HASTY
     for is_fine in ((), ("index.json", "000000.tar", "000001.tar")):
@@ -153,7 +150,7 @@ def test_an_outage_is_never_a_bad_sample(
         assert [batch.bad for batch in seen] == [()] * (2 if is_fine else 0)
 
 
-def test_a_shard_that_is_not_in_its_bucket_costs_its_samples(
+def test_a_shard_missing_in_its_bucket_makes_its_samples_bad(
     packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
 ) -> None:
     proxy.fault = lambda _, request: "404" if "000001.tar" in request else ""
@@ -178,12 +175,12 @@ def entries(path: Path) -> list[dict]:
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> tuple[Packed, list[str]]:
-    """24 clips of train, of which three are bad, among them the very first."""
+    """24 clips of train, three of them bad, including the first one."""
     packed = pack_clips(tmp_path / "packed", toy_clips())
     return packed, damage(packed, [0, 7, 12])
 
 
-def test_training_goes_on_without_them_and_says_so(
+def test_training_skips_bad_clips_and_reports_them(
     tmp_path: Path, spoilt: tuple[Packed, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     packed, names = spoilt
@@ -202,14 +199,13 @@ def test_training_goes_on_without_them_and_says_so(
         for entry in of_epoch:
             assert entry["clip_id"] in [ids[row] for row in plan.batches[entry["batch"]]]
             assert entry["shard"] in entry["reason"] and entry["clip_id"] in entry["reason"]
-        assert (
-            f"Epoch {epoch}: 3 of 24 clips (12.50 %) were bad and left out; {file} names them" in caplog.text
-        )
+        assert f"Epoch {epoch}: skipped 3 of 24 clips (12.50 %)" in caplog.text
+        assert f"{file} lists them" in caplog.text
     assert (tmp_path / "logs/quarantine.jsonl").read_bytes() == file.read_bytes()
 
 
-def test_a_window_without_a_clip_makes_no_step_but_counts(tmp_path: Path) -> None:
-    """Windows of one batch, and a batch of which nothing is left."""
+def test_a_window_without_clips_takes_no_step_but_counts_as_done(tmp_path: Path) -> None:
+    """Windows of one batch; one batch has only bad clips."""
     packed = pack_clips(tmp_path / "packed", toy_clips())
     plan = plan_epoch(read_samples(packed.samples, "train"), LoaderParams(frame_budget=200), 4, 0)
     damage(packed, plan.batches[1].tolist())
@@ -223,7 +219,7 @@ def test_a_window_without_a_clip_makes_no_step_but_counts(tmp_path: Path) -> Non
     assert {int(of_one["step"]) for of_one in state.values()} == {len(plan.batches) - 1}
 
 
-def test_more_than_the_share_ends_the_run_and_a_higher_share_goes_on(
+def test_too_many_bad_clips_end_the_run_and_a_higher_limit_resumes_it(
     tmp_path: Path, spoilt: tuple[Packed, list[str]]
 ) -> None:
     packed, _ = spoilt
@@ -239,23 +235,23 @@ def test_more_than_the_share_ends_the_run_and_a_higher_share_goes_on(
     assert_same_weights(tmp_path / "undisturbed" / name, tmp_path / name)
 
 
-def test_stopped_and_resumed_it_learns_the_same_and_writes_nothing_twice(
+def test_a_resumed_run_learns_the_same_and_lists_no_clip_twice(
     tmp_path: Path, spoilt: tuple[Packed, list[str]]
 ) -> None:
     packed, _ = spoilt
     train(tolerant(tmp_path / "whole", packed))
 
     def stop_at(epoch: int, batches_done: int) -> None:
-        def tell(now: int, done: int, *_: object) -> None:
+        def stop(now: int, done: int, *_: object) -> None:
             if (now, done) == (epoch, batches_done):
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with pytest.raises(Interrupted):
-            train(replace(tolerant(tmp_path / "stopped", packed), on_batch=tell))
+            train(replace(tolerant(tmp_path / "stopped", packed), on_batch=stop))
 
     stop_at(0, 4)
     (file,) = (tmp_path / "stopped/runs").glob("*/quarantine.jsonl")
-    # what a kill after the last checkpoint leaves: batches that will be read again, and a torn line
+    # a kill after the last checkpoint leaves lines of batches that are read again, and an incomplete line
     with file.open("ab") as torn:
         torn.write(b'{"epoch": 0, "batch": 5, "clip_id": "x", "shard": "y", "reason": "z"}\n{"epoch": 0, "ba')
     stop_at(2, 2)
@@ -270,7 +266,7 @@ def test_stopped_and_resumed_it_learns_the_same_and_writes_nothing_twice(
     assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
 
 
-def test_validation_never_leaves_a_clip_out(tmp_path: Path) -> None:
+def test_validation_never_skips_a_clip(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path / "packed", toy_clips())
     row = read_samples(packed.samples, "valid").to_pylist()[2]
     with (packed.shards / row["shard"]).open("r+b") as file:
@@ -280,7 +276,7 @@ def test_validation_never_leaves_a_clip_out(tmp_path: Path) -> None:
         train(tolerant(tmp_path, packed))
 
 
-def test_the_file_of_another_run_is_published_no_longer(tmp_path: Path) -> None:
+def test_the_published_file_of_another_run_is_removed(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/quarantine.jsonl").write_text("{}\n")
     run = RunFolder(tmp_path / "runs", "a")
@@ -289,7 +285,7 @@ def test_the_file_of_another_run_is_published_no_longer(tmp_path: Path) -> None:
     quarantine.publish(tmp_path / "logs")
     assert not (tmp_path / "logs/quarantine.jsonl").exists()
     quarantine.add(0, 1, [[BadSample("a", "train/a.tar", "cut")]])
-    quarantine.go_on_from(0, 1)
+    quarantine.rewind_to(0, 1)
     assert not run.quarantine.exists()
 
 
@@ -303,7 +299,7 @@ def test_an_outage_ends_training_before_it_begins(
     fault: str,
     fine: str,
 ) -> None:
-    """With the first shard, not after all of them."""
+    """After the first shard, not after all shards."""
     proxy.fault = lambda _, request: "" if fine and fine in request else fault
     with pytest.raises(MachineError):
         TrainingData(replace(tolerant(tmp_path, packed, 0.9), shards=opened()))
@@ -312,7 +308,7 @@ def test_an_outage_ends_training_before_it_begins(
 
 
 def test_the_first_clips_of_the_only_shard_may_be_bad(tmp_path: Path) -> None:
-    """As many as are allowed; then there is no need to look further."""
+    """As many as the limit allows; more than that is an error."""
     packed = pack_clips(tmp_path / "packed", toy_clips(), clips_a_shard=24)
     damage(packed, range(12))
     data = TrainingData(tolerant(tmp_path, packed, 0.5))
@@ -322,7 +318,7 @@ def test_the_first_clips_of_the_only_shard_may_be_bad(tmp_path: Path) -> None:
         TrainingData(tolerant(tmp_path, packed, 0.5))
 
 
-def test_a_good_shard_is_looked_for_first(tmp_path: Path) -> None:
+def test_the_first_clip_of_each_shard_is_tried_first(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path / "packed", toy_clips())
     damage(packed, range(15))
     assert TrainingData(tolerant(tmp_path, packed, 3 / 24)).fps == 25.0

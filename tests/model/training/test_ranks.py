@@ -1,4 +1,4 @@
-"""Several processes train one model: as one process would with their batches together, and hard to kill."""
+"""Several processes train one model: like one process with all their batches, and with safe stops."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ from model.decoding.reader import LipReader
 from model.runs import RunFolder, locked_run_folder
 from model.settings import DecodeParams
 from model.training.job import TrainingJob
-from model.training.pixel_statistics import measured, with_gray_levels
+from model.training.pixel_statistics import measure_pixel_statistics, with_pixel_statistics
 from model.training.ranks import Ranks, ranks_of
 from model.training.training_data import TrainingData
 from model.training.training_state import run_of
@@ -36,10 +36,10 @@ from tests.support.trainings import MODEL, assert_same_weights, job_in
 WORLD_SIZE = 2
 DEADLINE_S = 60.0
 STILL = {"learning_rate": 3e-3, "batch_size": 3, "teacher_forcing_end": 1.0, "num_epochs": 2}
-"""Without a random draw in the network: what is learnt does not depend on who reads a clip."""
+"""No random draws in the network: the weights do not depend on which rank reads a clip."""
 
 Task = Callable[..., object]
-# forked from a process that has imported it all: two ranks start in a moment
+# forked from a process with all imports: two ranks start quickly
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["tests.model.training.test_ranks", "torch._dynamo", "torch.utils.tensorboard"]
@@ -55,7 +55,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 
 def together(task: Task, *arguments: object) -> list[object]:
-    """What `task(*arguments)` gives on each of two ranks, whose environment is torchrun's; its error where it fails."""
+    """Returns the result or error of `task(*arguments)` on each of two ranks, with torchrun's environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,7 +67,7 @@ def together(task: Task, *arguments: object) -> list[object]:
     for process in processes:
         process.start()
     for _, sender in pipes:
-        sender.close()  # else nobody would notice that a rank has crashed
+        sender.close()  # else a crash of a rank would not be noticed
     try:
         results = []
         for receiver, _ in pipes:
@@ -103,14 +103,14 @@ def batchnorm_in_eval() -> None:
 
 def still_job(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
     job = job_in(folder, packed, **STILL, **changes)
-    # the attention decoder reads something from the first epoch on
+    # the attention decoder outputs text from the first epoch on
     return replace(
         job, model=MODEL.model_copy(update={"dropout": 0.0}), decode=DecodeParams(decoder="attention")
     )
 
 
 def losses_of(job: TrainingJob) -> list[float]:
-    """Trains; the mean loss after each window, as this rank is told."""
+    """Trains; returns the mean loss after each window, from the callback of this rank."""
     losses: list[float] = []
     train(replace(job, on_batch=lambda *figures: losses.append(figures[3])))
     return losses
@@ -126,7 +126,7 @@ def still_ranks(folder: Path, packed: Packed) -> list[float]:
 
 @pytest.fixture
 def as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process whose batch of each step holds the clips of both ranks."""
+    """One process whose batches hold the clips of both ranks."""
 
     def doubled(data: TrainingData, epoch: int):
         job = data._job
@@ -144,7 +144,7 @@ def as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
     tmp_path: Path, packed: Packed, as_one: None
 ) -> None:
-    """Windows of two batches, so that the gradient of the first stays the rank's own until the second."""
+    """With windows of two batches: the gradient of the first is exchanged only with the second."""
     ours, silent = together(still_ranks, tmp_path / "two", packed)
     theirs = losses_of(still_job(tmp_path / "one", packed))
     assert silent == []
@@ -162,26 +162,26 @@ def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
             atol=1e-4,
             err_msg=key,
         )
-    assert two["progress"]["curves"][-1]["val_cer"] != 1, "nothing is read that could differ"
+    assert two["progress"]["curves"][-1]["val_cer"] != 1, "the decoder outputs no text that could differ"
     assert one["progress"]["steps"] == two["progress"]["steps"]
     assert one["plan_identity"]["world_size"] == 1 and two["plan_identity"]["world_size"] == 2
 
 
 def levels(folder: Path, packed: Packed) -> object:
-    """Rank 1 sees no shards, as on a node that has fetched none."""
-    with train_module.joined() as ranks:
+    """Rank 1 has no shards, like a node that has fetched none."""
+    with train_module.process_group() as ranks:
         job = job_in(folder, packed)
         job = replace(job, model=MODEL.model_copy(update={"standardise": "shards"}))
         if not ranks.is_first:
             job = replace(job, shards=FolderStore(folder / "nowhere"))
         run = RunFolder(job.runs, "run")
-        return with_gray_levels(job, run, read_samples(job.samples, "train"), ranks)
+        return with_pixel_statistics(job, run, read_samples(job.samples, "train"), ranks)
 
 
 def test_the_first_rank_measures_gray_levels_for_all(tmp_path: Path, packed: Packed) -> None:
     first, second = together(levels, tmp_path, packed)
     assert first == second
-    assert (first.input_mean, first.input_std) == measured(
+    assert (first.input_mean, first.input_std) == measure_pixel_statistics(
         packed.store, read_samples(packed.samples, "train"), MODEL
     )
 
@@ -190,7 +190,7 @@ def test_the_first_rank_measures_gray_levels_for_all(tmp_path: Path, packed: Pac
 
 
 def stopped(folder: Path, packed: Packed, where: str) -> object:
-    """Rank 1 alone is sent SIGTERM: within epoch 0, or while it validates after it."""
+    """Sends SIGTERM only to rank 1: within epoch 0, or during the validation after it."""
     is_second = os.environ["RANK"] == "1"
     job = job_in(folder, packed)
     if where == "training" and is_second:
@@ -218,16 +218,16 @@ def stopped(folder: Path, packed: Packed, where: str) -> object:
     return steps
 
 
-def test_a_signal_to_one_rank_stops_both_at_one_step_and_they_go_on_exactly(
+def test_a_signal_to_one_rank_stops_both_at_the_same_step_and_they_resume_exactly(
     tmp_path: Path, packed: Packed
 ) -> None:
-    """With dropout, scheduled sampling and statistics of batches, of which each rank has its own."""
+    """With dropout, scheduled sampling and batch statistics, which differ between the ranks."""
     whole, _ = together(stopped, tmp_path / "whole", packed, "nowhere")
     assert whole == [(epoch, done) for epoch in range(3) for done in (2, 4)]
-    told = together(stopped, tmp_path / "stopped", packed, "training")
-    assert told[0] == told[1] and "in epoch 0 after 2 batches" in str(told[0])
-    told = together(stopped, tmp_path / "stopped", packed, "validation")
-    assert told[0] == told[1] and "in epoch 0 after 4 batches" in str(told[0])
+    messages = together(stopped, tmp_path / "stopped", packed, "training")
+    assert messages[0] == messages[1] and "in epoch 0 after 2 batches" in str(messages[0])
+    messages = together(stopped, tmp_path / "stopped", packed, "validation")
+    assert messages[0] == messages[1] and "in epoch 0 after 4 batches" in str(messages[0])
     rest, silent = together(stopped, tmp_path / "stopped", packed, "nowhere")
     assert rest[0] == (1, 2) and silent == []
     name = "checkpoints/checkpoint_epoch_2.pt"
@@ -262,7 +262,7 @@ def training(folder: Path, packed: Packed) -> None:
     train(job_in(folder, packed))
 
 
-def test_where_another_training_is_at_work_no_rank_trains(tmp_path: Path, packed: Packed) -> None:
+def test_no_rank_trains_in_a_locked_run_folder(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     run = run_of(job, TrainingData(job, Ranks(0, WORLD_SIZE)))
     with locked_run_folder(run.folder):
@@ -272,23 +272,23 @@ def test_where_another_training_is_at_work_no_rank_trains(tmp_path: Path, packed
     assert not run.last.exists()
 
 
-def test_a_rank_that_is_gone_is_told_where_statistics_are_shared() -> None:
+def test_a_lost_rank_is_reported_while_sharing_statistics() -> None:
     first, second = together(sharing)
     assert str(second) == "only here"
     assert isinstance(first, TrainingError) and "another process of this training has ended" in str(first)
 
 
 def sharing() -> None:
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         if ranks.rank == 1:
             raise ConfigError("only here")
-        for _ in range(1000):  # a broadcast from here ends before anyone has taken it
+        for _ in range(1000):  # a broadcast returns here before the other rank has received it
             ranks.take_first_buffers(torch.nn.BatchNorm1d(1000))
             time.sleep(0.01)
 
 
-def test_ranks_that_find_different_checkpoints_are_refused(tmp_path: Path, packed: Packed) -> None:
-    """As where two machines do not share the folder of runs."""
+def test_ranks_with_different_checkpoints_are_rejected(tmp_path: Path, packed: Packed) -> None:
+    """Happens if two machines do not share the folder of runs."""
     together(elsewhere, tmp_path, packed, 1)
     errors = together(elsewhere, tmp_path, packed, 2)
     assert all("[[1, " in str(error) and "all machines share" in str(error) for error in errors)
@@ -316,8 +316,8 @@ def trained(folder: Path, packed: Packed, fraction: float) -> None:
     train(tolerant(folder, packed, fraction))
 
 
-def test_bad_samples_of_all_ranks_are_counted_and_named(tmp_path: Path) -> None:
-    """One rank has lost its whole first window, the other a clip: they keep in step."""
+def test_bad_samples_of_all_ranks_are_counted_and_listed(tmp_path: Path) -> None:
+    """One rank lacks its whole first window, the other rank one clip: both stay in step."""
     packed = pack_clips(tmp_path / "packed", toy_clips(num_train=26, num_valid=7))
     samples = read_samples(packed.samples, "train")
     loader = tolerant(tmp_path, packed, 0.0).loader
@@ -334,7 +334,7 @@ def test_bad_samples_of_all_ranks_are_counted_and_named(tmp_path: Path) -> None:
     entries = [json.loads(line) for line in (tmp_path / "two/logs/quarantine.jsonl").read_text().splitlines()]
     assert {entry["clip_id"]: entry["batch"] for entry in entries} == names
     log = (tmp_path / "two/logs/training.log").read_text()
-    assert f"Epoch 0: {len(names)} of 26 clips" in log and "names them" in log
+    assert f"Epoch 0: skipped {len(names)} of 26 clips" in log and "quarantine.jsonl lists them" in log
     errors = together(trained, tmp_path / "strict", packed, (len(names) - 1) / 26)
     assert all(f"{len(names)} of the 26 clips of epoch 0 are bad" in str(error) for error in errors)
 
@@ -342,13 +342,13 @@ def test_bad_samples_of_all_ranks_are_counted_and_named(tmp_path: Path) -> None:
 # -- small parts -------------------------------------------------------------------------------------------
 
 
-def test_lines_of_all_ranks_come_in_their_order() -> None:
+def test_lines_of_all_ranks_are_in_rank_order() -> None:
     expected = ["rank 0", "银行\u2028 0", "rank 1", "银行\u2028 1"]
     assert together(exchange) == [[[], expected, [3.0, 0.5], True, False, [[0, 7], [1, 7]]]] * WORLD_SIZE
 
 
 def exchange() -> object:
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         return [
             ranks.lines([]),
             ranks.lines([f"rank {ranks.rank}", f"银行\u2028 {ranks.rank}"]),
@@ -359,13 +359,13 @@ def exchange() -> object:
         ]
 
 
-def test_gradients_stay_a_ranks_own_until_the_windows_last_batch() -> None:
-    """Of w * x by w: x is 1 and 10 on rank 0, 2 and 20 on rank 1."""
+def test_gradients_are_exchanged_only_in_the_last_batch_of_a_window() -> None:
+    """Gradient of w * x by w: x is 1 and 10 on rank 0, 2 and 20 on rank 1."""
     assert together(gradients) == [[1.0, 16.5], [2.0, 16.5]]
 
 
 def gradients() -> list[float]:
-    with train_module.joined() as ranks:
+    with train_module.process_group() as ranks:
         network = torch.nn.Linear(1, 1, bias=False)
         learner = ranks.wrap(network)
         x = torch.full((1, 1), ranks.rank + 1.0)
@@ -378,7 +378,7 @@ def gradients() -> list[float]:
         return [first, network.weight.grad.item()]
 
 
-def test_one_process_needs_no_exchange() -> None:
+def test_a_single_process_exchanges_nothing() -> None:
     ranks = Ranks()
     assert ranks.lines(["a"]) == ["a"] and ranks.sum([2]) == [2] and ranks.any(True)
     assert ranks.gathered(torch.tensor([3])).tolist() == [[3]]
@@ -386,13 +386,13 @@ def test_one_process_needs_no_exchange() -> None:
     assert ranks.wrap(network) is network
 
 
-def test_a_torn_environment_is_refused() -> None:
+def test_missing_torchrun_variables_are_rejected() -> None:
     assert ranks_of({}) == ranks_of({"WORLD_SIZE": "1", "RANK": "0"}) == Ranks()
     with pytest.raises(ConfigError, match=r"WORLD_SIZE is 4, but LOCAL_RANK, .*torchrun"):
         ranks_of({"WORLD_SIZE": "4", "RANK": "0"})
 
 
-def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_gpu_for_all_processes_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.training.ranks.choose_device", torch.device)
     with pytest.raises(ConfigError, match="cuda:1 is one GPU for 2 processes"):
         Ranks(1, 2, 1, 2).device("cuda:1")

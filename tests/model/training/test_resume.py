@@ -1,4 +1,4 @@
-"""A position (epoch, step) is all that going on needs: what comes after it is bit for bit what would have come."""
+"""Resuming needs only a position (epoch, step). The rest of the training is bit-identical."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ from shards.settings import LoaderParams, MachineParams
 from shards.stream import ClipBatch, ShardStream
 from stages.train import train
 from tests.support.damage import damage
-from tests.support.killed_runs import INTERRUPTED, Death, run, steps_of, with_same
+from tests.support.killed_runs import INTERRUPTED, Kill, job_in_folder, run, steps_of
 from tests.support.packed import Codec, Packed, pack_clips, toy_clips
 from tests.support.resuming import Position, stopping_at
 from tests.support.trainings import job_in
@@ -49,7 +49,7 @@ def stream_of(packed: Packed, num_workers: int) -> ShardStream:
 
 
 def run_from(stream: ShardStream, packed: Packed, position: Position) -> Iterator[tuple[Position, Flat]]:
-    """The position after each batch, and all of the batch, as a process that starts at `position` sees it."""
+    """Yields the position after each batch and the batch's content, for a process that starts at `position`."""
     samples = read_samples(packed.samples, "train")
     for epoch in range(position[0], NUM_EPOCHS):
         plan = plan_epoch(samples, PARAMS, 4, epoch)
@@ -64,13 +64,11 @@ def flat(batch: ClipBatch) -> Flat:
     return (tuple(video.shape), video.numpy().tobytes(), frames, batch.clip_ids, batch.labels, batch.rows)
 
 
-def test_stopped_anywhere_once_or_twice_the_rest_is_the_same(packed: Packed) -> None:
-    """All pairs of stops in two epochs; the runs before and after a stop have 0 and 2 threads in turn."""
+def test_after_one_or_two_stops_anywhere_the_rest_is_the_same(packed: Packed) -> None:
+    """All pairs of stops in two epochs; the runs alternate between 2 and 0 threads."""
     whole = list(run_from(stream_of(packed, 0), packed, (0, 0)))
     assert len(whole) > 12
-    assert len({batch for _, batch in whole}) == len(
-        whole
-    )  # so that no two batches can be taken for each other
+    assert len({batch for _, batch in whole}) == len(whole)  # all batches are different
     streams = [stream_of(packed, 2), stream_of(packed, 0)]
     for first, second in itertools.combinations(range(len(whole) + 1), 2):
         seen: list[tuple[Position, Flat]] = []
@@ -86,7 +84,9 @@ def test_stopped_anywhere_once_or_twice_the_rest_is_the_same(packed: Packed) -> 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize("codec", ["raw", "jpeg", "h264", "ffv1"])
-def test_it_holds_for_real_clips_of_every_codec(realdata: Path, tmp_path: Path, codec: Codec) -> None:
+def test_resuming_is_exact_for_real_clips_of_every_codec(
+    realdata: Path, tmp_path: Path, codec: Codec
+) -> None:
     clips = []
     for number, path in enumerate(sorted((realdata / "grid" / "video").rglob("*.mpg"))[:10]):
         video, frames = cv2.VideoCapture(str(path)), []
@@ -130,7 +130,7 @@ CONFORMER = ModelParams.model_validate(
 
 
 def job_of(folder: Path, packed: Packed, network: str) -> TrainingJob:
-    """Of three epochs; both kinds of decoder learn, and one of them reads the valid clips."""
+    """Returns a job of three epochs; both kinds of decoder learn, and one of them reads the valid clips."""
     job = job_in(folder, packed, ema_decay=0.9, teacher_forcing_end=0.5, reverse_weight=0.3)
     if network == "conformer":
         return replace(job, model=CONFORMER, decode=DecodeParams(decoder="attention"))
@@ -141,7 +141,7 @@ def job_of(folder: Path, packed: Packed, network: str) -> TrainingJob:
 def undisturbed(
     request: pytest.FixtureRequest, packed: Packed, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainingJob, Path]:
-    """A training that nothing happened to, and where it is."""
+    """An uninterrupted training, and its folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
     job = job_of(folder, packed, request.param)
     assert run(job, folder, save_every_s=60) == 0
@@ -149,32 +149,32 @@ def undisturbed(
 
 
 RANDOM = random.Random(5)
-DEATHS = {
-    # before the first checkpoint, after every second step, once an epoch only
-    "at random steps": (-1.0, [Death("step", RANDOM.randint(1, 4)) for _ in range(5)]),
-    "back to the epoch's start": (60.0, [Death("step", RANDOM.randint(1, 9)) for _ in range(4)]),
-    "as checkpoints are written": (
+KILLS = {
+    # -1 saves after every window, 60 only at the end of an epoch
+    "at random steps": (-1.0, [Kill("step", RANDOM.randint(1, 4)) for _ in range(5)]),
+    "back to the epoch's start": (60.0, [Kill("step", RANDOM.randint(1, 9)) for _ in range(4)]),
+    "while checkpoints are written": (
         -1.0,
-        [Death("write", 1), Death("write", 3), Death("rename", 1), Death("rename", 2), Death("write", 2)],
+        [Kill("write", 1), Kill("write", 3), Kill("rename", 1), Kill("rename", 2), Kill("write", 2)],
     ),
-    "as valid is read": (-1.0, [Death("validation", 1), Death("validation", 2)]),
-    # after the first of two pieces, twice, then after the last one, by which the window is whole
-    "by SIGTERM within a window": (60.0, [Death("piece", number, signal.SIGTERM) for number in (1, 3, 4)]),
-    "by SIGTERM": (60.0, [Death("step", 3, signal.SIGTERM), Death("validation", 1, signal.SIGTERM)]),
+    "during validation": (-1.0, [Kill("validation", 1), Kill("validation", 2)]),
+    # after the first of two micro-batches, twice, then after the last one, when the window is complete
+    "by SIGTERM within a window": (60.0, [Kill("piece", number, signal.SIGTERM) for number in (1, 3, 4)]),
+    "by SIGTERM": (60.0, [Kill("step", 3, signal.SIGTERM), Kill("validation", 1, signal.SIGTERM)]),
 }
 
 
-@pytest.mark.parametrize("name", DEATHS)
-def test_killed_and_gone_on_with_it_does_what_it_would_have_done(
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, undisturbed: tuple[TrainingJob, Path], name: str
 ) -> None:
-    """Losses, batches, learning rates, random state and weights: to the last bit."""
+    """Losses, batches, learning rates, random state and weights are bit-identical."""
     job, there = undisturbed
-    job = with_same(job, tmp_path)
-    save_every_s, deaths = DEATHS[name]
-    for death in deaths:
-        status = run(job, tmp_path, death, save_every_s)
-        assert status == (-death.by if death.by == signal.SIGKILL else INTERRUPTED)
+    job = job_in_folder(job, tmp_path)
+    save_every_s, kills = KILLS[name]
+    for kill in kills:
+        status = run(job, tmp_path, kill, save_every_s)
+        assert status == (-kill.by if kill.by == signal.SIGKILL else INTERRUPTED)
     assert run(job, tmp_path, save_every_s=save_every_s) == 0
     expected = {tuple(step["position"]): step for step in steps_of(there)}
     steps = steps_of(tmp_path)
@@ -188,16 +188,16 @@ def test_killed_and_gone_on_with_it_does_what_it_would_have_done(
         assert path.read_bytes() == (tmp_path / "checkpoints" / path.name).read_bytes()
 
 
-def test_sigterm_within_a_window_is_answered_after_its_piece(tmp_path: Path, packed: Packed) -> None:
+def test_sigterm_within_a_window_stops_after_the_current_micro_batch(tmp_path: Path, packed: Packed) -> None:
     job = job_of(tmp_path, packed, "baseline")
-    assert run(job, tmp_path, Death("piece", 3, signal.SIGTERM), save_every_s=60) == INTERRUPTED
+    assert run(job, tmp_path, Kill("piece", 3, signal.SIGTERM), save_every_s=60) == INTERRUPTED
     assert len(steps_of(tmp_path)) == 1
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     progress = load_checkpoint(last)["progress"]
     assert (progress["epoch"], progress["batches_done"], progress["steps"]) == (0, 2, 1)
 
 
-def test_bad_samples_of_a_window_that_was_left_count_once(
+def test_bad_samples_of_an_interrupted_window_count_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = pack_clips(tmp_path, toy_clips(num_train=23, num_valid=2))
@@ -207,24 +207,24 @@ def test_bad_samples_of_a_window_that_was_left_count_once(
     damage(packed, batch[:1].tolist())
     backward = TrainingStep._piece_backward
 
-    def asked(*arguments: Any) -> torch.Tensor:
+    def interrupted(*arguments: Any) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGTERM)
         return backward(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(TrainingStep, "_piece_backward", asked)
+        patch.setattr(TrainingStep, "_piece_backward", interrupted)
         train(job)
     train(job)
     state = load_checkpoint(job.checkpoints / "checkpoint_epoch_2.pt")
     assert state["progress"]["bad_clips_before"] == 3  # one in each epoch
 
 
-def test_pieces_stay_as_small_as_memory_has_made_them(
+def test_the_size_of_micro_batches_survives_resuming(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on where memory is enough: only the checkpoint knows that it was not.
+    """The run resumes with enough memory: only the checkpoint knows the smaller size.
 
-    Batches that were whole again would draw other dropout, and have other statistics.
+    Whole batches would draw other dropout and have other batch statistics.
     """
     forward = BilstmEncoder.forward
 
@@ -249,12 +249,12 @@ def test_pieces_stay_as_small_as_memory_has_made_them(
         assert_same_state(ours, theirs)
 
 
-def test_sigterm_in_validation_is_answered_there(tmp_path: Path, packed: Packed) -> None:
-    """After the batch that is read then, of two; not after all of valid."""
+def test_sigterm_in_validation_stops_during_it(tmp_path: Path, packed: Packed) -> None:
+    """Stops after the current batch of two, not after all of valid."""
     more = pack_clips(tmp_path / "more", toy_clips(num_train=8, num_valid=12))
     job = job_of(tmp_path, more, "baseline")
     start = time.monotonic()
-    assert run(job, tmp_path, Death("validation", 1, signal.SIGTERM), save_every_s=60) == INTERRUPTED
+    assert run(job, tmp_path, Kill("validation", 1, signal.SIGTERM), save_every_s=60) == INTERRUPTED
     assert time.monotonic() - start < 20
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     state = load_checkpoint(last)
@@ -263,11 +263,11 @@ def test_sigterm_in_validation_is_answered_there(tmp_path: Path, packed: Packed)
 
 
 MEASURED = ("seconds", "wait_s", "total_s", "clips_per_s", "data_wait", "peak_memory_mb")
-"""What a clock or the kernel says."""
+"""Figures that depend on time or on the operating system."""
 
 
 def assert_same_state(ours: Any, theirs: Any, where: str = "") -> None:
-    """Bit for bit, leaving out what a clock says."""
+    """Asserts that both are bit-identical, except for measured figures."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, torch.Tensor):
         assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where

@@ -1,4 +1,4 @@
-"""Going on in another folder, by another plan, with other clips: what is taken over, and what starts anew."""
+"""Resuming in another folder, with another plan or other clips: what is kept, and what starts again."""
 
 import logging
 import shutil
@@ -25,7 +25,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(num_train=23, num_valid=2))
 
 
-def test_a_checkpoint_within_an_epoch_goes_on_elsewhere_exactly(tmp_path: Path, packed: Packed) -> None:
+def test_a_checkpoint_within_an_epoch_resumes_exactly_in_another_folder(
+    tmp_path: Path, packed: Packed
+) -> None:
     last = stopped_in(tmp_path / "stopped", packed)
     threads = MachineParams(threads=1, device="cpu", num_workers=2)
     train(replace(job_in(tmp_path / "resumed", packed), resume=last, machine=threads))
@@ -35,7 +37,7 @@ def test_a_checkpoint_within_an_epoch_goes_on_elsewhere_exactly(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "difference"),
     [
         ({"loader": LoaderParams(frame_budget=200, seed=1)}, r"loader\.seed is 1, the checkpoint has 0"),
         ({"loader": LoaderParams(frame_budget=180)}, r"loader\.frame_budget is 180, the checkpoint has 200"),
@@ -43,8 +45,8 @@ def test_a_checkpoint_within_an_epoch_goes_on_elsewhere_exactly(tmp_path: Path, 
         ({"clips": 22}, "other clips: samples.parquet"),
     ],
 )
-def test_another_plan_is_refused_with_what_differs_and_the_flag(
-    tmp_path: Path, packed: Packed, change: dict, told: str, caplog: pytest.LogCaptureFixture
+def test_another_plan_is_rejected_with_its_differences_and_the_flag(
+    tmp_path: Path, packed: Packed, change: dict, difference: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     last = stopped_in(tmp_path / "a", packed)
     if "clips" in change:
@@ -54,7 +56,7 @@ def test_another_plan_is_refused_with_what_differs_and_the_flag(
         job = replace(job, loader=change["loader"])
     if "batch_size" in change:
         job = replace(job, train=job.train.model_copy(update=change))
-    with pytest.raises(CheckpointError, match=rf"(?s){told}.*--accept-new-plan.*epoch 1 anew"):
+    with pytest.raises(CheckpointError, match=rf"(?s){difference}.*--accept-new-plan.*epoch 1 restarts"):
         train(job)
     steps: list[Position] = []
     accepted = replace(
@@ -62,15 +64,15 @@ def test_another_plan_is_refused_with_what_differs_and_the_flag(
     )
     with caplog.at_level(logging.INFO, "pipeline.train"):
         assert train(accepted).epochs == 3
-    assert "epoch 1 starts anew from its first batch, not after batch 2" in caplog.text
+    assert "epoch 1 restarts at its first batch, not after batch 2" in caplog.text
     assert steps[0] == (1, 2)  # the first window of the epoch: two batches
     state = load_checkpoint(tmp_path / "b/checkpoints/checkpoint_epoch_2.pt")
     assert state["progress"]["epoch"] == 3
-    # its own plan from now on: the same command without the flag goes on, or finds itself finished
+    # the checkpoint has the new plan now: the same command without the flag resumes, or finds a finished run
     assert train(replace(job, resume=None)).already_done
 
 
-def test_bad_samples_allowed_later_are_no_other_plan(tmp_path: Path, packed: Packed) -> None:
+def test_allowing_bad_samples_later_keeps_the_plan(tmp_path: Path, packed: Packed) -> None:
     last = stopped_in(tmp_path / "a", packed)
     loader = LoaderParams(frame_budget=200, max_bad_fraction=0.1)
     job = replace(job_in(tmp_path / "a", packed), loader=loader)
@@ -80,10 +82,10 @@ def test_bad_samples_allowed_later_are_no_other_plan(tmp_path: Path, packed: Pac
 
 
 @pytest.mark.parametrize("other", ["nothing", "valid clips", "decode", "text"])
-def test_a_best_model_chosen_by_other_clips_or_otherwise_starts_anew(
+def test_a_best_model_of_other_clips_or_another_decoding_is_not_kept(
     tmp_path: Path, packed: Packed, other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The old best is made so good that no model could take its place."""
+    """The old best model gets a CER that no other model can beat."""
     last = stopped_in(tmp_path / "a", packed)
     for path in (last, last.with_name("best_model.pt")):
         state = load_checkpoint(path)
@@ -102,14 +104,14 @@ def test_a_best_model_chosen_by_other_clips_or_otherwise_starts_anew(
     best = load_checkpoint(tmp_path / "b/checkpoints/best_model.pt")
     if other == "nothing":
         assert (summary.best_epoch, summary.best_val_cer, best["epoch"]) == (0, -1.0, 0)
-        assert "starts anew" not in caplog.text
+        assert "without a best model" not in caplog.text
         return
     assert summary.best_epoch in (1, 2) and best["epoch"] == summary.best_epoch
     assert summary.best_val_cer == best["val_cer"] >= 0 and best["best_val_loss"] > 0
-    told = {"valid clips": "other valid clips", "decode": "decode.decoder: ctc there, attention here"}
-    told |= {"text": "text.case_fold: True there, False here"}
-    (line,) = [message for message in caplog.messages if "the best model starts anew" in message]
-    assert told[other] in line
+    differences = {"valid clips": "other valid clips", "decode": "decode.decoder: ctc there, attention here"}
+    differences |= {"text": "text.case_fold: True there, False here"}
+    (line,) = [message for message in caplog.messages if "without a best model" in message]
+    assert differences[other] in line
 
 
 def test_a_finished_checkpoint_with_other_valid_clips_is_published_without_a_cer(
@@ -122,18 +124,18 @@ def test_a_finished_checkpoint_with_other_valid_clips_is_published_without_a_cer
     assert (summary.already_done, summary.best_val_cer, summary.best_epoch) == (True, None, 0)
 
 
-# -- left out as bad ---------------------------------------------------------------------------------------
+# -- skipped bad clips -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Packed:
-    """The clips of `packed`, the first shard of train not where it belongs."""
+    """The clips of `packed`, without the first shard of train."""
     packed = pack_clips(tmp_path / "spoilt", toy_clips(23, 2))
     (packed.shards / "train/train-000000.tar").rename(tmp_path / "away.tar")
     return packed
 
 
-def mend(packed: Packed) -> None:
+def repair(packed: Packed) -> None:
     shutil.move(packed.samples.parents[1] / "away.tar", packed.shards / "train/train-000000.tar")
 
 
@@ -141,7 +143,7 @@ def allowing(job: TrainingJob, fraction: float) -> TrainingJob:
     return replace(job, loader=job.loader.model_copy(update={"max_bad_fraction": fraction}))
 
 
-def test_a_finished_run_that_lacks_clips_says_so_and_how_to_start_afresh(
+def test_a_finished_run_reports_skipped_clips_and_how_to_train_again(
     tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = job_in(tmp_path, spoilt, num_epochs=2)
@@ -149,41 +151,41 @@ def test_a_finished_run_that_lacks_clips_says_so_and_how_to_start_afresh(
         train(allowing(job, 0.5))
     (run,) = (tmp_path / "runs").iterdir()
     assert len((run / "quarantine.jsonl").read_bytes().splitlines()) == 10
-    told = f"left out clips as bad 10 times in its 2 epochs; {run / 'quarantine.jsonl'} names them"
-    assert caplog.text.count(told) == 1
-    mend(spoilt)
+    message = f"skipped bad clips 10 times in its 2 epochs; {run / 'quarantine.jsonl'} lists them"
+    assert caplog.text.count(message) == 1
+    repair(spoilt)
     caplog.clear()
     with caplog.at_level(logging.INFO, "pipeline.train"):
         assert train(job).already_done
-    (line,) = [record for record in caplog.records if told in record.getMessage()]
+    (line,) = [record for record in caplog.records if message in record.getMessage()]
     assert line.levelno == logging.WARNING and f"remove {run} and train again" in line.getMessage()
     shutil.rmtree(run)
     caplog.clear()
     with caplog.at_level(logging.INFO, "pipeline.train"):
         assert not train(job).already_done
         assert train(job).already_done
-    assert "left out" not in caplog.text
+    assert "skipped" not in caplog.text
 
 
-def test_over_mended_shards_the_same_run_goes_on_and_still_tells_what_it_lacks(
+def test_a_run_resumes_with_repaired_shards_and_still_reports_skipped_clips(
     tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Stopped within an epoch that has left out more than is allowed now."""
+    """The interrupted epoch has skipped more clips than are allowed now."""
     job = job_in(tmp_path, spoilt, num_epochs=1)
     with pytest.raises(Interrupted):
         train(stopping_at(allowing(job, 0.5), 0, 4))
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     num_bad = load_checkpoint(last)["progress"]["bad_clips"]
     assert num_bad > 0
-    mend(spoilt)
+    repair(spoilt)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         assert train(job).epochs == 1
-    assert f"Epoch 0: {num_bad} of 23 clips" in caplog.text
-    assert f"left out clips as bad {num_bad} times in its 1 epochs" in caplog.text
+    assert f"Epoch 0: skipped {num_bad} of 23 clips" in caplog.text
+    assert f"skipped bad clips {num_bad} times in its 1 epochs" in caplog.text
 
 
 @pytest.mark.parametrize("with_names", [True, False])
-def test_the_names_of_bad_clips_come_along_into_another_run(
+def test_the_list_of_bad_clips_is_copied_into_another_run(
     tmp_path: Path, spoilt: Packed, caplog: pytest.LogCaptureFixture, with_names: bool
 ) -> None:
     job = allowing(job_in(tmp_path / "a", spoilt, num_epochs=2), 0.5)
@@ -201,8 +203,10 @@ def test_the_names_of_bad_clips_come_along_into_another_run(
     num_named = len(file.read_bytes().splitlines()) if file.exists() else 0
     assert num_named == (10 if with_names else 5 - num_bad)
     names = {
-        True: f"{file} names them",
-        False: f"{file} names {num_named} of them, the others were left out before",
+        True: f"{file} lists them",
+        False: f"{file} lists {num_named} of them, the others were skipped",
     }
-    assert f"Epoch 1: 5 of 23 clips (21.74 %) were bad and left out; {names[with_names]}" in caplog.text
-    assert f"left out clips as bad 10 times in its 2 epochs; {names[with_names]}" in caplog.text
+    assert (
+        f"Epoch 1: skipped 5 of 23 clips (21.74 %) because they are bad; {names[with_names]}" in caplog.text
+    )
+    assert f"skipped bad clips 10 times in its 2 epochs; {names[with_names]}" in caplog.text

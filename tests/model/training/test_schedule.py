@@ -1,4 +1,4 @@
-"""What a step is taken with: learning rate and teacher forcing as they are drawn in the papers, clipping, momenta."""
+"""Learning rate and teacher forcing as in the papers, gradient clipping and momenta of a step."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 @pytest.mark.parametrize(("epochs_done", "share"), [(0, 0), (1, 0.25), (3, 0.75), (4, 1)])
 @pytest.mark.parametrize("scheduler", ["cosine", "constant"])
-def test_the_rate_rises_in_a_line(scheduler: str, epochs_done: float, share: float) -> None:
+def test_the_rate_rises_linearly(scheduler: str, epochs_done: float, share: float) -> None:
     params = TrainParams(learning_rate=PEAK, warmup_epochs=4, num_epochs=10, scheduler=scheduler)
     assert learning_rate(params, epochs_done) == pytest.approx(share * PEAK, rel=1e-12)
 
@@ -38,15 +38,15 @@ def test_the_rate_rises_in_a_line(scheduler: str, epochs_done: float, share: flo
     ("epochs_done", "share"),
     [(4, 1), (5, 0.5 + 0.25 * math.sqrt(3)), (6, 0.75), (7, 0.5), (8, 0.25), (10, 0), (11, 0)],
 )
-def test_the_rate_falls_in_half_a_cosine_from_the_end_of_the_rise(epochs_done: float, share: float) -> None:
+def test_the_rate_falls_as_half_a_cosine_after_the_warm_up(epochs_done: float, share: float) -> None:
     params = TrainParams(learning_rate=PEAK, warmup_epochs=4, num_epochs=10)
     assert learning_rate(params, epochs_done) == pytest.approx(share * PEAK, rel=1e-12, abs=1e-18)
     constant = params.model_copy(update={"scheduler": "constant"})
     assert learning_rate(constant, epochs_done) == PEAK
 
 
-def test_the_rate_is_that_of_torchs_own_schedulers() -> None:
-    """Epoch by epoch; torch's rise cannot begin at 0, so it begins at a billionth."""
+def test_the_rate_equals_that_of_torchs_own_schedulers() -> None:
+    """Epoch by epoch; torch's warm-up cannot start at 0, so it starts at a billionth."""
     params = TrainParams(learning_rate=PEAK, warmup_epochs=5, num_epochs=30)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=PEAK)
     rise = LinearLR(optimizer, start_factor=1e-9, total_iters=5)
@@ -57,58 +57,62 @@ def test_the_rate_is_that_of_torchs_own_schedulers() -> None:
         theirs.step()
 
 
-def test_without_a_rise_or_with_nothing_else() -> None:
+def test_without_warm_up_or_with_only_warm_up() -> None:
     params = TrainParams(learning_rate=PEAK, warmup_epochs=0, num_epochs=10)
     assert learning_rate(params, 0) == PEAK and learning_rate(params, 5) == pytest.approx(PEAK / 2)
     params = TrainParams(learning_rate=PEAK, warmup_epochs=10, num_epochs=10)
     assert learning_rate(params, 9) == pytest.approx(0.9 * PEAK) and learning_rate(params, 10) == PEAK
 
 
-def test_teacher_forcing_falls_in_a_line_to_the_last_epoch() -> None:
+def test_teacher_forcing_falls_linearly_to_the_last_epoch() -> None:
     params = TrainParams(num_epochs=5, teacher_forcing=0.9, teacher_forcing_end=0.5)
     shares = [teacher_forcing(params, epoch) for epoch in range(5)]
     assert shares == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5], abs=1e-12)
     assert teacher_forcing(params.model_copy(update={"num_epochs": 1}), 0) == 0.9
 
 
-# -- as a training takes them --------------------------------------------------------------------------------
+# -- in a training -------------------------------------------------------------------------------------------
 
 
-def test_a_step_has_the_rate_and_the_forcing_of_its_place(
+def test_a_step_has_the_rate_and_teacher_forcing_of_its_position(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rate at the middle of its window, the last and shorter one of an epoch included; forcing by the epoch."""
+    """The rate is that at the middle of the window, also for a short last window; teacher forcing is per epoch."""
     job = job_in(tmp_path, packed, learning_rate=PEAK, scheduler="constant", warmup_epochs=2, num_epochs=2)
     job = replace(job, train=job.train.model_copy(update={"accumulation_steps": 3, "teacher_forcing": 0.9}))
-    told: list[tuple[int, int, int, int]] = []
+    positions: list[tuple[int, int, int, int]] = []
     rates: list[float] = []
     fed: list[float] = []
     take, forward = _Trainer._take, LipNetwork.forward
 
-    def noted(self: _Trainer, figures) -> None:
+    def record_rate(self: _Trainer, figures) -> None:
         rates.append(self.state.optimizer.param_groups[0]["lr"])
         assert figures.learning_rate == rates[-1]
         take(self, figures)
 
-    def noted_forward(self: LipNetwork, *inputs) -> object:
+    def record_forcing(self: LipNetwork, *inputs) -> object:
         fed.append(inputs[3])
         return forward(self, *inputs)
 
-    monkeypatch.setattr(_Trainer, "_take", noted)
-    monkeypatch.setattr(LipNetwork, "forward", noted_forward)
-    train(replace(job, on_batch=lambda epoch, done, total, _: told.append((epoch, done, total, len(fed)))))
-    assert {total % 3 for _, _, total, _ in told} != {0}, "an epoch ends with a shorter window"
+    monkeypatch.setattr(_Trainer, "_take", record_rate)
+    monkeypatch.setattr(LipNetwork, "forward", record_forcing)
+    train(
+        replace(job, on_batch=lambda epoch, done, total, _: positions.append((epoch, done, total, len(fed))))
+    )
+    assert {total % 3 for _, _, total, _ in positions} != {0}, "an epoch ends with a shorter window"
     expected, began = [], 0
-    for epoch, done, total, _ in told:
+    for epoch, done, total, _ in positions:
         began = began if began < done else 0
         expected.append(PEAK * (epoch + (began + done) / 2 / total) / 2)
         began = done
     assert rates == pytest.approx(expected, rel=1e-9)
-    of_first = next(count for epoch, done, total, count in told if done == total)
+    of_first = next(count for epoch, done, total, count in positions if done == total)
     assert set(fed[:of_first]) == {0.9} and set(fed[of_first:]) == {0.8}
 
 
-def test_a_gradient_over_the_limit_is_scaled_to_it_and_told_as_it_was(tmp_path: Path, packed: Packed) -> None:
+def test_a_gradient_above_the_limit_is_scaled_and_its_norm_before_clipping_reported(
+    tmp_path: Path, packed: Packed
+) -> None:
     job = stepping_job(tmp_path, packed)
     free = Bench(job)
     norm = free(free.batches([4])).gradient_norm
@@ -121,7 +125,7 @@ def test_a_gradient_over_the_limit_is_scaled_to_it_and_told_as_it_was(tmp_path: 
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-def test_the_optimiser_is_adamw_with_the_transformers_second_momentum(
+def test_the_optimiser_is_adamw_with_the_second_momentum_of_transformers(
     tmp_path: Path, packed: Packed, model: str
 ) -> None:
     """Two steps by the formulas of Loshchilov and Hutter 2019, betas 0.9 and 0.98 (Vaswani et al. 2017)."""
@@ -145,9 +149,9 @@ def test_the_optimiser_is_adamw_with_the_transformers_second_momentum(
             mean, square = means[name] / (1 - 0.9**step), squares[name] / (1 - 0.98**step)
             weights[name] *= 1 - rate * decays[id(parameter)]
             weights[name] -= rate * mean / (square.sqrt() + 1e-8)
-            # where a gradient is next to nothing, its sign is float32's rounding
-            told = gradient.abs() > 1e-6
+            # the sign of a tiny gradient is only float32 rounding
+            is_large = gradient.abs() > 1e-6
             torch.testing.assert_close(
-                parameter.detach().double()[told], weights[name][told], atol=2e-5, rtol=0
+                parameter.detach().double()[is_large], weights[name][is_large], atol=2e-5, rtol=0
             )
             weights[name] = parameter.detach().double().clone()

@@ -1,4 +1,4 @@
-"""A training is set up in one way, and what is tried on its first batch counts what the network is given."""
+"""Setting up a training, and the measurements on its first batch."""
 
 import functools
 import logging
@@ -17,7 +17,7 @@ from model.training import find_budget, step_profiling
 from model.training.find_budget import Shape
 from model.training.job import TrainingJob
 from model.training.step import TrainingStep, set_up
-from model.training.step_profiling import choose_threads, flops_a_frame
+from model.training.step_profiling import choose_threads, flops_per_frame
 from model.training.training_data import TrainingData
 from shards.settings import MachineParams
 from stages.train import train
@@ -53,10 +53,10 @@ def tried(job: TrainingJob) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
 @pytest.mark.parametrize("use", [trained, tried])
-def test_who_trains_compiles_where_asked(
+def test_training_and_trials_compile_if_set(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, use: Callable[[TrainingJob], None]
 ) -> None:
-    """Graphs are traced and counted, but run as they are: no C++ compiler."""
+    """Traces and counts graphs, but runs them without a C++ compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     graphs = []
     with torch._dynamo.config.patch(recompile_limit=8):  # put back afterwards
@@ -67,10 +67,10 @@ def test_who_trains_compiles_where_asked(
             graphs.append(counters["stats"]["unique_graphs"])
     torch._dynamo.reset()
     assert graphs[0] == 0
-    assert graphs[1] > 1, "more than the trial whether this machine can compile"
+    assert graphs[1] > 1, "more than the check that this machine can compile"
 
 
-def test_weights_are_those_of_the_seed(tmp_path: Path, packed: Packed) -> None:
+def test_weights_depend_on_the_seed(tmp_path: Path, packed: Packed) -> None:
     weights = []
     for seed in (1, 1, 2):
         network = step_of(job_in(tmp_path, packed, seed=seed)).state.network
@@ -80,23 +80,23 @@ def test_weights_are_those_of_the_seed(tmp_path: Path, packed: Packed) -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_operations_of_a_frame_know_neither_speed_nor_bucket(tmp_path: Path, packed: Packed) -> None:
+def test_operations_per_frame_do_not_depend_on_speed_or_bucket(tmp_path: Path, packed: Packed) -> None:
     counts, entered = [], []
     for compiled, speed_change in ((False, 0.0), (False, 0.5), (True, 0.0)):
         augment = AugmentParams(speed_change=speed_change)
         step = step_of(job_in(tmp_path, packed, augment=augment))
-        # buckets alone: nothing is compiled
+        # only buckets, without compiling
         step.job = replace(step.job, train=step.job.train.model_copy(update={"compile": compiled}))
         stream, _ = step.data.streams(pin_memory=False)
         batch = next(iter(stream.batches(step.data.epoch(0).batches)))
         inputs = step_profiling.training_input(batch, step.job, step.data, 0, CPU)
         entered.append(inputs[0].shape[2])
-        counts.append(flops_a_frame(step, batch, 0))
+        counts.append(flops_per_frame(step, batch, 0))
     assert len(set(entered)) == 3, entered
     assert counts == pytest.approx([counts[0]] * 3, rel=0.05)
 
 
-def test_it_says_that_it_times_threads(
+def test_timing_the_threads_is_logged(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(device, "TIMED_STEPS", 1)
@@ -114,7 +114,7 @@ def test_it_says_that_it_times_threads(
     assert "a training step takes: 1 thread 0." in caplog.messages[1]
 
 
-def test_without_its_tables_data_is_small_and_makes_the_same_network(tmp_path: Path, packed: Packed) -> None:
+def test_data_without_tables_is_small_and_gives_the_same_network(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed)
     data = TrainingData(job)
     bare = data.without_tables(job)

@@ -1,4 +1,4 @@
-"""One optimiser step: its gradient whatever the batching, a stop in its middle, and what is not finite."""
+"""One optimiser step: its gradient with any batching, a stop within it, and non-finite values."""
 
 import logging
 from dataclasses import replace
@@ -49,10 +49,10 @@ def test_accumulated_batches_have_the_gradient_of_one_large_batch(
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-def test_the_gradient_is_that_of_each_clip_alone_summed_and_divided_by_all_characters(
+def test_the_gradient_is_the_sum_over_single_clips_divided_by_all_characters(
     tmp_path: Path, packed: Packed, model: str
 ) -> None:
-    """Each clip unpadded, the losses from torch's own functions by the formula of the docstring."""
+    """Each clip without padding; torch's own functions compute the losses by the formula of the docstring."""
     job = stepping_job(tmp_path, packed, MODELS[model], ctc_weight=0.4, label_smoothing=0.1)
     bench, plain = Bench(job), Bench(job)
     bench(bench.batches([8, 8, 5]))
@@ -81,10 +81,10 @@ def test_the_gradient_is_that_of_each_clip_alone_summed_and_divided_by_all_chara
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-def test_a_rank_without_a_clip_takes_part_with_a_gradient_of_nothing(
+def test_a_rank_without_clips_takes_part_with_a_zero_gradient(
     tmp_path: Path, packed: Packed, model: str
 ) -> None:
-    """As where all clips of its window are damaged, and the other rank has four clips."""
+    """Like a rank whose clips are all damaged, while the other rank has four clips."""
 
     others = iter([(9, 4), (20.0, 0)])  # characters and clips; loss and clips of a bad one
 
@@ -100,7 +100,7 @@ def test_a_rank_without_a_clip_takes_part_with_a_gradient_of_nothing(
     (batch,) = bench.batches([1])
     nothing = replace(batch, video_BTHW=batch.video_BTHW[:0], clip_ids=(), labels=(), rows=())
     figures = bench([nothing, nothing])
-    assert called == [1]  # one backward, in which gradients are exchanged
+    assert called == [1]  # one backward, which exchanges gradients
     assert (figures.loss_sum, figures.num_chars, figures.num_clips) == (20.0, 9, 4)
     assert figures.was_taken and figures.gradient_norm == 0
     assert bench.gradient.keys() == dict(bench.network.named_parameters()).keys()
@@ -111,16 +111,16 @@ def test_a_rank_without_a_clip_takes_part_with_a_gradient_of_nothing(
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("model", list(MODELS))
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.4])
-def test_no_piece_waits_for_the_gpu(
+def test_no_micro_batch_waits_for_the_gpu(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, cuda: str, model: str, ctc_weight: float
 ) -> None:
-    """But in torch's CTC, which sends its offsets to the GPU and waits for that, forward and backward."""
+    """Except in torch's CTC, which copies its offsets to the GPU and waits, forward and backward."""
     job = stepping_job(
         tmp_path, packed, MODELS[model], ctc_weight=ctc_weight, reverse_weight=0.3, teacher_forcing_end=0.5
     )
     bench = Bench(replace(job, decode=DecodeParams(decoder="attention")), device=torch.device(cuda))
     window = bench.batches([4, 4])
-    bench(window)  # what is chosen and allocated once
+    bench(window)  # autotuning and one-time allocations
     ctc_loss = functional.ctc_loss
 
     def waiting(*arguments: Any, **named: Any) -> torch.Tensor:
@@ -145,7 +145,7 @@ def test_no_piece_waits_for_the_gpu(
 # -- a stop ----------------------------------------------------------------------------------------------
 
 
-def test_asked_to_stop_it_leaves_a_window_as_if_it_had_not_begun(tmp_path: Path, packed: Packed) -> None:
+def test_a_stop_within_a_window_restores_the_state_before_it(tmp_path: Path, packed: Packed) -> None:
     job = stepping_job(tmp_path, packed, MODEL.model_copy(update={"dropout": 0.3}), ema_decay=0.9)
     bench, undisturbed = Bench(job, batch_norm=True), Bench(job, batch_norm=True)
     window = bench.batches([4, 4, 4])
@@ -157,36 +157,36 @@ def test_asked_to_stop_it_leaves_a_window_as_if_it_had_not_begun(tmp_path: Path,
 
     def ask(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         sizes.append(len(inputs[0]))
-        bench.step.stop.has_come = len(sizes) == 2
+        bench.step.stop.requested = len(sizes) == 2
 
     handle = bench.network.register_forward_pre_hook(ask)
     with pytest.raises(Interrupted):
         bench(window)
-    assert sizes == [4, 4]  # the third batch is not begun
+    assert sizes == [4, 4]  # the third batch does not start
     assert_same([*bench.everything(), torch.get_rng_state()], [*before, state])
     assert all(p.grad is None for p in bench.network.parameters())
     handle.remove()
-    bench.step.stop.has_come = False
+    bench.step.stop.requested = False
     bench(window)
     torch.set_rng_state(state)
     undisturbed(window)
     assert_same(bench.everything(), undisturbed.everything())
 
 
-def test_asked_to_stop_several_ranks_end_the_window(tmp_path: Path, packed: Packed) -> None:
-    """The others may wait for this one's gradient."""
+def test_with_several_ranks_a_stop_waits_for_the_end_of_the_window(tmp_path: Path, packed: Packed) -> None:
+    """The other ranks may wait for the gradient of this rank."""
 
     bench = Bench(stepping_job(tmp_path, packed))
     bench.step.ranks = TwoAlike()
-    bench.step.stop.has_come = True
+    bench.step.stop.requested = True
     assert bench(bench.batches([2, 2])).was_taken
 
 
-# -- what is not finite ----------------------------------------------------------------------------------
+# -- non-finite values -----------------------------------------------------------------------------------
 
 
 def poisoned(bench: Bench, clip_id: str, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    """Makes the loss of one clip `value`, gradient and all."""
+    """Multiplies the loss of one clip, and its gradient, by `value`."""
     whole = bench.step.batch_loss_B
 
     def batch_loss_B(network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
@@ -197,7 +197,7 @@ def poisoned(bench: Bench, clip_id: str, monkeypatch: pytest.MonkeyPatch, value:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_leaves_all_bit_for_bit_as_it_was(
+def test_a_non_finite_loss_leaves_the_state_bit_identical(
     tmp_path: Path,
     packed: Packed,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_leaves_all_bit_for_bit_as_it_was(
 ) -> None:
     bench = Bench(stepping_job(tmp_path, packed, CONFORMER, ema_decay=0.9), batch_norm=True)
     window = bench.batches([4, 4, 4])
-    assert bench(window).was_taken  # the optimiser has a state now
+    assert bench(window).was_taken  # the optimiser has momenta now
     before = bench.everything()
     bad = window[1].clip_ids[2]
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "pipeline.train"):
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_leaves_all_bit_for_bit_as_it_was(
     assert len(caplog.messages) == 1 and f"not finite for {bad}:" in caplog.messages[0]
     assert_same(bench.everything(), before)
     assert all(p.grad is None for p in bench.network.parameters())
-    # as if the bad window had never been
+    # the same as without the bad window
     again = bench(window)
     fresh = Bench(bench.job, batch_norm=True)
     fresh(window)
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_leaves_all_bit_for_bit_as_it_was(
     assert_same(bench.everything(), fresh.everything())
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_whole_window_out(
+def test_a_non_finite_gradient_skips_the_whole_window(
     tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = Bench(stepping_job(tmp_path, packed), batch_norm=True)
@@ -242,10 +242,10 @@ def test_a_gradient_that_is_not_finite_leaves_the_whole_window_out(
     assert bench(window).was_taken
 
 
-def test_an_overflow_of_float16_is_the_scalers_to_mend(
+def test_the_scaler_handles_an_overflow_of_float16(
     tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Gradients are made to overflow above a scale of 2^14; with scale 1 they are at fault themselves."""
+    """Gradients overflow above a scale of 2^14; with scale 1, an overflow is an error of the gradient itself."""
     bench = Bench(stepping_job(tmp_path, packed))
     scaler = bench.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     window = bench.batches([4, 4])
@@ -273,7 +273,7 @@ def test_an_overflow_of_float16_is_the_scalers_to_mend(
     assert_same(bench.everything(), after)
 
 
-def test_a_bad_loss_leaves_the_scale_of_float16_as_it_was(
+def test_a_bad_loss_keeps_the_scale_of_float16(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(stepping_job(tmp_path, packed))

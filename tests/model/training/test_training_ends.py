@@ -1,4 +1,4 @@
-"""What ends a training early: a CER that gets no better, steps without a finite loss, signals."""
+"""What ends a training early: a CER that does not improve, steps without a finite loss, signals."""
 
 import logging
 import math
@@ -32,10 +32,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips())
 
 
-def test_training_ends_when_the_cer_gets_no_better(
+def test_training_ends_when_the_cer_does_not_improve(
     tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At a learning rate of next to nothing, where only the statistics of batches change."""
+    """With a tiny learning rate, only the batch statistics change."""
     job = job_in(tmp_path, packed, num_epochs=40, learning_rate=1e-12, patience=2, valid_every=2)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         summary = train(job)
@@ -52,7 +52,7 @@ def test_training_ends_when_the_cer_gets_no_better(
     with caplog.at_level(logging.INFO, "pipeline.train"):
         again = train(job)
     assert again.already_done and again.epochs == summary.epochs
-    assert f"finished already: {summary.epochs} epochs, for want of a better CER" in caplog.text
+    assert f"already finished: {summary.epochs} epochs, stopped early" in caplog.text
 
 
 def test_patience_counts_validations_since_the_best() -> None:
@@ -67,7 +67,7 @@ def test_patience_counts_validations_since_the_best() -> None:
 
 
 class Poisoned(TrainingStep):
-    """A step whose losses are no numbers in some windows."""
+    """A step whose losses are NaN in some windows."""
 
     windows: frozenset[int] = frozenset()
     num_windows = 0
@@ -91,7 +91,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     return poison
 
 
-def test_three_steps_in_a_row_without_a_finite_loss_end_training_by_their_clips(
+def test_three_steps_in_a_row_without_a_finite_loss_end_training_with_their_clips(
     tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
 ) -> None:
     poisoned({2, 3, 4})
@@ -104,7 +104,7 @@ def test_three_steps_in_a_row_without_a_finite_loss_end_training_by_their_clips(
         assert ", ".join(window) in str(caught.value)
 
 
-def test_two_skipped_steps_are_counted_and_forgotten_by_the_next_one(
+def test_skipped_steps_are_counted_and_a_taken_step_resets_the_row(
     tmp_path: Path, packed: Packed, poisoned: Callable[[set[int]], None]
 ) -> None:
     poisoned({1, 2, 4, 5})
@@ -121,10 +121,10 @@ def test_two_skipped_steps_are_counted_and_forgotten_by_the_next_one(
 # -- signals ---------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads(
+def test_ctrl_c_to_the_process_group_stops_and_resuming_is_exact_with_loader_threads(
     tmp_path: Path, packed: Packed
 ) -> None:
-    """As a terminal sends it; threads read ahead meanwhile."""
+    """Sent like a terminal does, while threads read ahead."""
     train(job_in(tmp_path / "whole", packed, num_epochs=2))
     script = tmp_path / "run.py"
     script.write_text(
@@ -135,7 +135,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
         "from tests.support.packed import Packed\n"
         "from tests.support.trainings import job_in\n"
         "from stages.train import train\n"
-        "def told(epoch, done, total, loss):\n"
+        "def print_position(epoch, done, total, loss):\n"
         "    print(epoch, done, flush=True)\n"
         "    time.sleep(0.3)\n"
         "if __name__ == '__main__':\n"
@@ -143,7 +143,7 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
         "    job = job_in(folder, packed, num_epochs=2)\n"
         "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
         "    try:\n"
-        "        train(replace(job, on_batch=told, machine=machine))\n"
+        "        train(replace(job, on_batch=print_position, machine=machine))\n"
         "    except Interrupted as error:\n"
         "        sys.exit(f'interrupted: {error}')\n"
     )
@@ -175,22 +175,22 @@ def test_ctrl_c_to_the_whole_group_stops_and_goes_on_exactly_with_loader_threads
     assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
 
 
-def test_sigterm_twice_is_one_stop_and_ctrl_c_twice_is_not() -> None:
-    """The batch system sends SIGTERM to every process, and torchrun to its own once more."""
+def test_sigterm_twice_is_one_stop_but_ctrl_c_twice_interrupts_at_once() -> None:
+    """The batch system sends SIGTERM to every process, and torchrun sends it again to its processes."""
     stop = StopSignals()
-    with stop.noted():
+    with stop.handlers():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        assert stop.has_come
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_refused_training_leaves_the_published_log(tmp_path: Path, packed: Packed) -> None:
+def test_a_rejected_training_keeps_the_published_log(tmp_path: Path, packed: Packed) -> None:
     job = job_in(tmp_path, packed, num_epochs=1)
     job.logs.mkdir(parents=True)
-    (job.logs / "training.log").write_text("of the former run", "utf-8")
+    (job.logs / "training.log").write_text("of the previous run", "utf-8")
     job.checkpoints.mkdir(parents=True)
     (job.checkpoints / "best_model.pt").write_bytes(b"of somebody else")
     with pytest.raises(CheckpointError, match=r"best_model\.pt was not published by this program"):
@@ -198,7 +198,7 @@ def test_a_refused_training_leaves_the_published_log(tmp_path: Path, packed: Pac
     (job.checkpoints / "published.json").write_text("{}", "utf-8")
     with pytest.raises(CheckpointError, match=r"published\.json is damaged .*: remove it"):
         train(job)
-    assert (job.logs / "training.log").read_text("utf-8") == "of the former run"
+    assert (job.logs / "training.log").read_text("utf-8") == "of the previous run"
     assert (job.checkpoints / "best_model.pt").read_bytes() == b"of somebody else"
 
 

@@ -1,4 +1,4 @@
-"""What a fresh run tells of one that waits, and that the command it names goes on."""
+"""A new run reports an unfinished run, with a command that resumes it."""
 
 import logging
 import shlex
@@ -23,33 +23,33 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(num_train=23, num_valid=2))
 
 
-def test_a_fresh_run_tells_of_one_that_waits(
+def test_a_new_run_reports_an_unfinished_run(
     tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "pipeline.train"):
         last = stopped_in(tmp_path, packed)
-        assert "fresh run" not in caplog.text
+        assert "starting a new run" not in caplog.text
         train(job_in(tmp_path, packed, num_epochs=1, learning_rate=0.005))
-    (line,) = [message for message in caplog.messages if "fresh run" in message]
-    assert f"though {last.parent} stands unfinished in epoch 1 of 3" in line
+    (line,) = [message for message in caplog.messages if "starting a new run" in message]
+    assert f"{last.parent} is unfinished, in epoch 1 of 3" in line
     assert "train.learning_rate: 0.01 there, 0.005 here; train.num_epochs: 3 there, 1 here" in line
     assert line.endswith(f"pipeline train --params {last.parent / 'config.yaml'}")
     caplog.clear()
     fewer = pack_clips(tmp_path / "fewer", toy_clips(20, 2))
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job_in(tmp_path, fewer, num_epochs=1))
-    (line,) = [message for message in caplog.messages if "fresh run" in message]
+    (line,) = [message for message in caplog.messages if "starting a new run" in message]
     assert "other clips" in line and line.endswith(f"--resume {last} --accept-new-plan")
     caplog.clear()
-    # gone on with and finished, it is told of no more
+    # after it is resumed and finished, it is no longer reported
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job_in(tmp_path, packed))
         train(job_in(tmp_path, packed, num_epochs=1, seed=5))
-    assert "fresh run" not in caplog.text
+    assert "starting a new run" not in caplog.text
 
 
-def told_job(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
-    """What `pipeline train --params FILE [--resume FILE [--accept-new-plan]]` would be asked to do."""
+def job_of_command(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
+    """Returns the job of `pipeline train --params FILE [--resume FILE [--accept-new-plan]]`."""
     return replace(
         job_of(load_params(params)),
         samples=packed.samples,
@@ -70,7 +70,7 @@ def told_job(params: Path, packed: Packed, arguments: list[str]) -> TrainingJob:
         ("crops", None),
     ],
 )
-def test_the_command_that_a_fresh_run_tells_goes_on(
+def test_the_reported_command_resumes_the_unfinished_run(
     tmp_path: Path,
     packed: Packed,
     other: str,
@@ -89,7 +89,7 @@ def test_the_command_that_a_fresh_run_tells_goes_on(
     params = tmp_path / "params.yaml"
     params.write_text(params_text(check(sections, "params")), "utf-8")
     with pytest.raises(Interrupted):
-        train(stopping_at(told_job(params, packed, []), 0, 2))
+        train(stopping_at(job_of_command(params, packed, []), 0, 2))
     (last,) = (folder / "runs").glob("*/last.pt")
     now = packed
     changes: dict = {}
@@ -111,27 +111,27 @@ def test_the_command_that_a_fresh_run_tells_goes_on(
         now = pack_clips(tmp_path / "now", small)
         changes = {"model": MODEL.model_copy(update={"window_px": 64})}
     with caplog.at_level(logging.INFO, "pipeline.train"), pytest.raises(Interrupted):
-        train(stopping_at(replace(told_job(params, now, []), **changes), 0, 2))
-    (line,) = [message for message in caplog.messages if "fresh run" in message]
+        train(stopping_at(replace(job_of_command(params, now, []), **changes), 0, 2))
+    (line,) = [message for message in caplog.messages if "starting a new run" in message]
     differs = {
         "parameters": "train.learning_rate: 0.01 there, 0.5 here",
         "valid clips": "(other valid clips)",
         "program": "(by another version of the program)",
         "train clips and model": "other clips: samples.parquet was packed anew",
         "vocabulary": "only there '', only here '五'",
-        "crops": "model.window_px 96 is more than the 80 px of the packed crops",
+        "crops": "model.window_px 96 is larger than the packed crops (80 px)",
     }
     assert differs[other] in line
     if options is None:
-        assert "it cannot be gone on with" in line and "pipeline train" not in line
+        assert "that run cannot be resumed" in line and "pipeline train" not in line
         return
-    arguments = shlex.split(line.split("go on with that one: ")[1])
+    arguments = shlex.split(line.split("to resume that run: ")[1])
     assert arguments[:3] == ["pipeline", "train", "--params"]
     assert [argument for argument in arguments[4:] if argument.startswith("--")] == options
     caplog.clear()
     steps: list[Position] = []
-    job = told_job(Path(arguments[3]), now, arguments)
+    job = job_of_command(Path(arguments[3]), now, arguments)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(replace(job, on_batch=lambda epoch, done, *_: steps.append((epoch, done))))
-    assert f"Going on from {last}" in caplog.text and "fresh run" not in caplog.text
+    assert f"Resuming from {last}" in caplog.text and "starting a new run" not in caplog.text
     assert steps[0] == ((0, 2) if "--accept-new-plan" in options else (0, 4))
