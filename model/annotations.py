@@ -6,30 +6,30 @@ import re
 from model.characters import simplified
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z]+\d*);")
-MAY_HOLD = (
+ANNOTATION_HINT = (
     r"[>\])}】〕⁾₎︶︸︺︼﹈﹚﹜﹞﹥）＞］｝]|&[#\w]+;"
     "|[〗⟩》*#\ufe18\u232a\u3009\ufe3e\ufe40\ufe5f\ufe61\uff03\uff0a]"
 )
 """A pattern, for DuckDB as well, that a text with annotations matches: what NFKC makes a closing bracket."""
 
-LONGEST = 40
+MAX_ANNOTATION_CHARS = 40
 """Characters between two brackets; what is longer was said, or its brackets are no pair."""
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 # angle brackets with a space inside compare: a < b
 _BRACKETED = re.compile(
-    rf"<(?! )(?P<tag>[^<>]{{1,{LONGEST}}})(?<! )>"
-    rf"|\[(?P<square>[^\[\]]{{0,{LONGEST}}})\]"
-    rf"|\{{(?P<curly>[^{{}}]{{0,{LONGEST}}})\}}"
-    rf"|\((?P<round>[^()]{{1,{LONGEST}}})\)"
-    rf"|【(?P<lenticular>[^【】]{{1,{LONGEST}}})】"
-    rf"|〖(?P<white>[^〖〗]{{1,{LONGEST}}})〗"
-    rf"|〔(?P<shell>[^〔〕]{{1,{LONGEST}}})〕"
-    rf"|\*(?P<star>[^*]{{1,{LONGEST}}})\*"
-    rf"|#(?P<hash>[^#]{{1,{LONGEST}}})#"
-    rf"|《(?P<title>[^《》]{{1,{LONGEST}}})》"
-    rf"|\u3008(?P<inner_title>[^\u3008\u3009]{{1,{LONGEST}}})\u3009"
-    rf"|⟨(?P<angle>[^⟨⟩]{{1,{LONGEST}}})⟩"
+    rf"<(?! )(?P<tag>[^<>]{{1,{MAX_ANNOTATION_CHARS}}})(?<! )>"
+    rf"|\[(?P<square>[^\[\]]{{0,{MAX_ANNOTATION_CHARS}}})\]"
+    rf"|\{{(?P<curly>[^{{}}]{{0,{MAX_ANNOTATION_CHARS}}})\}}"
+    rf"|\((?P<round>[^()]{{1,{MAX_ANNOTATION_CHARS}}})\)"
+    rf"|【(?P<lenticular>[^【】]{{1,{MAX_ANNOTATION_CHARS}}})】"
+    rf"|〖(?P<white>[^〖〗]{{1,{MAX_ANNOTATION_CHARS}}})〗"
+    rf"|〔(?P<shell>[^〔〕]{{1,{MAX_ANNOTATION_CHARS}}})〕"
+    rf"|\*(?P<star>[^*]{{1,{MAX_ANNOTATION_CHARS}}})\*"
+    rf"|#(?P<hash>[^#]{{1,{MAX_ANNOTATION_CHARS}}})#"
+    rf"|《(?P<title>[^《》]{{1,{MAX_ANNOTATION_CHARS}}})》"
+    rf"|\u3008(?P<inner_title>[^\u3008\u3009]{{1,{MAX_ANNOTATION_CHARS}}})\u3009"
+    rf"|⟨(?P<angle>[^⟨⟩]{{1,{MAX_ANNOTATION_CHARS}}})⟩"
 )
 _MARKUP, _TITLES = ("tag", "square", "curly"), ("title", "inner_title", "angle")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Over = Literal["speakers", "clips"]
 
-MIDDLE = (0.025, 0.975)
+INTERVAL_QUANTILES = (0.025, 0.975)
 """Quantiles of the resamples between which the interval lies: 95 %."""
 DRAWS_AT_ONCE = 1 << 20
 ENOUGH_SPEAKERS = 8
@@ -63,12 +63,12 @@ def rates(errors: NDArray[np.int64], chars: NDArray[np.int64]) -> NDArray[np.flo
     return np.divide(errors, chars, out=empty, where=chars > 0)
 
 
-def middle_of(values_R: NDArray[np.float64]) -> tuple[float, float] | None:
+def interval_of(values_R: NDArray[np.float64]) -> tuple[float, float] | None:
     """The interval that holds the middle 95 % of the resamples; None where it has no width.
 
     All groups are alike then, without an error, say: they do not tell how far others would be from them.
     """
-    low, high = np.quantile(values_R, MIDDLE)
+    low, high = np.quantile(values_R, INTERVAL_QUANTILES)
     return (float(low), float(high)) if low < high else None
 
 
@@ -77,11 +77,11 @@ def rate_interval(
 ) -> tuple[tuple[float, float] | None, Over]:
     """95 % interval of the micro error rate of clips, and what it was drawn over.
 
-    None where there is one clip only, or all groups are alike (`middle_of`).
+    None where there is one clip only, or all groups are alike (`interval_of`).
     """
     groups_N, over = groups_of(speakers)
     if len(groups_N) < 2:
         return None, over
     sums_GK = summed_by_group(np.array([errors, chars], np.int64).T, groups_N)
     errors_R, chars_R = resampled_sums(sums_GK, resamples, seed).T
-    return middle_of(rates(errors_R, chars_R)), over
+    return interval_of(rates(errors_R, chars_R)), over

@@ -8,7 +8,7 @@ import torch
 
 from shards.errors import CheckpointError, PipelineError
 
-MODIFIED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+MODIFIED_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 """What taking over a value raises that is of another kind, shape or name, pydantic's errors included."""
 
 
@@ -19,7 +19,7 @@ def reported_as_modified(path: Path) -> Iterator[None]:
         yield
     except (PipelineError, torch.OutOfMemoryError):
         raise
-    except MODIFIED as error:
+    except MODIFIED_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"checkpoint {path} is altered or not of this program: {type(error).__name__}: {reason}"

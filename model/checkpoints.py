@@ -24,9 +24,9 @@ from shards.pipes import refuse_pipe
 from shards.plan_identity import PlanIdentity
 
 CHECKPOINT_VERSION = 3
-SHOWN = 3
+MAX_LISTED_WEIGHTS = 3
 """Of the weights at fault."""
-MOST_FPS, MOST_CROP_PX = 120, 512
+MAX_FPS, MAX_CROP_PX = 120, 512
 """Of clips that crop makes."""
 OLDER_KEYS = (
     "epoch",
@@ -39,8 +39,8 @@ OLDER_KEYS = (
 )
 
 
-class _Kept(BaseModel):
-    """What each key of a checkpoint holds. None: of imported weights, with which no training goes on."""
+class _CheckpointContent(BaseModel):
+    """The type of each key of a checkpoint. None is for imported weights, which cannot resume a training."""
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -62,8 +62,8 @@ class _Kept(BaseModel):
     heads: list[Head]
     training_state_dict: dict[str, torch.Tensor] | None
     averaged_steps: int = Field(ge=0)
-    fps: float = Field(gt=0, le=MOST_FPS)
-    crop_px: int = Field(gt=0, le=MOST_CROP_PX)
+    fps: float = Field(gt=0, le=MAX_FPS)
+    crop_px: int = Field(gt=0, le=MAX_CROP_PX)
     progress: dict[str, Any]
     plan_identity: dict[str, Any] | None
     valid_hash: str | None
@@ -72,9 +72,9 @@ class _Kept(BaseModel):
     cuda_random_state: torch.Tensor | None
 
 
-KEYS = tuple(_Kept.model_fields)
+KEYS = tuple(_CheckpointContent.model_fields)
 
-CLIPS_LEARNT = {"fps": "target_fps", "crop_px": "size_px"}
+CLIP_PROPERTIES = {"fps": "target_fps", "crop_px": "size_px"}
 """What a checkpoint keeps of the clips that it has learnt from, and the parameter of section crop that decided it."""
 
 
@@ -109,7 +109,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-DAMAGED = (
+DAMAGE_ERRORS = (
     RuntimeError,
     EOFError,
     OSError,
@@ -137,7 +137,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
     except PermissionError as error:
         raise CheckpointError(f"checkpoint {path} {FORBIDDEN}") from error
-    except DAMAGED as error:
+    except DAMAGE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint of weights: {reason}"
@@ -152,7 +152,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     if missing := [key for key in KEYS if key not in state]:
         raise CheckpointError(f"checkpoint {path} is not of this program: it lacks {', '.join(missing)}")
     try:
-        _Kept.model_validate(state)
+        _CheckpointContent.model_validate(state)
     except ValidationError as error:
         wrong = error.errors(include_input=False)[0]
         where = ".".join(map(str, wrong["loc"]))[:200]
@@ -181,10 +181,10 @@ def _refuse_not_finite(weights: Any, path: Path) -> None:
         and not tensor.float().isfinite().all()
     ]
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        more = f" and {len(wrong) - MAX_LISTED_WEIGHTS} more" if len(wrong) > MAX_LISTED_WEIGHTS else ""
         raise CheckpointError(
-            f"checkpoint {path} holds weights that are not finite ({', '.join(wrong[:SHOWN])}{more}): nothing can be "
-            "read with it; take an earlier one, or train again with a lower train.learning_rate"
+            f"checkpoint {path} holds weights that are not finite ({', '.join(wrong[:MAX_LISTED_WEIGHTS])}{more}), so "
+            "it cannot read clips; use an earlier checkpoint, or train again with a lower train.learning_rate"
         )
 
 
@@ -219,10 +219,10 @@ def refuse_other_model(
 ) -> None:
     """CheckpointError naming each difference where `state` is of another model or vocabulary, or of other `clips`.
 
-    `clips`: what CLIPS_LEARNT names of those that are packed.
+    `clips`: what CLIP_PROPERTIES names of those that are packed.
     """
     found = differences(model.model_dump(mode="json"), state["model_params"])
-    found += other_clips(state, clips)
+    found += clip_differences(state, clips)
     if set(state["heads"]) != set(heads):
         there, here = ", ".join(state["heads"]), ", ".join(heads)
         found.append(
@@ -236,10 +236,10 @@ def refuse_other_model(
         raise CheckpointError(f"{path} does not fit:\n  " + "\n  ".join(found))
 
 
-def other_clips(state: Mapping[str, Any], clips: Mapping[str, float]) -> list[str]:
+def clip_differences(state: Mapping[str, Any], clips: Mapping[str, float]) -> list[str]:
     """A line for the frame rate and one for the size of `clips`, where `state` has learnt from others."""
-    names = {key: f"{key} (crop.{param})" for key, param in CLIPS_LEARNT.items()}
-    here, there = ({names[key]: some[key] for key in CLIPS_LEARNT} for some in (clips, state))
+    names = {key: f"{key} (crop.{param})" for key, param in CLIP_PROPERTIES.items()}
+    here, there = ({names[key]: some[key] for key in CLIP_PROPERTIES} for some in (clips, state))
     return differences(here, there)
 
 

@@ -75,7 +75,7 @@ class Progress:
         """Whether there is no epoch left to train."""
         return self.epoch >= train.num_epochs or self.stopped_early(train)
 
-    def take_validated(self, loss: float, cer: float) -> bool:
+    def record_validation(self, loss: float, cer: float) -> bool:
         """Whether the model is the best so far; of equals the later one is, which has learnt more."""
         self.best_val_loss = min(self.best_val_loss, loss)
         self.validations_since_best = 0 if cer < self.best_val_cer else self.validations_since_best + 1

@@ -242,7 +242,7 @@ class DecodeParams(Section):
         description="where an attention decoder stops, characters/s; no effect with train.ctc_weight 1",
     )
 
-    def while_training(self) -> "DecodeParams":
+    def for_validation(self) -> "DecodeParams":
         """How valid is read: greedily, so that no beam makes an epoch longer, nor a change of it another run."""
         return DecodeParams(max_chars_per_s=self.max_chars_per_s)
 

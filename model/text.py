@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from model.annotations import MAY_HOLD, unescaped, without_annotations
+from model.annotations import ANNOTATION_HINT, unescaped, without_annotations
 from model.characters import plain, simplified, with_zeros, with_zeros_of_letters
 from model.settings import TextParams
 from shards.errors import CheckpointError, TableError
@@ -61,7 +61,7 @@ def _once(text: str, params: TextParams) -> str:
     return simplified(text) if params.simplify else text
 
 
-_MAY_HOLD_ANNOTATIONS = re.compile(MAY_HOLD)
+_MAY_HOLD_ANNOTATIONS = re.compile(ANNOTATION_HINT)
 
 
 def in_brackets(text: str, params: TextParams) -> tuple[list[str], list[str]]:
@@ -187,28 +187,30 @@ def without_version(described: str) -> str:
 _MARK = b"normaliser"
 
 
-def normaliser_mark(params: TextParams) -> dict[bytes, bytes]:
+def normaliser_metadata(params: TextParams) -> dict[bytes, bytes]:
     """Schema metadata of a table of labels: the normaliser that made them."""
     told = {"version": NORMALISER_VERSION, "params": params.model_dump(mode="json")}
     return {_MARK: json.dumps(told, sort_keys=True).encode()}
 
 
-def same_mark(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
+def copied_normaliser_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[bytes, bytes]:
     """The mark of a table, for one that takes its labels over; nothing where it has none."""
     return {_MARK: metadata[_MARK]} if metadata and _MARK in metadata else {}
 
 
-def describe_mark(metadata: Mapping[bytes, bytes] | None, table: object) -> str | None:
+def describe_stored_normaliser(metadata: Mapping[bytes, bytes] | None, table: object) -> str | None:
     """`describe_normaliser` of a table's labels; None where it was written before they were marked.
 
     Raises TableError, which names `table`, where the mark is none of this program.
     """
-    mark = read_mark(metadata, table)
+    mark = normaliser_from_metadata(metadata, table)
     return describe_normaliser(*mark) if mark else None
 
 
-def read_mark(metadata: Mapping[bytes, bytes] | None, table: object) -> tuple[TextParams, int] | None:
-    """The normaliser of a table's labels and its version, as `describe_mark` tells them."""
+def normaliser_from_metadata(
+    metadata: Mapping[bytes, bytes] | None, table: object
+) -> tuple[TextParams, int] | None:
+    """The normaliser of a table's labels and its version, as `describe_stored_normaliser` tells them."""
     if not metadata or _MARK not in metadata:
         return None
     try:

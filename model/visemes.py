@@ -16,7 +16,7 @@ from pypinyin.contrib.tone_convert import to_finals, to_initials
 from model.pinyin import syllables_of
 from model.text import is_han
 
-Look = tuple[str, ...]
+LookAlikeClass = tuple[str, ...]
 """The visemes of a syllable, in time's order."""
 
 _INITIALS = (
@@ -61,7 +61,7 @@ VISEMES_OF_FINAL = {final: tuple(visemes.split()) for visemes, finals in _FINALS
 
 
 @lru_cache(1 << 13)
-def visemes_of(syllable: str) -> Look | None:
+def visemes_of(syllable: str) -> LookAlikeClass | None:
     """The visemes of a toneless pinyin syllable (`lü` as `lv`), one to three.
 
     None where it is no such syllable (gpu, 7), or a hummed one without a vowel (m, ng).
@@ -74,7 +74,7 @@ def visemes_of(syllable: str) -> Look | None:
     return (*((f"{VISEME_OF_INITIAL[initial]}-",) if initial else ()), *VISEMES_OF_FINAL[final])
 
 
-def look_alike_classes_of(text: str) -> list[Look | None]:
+def look_alike_classes_of(text: str) -> list[LookAlikeClass | None]:
     """How each character of `text` looks, spaces left out; None where it is no Han character, or has no visemes."""
     characters = [character for character in text if not character.isspace()]
     return [
@@ -115,13 +115,13 @@ def look_alikes(texts: Iterable[str]) -> list[list[str]]:
 
     Each stands in the group of its most frequent reading; most frequent group first, and character in it.
     """
-    looks: dict[str, Counter[Look]] = {}
+    looks: dict[str, Counter[LookAlikeClass]] = {}
     for text in texts:
         characters = [character for character in text if not character.isspace()]
         for character, look in zip(characters, look_alike_classes_of(text), strict=True):
             if look is not None:
                 looks.setdefault(character, Counter())[look] += 1
-    groups: dict[Look, list[tuple[int, str]]] = {}
+    groups: dict[LookAlikeClass, list[tuple[int, str]]] = {}
     for character, counted in looks.items():
         look = max(counted, key=lambda one: (counted[one], one))
         groups.setdefault(look, []).append((-counted.total(), character))

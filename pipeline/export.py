@@ -130,7 +130,7 @@ def _scored(
     split = params.report.split
     samples = read_samples(Path(params.paths.samples), split)
     store = open_store(params.paths.shards, params.machine)
-    decode = params.decode.while_training()  # the greedy one: what quantising costs is not hidden by a beam
+    decode = params.decode.for_validation()  # the greedy one: what quantising costs is not hidden by a beam
     files, decoder = [], ""
     for number, file in enumerate(facts.files):
 

@@ -39,7 +39,7 @@ _COUNT = re.compile(r"ngram (\d{1,2})=[ \t]*(\d{1,12})", re.ASCII)
 def write_arpa(path: Path, model: NgramModel, about: Mapping[str, Any] | None = None) -> None:
     """Writes the model; the same model gives the same bytes, and `read_arpa` the same model.
 
-    `about` is what `arpa_about` gives back, a line of JSON in front of it all.
+    `about` is what `arpa_metadata` gives back, a line of JSON in front of it all.
     """
     names = [SPACE if word == " " else word for word in model.words]
     assert not any(set(name) & set(" \t\n\r") or not name for name in names), "words hold no spaces"
@@ -56,7 +56,7 @@ def write_arpa(path: Path, model: NgramModel, about: Mapping[str, Any] | None = 
         file.write(b"\n\\end\\\n")
 
 
-def arpa_about(path: Path) -> dict[str, Any] | None:
+def arpa_metadata(path: Path) -> dict[str, Any] | None:
     """What `write_arpa` was told of the model; None where there is no file, or another program's."""
     refuse_pipe(path)
     try:
@@ -99,7 +99,7 @@ def load_language_model(path: Path, table: Tokenizer, text: TextParams | None = 
 
 def _other_normaliser_told(path: Path, text: TextParams) -> str | None:
     """What to warn of; None where options are the same (versions differ in rare texts only), or nothing says them."""
-    theirs, ours = (arpa_about(path) or {}).get("normaliser"), without_version(describe_normaliser(text))
+    theirs, ours = (arpa_metadata(path) or {}).get("normaliser"), without_version(describe_normaliser(text))
     if not isinstance(theirs, str) or without_version(theirs) == ours:
         return None
     return (

@@ -39,6 +39,6 @@ def to_host(array: Array) -> np.ndarray:
     return array.cpu().numpy() if is_torch_array(array) else np.asarray(array)
 
 
-def beside(array: np.ndarray, other: Array, xp: Any) -> Array:
+def on_device_of(array: np.ndarray, other: Array, xp: Any) -> Array:
     """`array` on the device of `other`, whose library is `xp`."""
     return xp.asarray(array, device=device(other))

@@ -76,7 +76,7 @@ def read_greedily(stepping: Stepping, max_chars_B: torch.Tensor) -> tuple[list[l
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Found:
+class Hypothesis:
     """A text that was read to its end; the better one is the greater."""
 
     rank_score: float
@@ -93,7 +93,7 @@ def joint_beam(
     lm: LanguageModel | None,
     max_chars_B: torch.Tensor,
     params: DecodeParams,
-) -> list[list[Found]]:
+) -> list[list[Hypothesis]]:
     """The best texts of each clip, at most `params.beam` and at least one, the best first.
 
     Each step keeps the `params.beam` best of all that goes on or ends; what ends is set aside. A clip is done when
@@ -104,7 +104,7 @@ def joint_beam(
     """
     # a share of 0 is none: CTC may hold impossible what attention reads, and 0 times infinity is no number
     ctc = ctc if params.ctc_share > 0 else None
-    lm = lm.beside(max_chars_B) if lm is not None and params.lm_weight > 0 else None
+    lm = lm.on_device_of(max_chars_B) if lm is not None and params.lm_weight > 0 else None
     search = _Search(stepping, ctc, lm, max_chars_B, params)
     while search.clips:
         scores = search.scores()
@@ -117,7 +117,7 @@ class _Scores(NamedTuple):
 
     attention_BKV: torch.Tensor
     ctc_BKV: torch.Tensor | None
-    fluency_BKV: torch.Tensor | None
+    lm_scores_BKV: torch.Tensor | None
     """Of the language model."""
     ranks_BKV: torch.Tensor
     """All together; -inf for what cannot be."""
@@ -138,7 +138,7 @@ class _Search:
         self.device = max_chars_B.device
         self.max_chars = [int(most) for most in max_chars_B.tolist()]
         self.clips = list(range(len(self.max_chars)))
-        self.found: list[list[Found]] = [[] for _ in self.clips]
+        self.found: list[list[Hypothesis]] = [[] for _ in self.clips]
         self.num_chars = 0
         share = torch.tensor(params.ctc_share, dtype=torch.float64, device=self.device)
         self.log_shares = torch.stack([1 - share, share]).log()
@@ -147,7 +147,7 @@ class _Search:
         self.tokens_BK = torch.full(shape, START_ID, device=self.device)
         self.is_open_BK = torch.ones(shape, dtype=torch.bool, device=self.device)
         self.attention_BK = torch.zeros(shape, device=self.device)
-        self.fluency_BK = torch.zeros(shape, device=self.device)
+        self.lm_scores_BK = torch.zeros(shape, device=self.device)
         self.states_BK = torch.full(shape, lm.start() if lm else 0, device=self.device)
 
     def scores(self) -> _Scores:
@@ -163,13 +163,15 @@ class _Search:
             heads_BKV = (1 - params.ctc_share) * attention_BKV + params.ctc_share * ctc_BKV
         ranks_BKV = heads_BKV + params.length_bonus * (self.num_chars + 1)
         ranks_BKV[..., END_ID] -= params.length_bonus
-        fluency_BKV = None
+        lm_scores_BKV = None
         if self.lm is not None:
             rows_NV = self.lm.log_probs(self.states_BK.flatten())
-            fluency_BKV = self.fluency_BK[..., None] + rows_NV.view(attention_BKV.shape)
-            ranks_BKV += params.lm_weight * fluency_BKV
+            lm_scores_BKV = self.lm_scores_BK[..., None] + rows_NV.view(attention_BKV.shape)
+            ranks_BKV += params.lm_weight * lm_scores_BKV
         cannot_be_BKV = attention_BKV.isneginf() | ~self.is_open_BK[..., None]
-        return _Scores(attention_BKV, ctc_BKV, fluency_BKV, ranks_BKV.masked_fill(cannot_be_BKV, -torch.inf))
+        return _Scores(
+            attention_BKV, ctc_BKV, lm_scores_BKV, ranks_BKV.masked_fill(cannot_be_BKV, -torch.inf)
+        )
 
     def set_aside(self, scores: _Scores) -> list[list[int]]:
         """Takes the texts that end here; of each clip those that go on, as places in its (K, V), the best first."""
@@ -186,7 +188,7 @@ class _Search:
             for rank, head, place in zip(ranks, heads, places, strict=True):
                 beam, token = divmod(place, num_tokens)
                 if rank > -np.inf and token == END_ID:
-                    ended.append(Found(rank, head, self.texts[row][beam]))
+                    ended.append(Hypothesis(rank, head, self.texts[row][beam]))
                 elif rank > -np.inf:
                     longer.append((rank, place))
             self.found[clip] = ended = heapq.nlargest(params.beam, ended)
@@ -228,7 +230,7 @@ class _Search:
         self.attention_BK = scores.attention_BKV.flatten(1)[clips_A].gather(1, kept_AK)
         if self.ctc is not None:
             self.ctc.extend(clips_A, texts_AK, self.tokens_BK)
-        if self.lm is not None and scores.fluency_BKV is not None:
-            self.fluency_BK = scores.fluency_BKV.flatten(1)[clips_A].gather(1, kept_AK)
+        if self.lm is not None and scores.lm_scores_BKV is not None:
+            self.lm_scores_BK = scores.lm_scores_BKV.flatten(1)[clips_A].gather(1, kept_AK)
             states_AK = self.states_BK[clips_A[:, None], texts_AK]
             self.states_BK = self.lm.advance(states_AK.flatten(), self.tokens_BK.flatten()).view(len(rows), K)

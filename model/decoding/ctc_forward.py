@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from model.decoding.arrays import Array, beside, to_host
+from model.decoding.arrays import Array, on_device_of, to_host
 from model.pinyin import syllables_of
 from model.text import BLANK_ID, Tokenizer
 
@@ -39,7 +39,7 @@ def ctc_log_probabilities(
     if not log_probs_BSV.shape[1]:
         return np.where(host_last_N == 0, 0.0, -np.inf)
     clip_N, column_NP, skips_NP, last_N = (
-        beside(one, log_probs_BSV, xp)
+        on_device_of(one, log_probs_BSV, xp)
         for one in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
     )
     alpha_NP = xp.full_like(column_NP, -np.inf, dtype=xp.float64)

@@ -92,10 +92,10 @@ def readings_by_ctc(
     encoded_BSE, num_steps_B = encoded.encoded_BSE, encoded.num_steps_B
     padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device), encoded_BSE.shape[1])
     by_syllables = name in ("syllables", "pinyin")
-    asks_syllables = by_syllables or (params.syllable_weight > 0 and name not in GREEDY)
+    uses_syllable_head = by_syllables or (params.syllable_weight > 0 and name not in GREEDY)
     logits = (
         None if by_syllables else network.ctc_logits(encoded_BSE),
-        network.syllable_logits(encoded_BSE) if asks_syllables else None,
+        network.syllable_logits(encoded_BSE) if uses_syllable_head else None,
     )
     on_gpu = encoded_BSE.device.type == "cuda"
     log_probs_BSV, log_probs_BSW = (

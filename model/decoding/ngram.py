@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from model.decoding.arrays import Array, beside
+from model.decoding.arrays import Array, on_device_of
 from model.text import END_ID, SPECIAL_TOKENS, Tokenizer
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -100,11 +100,11 @@ class NgramTree:
             rows_NW[row_C, self.key_M[child_C - 1] % self.num_words] = self.log10_M[child_C] + weight_N[row_C]
         return rows_NW
 
-    def beside(self, other: Array) -> "NgramTree":
+    def on_device_of(self, other: Array) -> "NgramTree":
         """The same with arrays of the library and on the device of `other`."""
         xp = array_namespace(other)
         arrays = {one.name: getattr(self, one.name) for one in fields(self) if one.name.endswith("_M")}
-        return replace(self, **{name: beside(array, other, xp) for name, array in arrays.items()})
+        return replace(self, **{name: on_device_of(array, other, xp) for name, array in arrays.items()})
 
 
 class NgramModel:
@@ -178,8 +178,8 @@ class NgramModel:
 class LanguageModel:
     """An n-gram model over the tokens of one tokenizer, whose units are characters. States are contexts, int64.
 
-    It takes and gives numpy's arrays; `beside` gives one for others. A unit that the model never saw has its part of
-    the probability of `<unk>`, shared evenly among such units.
+    It takes and returns numpy arrays; `on_device_of` returns a model for other arrays. Units that the model never saw
+    share the probability of `<unk>` evenly.
     """
 
     def __init__(self, model: NgramModel, table: Tokenizer) -> None:
@@ -200,14 +200,16 @@ class LanguageModel:
         """The state in front of a text's first character."""
         return self._start
 
-    def beside(self, other: Array) -> "LanguageModel":
+    def on_device_of(self, other: Array) -> "LanguageModel":
         """The same model for arrays of the library and on the device of `other`; moved there once."""
         if isinstance(other, np.ndarray):
             return self
         if (where := device(other)) not in self._elsewhere:
             xp, there = array_namespace(other), copy(self)
-            there._tree = self._tree.beside(other)
-            there._word_V, there._share_V = (beside(one, other, xp) for one in (self._word_V, self._share_V))
+            there._tree = self._tree.on_device_of(other)
+            there._word_V, there._share_V = (
+                on_device_of(one, other, xp) for one in (self._word_V, self._share_V)
+            )
             self._elsewhere[where] = there
         return self._elsewhere[where]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from model.decoding.arrays import Array, beside, largest, to_host
+from model.decoding.arrays import Array, largest, on_device_of, to_host
 from model.decoding.ngram import LanguageModel
 from model.text import BLANK_ID, END_ID, SPECIAL_TOKENS
 
@@ -110,9 +110,11 @@ class _Search:
         self._xp = xp = array_namespace(log_probs_BSE)
         where = device(log_probs_BSE)
         self._size, self._fusion = beam, fusion
-        self._lm = fusion.lm.beside(log_probs_BSE) if fusion.lm is not None and fusion.lm_weight > 0 else None
+        self._lm = (
+            fusion.lm.on_device_of(log_probs_BSE) if fusion.lm is not None and fusion.lm_weight > 0 else None
+        )
         self._column_U, self._token_U = (
-            beside(one, log_probs_BSE, xp) for one in (units.column_U, units.token_U)
+            on_device_of(one, log_probs_BSE, xp) for one in (units.column_U, units.token_U)
         )
         self._clip_B1 = xp.arange(len(log_probs_BSE), device=where)[:, None]
         self._turns: list[tuple[Array, Array]] = []

@@ -14,7 +14,7 @@ from model.checkpoints import load_checkpoint, vocabulary_of
 from model.decoding.arpa import load_language_model
 from model.decoding.decode import Encoded, readings_by_attention, readings_by_ctc
 from model.decoding.ngram import LanguageModel
-from model.decoding.registry import asks_language_model, chosen_decoder, ready_decoder
+from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Reading
 from model.device import Precision
 from model.networks.network import LipNetwork
@@ -108,7 +108,7 @@ class LipReader:
 
         Warns where it is of another normaliser. Raises TableError where there is none, or a damaged one.
         """
-        if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
+        if self.language_model is None and uses_language_model(chosen_decoder(params, self.heads), params):
             self.language_model = load_language_model(path, self.vocabulary.characters, self.text)
 
     @torch.no_grad()

@@ -24,12 +24,12 @@ def learnt_decoders(heads: Collection[Head]) -> list[str]:
     return [name for name, wanted in HEADS_OF_DECODER.items() if set(wanted) <= set(heads)]
 
 
-def asks_language_model(name: str, params: DecodeParams) -> bool:
+def uses_language_model(name: str, params: DecodeParams) -> bool:
     """Whether the decoder of this name has anything to ask a language model."""
     return name not in GREEDY and params.lm_weight > 0
 
 
-def asks_syllables(name: str, params: DecodeParams, heads: Collection[Head]) -> bool:
+def uses_syllable_head(name: str, params: DecodeParams, heads: Collection[Head]) -> bool:
     """Whether the decoder of this name has characters weighed by the syllable head; pinyin reads by nothing else."""
     is_weighed = name not in (*GREEDY, "pinyin") and params.syllable_weight > 0
     return is_weighed and "syllables" in heads
@@ -42,9 +42,9 @@ def used_settings(name: str, params: DecodeParams, heads: Collection[Head]) -> d
         settings |= {"beam": params.beam, "length_bonus": params.length_bonus}
     if name == "joint_beam":
         settings["ctc_share"] = params.ctc_share
-    if asks_language_model(name, params):
+    if uses_language_model(name, params):
         settings["lm_weight"] = params.lm_weight
-    if asks_syllables(name, params, heads):
+    if uses_syllable_head(name, params, heads):
         settings["syllable_weight"] = params.syllable_weight
     if "decoder" in HEADS_OF_DECODER[name]:
         settings["max_chars_per_s"] = params.max_chars_per_s
@@ -96,7 +96,7 @@ def chosen_decoder(params: DecodeParams, heads: Collection[Head]) -> str:
 def ready_decoder(params: DecodeParams, heads: Collection[Head], has_language_model: bool) -> str:
     """`chosen_decoder`; ConfigError too where it asks a language model and the reader has none."""
     name = chosen_decoder(params, heads)
-    if not has_language_model and asks_language_model(name, params):
+    if not has_language_model and uses_language_model(name, params):
         raise ConfigError(
             f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
             "makes one, or set decode.lm_weight=0"

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from model.annotations import LONGEST, MAY_HOLD
+from model.annotations import ANNOTATION_HINT, MAX_ANNOTATION_CHARS
 from model.settings import TextParams
 from model.text import in_brackets, normalise
 
@@ -77,7 +77,7 @@ def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list
         ("f(x)", "f x"),
         ("(一)音乐", "一音乐"),
         ("no [bracket", "no bracket"),
-        (f"[{'a' * (LONGEST + 1)}]", "a" * (LONGEST + 1)),
+        (f"[{'a' * (MAX_ANNOTATION_CHARS + 1)}]", "a" * (MAX_ANNOTATION_CHARS + 1)),
         ("《音乐》“掌声”", "音乐掌声"),
         ("价格是[3]元", "价格是3元"),
         ("[2024]年第{5}章", "2024年第5章"),
@@ -120,4 +120,4 @@ def test_the_pattern_for_many_texts_leaves_out_none_with_annotations() -> None:
         if unicodedata.normalize("NFKC", c) in set(">])}】〕〗〉⟩》*#")
     ]
     assert len(forms) == 35
-    assert all(re.search(MAY_HOLD, text) for text in (*forms, "&gt;", "&#62;", "&#x3e;"))
+    assert all(re.search(ANNOTATION_HINT, text) for text in (*forms, "&gt;", "&#62;", "&#x3e;"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from model import bootstrap as ours
-from model.bootstrap import groups_of, middle_of, rate_interval, rates, resampled_sums, summed_by_group
+from model.bootstrap import groups_of, interval_of, rate_interval, rates, resampled_sums, summed_by_group
 
 
 def test_speakers_are_groups_where_two_are_known() -> None:
@@ -124,4 +124,4 @@ def test_one_error_in_many_clips_has_an_interval() -> None:
 
 def test_no_characters_are_no_division() -> None:
     assert rates(np.array([0, 2, 1]), np.array([0, 0, 4])).tolist() == [0.0, 1.0, 0.25]
-    assert middle_of(np.arange(1001.0)) == (25.0, 975.0)
+    assert interval_of(np.arange(1001.0)) == (25.0, 975.0)

@@ -48,7 +48,7 @@ def encoded_by(network: LipNetwork, num_clips: int = 3, num_steps: int = 20) -> 
     )
 
 
-def made_up_outputs(labels: list[str], num_steps_B: list[int], num_tokens: int | None = None) -> Outputs:
+def synthetic_outputs(labels: list[str], num_steps_B: list[int], num_tokens: int | None = None) -> Outputs:
     """Logits of every head that mean nothing."""
     generator = torch.Generator().manual_seed(2)
     V, W = num_tokens or VOCABULARY.characters.num_tokens, VOCABULARY.num_syllables
@@ -87,7 +87,7 @@ def test_ctc_against_the_sum_over_all_paths(target: list[int], num_steps: int) -
 
 
 def test_syllables_are_a_ctc_over_the_labels_pinyin() -> None:
-    outputs, targets = made_up_outputs(LABELS, [4, 4, 4]), targets_of(LABELS, VOCABULARY, CPU)
+    outputs, targets = synthetic_outputs(LABELS, [4, 4, 4]), targets_of(LABELS, VOCABULARY, CPU)
     loss_B = joint_loss_B(outputs, targets, LossParams(0.3, 0.1, syllable_weight=1))
     for clip, label in ((1, "er er"), (2, "si shi shi")):
         ids = VOCABULARY.syllables.encode(label.split())
@@ -167,7 +167,7 @@ def test_attention_loss_against_the_decoder_step_by_step() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 def test_label_smoothing_against_its_closed_form(smoothing: float) -> None:
     """Cross-entropy with (1 - e) of the mass on the character and e spread over all tokens (Szegedy et al. 2016)."""
-    outputs, targets = made_up_outputs(LABELS, [5, 5, 5]), targets_of(LABELS, VOCABULARY, CPU)
+    outputs, targets = synthetic_outputs(LABELS, [5, 5, 5]), targets_of(LABELS, VOCABULARY, CPU)
     loss_B = joint_loss_B(outputs, targets, LossParams(0, smoothing))
     for clip, label in enumerate(LABELS):
         wanted = [*VOCABULARY.characters.encode(label), END_ID]
@@ -196,7 +196,7 @@ def test_the_reverse_decoder_is_the_forward_one_of_the_reversed_label(model: Mod
 
 
 def test_the_losses_are_combined_by_their_shares() -> None:
-    outputs, targets = made_up_outputs(LABELS, [9, 7, 8]), targets_of(LABELS, VOCABULARY, CPU)
+    outputs, targets = synthetic_outputs(LABELS, [9, 7, 8]), targets_of(LABELS, VOCABULARY, CPU)
 
     def loss(**weights: float) -> torch.Tensor:
         values = {"ctc_weight": 0.0, "label_smoothing": 0.1} | weights

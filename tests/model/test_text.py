@@ -14,12 +14,12 @@ from model.text import (
     NORMALISER_VERSION,
     UNKNOWN_ID,
     Tokenizer,
-    describe_mark,
+    copied_normaliser_metadata,
     describe_normaliser,
+    describe_stored_normaliser,
     is_han,
     normalise,
-    normaliser_mark,
-    same_mark,
+    normaliser_metadata,
     units_of,
 )
 from shards.errors import CheckpointError, TableError
@@ -137,19 +137,26 @@ def test_a_letter_meets_its_mark_where_something_between_them_is_dropped() -> No
 
 def test_labels_tell_what_made_them() -> None:
     params = TextParams(digits="chinese")
-    mark = normaliser_mark(params)
-    assert describe_mark({b"table": b"samples", **mark}, "here") == describe_normaliser(params)
-    assert same_mark({b"table": b"clips", **mark}) == mark
+    mark = normaliser_metadata(params)
+    assert describe_stored_normaliser({b"table": b"samples", **mark}, "here") == describe_normaliser(params)
+    assert copied_normaliser_metadata({b"table": b"clips", **mark}) == mark
     for metadata in (None, {}, {b"table": b"samples"}):
-        assert describe_mark(metadata, "here") is None and same_mark(metadata) == {}
+        assert (
+            describe_stored_normaliser(metadata, "here") is None
+            and copied_normaliser_metadata(metadata) == {}
+        )
     older = {b"normaliser": mark[b"normaliser"].replace(str(NORMALISER_VERSION).encode(), b"2")}
-    assert describe_mark(older, "here") == describe_normaliser(params, 2) != describe_normaliser(params)
+    assert (
+        describe_stored_normaliser(older, "here")
+        == describe_normaliser(params, 2)
+        != describe_normaliser(params)
+    )
 
 
 @pytest.mark.parametrize("mark", [b"", b"[]", b"{}", b'{"version": 9, "params": {"rot13": true}}'])
 def test_a_foreign_mark_is_refused_by_name(mark: bytes) -> None:
     with pytest.raises(TableError, match=r"samples\.parquet: .*pipeline ingest"):
-        describe_mark({b"normaliser": mark}, "samples.parquet")
+        describe_stored_normaliser({b"normaliser": mark}, "samples.parquet")
 
 
 def test_the_line_for_reports_says_what_is_on() -> None:

@@ -104,8 +104,8 @@ def test_so_do_the_best_path_and_the_score_of_a_text(
 @given(st.lists(st.text("abcijkrst", max_size=6), min_size=1, max_size=5))
 @settings(deadline=None)
 def test_a_language_model_says_the_same_in_torch(texts: list[str]) -> None:
-    in_torch = LM.beside(torch.zeros(1))
-    assert LM.beside(np.zeros(1)) is LM and LM.beside(torch.zeros(2)) is in_torch
+    in_torch = LM.on_device_of(torch.zeros(1))
+    assert LM.on_device_of(np.zeros(1)) is LM and LM.on_device_of(torch.zeros(2)) is in_torch
     states_N = np.full(len(texts), LM.start())
     for column in range(6):
         token_N = np.array([TABLE.encode(text.ljust(6, "z")[column])[0] for text in texts])

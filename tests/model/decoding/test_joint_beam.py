@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.decoding.attention import Found, joint_beam, read_greedily
+from model.decoding.attention import Hypothesis, joint_beam, read_greedily
 from model.decoding.ctc_prefix import CtcPrefixes
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import LanguageModel
@@ -69,7 +69,7 @@ class Clips:
         lm: LanguageModel | None = None,
         clips: slice = slice(None),
         steps: int | None = None,
-    ) -> list[list[Found]]:
+    ) -> list[list[Hypothesis]]:
         cut = (clips, slice(steps))
         ctc = CtcPrefixes(self.log_probs[cut], self.num_steps[clips]) if with_ctc else None
         stepping = decoder.stepping(self.encoded[cut], self.padding[cut])
@@ -116,7 +116,7 @@ def lm_score(text: Text) -> float:
 
 def exhaustive(
     decoder: Decoder, clips: Clips, clip: int, params: DecodeParams, with_ctc: bool
-) -> list[Found]:
+) -> list[Hypothesis]:
     """Every text of at most the most characters, the best first."""
     share = params.ctc_share if with_ctc else 0.0
     found = []
@@ -130,7 +130,7 @@ def exhaustive(
                 likely = math.log((1 - share) * math.exp(heads) + share * probability)
                 heads = (1 - share) * heads + share * math.log(probability)
             rank = heads + params.length_bonus * length + params.lm_weight * lm_score(text)
-            found.append(Found(rank, likely, text))
+            found.append(Hypothesis(rank, likely, text))
     return sorted(found, reverse=True)
 
 

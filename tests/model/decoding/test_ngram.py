@@ -20,7 +20,7 @@ from shards.errors import ConfigError, TableError
 LABELS = st.lists(st.text("ab 中文", min_size=1, max_size=7), min_size=1, max_size=12)
 
 
-def made_up(num_labels: int, seed: int = 0) -> list[str]:
+def synthetic_labels(num_labels: int, seed: int = 0) -> list[str]:
     """Labels with enough rare and frequent n-grams, characters too, for estimated discounts."""
     rng = random.Random(seed)
     words = ["你好", "世界", "唇语", "一二三", "gpu ", *(chr(0x4E00 + number) for number in range(300))]
@@ -99,10 +99,10 @@ def test_agrees_with_the_papers_formulas(labels: list[str], order: int, text: st
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_agrees_where_discounts_are_estimated(order: int) -> None:
-    labels = made_up(400)
+    labels = synthetic_labels(400)
     model, plain = train(labels, order), Plain(labels, order)
     assert plain.discounts[plain.order][1:] != FALLBACK_DISCOUNTS
-    for label in made_up(20, seed=1):
+    for label in synthetic_labels(20, seed=1):
         sentence = (START, *label, END)
         for place in range(1, len(sentence)):
             expected = math.log(plain.probability(sentence[:place], sentence[place]))
@@ -160,7 +160,7 @@ def test_the_order_is_what_the_labels_allow() -> None:
 
 
 def test_perplexity_against_a_loop() -> None:
-    labels, texts = made_up(300), [*made_up(30, seed=2), "好?好", "一"]
+    labels, texts = synthetic_labels(300), [*synthetic_labels(30, seed=2), "好?好", "一"]
     model, plain = train(labels, 4), Plain(labels, 4)
     logs, num_unknown = [], 0
     for text in texts:
