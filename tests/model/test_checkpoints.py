@@ -198,7 +198,7 @@ def test_a_position_of_another_kind_in_the_one_before_is_told(
     run = run_with(tmp_path, state, 2, 4)
     spoil(run.last, "truncated")
     save_checkpoint(run.before_last, state | {"progress": state["progress"] | altered})
-    with pytest.raises(CheckpointError, match=rf"{run.before_last} is altered .*{told}"):
+    with pytest.raises(CheckpointError, match=rf"{run.before_last} was modified.*{problem}"):
         load_last(run)
 
 

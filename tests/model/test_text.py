@@ -161,7 +161,7 @@ def test_a_foreign_mark_is_refused_by_name(mark: bytes) -> None:
 
 def test_the_line_for_reports_says_what_is_on() -> None:
     assert describe_normaliser(PARAMS) == (
-        "NFKC, case folded, without punctuation and symbols, no spaces beside Han characters (version 4)"
+        "NFKC, case folded, without punctuation and symbols, no spaces next to Han characters (version 4)"
     )
     line = describe_normaliser(TextParams(digits="chinese", simplify=True, drop_annotations=True))
     assert "without annotations" in line

@@ -96,6 +96,7 @@ def test_a_training_does_not_go_on_with_others(tmp_path: Path, packed: Packed, o
         accept_new_plan=True,
     )
     with pytest.raises(
-        CheckpointError, match=r"does not fit:(.|\n)*(target_fps\): 25.* there, 50|96 there, 80 here)"
+        CheckpointError,
+        match=r"does not fit this model and data:(.|\n)*(target_fps\): 25.* there, 50|96 there, 80 here)",
     ):
         train(job)

@@ -219,7 +219,7 @@ def test_levels_altered_by_hand_are_told(tmp_path: Path, packed: Packed) -> None
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     state = load_checkpoint(last)
     torch.save({**state, "model_params": {**state["model_params"], "input_mean": "dark"}}, last)
-    with pytest.raises(CheckpointError, match=r"last\.pt is altered"):
+    with pytest.raises(CheckpointError, match=r"last\.pt was modified"):
         train(job)
 
 

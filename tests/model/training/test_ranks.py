@@ -267,7 +267,7 @@ def test_where_another_training_is_at_work_no_rank_trains(tmp_path: Path, packed
     run = run_of(job, TrainingData(job, Ranks(0, WORLD_SIZE)))
     with locked_run_folder(run.folder):
         first, second = together(training, tmp_path, packed)
-    assert f"at work in {run.folder}" in str(first)
+    assert f"running in {run.folder}" in str(first)
     assert "another process of this training has ended" in str(second)
     assert not run.last.exists()
 
