@@ -249,7 +249,7 @@ class DecodeParams(Section):
     )
 
     def for_validation(self) -> "DecodeParams":
-        """Returns settings for validation. It reads greedily: a beam would slow epochs, and changing it start a new run."""
+        """Returns greedy settings for validation: a beam would slow epochs, and changing it would start a new run."""
         return DecodeParams(max_chars_per_s=self.max_chars_per_s)
 
 

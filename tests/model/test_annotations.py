@@ -1,4 +1,4 @@
-"""What transcripts say of the sound, and what they say in brackets all the same."""
+"""Annotations in transcripts, and bracketed text that was said."""
 
 import sys
 import unicodedata
@@ -60,7 +60,7 @@ PARAMS, OFF = TextParams(drop_annotations=True), TextParams()
         ),
     ],
 )
-def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list[str]) -> None:
+def test_annotations_are_removed_from_labels(text: str, label: str, dropped: list[str]) -> None:
     assert normalise(text, PARAMS) == label
     assert in_brackets(text, PARAMS)[0] == in_brackets(text, OFF)[0] == dropped
 
@@ -91,27 +91,27 @@ def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list
         ("#今天#2*3*4", "今天2 3 4"),
     ],
 )
-def test_what_is_said_in_brackets_stays(text: str, label: str) -> None:
+def test_bracketed_text_that_was_said_stays(text: str, label: str) -> None:
     assert normalise(text, PARAMS) == label == normalise(text, OFF)
     assert in_brackets(text, PARAMS)[0] == []
 
 
-def test_what_a_capital_kept_does_not_go_in_a_second_pass() -> None:
+def test_words_kept_for_their_capitals_stay_after_case_folding() -> None:
     params = TextParams(drop_annotations=True, drop_punctuation=False)
     assert normalise("<NBA>和[3]<i>", params) == "nba和[3]"
 
 
-def test_brackets_that_stay_are_told() -> None:
+def test_other_bracketed_parts_are_returned() -> None:
     kept = in_brackets("我(中国)[noise]<NBA>的[3]《红楼梦》(中国)〖开场〗#话题#", PARAMS)[1]
     assert kept == ["(中国)", "<nba>", "[3]", "(中国)", "〖开场〗", "#话题#"]
     assert in_brackets("1 < 2", PARAMS) == ([], [])
 
 
-def test_the_option_is_off_where_a_checkpoint_does_not_know_it() -> None:
+def test_the_option_is_off_by_default_as_for_old_checkpoints() -> None:
     assert normalise("[noise] (笑) &lt;", OFF) == "noise笑lt"
 
 
-def test_the_pattern_for_many_texts_leaves_out_none_with_annotations() -> None:
+def test_the_hint_pattern_matches_every_text_with_annotations() -> None:
     import re
 
     forms = [

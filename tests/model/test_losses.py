@@ -319,5 +319,5 @@ def test_a_model_that_learns_syllables_alone_is_read_as_spaced_pinyin(tmp_path: 
     assert [clip.reference for clip in scored] == references
     assert all(set(clip.hypothesis.split(" ")) <= set(pinyin.values()) for clip in scored)
     assert sum(clip.hypothesis == clip.reference for clip in scored) >= 5
-    with pytest.raises(ConfigError, match="has not learnt ctc, it has syllables"):
+    with pytest.raises(ConfigError, match="has not learnt ctc; set it to syllables"):
         reader.reference("一", DecodeParams(decoder="ctc"))

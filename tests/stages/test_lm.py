@@ -130,7 +130,7 @@ def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.L
     )
     first, second = told()
     assert first == second
-    assert "data/lm.arpa was made of text by another normaliser" in first and "`pipeline lm`" in first
+    assert "data/lm.arpa was made from text of another normaliser" in first and "`pipeline lm`" in first
     assert "digits as Chinese characters" in first
     # labels of the training split were made by what their table says, whatever params.yaml says since
     made("text.digits=chinese")

@@ -1,4 +1,4 @@
-"""A training's step by itself, on batches of chosen sizes."""
+"""A single training step, on batches of chosen sizes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,14 +42,14 @@ ALL_HEADS = {"ctc_weight": 0.4, "reverse_weight": 0.3, "syllable_weight": 0.2}
 def stepping_job(
     folder: Path, packed: Packed, model: ModelParams = MODELS["cnn3d"], **changes: object
 ) -> TrainingJob:
-    """Clipping off, so that a gradient is told as it is; the weights differ from their start after a step."""
+    """Returns a job without gradient clipping, so the gradient is exact, and without warm-up, so a step has effect."""
     given = {"gradient_clip": 1e9, "teacher_forcing_end": 1.0, "warmup_epochs": 0.0, **changes}
     job = job_in(folder, packed, **given)
     return replace(job, model=model)
 
 
 class Bench:
-    """A training's step and what it changes, BatchNorm in eval mode unless asked for."""
+    """A training step and the state that it changes; BatchNorm is in eval mode unless `batch_norm` is set."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Bench:
         }
 
     def batches(self, sizes: list[int]) -> list[ClipBatch]:
-        """The first train clips in batches of these sizes."""
+        """Returns the first train clips in batches of these sizes."""
         stream, _ = self.data.streams(pin_memory=False)
         rows = torch.arange(sum(sizes)).split(sizes)
         return list(stream.batches([row_N.numpy() for row_N in rows]))
@@ -86,7 +86,7 @@ class Bench:
         return self.step(window, 0, 0.5)
 
     def everything(self) -> list[torch.Tensor]:
-        """All tensors that a step may change, as copies."""
+        """Returns copies of all tensors that a step may change."""
         tensors = [*self.network.state_dict().values()]
         for values in self.state.optimizer.state_dict()["state"].values():
             tensors += [value for value in values.values() if isinstance(value, torch.Tensor)]
@@ -108,7 +108,7 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 class TwoAlike(Ranks):
-    """The second of two ranks; the other has just what this one has."""
+    """The second of two ranks; the first has exactly the same values."""
 
     def __init__(self) -> None:
         super().__init__(rank=1, world_size=2)

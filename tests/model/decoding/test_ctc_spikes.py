@@ -52,4 +52,4 @@ def test_syllables_spike_where_a_decoder_reads_by_nothing_else() -> None:
     ids = [*table.encode(["ni"]), BLANK_ID, *table.encode(["hao", "hao", "ni"])]
     spikes = ctc_spikes(log_probs(ids, [0.9] * 5, table), table, ("ni", "hao"))
     assert [(spike.step, spike.text) for spike in spikes.spikes] == [(0, "ni"), (2, "hao"), (4, "ni")]
-    assert spikes.said == ("ni", "hao")
+    assert spikes.reference == ("ni", "hao")
