@@ -101,7 +101,7 @@ any_spelling = st.text(alphabet="今天气很好爸妈怕他那里是四长行�
 
 @given(any_spelling, any_spelling)
 def test_look_alike_classes_never_cost_more_than_syllables(reference: str, hypothesis: str) -> None:
-    """A look-alike class is a set of syllables: merging units keeps their number, and cannot increase the edit distance.
+    """A look-alike class is a set of syllables. Merging units keeps their number and cannot add to the edit distance.
 
     This does not hold for visemes, since a syllable has one to three.
     """
