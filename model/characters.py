@@ -55,15 +55,15 @@ _UNIT = f"年(?![级級会會报報])|月(?![刊报報饼餅球])|日(?![报報�
 _NUMBER = "[0-9○◯⭘" + _HAN_NUMERAL + "]"
 _BEFORE_ZERO = re.compile(f"(?:[0-9]|(?:[{_HAN_NUMERAL}第号號码碼負负]|分之|{_NUMBER} ?[点點比]) ?)$")
 # no date has a zero: ○月○日 omits the number
-_BEHIND_ZERO = re.compile(
+_AFTER_ZERO = re.compile(
     f"{_MEASURE}|{_NUMERAL} ?(?:$|[^\u3400-\u9fff]|{_NUMBER}|{_UNIT})|[比.:/] ?{_NUMERAL}|[点點] ?{_NUMBER}"
 )
 # several circles are placeholders (○○年, 第○○屆) unless a number is next to them, such as the 〇 of 〇點
 _ONE = f"(?:{_NUMERAL}|(?<![○◯⭘])[○◯⭘](?![○◯⭘]))"
 _BEFORE_ZEROS = re.compile(f"(?:[0-9]|(?:[{_HAN_NUMERAL}]|{_ONE} ?[点點比]) ?)$")
-_BEHIND_ZEROS = re.compile(f"[比.:/] ?{_NUMERAL}|[点點] ?{_ONE}")
+_AFTER_ZEROS = re.compile(f"[比.:/] ?{_NUMERAL}|[点點] ?{_ONE}")
 # emoji circles are answers or decoration more often than zeros
-_BEHIND_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL} ?(?:{_NUMERAL}|年)")
+_AFTER_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL} ?(?:{_NUMERAL}|年)")
 _BETWEEN_ZERO_OF_EMOJI = re.compile(f"{_NUMERAL}|年")
 _LETTERS = "oοоOΟО"
 _DIGIT = "0-9〇零一二三四五六七八九"
@@ -97,22 +97,22 @@ def with_zeros(text: str) -> str:
 
 def _zeros(match: re.Match[str]) -> str:
     before = match.string[max(0, match.start() - _NEAR) : match.start()]
-    behind = match.string[match.end() : match.end() + _NEAR].lstrip()
+    after = match.string[match.end() : match.end() + _NEAR].lstrip()
     circles = match[0].replace(" ", "")
-    if not _is_zero(before, behind, circles):
+    if not _is_zero(before, after, circles):
         return match[0]
-    near = re.findall(_NUMERAL, before)[-1:] or re.findall(_NUMERAL, behind[:2])
+    near = re.findall(_NUMERAL, before)[-1:] or re.findall(_NUMERAL, after[:2])
     return ("0" if near and near[0].isascii() else "〇") * len(circles)
 
 
-def _is_zero(before: str, behind: str, circles: str) -> bool:
+def _is_zero(before: str, after: str, circles: str) -> bool:
     if not set(circles).isdisjoint("⭕⚪"):
-        is_between = re.search(f"{_NUMERAL} ?$", before) and _BETWEEN_ZERO_OF_EMOJI.match(behind)
-        return bool(is_between or _BEHIND_ZERO_OF_EMOJI.match(behind))
-    is_behind_a_point = re.search(f"{_NUMERAL}[.:/]$", before) and not behind
-    if len(circles) > 1 and not re.match(_NUMERAL, behind):
-        return bool(_BEFORE_ZEROS.search(before) or _BEHIND_ZEROS.match(behind) or is_behind_a_point)
-    return bool(_BEFORE_ZERO.search(before) or _BEHIND_ZERO.match(behind) or is_behind_a_point)
+        is_between = re.search(f"{_NUMERAL} ?$", before) and _BETWEEN_ZERO_OF_EMOJI.match(after)
+        return bool(is_between or _AFTER_ZERO_OF_EMOJI.match(after))
+    is_after_a_point = re.search(f"{_NUMERAL}[.:/]$", before) and not after
+    if len(circles) > 1 and not re.match(_NUMERAL, after):
+        return bool(_BEFORE_ZEROS.search(before) or _AFTER_ZEROS.match(after) or is_after_a_point)
+    return bool(_BEFORE_ZERO.search(before) or _AFTER_ZERO.match(after) or is_after_a_point)
 
 
 def with_zeros_of_letters(text: str) -> str:

@@ -174,7 +174,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def _refuse_not_finite(weights: Any, path: Path) -> None:
-    """Raises CheckpointError for such weights: they give empty or random text, and no loss shows it."""
+    """Raises CheckpointError: these weights give empty or random text without any error."""
     named = weights.items() if isinstance(weights, Mapping) else ()
     wrong = [
         str(name)

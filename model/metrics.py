@@ -40,10 +40,7 @@ _OPS = {"equal": Op.EQUAL, "replace": Op.SUBSTITUTE, "delete": Op.DELETE, "inser
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Numbers of substitutions, deletions, insertions, and of units (characters, or words) of the reference.
-
-    Two of them can be added.
-    """
+    """Numbers of substitutions, deletions, insertions and reference units (characters, or words). Can be added."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -81,10 +78,7 @@ class EditCounts:
 
 @dataclass(frozen=True, slots=True)
 class AlignedPart:
-    """A run of one edit operation.
-
-    Both sides of an equal run or a substitution have the same length; a deletion or insertion has one empty side.
-    """
+    """A run of one operation. A substitution's sides are equally long; deletion and insertion have an empty side."""
 
     op: Op
     reference: str

@@ -137,7 +137,7 @@ def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
 
 
 class _LogFile(logging.Handler):
-    """Appends lines to a file. On a full disk it drops the line and goes on: the next checkpoint reports the disk."""
+    """Appends lines to a file. A full disk loses the line but does not end the run: the next checkpoint reports it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

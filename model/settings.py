@@ -79,8 +79,7 @@ class ModelParams(Section):
     )
     standardise: Literal["given", "clip", "shards"] = Field(
         "given",
-        description="normalise gray levels by input_mean and input_std, by each clip's own mean and deviation, or by "
-        "those of the training shards",
+        description="normalise gray levels by input_mean and input_std, by each clip's, or by the training shards'",
     )
     input_mean: float = Field(0.421, ge=0, le=1, description="of gray levels 0..1; public lip readers' crops")
     input_std: float = Field(0.165, gt=0, le=1, description="of gray levels 0..1; public lip readers' crops")
@@ -164,9 +163,7 @@ class TrainParams(Section):
         description="of the baseline's LSTM decoder: share of true characters fed in the first epoch; no effect with "
         "ctc_weight 1",
     )
-    teacher_forcing_end: float = Field(
-        0.5, ge=0, le=1, description="teacher_forcing in the last epoch; linear between"
-    )
+    teacher_forcing_end: float = Field(0.5, ge=0, le=1, description="in the last epoch; linear between")
     mixed_precision: bool = Field(True, description="bfloat16 (float16 where a GPU lacks it)")
     compile: bool = Field(
         False,
@@ -174,10 +171,7 @@ class TrainParams(Section):
         "are padded to few lengths",
     )
     ema_decay: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of the average of the weights, which is validated and saved; 0: none",
+        0.0, ge=0, lt=1, description="of the average of the weights, which is validated and saved; 0: none"
     )
     patience: int = Field(
         0, ge=0, description="validations without a better CER after which training ends; 0: never"

@@ -105,7 +105,7 @@ def _without_symbols(character: str) -> str:
 class Tokenizer:
     """Units of text and their ids: blank 0, start 1, end 2, unknown 3, then `units` in order.
 
-    Units are characters or syllables. `joiner` separates them in a text.
+    Units are characters or syllables; `joiner` separates them in a text.
     """
 
     units: tuple[str, ...]

@@ -25,7 +25,7 @@ from shards.pipes import refuse_pipe
 LOG = logging.getLogger(__name__)
 SPACE = "<space>"
 MAX_ORDER = 6
-_METADATA_PREFIX = "# pipeline lm "
+_HEADER = "# pipeline lm "
 """Starts the first line of our files; KenLM skips lines that start with #."""
 MAX_LINE_BYTES = 4096
 LARGEST_LOG10 = 1000.0
@@ -46,9 +46,7 @@ def write_arpa(path: Path, model: NgramModel, metadata: Mapping[str, Any] | None
     with atomic_file(path) as file:
         counts = "".join(f"ngram {order}={count}\n" for order, count in enumerate(model.counts, start=1))
         if metadata is not None:
-            file.write(
-                f"{_METADATA_PREFIX}{json.dumps(metadata, ensure_ascii=False, sort_keys=True)}\n".encode()
-            )
+            file.write(f"{_HEADER}{json.dumps(metadata, ensure_ascii=False, sort_keys=True)}\n".encode())
         file.write(f"\\data\\\n{counts}".encode())
         for order, level in enumerate(model.levels(), start=1):
             file.write(f"\n\\{order}-grams:\n".encode())
@@ -64,9 +62,7 @@ def arpa_metadata(path: Path) -> dict[str, Any] | None:
     try:
         with path.open("rb") as file:
             line = file.readline(MAX_LINE_BYTES).decode()
-        metadata = (
-            json.loads(line.removeprefix(_METADATA_PREFIX)) if line.startswith(_METADATA_PREFIX) else None
-        )
+        metadata = json.loads(line.removeprefix(_HEADER)) if line.startswith(_HEADER) else None
     except (FileNotFoundError, ValueError):
         return None
     return metadata if isinstance(metadata, dict) else None
@@ -150,10 +146,7 @@ class _Reader:
             raise self._fault("expected \\end\\")
         for needed in (START, END):
             if needed not in self._words:
-                raise TableError(
-                    f"{self._path}: the word {needed} is missing, with which texts begin or end; "
-                    "run `pipeline lm` to make a new language model"
-                )
+                raise self._fault(f"the file ends here, but the word {needed} is missing")
         try:
             return NgramModel(list(self._words), levels)
         except NgramFault as fault:
@@ -181,9 +174,7 @@ class _Reader:
         for _ in range(count):
             fields = self._next().split()
             if len(fields) != order + 1 and (is_longest or len(fields) != order + 2):
-                raise self._fault(
-                    f"expected an n-gram of {order} words, since the file announces {count} of them"
-                )
+                raise self._fault(f"expected an n-gram of {order} words: the file announces {count} of them")
             log10.append(self._figure(fields[0], ROUNDING_LOG10))
             backoff.append(self._figure(fields[-1], LARGEST_LOG10) if len(fields) == order + 2 else 0.0)
             if order == 1:

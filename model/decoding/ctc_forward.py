@@ -36,8 +36,8 @@ def ctc_log_probabilities(
     if not log_probs_BSV.shape[1]:
         return np.where(host_last_N == 0, 0.0, -np.inf)
     clip_N, column_NP, skips_NP, last_N = (
-        on_device_of(one, log_probs_BSV, xp)
-        for one in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
+        on_device_of(array, log_probs_BSV, xp)
+        for array in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
     )
     alpha_NP = xp.full_like(column_NP, -np.inf, dtype=xp.float64)
     # before the first step the paths are at a virtual blank in front, from which they reach the first two positions

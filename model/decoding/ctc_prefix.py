@@ -84,7 +84,7 @@ class CtcPrefixes:
         return _one_step_later(self._in_blank_BKS, -torch.inf)
 
     def _log_probs_of(self, tokens_BK: torch.Tensor) -> torch.Tensor:
-        """(B, K, S), float64."""
+        """Returns the log-probabilities (B, K, S) of these tokens at each step, float64."""
         steps_BSK = tokens_BK[:, None].expand(-1, self._log_probs_BSV.shape[1], -1)
         return self._log_probs_BSV.gather(2, steps_BSK).transpose(1, 2).double()
 

@@ -100,7 +100,8 @@ def readings_by_ctc(
     )
     on_gpu = encoded_BSE.device.type == "cuda"
     log_probs_BSV, log_probs_BSW = (
-        None if one is None else padded_log_probs(one if on_gpu else one.cpu(), padding_BS) for one in logits
+        None if head is None else padded_log_probs(head if on_gpu else head.cpu(), padding_BS)
+        for head in logits
     )
     if on_gpu or name in GREEDY:
         return ctc_readings(name, log_probs_BSV, log_probs_BSW, vocabulary, params, lm)

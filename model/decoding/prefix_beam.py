@@ -115,7 +115,7 @@ class _Search:
             fusion.lm.on_device_of(log_probs_BSE) if fusion.lm is not None and fusion.lm_weight > 0 else None
         )
         self._column_U, self._token_U = (
-            on_device_of(one, log_probs_BSE, xp) for one in (units.column_U, units.token_U)
+            on_device_of(array, log_probs_BSE, xp) for array in (units.column_U, units.token_U)
         )
         self._clip_B1 = xp.arange(len(log_probs_BSE), device=where)[:, None]
         self._turns: list[tuple[Array, Array]] = []

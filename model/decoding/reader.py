@@ -86,10 +86,8 @@ class LipReader:
 
         The numbers of steps are on the device of `num_frames_B`.
         """
-        video_BTHW, device_frames_B = (
-            tensor.to(self.device, non_blocking=True) for tensor in (video_BTHW, num_frames_B)
-        )
-        inputs = network_input(video_BTHW, device_frames_B, self.model, blind)
+        video_BTHW, frames_B = (one.to(self.device, non_blocking=True) for one in (video_BTHW, num_frames_B))
+        inputs = network_input(video_BTHW, frames_B, self.model, blind)
         with self.precision.autocast(self.device):
             encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
         return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32

@@ -313,7 +313,7 @@ def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="line 11: this line is not UTF-8"):
         read_arpa(tmp_path / "bad.arpa")
     (tmp_path / "none.arpa").write_text(OTHERS.replace("</s>", "z"), "utf-8")
-    with pytest.raises(TableError, match=r"word </s> is missing.*pipeline lm"):
+    with pytest.raises(TableError, match=r"none\.arpa, line \d+: .*word </s> is missing.*pipeline lm"):
         read_arpa(tmp_path / "none.arpa")
     write_arpa(tmp_path / "lm.arpa", train(["中文"], 2))
     with pytest.raises(TableError, match="none of the 2 characters"):
