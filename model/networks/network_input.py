@@ -57,7 +57,7 @@ def resized_size(crop_HW: Sequence[int], params: ModelParams) -> tuple[int, int]
     """Returns the height and width of `resized` for a crop of `crop_HW`. Raises the same ValueError."""
     if params.window_px > min(crop_HW):
         raise ValueError(
-            f"model.window_px must be at most {min(crop_HW)} px, as the crops (got {params.window_px})"
+            f"model.window_px must be at most the crop size, {min(crop_HW)} (got {params.window_px})"
         )
     # each margin is a whole number of pixels, so the window needs no resampling
     height, width = (

@@ -23,7 +23,7 @@ def test_the_window_is_the_middle_of_the_crop() -> None:
     params = SMALL.model_copy(update={"window_px": 88, "frame_height": 88, "frame_width": 88})
     expected = (video[:, :, 4:92, 4:92].float() / 255 - 0.421) / 0.165  # as in public lip readers
     torch.testing.assert_close(network_input(video, torch.tensor([3]), params)[:, 0], expected)
-    with pytest.raises(ValueError, match=r"window_px must be at most 96.*got 100"):
+    with pytest.raises(ValueError, match=r"window_px must be at most the crop size, 96 .*got 100"):
         network_input(video, torch.tensor([3]), SMALL.model_copy(update={"window_px": 100}))
 
 
