@@ -133,7 +133,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             refuse_wrong_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
+        raise CheckpointError(f"checkpoint {path} is missing; run `pipeline train` to make it") from None
     except PermissionError as error:
         raise CheckpointError(f"checkpoint {path} {FORBIDDEN}") from error
     except DAMAGE_ERRORS as error:
