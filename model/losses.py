@@ -38,9 +38,8 @@ class LossParams:
 def joint_loss_B(outputs: Outputs, targets: Targets, params: LossParams) -> torch.Tensor:
     """Returns the loss of each clip (B,), in nats.
 
-    s * CTC(syllables) + (1 - s) * (c * CTC + (1 - c) * ((1 - r) * forward + r * reverse)), where s, c, r are
-    syllable_weight, ctc_weight and reverse_weight. forward and reverse are the cross-entropies of the decoders, with
-    label smoothing.
+    s * CTC(syllables) + (1 - s) * (c * CTC + (1 - c) * ((1 - r) * forward + r * reverse)): s, c, r are syllable_weight,
+    ctc_weight, reverse_weight; forward and reverse are the decoders' cross-entropies with label smoothing.
     """
     s, c, r = params.syllable_weight, params.ctc_weight, params.reverse_weight
     loss_B = torch.zeros(len(outputs.num_steps_B), device=targets.characters_BL.device)

@@ -187,12 +187,11 @@ def _num_errors(pairs: Iterable[Pair]) -> int:
 def chance_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair] | None:
     """Pairs each hypothesis with another clip's reference of similar length; None if there is no other clip.
 
-    The CER of these pairs is what the model's hypotheses score against lips that they cannot come from. Clips are
-    sorted by (length of the reference, seeded random number of its sentence, of the clip) and cut into groups of
-    similar length. In each group the references rotate: every reference is used once, and no clip keeps its own.
-    Several speakers may say the same sentence, so a group holds at least twice as many clips as say the most common
-    one, and the rotation skips a whole run of equal sentences. So a clip gets its own sentence from another speaker
-    only if more than half of the split says it.
+    So their CER is that of hypotheses which cannot come from the lips. Clips are sorted by (length of the reference,
+    seeded random number of its sentence, of the clip) and cut into groups of similar length. In each group the
+    references rotate: every reference is used once, and no clip keeps its own. Several speakers may say the same
+    sentence, so a group holds at least twice as many clips as say the most common one, and the rotation skips a whole
+    run of equal sentences: a clip gets its own sentence only if more than half of the split says it.
     """
     if len(pairs) < 2:
         return None

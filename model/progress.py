@@ -47,10 +47,7 @@ class Progress:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Progress":
-        """Returns the progress that a checkpoint holds; fields that it lacks get their defaults.
-
-        Raises TypeError with the field if its type is wrong, or if this program does not know it.
-        """
+        """Returns a checkpoint's progress, with defaults for missing fields. Raises TypeError naming a wrong one."""
         progress = cls(**values)
         for name, fresh in vars(cls()).items():
             value, kind = getattr(progress, name), type(fresh)

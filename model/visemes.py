@@ -3,9 +3,8 @@
 A viseme is a class of sounds that look the same. The classes of initials follow the place of articulation, those of
 finals the shape of the mouth, after the static visemes of Wang Zhiming and Cai Lianhong 2002 ("Study of Chinese
 viseme", Applied Acoustics 21(3), 29-34, made for MPEG-4 face animation): an initial, then the medial, then the
-main vowel with its ending. Their 28 classes also separate initials before rounded vowels from the same initials before
-other vowels; here the next viseme shows this. Tones are not visible. Real lips show less: the tongue of d, g and zh is
-rarely visible.
+main vowel with its ending. Their 28 classes also separate initials before rounded vowels from those before others; here
+the next viseme shows this. Tones are not visible. Real lips show less: the tongue of d, g and zh is rarely visible.
 """
 
 from collections import Counter
@@ -114,8 +113,7 @@ def _class_of(syllable: str) -> str:
 def look_alikes(texts: Iterable[str]) -> list[list[str]]:
     """Returns groups of two or more Han characters of `texts` that look the same on the lips (homophenes).
 
-    Each character is in the group of its most frequent reading. The most frequent group comes first, and the most
-    frequent character in it.
+    Each character is in the group of its most frequent reading. The most frequent groups and characters come first.
     """
     classes: dict[str, Counter[LookAlikeClass]] = {}
     for text in texts:

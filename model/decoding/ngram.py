@@ -103,10 +103,8 @@ class NgramTree:
     def on_device_of(self, other: Array) -> "NgramTree":
         """Returns the same tree with arrays of the library and on the device of `other`."""
         xp = array_namespace(other)
-        arrays = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_M")
-        }
-        return replace(self, **{name: on_device_of(array, other, xp) for name, array in arrays.items()})
+        names = [field.name for field in fields(self) if field.name.endswith("_M")]
+        return replace(self, **{name: on_device_of(getattr(self, name), other, xp) for name in names})
 
 
 class NgramModel:
@@ -209,9 +207,8 @@ class LanguageModel:
         if (where := device(other)) not in self._elsewhere:
             xp, moved = array_namespace(other), copy(self)
             moved._tree = self._tree.on_device_of(other)
-            moved._word_V, moved._share_V = (
-                on_device_of(array, other, xp) for array in (self._word_V, self._share_V)
-            )
+            moved._word_V = on_device_of(self._word_V, other, xp)
+            moved._share_V = on_device_of(self._share_V, other, xp)
             self._elsewhere[where] = moved
         return self._elsewhere[where]
 

@@ -71,7 +71,6 @@ class _Beam:
     unit_BK: Array
     """The last unit; -1 for the empty prefix."""
     blank_BK: Array
-    """Over paths that end in a blank."""
     spoken_BK: Array
     """Over paths that end in the last unit."""
     fused_BK: Array
