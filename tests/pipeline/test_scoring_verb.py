@@ -277,7 +277,7 @@ def test_a_decoder_that_is_none_or_not_learnt_is_told(
     params = load_params(Path("params.yaml"))
     with pytest.raises(ConfigError, match="--decoder beam: known are attention, ctc"):
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["beam"])
-    with pytest.raises(ConfigError, match=r"decode\.lm_weight: decoder pinyin"):
+    with pytest.raises(ConfigError, match=r"decode\.lm_weight must be above 0.*decoder pinyin"):
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["pinyin"])
 
 
