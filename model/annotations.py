@@ -1,4 +1,4 @@
-"""What a transcript says of its sound: `[noise]`, `<unk>`, (笑). Nobody says it."""
+"""Annotations in transcripts, such as `[noise]`, `<unk>` or (笑): they describe the sound, and nobody says them."""
 
 import html
 import re
@@ -6,39 +6,39 @@ import re
 from model.characters import simplified
 
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z]+\d*);")
-MAY_HOLD = (
+ANNOTATION_HINT = (
     r"[>\])}】〕⁾₎︶︸︺︼﹈﹚﹜﹞﹥）＞］｝]|&[#\w]+;"
     "|[〗⟩》*#\ufe18\u232a\u3009\ufe3e\ufe40\ufe5f\ufe61\uff03\uff0a]"
 )
-"""A pattern, for DuckDB as well, that a text with annotations matches: what NFKC makes a closing bracket."""
+"""A pattern (also for DuckDB) that every text with annotations matches: closing brackets before NFKC, or an entity."""
 
-LONGEST = 40
-"""Characters between two brackets; what is longer was said, or its brackets are no pair."""
+MAX_ANNOTATION_CHARS = 40
+"""The most characters between two brackets. Longer text was said, or its brackets are not a pair."""
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-# angle brackets with a space inside compare: a < b
+# angle brackets with a space inside are comparisons: a < b
 _BRACKETED = re.compile(
-    rf"<(?! )(?P<tag>[^<>]{{1,{LONGEST}}})(?<! )>"
-    rf"|\[(?P<square>[^\[\]]{{0,{LONGEST}}})\]"
-    rf"|\{{(?P<curly>[^{{}}]{{0,{LONGEST}}})\}}"
-    rf"|\((?P<round>[^()]{{1,{LONGEST}}})\)"
-    rf"|【(?P<lenticular>[^【】]{{1,{LONGEST}}})】"
-    rf"|〖(?P<white>[^〖〗]{{1,{LONGEST}}})〗"
-    rf"|〔(?P<shell>[^〔〕]{{1,{LONGEST}}})〕"
-    rf"|\*(?P<star>[^*]{{1,{LONGEST}}})\*"
-    rf"|#(?P<hash>[^#]{{1,{LONGEST}}})#"
-    rf"|《(?P<title>[^《》]{{1,{LONGEST}}})》"
-    rf"|\u3008(?P<inner_title>[^\u3008\u3009]{{1,{LONGEST}}})\u3009"
-    rf"|⟨(?P<angle>[^⟨⟩]{{1,{LONGEST}}})⟩"
+    rf"<(?! )(?P<tag>[^<>]{{1,{MAX_ANNOTATION_CHARS}}})(?<! )>"
+    rf"|\[(?P<square>[^\[\]]{{0,{MAX_ANNOTATION_CHARS}}})\]"
+    rf"|\{{(?P<curly>[^{{}}]{{0,{MAX_ANNOTATION_CHARS}}})\}}"
+    rf"|\((?P<round>[^()]{{1,{MAX_ANNOTATION_CHARS}}})\)"
+    rf"|【(?P<lenticular>[^【】]{{1,{MAX_ANNOTATION_CHARS}}})】"
+    rf"|〖(?P<white>[^〖〗]{{1,{MAX_ANNOTATION_CHARS}}})〗"
+    rf"|〔(?P<shell>[^〔〕]{{1,{MAX_ANNOTATION_CHARS}}})〕"
+    rf"|\*(?P<star>[^*]{{1,{MAX_ANNOTATION_CHARS}}})\*"
+    rf"|#(?P<hash>[^#]{{1,{MAX_ANNOTATION_CHARS}}})#"
+    rf"|《(?P<title>[^《》]{{1,{MAX_ANNOTATION_CHARS}}})》"
+    rf"|\u3008(?P<inner_title>[^\u3008\u3009]{{1,{MAX_ANNOTATION_CHARS}}})\u3009"
+    rf"|⟨(?P<angle>[^⟨⟩]{{1,{MAX_ANNOTATION_CHARS}}})⟩"
 )
 _MARKUP, _TITLES = ("tag", "square", "curly"), ("title", "inner_title", "angle")
 
-# closing, empty or with attributes; WebVTT's speakers; times; ASS; names of variables
+# tags that close, are empty or have attributes; WebVTT speakers; times; ASS codes; variable names
 _SURE = re.compile(
     r"/[\w:.-]+|[\w:.-]+ ?/|\w+(?: [\w:-]+ ?= ?(?:\"[^\"]*\"|'[^']*'|[^ \"']+))+ ?/?|v(?:\.\w+)* .+"
     r"|(?:\d\d:)?\d\d:\d\d[.,]\d+|\d\d:\d\d:\d\d|\\.+|[*@=]*[a-zA-Z]\w*_\w*"
 )
-# a<b and c>d compares
+# a<b and c>d is a comparison
 _TAG = re.compile(r"[\w:./'@*-]+")
 
 _CLOSING_TAG = re.compile(r"</([^<>/]+)>")
@@ -61,18 +61,19 @@ _AND = re.compile(r" ?[、,;/和与及] ?| and ")
 
 
 def unescaped(text: str) -> str:
-    """`&lt;unk&gt;` as `<unk>`: entities of HTML, with their semicolons."""
+    """Replaces HTML entities that end with a semicolon: `&lt;unk&gt;` becomes `<unk>`."""
     while (plain := _ENTITY.sub(lambda match: html.unescape(match[0]), text)) != text:
         text = plain
     return text
 
 
 def without_annotations(text: str) -> tuple[str, list[str], list[str]]:
-    """`text` (in NFKC, one space between words) with a space for each annotation, these, and what else is in brackets.
+    """Returns `text` with a space for each annotation, the annotations, and the other bracketed parts of the text.
 
-    In all brackets that is a sound or a silence of a list; in `<>`, `[]` and `{}` also what looks like markup: in
-    small letters, closing, with attributes. Numbers, capitals (NBA, iPhone) and scripts without them may be said, and
-    stay. Words between two tags stay: <b>they</b> are said. Titles, 《》, are not among what else is in brackets.
+    `text` is in NFKC, with one space between words. In any brackets, a sound or silence of a fixed list is an
+    annotation. In `<>`, `[]` and `{}` markup is one too: small letters, closing tags, attributes. Numbers, words with
+    capitals (NBA, iPhone) and scripts without capitals may be said, so they stay. Words between two tags stay:
+    <b>they</b> are said. The other bracketed parts do not include titles, 《》.
     """
     found: list[str] = []
     kept: list[tuple[str, str]] = []
@@ -88,15 +89,15 @@ def without_annotations(text: str) -> tuple[str, list[str], list[str]]:
         return " "
 
     closing = _closing(text)
-    # from the inside out: [[noise]]
+    # inner brackets first: [[noise]]
     while (shorter := " ".join(_BRACKETED.sub(drop, text).split())) != text:
         text, closing = shorter, _closing(shorter)
         kept.clear()
-    for kind, one in dict.fromkeys(kept):
-        # once folded, <NBA> would look like a tag
-        if kind in _MARKUP and one != one.casefold():
-            text = text.replace(one, f" {one[1:-1]} ")
-    return " ".join(text.split()), found, [one for _, one in kept]
+    for kind, bracketed in dict.fromkeys(kept):
+        # after case folding, <NBA> would match as a tag
+        if kind in _MARKUP and bracketed != bracketed.casefold():
+            text = text.replace(bracketed, f" {bracketed[1:-1]} ")
+    return " ".join(text.split()), found, [bracketed for _, bracketed in kept]
 
 
 def _closing(text: str) -> frozenset[str]:

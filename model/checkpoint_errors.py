@@ -1,4 +1,4 @@
-"""Checkpoints whose values are not what this program writes there: altered by hand, or another program's."""
+"""Errors for checkpoints whose values were modified, or were not written by this program."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,19 +8,19 @@ import torch
 
 from shards.errors import CheckpointError, PipelineError
 
-MODIFIED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
-"""What taking over a value raises that is of another kind, shape or name, pydantic's errors included."""
+MODIFIED_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""Raised when a value of a wrong type, shape or name is loaded; ValueError includes pydantic's errors."""
 
 
 @contextlib.contextmanager
 def reported_as_modified(path: Path) -> Iterator[None]:
-    """CheckpointError naming `path` where a value of it cannot be taken over inside. For nothing but that."""
+    """Raises CheckpointError with `path` where the block cannot load a value of it. Use only around such loading."""
     try:
         yield
     except (PipelineError, torch.OutOfMemoryError):
         raise
-    except MODIFIED as error:
+    except MODIFIED_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"checkpoint {path} is altered or not of this program: {type(error).__name__}: {reason}"
+            f"checkpoint {path} was modified, or was not written by this program: {type(error).__name__}: {reason}"
         ) from error

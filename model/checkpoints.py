@@ -24,10 +24,9 @@ from shards.pipes import refuse_pipe
 from shards.plan_identity import PlanIdentity
 
 CHECKPOINT_VERSION = 3
-SHOWN = 3
-"""Of the weights at fault."""
-MOST_FPS, MOST_CROP_PX = 120, 512
-"""Of clips that crop makes."""
+MAX_LISTED_WEIGHTS = 3
+MAX_FPS, MAX_CROP_PX = 120, 512
+"""The largest values of clips that `crop` makes."""
 OLDER_KEYS = (
     "epoch",
     "model_state_dict",
@@ -39,8 +38,8 @@ OLDER_KEYS = (
 )
 
 
-class _Kept(BaseModel):
-    """What each key of a checkpoint holds. None: of imported weights, with which no training goes on."""
+class _CheckpointContent(BaseModel):
+    """The type of each key of a checkpoint. None is for imported weights, which cannot resume a training."""
 
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
@@ -62,8 +61,8 @@ class _Kept(BaseModel):
     heads: list[Head]
     training_state_dict: dict[str, torch.Tensor] | None
     averaged_steps: int = Field(ge=0)
-    fps: float = Field(gt=0, le=MOST_FPS)
-    crop_px: int = Field(gt=0, le=MOST_CROP_PX)
+    fps: float = Field(gt=0, le=MAX_FPS)
+    crop_px: int = Field(gt=0, le=MAX_CROP_PX)
     progress: dict[str, Any]
     plan_identity: dict[str, Any] | None
     valid_hash: str | None
@@ -72,19 +71,19 @@ class _Kept(BaseModel):
     cuda_random_state: torch.Tensor | None
 
 
-KEYS = tuple(_Kept.model_fields)
+KEYS = tuple(_CheckpointContent.model_fields)
 
-CLIPS_LEARNT = {"fps": "target_fps", "crop_px": "size_px"}
-"""What a checkpoint keeps of the clips that it has learnt from, and the parameter of section crop that decided it."""
+CLIP_PROPERTIES = {"fps": "target_fps", "crop_px": "size_px"}
+"""Maps each property of the training clips in a checkpoint to its parameter in section crop."""
 
 
 def save_checkpoint(
     path: Path, state: Mapping[str, Any], before_rename: Callable[[], None] | None = None
 ) -> None:
-    """Writes `state` (tensors and plain values only), whole or not at all.
+    """Writes `state` (tensors and plain values only) atomically.
 
-    `before_rename` is called when the new file is whole and on the disk, before it takes its name.
-    Raises MachineError where the disk is full; what stood at `path` stays.
+    Calls `before_rename` when the new file is complete and synced to disk, before it is renamed to `path`.
+    Raises MachineError if the disk is full; an existing file at `path` then stays.
     """
     missing = [key for key in KEYS if key not in state]
     assert not missing, f"checkpoint lacks {missing}"
@@ -97,7 +96,7 @@ def save_checkpoint(
 
 
 def num_bytes(state: Mapping[str, Any]) -> int:
-    """Of the tensors: what a checkpoint takes on the disk, within a percent."""
+    """Returns the bytes of all tensors: the size of a checkpoint on disk, within a percent."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
 
 
@@ -109,7 +108,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-DAMAGED = (
+DAMAGE_ERRORS = (
     RuntimeError,
     EOFError,
     OSError,
@@ -119,14 +118,14 @@ DAMAGED = (
     zlib.error,
     struct.error,
 )
-"""What reading a file raises where bytes of it are wrong or missing (a test flips each)."""
+"""Errors that reading a checkpoint raises if bytes are wrong or missing (a test flips bits all over the file)."""
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """The checkpoint's values, tensors on the CPU.
+    """Returns the checkpoint's values, with tensors on the CPU.
 
-    Raises CheckpointError where it is missing, damaged or foreign, or its weights are not finite. `mapped` leaves the
-    tensors in the file until they are looked at, so that neither damage nor such weights are noticed.
+    Raises CheckpointError if the file is missing, damaged or was not written by this program, or if weights are not
+    finite. `mapped` leaves the tensors in the file until they are read, so neither damage nor such weights are noticed.
     """
     refuse_pipe(path)
     try:
@@ -134,30 +133,34 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
             refuse_wrong_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path} is missing; `pipeline train` makes it") from None
+        raise CheckpointError(f"checkpoint {path} is missing; run `pipeline train` to make it") from None
     except PermissionError as error:
         raise CheckpointError(f"checkpoint {path} {FORBIDDEN}") from error
-    except DAMAGED as error:
+    except DAMAGE_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint of weights: {reason}"
+            f"checkpoint {path} is damaged, or is not a checkpoint of weights: {reason}"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {path} is not of this program: it holds {type(state).__name__}")
+        raise CheckpointError(
+            f"checkpoint {path} was not written by this program: it holds {type(state).__name__}"
+        )
     version = state.get("version", CHECKPOINT_VERSION)
     if isinstance(version, int) and version != CHECKPOINT_VERSION:
         raise CheckpointError(
             f"checkpoint {path} has version {version}, this program reads {CHECKPOINT_VERSION}; train again"
         )
     if missing := [key for key in KEYS if key not in state]:
-        raise CheckpointError(f"checkpoint {path} is not of this program: it lacks {', '.join(missing)}")
+        raise CheckpointError(
+            f"checkpoint {path} was not written by this program: it lacks {', '.join(missing)}"
+        )
     try:
-        _Kept.model_validate(state)
+        _CheckpointContent.model_validate(state)
     except ValidationError as error:
         wrong = error.errors(include_input=False)[0]
         where = ".".join(map(str, wrong["loc"]))[:200]
         raise CheckpointError(
-            f"checkpoint {path} is altered or not of this program: {where}: {wrong['msg']}"
+            f"checkpoint {path} was modified, or was not written by this program: {where}: {wrong['msg']}"
         ) from error
     if state["normaliser_version"] not in READABLE_NORMALISERS:
         raise CheckpointError(
@@ -171,7 +174,7 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def _refuse_not_finite(weights: Any, path: Path) -> None:
-    """What reads with such weights says nothing, or anything, and no loss tells."""
+    """Raises CheckpointError: these weights give empty or random text without any error."""
     named = weights.items() if isinstance(weights, Mapping) else ()
     wrong = [
         str(name)
@@ -181,27 +184,27 @@ def _refuse_not_finite(weights: Any, path: Path) -> None:
         and not tensor.float().isfinite().all()
     ]
     if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        more = f" and {len(wrong) - MAX_LISTED_WEIGHTS} more" if len(wrong) > MAX_LISTED_WEIGHTS else ""
         raise CheckpointError(
-            f"checkpoint {path} holds weights that are not finite ({', '.join(wrong[:SHOWN])}{more}): nothing can be "
-            "read with it; take an earlier one, or train again with a lower train.learning_rate"
+            f"checkpoint {path} holds weights that are not finite ({', '.join(wrong[:MAX_LISTED_WEIGHTS])}{more}), so "
+            "it cannot read clips; use an earlier checkpoint, or train again with a lower train.learning_rate"
         )
 
 
 def refuse_wrong_checksums(path: Path) -> None:
-    """BadZipFile where a tensor of the file that torch.save wrote is not what it was, OSError where there is none.
+    """Raises BadZipFile if a file that torch.save wrote has a wrong checksum, OSError if it is missing.
 
-    torch.load (2.13) looks at no checksum: a flipped bit would be read as another number.
+    torch.load (2.13) checks no checksum: it would read a flipped bit as a different number.
     """
     with zipfile.ZipFile(path) as archive:
         if packed := [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
-            raise zipfile.BadZipFile(f"{packed[0].filename} in it is compressed, torch compresses nothing")
+            raise zipfile.BadZipFile(f"{packed[0].filename} in it is compressed, but torch does not compress")
         if wrong := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {wrong} in it is wrong")
 
 
 def vocabulary_of(state: Mapping[str, Any], path: Path) -> Vocabulary:
-    """The tables of a checkpoint's reader. Raises CheckpointError."""
+    """Returns the vocabulary of a checkpoint. Raises CheckpointError if it is not valid."""
     syllables = state["syllables"]
     return Vocabulary(
         Tokenizer.from_json(state["tokenizer"], str(path)),
@@ -217,29 +220,29 @@ def refuse_other_model(
     clips: Mapping[str, float],
     path: Path,
 ) -> None:
-    """CheckpointError naming each difference where `state` is of another model or vocabulary, or of other `clips`.
+    """Raises CheckpointError with each difference if the model, vocabulary, heads or clips of `state` differ.
 
-    `clips`: what CLIPS_LEARNT names of those that are packed.
+    `clips` holds the CLIP_PROPERTIES of the packed clips.
     """
     found = differences(model.model_dump(mode="json"), state["model_params"])
-    found += other_clips(state, clips)
+    found += clip_differences(state, clips)
     if set(state["heads"]) != set(heads):
-        there, here = ", ".join(state["heads"]), ", ".join(heads)
+        theirs, ours = ", ".join(state["heads"]), ", ".join(heads)
         found.append(
-            f"heads: {there} there, {here} here (train.ctc_weight, train.reverse_weight, train.syllable_weight)"
+            f"heads: {theirs} there, {ours} here (train.ctc_weight, train.reverse_weight, train.syllable_weight)"
         )
-    theirs = vocabulary_of(state, path)
-    found += _other_units("characters", theirs.characters, vocabulary.characters)
-    if theirs.syllables and vocabulary.syllables:
-        found += _other_units("syllables", theirs.syllables, vocabulary.syllables)
+    learnt = vocabulary_of(state, path)
+    found += _other_units("characters", learnt.characters, vocabulary.characters)
+    if learnt.syllables and vocabulary.syllables:
+        found += _other_units("syllables", learnt.syllables, vocabulary.syllables)
     if found:
-        raise CheckpointError(f"{path} does not fit:\n  " + "\n  ".join(found))
+        raise CheckpointError(f"{path} does not fit this model and data:\n  " + "\n  ".join(found))
 
 
-def other_clips(state: Mapping[str, Any], clips: Mapping[str, float]) -> list[str]:
-    """A line for the frame rate and one for the size of `clips`, where `state` has learnt from others."""
-    names = {key: f"{key} (crop.{param})" for key, param in CLIPS_LEARNT.items()}
-    here, there = ({names[key]: some[key] for key in CLIPS_LEARNT} for some in (clips, state))
+def clip_differences(state: Mapping[str, Any], clips: Mapping[str, float]) -> list[str]:
+    """Returns a line for the frame rate and one for the size if the training clips of `state` differ from `clips`."""
+    names = {key: f"{key} (crop.{param})" for key, param in CLIP_PROPERTIES.items()}
+    here, there = ({names[key]: some[key] for key in CLIP_PROPERTIES} for some in (clips, state))
     return differences(here, there)
 
 
@@ -257,8 +260,8 @@ def _other_units(what: str, theirs: Tokenizer, ours: Tokenizer) -> list[str]:
 
 
 def plan_identity_of(state: Mapping[str, Any], path: Path) -> PlanIdentity:
-    """The epoch plan that the checkpoint followed."""
+    """Returns the identity of the checkpoint's epoch plan. Raises CheckpointError if its fields are wrong."""
     try:
         return PlanIdentity.from_dict(state["plan_identity"])
     except TypeError as error:
-        raise CheckpointError(f"checkpoint {path} keeps an epoch plan of another kind ({error})") from error
+        raise CheckpointError(f"checkpoint {path} has an epoch plan with wrong fields ({error})") from error

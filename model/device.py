@@ -1,4 +1,4 @@
-"""Which device, which precision, how many threads."""
+"""Chooses the device, the precision and the number of threads."""
 
 import contextlib
 import copy
@@ -18,22 +18,22 @@ from shards.machine import usable_cores
 Network = TypeVar("Network", bound=nn.Module)
 TIMED_STEPS = 3
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Names of settings in glibc's malloc.h."""
+"""Settings from glibc's malloc.h."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `machine.device`; auto takes a GPU where there is one. ConfigError where it is absent."""
+    """Returns the device of `machine.device`; auto means a GPU if there is one. Raises ConfigError if it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"machine.device: '{name}' is no device; write auto, cpu, cuda or cuda:1"
+            f"machine.device: '{name}' is not a device; set it to auto, cpu, cuda or cuda:1"
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"machine.device: {name} is not there (torch sees {torch.cuda.device_count()} GPUs); "
+            f"machine.device: {name} was not found (torch sees {torch.cuda.device_count()} GPUs); "
             "set machine.device to cpu or auto"
         )
     return device
@@ -41,18 +41,18 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Precision:
-    """The type that convolutions and products are computed in; None: float32."""
+    """The type in which convolutions and matrix products are computed; None: float32."""
 
     dtype: torch.dtype | None
 
     @classmethod
     def choose(cls, mixed: bool, device: torch.device) -> "Precision":
-        """bfloat16 where the hardware computes it, float16 on a GPU that does not, float32 on such a CPU."""
+        """Returns bfloat16 if the hardware supports it, else float16 on a GPU and float32 on a CPU."""
         if not mixed:
             return cls(None)
         if device.type == "cuda":
             with torch.cuda.device(device):
-                # older GPUs emulate bfloat16, slowly, and torch counts that as support unless asked
+                # older GPUs emulate bfloat16 slowly, and torch counts that as support by default
                 native = torch.cuda.is_bf16_supported(including_emulation=False)
             return cls(torch.bfloat16 if native else torch.float16)
         if device.type == "cpu":
@@ -70,20 +70,20 @@ class Precision:
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16, and oneDNN, which computes the convolutions, uses it.
+    """Returns whether the processor supports bfloat16 and oneDNN, which computes the convolutions, uses it.
 
-    With ONEDNN_MAX_CPU_ISA=AVX2 it does not, and bfloat16 takes six times as long as float32 (a training step of the
-    ResNet of conformer_tiny: 0.52 s and 0.08 s).
+    With ONEDNN_MAX_CPU_ISA=AVX2 oneDNN does not, and bfloat16 takes six times as long as float32 (a training step of
+    the ResNet of conformer_tiny: 0.52 s and 0.08 s).
     """
     return torch.cpu._is_avx512_bf16_supported() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def tune(device: torch.device, precision: Precision, same_lengths: bool) -> None:
-    """Settings of this whole process that make training on `device` faster.
+    """Changes settings of this whole process that make training on `device` faster.
 
-    On a GPU products left in float32 are rounded to TF32 where mixed precision is asked for anyway, and there alone:
-    torch rounds those of convolutions and LSTMs by itself. Where lengths come back (`same_lengths`) cuDNN tries its
-    algorithms once for each. On a CPU freed memory is kept.
+    On a GPU, rounds the remaining float32 products to TF32 only with mixed precision; by default torch rounds those of
+    convolutions and LSTMs. With `same_lengths` (lengths repeat), cuDNN tries its algorithms once for each length. On a
+    CPU, keeps freed memory.
     """
     if device.type == "cuda":
         is_mixed = precision.dtype is not None
@@ -95,20 +95,20 @@ def tune(device: torch.device, precision: Precision, same_lengths: bool) -> None
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep what is freed for the next tensors; False where the C library is another one.
+    """Makes glibc keep freed memory for the next tensors; returns False if the C library is not glibc.
 
-    Without it each freed tensor of more than 32 MB goes back to the kernel, which clears the pages of the next
-    one anew: a quarter of the CPU time of the baseline's step. The process grows a third larger, and stays so.
+    Otherwise each freed tensor of more than 32 MB returns to the kernel, which clears the pages of the next tensor
+    again: a quarter of the CPU time of the baseline's step. The process grows by a third and does not shrink.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def channels_last_weights(network: nn.Module) -> None:
-    """Puts the weights of convolutions over pictures and video into the order of GPUs' fastest ones, in place.
+    """Changes the weights of 2D and 3D convolutions to channels-last memory format, in place: the fastest on GPUs.
 
-    Values and names stay. Torch takes the order of what a convolution gives from its weights too; a clip of one
-    channel has no order of its own. On a CPU it brings nothing (docs/benchmarks.md).
+    Values and names stay. The weights also decide the memory format of the convolution's output, since a clip of one
+    channel has no format of its own. On a CPU this brings nothing (docs/benchmarks.md).
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -118,7 +118,7 @@ def channels_last_weights(network: nn.Module) -> None:
 
 
 def copy_of(network: Network) -> Network:
-    """A deep copy in which each LSTM's weights lie together again: cuDNN would warn, and join them in every call."""
+    """Returns a deep copy with contiguous LSTM weights; otherwise cuDNN warns, and joins them in every call."""
     copied = copy.deepcopy(network)
     for module in copied.modules():
         if isinstance(module, nn.RNNBase):
@@ -127,10 +127,10 @@ def copy_of(network: Network) -> Network:
 
 
 def fastest_threads(network: nn.Module, step: Callable[[nn.Module], torch.Tensor]) -> tuple[int, str]:
-    """1 thread or one a core, whichever makes a training step faster, and a line that says so.
+    """Returns the faster number of threads for a training step (1, or one per core), and a line that reports it.
 
-    `step` gives the loss of one batch for a network; it is tried on a copy, and torch's random state is put
-    back. On a shared machine two threads can be forty times slower than one, since each waits for the other.
+    `step` returns the loss of one batch for a network. It runs on a copy, and torch's random state is restored.
+    On a shared machine two threads can be forty times slower than one, since each waits for the other.
     """
     state, seconds = torch.get_rng_state(), {}
     for threads in sorted({1, usable_cores()}):
@@ -144,5 +144,5 @@ def fastest_threads(network: nn.Module, step: Callable[[nn.Module], torch.Tensor
         seconds[threads] = statistics.median(times[1:])
     torch.set_rng_state(state)
     best = min(seconds, key=lambda threads: seconds[threads])
-    told = ", ".join(f"{n} thread{'s' if n > 1 else ''} {s:.3f} s" for n, s in seconds.items())
-    return best, f"a training step takes: {told}; taking {best}"
+    timings = ", ".join(f"{n} thread{'s' if n > 1 else ''} {s:.3f} s" for n, s in seconds.items())
+    return best, f"a training step takes: {timings}; using {best}"

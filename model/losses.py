@@ -1,4 +1,4 @@
-"""Joint CTC and attention loss (Watanabe et al. 2017), summed over a clip's characters.
+"""Joint CTC and attention loss (Watanabe et al. 2017), summed over each clip's characters.
 
 Shapes: B clips, S encoder steps, L label characters, V tokens.
 """
@@ -23,7 +23,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class LossParams:
-    """Shares of the losses, as in TrainParams."""
+    """The shares of the losses, as in TrainParams."""
 
     ctc_weight: float
     label_smoothing: float
@@ -36,10 +36,10 @@ class LossParams:
 
 
 def joint_loss_B(outputs: Outputs, targets: Targets, params: LossParams) -> torch.Tensor:
-    """Nats a clip (B,): s * CTC(syllables) + (1 - s) * (c * CTC + (1 - c) * ((1 - r) * forward + r * reverse)).
+    """Returns the loss of each clip (B,), in nats.
 
-    s, c, r are syllable_weight, ctc_weight and reverse_weight; forward and reverse are cross-entropies of the
-    decoders, with label smoothing.
+    s * CTC(syllables) + (1 - s) * (c * CTC + (1 - c) * ((1 - r) * forward + r * reverse)): s, c, r are syllable_weight,
+    ctc_weight, reverse_weight; forward and reverse are the decoders' cross-entropies with label smoothing.
     """
     s, c, r = params.syllable_weight, params.ctc_weight, params.reverse_weight
     loss_B = torch.zeros(len(outputs.num_steps_B), device=targets.characters_BL.device)
@@ -71,7 +71,7 @@ def _ctc_B(
 ) -> torch.Tensor:
     assert logits_BSV is not None, "a weight above 0 needs its head"
     log_probs_SBV = functional.log_softmax(logits_BSV.float(), dim=2).transpose(0, 1)
-    # on a GPU torch reads lengths back that lie there; from the CPU it sends them, and waits for that by itself
+    # lengths stay on the CPU: torch would read them back from a GPU
     return functional.ctc_loss(
         log_probs_SBV, labels_BL, num_steps_B, lengths_B, blank=BLANK_ID, reduction="none"
     )
@@ -80,7 +80,7 @@ def _ctc_B(
 def _entropy_B(
     logits_BLV: torch.Tensor | None, labels_BL: torch.Tensor, lengths_B: torch.Tensor, label_smoothing: float
 ) -> torch.Tensor:
-    """Of each label's characters and the end token after them."""
+    """Returns the cross-entropy (B,) of each label's characters and the end token after them."""
     assert logits_BLV is not None, "a weight above 0 needs its head"
     ends_BL = functional.pad(labels_BL, (0, 1), value=END_ID)
     position_L = torch.arange(ends_BL.shape[1], device=ends_BL.device)
@@ -97,19 +97,19 @@ def _entropy_B(
 
 
 def ctc_steps_needed(target: Sequence[int]) -> int:
-    """Fewest encoder steps in which CTC can spell `target`: a blank must part equal neighbours."""
+    """Returns the fewest encoder steps in which CTC can spell `target`: equal neighbours need a blank between them."""
     return len(target) + sum(a == b for a, b in itertools.pairwise(target))
 
 
 def label_steps_needed(label: str, vocabulary: Vocabulary) -> int:
-    """Fewest encoder steps in which every CTC head can spell `label`."""
+    """Returns the fewest encoder steps in which every CTC head can spell `label`."""
     return max(map(ctc_steps_needed, vocabulary.ctc_targets(label)))
 
 
 def refuse_unspellable(samples: pa.Table, vocabulary: Vocabulary, temporal_stride: int) -> None:
-    """TrainingError naming the clips whose label needs more encoder steps than they have.
+    """Raises TrainingError with the clips whose label needs more encoder steps than they have.
 
-    CTC's loss is infinite there: said before training, instead of in the middle of it.
+    The CTC loss of such a clip is infinite, so this check runs before training.
     """
     short = [
         row["clip_id"]
@@ -119,6 +119,6 @@ def refuse_unspellable(samples: pa.Table, vocabulary: Vocabulary, temporal_strid
     ]
     if short:
         raise TrainingError(
-            f"{len(short)} clips have more characters than encoder steps, so CTC cannot spell them: "
+            f"{len(short)} clips have fewer encoder steps than CTC needs for their labels: "
             f"{', '.join(short[:5])}; lower model.temporal_stride or crop.max_chars_per_s"
         )

@@ -1,7 +1,7 @@
-"""Error rates of read text: CER, WER, alignment, and the chance pairing. Imports no torch and no mediapipe.
+"""Error rates: CER, WER, alignment and the chance CER. Imports neither torch nor mediapipe.
 
-CER = (S + D + I) / N, errors and characters each summed over all clips first (micro average), N the characters
-of the references, spaces included.
+CER = (S + D + I) / N, with errors and characters first summed over all clips (micro average). N is the number of
+characters of the references, including spaces.
 """
 
 import random
@@ -21,10 +21,11 @@ from model.text import is_han, units_of
 Pair = tuple[str, str]
 """(reference, hypothesis)."""
 
-# Clips of like length that exchange references, at least; fewer would make the permutation near to fixed.
+# At least as many clips of similar length exchange references; with fewer, the permutation would be nearly fixed.
 CHANCE_GROUP = 8
 CHANCE_PAIRINGS, FEWEST_PAIRINGS, CHANCE_PAIRS = 200, 4, 1 << 19
-"""Pairings of a split for its chance CER, of a large one as many as make so many pairs in all, but never fewer."""
+"""The chance CER of a split uses CHANCE_PAIRINGS pairings. A large split uses fewer, so that all pairings together have
+about CHANCE_PAIRS pairs, but at least FEWEST_PAIRINGS."""
 
 
 class Op(StrEnum):
@@ -39,7 +40,7 @@ _OPS = {"equal": Op.EQUAL, "replace": Op.SUBSTITUTE, "delete": Op.DELETE, "inser
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Substitutions, deletions, insertions, and the units (characters, or words) of the reference. Adds up."""
+    """Numbers of substitutions, deletions, insertions and reference units (characters, or words). Can be added."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -60,10 +61,10 @@ class EditCounts:
 
     @property
     def cer(self) -> float:
-        """errors / num_chars, 0 upwards; more than 1 where much is inserted.
+        """Returns errors / num_chars, 0 or more; many insertions make it larger than 1.
 
-        Without reference characters there is nothing to divide by: 1.0 if anything was read, else 0.0 (jiwer
-        returns the bare number of insertions there). In a sum over clips such insertions count like any other.
+        Without reference characters: 1.0 if the hypothesis is not empty, else 0.0 (jiwer returns the number of
+        insertions). In a sum over clips these insertions count like any other.
         """
         if self.num_chars == 0:
             return 1.0 if self.errors else 0.0
@@ -71,13 +72,13 @@ class EditCounts:
 
     @property
     def accuracy(self) -> float:
-        """1 - cer, as a share and not floored: negative where more is wrong than was said."""
+        """Returns 1 - cer, as a share; negative where there are more errors than reference characters."""
         return 1.0 - self.cer
 
 
 @dataclass(frozen=True, slots=True)
 class AlignedPart:
-    """A run of one operation. A substitution's two sides are equally long; one side of the others is empty."""
+    """A run of one operation. A substitution's sides are equally long; deletion and insertion have an empty side."""
 
     op: Op
     reference: str
@@ -85,7 +86,7 @@ class AlignedPart:
 
 
 def align(reference: str, hypothesis: str) -> list[AlignedPart]:
-    """The cheapest way from reference to hypothesis, as runs; their sides join to the two texts again."""
+    """Returns a cheapest alignment as runs; their sides, joined, are the two texts again."""
     return [
         AlignedPart(
             _OPS[step.tag],
@@ -97,7 +98,7 @@ def align(reference: str, hypothesis: str) -> list[AlignedPart]:
 
 
 def edit_counts(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCounts:
-    """Counts between two texts (by character) or two lists of words. Levenshtein, all costs 1."""
+    """Returns the Levenshtein counts between two texts (by character) or two lists of words; all costs are 1."""
     counted = {"replace": 0, "delete": 0, "insert": 0}
     for step in Levenshtein.editops(reference, hypothesis):
         counted[step.tag] += 1
@@ -105,7 +106,7 @@ def edit_counts(reference: Sequence[str], hypothesis: Sequence[str]) -> EditCoun
 
 
 def unit_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[str, str]]:
-    """What was said over what was read, unit by unit along the alignment; "" where either is missing."""
+    """Returns (reference unit, hypothesis unit) pairs along the alignment; "" where one of the two is missing."""
     pairs: list[tuple[str, str]] = []
     for step in Levenshtein.opcodes(reference, hypothesis):
         said = reference[step.src_start : step.src_end]
@@ -115,14 +116,14 @@ def unit_pairs(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tupl
 
 
 def total_counts(pairs: Iterable[Pair]) -> EditCounts:
-    """Counts by character over all pairs; its `.cer` is the micro CER."""
+    """Returns the character counts over all pairs; its `.cer` is the micro CER."""
     return sum((edit_counts(reference, hypothesis) for reference, hypothesis in pairs), EditCounts())
 
 
 def has_words(references: Iterable[str]) -> bool:
-    """Whether words can be told apart: at least half of the references hold a space, or are one Latin word.
+    """Returns whether the texts have words: at least half of the references hold a space, or are one Latin word.
 
-    A Latin word or two in a Mandarin corpus leave a space here and there, but no words to count by.
+    A few Latin words in a Mandarin corpus add some spaces, but do not divide the text into words.
     """
     with_words = [" " in reference or _is_latin_word(reference) for reference in references]
     return bool(with_words) and 2 * sum(with_words) >= len(with_words)
@@ -134,18 +135,18 @@ def _is_latin_word(text: str) -> bool:
 
 
 def unit_error_rate(pairs: Iterable[Pair], units: Callable[[str], Sequence[str]]) -> float:
-    """The micro error rate over other units than characters: those that `units` makes of a text."""
+    """Returns the micro error rate over the units into which `units` splits a text."""
     counts = (edit_counts(units(reference), units(hypothesis)) for reference, hypothesis in pairs)
     return sum(counts, EditCounts()).cer
 
 
 def word_error_rate(pairs: Iterable[Pair]) -> float:
-    """The micro error rate by words, parted at white space; meant for text that `has_words`."""
+    """Returns the micro word error rate, split at white space; meant for text that `has_words`."""
     return unit_error_rate(pairs, str.split)
 
 
 def mixed_error_rate(pairs: Iterable[Pair]) -> float:
-    """The micro error rate over Han characters and words of other scripts, as code-switched speech is scored.
+    """Returns the micro error rate over Han characters and words of other scripts, as used for code-switched speech.
 
     Shi et al. 2020, "The ASRU 2019 Mandarin-English code-switching speech recognition challenge".
     """
@@ -153,22 +154,22 @@ def mixed_error_rate(pairs: Iterable[Pair]) -> float:
 
 
 def mixes_scripts(references: Iterable[str]) -> bool:
-    """Whether there are Han characters and words of other scripts, so that the mixed error rate says something."""
+    """Returns whether there are both Han characters and words of other scripts, so the mixed error rate is useful."""
     kinds = {is_han(unit) for reference in references for unit in units_of(reference)}
     return len(kinds) == 2
 
 
 class Chance(NamedTuple):
-    """The chance CER, and the pairings that it is the mean of."""
+    """The chance CER, and the number of pairings over which it is the mean."""
 
     cer: float
     num_pairings: int
 
 
 def chance_cer(pairs: Sequence[Pair]) -> Chance | None:
-    """The mean CER of many `chance_pairs`, always the same ones; None where there is no other clip.
+    """Returns the mean CER of many `chance_pairs` with fixed seeds; None if there is no other clip.
 
-    A single pairing hangs on its seed: two points up or down, over a split of thirty clips.
+    A single pairing depends on its seed: by two points up or down for a split of thirty clips.
     """
     num_pairings = max(FEWEST_PAIRINGS, min(CHANCE_PAIRINGS, CHANCE_PAIRS // max(1, len(pairs))))
     cers = [
@@ -184,14 +185,13 @@ def _num_errors(pairs: Iterable[Pair]) -> int:
 
 
 def chance_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair] | None:
-    """Each hypothesis with another clip's reference of like length; None where there is no other clip.
+    """Pairs each hypothesis with another clip's reference of similar length; None if there is no other clip.
 
-    The CER of such pairs is what the model's sentences score when they cannot come from the lips they are held
-    against. Clips are sorted by (length of the reference, seeded random number of its
-    sentence, of the clip), cut into groups of like length, and in each group the references move on in a circle:
-    every reference is used once, and nobody keeps his own. Several speakers may say one sentence, so groups
-    hold at least twice as many clips as say the commonest one, and the circle steps over a whole run of
-    equals: nobody gets his own sentence from another speaker, unless more than half of the split says it.
+    So their CER is that of hypotheses which cannot come from the lips. Clips are sorted by (length of the reference,
+    seeded random number of its sentence, of the clip) and cut into groups of similar length. In each group the
+    references rotate: every reference is used once, and no clip keeps its own. Several speakers may say the same
+    sentence, so a group holds at least twice as many clips as say the most common one, and the rotation skips a whole
+    run of equal sentences: a clip gets its own sentence only if more than half of the split says it.
     """
     if len(pairs) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Labels as toneless pinyin syllables: what lips can show of a Mandarin sentence, less its homophones."""
+"""Labels as toneless pinyin syllables: the part of a Mandarin sentence that lips can show, without its homophones."""
 
 from functools import lru_cache
 
@@ -9,16 +9,16 @@ from model.characters import simplified
 LABELS_KEPT = 1 << 17
 
 
-@lru_cache(LABELS_KEPT)  # a label comes again in every epoch, and takes a third of a millisecond
+@lru_cache(LABELS_KEPT)  # a label repeats in every epoch, and takes a third of a millisecond
 def syllables_of(label: str) -> tuple[str, ...]:
-    """One toneless syllable a Han character (`lü` as `lv`), by its reading in the phrase; every other
-    character stands for itself, spaces are left out. 地 mostly is di, where it is said de too.
+    """Returns one toneless syllable per Han character (`lü` as `lv`), by its reading in the phrase.
 
-    Traditional characters are read as the simplified ones: pypinyin's phrases are simplified, 銀行 would be yin xing.
+    Other characters are returned as they are; spaces are left out. 地 is mostly di, even where it is said de.
+    Traditional characters are simplified first, since pypinyin's phrases are simplified: 銀行 would be yin xing.
     """
     simple = simplified(label)
     read = (
-        # 鷿: the simplified character is so rare that its reading is not known
+        # 鷿: the simplified character is so rare that pypinyin does not know its reading
         _read(own)[0] if syllable == written != own else syllable
         for own, written, syllable in zip(label, simple, _read(simple), strict=True)
     )
@@ -30,7 +30,7 @@ def _read(text: str) -> list[str]:
 
 
 def readings_of(character: str) -> tuple[str, ...]:
-    """Every toneless syllable that a Han character has in some word; any other character stands for itself."""
+    """Returns every toneless syllable that a Han character has in some word; any other character as it is."""
     return tuple(
         dict.fromkeys(
             reading

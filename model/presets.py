@@ -1,6 +1,6 @@
-"""The networks that `model.preset` names, and the sizes of each.
+"""The presets of `model.preset`, with the sizes of each network.
 
-A preset's sizes are defaults: `model.sizes` in params.yaml holds what differs from them.
+A preset's sizes are defaults: `model.sizes` in params.yaml overrides them.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Channels = Annotated[int, Field(ge=1, le=4_096)]
 
 
 class Cnn3dSizes(Section):
-    """Of the baseline: four 3D convolutions, a bidirectional LSTM, an LSTM decoder with attention."""
+    """Sizes of the baseline: four 3D convolutions, a bidirectional LSTM, an LSTM decoder with attention."""
 
     channels: tuple[Channels, Channels, Channels, Channels] = Field(
         (32, 64, 128, 256), description="of the four 3D convolutions: frontend, frontend, middle, backend"
@@ -34,7 +34,7 @@ class Cnn3dSizes(Section):
 
 
 class ConformerSizes(Section):
-    """Of the conformer presets: 3D stem and ResNet, Conformer encoder, Transformer decoders."""
+    """Sizes of the conformer presets: 3D stem and ResNet, Conformer encoder, Transformer decoders."""
 
     channels: tuple[Channels, Channels, Channels, Channels] = Field(
         (64, 128, 256, 512), description="of the ResNet's four stages; the stem has the first one's"
@@ -56,7 +56,9 @@ class ConformerSizes(Section):
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide hidden_dim {self.hidden_dim}")
         if self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel {self.conv_kernel} must be odd: as many steps before as after")
+            raise ValueError(
+                f"conv_kernel {self.conv_kernel} must be odd, with as many steps before as after"
+            )
         return self
 
 

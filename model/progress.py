@@ -1,4 +1,4 @@
-"""Where training stands."""
+"""The progress of a training: a position in the epoch plan, and figures so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,44 +10,44 @@ from model.settings import TrainParams
 
 @dataclass
 class Progress:
-    """Where training stands: saved in every checkpoint, beside weights and optimiser. The same on all ranks."""
+    """The progress of a training, saved in every checkpoint. It is the same on all ranks."""
 
     epoch: int = 0
-    """The epoch that runs, from 0; after an epoch's end, the next one."""
+    """The current epoch, from 0; after the end of an epoch, the next one."""
     batches_done: int = 0
-    """In that epoch; always at the end of an accumulation window."""
+    """Batches done in that epoch; always at the end of an accumulation window."""
     loss_sum: float = 0.0
     chars_seen: int = 0
     clips_seen: int = 0
     gradient_norm_sum: float = 0.0
-    """Over the steps of this epoch."""
+    """Sum over the steps of this epoch."""
     steps_in_epoch: int = 0
-    """That were taken, with a finite norm."""
+    """Steps taken in this epoch with a finite gradient norm."""
     bad_clips: int = 0
-    """Left out of this epoch's batches so far."""
+    """Clips left out of this epoch's batches so far."""
     bad_clips_before: int = 0
-    """Left out of the epochs before, a clip once for each of them."""
+    """Clips left out of earlier epochs; a clip counts once for each epoch."""
     seconds: float = 0.0
     wait_s: float = 0.0
     best_val_cer: float = float("inf")
     best_val_loss: float = float("inf")
     best_epoch: int = -1
     validations_since_best: int = 0
-    """Without a lower CER than before."""
+    """Validations since the last one with a lower CER."""
     steps: int = 0
-    """Windows that were taken: those left out are not counted, overflows of float16, which change nothing, are."""
+    """Optimiser steps. Skipped steps do not count; float16 overflows, which change no weights, do."""
     skipped_steps: int = 0
-    """Left out because the loss or its gradient was not finite."""
+    """Steps skipped because the loss or its gradient was not finite."""
     skipped_in_a_row: list[str] = field(default_factory=list)
-    """The clips of each step left out since the last one that was taken."""
+    """The clips of each step skipped since the last optimiser step."""
     piece_frames: int | None = None
-    """Padded frames of the pieces that batches are cut into since memory ran out; None: they stay whole."""
+    """Padded frames of a micro-batch since memory ran out; None: batches are not split."""
     total_s: float = 0.0
     curves: list[Curve] = field(default_factory=list)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Progress":
-        """That of a checkpoint, where it lacks none but newer fields. TypeError naming what is of another kind."""
+        """Returns a checkpoint's progress, with defaults for missing fields. Raises TypeError naming a wrong one."""
         progress = cls(**values)
         for name, fresh in vars(cls()).items():
             value, kind = getattr(progress, name), type(fresh)
@@ -59,24 +59,24 @@ class Progress:
 
     @property
     def bad_readings(self) -> int:
-        """Left out of all epochs: what the weights have not learnt from."""
+        """Returns the number of clips left out in all epochs, so the weights have not learnt from them."""
         return self.bad_clips_before + self.bad_clips
 
     @property
     def mean_loss(self) -> float:
-        """Nats a character, over the steps of this epoch."""
+        """Returns the mean loss over the steps of this epoch, in nats per character."""
         return self.loss_sum / max(self.chars_seen, 1)
 
     def stopped_early(self, train: TrainParams) -> bool:
-        """Whether training ended for want of a better CER."""
+        """Returns whether training ended because the CER did not improve."""
         return 0 < train.patience <= self.validations_since_best
 
     def is_over(self, train: TrainParams) -> bool:
-        """Whether there is no epoch left to train."""
+        """Returns whether no epoch is left to train."""
         return self.epoch >= train.num_epochs or self.stopped_early(train)
 
-    def take_validated(self, loss: float, cer: float) -> bool:
-        """Whether the model is the best so far; of equals the later one is, which has learnt more."""
+    def record_validation(self, loss: float, cer: float) -> bool:
+        """Records a validation; returns whether the model is the best so far. Of equal models the later is the best."""
         self.best_val_loss = min(self.best_val_loss, loss)
         self.validations_since_best = 0 if cer < self.best_val_cer else self.validations_since_best + 1
         is_best = cer <= self.best_val_cer
@@ -89,7 +89,7 @@ class Progress:
         self.restart_epoch()
 
     def restart_epoch(self) -> None:
-        """Back to the first batch of `epoch`."""
+        """Goes back to the first batch of `epoch`."""
         self.total_s += self.seconds
         self.batches_done = 0
         self.loss_sum, self.chars_seen, self.clips_seen, self.bad_clips = 0.0, 0, 0, 0

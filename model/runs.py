@@ -1,9 +1,9 @@
-"""The run folder: where training stands, found by fingerprint, and its publication.
+"""The run folder `runs/<fingerprint>/`, which holds the state of a training, and the publication of a finished run.
 
-DVC deletes a stage's outs before it runs the stage. So what must survive an interruption lies outside them,
-in `runs/<fingerprint>/`; a finished run is copied to `checkpoints/` and `logs/`.
+DVC deletes the outputs of a stage before it runs the stage. So files that must survive an interruption are not outputs:
+they are in the run folder, and a finished run is copied to `checkpoints/` and `logs/`.
 
-Only one training at a time writes in a run folder.
+Only one training at a time writes to a run folder.
 """
 
 import csv
@@ -25,11 +25,11 @@ from shards.safe_text import LogFormatter
 from shards.settings import Section
 
 TRAIN_VERSION = 4
-"""Goes up where the same parameters train differently."""
+"""Increases if the same parameters train differently."""
 PARTIAL_FILE_AGE_S = 600.0
-"""Older than any checkpoint takes to write: what a killed process left of one."""
+"""No checkpoint takes so long to write: an older partial file is from a killed process."""
 MANIFEST = "published.json"
-"""Names what a run published, so that nothing else in the folder is ever removed."""
+"""Lists the files that a run published, so that no other file in the folder is ever removed."""
 LOG_FORMAT = "%(asctime)s - %(levelname)s - %(message)s"
 LOG_DATE_FORMAT = "%Y-%m-%d %H:%M:%S"
 logger = logging.getLogger("pipeline.train")
@@ -40,23 +40,23 @@ Curve = dict[str, float | int | None]
 def run_fingerprint(
     *, sections: Sequence[Section], plan_hash: str, valid_hash: str, init_hash: str = ""
 ) -> str:
-    """Equal where training would do, and choose, the same from the first step to the last.
+    """Returns a fingerprint that is equal if every training step and the choice of the best model would be the same.
 
-    `sections` are the parameters that decide it; `valid_hash` is of the clips that the best model is chosen by,
-    `init_hash` of the file that training starts from.
+    `sections` are the parameters that matter, `valid_hash` is the hash of the clips that choose the best model, and
+    `init_hash` is the hash of the file whose weights training starts with.
     """
     values = [section.model_dump(mode="json") for section in sections]
     return fingerprint(TRAIN_VERSION, values, plan_hash, valid_hash, init_hash)[:16]
 
 
 class RunFolder:
-    """Files of one run."""
+    """The files of one run."""
 
     def __init__(self, runs_folder: Path, run_id: str) -> None:
         self.folder = runs_folder / run_id
         self.last = self.folder / "last.pt"
         self.before_last = self.folder / "before_last.pt"
-        """The one that last.pt took the place of (model/training/last_checkpoint.py)."""
+        """The previous checkpoint, kept in case last.pt is damaged (model/training/last_checkpoint.py)."""
         self.last_is_damaged = False
         self.best = self.folder / "best_model.pt"
         self.weights = self.folder / "model.safetensors"
@@ -68,16 +68,16 @@ class RunFolder:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"
 
     def start(self, config_text: str, tokenizer_json: Mapping[str, Any]) -> None:
-        """Writes what a run is known by: the effective configuration and the character table.
+        """Writes the effective configuration and the character table of the run.
 
-        Torsos that killed processes left are removed: a few of a large network's would fill a disk.
+        Removes partial files of killed processes: a few checkpoints of a large network would fill a disk.
         """
         sweep_temporaries(self.folder, PARTIAL_FILE_AGE_S)
         write_text(self.folder / "config.yaml", config_text)
         write_json(self.folder / "tokenizer.json", tokenizer_json)
 
     def write_curves(self, curves: Sequence[Curve], logs_folder: Path) -> None:
-        """Writes curves.csv (a row an epoch) and metrics.json (the last row, the best CER), for DVC and the report."""
+        """Writes curves.csv (one row per epoch) and metrics.json (the last row and the best CER)."""
         text = io.StringIO()
         if curves:
             writer = csv.DictWriter(text, fieldnames=list(curves[0]), lineterminator="\n")
@@ -89,7 +89,7 @@ class RunFolder:
         write_json(logs_folder / "metrics.json", metrics)
 
     def publish(self, checkpoints_folder: Path) -> None:
-        """Copies the finished run to `checkpoints_folder`; what another run of ours published there is removed."""
+        """Copies the finished run to `checkpoints_folder`; removes the files that another run published there."""
         refuse_foreign_checkpoints(checkpoints_folder)
         ours = [
             self.folder / "config.yaml",
@@ -111,18 +111,18 @@ class RunFolder:
 
 
 def published_files(manifest: Path) -> set[str]:
-    """The names in `published.json`. Raises CheckpointError where it is damaged."""
+    """Returns the file names in `published.json`. Raises CheckpointError if it is damaged."""
     try:
         names = json.loads(manifest.read_text("utf-8"))["files"]
         return {Path(name).name for name in names}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{manifest} is damaged ({error!r}): remove it, and move the checkpoints beside it away"
+            f"{manifest} is damaged ({error!r}): remove it, and move the checkpoints out of its folder"
         ) from error
 
 
 def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
-    """Raises CheckpointError where the folder holds checkpoints that no run of this program published."""
+    """Raises CheckpointError if the folder holds checkpoints that no run of this program published."""
     if (checkpoints_folder / MANIFEST).exists():
         published_files(checkpoints_folder / MANIFEST)
         return
@@ -131,23 +131,23 @@ def refuse_foreign_checkpoints(checkpoints_folder: Path) -> None:
     )
     if found:
         raise CheckpointError(
-            f"{found[0]} was not published by this program, and would be overwritten; move it away, or choose "
-            "another folder with --checkpoint-dir"
+            f"{found[0]} was not published by this program, and would be overwritten; move it to another folder, or "
+            "choose another folder with --checkpoint-dir"
         )
 
 
 class _LogFile(logging.Handler):
-    """Appends lines to a file. A full disk costs the line, not the run: the next checkpoint tells of it."""
+    """Appends lines to a file. A full disk loses the line but does not end the run: the next checkpoint reports it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        # logging.FileHandler keeps what it could not write, and raises once more when it is closed
+        # logging.FileHandler keeps text that it could not write, and raises again when it is closed
         self._file = path.open("ab", buffering=0)
         self.setFormatter(LogFormatter(LOG_FORMAT, LOG_DATE_FORMAT))
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            # a path that is no UTF-8 has lone surrogates
+            # a path that is not UTF-8 has lone surrogates
             self._file.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
 
     def close(self) -> None:
@@ -157,18 +157,18 @@ class _LogFile(logging.Handler):
 
 @contextmanager
 def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
-    """Timestamped lines go to the run's log, which survives, and to `logs/training.log`, which is published.
+    """Logs timestamped lines to the run's log, which survives, and to `logs/training.log`, which is published.
 
-    Raises MachineError where anything inside meets a full disk.
+    Raises MachineError if the disk is full, for anything inside the block.
     """
-    # TensorBoard writes there too, in its own way
+    # TensorBoard writes there too, with its own errors
     with disk_errors_reported(f"{run.folder} or {logs_folder}", among=NOT_TAKEN):
         run.folder.mkdir(parents=True, exist_ok=True)
         logs_folder.mkdir(parents=True, exist_ok=True)
         published = logs_folder / "training.log"
         if published.is_symlink() or (published.exists() and not published.is_file()):
             raise ConfigError(
-                f"{published} is a link, device or pipe: remove it, or choose another paths.logs"
+                f"{published} is a link, device or pipe: remove it, or set paths.logs to another folder"
             )
         refuse_pipe(run.log)
         if run.log.exists():
@@ -194,13 +194,13 @@ LOCK = ".lock"
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Keeps other trainings out of `folder`, as `shards.locks.held`. TrainingError where one is at work there."""
+    """Locks `folder` with `shards.locks.held`. Raises TrainingError if another training is running there."""
 
     def refusal(holder: str) -> TrainingError:
         return TrainingError(
-            f"another training of the same parameters is at work in {folder} ({holder}): wait until "
-            "it has ended, or end it, and the same command goes on from there; to train both, change a parameter "
-            "(train.seed), or give this one paths.runs, paths.checkpoints and paths.logs of its own"
+            f"another training with the same parameters is running in {folder} ({holder}): wait until it ends or stop "
+            "it, then the same command resumes from there; to train both, change a parameter (train.seed), or "
+            "set other paths.runs, paths.checkpoints and paths.logs for this training"
         )
 
     with ExitStack() as lock:

@@ -9,14 +9,14 @@ from model.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
 from shards.settings import Section
 
 SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
-"""What tells the two kinds of `model.sizes` apart in pydantic's errors; no key of params.yaml."""
+"""Names of the two kinds of `model.sizes` in pydantic's errors; not keys of params.yaml."""
 
 MIN_RESNET_PX = 16
-"""Of an input of 16 × 16 px the ResNet's third stage leaves 1 pixel. The gradient of a convolution of 1 pixel with a
-stride and padding is wrong in bfloat16 on AVX-512 (oneDNN 3.12: it leaves memory unwritten, and writes outside)."""
+"""From an input of 16 × 16 px the ResNet's third stage leaves 1 pixel. The gradient of a convolution of 1 pixel with a
+stride and padding is wrong in bfloat16 on AVX-512 (oneDNN 3.12 leaves memory unwritten, and writes out of bounds)."""
 
 Head = Literal["ctc", "decoder", "reverse_decoder", "syllables"]
-"""What stands on the encoder: CTC and attention decoders over characters, CTC over syllables."""
+"""The heads on the encoder: CTC and attention decoders over characters, CTC over syllables."""
 
 HEAD_OF_MODULE: Mapping[str, Head] = {
     "ctc_head": "ctc",
@@ -24,25 +24,25 @@ HEAD_OF_MODULE: Mapping[str, Head] = {
     "decoder": "decoder",
     "reverse_decoder": "reverse_decoder",
 }
-"""What the network calls the module of each head: the first part of its tensors' names, and in train.freeze."""
+"""The head of each network module; the module's name starts its tensors' names, and is used in train.freeze."""
 
 
 class TextParams(Section):
-    """The declared normaliser: how a transcript becomes a label (model/text.py)."""
+    """The options of the normaliser, which turns a transcript into a label (model/text.py)."""
 
     case_fold: bool = Field(True, description="A and a are one character")
-    drop_punctuation: bool = Field(True, description="punctuation and symbols are no part of a label")
+    drop_punctuation: bool = Field(True, description="remove punctuation and symbols from labels")
     digits: Literal["keep", "chinese"] = Field(
         "keep", description="chinese: 2024 is 二零二四, as it may be spoken"
     )
     simplify: bool = Field(False, description="traditional characters become simplified ones")
     drop_annotations: bool = Field(
-        False, description="[noise], <unk>, (笑) are no part of a label (model/annotations.py)"
+        False, description="remove [noise], <unk>, (笑) from labels (model/annotations.py)"
     )
 
 
 class _SizesOfPreset(dict[str, Any]):
-    """A preset's sizes and what was given instead, not checked yet."""
+    """A preset's sizes, updated with the given ones; not validated yet."""
 
     def __init__(self, preset: Sizes, given: Mapping[str, Any]) -> None:
         super().__init__({**preset.model_dump(), **given})
@@ -50,7 +50,7 @@ class _SizesOfPreset(dict[str, Any]):
 
 
 class ModelParams(Section):
-    """Size and shape of the network: a checkpoint of other values is refused."""
+    """The architecture and sizes of the network; a checkpoint with other values is refused."""
 
     preset: Literal[
         "cnn3d_bilstm_attention", "conformer_tiny", "conformer_small", "conformer_base", "conformer_large"
@@ -58,28 +58,28 @@ class ModelParams(Section):
     sizes: Annotated[
         Annotated[Cnn3dSizes, Tag(SIZE_FAMILIES[0])] | Annotated[ConformerSizes, Tag(SIZE_FAMILIES[1])],
         Discriminator(lambda sizes: _family(sizes)),
-    ] = Field(PRESET_SIZES["cnn3d_bilstm_attention"], description="what differs from the preset's sizes")
+    ] = Field(PRESET_SIZES["cnn3d_bilstm_attention"], description="sizes that differ from the preset's")
     window_px: int = Field(
         96,
         ge=16,
         le=512,
-        description="side of the crop's middle that the network sees, at most crop.size_px, px",
+        description="side of the central window of the crop that the network sees, at most crop.size_px, px",
     )
     frame_height: int = Field(
-        96, ge=16, le=512, description="input height, the window resized on the device, px"
+        96, ge=16, le=512, description="input height to which the window is resized on the device, px"
     )
     frame_width: int = Field(
-        96, ge=16, le=512, description="input width, the window resized on the device, px"
+        96, ge=16, le=512, description="input width to which the window is resized on the device, px"
     )
     subtract_mean: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the clip's mean frame taken from each frame: 1 leaves the motion",
+        description="share of the clip's mean frame subtracted from each frame: 1 leaves only motion",
     )
     standardise: Literal["given", "clip", "shards"] = Field(
         "given",
-        description="gray levels by input_mean and input_std, by each clip's own, or by the training shards'",
+        description="normalise gray levels by input_mean and input_std, by each clip's, or by the training shards'",
     )
     input_mean: float = Field(0.421, ge=0, le=1, description="of gray levels 0..1; public lip readers' crops")
     input_std: float = Field(0.165, gt=0, le=1, description="of gray levels 0..1; public lip readers' crops")
@@ -93,8 +93,8 @@ class ModelParams(Section):
             and max(self.frame_height, self.frame_width) <= MIN_RESNET_PX
         ):
             raise ValueError(
-                f"frame_height and frame_width must not both be {MIN_RESNET_PX} with {self.preset}: the ResNet's last "
-                f"stage would see 1 pixel; set one of them to {MIN_RESNET_PX + 1} or more"
+                f"frame_height and frame_width must not both be {MIN_RESNET_PX} with {self.preset}, since the ResNet's "
+                f"last stage would see 1 pixel; set one of them to {MIN_RESNET_PX + 1} or more"
             )
         return self
 
@@ -111,31 +111,31 @@ class ModelParams(Section):
 
 
 def _family(sizes: Any) -> str:
-    """Which class checks these sizes."""
+    """Returns the tag of the class that validates these sizes."""
     preset = sizes.preset if isinstance(sizes, _SizesOfPreset) else sizes
     return SIZE_FAMILIES[0] if isinstance(preset, Cnn3dSizes) else SIZE_FAMILIES[1]
 
 
 class AugmentParams(Section):
-    """Changes to training clips, made on the device; none in scoring. 0 switches one off."""
+    """Augmentation of training clips on the device; not used for validation and scoring. 0 turns one off."""
 
     flip: bool = Field(True, description="mirror half of the clips")
     zoom_sigma: float = Field(0.0, ge=0, le=0.5, description="height and width, each by exp(N(0, sigma))")
-    rotation_deg: float = Field(0.0, ge=0, le=45, description="largest turn of the picture, degrees")
+    rotation_deg: float = Field(0.0, ge=0, le=45, description="largest rotation of the picture, degrees")
     shift_px: float = Field(0.0, ge=0, le=32, description="largest shift of the picture, whole crop px")
-    speed_change: float = Field(0.0, ge=0, le=0.5, description="0.1: played at 0.9 to 1.1 of its speed")
+    speed_change: float = Field(0.0, ge=0, le=0.5, description="0.1: 0.9 to 1.1 of the original speed")
     gain_sigma: float = Field(0.0, ge=0, le=0.5, description="contrast and brightness")
     time_masks_per_s: float = Field(0.0, ge=0, le=5, description="masks that hold the clip's mean frame, 1/s")
     time_mask_s: float = Field(0.4, ge=0, le=2, description="longest mask, s")
 
 
 class TrainParams(Section):
-    """The optimiser and the loop. Names and defaults are those of the trainer this replaces."""
+    """Settings of optimiser and training loop."""
 
     batch_size: int = Field(8, ge=1, description="clips in a batch, at most")
     accumulation_steps: int = Field(4, ge=1, description="batches for one optimiser step")
     learning_rate: float = Field(1e-4, gt=0, le=1, description="peak, after the warm-up")
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW; not of biases and normalisations")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW; not used for biases and normalisations")
     num_epochs: int = Field(100, ge=1)
     warmup_epochs: float = Field(5, ge=0, description="linear rise of the learning rate, epochs")
     scheduler: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up, by step")
@@ -148,30 +148,30 @@ class TrainParams(Section):
         0.0,
         ge=0,
         lt=1,
-        description="share of the decoder that reads backwards in the attention loss; 0: none",
+        description="share of the reverse decoder in the attention loss; 0: none",
     )
     syllable_weight: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of a CTC loss over toneless pinyin; 0: none, 1: syllables alone are learnt and read",
+        description="share of a CTC loss over toneless pinyin; 0: none, 1: only syllables are learnt and read",
     )
     teacher_forcing: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="of the baseline's LSTM decoder: share of true characters fed, first epoch; no effect with "
+        description="of the baseline's LSTM decoder: share of true characters fed in the first epoch; no effect with "
         "ctc_weight 1",
     )
-    teacher_forcing_end: float = Field(0.5, ge=0, le=1, description="the same, last epoch; linear between")
+    teacher_forcing_end: float = Field(0.5, ge=0, le=1, description="in the last epoch; linear between")
     mixed_precision: bool = Field(True, description="bfloat16 (float16 where a GPU lacks it)")
     compile: bool = Field(
         False,
-        description="let torch.compile fuse the network's kernels: minutes at first, then faster on a GPU; clips are "
-        "padded to few lengths",
+        description="fuse the network's kernels with torch.compile: minutes at the start, then faster on a GPU; clips "
+        "are padded to few lengths",
     )
     ema_decay: float = Field(
-        0.0, ge=0, lt=1, description="of the average of the weights that is validated and kept; 0: none"
+        0.0, ge=0, lt=1, description="of the average of the weights, which is validated and saved; 0: none"
     )
     patience: int = Field(
         0, ge=0, description="validations without a better CER after which training ends; 0: never"
@@ -179,7 +179,7 @@ class TrainParams(Section):
     init_from: str = Field("", description="checkpoint whose weights training starts with; empty: none")
     freeze: tuple[
         Literal["frontend", "encoder", "ctc_head", "syllable_head", "decoder", "reverse_decoder"], ...
-    ] = Field((), description="parts that stay as they are")
+    ] = Field((), description="parts of the network that are not trained")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="learning rate of each layer as a share of the one above it"
     )
@@ -190,7 +190,7 @@ class TrainParams(Section):
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The heads that the loss trains."""
+        """Returns the heads that the loss trains."""
         heads: list[Head] = []
         if self.syllable_weight < 1:
             heads += ["ctc"] if self.ctc_weight > 0 else []
@@ -202,24 +202,24 @@ class TrainParams(Section):
     def _reverse_needs_forward(self) -> "TrainParams":
         if self.reverse_weight > 0 and "decoder" not in self.heads:
             raise ValueError(
-                "reverse_weight needs the attention decoder: ctc_weight and syllable_weight below 1"
+                "reverse_weight needs the attention decoder: set ctc_weight and syllable_weight below 1"
             )
         return self
 
 
 class DecodeParams(Section):
-    """How the network's output becomes text."""
+    """Settings of the decoders, which turn the network's output into text."""
 
     decoder: Literal[
         "auto", "ctc", "ctc_beam", "attention", "attention_beam", "joint_beam", "syllables", "pinyin"
     ] = Field(
         "auto",
-        description="greedy: ctc, attention, syllables (pinyin is written), auto: the first of attention, ctc, "
+        description="greedy: ctc, attention, syllables (its text is pinyin), auto: the first of attention, ctc, "
         "syllables that was trained; beam search: ctc_beam, attention_beam, joint_beam (CTC and attention together), "
-        "pinyin (characters out of the syllable head by the language model)",
+        "pinyin (characters from the syllable head and the language model)",
     )
-    beam: int = Field(10, ge=1, le=500, description="texts that a beam search keeps")
-    num_candidates: int = Field(5, ge=1, le=100, description="of these, those that are told, the best first")
+    beam: int = Field(10, ge=1, le=500, description="hypotheses that a beam search keeps")
+    num_candidates: int = Field(5, ge=1, le=100, description="hypotheses that are reported, best first")
     ctc_share: float = Field(
         0.3, ge=0, le=1, description="joint_beam: share of CTC in the score, the rest attention"
     )
@@ -242,15 +242,15 @@ class DecodeParams(Section):
         description="where an attention decoder stops, characters/s; no effect with train.ctc_weight 1",
     )
 
-    def while_training(self) -> "DecodeParams":
-        """How valid is read: greedily, so that no beam makes an epoch longer, nor a change of it another run."""
+    def for_validation(self) -> "DecodeParams":
+        """Returns greedy settings for validation: a beam would slow epochs, and changing it would start a new run."""
         return DecodeParams(max_chars_per_s=self.max_chars_per_s)
 
 
 class LmParams(Section):
-    """The character language model that beam searches may ask (model/decoding/ngram.py)."""
+    """The character language model for beam searches (model/decoding/ngram.py)."""
 
     order: int = Field(4, ge=1, le=6, description="characters of its longest n-grams")
     text_file: str = Field(
-        "", description="learns from this file, a sentence a line, instead of the training split's labels"
+        "", description="text to learn from, one sentence per line, instead of the training split's labels"
     )

@@ -1,4 +1,4 @@
-"""Labels as the network's heads are taught them.
+"""Labels as targets of the network's heads.
 
 Shapes: B clips, L characters of the longest label, K syllables of the longest label.
 """
@@ -13,7 +13,7 @@ from model.vocabulary import Vocabulary
 
 
 class Targets(NamedTuple):
-    """Labels of a batch, padded with END_ID, on the device of the network; `num_…_B` are their lengths, on the CPU."""
+    """Labels of a batch, padded with END_ID, on the network's device. `num_…_B` are their lengths, on the CPU."""
 
     characters_BL: torch.Tensor
     num_characters_B: torch.Tensor
@@ -24,7 +24,7 @@ class Targets(NamedTuple):
 
 
 def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.device) -> Targets:
-    """`labels` for all heads; `syllables_BK` where the vocabulary has syllables."""
+    """Returns the targets of `labels` for all heads; `syllables_BK` is None if the vocabulary has no syllables."""
     characters = [vocabulary.characters.encode(label) for label in labels]
     characters_BL, num_characters_B = _padded(characters, device)
     reversed_BL, _ = _padded([ids[::-1] for ids in characters], device)
@@ -37,8 +37,8 @@ def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.devi
 
 
 def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths_B = torch.tensor([len(one) for one in ids])
+    lengths_B = torch.tensor([len(label) for label in ids])
     padded = torch.full((len(ids), max(map(len, ids), default=0)), END_ID)
-    for row, one in enumerate(ids):
-        padded[row, : len(one)] = torch.tensor(one, dtype=torch.long)
+    for row, label in enumerate(ids):
+        padded[row, : len(label)] = torch.tensor(label, dtype=torch.long)
     return padded.to(device, non_blocking=True), lengths_B

@@ -122,7 +122,7 @@ def _scored(
     split = params.report.split
     samples = read_samples(Path(params.paths.samples), split)
     store = open_store(params.paths.shards, params.machine)
-    decode = params.decode.while_training()  # greedy: a beam would hide the loss by quantisation
+    decode = params.decode.for_validation()  # greedy: a beam would hide the loss by quantisation
     files, decoder = [], ""
     for number, file in enumerate(facts.files):
 

@@ -20,7 +20,7 @@ def job_of(values: Params) -> TrainingJob:
         model=values.model,
         train=values.train,
         loader=values.loader,
-        decode=values.decode.while_training(),
+        decode=values.decode.for_validation(),
         machine=values.machine,
         config_text=params_text(values),
     )

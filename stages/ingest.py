@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from model.settings import TextParams
-from model.text import in_brackets, normalise, normaliser_mark
+from model.text import in_brackets, normalise, normaliser_metadata
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
@@ -111,7 +111,7 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
             _check_part_names(clips)
     clips.sort(key=lambda clip: (split_rank(clip.transcript.split), clip.transcript.clip_id))
     rows = [_row(clip, normalise(clip.transcript.text, text)) for clip in clips]
-    marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_mark(text))
+    marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_metadata(text))
     write_table(clips_path, table_from_rows(rows, CLIPS), marked)
     num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below the corpus root")
     num_outside = _warn_of(clips, Reason.UNSAFE_PATH, "have a path or link that leads out of the corpus root")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from model.decoding.arpa import arpa_about, write_arpa
+from model.decoding.arpa import arpa_metadata, write_arpa
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import perplexity
-from model.decoding.registry import asks_language_model
+from model.decoding.registry import uses_language_model
 from model.settings import DecodeParams, LmParams, TextParams
-from model.text import describe_mark, describe_normaliser, normalise
+from model.text import describe_normaliser, describe_stored_normaliser, normalise
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError
 from shards.files import sha256_of
@@ -43,7 +43,7 @@ def make_language_model(samples: Path, lm: Path, params: LmParams, text: TextPar
     else:
         labels = _labels(samples, TRAIN_SPLIT)
         # labels stand there as they were made, whatever params.yaml says by now
-        normaliser = describe_mark(pq.read_schema(samples).metadata, samples)
+        normaliser = describe_stored_normaliser(pq.read_schema(samples).metadata, samples)
     model = train(labels, params.order)
     about = {
         # its name alone: a file that is passed on need not tell where things lie on this machine
@@ -113,7 +113,7 @@ def warn_of_other_text(lm: Path, text_file: str, decode: DecodeParams, decoders:
     """Logs a warning where a decoder (`decode.decoder` by default) uses a language model of another text."""
     names = decoders or (decode.decoder,)
     # auto is greedy
-    if any(name != "auto" and asks_language_model(name, decode) for name in names) and (
+    if any(name != "auto" and uses_language_model(name, decode) for name in names) and (
         warning := other_text_warning(lm, text_file)
     ):
         LOG.warning(warning)
@@ -121,7 +121,7 @@ def warn_of_other_text(lm: Path, text_file: str, decode: DecodeParams, decoders:
 
 def other_text_warning(lm: Path, text: str) -> str | None:
     """The warning where `lm` was not made from lm.text_file (`text`) as it is now; None where that is not known."""
-    about = arpa_about(lm)
+    about = arpa_metadata(lm)
     if not text or about is None:
         return None
     learnt_from, mend = about.get("learnt_from"), "run `dvc repro -f lm`, or `pipeline lm`"

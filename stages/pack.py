@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from model.text import same_mark
+from model.text import copied_normaliser_metadata
 from shards import schema
 from shards.codec import clip_extension, encode_clip
 from shards.disk import KEPT, disk_errors_reported, unwritable
@@ -132,7 +132,7 @@ def pack(
         for split in splits:
             _write_index(store, split, shards[split])
         marked = schema.SAMPLES.with_metadata(
-            schema.SAMPLES.metadata | same_mark(clips_table.schema.metadata)
+            schema.SAMPLES.metadata | copied_normaliser_metadata(clips_table.schema.metadata)
         )
         write_table(samples_path, table_from_rows(rows, schema.SAMPLES), marked)
     by_split = {split: sum(shard.num_samples for shard in shards[split]) for split in splits}

@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 from model.decoding.ctc_spikes import Spikes, ctc_spikes, spiking_head
 from model.decoding.reader import LipReader
-from model.decoding.registry import asks_language_model, describe_settings, unused_weights, used_settings
+from model.decoding.registry import describe_settings, unused_weights, used_settings, uses_language_model
 from model.decoding.result import ScoredClip
 from model.decoding.scoring import score_split
 from model.device import choose_device
 from model.networks.network import num_parameters
 from model.pinyin import syllables_of
 from model.settings import DecodeParams
-from model.text import describe_mark
+from model.text import describe_stored_normaliser
 from shards import schema
 from shards.files import (
     Progress,
@@ -236,7 +236,7 @@ def reading_facts(
     """
     decoder, vocabulary = reader.decoder(decode), reader.vocabulary
     table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
-    asked = file_identity(lm) if lm is not None and asks_language_model(decoder, decode) else None
+    asked = file_identity(lm) if lm is not None and uses_language_model(decoder, decode) else None
     settings = used_settings(decoder, decode, reader.heads)
     return ReportFacts(
         decoder,
@@ -252,7 +252,7 @@ def reading_facts(
 
 def normaliser_of(samples: Path) -> str | None:
     """What made the labels of a samples.parquet, in a line; None where it does not say it."""
-    return describe_mark(pq.read_schema(samples).metadata, samples)
+    return describe_stored_normaliser(pq.read_schema(samples).metadata, samples)
 
 
 def clip_facts(clips: pa.Table, crops: pa.Table, clip_ids: Collection[str]) -> dict[str, ClipFacts]:

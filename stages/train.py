@@ -235,7 +235,7 @@ class _Trainer:
         # without valid clips, the last model is the best
         is_best = is_last and not data.valid_batches
         if validated:
-            is_best = progress.take_validated(validated.loss, validated.cer)
+            is_best = progress.record_validation(validated.loss, validated.cer)
         progress.best_epoch = epoch if is_best else progress.best_epoch
         self._log_epoch(plan, validated)
         if progress.stopped_early(job.train):

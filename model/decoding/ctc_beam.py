@@ -1,17 +1,11 @@
-"""CTC beam search that writes characters. Imports no torch, so exported models can use it.
+"""Decoders that need only CTC heads. Imports no torch, so exported models can use it.
 
-Shapes: B clips, S steps, V characters (special tokens included).
+`ctc_beam` searches over characters. `pinyin_beam` writes characters from a syllable head, and the language model
+chooses among homophones. It is one search, not two: a prefix is a text of characters, its CTC paths are those of its
+syllables, and both scores prune together, so the language model also decides between syllables.
 
-Characters out of a syllable head: its CTC beam search, where the language model chooses among homophones.
-
-One search, not two: a prefix is a text of characters, its CTC paths are those of its syllables, and both scores
-prune together, so the language model also decides between syllables. Imports no torch.
-
-Shapes: B clips, S steps, W syllables (special tokens included), U characters with one of their syllables each.
-
-From the log-probabilities of clips to their readings, by any decoder that takes CTC heads alone. Imports no torch.
-
-Shapes: B clips, S encoder steps, V characters, W syllables.
+Shapes: B clips, S encoder steps, V characters and W syllables (with special tokens), U characters with one of their
+syllables each.
 """
 
 from collections.abc import Sequence
@@ -41,17 +35,17 @@ def ctc_beam(
     lm: LanguageModel | None = None,
     syllables: SyllableScores | None = None,
 ) -> list[list[Candidate]]:
-    """The best texts of each clip, at most `params.num_candidates`, at least one.
+    """Returns the best texts of each clip, at most `params.num_candidates`, at least one.
 
     `rank_score` is the log-probability summed over the paths that the beam kept, plus lm_weight times the language
-    model's log-probability, end of text included, length_bonus a character, and syllable_weight times the
-    log-probability of the text's syllables by the syllable head, which chooses among the texts that the beam
-    ended with. `log_probability` is made of both by `with_posteriors`.
+    model's log-probability (with the end of the text), plus length_bonus per character, plus syllable_weight times the
+    syllable head's log-probability of the text's syllables. The syllable head only reorders the final beam.
+    `with_posteriors` makes `log_probability` from both.
 
-    Beam 1 with none of the three weights is greedy CTC: the text of the most likely path. A beam of one prefix would
-    sum paths, and now and then end with another text.
-    Behind the end of a clip the blank has all probability.
-    Raises ConfigError where lm_weight is above 0 and there is no language model.
+    Beam 1 without the three weights is greedy CTC: the text of the most likely path. A beam of one prefix would sum
+    paths, and sometimes end with another text.
+    After the end of a clip the blank must have all probability.
+    Raises ConfigError if lm_weight is above 0 and there is no language model.
     """
     fusion = fusion_of(params, lm)
     weighs_syllables = syllables is not None and params.syllable_weight > 0
@@ -75,15 +69,15 @@ def ctc_beam(
 
 
 def best_of(candidates: Sequence[Candidate], params: DecodeParams) -> list[Candidate]:
-    """As many as are to be told; an empty text that cannot be where no text can."""
+    """Returns the first `num_candidates`; if there are none, an empty text with probability 0."""
     return list(candidates[: params.num_candidates]) or [Candidate("", -np.inf, -np.inf)]
 
 
 def fusion_of(params: DecodeParams, lm: LanguageModel | None) -> Fusion:
-    """What the parameters add to CTC; a ConfigError where they ask for a language model that is not there."""
+    """Returns the scores that `params` add to CTC. Raises ConfigError if a needed language model is missing."""
     if params.lm_weight > 0 and lm is None:
         raise ConfigError(
-            f"decode.lm_weight is {params.lm_weight:g}, and there is no language model; `pipeline lm` makes one"
+            f"decode.lm_weight is {params.lm_weight:g}, but there is no language model; run `pipeline lm` to make one"
         )
     return Fusion(lm if params.lm_weight > 0 else None, params.lm_weight, params.length_bonus)
 
@@ -91,7 +85,7 @@ def fusion_of(params: DecodeParams, lm: LanguageModel | None) -> Fusion:
 def with_syllables(
     found: Sequence[Sequence[Candidate]], syllables: SyllableScores, weight: float
 ) -> list[list[Candidate]]:
-    """Each clip's candidates with the syllable head's log-probability in their rank, the best first."""
+    """Adds the syllable head's weighted log-probability to each candidate's rank; returns the best first."""
     texts = [[candidate.text for candidate in candidates] for candidates in found]
     ranked = [
         [
@@ -109,38 +103,38 @@ def pinyin_beam(
     params: DecodeParams,
     lm: LanguageModel | None,
 ) -> list[list[Candidate]]:
-    """The best texts of each clip by its syllable log-probabilities, at most `params.num_candidates`, at least one.
+    """Returns the best texts of each clip by syllable log-probabilities, at most `params.num_candidates`, at least one.
 
-    `lm` is of the vocabulary's characters. `rank_score` has the log-probability of the text's syllables over the paths
-    that the beam kept; of a text with several readings, the best one's. `log_probability` is the text's own by
-    `with_posteriors`: homophones share that of their syllables. Texts have no spaces: syllables have none.
-    Behind the end of a clip the blank has all probability.
-    Raises ConfigError where there is no language model or decode.lm_weight is 0: nothing else tells homophones apart.
+    `lm` is over the vocabulary's characters. `rank_score` includes the log-probability of the text's syllables, summed
+    over the paths that the beam kept; of a text with several readings, that of the best one. `with_posteriors` makes
+    `log_probability`: homophones share the probability of their syllables. Texts have no spaces, since syllables have
+    none. After the end of a clip the blank must have all probability.
+    Raises ConfigError without a language model or with decode.lm_weight 0: nothing else can separate homophones.
     """
     if lm is None or not params.lm_weight:
         missing = "there is no language model" if lm is None else "decode.lm_weight is 0"
         raise ConfigError(
-            f"decoder pinyin chooses characters by a language model, and {missing}; `pipeline lm` makes one, "
-            "--set decode.lm_weight=0.5 asks it"
+            f"decoder pinyin chooses characters by a language model, but {missing}; run `pipeline lm` to make one, "
+            "and use it with --set decode.lm_weight=0.5"
         )
     assert vocabulary.syllables is not None, "a vocabulary without syllables"
     units = _units(vocabulary.characters, vocabulary.syllables)
     found = []
     for prefixes in prefix_beam(syllable_log_probs_BSW, units, params.beam, fusion_of(params, lm)):
         candidates: dict[str, Candidate] = {}
-        heard: dict[tuple[int, ...], float] = {}  # homophones are heard once
+        spoken: dict[tuple[int, ...], float] = {}  # homophones count once
         for prefix in prefixes:
-            heard[tuple(units.column_U[list(prefix.units)])] = prefix.log_probability
+            spoken[tuple(units.column_U[list(prefix.units)])] = prefix.log_probability
             text = vocabulary.characters.decode([int(units.token_U[unit]) for unit in prefix.units])
             candidates.setdefault(text, Candidate(text, prefix.log_probability, prefix.rank_score))
-        log_mass = float(np.logaddexp.reduce(list(heard.values()), initial=-np.inf))
+        log_mass = float(np.logaddexp.reduce(list(spoken.values()), initial=-np.inf))
         found.append(best_of(with_posteriors(list(candidates.values()), log_mass), params))
     return found
 
 
 @lru_cache(4)
 def _units(characters: Tokenizer, syllables: Tokenizer) -> Units:
-    """Every character with each of its readings that the head knows."""
+    """Returns every character with each of its syllables that the head knows."""
     known = set(syllables.units)
     pairs = [
         (character, reading)
@@ -162,10 +156,10 @@ def ctc_readings(
     params: DecodeParams,
     lm: LanguageModel | None,
 ) -> list[Reading]:
-    """By decoder `name`: ctc, syllables, ctc_beam or pinyin; a head that it does not take may be None.
+    """Decodes with `name`: ctc, syllables, ctc_beam or pinyin; a head that it does not need may be None.
 
-    The log-probabilities are numpy's or torch's, and the search runs where they are. Behind the end of a clip the blank
-    has all probability.
+    The log-probabilities are numpy arrays or torch tensors, and the search runs on their device. After the end of a
+    clip the blank must have all probability.
     """
     characters, syllables = vocabulary.characters, vocabulary.syllables
     if name in GREEDY:
@@ -185,12 +179,12 @@ def ctc_readings(
 
 
 def best_reading(candidates: Sequence[Candidate]) -> Reading:
-    """The first of a beam's candidates, and all of them."""
+    """Returns the first of a beam's candidates as the text, with all candidates."""
     best = candidates[0]
     return Reading(best.text, best.log_probability / max(len(best.text), 1), tuple(candidates))
 
 
 def greedy_reading(table: Tokenizer, ids: Sequence[int], log_probability: float) -> Reading:
-    """The text of a greedy decoder's tokens; special ones are not written, and count for no character."""
+    """Returns the text of a greedy decoder's tokens; special tokens are not written and do not count as characters."""
     num_written = sum(token >= len(SPECIAL_TOKENS) for token in ids)
     return Reading(table.decode(ids), log_probability / max(num_written, 1))

@@ -1,10 +1,7 @@
-"""CTC's exact log-probability of given texts, and of their syllables. Imports no torch.
+"""Exact CTC log-probability of given texts and of their syllables, and greedy CTC. Imports no torch.
 
-Shapes: B clips, S steps, V columns of the head, N texts, L units of the longest, P = 2L + 1 with the blanks between.
-
-Greedy CTC; needs no torch, so exported models can use it.
-
-Shapes: B clips, S steps, V tokens.
+Shapes: B clips, S steps, V columns (tokens) of the head, N texts, L units of the longest text, P = 2L + 1 with the
+blanks between them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from array_api_compat import array_namespace
 
-from model.decoding.arrays import Array, beside, to_host
+from model.decoding.arrays import Array, on_device_of, to_host
 from model.pinyin import syllables_of
 from model.text import BLANK_ID, Tokenizer
 
@@ -21,10 +18,10 @@ from model.text import BLANK_ID, Tokenizer
 def ctc_log_probabilities(
     log_probs_BSV: Array, clips: Sequence[int], targets: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Log of the summed probability of all paths that spell each target in its clip (N,), nats.
+    """Returns the log of the summed probability of all paths that spell each target in its clip (N,), nats.
 
-    -inf: it needs more steps. Behind the end of a clip the blank has all probability. Graves et al. 2006, section 4.1
-    (the forward variables).
+    -inf if a target needs more steps than its clip has. After the end of a clip the blank must have all probability.
+    Graves et al. 2006, section 4.1 (the forward variables).
     """
     xp = array_namespace(log_probs_BSV)
     N, L = len(targets), max(map(len, targets), default=0)
@@ -39,11 +36,11 @@ def ctc_log_probabilities(
     if not log_probs_BSV.shape[1]:
         return np.where(host_last_N == 0, 0.0, -np.inf)
     clip_N, column_NP, skips_NP, last_N = (
-        beside(one, log_probs_BSV, xp)
-        for one in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
+        on_device_of(array, log_probs_BSV, xp)
+        for array in (np.asarray(clips, np.int64), host_column_NP, host_skips_NP, host_last_N)
     )
     alpha_NP = xp.full_like(column_NP, -np.inf, dtype=xp.float64)
-    # before the first step: as if at a blank in front, which the first two positions follow
+    # before the first step the paths are at a virtual blank in front, from which they reach the first two positions
     alpha_NP[:, :2] = 0.0
     for step in range(log_probs_BSV.shape[1]):
         if step:
@@ -59,36 +56,36 @@ def ctc_log_probabilities(
 
 @dataclass(frozen=True, slots=True)
 class SyllableScores:
-    """What a model's syllable head says of some clips."""
+    """The output of a model's syllable head for some clips."""
 
     log_probs_BSW: Array
-    """Behind the end of a clip the blank has all probability."""
+    """After the end of a clip the blank has all probability."""
     table: Tokenizer
 
 
 def syllable_log_probabilities(
     texts: Sequence[Sequence[str]], syllables: SyllableScores
 ) -> list[list[float]]:
-    """CTC's log-probability of the toneless syllables of each clip's texts by the syllable head, nats."""
-    asked = [
+    """Returns the syllable head's CTC log-probability of the toneless syllables of each clip's texts, nats."""
+    pairs = [
         [(clip, tuple(syllables.table.encode(syllables_of(text)))) for text in of_clip]
         for clip, of_clip in enumerate(texts)
     ]
     distinct = list(
-        dict.fromkeys(pair for of_clip in asked for pair in of_clip)
+        dict.fromkeys(pair for of_clip in pairs for pair in of_clip)
     )  # homophones are scored once
     found_N = ctc_log_probabilities(
         syllables.log_probs_BSW, [clip for clip, _ in distinct], [target for _, target in distinct]
     )
     scores = dict(zip(distinct, found_N.tolist(), strict=True))
-    return [[scores[pair] for pair in of_clip] for of_clip in asked]
+    return [[scores[pair] for pair in of_clip] for of_clip in pairs]
 
 
 def greedy_ctc(log_probs_BSV: Array) -> list[tuple[list[int], float]]:
-    """Of each clip the token ids of the best path with repeats and blanks removed, and their log-probability, nats.
+    """Returns for each clip the tokens of the best path, without repeats and blanks, and their log-probability, nats.
 
-    That is the sum over all paths that spell them: the best path's own is far less sure than the text is right. Behind
-    the end of a clip the blank has all probability. Graves et al. 2006, section 3.2 (best path decoding).
+    The log-probability is over all paths that spell the tokens: that of the best path alone would be far too low. After
+    the end of a clip the blank must have all probability. Graves et al. 2006, section 3.2 (best path decoding).
     """
     best_BS = to_host(array_namespace(log_probs_BSV).argmax(log_probs_BSV, axis=2))
     before_BS = np.pad(best_BS, ((0, 0), (1, 0)), constant_values=BLANK_ID)[:, :-1]

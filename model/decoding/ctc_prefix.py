@@ -1,10 +1,10 @@
-"""What CTC says of open texts, for a search that goes a character at a time: prefix probabilities.
+"""CTC prefix probabilities of open texts, for a search that extends texts character by character.
 
 Graves 2008, section 7.5.1; as part of a joint score, Watanabe et al. 2017, algorithm 2. The recursions over time
-are linear in the probabilities, so all steps are solved at once, as sums over time (float64: their terms cancel),
-and all tokens of all texts are scored by one matrix product, where Seki et al. 2019 score a pre-selection.
+are linear in the probabilities, so sums over time solve all steps at once (in float64, since terms cancel), and one
+matrix product scores all tokens of all texts, where Seki et al. 2019 score a pre-selection.
 
-Shapes: B clips, A of them that go on, K texts of each clip, S encoder steps, V tokens.
+Shapes: B clips, A of them that continue, K texts of each clip, S encoder steps, V tokens.
 """
 
 import torch
@@ -15,9 +15,9 @@ LEAST = torch.finfo(torch.float64).min
 
 
 class CtcPrefixes:
-    """The open texts of some clips; at the start one a clip, the empty one.
+    """The open texts of some clips; at the start each clip has one, the empty text.
 
-    `log_probs_BSV`: log-softmax of the CTC head, what stands behind `num_steps_B` has no effect.
+    `log_probs_BSV` is the log-softmax of the CTC head; its values after `num_steps_B` have no effect.
     """
 
     def __init__(self, log_probs_BSV: torch.Tensor, num_steps_B: torch.Tensor) -> None:
@@ -28,16 +28,17 @@ class CtcPrefixes:
         self._outside_BS = steps_S > self._last_step_B[:, None]
         self._probs_BSV = log_probs_BSV.double().exp().masked_fill(self._outside_BS[:, :, None], 0.0)
         self._blank_BS = log_probs_BSV[:, :, BLANK_ID].double()
-        # log-probabilities of all paths up to a step that spell the text and end in its last token, or in blank
+        # log-probabilities of all paths up to a step that spell the text and end in its last token, or in a blank
         self._in_blank_BKS = self._blank_BS.cumsum(1)[:, None]
         self._in_token_BKS = torch.full_like(self._in_blank_BKS, -torch.inf)
-        # of an empty text: a token that no text goes on with
+        # for an empty text: a token that no text contains
         self._last_token_BK = torch.full((B, 1), BLANK_ID, device=log_probs_BSV.device)
 
     def scores(self) -> torch.Tensor:
-        """For each text and token (B, K, V) the log-probability that a label starts with both, float64, nats.
+        """Returns for each text and token (B, K, V) the log-probability that a label starts with both, float64, nats.
 
-        In column END_ID: that the label is the text, and ends. Columns of other special tokens mean nothing.
+        Column END_ID has the log-probability that the label is exactly the text. Columns of other special tokens are
+        not defined.
         """
         before_BKS = self._before(self._last_token_BK)
         largest_BK1 = before_BKS.amax(2, keepdim=True).clamp(min=LEAST)
@@ -52,7 +53,7 @@ class CtcPrefixes:
         return scores_BKV
 
     def extend(self, clips_A: torch.Tensor, beams_AK: torch.Tensor, tokens_AK: torch.Tensor) -> None:
-        """Goes on with these clips, with these of their texts, each longer by its token."""
+        """Keeps only these clips and these of their texts, and appends a token to each text."""
         if len(clips_A) < len(self._blank_BS):
             self._log_probs_BSV, self._probs_BSV = self._log_probs_BSV[clips_A], self._probs_BSV[clips_A]
             self._outside_BS, self._blank_BS = self._outside_BS[clips_A], self._blank_BS[clips_A]
@@ -68,25 +69,25 @@ class CtcPrefixes:
         self._in_token_BKS = product_AKS + (before_AKS - product_AKS + token_AKS).logcumsumexp(2)
         # in_blank[s] = p_blank[s] * (in_blank[s - 1] + in_token[s - 1])
         product_A1S, blank_A1S = self._blank_BS.cumsum(1)[:, None], self._blank_BS[:, None]
-        arrived_AKS = _a_step_later(self._in_token_BKS, -torch.inf)
+        arrived_AKS = _one_step_later(self._in_token_BKS, -torch.inf)
         self._in_blank_BKS = product_A1S + (arrived_AKS - product_A1S + blank_A1S).logcumsumexp(2)
         self._last_token_BK = tokens_AK
 
     def _before(self, last_token_BK: torch.Tensor) -> torch.Tensor:
-        """Log-probability (B, K, S) of the paths that spell the text before each step."""
+        """Returns the log-probability (B, K, S) of the paths that spell the text before each step."""
         whole_BKS = torch.logaddexp(self._in_token_BKS, self._in_blank_BKS)
         first_BK = torch.zeros_like(whole_BKS[..., 0]).masked_fill(last_token_BK != BLANK_ID, -torch.inf)
         return torch.cat([first_BK[..., None], whole_BKS[..., :-1]], dim=2)
 
     def _before_repeat(self) -> torch.Tensor:
-        """The same for a token that repeats the text's last one: a blank must part the two."""
-        return _a_step_later(self._in_blank_BKS, -torch.inf)
+        """Returns `_before` for a token that repeats the last token of the text, which needs a blank between them."""
+        return _one_step_later(self._in_blank_BKS, -torch.inf)
 
     def _log_probs_of(self, tokens_BK: torch.Tensor) -> torch.Tensor:
-        """(B, K, S), float64."""
+        """Returns the log-probabilities (B, K, S) of these tokens at each step, float64."""
         steps_BSK = tokens_BK[:, None].expand(-1, self._log_probs_BSV.shape[1], -1)
         return self._log_probs_BSV.gather(2, steps_BSK).transpose(1, 2).double()
 
 
-def _a_step_later(of_BKS: torch.Tensor, first: float) -> torch.Tensor:
-    return torch.nn.functional.pad(of_BKS[..., :-1], (1, 0), value=first)
+def _one_step_later(values_BKS: torch.Tensor, first: float) -> torch.Tensor:
+    return torch.nn.functional.pad(values_BKS[..., :-1], (1, 0), value=first)

@@ -1,6 +1,6 @@
-"""When a CTC head says what: the probability of the blank and of each unit over a clip. Imports no torch.
+"""The output of a CTC head over time: the probability of the blank and of each unit in a clip. Imports no torch.
 
-Units are characters, or the syllables of toneless pinyin. S encoder steps, V tokens.
+Units are characters or syllables of toneless pinyin. S encoder steps, V tokens.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from model.text import BLANK_ID, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """One unit of the best path, at the step where it is surest."""
+    """One unit of the best path, at the step where its probability is highest."""
 
     step: int
     text: str
@@ -24,23 +24,23 @@ class Spike:
 
 @dataclass(frozen=True, slots=True)
 class Spikes:
-    """A clip's best path over time."""
+    """The best path of a clip over time."""
 
     blank_S: tuple[float, ...]
     """Probability of the blank at each encoder step."""
     spikes: tuple[Spike, ...]
-    """In time's order; their texts, by the table's joiner, are greedy CTC's."""
-    said: Sequence[str] | None = None
-    """The reference in the head's units; None: its characters."""
+    """In order of time. Their texts, joined with the table's joiner, are the greedy CTC text."""
+    reference: Sequence[str] | None = None
+    """The reference in units of the head; None: its characters."""
 
 
 def spiking_head(decoder: str | None) -> Head:
-    """The CTC head that shows when a decoder hears what: of the syllables where it reads by nothing else."""
+    """Returns the CTC head whose spikes explain a decoder: the syllable head if the decoder uses no other head."""
     return "syllables" if HEADS_OF_DECODER.get(decoder or "") == ("syllables",) else "ctc"
 
 
-def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer, said: Sequence[str] | None = None) -> Spikes:
-    """The best path of log-probabilities: one spike a run of the same token, blanks left out."""
+def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer, reference: Sequence[str] | None = None) -> Spikes:
+    """Returns the best path: one spike for each run of the same token, without blanks."""
     best_S, sure_S = log_probs_SV.argmax(axis=1), np.exp(log_probs_SV.max(axis=1))
     spikes: list[Spike] = []
     start = 0
@@ -51,4 +51,4 @@ def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer, said: Sequence[str] |
                 surest = start + int(sure_S[start:step].argmax())
                 spikes.append(Spike(surest, text, float(sure_S[surest])))
             start = step
-    return Spikes(tuple(np.exp(log_probs_SV[:, BLANK_ID]).tolist()), tuple(spikes), said)
+    return Spikes(tuple(np.exp(log_probs_SV[:, BLANK_ID]).tolist()), tuple(spikes), reference)

@@ -1,4 +1,4 @@
-"""From the encoder's output to readings, by every decoder there is.
+"""Decodes the encoder's output into texts, with any decoder.
 
 Shapes: B clips, S encoder steps, E encoder width, V characters, W syllables.
 """
@@ -24,7 +24,7 @@ from model.vocabulary import Vocabulary
 
 
 class Encoded(NamedTuple):
-    """Clips as the encoder leaves them."""
+    """The encoder's output for some clips."""
 
     encoded_BSE: torch.Tensor
     """float32."""
@@ -40,7 +40,7 @@ def readings_by_attention(
     params: DecodeParams,
     lm: LanguageModel | None,
 ) -> list[Reading]:
-    """By `name`: attention, attention_beam or joint_beam."""
+    """Decodes with `name`: attention, attention_beam or joint_beam."""
     assert network.decoder is not None
     encoded_BSE, device = encoded.encoded_BSE, encoded.encoded_BSE.device
     padding_BS = ~step_mask(encoded.num_steps_B.to(device, non_blocking=True), encoded_BSE.shape[1])
@@ -64,11 +64,11 @@ def readings_by_attention(
         logits_BSW = network.syllable_logits(encoded_BSE)
         assert logits_BSW is not None
         syllables = SyllableScores(padded_log_probs(logits_BSW, padding_BS), vocabulary.syllables)
-        # the syllable head orders them anew: the search may not end when those to be told are sure without it
+        # the syllable head reorders the whole beam, so the search must not stop at the first num_candidates
         searched = params.model_copy(update={"num_candidates": params.beam})
     texts = joint_beam(network.decoder.stepping(encoded_BSE, padding_BS), ctc, lm, max_chars_B, searched)
     found = [
-        [Candidate(table.decode(one.ids), one.log_probability, one.rank_score) for one in of_clip]
+        [Candidate(table.decode(text.ids), text.log_probability, text.rank_score) for text in of_clip]
         for of_clip in texts
     ]
     if syllables is not None:
@@ -84,22 +84,24 @@ def readings_by_ctc(
     params: DecodeParams,
     lm: LanguageModel | None,
 ) -> list[Reading]:
-    """By `name`: ctc, ctc_beam, syllables or pinyin. All clips at once on the device; on a CPU, beams a clip at a time.
+    """Decodes with `name`: ctc, ctc_beam, syllables or pinyin.
 
-    In a batch every clip tries as many units as the one that has most, which a CPU has no time for, and on small
-    arrays numpy is faster there than torch. The sums need float64: what other devices say is searched on the CPU.
+    On a GPU it searches all clips at once, on other devices one clip at a time on the CPU: in a batch every clip tries
+    as many units as the clip that needs most, which is slow on a CPU, and on small arrays numpy is faster there than
+    torch. The sums need float64, which some other devices lack.
     """
     encoded_BSE, num_steps_B = encoded.encoded_BSE, encoded.num_steps_B
     padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device), encoded_BSE.shape[1])
     by_syllables = name in ("syllables", "pinyin")
-    asks_syllables = by_syllables or (params.syllable_weight > 0 and name not in GREEDY)
+    uses_syllable_head = by_syllables or (params.syllable_weight > 0 and name not in GREEDY)
     logits = (
         None if by_syllables else network.ctc_logits(encoded_BSE),
-        network.syllable_logits(encoded_BSE) if asks_syllables else None,
+        network.syllable_logits(encoded_BSE) if uses_syllable_head else None,
     )
     on_gpu = encoded_BSE.device.type == "cuda"
     log_probs_BSV, log_probs_BSW = (
-        None if one is None else padded_log_probs(one if on_gpu else one.cpu(), padding_BS) for one in logits
+        None if head is None else padded_log_probs(head if on_gpu else head.cpu(), padding_BS)
+        for head in logits
     )
     if on_gpu or name in GREEDY:
         return ctc_readings(name, log_probs_BSV, log_probs_BSW, vocabulary, params, lm)
@@ -114,7 +116,7 @@ def readings_by_ctc(
 
 
 def padded_log_probs(logits_BSV: torch.Tensor, padding_BS: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities, where behind the end of a clip the blank has all: nothing is said there, for certain."""
+    """Returns log-probabilities. After the end of a clip the blank has all probability, so nothing is read there."""
     padding_BS = padding_BS.to(logits_BSV.device)
     log_probs_BSV = functional.log_softmax(logits_BSV, dim=2).masked_fill(padding_BS[..., None], -torch.inf)
     log_probs_BSV[..., BLANK_ID] = log_probs_BSV[..., BLANK_ID].masked_fill(padding_BS, 0.0)

@@ -1,10 +1,10 @@
-"""Learns a character n-gram model: interpolated modified Kneser-Ney, on whole arrays. Imports no torch.
+"""Trains a character n-gram model by interpolated modified Kneser-Ney, on whole arrays. Imports no torch.
 
 Chen and Goodman 1998, "An empirical study of smoothing techniques for language modeling", section 3 and equations
-26 (interpolation) and 17 (discounts, at the end of 4.1.6). As there, n-grams below the longest order count the
-different characters before them; those that begin a sentence have none before them, and count themselves.
+26 (interpolation) and 17 (discounts, at the end of 4.1.6). As there, the count of an n-gram below the longest order is
+the number of different characters before it; an n-gram at the start of a sentence keeps its own count.
 
-Shapes: T characters of all sentences, starts and ends included, M n-grams of one order, K that order.
+Shapes: T characters of all sentences, with starts and ends, M n-grams of one order, K that order.
 """
 
 from collections.abc import Iterable
@@ -16,17 +16,17 @@ from model.decoding.ngram import END, START, UNKNOWN, Level, NgramModel
 from shards.errors import ConfigError
 
 LM_VERSION = 3
-"""Part of DVC's params: another one trains the language model again."""
+"""A DVC parameter: a new version trains the language model again."""
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
-"""For counts 1, 2, 3 and more where a text is too small to estimate them (KenLM's --discount_fallback)."""
+"""For counts 1, 2, and 3 or more, if a text is too small to estimate discounts (KenLM's --discount_fallback)."""
 NEVER_LOG10 = -99.0
-"""The start of a sentence is never read; ARPA files say it so."""
+"""The log-probability of the start of a sentence, which is never predicted, in ARPA files."""
 _UNKNOWN_ID, _START_ID, _END_ID, _NUM_SPECIAL = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Grams:
-    """The n-grams of one order, sorted."""
+    """The sorted n-grams of one order."""
 
     words_MK: np.ndarray
     parent_M: np.ndarray
@@ -37,13 +37,13 @@ class _Grams:
 
 
 def train(labels: Iterable[str], order: int) -> NgramModel:
-    """A model of the characters of `labels`, each a sentence; empty ones are left out.
+    """Returns a model of the characters of `labels`. Each label is a sentence; empty ones are left out.
 
-    Its order is lower than `order` where no label is long enough. Raises ConfigError where there is no label.
+    Its order is lower than `order` if no label is long enough. Raises ConfigError if there is no label.
     """
     lines = [label for label in labels if label]
     if not lines:
-        raise ConfigError("there is no text that a language model could learn from: every line is empty")
+        raise ConfigError("the language model has no text to learn from: every line is empty")
     characters, word_T, left_T = _sentences(lines)
     words = (UNKNOWN, START, END, *characters)
     grams = _grams(word_T, left_T, len(words), order)
@@ -51,7 +51,7 @@ def train(labels: Iterable[str], order: int) -> NgramModel:
 
 
 def _sentences(lines: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The characters that occur, the word ids of all sentences in a row, and how many are left at each to its end."""
+    """Returns the distinct characters, the word ids of all sentences, and for each the words left in its sentence."""
     code_T = np.frombuffer("".join(lines).encode("utf-32-le"), np.uint32)
     found, id_T = np.unique(code_T, return_inverse=True)
     length_N = np.fromiter(map(len, lines), np.int64, len(lines)) + 2
@@ -63,7 +63,7 @@ def _sentences(lines: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _grams(word_T: np.ndarray, left_T: np.ndarray, num_words: int, order: int) -> list[_Grams]:
-    """Raw counts of all orders: the row of an n-gram is found from the row of its beginning, one sort an order."""
+    """Returns the raw counts of all orders, with one sort per order: an n-gram's key starts with its parent's row."""
     none_M = np.zeros(num_words, np.int64)
     unigrams = _Grams(np.arange(num_words)[:, None], none_M, none_M, np.bincount(word_T, minlength=num_words))
     grams, row_T = [unigrams], word_T
@@ -85,7 +85,7 @@ def _grams(word_T: np.ndarray, left_T: np.ndarray, num_words: int, order: int) -
 
 def _levels(grams: list[_Grams], num_words: int) -> list[Level]:
     levels: list[Level] = []
-    # of order 0: every word but the start is as likely as any other
+    # order 0: all words except the start are equally likely
     below_M, backoff_M = np.full(1, 1 / (num_words - 1)), np.zeros(0)
     for number, level in enumerate(grams):
         count_M = _adjusted(grams, number)
@@ -97,7 +97,7 @@ def _levels(grams: list[_Grams], num_words: int) -> list[Level]:
         own_M = (count_M - discount_M) / total_P[level.parent_M]
         probability_M = own_M + backoff_P[level.parent_M] * below_M[level.suffix_M]
         if number:
-            # a context that nothing follows (a sentence's end) hands everything on
+            # a context without following words (the end of a sentence) passes all probability to the shorter one
             backoff_M = np.where(total_P > 0, backoff_P, 1.0)
             levels[-1] = Level(
                 levels[-1].words_MK, levels[-1].log10_M, np.log10(backoff_M).astype(np.float32)
@@ -111,7 +111,7 @@ def _levels(grams: list[_Grams], num_words: int) -> list[Level]:
 
 
 def _adjusted(grams: list[_Grams], number: int) -> np.ndarray:
-    """What Kneser-Ney counts of each n-gram: itself in the longest order, else the characters before it."""
+    """Returns the Kneser-Ney counts: of the n-gram in the longest order, else of the different characters before it."""
     level = grams[number]
     if number == len(grams) - 1:
         count_M = level.count_M.copy()
@@ -124,7 +124,7 @@ def _adjusted(grams: list[_Grams], number: int) -> np.ndarray:
 
 
 def _discounts(count_M: np.ndarray) -> np.ndarray:
-    """What is taken from counts 0, 1, 2, 3 and more."""
+    """Returns the discounts of counts 0, 1, 2, and 3 or more."""
     n = np.bincount(count_M[(count_M > 0) & (count_M < 5)], minlength=5).astype(float)
     if (n[1:] > 0).all():
         shared = n[1] / (n[1] + 2 * n[2])

@@ -1,11 +1,11 @@
-"""A backoff n-gram model: how likely each next character is, for many contexts at once. Made and stored in numpy;
-asked in numpy, or in torch on a device.
+"""A backoff n-gram model: the probability of each next character, for many contexts at once.
 
+It is built and stored in numpy, and evaluated in numpy or in torch on a device.
 Shapes: N contexts, W words of the model, V tokens of a tokenizer, M n-grams of one order, K that order, L characters.
 
-The n-grams are the nodes of a tree, numbered order by order, each order sorted: node 0 is the empty context, the
-nodes 1 to W are the words. A context is the node of its longest n-gram that the model holds, so an integer; after
-one of the longest order comes what comes after its suffix, as it has no children.
+The n-grams are the nodes of a tree, numbered order by order, each order sorted: node 0 is the empty context, nodes 1
+to W are the words. A context is an integer: the node of its longest n-gram in the model. A context of the longest
+order has no children, so its suffix decides what follows.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from model.decoding.arrays import Array, beside
+from model.decoding.arrays import Array, on_device_of
 from model.text import END_ID, SPECIAL_TOKENS, Tokenizer
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
-"""Sentence start and end and the word for all that was never seen, as ARPA files spell them."""
+"""Sentence start, sentence end and the unknown word, as in ARPA files."""
 LN_10 = float(np.log(10.0))
 
 
 class NgramFault(ValueError):
-    """An n-gram that fits into no model: its order, its row and what is wrong with it."""
+    """An invalid n-gram: its order, its row and the fault."""
 
     def __init__(self, order: int, row: int, fault: str) -> None:
         super().__init__(fault)
@@ -41,24 +41,24 @@ class Level:
     log10_M: np.ndarray
     """Probability of the last word after the ones before it, float32."""
     backoff_log10_M: np.ndarray
-    """Weight of the next shorter context where this n-gram is the context, float32; 0 in the longest order."""
+    """Backoff weight for the next shorter context if this n-gram is the context, float32; 0 in the longest order."""
 
 
 @dataclass(frozen=True, slots=True)
 class NgramTree:
-    """The n-grams as nodes; arrays of one library, on one device."""
+    """The n-grams as nodes; all arrays are of one library, on one device."""
 
     num_words: int
     key_M: Array
-    """Parent node · W + word, int64: sorted over all orders. Node n stands in row n - 1."""
+    """Parent node · W + word, int64, sorted over all orders. Node n is in row n - 1."""
     log10_M: Array
-    """From here on a row a node, node 0 too."""
+    """This and the following arrays have one row per node, including node 0."""
     backoff_M: Array
     suffix_M: Array
     first_child_M: Array
 
     def find(self, nodes_N: Array, words_N: Array) -> Array:
-        """Node of each context followed by the word; 0: the model holds no such n-gram."""
+        """Returns the node of each context followed by the word; 0 if the model does not have this n-gram."""
         xp = array_namespace(nodes_N)
         key_N = nodes_N * self.num_words + words_N
         at_N = xp.searchsorted(self.key_M, key_N)
@@ -66,11 +66,11 @@ class NgramTree:
         return xp.where(found_N, at_N + 1, 0)
 
     def walk(self, nodes_N: Array, words_N: Array) -> tuple[Array, Array]:
-        """log10 of the backoff weights on the way, and the node of the longest context followed by the word."""
+        """Returns log10 of the product of backoff weights, and the node of the longest context followed by the word."""
         xp = array_namespace(nodes_N)
         nodes_N, backoff_N = xp.asarray(nodes_N, copy=True), xp.zeros_like(nodes_N, dtype=xp.float64)
         found_N = self.find(nodes_N, words_N)
-        # every word is an n-gram after the empty context, so the way ends there at the latest
+        # every word follows the empty context, so the loop ends there at the latest
         while len(missing := xp.nonzero(found_N == 0)[0]):
             backoff_N[missing] += self.backoff_M[nodes_N[missing]]
             nodes_N[missing] = self.suffix_M[nodes_N[missing]]
@@ -78,19 +78,19 @@ class NgramTree:
         return backoff_N, found_N
 
     def step(self, states_N: Array, words_N: Array) -> tuple[Array, Array]:
-        """log10 of each word's probability after its context (N,), and the contexts that follow (N,)."""
+        """Returns log10 of each word's probability after its context (N,), and the new contexts (N,)."""
         backoff_N, found_N = self.walk(states_N, words_N)
         return backoff_N + self.log10_M[found_N], found_N
 
     def rows(self, states_N: Array) -> Array:
-        """log10 of the probability of every word after each context, (N, W) float32."""
+        """Returns log10 of the probability of every word after each context, (N, W) float32."""
         xp = array_namespace(states_N)
         contexts, weights = [states_N], [xp.zeros_like(states_N, dtype=xp.float32)]
         while xp.any(contexts[-1] > 0):
             weights.append(weights[-1] + self.backoff_M[contexts[-1]])
             contexts.append(self.suffix_M[contexts[-1]])
         rows_NW = self.log10_M[None, 1 : self.num_words + 1] + weights[-1][:, None]
-        # the longest context comes last, and what it knows stands
+        # the longest context comes last and overwrites the values of shorter ones
         for context_N, weight_N in zip(contexts[-2::-1], weights[-2::-1], strict=True):
             first_N = self.first_child_M[context_N]
             count_N = xp.where(context_N > 0, self.first_child_M[context_N + 1] - first_N, 0)
@@ -100,20 +100,20 @@ class NgramTree:
             rows_NW[row_C, self.key_M[child_C - 1] % self.num_words] = self.log10_M[child_C] + weight_N[row_C]
         return rows_NW
 
-    def beside(self, other: Array) -> "NgramTree":
-        """The same with arrays of the library and on the device of `other`."""
+    def on_device_of(self, other: Array) -> "NgramTree":
+        """Returns the same tree with arrays of the library and on the device of `other`."""
         xp = array_namespace(other)
-        arrays = {one.name: getattr(self, one.name) for one in fields(self) if one.name.endswith("_M")}
-        return replace(self, **{name: beside(array, other, xp) for name, array in arrays.items()})
+        names = [field.name for field in fields(self) if field.name.endswith("_M")]
+        return replace(self, **{name: on_device_of(getattr(self, name), other, xp) for name in names})
 
 
 class NgramModel:
-    """Probabilities of words, `words` by their ids."""
+    """An n-gram model; `words` are in the order of their ids."""
 
     def __init__(self, words: Sequence[str], levels: Sequence[Level]) -> None:
-        """`levels` from order 1 up, each in any order of rows; order 1 holds each word once.
+        """`levels` starts with order 1, which holds each word once; the rows of a level may have any order.
 
-        Raises NgramFault where an n-gram stands twice, or its beginning is no n-gram.
+        Raises NgramFault if an n-gram occurs twice, or if the n-gram without its last word is missing.
         """
         self.words = tuple(words)
         self.ids = {word: number for number, word in enumerate(self.words)}
@@ -142,7 +142,7 @@ class NgramModel:
         sorted_M = np.argsort(key_M, kind="stable")
         parent_M, word_M, key_M = parent_M[sorted_M], words_MK[sorted_M, -1], key_M[sorted_M]
         if len(twice := np.flatnonzero(key_M[1:] == key_M[:-1])):
-            raise NgramFault(order, int(sorted_M[twice[0] + 1]), "the n-gram stands twice")
+            raise NgramFault(order, int(sorted_M[twice[0] + 1]), "this n-gram is already in the file")
         suffix_M = np.zeros(len(key_M), np.int64)
         if order > 1:
             _, suffix_M = tree.walk(tree.suffix_M[parent_M], word_M)
@@ -155,7 +155,7 @@ class NgramModel:
         )
 
     def levels(self) -> list[Level]:
-        """What the model was made of, sorted."""
+        """Returns the levels of the model, sorted."""
         tree, W, levels = self.tree, len(self.words), []
         words_MK = np.zeros((1, 0), np.int32)
         first_parent, first = 0, 1
@@ -168,7 +168,7 @@ class NgramModel:
         return levels
 
     def start(self) -> int:
-        """The context of a sentence's first word."""
+        """Returns the context of a sentence's first word."""
         return int(self.tree.find(np.zeros(1, np.int64), np.array([self.ids[START]]))[0])
 
     def of_tokens(self, table: Tokenizer) -> "LanguageModel":
@@ -178,8 +178,8 @@ class NgramModel:
 class LanguageModel:
     """An n-gram model over the tokens of one tokenizer, whose units are characters. States are contexts, int64.
 
-    It takes and gives numpy's arrays; `beside` gives one for others. A unit that the model never saw has its part of
-    the probability of `<unk>`, shared evenly among such units.
+    It takes and returns numpy arrays; `on_device_of` returns a model for other arrays. Units that the model never saw
+    share the probability of `<unk>` evenly.
     """
 
     def __init__(self, model: NgramModel, table: Tokenizer) -> None:
@@ -189,7 +189,7 @@ class LanguageModel:
         self._start = model.start()
         self._tree, self._word_V = model.tree, np.array([*special, *units_V], np.int64)
         self.unseen_V = self._word_V == unknown
-        """Tokens of characters that the model does not know; numpy's."""
+        """Whether each token is a character that the model does not know; a numpy array."""
         self.unseen_V[: len(SPECIAL_TOKENS)] = False
         self._share_V = np.zeros(table.num_tokens, np.float32)
         self._share_V[self.unseen_V] = -np.log(max(int(self.unseen_V.sum()), 1))
@@ -197,47 +197,48 @@ class LanguageModel:
         self._elsewhere: dict[Any, LanguageModel] = {}
 
     def start(self) -> int:
-        """The state in front of a text's first character."""
+        """Returns the state before a text's first character."""
         return self._start
 
-    def beside(self, other: Array) -> "LanguageModel":
-        """The same model for arrays of the library and on the device of `other`; moved there once."""
+    def on_device_of(self, other: Array) -> "LanguageModel":
+        """Returns the same model for arrays of the library and on the device of `other`; copies it there only once."""
         if isinstance(other, np.ndarray):
             return self
         if (where := device(other)) not in self._elsewhere:
-            xp, there = array_namespace(other), copy(self)
-            there._tree = self._tree.beside(other)
-            there._word_V, there._share_V = (beside(one, other, xp) for one in (self._word_V, self._share_V))
-            self._elsewhere[where] = there
+            xp, moved = array_namespace(other), copy(self)
+            moved._tree = self._tree.on_device_of(other)
+            moved._word_V = on_device_of(self._word_V, other, xp)
+            moved._share_V = on_device_of(self._share_V, other, xp)
+            self._elsewhere[where] = moved
         return self._elsewhere[where]
 
     def log_probs(self, states_N: Array) -> Array:
-        """Log-probability of every next token, nats, (N, V) float32; -inf for special tokens but the end."""
+        """Returns the log-probability of each next token, nats, (N, V) float32; -inf for special tokens but the end."""
         rows_NV = array_namespace(states_N).take(self._tree.rows(states_N), self._word_V, axis=1)
         rows_NV *= LN_10
         rows_NV += self._share_V
         return rows_NV
 
     def advance(self, states_N: Array, tokens_N: Array) -> Array:
-        """The states after one token each, (N,) int64; a special token leaves its state as it is."""
+        """Returns the states after one more token each, (N,) int64; a special token does not change its state."""
         _, next_N = self._tree.step(states_N, self._word_V[tokens_N])
         return array_namespace(states_N).where(tokens_N < len(SPECIAL_TOKENS), states_N, next_N)
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """How well a model foresees texts."""
+    """How well a model predicts texts."""
 
     perplexity: float
-    """exp of the mean of -log p over known characters and ends of texts; one that knows nothing has about W."""
+    """exp of the mean of -log p over known characters and ends of texts; about W for a model that learnt nothing."""
     num_texts: int
     num_chars: int
     num_unknown: int
-    """Characters that the model never saw: they are contexts, but no part of the mean."""
+    """Characters that the model never saw: they are contexts, but do not count in the mean."""
 
 
 def perplexity(model: NgramModel, texts: Sequence[str]) -> Perplexity:
-    """Of the characters of `texts`, each text a sentence of its own; nan where there is none."""
+    """Returns the perplexity of the characters of `texts`, each text a sentence; nan if there is no text."""
     unknown, end = model.ids[UNKNOWN], model.ids[END]
     lines = sorted(texts, key=len, reverse=True)
     words = [[*(model.ids.get(character, unknown) for character in line), end] for line in lines]

@@ -1,12 +1,12 @@
-"""How likely a beam's texts are, by all that the decoder ranks them by. Imports no torch.
+"""Probabilities of a beam's texts, from all scores that rank them. Imports no torch.
 
-What a beam search ranks by is no probability once a language model, a length bonus, the syllable head or two heads
-together have a part in it: such scores do not sum to 1 over all texts. So a text's probability is
+The rank score of a beam search is not a log-probability if it includes a language model, a length bonus, the syllable
+head or two heads: these scores do not sum to 1 over all texts. So the probability of a text is
 
-    P(text) = P(the text is among those that the search found) * P(text | it is among them)
+    P(text) = P(the search found the correct text) * P(text | the search found the correct text)
 
-The first factor is what the heads give all found texts together; the second is the softmax of the ranks over them.
-Where the heads' log-probability is the rank itself this is the heads' probability of the text, exactly; where every
+The first factor is the total probability of all found texts by the heads. The second is the softmax of the ranks over
+them. If the rank is the heads' log-probability, the result is exactly the heads' probability of the text. If every
 possible text was found, it is the softmax over all texts.
 """
 
@@ -19,20 +19,19 @@ from model.decoding.result import Candidate
 
 
 def with_posteriors(found: Sequence[Candidate], log_mass: float | None = None) -> list[Candidate]:
-    """One clip's found texts, each with P(text) for its log-probability, which was the heads' before.
+    """Returns one clip's found texts with log P(text) as log-probability, which was that of the heads before.
 
-    `log_mass` is the log-probability of all of them together by the heads, nats; None: the sum of the candidates' own,
-    for texts that exclude each other there. Where the ranks hold all of them impossible they stay as they are.
+    `log_mass` is the heads' log-probability of all texts together, nats; None: the sum over the candidates, for heads
+    in which the texts exclude each other. If all ranks are -inf, the candidates stay unchanged.
     """
-    log_evidence = _log_sum([one.rank_score for one in found])
+    log_evidence = _log_sum([candidate.rank_score for candidate in found])
     if log_evidence == -np.inf:
         return list(found)
     if log_mass is None:
-        log_mass = _log_sum([one.log_probability for one in found])
-    # sums of rounded terms can pass 0 by a hair
-    return [
-        replace(one, log_probability=min(one.rank_score + (log_mass - log_evidence), 0.0)) for one in found
-    ]
+        log_mass = _log_sum([candidate.log_probability for candidate in found])
+    # by rounding, a sum can be slightly above 0
+    shift = log_mass - log_evidence
+    return [replace(candidate, log_probability=min(candidate.rank_score + shift, 0.0)) for candidate in found]
 
 
 def _log_sum(terms: Sequence[float]) -> float:

@@ -1,15 +1,15 @@
-"""CTC prefix beam search over units that a head's columns say, with shallow fusion, over all clips of a batch at once.
+"""CTC prefix beam search over units of a head, with shallow fusion, over all clips of a batch at once.
 
 Graves and Jaitly 2014 (algorithm 1); Hannun et al. 2014 ("First-pass large vocabulary continuous speech recognition
-using bi-directional recurrent DNNs", algorithm 1): a prefix keeps the summed probability of its paths that end in a
-blank and of those that end in its last unit, apart.
+using bi-directional recurrent DNNs", algorithm 1): for each prefix it keeps two sums of probability, over the paths
+that end in a blank and over the paths that end in the prefix's last unit.
 
-A step looks at few units and loses nothing by it: a language model adds no more than 0, so no prefix is extended by
-a unit to more than best + log p(unit) + bonus, and units for which that lies below the `beam`-th best score already
-found cannot enter the beam. The result is that of a search which tries every unit (tests compare it with one).
+A step tries only few units, without changing the result. A language model adds at most 0, so a prefix extended by a
+unit scores at most best + log p(unit) + bonus. If this is below the `beam`-th best score found so far, the unit cannot
+enter the beam. Tests compare the result with a search that tries every unit.
 
 Shapes: B clips, S steps, E columns of the head, U units, V tokens of the language model, K prefixes in the beam, N in
-the next one, T units tried.
+the next beam, T tried units.
 """
 
 from dataclasses import dataclass
@@ -18,31 +18,31 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from model.decoding.arrays import Array, beside, largest, to_host
+from model.decoding.arrays import Array, largest, on_device_of, to_host
 from model.decoding.ngram import LanguageModel
 from model.text import BLANK_ID, END_ID, SPECIAL_TOKENS
 
 ROUNDING = 1e-4
-"""The bound on a unit is lowered by it, nats: the language model's figures are float32."""
+"""Margin of the bound on a unit, nats: the language model's numbers are float32."""
 HASH_FACTOR = 6364136223846793005
-"""Knuth's, of the linear congruential generator MMIX. A prefix is known again by a 64-bit hash of its units."""
+"""From Knuth's linear congruential generator MMIX. A 64-bit hash of its units identifies a prefix."""
 NO_PREFIX, NO_PARENT = -2, -3
-"""Hashes in places of the beam that hold nothing, and of what the empty prefix goes on from."""
+"""The hash of an empty place of the beam, and the parent hash of the empty prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What a text is written with: characters, or characters with one of their syllables each."""
+    """The units of a text: characters, or characters with one of their syllables each."""
 
     column_U: np.ndarray
-    """The head's column that says the unit."""
+    """The head's column of each unit."""
     token_U: np.ndarray
-    """The language model's token for it."""
+    """The language model's token of each unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """What is added to CTC's log-probability of a prefix, so that beams are compared by it."""
+    """The scores that are added to the CTC log-probability of a prefix to rank it."""
 
     lm: LanguageModel | None = None
     lm_weight: float = 0.0
@@ -52,29 +52,29 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A text that the search ended with."""
+    """A text of the final beam."""
 
     units: tuple[int, ...]
     log_probability: float
     """Summed over the paths that the beam kept, nats."""
     rank_score: float
-    """With the language model, end of text included, and the bonus."""
+    """With the language model, including the end of the text, and the bonus."""
 
 
 @dataclass(slots=True)
 class _Beam:
-    """Prefixes and the log of their summed probabilities."""
+    """The prefixes and the log of their summed probabilities."""
 
     hash_BK: Array
     parent_BK: Array
     """Hash of the prefix without its last unit."""
     unit_BK: Array
-    """Last unit; -1: of the empty prefix."""
+    """The last unit; -1 for the empty prefix."""
     blank_BK: Array
     spoken_BK: Array
-    """Of paths that end in the last unit."""
+    """Over paths that end in the last unit."""
     fused_BK: Array
-    """What language model and bonus add."""
+    """The sum of language model and bonus."""
     state_BK: Array
     lm_BKV: Array | None
     """Weighted log-probability of every next token; None without a language model."""
@@ -85,19 +85,19 @@ class _Beam:
 
 
 class _Extended(NamedTuple):
-    """Each prefix with each unit tried behind it, (B, K, T)."""
+    """Each prefix extended by each tried unit, (B, K, T)."""
 
     ctc_BKT: Array
     fused_BKT: Array
     score_BKT: Array
-    """Of both; -inf: it is in the beam already."""
+    """The sum of both; -inf for a prefix that is already in the beam."""
 
 
 def prefix_beam(log_probs_BSE: Array, units: Units, beam: int, fusion: Fusion) -> list[list[Prefix]]:
-    """At most `beam` texts of each clip, the best first; none where no text is possible.
+    """Returns at most `beam` texts of each clip, the best first; none if no text is possible.
 
-    `log_probs_BSE` are log-probabilities with the special tokens' columns first; behind the end of a clip the blank
-    has all probability. Special tokens write nothing, as the blank does: their probability is the blank's.
+    `log_probs_BSE` are log-probabilities with the special tokens' columns first. After the end of a clip the blank must
+    have all probability. Like the blank, special tokens write nothing: their probability is added to the blank's.
     """
     search = _Search(log_probs_BSE, units, beam, fusion)
     for step in range(log_probs_BSE.shape[1]):
@@ -110,13 +110,15 @@ class _Search:
         self._xp = xp = array_namespace(log_probs_BSE)
         where = device(log_probs_BSE)
         self._size, self._fusion = beam, fusion
-        self._lm = fusion.lm.beside(log_probs_BSE) if fusion.lm is not None and fusion.lm_weight > 0 else None
+        self._lm = (
+            fusion.lm.on_device_of(log_probs_BSE) if fusion.lm is not None and fusion.lm_weight > 0 else None
+        )
         self._column_U, self._token_U = (
-            beside(one, log_probs_BSE, xp) for one in (units.column_U, units.token_U)
+            on_device_of(array, log_probs_BSE, xp) for array in (units.column_U, units.token_U)
         )
         self._clip_B1 = xp.arange(len(log_probs_BSE), device=where)[:, None]
         self._turns: list[tuple[Array, Array]] = []
-        """Of each change of the beam, (B, N): the place of a prefix before it, and its new unit; -1: none."""
+        """For each change of the beam, (B, N): the previous place of each prefix, and its new unit, or -1."""
 
         def filled(value: float, dtype: object) -> Array:
             return xp.full((len(log_probs_BSE), 1), value, dtype=dtype, device=where)
@@ -136,17 +138,17 @@ class _Search:
 
     def _weighted(self, state_N: Array) -> Array:
         assert self._lm is not None
-        # another program's model may miss 1 by its rounding, and the bound above needs no more than 0
+        # the sum of another program's model may exceed 1 by rounding, and the bound needs at most 0
         return self._xp.clip(self._lm.log_probs(state_N), None, 0.0) * self._fusion.lm_weight
 
     def _relate(self) -> None:
-        """What the prefixes of the beam are to each other; it changes when the beam does."""
+        """Finds the parents of the prefixes within the beam; needed after each change of the beam."""
         xp, beam = self._xp, self._beam
         self._column_BK = xp.where(beam.unit_BK >= 0, self._column_U[beam.unit_BK], -1)
         is_parent_BKK = beam.parent_BK[:, :, None] == beam.hash_BK[:, None]
         self._has_parent_BK = xp.any(is_parent_BKK, axis=2)
         self._parent_BK = xp.argmax(xp.astype(is_parent_BKK, xp.uint8), axis=2)
-        # the same sound twice needs a blank between
+        # the same column twice needs a blank between
         self._repeats_parent_BK = self._column_BK == self._column_BK[self._clip_B1, self._parent_BK]
 
     def step(self, log_prob_BE: Array) -> None:
@@ -165,14 +167,14 @@ class _Search:
             self._relate()
 
     def _silence(self, log_prob_BE: Array) -> Array:
-        """Log-probability (B,) of the blank, and of all else that writes nothing."""
+        """Returns the log-probability (B,) of the blank and the other special tokens together."""
         silence_B = log_prob_BE[:, BLANK_ID]
         for column in range(BLANK_ID + 1, len(SPECIAL_TOKENS)):
             silence_B = self._xp.logaddexp(silence_B, log_prob_BE[:, column])
         return silence_B
 
     def _stays_spoken(self, log_prob_BU: Array, total_BK: Array) -> Array:
-        """Of each prefix that gets no new unit: its last one goes on, or a shorter prefix of the beam reaches it."""
+        """Returns `spoken_BK` after a step, for prefixes in the beam: the last unit repeats, or the parent adds it."""
         xp, beam, clip_B1 = self._xp, self._beam, self._clip_B1
         shorter = clip_B1, self._parent_BK
         before_BK = xp.where(self._repeats_parent_BK, beam.blank_BK[shorter], total_BK[shorter])
@@ -181,12 +183,12 @@ class _Search:
         return xp.logaddexp(beam.spoken_BK, before_BK) + last_BK
 
     def _units_to_try(self, log_prob_BU: Array, stay_BK: Array, total_BK: Array) -> Array:
-        """Those that may enter the beam of their clip (B, T); where others have more, the likeliest fill up."""
+        """Returns the units that may enter the beam of their clip (B, T), padded with the next most likely units."""
         xp, size = self._xp, self._size
         best_B = xp.max(total_BK + self._beam.fused_BK, axis=1) + self._fusion.length_bonus + ROUNDING
 
         def num_possible(score_BM: Array) -> int:
-            """Of the clip that has most, where these scores are found already."""
+            """Returns the largest number of possible units of a clip, given the scores found so far."""
             is_possible_BU = log_prob_BU > -np.inf
             if score_BM.shape[1] >= size:
                 least_B = largest(score_BM, size)[0][:, -1]
@@ -218,7 +220,7 @@ class _Search:
         return _Extended(ctc_BKT, fused_BKT, score_BKT)
 
     def _choose(self, stay_BK: Array, tried_BT: Array, extended: _Extended) -> None:
-        """The beam after a step, of what stays and what is extended."""
+        """Chooses the next beam from the prefixes that stay and the extended ones."""
         xp, old, clip_B1 = self._xp, self._beam, self._clip_B1
         K, T = extended.score_BKT.shape[1:]
         rank_BM = xp.concat([stay_BK, _flat(extended.score_BKT)], axis=1)
@@ -229,7 +231,7 @@ class _Search:
         from_BN = xp.where(is_new_BN, place_BN // T, place_BN)
         before = clip_B1, from_BN
         unit_BN = xp.where(is_new_BN, tried_BT[clip_B1, place_BN % T], -1)
-        # a place for which nothing is left holds no prefix, so that none is twice in the beam
+        # places without a possible prefix are marked as empty, so no prefix is in the beam twice
         is_kept_BN = rank_BN > -np.inf
         hash_BN = old.hash_BK[before]
         new_hash_BN = xp.where(is_new_BN, hash_BN * HASH_FACTOR + unit_BN + 1, hash_BN)
@@ -261,7 +263,7 @@ class _Search:
         total_BK, rank_BK = to_host(total_BK[self._clip_B1, place_BK]), to_host(rank_BK)
         return [
             [
-                # sums of rounded terms can pass 0 by a hair
+                # by rounding, a sum can be slightly above 0
                 Prefix(tuple(unit for unit in units if unit >= 0), min(total, 0.0), rank)
                 for units, total, rank in zip(units_KS, total_K, rank_K, strict=True)
                 if rank > -np.inf
@@ -275,7 +277,7 @@ class _Search:
         ]
 
     def _units_back_from(self, place_BK: np.ndarray) -> np.ndarray:
-        """The units (B, K, S) of the prefixes in these places, -1 between them, by way of the turns they took."""
+        """Returns the units (B, K, S) of the prefixes at these places, with -1 for steps without a new unit."""
         clip_B1, units_SBK = np.arange(len(place_BK))[:, None], []
         for from_BN, unit_BN in reversed(self._turns):
             units_SBK.append(to_host(unit_BN)[clip_B1, place_BK])

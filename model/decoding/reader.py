@@ -1,4 +1,4 @@
-"""A trained lip reader: frames in, text out. Scoring and inference read with this one class."""
+"""A trained lip reader: frames in, text out. Scoring and inference both use this class."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from model.checkpoints import load_checkpoint, vocabulary_of
 from model.decoding.arpa import load_language_model
 from model.decoding.decode import Encoded, readings_by_attention, readings_by_ctc
 from model.decoding.ngram import LanguageModel
-from model.decoding.registry import asks_language_model, chosen_decoder, ready_decoder
+from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Reading
 from model.device import Precision
 from model.networks.network import LipNetwork
@@ -28,7 +28,7 @@ from shards.errors import CheckpointError
 
 @dataclass
 class LipReader:
-    """A network with all it takes to read."""
+    """A network with its vocabulary and settings, ready to read."""
 
     network: LipNetwork
     vocabulary: Vocabulary
@@ -38,18 +38,18 @@ class LipReader:
     device: torch.device
     precision: Precision
     crop_px: int
-    """Side of the mouth crops it was trained on."""
+    """Side of the mouth crops in training."""
     epoch: int = -1
     language_model: LanguageModel | None = None
-    """Over the vocabulary's characters; what beam searches ask."""
+    """Over the vocabulary's characters, for beam searches."""
     normaliser_version: int = NORMALISER_VERSION
-    """Of the labels that it learnt."""
+    """Of the training labels."""
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
-        """In float32 on `device`.
+        """Returns the reader of a checkpoint, in float32 on `device`.
 
-        Raises CheckpointError as `load_checkpoint` does, and where an import left parts fresh that reading takes.
+        Raises CheckpointError like `load_checkpoint`, and if imported weights lack parts that reading needs.
         """
         state = load_checkpoint(path)
         _refuse_unlearnt(state.get("learnt_parts"), path)
@@ -57,7 +57,7 @@ class LipReader:
             model = ModelParams.model_validate(state["model_params"])
         except ValidationError as error:
             raise CheckpointError(
-                f"checkpoint {path} is of a model that this program does not know: {error.errors()[0]['loc']} "
+                f"checkpoint {path} has a model that this program does not know: {error.errors()[0]['loc']} "
                 f"{error.errors()[0]['msg']}"
             ) from error
         vocabulary = vocabulary_of(state, path)
@@ -82,33 +82,36 @@ class LipReader:
     def encode(
         self, video_BTHW: torch.Tensor, num_frames_B: torch.Tensor, blind: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder output (B, S, E), float32, and number of steps (B,), where `num_frames_B` is, of uint8 clips."""
-        there_BTHW, there_B = (one.to(self.device, non_blocking=True) for one in (video_BTHW, num_frames_B))
-        inputs = network_input(there_BTHW, there_B, self.model, blind)
+        """Returns the encoder output (B, S, E), float32, of uint8 clips, and the numbers of steps (B,).
+
+        The numbers of steps are on the device of `num_frames_B`.
+        """
+        video_BTHW, frames_B = (one.to(self.device, non_blocking=True) for one in (video_BTHW, num_frames_B))
+        inputs = network_input(video_BTHW, frames_B, self.model, blind)
         with self.precision.autocast(self.device):
             encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
         return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32
 
     @property
     def normaliser(self) -> str:
-        """What made the labels that it learnt, in a line."""
+        """Returns the normaliser of the training labels, in one line."""
         return describe_normaliser(self.text, self.normaliser_version)
 
     @property
     def heads(self) -> list[Head]:
-        """What the network has learnt to read by."""
+        """Returns the heads of the network."""
         return [head for module, head in HEAD_OF_MODULE.items() if getattr(self.network, module) is not None]
 
     def decoder(self, params: DecodeParams) -> str:
-        """The decoder that `params` names; ConfigError where the network has not learnt it, or it lacks something."""
+        """Returns the decoder of `params`. Raises ConfigError if the model lacks its heads or its language model."""
         return ready_decoder(params, self.heads, self.language_model is not None)
 
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
-        """Opens the ARPA file at `path` where the decoder of `params` asks a language model.
+        """Opens the ARPA file at `path` if the decoder of `params` uses a language model.
 
-        Warns where it is of another normaliser. Raises TableError where there is none, or a damaged one.
+        Warns if the file is of another normaliser. Raises TableError if it is missing or damaged.
         """
-        if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
+        if self.language_model is None and uses_language_model(chosen_decoder(params, self.heads), params):
             self.language_model = load_language_model(path, self.vocabulary.characters, self.text)
 
     @torch.no_grad()
@@ -119,7 +122,7 @@ class LipReader:
         num_frames_B: torch.Tensor,
         params: DecodeParams,
     ) -> list[Reading]:
-        """Text of each clip, by the decoder that `params` names."""
+        """Returns the text of each clip, read by the decoder of `params`."""
         name, encoded = self.decoder(params), Encoded(encoded_BSE, num_steps_B, num_frames_B / self.fps)
         if name in ("attention", "attention_beam", "joint_beam"):
             return readings_by_attention(
@@ -128,7 +131,7 @@ class LipReader:
         return readings_by_ctc(name, self.network, self.vocabulary, encoded, params, self.language_model)
 
     def reference(self, label: str, params: DecodeParams) -> str:
-        """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
+        """Returns the reference for this decoder: the label, or its syllables."""
         return " ".join(syllables_of(label)) if self.decoder(params) == "syllables" else label
 
     @torch.no_grad()
@@ -139,37 +142,37 @@ class LipReader:
         params: DecodeParams,
         blind: bool = False,
     ) -> list[Reading]:
-        """Text of each uint8 clip; `blind` shows the model each clip's mean frame only."""
+        """Returns the text of each uint8 clip; with `blind` the model sees only each clip's mean frame."""
         assert not self.network.training, "a reader scores in eval mode"
         encoded_BSE, num_steps_B = self.encode(video_BTHW, num_frames_B, blind)
         return self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
 
     @torch.no_grad()
     def ctc_log_probs(self, clip_THW: np.ndarray, head: Head = "ctc") -> np.ndarray | None:
-        """Log-probabilities (S, V) at each encoder step of one uint8 clip; None: no such head.
+        """Returns log-probabilities (S, V) at each encoder step of one uint8 clip; None if the head is missing.
 
-        Of the characters, or of the syllables where `head` is "syllables".
+        They are over characters, or over syllables if `head` is "syllables".
         """
         video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
         encoded_BSE, _ = self.encode(video_BTHW, torch.tensor([len(clip_THW)]))
-        of_head = self.network.syllable_logits if head == "syllables" else self.network.ctc_logits
-        logits_BSV = of_head(encoded_BSE)
+        logits_of = self.network.syllable_logits if head == "syllables" else self.network.ctc_logits
+        logits_BSV = logits_of(encoded_BSE)
         return None if logits_BSV is None else functional.log_softmax(logits_BSV[0], dim=1).cpu().numpy()
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Text of one uint8 clip."""
+        """Returns the text of one uint8 clip."""
         video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
         return self.read(video_BTHW, torch.tensor([len(clip_THW)]), params)[0]
 
 
 def _refuse_unlearnt(learnt: Collection[str] | None, path: Path) -> None:
-    """CheckpointError where frontend, encoder or every head of an import are fresh; None: it is a training's."""
+    """Raises CheckpointError if imported weights lack frontend, encoder or every head; None: a trained checkpoint."""
     if learnt is None:
         return
     fresh = [part for part in ("frontend", "encoder") if part not in learnt]
     fresh += [] if HEAD_OF_MODULE.keys() & set(learnt) else ["every head"]
     if fresh:
         raise CheckpointError(
-            f"checkpoint {path} has taken over {' and '.join(learnt)} alone (pipeline import-weights), "
-            f"{' and '.join(fresh)} in it is fresh and reads nothing; train with --set train.init_from={path} first"
+            f"checkpoint {path} has only imported weights of {' and '.join(learnt)} (pipeline import-weights), so it "
+            f"cannot read: {' and '.join(fresh)} is not trained; train with --set train.init_from={path} first"
         )

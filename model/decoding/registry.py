@@ -1,4 +1,4 @@
-"""Which decoders a model can be read by, and what each takes. Imports no torch: exported models choose here too."""
+"""The decoders, and the heads and settings that each uses. Imports no torch, since exported models use it too."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,35 +16,35 @@ HEADS_OF_DECODER: Mapping[str, tuple[Head, ...]] = {
     "pinyin": ("syllables",),
 }
 GREEDY = ("attention", "ctc", "syllables")
-"""In the order in which decode.decoder auto chooses."""
+"""In the order in which decode.decoder=auto chooses."""
 
 
 def learnt_decoders(heads: Collection[Head]) -> list[str]:
-    """The decoders that a model with these heads can be read by, greedy ones first."""
+    """Returns the decoders for a model with these heads, greedy ones first."""
     return [name for name, wanted in HEADS_OF_DECODER.items() if set(wanted) <= set(heads)]
 
 
-def asks_language_model(name: str, params: DecodeParams) -> bool:
-    """Whether the decoder of this name has anything to ask a language model."""
+def uses_language_model(name: str, params: DecodeParams) -> bool:
+    """Returns whether this decoder uses a language model."""
     return name not in GREEDY and params.lm_weight > 0
 
 
-def asks_syllables(name: str, params: DecodeParams, heads: Collection[Head]) -> bool:
-    """Whether the decoder of this name has characters weighed by the syllable head; pinyin reads by nothing else."""
+def uses_syllable_head(name: str, params: DecodeParams, heads: Collection[Head]) -> bool:
+    """Returns whether this decoder weighs characters by the syllable head; decoder pinyin always uses that head."""
     is_weighed = name not in (*GREEDY, "pinyin") and params.syllable_weight > 0
     return is_weighed and "syllables" in heads
 
 
 def used_settings(name: str, params: DecodeParams, heads: Collection[Head]) -> dict[str, Any]:
-    """The decoder of this name and what it reads by of `params`; what it never asks is left out."""
+    """Returns the decoder's name and the settings of `params` that it uses."""
     settings: dict[str, Any] = {"decoder": name}
     if name not in GREEDY:
         settings |= {"beam": params.beam, "length_bonus": params.length_bonus}
     if name == "joint_beam":
         settings["ctc_share"] = params.ctc_share
-    if asks_language_model(name, params):
+    if uses_language_model(name, params):
         settings["lm_weight"] = params.lm_weight
-    if asks_syllables(name, params, heads):
+    if uses_syllable_head(name, params, heads):
         settings["syllable_weight"] = params.syllable_weight
     if "decoder" in HEADS_OF_DECODER[name]:
         settings["max_chars_per_s"] = params.max_chars_per_s
@@ -52,14 +52,14 @@ def used_settings(name: str, params: DecodeParams, heads: Collection[Head]) -> d
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
-    """Of `used_settings`, in one line for people."""
+    """Returns `used_settings` as one line of text."""
     name = settings["decoder"]
     first = f"{name}, greedy" if name in GREEDY else str(name)
     return ", ".join([first, *(f"{key} {value:g}" for key, value in settings.items() if key != "decoder")])
 
 
 def unused_weights(params: DecodeParams, heads: Collection[Head]) -> str | None:
-    """What to warn of where weights of beam searches are set and the decoder asks them for nothing."""
+    """Returns a warning if weights of beam searches are set that the chosen decoder does not use."""
     name = chosen_decoder(params, heads)
     weights = ("lm_weight", "syllable_weight", "length_bonus")
     unused = [
@@ -67,38 +67,38 @@ def unused_weights(params: DecodeParams, heads: Collection[Head]) -> str | None:
     ]
     if not unused:
         return None
-    told = " and ".join(f"decode.{key}" for key in unused)
-    told += " changes nothing" if len(unused) == 1 else " change nothing"
+    warning = " and ".join(f"decode.{key}" for key in unused)
+    warning += " changes nothing" if len(unused) == 1 else " change nothing"
     if name in GREEDY:
         beams = ", ".join(beam for beam in learnt_decoders(heads) if beam not in GREEDY)
-        return f"{told}: {name} is greedy; set decode.decoder to a beam search ({beams})"
-    why = "pinyin reads by that head alone" if name == "pinyin" else "this model has no syllable head"
-    return f"{told}: {why}"
+        return f"{warning}: {name} is greedy; set decode.decoder to a beam search ({beams})"
+    why = "pinyin reads only by that head" if name == "pinyin" else "this model has no syllable head"
+    return f"{warning}: {why}"
 
 
 def chosen_decoder(params: DecodeParams, heads: Collection[Head]) -> str:
-    """The decoder that `params` names, or finds by itself.
+    """Returns the decoder of `params`; auto is the first greedy one for these heads.
 
-    ConfigError where a model with these heads has not learnt it, and where pinyin may not ask a language model.
+    Raises ConfigError if a model with these heads cannot use it, or if decoder pinyin has decode.lm_weight 0.
     """
     learnt, name = learnt_decoders(heads), params.decoder
     if name == "auto":
         return next(name for name in GREEDY if name in learnt)
     if name not in learnt:
-        raise ConfigError(f"decode.decoder: this model has not learnt {name}, it has {', '.join(learnt)}")
+        raise ConfigError(f"decode.decoder: this model has not learnt {name}; set it to {', '.join(learnt)}")
     if name == "pinyin" and params.lm_weight == 0:
         raise ConfigError(
-            "decode.lm_weight: decoder pinyin chooses characters by the language model, so it must be above 0"
+            "decode.lm_weight must be above 0, since decoder pinyin chooses characters by the language model"
         )
     return name
 
 
 def ready_decoder(params: DecodeParams, heads: Collection[Head], has_language_model: bool) -> str:
-    """`chosen_decoder`; ConfigError too where it asks a language model and the reader has none."""
+    """Returns `chosen_decoder`. Also raises ConfigError if it uses a language model and the reader has none."""
     name = chosen_decoder(params, heads)
-    if not has_language_model and asks_language_model(name, params):
+    if not has_language_model and uses_language_model(name, params):
         raise ConfigError(
-            f"decode.lm_weight is {params.lm_weight:g}, and {name} has no language model to ask: `pipeline lm` "
-            "makes one, or set decode.lm_weight=0"
+            f"decode.lm_weight is {params.lm_weight:g}, but {name} has no language model: run `pipeline lm` "
+            "to make one, or set decode.lm_weight=0"
         )
     return name

@@ -1,7 +1,4 @@
-"""What a reader of any kind says of a clip, and what every reader can do. Imports no torch.
-
-One scored clip: what the model read, beside what was said.
-"""
+"""The decoding result of a clip, a scored clip, and the interface of every lip reader. Imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -15,57 +12,56 @@ from shards.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A text that a clip may say."""
+    """A possible text of a clip."""
 
     text: str
     log_probability: float
-    """Of the text, given the clip, by all that the decoder asks, nats (model/decoding/posterior.py)."""
+    """Of the text given the clip, by all scores that the decoder uses, nats (model/decoding/posterior.py)."""
     rank_score: float
-    """What the decoder ordered its candidates by, nats: language model and length bonus included, no probability."""
+    """The score that orders the candidates, nats. It includes language model and length bonus: not a probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read from one clip."""
+    """The decoding result of one clip."""
 
     text: str
     score: float
-    """Log-probability of the text, a character (where syllables are read, a syllable), nats; of an empty text as a
-    whole."""
+    """Log-probability per character (per syllable if syllables are read), nats; if the text is empty, of all of it."""
     candidates: tuple[Candidate, ...] = ()
-    """The best texts, `text` first; a greedy decoder knows no others and gives none."""
+    """The best texts, `text` first; empty for a greedy decoder."""
 
 
 class ClipReader(Protocol):
-    """A trained model with all it takes to read: LipReader with torch, OnnxReader without."""
+    """A trained model, ready to read: LipReader with torch, OnnxReader without."""
 
     fps: float
     crop_px: int
-    """Side of the mouth crops it was trained on."""
+    """Side of the mouth crops in training."""
     text: TextParams
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Text of one uint8 clip."""
+        """Returns the text of one uint8 clip."""
 
     def reference(self, label: str, params: DecodeParams) -> str:
-        """What a reading of `label` by this decoder is compared with: the label, or its syllables."""
+        """Returns the reference for this decoder: the label, or its syllables."""
 
 
-def refuse_other_clips(reader: ClipReader, fps: float, crop_px: int, whose: str, mend: str) -> None:
-    """CheckpointError where `whose` clips have another frame rate or size than those that the model has learnt from.
+def refuse_other_clips(reader: ClipReader, fps: float, crop_px: int, clips: str, fix: str) -> None:
+    """Raises CheckpointError with `fix` if `clips` have another frame rate or size than the training clips.
 
-    It would read them, and be wrong: of 50 frames/s in place of 25, twice as many characters; `mend` says what to do.
+    The model would read such clips wrongly: with 50 frames/s instead of 25, twice as many characters.
     """
     if not math.isclose(reader.fps, fps) or reader.crop_px != crop_px:
         raise CheckpointError(
-            f"the model has learnt from clips of {reader.fps:g} frames/s and {reader.crop_px} px, {whose} are of "
-            f"{fps:g} frames/s and {crop_px} px: {mend}"
+            f"the model has learnt from clips of {reader.fps:g} frames/s and {reader.crop_px} px, but {clips} are of "
+            f"{fps:g} frames/s and {crop_px} px: {fix}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredClip:
-    """A reference and the hypothesis for it. `score` is the log-probability a character, in nats."""
+    """A reference and its hypothesis. `score` is the log-probability per character, in nats."""
 
     clip_id: str
     split: str
@@ -76,4 +72,4 @@ class ScoredClip:
     speaker: str | None
     topic: str | None
     candidates: tuple[Candidate, ...] = ()
-    """The best texts, `hypothesis` first; none of a greedy decoder."""
+    """The best texts, `hypothesis` first; empty for a greedy decoder."""

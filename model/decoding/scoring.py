@@ -1,4 +1,4 @@
-"""Reads every clip of a split, with or without sight of the lips."""
+"""Reads every clip of a split, normally or blind."""
 
 import time
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ def score_split(
     blind: bool = False,
     on_progress: Progress | None = None,
 ) -> list[ScoredClip]:
-    """One ScoredClip a sample, in the table's order.
+    """Returns one ScoredClip per sample, in the table's order.
 
-    Raises CheckpointError where the clips are of another frame rate or size than those that were learnt from.
+    Raises CheckpointError if the clips have another frame rate or size than the training clips.
     """
     _refuse_other_pack(reader, samples, store)
     batches = plan_scoring(samples, loader, batch_size)
@@ -50,7 +50,7 @@ def score_split(
 
 @dataclass
 class DecoderScores:
-    """What one decoder made of a split."""
+    """The result of one decoder for a split."""
 
     decoder: str
     clips: list[ScoredClip]
@@ -71,13 +71,13 @@ def score_decoders(
     machine: MachineParams,
     on_progress: Progress | None = None,
 ) -> tuple[list[DecoderScores], float]:
-    """The split as each of `decodes` reads it, encoded once for all, and the seconds that encoding took.
+    """Reads the split with each of `decodes`, but encodes it only once. Also returns the seconds of encoding.
 
-    Raises as `score_split` does.
+    Raises like `score_split`.
     """
     _refuse_other_pack(reader, samples, store)
     reader.network.eval()
-    told = [DecoderScores(reader.decoder(decode), []) for decode in decodes]
+    results = [DecoderScores(reader.decoder(decode), []) for decode in decodes]
     scored: list[dict[int, ScoredClip]] = [{} for _ in decodes]
     stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
     encode_s = 0.0
@@ -87,18 +87,18 @@ def score_decoders(
         if reader.device.type == "cuda":
             torch.cuda.synchronize(reader.device)
         encode_s += time.perf_counter() - start
-        for decode, one, of_decoder in zip(decodes, told, scored, strict=True):
+        for decode, result, of_decoder in zip(decodes, results, scored, strict=True):
             start = time.perf_counter()
-            # ends with text, so the device is done
+            # returns text, so the device has finished
             readings = reader.decode(encoded_BSE, num_steps_B, batch.num_frames_B, decode)
-            one.decode_s += time.perf_counter() - start
+            result.decode_s += time.perf_counter() - start
             of_decoder |= _scored_clips(reader, samples, batch.rows, readings, decode)
         if on_progress:
             on_progress(len(scored[0]), samples.num_rows)
-    for one, of_decoder in zip(told, scored, strict=True):
+    for result, of_decoder in zip(results, scored, strict=True):
         assert len(of_decoder) == samples.num_rows, f"{samples.num_rows} samples, {len(of_decoder)} scored"
-        one.clips = [of_decoder[row] for row in sorted(of_decoder)]
-    return told, encode_s
+        result.clips = [of_decoder[row] for row in sorted(of_decoder)]
+    return results, encode_s
 
 
 class Scores(NamedTuple):
@@ -106,7 +106,7 @@ class Scores(NamedTuple):
 
     clips: list[ScoredClip]
     loss_sum: float
-    """Nats; 0 where it was not asked for."""
+    """Nats; 0 if no loss was requested."""
     num_chars: int
     """Of the labels."""
 
@@ -123,10 +123,10 @@ def score_batches(
     loss: TrainParams | None = None,
     on_progress: Progress | None = None,
 ) -> Scores:
-    """What the reader makes of the samples of `batches`, and their loss where `loss` is given.
+    """Reads the samples of `batches`, and computes their loss if `loss` is given.
 
-    The loss is that of training, with the network in eval mode and the decoder fed the true characters.
-    `stream` may live on between calls.
+    The loss is the training loss, with the network in eval mode and the decoder fed the true characters.
+    `stream` can be reused by the next call.
     """
     reader.network.eval()
     scored: dict[int, ScoredClip] = {}
@@ -146,15 +146,15 @@ def score_batches(
 
 
 def _refuse_other_pack(reader: LipReader, samples: pa.Table, store: ShardStore) -> None:
-    """All clips of a pack are alike: the first sample tells."""
+    """Checks only the first sample: all clips of a pack have the same frame rate and size."""
     clip_THW, metadata = read_sample(store, samples.slice(0, 1).to_pylist()[0])
     refuse_other_clips(
         reader,
         float(str(metadata["fps"])),
         clip_THW.shape[1],
         f"those packed in {store.place('')}",
-        "score the model that was trained on these, or crop and pack for this one with "
-        f"crop.target_fps {reader.fps:g} and crop.size_px {reader.crop_px}",
+        "score a model that was trained on these clips, or crop and pack them for this model with "
+        f"crop.target_fps={reader.fps:g} and crop.size_px={reader.crop_px}",
     )
 
 
@@ -165,7 +165,7 @@ def _scored_clips(
     readings: Sequence[Reading],
     decode: DecodeParams,
 ) -> dict[int, ScoredClip]:
-    """By row of the table."""
+    """Returns the scored clips by row of the table."""
     scored = {}
     for row, reading in zip(rows, readings, strict=True):
         record = samples.slice(row, 1).to_pylist()[0]

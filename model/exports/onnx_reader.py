@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from model.decoding.arpa import load_language_model
 from model.decoding.ctc_beam import ctc_readings
 from model.decoding.ngram import LanguageModel
-from model.decoding.registry import asks_language_model, chosen_decoder, ready_decoder
+from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Reading
 from model.exports.names import CONFIG, LOG_PROBS, NUM_FRAMES, NUM_STEPS, SYLLABLE_LOG_PROBS, VIDEO
 from model.pinyin import syllables_of
@@ -102,7 +102,7 @@ class OnnxReader:
 
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
         """Opens the ARPA file `path` if the decoder of `params` uses a language model. Raises TableError."""
-        if self.language_model is None and asks_language_model(chosen_decoder(params, self.heads), params):
+        if self.language_model is None and uses_language_model(chosen_decoder(params, self.heads), params):
             self.language_model = load_language_model(path, self.vocabulary.characters, self.text)
 
     def log_probs(self, clip_THW: np.ndarray) -> dict[str, np.ndarray]:

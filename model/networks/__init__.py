@@ -1,1 +1,1 @@
-"""Eyes, encoders and decoders of the network, and how they are put together."""
+"""Frontends, encoders and decoders of the network, and the whole network."""

@@ -3,9 +3,9 @@
 Shapes: B clips, S encoder steps, F features of a step, E encoder width, H heads, D = E / H,
 R = 2 S - 1 offsets from one step to another.
 
-In eval mode padding never reaches a clip: its keys are masked in the attention, and the depthwise convolution sees
-zeros behind a clip's end, as it would at the end of a clip of its own. In training BatchNorm's mean and variance are
-over all of a batch, its padding included.
+In eval mode padding never affects a clip: the attention masks its keys, and the depthwise convolution sees zeros after
+a clip's end, the same as for a clip without padding. In training BatchNorm's mean and variance include the padding of
+the batch.
 """
 
 import math
@@ -17,12 +17,12 @@ from torch.nn import functional
 from model.networks.masks import step_mask
 from model.presets import ConformerSizes
 
-# Of every layer norm: the public encoders' tensors tell 1e-12 (1e-6 off) from torch's 1e-5 (5e-5 off).
+# For every layer norm. Tensors of the public encoders show this value: 1e-6 off, but 5e-5 off with torch's 1e-5.
 NORM_EPSILON = 1e-12
 
 
 def sinusoids(positions_P: torch.Tensor, width: int) -> torch.Tensor:
-    """(P, width) float32: sine and cosine of each position, side by side, at width / 2 frequencies.
+    """Returns (P, width) float32: alternately sine and cosine of each position, at width / 2 frequencies.
 
     Vaswani et al. 2017, section 3.5. Positions may be negative.
     """
@@ -32,12 +32,12 @@ def sinusoids(positions_P: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def offset_sinusoids(num_steps: int, width: int, device: torch.device) -> torch.Tensor:
-    """(R, width) float32: of the offsets from a query to a key, S - 1 (the key is first) down to 1 - S."""
+    """Returns (R, width) float32 for the offsets from a query to a key, S - 1 (the key is first) down to 1 - S."""
     return sinusoids(torch.arange(num_steps - 1, -num_steps, -1, device=device), width)
 
 
 class FeedForward(nn.Module):
-    """Each step by itself through a wider layer."""
+    """Passes each step separately through a wider layer."""
 
     def __init__(self, width: int, inner_width: int, dropout: float) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class FeedForward(nn.Module):
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention whose scores know how far apart two steps are, not where they stand.
+    """Self-attention whose scores depend on the distance between two steps, not on their positions.
 
     The score of query i and key j is ((q_i + content_bias) · k_j + (q_i + position_bias) · p_(i - j)) / sqrt(D),
     p being the projected sinusoids of the offset (Dai et al. 2019, section 3.3).
@@ -89,16 +89,15 @@ class RelativeAttention(nn.Module):
 
     def _heads(self, inputs_BSE: torch.Tensor) -> torch.Tensor:
         B, S, _ = inputs_BSE.shape
-        return inputs_BSE.view(B, S, self.num_heads, -1).transpose(
-            1, 2
-        )  # unflatten would be frozen in an ONNX export
+        # an ONNX export would freeze the sizes of unflatten
+        return inputs_BSE.view(B, S, self.num_heads, -1).transpose(1, 2)
 
 
 def by_key(scores_BHSR: torch.Tensor) -> torch.Tensor:
-    """(B, H, S, S): of each query's scores in the order of `offset_sinusoids` those of keys 0 to S - 1.
+    """Returns (B, H, S, S): the scores of keys 0 to S - 1 for each query, from scores in `offset_sinusoids` order.
 
-    Row i of the result is row i of the input from column S - 1 - i on. With one column before it and the first S
-    values left out, rows of R read on each start one column further left (Dai et al. 2019, appendix B).
+    Row i of the result is row i of the input from column S - 1 - i on. With a column added in front and the first S
+    values removed, each row of R values starts one column further left (Dai et al. 2019, appendix B).
     """
     B, H, S, R = scores_BHSR.shape
     return functional.pad(scores_BHSR, (1, 0)).flatten(2)[:, :, S:].view(B, H, S, R)[:, :, :, :S]
@@ -121,7 +120,7 @@ class Convolution(nn.Module):
 
 
 class ConformerBlock(nn.Module):
-    """Half a feed-forward, attention, convolution, the other half; each beside its input (Gulati et al., eq. 1)."""
+    """Half a feed-forward, attention, convolution, half a feed-forward; each is residual (Gulati et al., eq. 1)."""
 
     def __init__(self, sizes: ConformerSizes, dropout: float) -> None:
         super().__init__()
@@ -148,7 +147,7 @@ class ConformerBlock(nn.Module):
 
 
 class ConformerEncoder(nn.Module):
-    """Features of the steps to `width` numbers a step."""
+    """Encodes the features of each step into `width` numbers."""
 
     def __init__(self, num_features: int, sizes: ConformerSizes, dropout: float) -> None:
         super().__init__()
@@ -159,7 +158,7 @@ class ConformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(self.width, NORM_EPSILON)
 
     def forward(self, features_BSF: torch.Tensor, num_steps_B: torch.Tensor) -> torch.Tensor:
-        """Encoder output (B, S, E) of features (B, S, F); behind a clip's end it is finite and means nothing."""
+        """Returns the encoder output (B, S, E) of features (B, S, F); after a clip's end it is finite but undefined."""
         S = features_BSF.shape[1]
         padding_BS = ~step_mask(num_steps_B.to(features_BSF.device, non_blocking=True), S)
         offsets_RE = self.dropout(offset_sinusoids(S, self.width, features_BSF.device))

@@ -1,20 +1,14 @@
-"""The baseline's eyes: four 3D convolutions.
+"""Frontends, which turn frames into features.
 
-Shapes: B clips, T frames, S encoder steps (T / temporal_stride, rounded up), F features of a step, C channels,
-(Y, X) px.
+The frontend of the baseline is four 3D convolutions. The other is a 3D stem over five frames, then a ResNet (He et al.
+2016) on each step separately (Stafylakis and Tzimiropoulos 2017, section 3).
 
-In eval mode padding never reaches a clip: every convolution's output is zeroed behind the clip's end, which is
-what the convolution would see at the end of a clip of its own. In training BatchNorm's mean and variance are over
-all of a batch, its padding included.
+In eval mode padding never affects a clip. The baseline zeroes every convolution's output after the clip's end, the
+ResNet frontend zeroes the frames after it before the stem, its only part across time. Both see the same zeros as at the
+end of a clip without padding. In training BatchNorm's mean and variance include the padding of the batch.
 
-Frames to features: a 3D stem that sees five frames, then a ResNet (He et al. 2016) on each step by itself.
-
-Stafylakis and Tzimiropoulos 2017, section 3. Shapes: B clips, T frames, S encoder steps (T / temporal_stride,
-rounded up), N = B S pictures, C channels, F features of a step, (Y, X) px.
-
-In eval mode padding never reaches a clip: the frames behind its end are zeroed before the stem, the one part that
-looks across time, and zeros are what the stem sees at the end of a clip of its own. In training BatchNorm's mean and
-variance are over all of a batch, its padding included.
+Shapes: B clips, T frames, S encoder steps (T / temporal_stride, rounded up), N = B S pictures, C channels, F features
+of a step, (Y, X) px.
 """
 
 import torch
@@ -26,7 +20,7 @@ from model.presets import Cnn3dSizes, ConformerSizes
 
 
 class ConvBlock(nn.Module):
-    """3D convolution, batch normalisation, ReLU; zero behind each clip's end."""
+    """3D convolution, batch normalisation, ReLU; the output is zero after each clip's end."""
 
     def __init__(
         self, num_in: int, num_out: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]
@@ -47,7 +41,7 @@ class ConvBlock(nn.Module):
 
 
 class Cnn3dFrontend(nn.Module):
-    """Video (B, 1, T, Y, X), normalised, to features (B, S, F) and the clips' numbers of steps (B,)."""
+    """Turns normalised video (B, 1, T, Y, X) into features (B, S, F) and the clips' numbers of steps (B,)."""
 
     def __init__(self, sizes: Cnn3dSizes, temporal_stride: int) -> None:
         super().__init__()
@@ -80,21 +74,21 @@ STEM_KERNEL = (5, 7, 7)
 
 
 class Stem(nn.Module):
-    """3D convolution, batch normalisation, SiLU, pooling over space: a quarter of the height and width."""
+    """3D convolution, batch normalisation, SiLU, pooling over space; height and width become a quarter."""
 
     def __init__(self, num_channels: int, temporal_stride: int) -> None:
         super().__init__()
         self.temporal_stride = temporal_stride
-        # never called: it holds the weight, of which the forward pass makes a 2D convolution
+        # never called: it only holds the weight, which the forward pass uses in a 2D convolution
         self.convolution = nn.Conv3d(1, num_channels, STEM_KERNEL, bias=False)
         self.norm = nn.BatchNorm2d(num_channels)
 
     def forward(self, video_BTYX: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, C, Y / 4, X / 4)."""
+        """Returns pictures (N, C, Y / 4, X / 4)."""
         frames, height, width = STEM_KERNEL
         padded_BTYX = functional.pad(video_BTYX, (0, 0, 0, 0, frames // 2, frames // 2))
-        # Five neighbouring frames as five channels, last in memory: the sums of a 3D convolution over one
-        # channel, in a sixth less CPU time forward and backward (bfloat16, 75 × 88 × 88, one core).
+        # Five neighbouring frames become five channels, last in memory. This gives the same sums as a 3D convolution
+        # over one channel in a sixth less CPU time, forward and backward (bfloat16, 75 × 88 × 88, one core).
         pictures_NYXC = padded_BTYX.unfold(1, frames, self.temporal_stride).flatten(0, 1)
         features_NCYX = functional.conv2d(
             pictures_NYXC.permute(0, 3, 1, 2),
@@ -106,7 +100,7 @@ class Stem(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around which the input passes by (He et al. 2016, figure 2), with SiLU."""
+    """Two 3×3 convolutions with a shortcut for the input (He et al. 2016, figure 2), with SiLU."""
 
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:
         super().__init__()
@@ -115,9 +109,9 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(num_out, num_out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(num_out)
         self.shortcut = nn.Sequential()
-        # oneDNN (3.12 in torch 2.13) computes a wrong gradient of the weights of a 1×1 convolution with a stride, or
-        # corrupts the heap, for fewer than 8 input channels on AVX2 and 16 on AVX-512 (its issue 6035). So pooling
-        # skips the pixels, and the convolution has a stride of 1: the same values, as fast.
+        # oneDNN (3.12 in torch 2.13) computes wrong weight gradients of a 1×1 convolution with a stride, or corrupts
+        # the heap, for fewer than 8 input channels on AVX2 and 16 on AVX-512 (its issue 6035). So pooling skips the
+        # pixels, and the convolution has a stride of 1: the same values at the same speed.
         self.shortcut_stride = stride
         if stride != 1 or num_in != num_out:
             self.shortcut.append(nn.Conv2d(num_in, num_out, 1, bias=False))
@@ -126,13 +120,13 @@ class BasicBlock(nn.Module):
     def forward(self, pictures_NCYX: torch.Tensor) -> torch.Tensor:
         inner_NCYX = functional.silu(self.norm1(self.conv1(pictures_NCYX)))
         if self.shortcut_stride != 1:
-            # indexing would do too; its backward pass makes a step of conformer_tiny a fifth slower
+            # indexing gives the same, but its backward pass makes a step of conformer_tiny a fifth slower
             pictures_NCYX = functional.avg_pool2d(pictures_NCYX, 1, self.shortcut_stride)
         return functional.silu(self.norm2(self.conv2(inner_NCYX)) + self.shortcut(pictures_NCYX))
 
 
 class ResNetFrontend(nn.Module):
-    """Video, normalised, to `num_features` features a step."""
+    """Turns normalised video into `num_features` features per step."""
 
     def __init__(self, sizes: ConformerSizes, temporal_stride: int) -> None:
         super().__init__()
@@ -154,16 +148,16 @@ class ResNetFrontend(nn.Module):
     def forward(
         self, video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (B, S, F) of gray video (B, 1, T, Y, X), and the clips' numbers of steps (B,)."""
+        """Returns features (B, S, F) of gray video (B, 1, T, Y, X), and the clips' numbers of steps (B,)."""
         B, _, T, _, _ = video_BCTYX.shape
-        shown_BT = step_mask(num_frames_B, T)
-        # where, not times: what stands behind a clip's end may be anything, infinity too
-        video_BTYX = torch.where(shown_BT[:, :, None, None], video_BCTYX[:, 0], 0)
+        mask_BT = step_mask(num_frames_B, T)
+        # where, not a product: values after a clip's end may be infinite or nan
+        video_BTYX = torch.where(mask_BT[:, :, None, None], video_BCTYX[:, 0], 0)
         pictures_NCYX = self.stem(video_BTYX)
         for stage in self.stages:
             pictures_NCYX = stage(pictures_NCYX)
         if self.pool_grid == 1:
-            # the same, and adaptive pooling is slow in bfloat16 on a CPU
+            # the same result, but adaptive pooling is slow in bfloat16 on a CPU
             features_NF = pictures_NCYX.mean((2, 3))
         else:
             features_NF = functional.adaptive_avg_pool2d(pictures_NCYX, self.pool_grid).flatten(1)

@@ -1,10 +1,9 @@
-"""The baseline's encoder: a bidirectional LSTM on packed sequences, so that no padding reaches a clip.
+"""The baseline's encoder and decoder.
 
-Shapes: B clips, S encoder steps, F features of a step, E encoder width.
+The encoder is a bidirectional LSTM on packed sequences, so padding never affects a clip. The decoder is one LSTM cell
+over characters that attends to the encoder's steps.
 
-The baseline's decoder: one LSTM cell over characters that attends to the encoder's steps.
-
-Shapes: B clips, S encoder steps, L label characters, V tokens, H hidden size, E encoder width;
+Shapes: B clips, S encoder steps, F features of a step, L label characters, V tokens, H hidden size, E encoder width;
 while reading K texts (beams) of each clip, N = B * K texts in all; in training N = B.
 """
 
@@ -17,7 +16,7 @@ from model.text import START_ID
 
 
 class BilstmEncoder(nn.Module):
-    """Features (B, S, F) to (B, S, E). Numbers of steps are best on the CPU: it waits for them else."""
+    """Encodes features (B, S, F) into (B, S, E). Pass the numbers of steps on the CPU: else it waits for the device."""
 
     def __init__(self, num_features: int, sizes: Cnn3dSizes, dropout: float) -> None:
         super().__init__()
@@ -31,25 +30,25 @@ class BilstmEncoder(nn.Module):
             bidirectional=True,
             dropout=dropout if sizes.num_lstm_layers > 1 else 0.0,
         )
-        _remember(self.lstm)
+        _open_forget_gates(self.lstm)
 
     def forward(self, features_BSF: torch.Tensor, num_steps_B: torch.Tensor) -> torch.Tensor:
         device, num_steps_B = features_BSF.device, num_steps_B.cpu()
-        # sorted here, not by pack_padded_sequence, whose way back waits for the device
+        # sorted here: pack_padded_sequence waits for the device when it restores the order
         order_B = num_steps_B.argsort(descending=True, stable=True)
-        there_B, back_B = (places.to(device, non_blocking=True) for places in (order_B, order_B.argsort()))
-        # the LSTM's sums over time are kept in float32
+        sort_B, unsort_B = (order.to(device, non_blocking=True) for order in (order_B, order_B.argsort()))
+        # the LSTM sums over time, so it runs in float32
         with torch.autocast(device.type, enabled=False):
-            sorted_BSF = self.dropout(features_BSF.float()).index_select(0, there_B)
+            sorted_BSF = self.dropout(features_BSF.float()).index_select(0, sort_B)
             packed = pack_padded_sequence(sorted_BSF, num_steps_B[order_B], batch_first=True)
             encoded_BSE, _ = pad_packed_sequence(
                 self.lstm(packed)[0], batch_first=True, total_length=features_BSF.shape[1]
             )
-            return self.dropout(encoded_BSE.index_select(0, back_B))
+            return self.dropout(encoded_BSE.index_select(0, unsort_B))
 
 
-def _remember(lstm: nn.LSTM) -> None:
-    """Opens the forget gates at the start, by a bias of 1 (Jozefowicz et al. 2015, section 2.2)."""
+def _open_forget_gates(lstm: nn.LSTM) -> None:
+    """Initialises the biases of the forget gates to 1 (Jozefowicz et al. 2015, section 2.2)."""
     for name, bias in lstm.named_parameters():
         if name.startswith("bias_ih"):
             nn.init.ones_(bias.data[lstm.hidden_size : 2 * lstm.hidden_size])
@@ -71,7 +70,7 @@ class LstmDecoder(nn.Module):
     def start(
         self, encoded_BSE: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """First tokens, LSTM state and context of a decoding."""
+        """Returns the first tokens, LSTM state and context."""
         B = len(encoded_BSE)
         zeros_BH = encoded_BSE.new_zeros(B, self.cell.hidden_size)
         tokens_B = torch.full((B,), START_ID, device=encoded_BSE.device)
@@ -85,7 +84,7 @@ class LstmDecoder(nn.Module):
         encoded_BSE: torch.Tensor,
         padding_BS: torch.Tensor,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Logits (N, V) of the next character, and the new state and context; the texts of a clip stand together."""
+        """Returns logits (N, V) of the next character, and the new state and context. A clip's texts are adjacent."""
         inputs_NI = torch.cat([self.dropout(self.embedding(tokens_N)), context_NE], dim=1)
         state = self.cell(inputs_NI, state)
         context_BKE, _ = self.attention(
@@ -105,10 +104,10 @@ class LstmDecoder(nn.Module):
         targets_BL: torch.Tensor,
         teacher_forcing: float,
     ) -> torch.Tensor:
-        """Logits (B, L+1, V) for the characters of `targets_BL` and the end token after them.
+        """Returns logits (B, L+1, V) for the characters of `targets_BL` and the end token after them.
 
-        At each step a clip is fed its true character with probability `teacher_forcing`, else the one that
-        the decoder itself would have read.
+        After each step a clip is fed its true character with probability `teacher_forcing`, else the most likely
+        character of the decoder.
         """
         tokens_B, state, context_BE = self.start(encoded_BSE)
         logits = []
@@ -124,12 +123,12 @@ class LstmDecoder(nn.Module):
         return torch.stack(logits, dim=1)
 
     def stepping(self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> "LstmStepping":
-        """At the start of these clips."""
+        """Returns the decoder's state at the start of these clips."""
         return LstmStepping(self, encoded_BSE, padding_BS)
 
 
 class LstmStepping:
-    """An LSTM decoder on its way through some clips (model/decoding/attention.py)."""
+    """The state of an LSTM decoder that reads some clips (model/decoding/attention.py)."""
 
     def __init__(self, decoder: LstmDecoder, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> None:
         self._decoder = decoder
@@ -137,14 +136,14 @@ class LstmStepping:
         _, self._state, self._context_NE = decoder.start(encoded_BSE)
 
     def logits(self, tokens_BK: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, V) of what follows `tokens_BK`."""
+        """Returns logits (B, K, V) of the tokens after `tokens_BK`."""
         logits_NV, self._state, self._context_NE = self._decoder.step(
             tokens_BK.flatten(), self._state, self._context_NE, self._encoded_BSE, self._padding_BS
         )
         return logits_NV.view(*tokens_BK.shape, -1)
 
     def reorder(self, clips_A: torch.Tensor, beams_AK: torch.Tensor) -> None:
-        """Goes on with these clips and texts. The encoder's side is one for all texts of a clip."""
+        """Keeps only these clips and texts. All texts of a clip share the encoder output."""
         num_beams = len(self._context_NE) // len(self._encoded_BSE)
         texts_N = (clips_A[:, None] * num_beams + beams_AK).flatten()
         self._state = self._state[0][texts_N], self._state[1][texts_N]

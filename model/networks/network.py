@@ -1,4 +1,4 @@
-"""The whole network: eyes, encoder and heads, as a ModelParams names them.
+"""The whole network: frontend, encoder and heads, as set in ModelParams.
 
 Shapes: B clips, T frames, S encoder steps (T / temporal_stride, rounded up), L label characters, V tokens,
 W syllables, F features of a step, E encoder width, C channels, (Y, X) px.
@@ -22,21 +22,21 @@ from model.vocabulary import Vocabulary
 
 
 class Outputs(NamedTuple):
-    """What the heads say of a batch, float32 or as autocast gives it; None where there is no such head."""
+    """The outputs of the heads for a batch, float32 or the autocast type; None for a missing head."""
 
     num_steps_B: torch.Tensor
     ctc_logits_BSV: torch.Tensor | None
     decoder_logits_BLV: torch.Tensor | None
-    """(B, L + 1, V): the characters and the end after them."""
+    """(B, L + 1, V): the characters and the end token after them."""
     reverse_logits_BLV: torch.Tensor | None
-    """As decoder_logits_BLV, of the label from its last character to its first."""
+    """Like decoder_logits_BLV, for the label from its last character to its first."""
     syllable_logits_BSW: torch.Tensor | None
 
 
 class LipNetwork(nn.Module):
-    """Normalised video (B, 1, T, Y, X) to encoder output, and to the logits of every head.
+    """Computes the encoder output and the logits of every head from normalised video (B, 1, T, Y, X).
 
-    Fresh weights are drawn from torch's global random state.
+    Initial weights are drawn from torch's global random state.
     """
 
     def __init__(self, params: ModelParams, vocabulary: Vocabulary, heads: Collection[Head]) -> None:
@@ -71,20 +71,20 @@ class LipNetwork(nn.Module):
     def encode(
         self, video_BCTYX: torch.Tensor, num_frames_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder output (B, S, E) and the clips' numbers of steps (B,).
+        """Returns the encoder output (B, S, E) and the clips' numbers of steps (B,).
 
-        These are where `num_frames_B` is; on the CPU, nobody who asks for them waits for the device.
+        The numbers of steps are on the device of `num_frames_B`; on the CPU, reading them needs no wait for a GPU.
         """
         num_steps_B = (num_frames_B + self.temporal_stride - 1) // self.temporal_stride
         features_BSF, _ = self.frontend(video_BCTYX, num_frames_B.to(video_BCTYX.device, non_blocking=True))
         return self.encoder(features_BSF, num_steps_B), num_steps_B
 
     def ctc_logits(self, encoded_BSE: torch.Tensor) -> torch.Tensor | None:
-        """Logits (B, S, V) of the characters, float32."""
+        """Returns logits (B, S, V) of the characters, float32; None without the head."""
         return _in_float32(self.ctc_head, encoded_BSE)
 
     def syllable_logits(self, encoded_BSE: torch.Tensor) -> torch.Tensor | None:
-        """Logits (B, S, W) of the syllables, float32."""
+        """Returns logits (B, S, W) of the syllables, float32; None without the head."""
         return _in_float32(self.syllable_head, encoded_BSE)
 
     def outputs(
@@ -94,7 +94,7 @@ class LipNetwork(nn.Module):
         targets: Targets,
         teacher_forcing: float = 1.0,
     ) -> Outputs:
-        """What every head says, the decoders being fed `targets`."""
+        """Returns the outputs of every head; the attention decoders are fed `targets`."""
         padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device, non_blocking=True), encoded_BSE.shape[1])
         decoder_logits_BLV, reverse_logits_BLV = None, None
         if self.decoder is not None:
@@ -120,7 +120,7 @@ class LipNetwork(nn.Module):
         targets: Targets,
         teacher_forcing: float = 1.0,
     ) -> Outputs:
-        """`encode`, then `outputs`: one call, as distributed training wants it."""
+        """Returns `outputs` of `encode`, in one call for distributed training."""
         return self.outputs(*self.encode(video_BCTYX, num_frames_B), targets, teacher_forcing)
 
 
@@ -137,7 +137,7 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """One line for each key whose value differs, those of sections within included."""
+    """Returns one line for each key whose value differs, also within nested sections."""
     lines = []
     for key in sorted(ours.keys() | theirs.keys()):
         our, their = ours.get(key, "absent"), theirs.get(key, "absent")

@@ -1,6 +1,6 @@
-"""From uint8 crops to what the network sees: the window at its size, normalised.
+"""Converts uint8 crops to the network's input: the central window, resized and normalised.
 
-Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input, the window.
+Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the resized window).
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from torch.nn import functional
 from model.networks.masks import step_mask
 from model.settings import ModelParams
 
-# A clip of one gray level has no variance to divide by; a tenth of a gray level of 255, squared.
+# A tenth of a gray level of 255, squared: avoids a division by 0 for a clip of a single gray level.
 SMALLEST_VARIANCE = (0.1 / 255) ** 2
 
 
 def network_input(
     video_BTHW: torch.Tensor, num_frames_B: torch.Tensor, params: ModelParams, blind: bool = False
 ) -> torch.Tensor:
-    """uint8 clips as normalised float32 (B, 1, T, Y, X), zero behind each clip's end.
+    """Returns uint8 clips as normalised float32 (B, 1, T, Y, X), zero after each clip's end.
 
-    `blind` shows each frame as the clip's mean frame: what a model reads then, it reads not from the lips.
+    `blind` replaces each frame by the clip's mean frame, so the model cannot read the moving lips.
     """
     pixels_BTYX = window_of(video_BTHW, params)
     if blind:
@@ -29,9 +29,9 @@ def network_input(
 
 
 def window_of(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """Gray levels 0..1, float32 (B, T, Y, X), of uint8 crops: the middle that the network sees, at its size.
+    """Returns the central window of uint8 crops at the network's input size: gray levels 0..1, float32 (B, T, Y, X).
 
-    ValueError where the window is larger than the crop.
+    Raises ValueError if the window is larger than the crop.
     """
     pixels_BTHW = resized(video_BTHW, params)
     top = (pixels_BTHW.shape[2] - params.frame_height) // 2
@@ -40,9 +40,9 @@ def window_of(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
 
 
 def resized(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """Gray levels 0..1 of the whole crop, at the scale at which the window has the network's size.
+    """Returns gray levels 0..1 of the whole crop, at the scale at which the window has the network's input size.
 
-    Averaging over areas keeps thin lips when shrinking. ValueError where the window is larger than the crop.
+    Area averaging keeps thin lips when shrinking. Raises ValueError if the window is larger than the crop.
     """
     sides, size = list(video_BTHW.shape[2:]), list(resized_size(video_BTHW.shape[2:], params))
     pixels_BTHW = video_BTHW.float() / 255
@@ -54,10 +54,12 @@ def resized(video_BTHW: torch.Tensor, params: ModelParams) -> torch.Tensor:
 
 
 def resized_size(crop_HW: Sequence[int], params: ModelParams) -> tuple[int, int]:
-    """Height and width that `resized` gives a crop of `crop_HW`; ValueError as there."""
+    """Returns the height and width of `resized` for a crop of `crop_HW`. Raises the same ValueError."""
     if params.window_px > min(crop_HW):
-        raise ValueError(f"model.window_px {params.window_px} is more than the crops' {min(crop_HW)} px")
-    # the margin on each side is a whole number of pixels, so that the middle needs no resampling
+        raise ValueError(
+            f"model.window_px must be at most the crop size, {min(crop_HW)} (got {params.window_px})"
+        )
+    # each margin is a whole number of pixels, so the window needs no resampling
     height, width = (
         frame + 2 * round(frame * (side / params.window_px - 1) / 2)
         for frame, side in zip((params.frame_height, params.frame_width), crop_HW, strict=True)
@@ -66,18 +68,18 @@ def resized_size(crop_HW: Sequence[int], params: ModelParams) -> tuple[int, int]
 
 
 def inside(num_frames_B: torch.Tensor, pixels_BTYX: torch.Tensor) -> torch.Tensor:
-    """(B, T, 1, 1) bool: true within each clip."""
+    """Returns (B, T, 1, 1) bool: true within each clip."""
     return step_mask(num_frames_B, pixels_BTYX.shape[1])[:, :, None, None]
 
 
 def mean_frame(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor) -> torch.Tensor:
-    """(B, 1, Y, X): the mean over each clip's own frames."""
+    """Returns (B, 1, Y, X): the mean over each clip's frames, without padding."""
     total_B1YX = (pixels_BTYX * inside(num_frames_B, pixels_BTYX)).sum(1, keepdim=True)
     return total_B1YX / num_frames_B[:, None, None, None]
 
 
 def normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: ModelParams) -> torch.Tensor:
-    """Mean 0 and deviation about 1, zero behind each clip's end."""
+    """Returns pixels with mean 0 and deviation about 1, zero after each clip's end."""
     mask_BT11 = inside(num_frames_B, pixels_BTYX)
     if params.subtract_mean:
         pixels_BTYX = pixels_BTYX - params.subtract_mean * mean_frame(pixels_BTYX, num_frames_B)
@@ -91,8 +93,8 @@ def normalised(pixels_BTYX: torch.Tensor, num_frames_B: torch.Tensor, params: Mo
 
 
 def _total(values_BTYX: torch.Tensor) -> torch.Tensor:
-    """(B, 1, 1, 1): each clip's sum, axis by axis.
+    """Returns (B, 1, 1, 1): each clip's sum, axis by axis.
 
-    onnxruntime adds up several axes at once in one float32, which is off by 1 in 10,000 after 1,000 frames.
+    onnxruntime sums several axes into one float32, with an error of 1 in 10,000 after 1,000 frames.
     """
     return values_BTYX.sum(3, keepdim=True).sum(2, keepdim=True).sum(1, keepdim=True)

@@ -21,7 +21,7 @@ KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class Attention(nn.Module):
-    """Multi-head attention, keys and values apart from the queries: they are computed once and kept."""
+    """Multi-head attention. Keys and values are separate from the queries, so they are computed only once."""
 
     def __init__(self, width: int, source_width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -70,32 +70,34 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor) -> torch.Tensor:
-        """Output for the first characters of each text, each of which sees those before it."""
+        """Returns the output for the first characters of each text; each character sees only those before it."""
         inner_BLW = self.norm_self_attention(x_BLW)
         known = self.self_attention.keys_values(inner_BLW)
         x_BLW = x_BLW + self.dropout(self.self_attention(inner_BLW, known, causal=True))
-        return self._seen(x_BLW, encoded, shown_B11S)
+        return self._attend_to_encoder(x_BLW, encoded, shown_B11S)
 
     def next(
         self, x_BKW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor, past: KeysValues | None
     ) -> tuple[torch.Tensor, KeysValues]:
-        """Output for one more character of each text, and the keys and values (N, H, L, D) of it and all before it."""
+        """Returns the output for one more character of each text, and the keys and values (N, H, L, D) up to it."""
         inner_N1W = self.norm_self_attention(x_BKW).flatten(0, 1)[:, None]
         known = self.self_attention.keys_values(inner_N1W)
         if past is not None:
             known = torch.cat([past[0], known[0]], dim=2), torch.cat([past[1], known[1]], dim=2)
         x_BKW = x_BKW + self.dropout(self.self_attention(inner_N1W, known).view(x_BKW.shape))
-        return self._seen(x_BKW, encoded, shown_B11S), known
+        return self._attend_to_encoder(x_BKW, encoded, shown_B11S), known
 
-    def _seen(self, x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor) -> torch.Tensor:
-        """What comes after self-attention: each of the L asks for itself, be they characters or texts."""
+    def _attend_to_encoder(
+        self, x_BLW: torch.Tensor, encoded: KeysValues, shown_B11S: torch.Tensor
+    ) -> torch.Tensor:
+        """Applies the layers after self-attention to each of the L characters (or texts) independently."""
         inner_BLW = self.norm_cross_attention(x_BLW)
         x_BLW = x_BLW + self.dropout(self.cross_attention(inner_BLW, encoded, shown_B11S))
         return x_BLW + self.dropout(self.feed_forward(self.norm_feed_forward(x_BLW)))
 
 
 class TransformerDecoder(nn.Module):
-    """Next-character logits from the encoder's output and the characters so far."""
+    """Computes next-character logits from the encoder's output and the characters so far."""
 
     def __init__(
         self, encoder_width: int, sizes: ConformerSizes, num_layers: int, num_tokens: int, dropout: float
@@ -112,7 +114,7 @@ class TransformerDecoder(nn.Module):
     def logits(
         self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor, fed_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (B, L, V) of the token after each of `fed_BL`, int64, the start token first among them."""
+        """Returns logits (B, L, V) of the token after each of `fed_BL`, int64, which begins with the start token."""
         x_BLW, shown_B11S = self.embedded(fed_BL, 0), ~padding_BS[:, None, None]
         for block, encoded in zip(self.blocks, self.encoded(encoded_BSE), strict=True):
             x_BLW = block(x_BLW, encoded, shown_B11S)
@@ -125,32 +127,32 @@ class TransformerDecoder(nn.Module):
         targets_BL: torch.Tensor,
         teacher_forcing: float,
     ) -> torch.Tensor:
-        """Logits (B, L+1, V) for the characters of `targets_BL` and the end token after them.
+        """Returns logits (B, L+1, V) for the characters of `targets_BL` and the end token after them.
 
-        All at once, from the true characters: `teacher_forcing`, the LSTM decoder's scheduled sampling, is
-        ignored, since feeding the decoder's own characters would take L passes, one after the other.
+        It uses one pass over the true characters. `teacher_forcing`, the LSTM decoder's scheduled sampling, is ignored,
+        since feeding the decoder's own characters would need L passes in sequence.
         """
         del teacher_forcing
         return self.logits(encoded_BSE, padding_BS, functional.pad(targets_BL, (1, 0), value=START_ID))
 
     def stepping(self, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor) -> "TransformerStepping":
-        """At the start of these clips."""
+        """Returns the decoder's state at the start of these clips."""
         return TransformerStepping(self, encoded_BSE, padding_BS)
 
     def encoded(self, encoded_BSE: torch.Tensor) -> list[KeysValues]:
-        """The encoder's steps as each block sees them: the same for every character."""
+        """Returns each block's keys and values of the encoder's steps: the same for every character."""
         blocks = cast(Iterable[DecoderBlock], self.blocks)
         return [block.cross_attention.keys_values(encoded_BSE) for block in blocks]
 
     def embedded(self, tokens_BL: torch.Tensor, first: int) -> torch.Tensor:
-        """Tokens at positions `first`, `first` + 1, …, scaled as in Vaswani et al. 2017, section 3.4."""
+        """Embeds tokens at positions `first`, `first` + 1, …, scaled as in Vaswani et al. 2017, section 3.4."""
         positions_L = torch.arange(first, first + tokens_BL.shape[1], device=tokens_BL.device)
         x_BLW = self.embedding(tokens_BL) * math.sqrt(self.width)
         return self.dropout(x_BLW + sinusoids(positions_L, self.width).to(x_BLW.dtype))
 
 
 class TransformerStepping:
-    """A Transformer decoder on its way through some clips (model/decoding/attention.py)."""
+    """The state of a Transformer decoder that reads some clips (model/decoding/attention.py)."""
 
     def __init__(
         self, decoder: TransformerDecoder, encoded_BSE: torch.Tensor, padding_BS: torch.Tensor
@@ -163,7 +165,7 @@ class TransformerStepping:
         self._num_beams = 1
 
     def logits(self, tokens_BK: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K, V) of what follows `tokens_BK`."""
+        """Returns logits (B, K, V) of the tokens after `tokens_BK`."""
         decoder, self._num_beams = self._decoder, tokens_BK.shape[1]
         x_N1W = decoder.embedded(tokens_BK.flatten()[:, None], self._position)
         self._position += 1
@@ -176,7 +178,7 @@ class TransformerStepping:
         return logits_BKV
 
     def reorder(self, clips_A: torch.Tensor, beams_AK: torch.Tensor) -> None:
-        """Goes on with these clips and texts. The encoder's side is one for all texts of a clip."""
+        """Keeps only these clips and texts. All texts of a clip share the encoder output."""
         texts_N = (clips_A[:, None] * self._num_beams + beams_AK).flatten()
         self._past = [past and (past[0][texts_N], past[1][texts_N]) for past in self._past]
         if len(clips_A) < len(self._shown_B11S):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.checkpoints import load_checkpoint, other_clips, vocabulary_of
+from model.checkpoints import clip_differences, load_checkpoint, vocabulary_of
 from model.networks.network import LipNetwork, differences
 from model.pretrained.table import NEVER_LOGIT
 from model.settings import HEAD_OF_MODULE, ModelParams, TrainParams
@@ -156,7 +156,7 @@ def start_from(
     there = {name: state["model_params"][name] for name in INPUT_SETTINGS}
     here = {name: getattr(model, name) for name in INPUT_SETTINGS}
     lines += [f"trained with another input: model.{line}" for line in differences(here, there)]
-    lines += [f"trained on other clips: {line}" for line in other_clips(state, clips)]
+    lines += [f"trained on other clips: {line}" for line in clip_differences(state, clips)]
     return [f"train.init_from {path}: {line}" for line in lines]
 
 

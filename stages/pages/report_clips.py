@@ -124,7 +124,7 @@ def _y_of(probability: float) -> float:
 
 
 def _stems(spikes: Spikes, axis: TimeAxis, reference: str) -> list[Stem]:
-    said = list(reference) if spikes.said is None else spikes.said
+    said = list(reference) if spikes.reference is None else spikes.reference
     pairs = unit_pairs(said, [spike.text for spike in spikes.spikes])
     is_right = [unit == read for unit, read in pairs if read]
     stems: list[Stem] = []

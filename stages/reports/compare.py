@@ -13,7 +13,7 @@ from model.bootstrap import (
     ENOUGH_SPEAKERS,
     Over,
     groups_of,
-    middle_of,
+    interval_of,
     rates,
     resampled_sums,
     summed_by_group,
@@ -179,7 +179,7 @@ def paired_difference(clips: Sequence[ComparedClip], resamples: int, seed: int) 
     errors_a_R, errors_b_R, chars_R = resampled_sums(sums_GK, resamples, seed).T
     changes_R = rates(errors_b_R, chars_R) - rates(errors_a_R, chars_R)
     better = np.mean(errors_b_R < errors_a_R) + np.mean(errors_b_R == errors_a_R) / 2
-    middle = middle_of(changes_R)
+    middle = interval_of(changes_R)
     interval = Interval(*middle) if middle else None
     return Difference(len(clips), num_speakers, counts_a, counts_b, interval, over, float(better))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from model.metrics import Pair, unit_pairs
 from model.pinyin import syllables_of
-from model.visemes import Look, look_alike_classes_of, visemes_of
+from model.visemes import LookAlikeClass, look_alike_classes_of, visemes_of
 from stages.reports.figures import Confusion
 
 NUM_SUBSTITUTED, NUM_MISSED_OR_ADDED = 20, 10
@@ -42,7 +42,7 @@ def syllable_confusions(
     return _largest(counted, {pair: one == other for pair, (one, other) in looks.items() if one and other})
 
 
-def _looks(text: str) -> list[Look | None]:
+def _looks(text: str) -> list[LookAlikeClass | None]:
     """How each character looks, with None for the spaces too."""
     looks = iter(look_alike_classes_of(text))
     return [None if character.isspace() else next(looks) for character in text]

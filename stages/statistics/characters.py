@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.annotations import MAY_HOLD
+from model.annotations import ANNOTATION_HINT
 from model.settings import TextParams
-from model.text import in_brackets, read_mark
+from model.text import in_brackets, normaliser_from_metadata
 from shards.catalogue import batches
 from shards.enums import TRAIN_SPLIT
 from stages.corpora.transcript import split_rank
@@ -114,7 +114,7 @@ def annotations(connection: duckdb.DuckDBPyConnection, clips_path: Path) -> dict
 
     `dropped` says whether the labels are without them; null where the table does not say how its labels were made.
     """
-    mark = read_mark(pq.read_schema(clips_path).metadata, clips_path)
+    mark = normaliser_from_metadata(pq.read_schema(clips_path).metadata, clips_path)
     text = mark[0] if mark else TextParams()
     names = connection.execute("SELECT DISTINCT split FROM clips").fetchall()
     splits = {
@@ -124,7 +124,9 @@ def annotations(connection: duckdb.DuckDBPyConnection, clips_path: Path) -> dict
     every: Counter[str] = Counter()
     stay: Counter[str] = Counter()
     for batch in batches(
-        connection.sql("SELECT split, text FROM clips WHERE regexp_matches(text, $1)", params=[MAY_HOLD]),
+        connection.sql(
+            "SELECT split, text FROM clips WHERE regexp_matches(text, $1)", params=[ANNOTATION_HINT]
+        ),
         ROWS_AT_ONCE,
     ):
         for row in batch.to_pylist():

@@ -1,11 +1,11 @@
-"""What transcripts say of the sound, and what they say in brackets all the same."""
+"""Annotations in transcripts, and bracketed text that was said."""
 
 import sys
 import unicodedata
 
 import pytest
 
-from model.annotations import LONGEST, MAY_HOLD
+from model.annotations import ANNOTATION_HINT, MAX_ANNOTATION_CHARS
 from model.settings import TextParams
 from model.text import in_brackets, normalise
 
@@ -60,7 +60,7 @@ PARAMS, OFF = TextParams(drop_annotations=True), TextParams()
         ),
     ],
 )
-def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list[str]) -> None:
+def test_annotations_are_removed_from_labels(text: str, label: str, dropped: list[str]) -> None:
     assert normalise(text, PARAMS) == label
     assert in_brackets(text, PARAMS)[0] == in_brackets(text, OFF)[0] == dropped
 
@@ -77,7 +77,7 @@ def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list
         ("f(x)", "f x"),
         ("(一)音乐", "一音乐"),
         ("no [bracket", "no bracket"),
-        (f"[{'a' * (LONGEST + 1)}]", "a" * (LONGEST + 1)),
+        (f"[{'a' * (MAX_ANNOTATION_CHARS + 1)}]", "a" * (MAX_ANNOTATION_CHARS + 1)),
         ("《音乐》“掌声”", "音乐掌声"),
         ("价格是[3]元", "价格是3元"),
         ("[2024]年第{5}章", "2024年第5章"),
@@ -91,27 +91,27 @@ def test_annotations_are_no_part_of_a_label(text: str, label: str, dropped: list
         ("#今天#2*3*4", "今天2 3 4"),
     ],
 )
-def test_what_is_said_in_brackets_stays(text: str, label: str) -> None:
+def test_bracketed_text_that_was_said_stays(text: str, label: str) -> None:
     assert normalise(text, PARAMS) == label == normalise(text, OFF)
     assert in_brackets(text, PARAMS)[0] == []
 
 
-def test_what_a_capital_kept_does_not_go_in_a_second_pass() -> None:
+def test_words_kept_for_their_capitals_stay_after_case_folding() -> None:
     params = TextParams(drop_annotations=True, drop_punctuation=False)
     assert normalise("<NBA>和[3]<i>", params) == "nba和[3]"
 
 
-def test_brackets_that_stay_are_told() -> None:
+def test_other_bracketed_parts_are_returned() -> None:
     kept = in_brackets("我(中国)[noise]<NBA>的[3]《红楼梦》(中国)〖开场〗#话题#", PARAMS)[1]
     assert kept == ["(中国)", "<nba>", "[3]", "(中国)", "〖开场〗", "#话题#"]
     assert in_brackets("1 < 2", PARAMS) == ([], [])
 
 
-def test_the_option_is_off_where_a_checkpoint_does_not_know_it() -> None:
+def test_the_option_is_off_by_default_as_for_old_checkpoints() -> None:
     assert normalise("[noise] (笑) &lt;", OFF) == "noise笑lt"
 
 
-def test_the_pattern_for_many_texts_leaves_out_none_with_annotations() -> None:
+def test_the_hint_pattern_matches_every_text_with_annotations() -> None:
     import re
 
     forms = [
@@ -120,4 +120,4 @@ def test_the_pattern_for_many_texts_leaves_out_none_with_annotations() -> None:
         if unicodedata.normalize("NFKC", c) in set(">])}】〕〗〉⟩》*#")
     ]
     assert len(forms) == 35
-    assert all(re.search(MAY_HOLD, text) for text in (*forms, "&gt;", "&#62;", "&#x3e;"))
+    assert all(re.search(ANNOTATION_HINT, text) for text in (*forms, "&gt;", "&#62;", "&#x3e;"))

@@ -1,4 +1,4 @@
-"""The bootstrap over speakers against slow loops, closed forms, and scipy."""
+"""The bootstrap over speakers, compared with slow loops, closed forms and scipy."""
 
 import random
 from math import sqrt
@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from model import bootstrap as ours
-from model.bootstrap import groups_of, middle_of, rate_interval, rates, resampled_sums, summed_by_group
+from model.bootstrap import groups_of, interval_of, rate_interval, rates, resampled_sums, summed_by_group
 
 
-def test_speakers_are_groups_where_two_are_known() -> None:
+def test_speakers_are_groups_if_two_are_known() -> None:
     groups_N, over = groups_of(["b", "a", None, "b", None])
     assert over == "speakers"
-    assert groups_N.tolist() == [0, 1, 2, 0, 3], "a clip of an unknown speaker stands for itself"
+    assert groups_N.tolist() == [0, 1, 2, 0, 3], "a clip of an unknown speaker must be a group of its own"
 
 
 @pytest.mark.parametrize("speakers", [[], [None, None], ["a", "a", None]])
-def test_clips_are_groups_where_fewer_are_known(speakers: list[str | None]) -> None:
+def test_clips_are_groups_if_fewer_speakers_are_known(speakers: list[str | None]) -> None:
     groups_N, over = groups_of(speakers)
     assert over == "clips" and groups_N.tolist() == list(range(len(speakers)))
 
@@ -35,16 +35,16 @@ def test_sums_by_group_agree_with_a_loop(clips: list[tuple[int, int, int]]) -> N
         assert sums_GK[group].tolist() == [sum(clip[k] for clip in members) for k in (1, 2)]
 
 
-def test_a_resample_draws_whole_groups_as_many_as_there_are() -> None:
+def test_a_resample_draws_as_many_whole_groups_as_there_are() -> None:
     # powers of 100 show how often each group was drawn
     sums_GK = np.array([[1, 1], [100, 1], [10_000, 1]])
     sums_RK = resampled_sums(sums_GK, 500, seed=0)
     times = [(total % 100, total // 100 % 100, total // 10_000) for total in sums_RK[:, 0].tolist()]
-    assert all(sum(one) == 3 for one in times) and (sums_RK[:, 1] == 3).all()
-    assert len(set(times)) == 10, "every way of drawing 3 of 3 comes up"
+    assert all(sum(draws) == 3 for draws in times) and (sums_RK[:, 1] == 3).all()
+    assert len(set(times)) == 10, "all 10 ways to draw 3 of 3 groups must occur"
 
 
-def test_memory_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_in_blocks_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     sums_GK = np.arange(20).reshape(10, 2)
     whole = resampled_sums(sums_GK, 333, seed=5)
     monkeypatch.setattr(ours, "DRAWS_AT_ONCE", 50)
@@ -81,14 +81,14 @@ def test_the_interval_agrees_with_scipy() -> None:
 
 
 def test_the_interval_of_a_mean_has_its_closed_form() -> None:
-    # clips of one length: the CER is a mean, whose bootstrap is near to normal with deviation / sqrt(n)
+    # all clips have the same length, so the CER is a mean, with a nearly normal bootstrap of deviation / sqrt(n)
     errors = [0, 10] * 200
     interval, _ = rate_interval(errors, [10] * 400, [None] * 400, 20_000, seed=0)
     half = 1.96 * 0.5 / sqrt(400)
     assert interval == pytest.approx((0.5 - half, 0.5 + half), abs=4e-3)
 
 
-def test_clips_of_one_speaker_that_fail_together_widen_the_interval() -> None:
+def test_correlated_clips_of_a_speaker_widen_the_interval() -> None:
     errors, chars = [0] * 50 + [10] * 50, [10] * 100
     by_clip, _ = rate_interval(errors, chars, [None] * 100, 2_000, seed=0)
     by_voice, _ = rate_interval(errors, chars, [f"s{index // 10}" for index in range(100)], 2_000, seed=0)
@@ -107,11 +107,9 @@ def test_seed_and_edges() -> None:
     st.sampled_from([0, 1, 2]),
     st.booleans(),
 )
-def test_speakers_or_clips_that_are_all_alike_make_no_interval(
-    chars: list[int], errors_a_character: int, of_speakers: bool
-) -> None:
-    """From 0 % to 0 % would pass for certainty: no error in 40 clips leaves some 7 % open."""
-    errors = [errors_a_character * one for one in chars]
+def test_equal_groups_give_no_interval(chars: list[int], errors_a_character: int, of_speakers: bool) -> None:
+    """An interval from 0 % to 0 % would claim certainty, but 40 clips without an error still allow about 7 %."""
+    errors = [errors_a_character * count for count in chars]
     speakers = [f"s{index}" if of_speakers else None for index in range(len(chars))]
     over = "speakers" if of_speakers else "clips"
     assert rate_interval(errors, chars, speakers, 200, seed=0) == (None, over)
@@ -122,6 +120,6 @@ def test_one_error_in_many_clips_has_an_interval() -> None:
     assert interval and interval[0] == 0 and interval[1] > 0.01
 
 
-def test_no_characters_are_no_division() -> None:
+def test_rates_without_characters_do_not_divide_by_zero() -> None:
     assert rates(np.array([0, 2, 1]), np.array([0, 0, 4])).tolist() == [0.0, 1.0, 0.25]
-    assert middle_of(np.arange(1001.0)) == (25.0, 975.0)
+    assert interval_of(np.arange(1001.0)) == (25.0, 975.0)

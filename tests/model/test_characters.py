@@ -1,4 +1,4 @@
-"""Whole blocks of Unicode: no label loses what is said, none gets what nobody sees."""
+"""Whole blocks of Unicode: labels keep every spoken character, and get no invisible one."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -19,31 +19,31 @@ def assigned(*bounds: tuple[int, int]) -> list[str]:
     return [chr(point) for point in points if unicodedata.category(chr(point)) not in ("Cn", "Cs", "Co")]
 
 
-def between(characters: Iterable[str]) -> dict[str, str]:
+def labels_with(characters: Iterable[str]) -> dict[str, str]:
     return {one: normalise(f"我{one}你", PARAMS) for one in characters}
 
 
 RADICALS = assigned((0x2E80, 0x2FD5), (0x31C0, 0x31E3))
 COMPATIBILITY = assigned((0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
-# the twelve that Unicode calls compatibility ideographs though they are unified ones; 𫜹 came with Unicode 15
+# the twelve unified ideographs that Unicode names compatibility ideographs; 𫜹 is new in Unicode 15
 IDEOGRAPHS = {
     *assigned((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0x20000, 0x2F7FF), (0x30000, 0x323AF)),
     *"﨎﨏﨑﨓﨔﨟﨡﨣﨤﨧﨨﨩𫜹",
 }
 
 
-def test_every_radical_and_compatibility_ideograph_is_an_ideograph() -> None:
-    labels = between([*RADICALS, *COMPATIBILITY])
+def test_every_radical_and_compatibility_ideograph_becomes_an_ideograph() -> None:
+    labels = labels_with([*RADICALS, *COMPATIBILITY])
     assert [one for one, label in labels.items() if len(label) == 2] == list(RADICAL_FRAGMENTS)
     for one, label in labels.items():
         if one not in RADICAL_FRAGMENTS:
             assert len(label) == 3 and label[1] in IDEOGRAPHS, one
-    # a few by eye
+    # a few checked by eye
     assert normalise("⻓⻅⻋⻔⻢⻥⻨⻩⺠⺟⻤⻘⻬⻳⽅⾳﨑豈", PARAMS) == "长见车门马鱼麦黄民母鬼青齐龟方音﨑豈"
 
 
 def test_every_ideograph_stays() -> None:
-    assert all(label == f"我{one}你" for one, label in between(IDEOGRAPHS).items())
+    assert all(label == f"我{one}你" for one, label in labels_with(IDEOGRAPHS).items())
 
 
 def test_an_ideograph_newer_than_this_python_stays() -> None:
@@ -60,7 +60,7 @@ INVISIBLE = [
 
 
 @pytest.mark.parametrize("drop_punctuation", [True, False])
-def test_nothing_invisible_gets_into_a_label(drop_punctuation: bool) -> None:
+def test_labels_have_no_invisible_characters(drop_punctuation: bool) -> None:
     params = TextParams(drop_punctuation=drop_punctuation)
     for one in INVISIBLE:
         assert normalise(f"我{one}你", params) == "我你", hex(ord(one))
@@ -70,19 +70,19 @@ def test_nothing_invisible_gets_into_a_label(drop_punctuation: bool) -> None:
 
 
 def test_no_letter_and_no_number_is_lost() -> None:
-    """Of all of Unicode, save what is invisible: letters, marks and numbers add at least one character."""
+    """Every visible letter, mark and number of Unicode adds at least one character."""
     written = [
         chr(point)
         for point in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7A4, 0xF900), *range(0xFB00, 0x20000))
         if unicodedata.category(chr(point))[0] in "LMN" and unicodedata.category(chr(point)) != "Me"
     ]
     lost = [one for one in written if len(normalise(f"x{one}", PARAMS)) < 2 and one not in INVISIBLE]
-    # marks that make one letter with the one before, as in é, are not lost
+    # marks that compose with the letter before them, as in é, are not lost
     assert [one for one in lost if unicodedata.normalize("NFC", f"x{one}") == f"x{one}"] == []
 
 
 @pytest.mark.parametrize("mark", assigned((0x20DD, 0x20E0), (0x20E2, 0x20E4), (0x488, 0x489)))
-def test_what_encloses_a_character_is_no_part_of_a_label(mark: str) -> None:
+def test_enclosing_marks_are_removed_from_labels(mark: str) -> None:
     assert normalise(f"按1\ufe0f{mark}或2{mark}", PARAMS) == "按1或2"
 
 
@@ -132,13 +132,13 @@ def test_what_encloses_a_character_is_no_part_of_a_label(mark: str) -> None:
         ("问1⭕ 问2×", "问1⭕ 问2×"),
         ("第一⭕", "第一⭕"),
         ("我○你", "我○你"),
-        # one circle is a zero where zero is said, also behind a sign
+        # a single circle is a zero where zero can be said, also after a sign
         ("負○", "負〇"),
         ("负○度", "负〇度"),
         ("負 ○ 點五", "負 〇 點五"),
         ("○號病人", "〇號病人"),
         ("○時○分", "〇時〇分"),
-        # several without a number beside them hold a place, as does one where no date has a zero
+        # several circles without a number next to them are placeholders, also one circle where no date has a zero
         ("○○年", "○○年"),
         ("○○年代", "○○年代"),
         ("○ ○年", "○ ○年"),
@@ -152,7 +152,7 @@ def test_what_encloses_a_character_is_no_part_of_a_label(mark: str) -> None:
         ("○○點○○分", "○○點○○分"),
         ("○○:○○", "○○:○○"),
         ("○○度", "○○度"),
-        # a number beside them makes them zeros
+        # next to a number they are zeros
         ("一九九○年", "一九九〇年"),
         ("二○○八年", "二〇〇八年"),
         ("○○七", "〇〇七"),
@@ -175,7 +175,7 @@ def test_circles_in_labels() -> None:
     assert normalise("○○年○月，負○", PARAMS) == "年月負〇"
     assert normalise("二\u200b○二￮年", PARAMS) == "二〇二〇年"
     assert normalise("10.○5", PARAMS) == "10 05"
-    # what stands apart by a comma is no zero
+    # circles after a comma are not zeros
     assert normalise("第一，○○公司", PARAMS) == "第一公司"
 
 

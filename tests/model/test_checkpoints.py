@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: damaged, torn, missing, too large for it."""
+"""Checkpoint files that are damaged, truncated, missing or of another version."""
 
 import ast
 import logging
@@ -34,12 +34,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 @pytest.fixture(scope="module")
 def state(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a training of small networks stands at before its first step."""
+    """The state of a training of small networks before its first step."""
     return state_of(job_in(tmp_path_factory.mktemp("state"), packed, ema_decay=0.9)).as_checkpoint(None)
 
 
 def run_with(folder: Path, state: dict[str, Any], *num_batches: int) -> RunFolder:
-    """A run that saved its position after so many batches, one after the other."""
+    """Returns a run that saved last.pt after each of these numbers of batches."""
     run = RunFolder(folder / "runs", "run")
     for number in num_batches:
         save_last(run, state | {"progress": state["progress"] | {"batches_done": number}})
@@ -54,7 +54,7 @@ def batches_done(path: Path) -> int:
 
 
 def test_a_flipped_bit_is_refused_or_harmless_wherever_it_is(tmp_path: Path, state: dict[str, Any]) -> None:
-    """torch.load alone reads a flipped weight without a word."""
+    """torch.load itself reads a flipped weight without an error."""
     small = state | {"model_state_dict": {"a": torch.arange(60.0)}, "training_state_dict": None}
     small |= {"optimizer_state_dict": {}, "random_state": torch.zeros(1, 3, dtype=torch.uint8)}
     good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
@@ -78,10 +78,10 @@ def test_a_flipped_bit_is_refused_or_harmless_wherever_it_is(tmp_path: Path, sta
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_refused_where_they_are_opened(
+def test_weights_that_are_not_finite_are_refused_when_a_checkpoint_is_opened(
     tmp_path: Path, state: dict[str, Any], value: float
 ) -> None:
-    """Greedy reading would say nothing of them: an empty text, and a confidence that JSON has no word for."""
+    """Greedy decoding would not fail: it would give an empty text, and a confidence that JSON cannot express."""
     weights = {name: tensor.clone() for name, tensor in state["model_state_dict"].items()}
     path = tmp_path / "best_model.pt"
     save_checkpoint(path, state | {"model_state_dict": weights})
@@ -91,35 +91,35 @@ def test_weights_that_are_not_finite_are_refused_where_they_are_opened(
     save_checkpoint(path, state | {"model_state_dict": weights})
     with pytest.raises(
         CheckpointError, match=r"best_model\.pt.*not finite.*ctc_head\.weight, ctc_head\.bias"
-    ) as told:
+    ) as caught:
         LipReader.from_checkpoint(path, torch.device("cpu"))
-    assert "train.learning_rate" in str(told.value)
+    assert "train.learning_rate" in str(caught.value)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.9999])
-def test_a_torso_is_refused(tmp_path: Path, state: dict[str, Any], share: float) -> None:
-    path = tmp_path / "torso.pt"
+def test_a_truncated_file_is_refused(tmp_path: Path, state: dict[str, Any], share: float) -> None:
+    path = tmp_path / "truncated.pt"
     save_checkpoint(path, state)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     for mapped in (False, True):
-        with pytest.raises(CheckpointError, match=r"torso\.pt is damaged"):
+        with pytest.raises(CheckpointError, match=r"truncated\.pt is damaged"):
             load_checkpoint(path, mapped)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_checkpoint_of_another_version_is_refused_by_it(
+def test_a_checkpoint_of_another_version_is_refused_with_both_versions(
     tmp_path: Path, state: dict[str, Any], version: int
 ) -> None:
     older = {key: value for key, value in state.items() if key not in ("heads", "averaged_steps")}
     torch.save(older | {"version": version}, tmp_path / "older.pt")
-    told = f"version {version}, this program reads {CHECKPOINT_VERSION}; train again"
-    with pytest.raises(CheckpointError, match=told):
+    message = f"version {version}, this program reads {CHECKPOINT_VERSION}; train again"
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "older.pt")
 
 
 def test_checkpoints_of_older_normalisers_are_read(tmp_path: Path, state: dict[str, Any]) -> None:
-    """Version 1 had neither digits nor simplify; without them version 2 makes the same labels, and 3 nearly all."""
+    """Version 1 had neither digits nor simplify. Without them version 2 makes the same labels, version 3 nearly all."""
     text = {key: value for key, value in state["text_params"].items() if key not in ("digits", "simplify")}
     save_checkpoint(tmp_path / "older.pt", state | {"normaliser_version": 1, "text_params": text})
     assert LipReader.from_checkpoint(tmp_path / "older.pt", torch.device("cpu")).text == TextParams()
@@ -141,7 +141,7 @@ def test_no_code_loads_a_checkpoint_without_weights_only() -> None:
     assert [name for name, keywords in calls if keywords.get("weights_only") != "True"] == []
 
 
-# -- the newest and the one before ------------------------------------------------------------------------
+# -- the last and the previous checkpoint -----------------------------------------------------------------
 
 
 def spoil(path: Path, how: str) -> None:
@@ -153,7 +153,7 @@ def spoil(path: Path, how: str) -> None:
     elif how == "empty":
         path.write_bytes(b"")
     else:
-        # in the largest tensor, where nothing but the checksum tells
+        # in the largest tensor, where only the checksum shows it
         weights = max(load_checkpoint(path)["model_state_dict"].values(), key=torch.numel)
         content[content.index(weights.numpy().tobytes()) + 5] ^= 16
         path.write_bytes(content)
@@ -163,7 +163,7 @@ DAMAGES = ["missing", "truncated", "empty", "flipped"]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_the_newest_damaged_one_falls_back_to_the_one_before(
+def test_training_falls_back_to_the_previous_checkpoint_if_the_last_is_damaged(
     tmp_path: Path, state: dict[str, Any], how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_with(tmp_path, state, 2, 4, 6)
@@ -173,10 +173,10 @@ def test_the_newest_damaged_one_falls_back_to_the_one_before(
         found = load_last(run)
     assert found is not None
     assert (found[0]["progress"]["batches_done"], found[1]) == (4, run.before_last)
-    (told,) = caplog.messages
-    assert str(run.last) in told and ("missing" if how == "missing" else "damaged") in told
-    assert f"resuming from the previous checkpoint {run.before_last}: epoch 0 after 4 batches" in told
-    # the damaged one takes nobody's place: until the next one is whole there is a good one
+    (message,) = caplog.messages
+    assert str(run.last) in message and ("missing" if how == "missing" else "damaged") in message
+    assert f"resuming from the previous checkpoint {run.before_last}: epoch 0 after 4 batches" in message
+    # the damaged file does not replace the previous checkpoint until the next one is complete
     save_last(run, found[0] | {"progress": state["progress"] | {"batches_done": 5}})
     assert (batches_done(run.before_last), batches_done(run.last)) == (4, 5)
     save_last(run, found[0] | {"progress": state["progress"] | {"batches_done": 7}})
@@ -184,7 +184,7 @@ def test_the_newest_damaged_one_falls_back_to_the_one_before(
 
 
 @pytest.mark.parametrize(
-    ("altered", "told"),
+    ("modified", "problem"),
     [
         ({"epoch": "5"}, r"progress\.epoch is '5'"),
         ({"batches_done": None}, r"progress\.batches_done is None"),
@@ -192,17 +192,17 @@ def test_the_newest_damaged_one_falls_back_to_the_one_before(
         ({"other": 1}, "unexpected keyword argument 'other'"),
     ],
 )
-def test_a_position_of_another_kind_in_the_one_before_is_told(
-    tmp_path: Path, state: dict[str, Any], altered: dict[str, Any], told: str
+def test_wrong_progress_in_the_previous_checkpoint_is_reported(
+    tmp_path: Path, state: dict[str, Any], modified: dict[str, Any], problem: str
 ) -> None:
     run = run_with(tmp_path, state, 2, 4)
     spoil(run.last, "truncated")
-    save_checkpoint(run.before_last, state | {"progress": state["progress"] | altered})
-    with pytest.raises(CheckpointError, match=rf"{run.before_last} is altered .*{told}"):
+    save_checkpoint(run.before_last, state | {"progress": state["progress"] | modified})
+    with pytest.raises(CheckpointError, match=rf"{run.before_last} was modified.*{problem}"):
         load_last(run)
 
 
-def test_a_position_that_lacks_newer_fields_is_told_as_the_first(
+def test_progress_without_newer_fields_gets_their_defaults(
     tmp_path: Path, state: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_with(tmp_path, state, 2, 4)
@@ -214,7 +214,7 @@ def test_a_position_that_lacks_newer_fields_is_told_as_the_first(
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("with_epoch", [False, True])
-def test_both_damaged_is_an_error_that_says_what_to_do(
+def test_if_both_checkpoints_are_damaged_the_error_names_the_fix(
     tmp_path: Path, state: dict[str, Any], how: str, with_epoch: bool
 ) -> None:
     run = run_with(tmp_path, state, 2, 4)
@@ -224,13 +224,15 @@ def test_both_damaged_is_an_error_that_says_what_to_do(
         save_checkpoint(run.epoch_checkpoint(0), state)
     with pytest.raises(CheckpointError) as caught:
         load_last(run)
-    told = str(caught.value)
-    assert str(run.last) in told and str(run.before_last) in told
-    assert f"remove {run.folder} to train from scratch" in told
-    assert (f"--resume {run.epoch_checkpoint(0)}" in told) == with_epoch
+    message = str(caught.value)
+    assert str(run.last) in message and str(run.before_last) in message
+    assert f"remove {run.folder} to train from scratch" in message
+    assert (f"--resume {run.epoch_checkpoint(0)}" in message) == with_epoch
 
 
-def test_the_first_one_damaged_is_no_fresh_start(tmp_path: Path, state: dict[str, Any]) -> None:
+def test_training_does_not_start_over_if_its_only_checkpoint_is_damaged(
+    tmp_path: Path, state: dict[str, Any]
+) -> None:
     run = run_with(tmp_path, state, 2)
     spoil(run.last, "flipped")
     with pytest.raises(CheckpointError, match="the checksum of"):
@@ -239,7 +241,7 @@ def test_the_first_one_damaged_is_no_fresh_start(tmp_path: Path, state: dict[str
 
 
 @pytest.mark.parametrize("how", ["missing", "flipped"])
-def test_a_training_falls_back_and_ends_as_if_nothing_had_been(
+def test_a_training_that_falls_back_gives_the_same_model(
     tmp_path: Path,
     packed: Packed,
     how: str,
@@ -252,7 +254,7 @@ def test_a_training_falls_back_and_ends_as_if_nothing_had_been(
         train(stopping_at(job, 1, 2))
     run = run_of(job, TrainingData(job))
     spoil(run.last, how)
-    # what another command says of this run while it is so
+    # another training names this unfinished run
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job_in(tmp_path / "damaged", packed, num_epochs=1, seed=7))
     reported = any(f"{run.folder} is unfinished, in epoch 1 of 3" in message for message in caplog.messages)
@@ -267,24 +269,23 @@ def test_a_training_falls_back_and_ends_as_if_nothing_had_been(
         assert_same_weights(ours, theirs)
 
 
-def test_old_torsos_of_killed_processes_are_removed(tmp_path: Path, state: dict[str, Any]) -> None:
-
+def test_old_partial_files_of_killed_processes_are_removed(tmp_path: Path, state: dict[str, Any]) -> None:
     run = run_with(tmp_path, state, 2)
     old, young = run.folder / ".last.pt.old.tmp", run.folder / ".last.pt.young.tmp"
     for path in (old, young):
-        path.write_bytes(b"torso")
+        path.write_bytes(b"partial")
     os.utime(old, (time.time() - 3600,) * 2)
     run.start("", {})
     assert (old.exists(), young.exists(), run.last.exists()) == (False, True, True)
 
 
-# -- from one training to another ------------------------------------------------------------------------
+# -- train.init_from and --resume ------------------------------------------------------------------------
 
 
-def test_a_training_started_from_another_is_known_by_that_files_content(
+def test_the_content_of_the_init_from_file_is_part_of_the_run_fingerprint(
     tmp_path: Path, packed: Packed
 ) -> None:
-    """Its weights are taken, the average of them starts there; another file of the same name is another run."""
+    """Weights and their average start from the file; other content under the same name starts another run."""
     train(job_in(tmp_path / "first", packed, num_epochs=1))
     file = tmp_path / "first/checkpoints/best_model.pt"
     job = job_in(tmp_path / "second", packed, init_from=str(file), ema_decay=0.9, seed=4)
@@ -303,7 +304,7 @@ def test_a_training_started_from_another_is_known_by_that_files_content(
         run_of(job, TrainingData(job))
 
 
-def test_what_cannot_be_gone_on_with_is_refused_with_the_way_that_works(
+def test_a_checkpoint_that_cannot_be_resumed_is_refused_with_a_hint_to_init_from(
     tmp_path: Path, packed: Packed
 ) -> None:
     train(job_in(tmp_path / "first", packed, num_epochs=1))

@@ -1,4 +1,4 @@
-"""Convolutions give the right values with every instruction set, whatever sizes a user sets."""
+"""Convolutions give correct values with every instruction set and for all sizes that a user can set."""
 
 import os
 import subprocess
@@ -21,10 +21,10 @@ VOCABULARY = Vocabulary.of_labels(("你好",), with_syllables=True)
 
 
 @pytest.mark.parametrize("instructions", ["AVX2", "DEFAULT"])
-def test_convolutions_are_those_of_float64(instructions: str) -> None:
+def test_convolutions_agree_with_float64(instructions: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if instructions == "DEFAULT":  # of this processor, or of the variable that the tests were started with
-        environment["MALLOC_PERTURB_"] = "128"  # memory that is read before it is written holds 3e38
+    if instructions == "DEFAULT":  # of this processor, or from the variable with which the tests were started
+        environment["MALLOC_PERTURB_"] = "128"  # unwritten memory reads as 3e38
     else:
         environment["ONEDNN_MAX_CPU_ISA"] = instructions
     done = subprocess.run(
@@ -33,7 +33,7 @@ def test_convolutions_are_those_of_float64(instructions: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,  # a corrupted heap may let a process wait for ever
+        timeout=120,  # a process with a corrupted heap may never end
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "compared\n"), done.stderr
@@ -41,7 +41,7 @@ def test_convolutions_are_those_of_float64(instructions: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESET_SIZES)
 def test_no_convolution_of_one_pixel_has_a_stride(preset: str) -> None:
-    """oneDNN writes past its working memory in their backward pass, with AVX-512 too, where values stay right."""
+    """oneDNN writes past its buffers in their backward pass, also with AVX-512, where the values are correct."""
     network = network_of_shapes(
         ModelParams.model_validate({"preset": preset}), VOCABULARY, HEAD_OF_MODULE.values()
     )

@@ -1,4 +1,4 @@
-"""How many characters a video may bear: by script, at rates that people speak."""
+"""The limit of characters per second, by script and at speaking rates of people."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.support.videos import write_mouth
 
 PARAMS = CropParams()
 SPOKEN = {
-    # text, and the characters a second at which a public corpus has it
+    # text, and the characters per second at which a public corpus has it
     "english": (
         "when the sunlight strikes raindrops in the air they act as a prism and form a rainbow",
         14.7,
@@ -40,7 +40,7 @@ def rejection(folder: Path, label: str, seconds: float, **params: float) -> tupl
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_speech_fits_and_ten_seconds_of_it_in_three_do_not(tmp_path: Path, name: str) -> None:
+def test_speech_is_accepted_but_not_ten_seconds_of_it_in_three(tmp_path: Path, name: str) -> None:
     text, chars_per_s = SPOKEN[name]
     label = normalise(text, TextParams())
     seconds = len(label) / chars_per_s
@@ -56,14 +56,14 @@ def test_speech_fits_and_ten_seconds_of_it_in_three_do_not(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("limit", [4.0, 12.0, 7.3])
-def test_the_limit_of_han_is_the_setting(tmp_path: Path, limit: float) -> None:
+def test_the_limit_for_syllabic_signs_is_the_setting(tmp_path: Path, limit: float) -> None:
     most = int(limit * 2)  # in two seconds
     for sign in "字あア한7":
         assert rejection(tmp_path, sign * most, 2.0, max_chars_per_s=limit)[0] is None
         assert rejection(tmp_path, sign * (most + 1), 2.0, max_chars_per_s=limit)[0] == Reason.LABEL_TOO_LONG
 
 
-def test_a_cut_video_is_suspected_only_where_nobody_speaks_so_fast(tmp_path: Path) -> None:
+def test_a_cut_video_is_suspected_only_if_nobody_speaks_so_fast(tmp_path: Path) -> None:
     for num, is_suspected in ((10, False), (20, False), (21, True)):
         reason, detail = rejection(tmp_path, "字" * num, 2.0, max_chars_per_s=4.0)
         assert reason == Reason.LABEL_TOO_LONG and detail is not None
@@ -71,7 +71,7 @@ def test_a_cut_video_is_suspected_only_where_nobody_speaks_so_fast(tmp_path: Pat
         assert ("is the video cut?" in detail) is is_suspected
 
 
-def test_only_what_is_spoken_counts() -> None:
+def test_only_spoken_characters_count() -> None:
     assert spoken_syllables("字 字，字") == 3
     assert spoken_syllables("abcde fghij") == 4
     assert spoken_syllables("كَ") == spoken_syllables("ك") == pytest.approx(0.4)

@@ -1,4 +1,4 @@
-"""The losses against their definitions, and what the network is taught: labels, backwards, as syllables."""
+"""The losses compared with their definitions, and the targets: labels, reversed labels, syllables."""
 
 import itertools
 import math
@@ -48,8 +48,8 @@ def encoded_by(network: LipNetwork, num_clips: int = 3, num_steps: int = 20) -> 
     )
 
 
-def made_up_outputs(labels: list[str], num_steps_B: list[int], num_tokens: int | None = None) -> Outputs:
-    """Logits of every head that mean nothing."""
+def synthetic_outputs(labels: list[str], num_steps_B: list[int], num_tokens: int | None = None) -> Outputs:
+    """Returns random logits of every head."""
     generator = torch.Generator().manual_seed(2)
     V, W = num_tokens or VOCABULARY.characters.num_tokens, VOCABULARY.num_syllables
     B, S, L = len(labels), max(num_steps_B), max(map(len, labels)) + 1
@@ -66,7 +66,7 @@ def made_up_outputs(labels: list[str], num_steps_B: list[int], num_tokens: int |
 
 
 def ctc_by_all_paths(logits_SV: torch.Tensor, target: list[int]) -> float:
-    """-log of the summed probability of every path that collapses to `target`: Graves et al. 2006, eq. 3."""
+    """Returns -log of the summed probability of every path that collapses to `target`: Graves et al. 2006, eq. 3."""
     log_probs = logits_SV.double().log_softmax(1)
     total = 0.0
     for path in itertools.product(range(logits_SV.shape[1]), repeat=len(logits_SV)):
@@ -77,7 +77,7 @@ def ctc_by_all_paths(logits_SV: torch.Tensor, target: list[int]) -> float:
 
 @pytest.mark.parametrize("target", [[4], [4, 4], [4, 5], [4, 5, 4]])
 @pytest.mark.parametrize("num_steps", [3, 5])
-def test_ctc_against_the_sum_over_all_paths(target: list[int], num_steps: int) -> None:
+def test_ctc_agrees_with_the_sum_over_all_paths(target: list[int], num_steps: int) -> None:
     logits_1SV = torch.randn(1, num_steps, 6, generator=torch.Generator().manual_seed(num_steps))
     outputs = Outputs(torch.tensor([num_steps]), logits_1SV, None, None, None)
     characters = torch.tensor([target])
@@ -86,12 +86,12 @@ def test_ctc_against_the_sum_over_all_paths(target: list[int], num_steps: int) -
     assert float(loss) == pytest.approx(ctc_by_all_paths(logits_1SV[0], target), rel=1e-5)
 
 
-def test_syllables_are_a_ctc_over_the_labels_pinyin() -> None:
-    outputs, targets = made_up_outputs(LABELS, [4, 4, 4]), targets_of(LABELS, VOCABULARY, CPU)
+def test_the_syllable_loss_is_ctc_over_the_pinyin_of_labels() -> None:
+    outputs, targets = synthetic_outputs(LABELS, [4, 4, 4]), targets_of(LABELS, VOCABULARY, CPU)
     loss_B = joint_loss_B(outputs, targets, LossParams(0.3, 0.1, syllable_weight=1))
     for clip, label in ((1, "er er"), (2, "si shi shi")):
         ids = VOCABULARY.syllables.encode(label.split())
-        # only the clip's tokens and the blank can stand in a path: the others' probability is left out of it
+        # a path has only the clip's tokens and the blank: other tokens are left out
         used = [BLANK_ID, *dict.fromkeys(ids)]
         log_probs_SV = outputs.syllable_logits_BSW[clip].double().log_softmax(1)[:, used]
         paths = [
@@ -103,7 +103,7 @@ def test_syllables_are_a_ctc_over_the_labels_pinyin() -> None:
         assert float(loss_B[clip]) == pytest.approx(-math.log(total), rel=1e-5)
 
 
-def test_steps_that_ctc_needs_are_where_its_loss_becomes_finite() -> None:
+def test_ctc_loss_is_finite_from_the_steps_that_ctc_needs() -> None:
     for target in ([4], [4, 4], [4, 5, 4], [4, 4, 4, 5]):
         needed = ctc_steps_needed(target)
         for steps, finite in ((needed, True), (needed - 1, False)):
@@ -119,13 +119,13 @@ def test_steps_that_ctc_needs_are_where_its_loss_becomes_finite() -> None:
 
 
 def table_of(clips: list[tuple[str, int]]) -> pa.Table:
-    """Of (label, number of frames)."""
+    """Returns a table of (label, number of frames)."""
     rows = [{"clip_id": f"{label}_{frames}", "label": label, "num_frames": frames} for label, frames in clips]
     return pa.Table.from_pylist(rows)
 
 
-def test_clips_that_ctc_cannot_spell_are_refused_by_their_syllables_too() -> None:
-    """四是十: three characters, no two alike; si shi shi needs a fourth step."""
+def test_clips_whose_syllables_ctc_cannot_spell_are_refused_too() -> None:
+    """四是十 has three different characters, but its syllables si shi shi need a fourth step."""
     samples = table_of([("四是十", 4), ("四是十", 3), ("二二", 3), ("二二", 2), ("一二三四", 4)])
     characters_alone = Vocabulary(VOCABULARY.characters)
     with pytest.raises(TrainingError, match=r"^1 clips .*: 二二_2;"):
@@ -149,7 +149,7 @@ def loss_of(
         return joint_loss_B(network.outputs(encoded, steps, targets), targets, params)
 
 
-def test_attention_loss_against_the_decoder_step_by_step() -> None:
+def test_attention_loss_agrees_with_the_decoder_step_by_step() -> None:
     network = network_of(SMALL)
     encoded = encoded_by(network, 1, 9)
     loss = loss_of(network, encoded, torch.tensor([9]), ["一三四"], LossParams(0.0, 0.0))
@@ -165,9 +165,9 @@ def test_attention_loss_against_the_decoder_step_by_step() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-def test_label_smoothing_against_its_closed_form(smoothing: float) -> None:
+def test_label_smoothing_agrees_with_its_closed_form(smoothing: float) -> None:
     """Cross-entropy with (1 - e) of the mass on the character and e spread over all tokens (Szegedy et al. 2016)."""
-    outputs, targets = made_up_outputs(LABELS, [5, 5, 5]), targets_of(LABELS, VOCABULARY, CPU)
+    outputs, targets = synthetic_outputs(LABELS, [5, 5, 5]), targets_of(LABELS, VOCABULARY, CPU)
     loss_B = joint_loss_B(outputs, targets, LossParams(0, smoothing))
     for clip, label in enumerate(LABELS):
         wanted = [*VOCABULARY.characters.encode(label), END_ID]
@@ -179,7 +179,7 @@ def test_label_smoothing_against_its_closed_form(smoothing: float) -> None:
 
 @MODELS
 def test_the_reverse_decoder_is_the_forward_one_of_the_reversed_label(model: ModelParams) -> None:
-    """With one and the same weights, read forwards from the last character on."""
+    """With the same weights, it reads the reversed label forwards."""
     network = network_of(model)
     network.reverse_decoder = network.decoder
     encoded, steps = encoded_by(network), torch.tensor([20, 12, 9])
@@ -189,14 +189,14 @@ def test_the_reverse_decoder_is_the_forward_one_of_the_reversed_label(model: Mod
     torch.testing.assert_close(backwards, forwards)
     as_written = loss_of(network, encoded, steps, LABELS, LossParams(0, 0.1))
     assert not torch.isclose(backwards[0], as_written[0], rtol=1e-3)
-    torch.testing.assert_close(backwards[1], as_written[1])  # 二二 reads alike from both ends
+    torch.testing.assert_close(backwards[1], as_written[1])  # 二二 is the same from both ends
 
 
 # -- together ------------------------------------------------------------------------------------------------
 
 
 def test_the_losses_are_combined_by_their_shares() -> None:
-    outputs, targets = made_up_outputs(LABELS, [9, 7, 8]), targets_of(LABELS, VOCABULARY, CPU)
+    outputs, targets = synthetic_outputs(LABELS, [9, 7, 8]), targets_of(LABELS, VOCABULARY, CPU)
 
     def loss(**weights: float) -> torch.Tensor:
         values = {"ctc_weight": 0.0, "label_smoothing": 0.1} | weights
@@ -220,10 +220,10 @@ def test_the_losses_are_combined_by_their_shares() -> None:
         ({"syllable_weight": 1}, ("syllables",)),
     ],
 )
-def test_the_heads_are_those_that_the_loss_asks_for(
+def test_the_network_has_exactly_the_heads_that_the_loss_needs(
     weights: dict[str, float], heads: tuple[str, ...]
 ) -> None:
-    """No more, since they would never learn; no fewer, or the loss would miss one."""
+    """Another head would never learn; without one of them the loss would fail."""
     params = TrainParams(**weights)
     assert params.heads == heads
     network = LipNetwork(SMALL, VOCABULARY, heads)
@@ -246,7 +246,7 @@ def test_the_loss_of_a_clip_does_not_depend_on_its_batch(model: ModelParams) -> 
         torch.testing.assert_close(together[clip : clip + 1], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_labels_are_padded_behind_their_ends() -> None:
+def test_labels_are_padded_after_their_ends() -> None:
     targets = targets_of(["一二三", "二"], VOCABULARY, CPU)
     one, two, three = VOCABULARY.characters.encode("一二三")
     assert targets.characters_BL.tolist() == [[one, two, three], [two, END_ID, END_ID]]
@@ -267,7 +267,7 @@ def test_labels_are_padded_behind_their_ends() -> None:
         ("重庆很重要", "chong qing hen zhong yao"),
         ("音乐快乐", "yin yue kuai le"),
         ("女绿略", "nv lv lve"),  # ü
-        ("鱼去", "yu qu"),  # written u, as pinyin has it
+        ("鱼去", "yu qu"),  # pinyin writes this ü as u
         ("a股涨了35点", "a gu zhang le 3 5 dian"),
         ("hello world", "h e l l o w o r l d"),
         ("", ""),
@@ -277,7 +277,7 @@ def test_labels_as_toneless_pinyin(label: str, syllables: str) -> None:
     assert list(syllables_of(label)) == syllables.split()
 
 
-def test_homophones_are_one_syllable_and_tones_are_none() -> None:
+def test_homophones_share_a_syllable_without_tone() -> None:
     assert len({syllables_of(label) for label in ("妈", "马", "骂", "麻")}) == 1
     labels = ["妈骂马", "a 麻"]
     vocabulary = Vocabulary.of_labels(labels, with_syllables=True)
@@ -297,7 +297,7 @@ def test_the_tables_do_not_depend_on_the_order_of_the_labels() -> None:
     assert Vocabulary.of_labels(LABELS, with_syllables=False).num_syllables == 0
 
 
-def test_a_model_that_learns_syllables_alone_is_read_as_spaced_pinyin(tmp_path: Path) -> None:
+def test_a_model_that_learns_only_syllables_writes_spaced_pinyin(tmp_path: Path) -> None:
     packed = pack_clips(tmp_path, toy_clips(40, 6))
     job = job_in(
         tmp_path,
@@ -319,5 +319,5 @@ def test_a_model_that_learns_syllables_alone_is_read_as_spaced_pinyin(tmp_path: 
     assert [clip.reference for clip in scored] == references
     assert all(set(clip.hypothesis.split(" ")) <= set(pinyin.values()) for clip in scored)
     assert sum(clip.hypothesis == clip.reference for clip in scored) >= 5
-    with pytest.raises(ConfigError, match="has not learnt ctc, it has syllables"):
+    with pytest.raises(ConfigError, match="has not learnt ctc; set it to syllables"):
         reader.reference("一", DecodeParams(decoder="ctc"))

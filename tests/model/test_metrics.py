@@ -1,4 +1,4 @@
-"""Error rates against jiwer, closed forms, and the promises of the chance pairing."""
+"""Error rates compared with jiwer and closed forms, and the properties of the chance pairing."""
 
 import random
 import subprocess
@@ -35,11 +35,11 @@ from model.metrics import (
 from model.pinyin import syllables_of
 from model.text import units_of
 
-# few characters, so that texts meet often; jiwer strips, so no space at the ends
+# few characters, so texts often agree; jiwer strips texts, so no space at the ends
 texts = st.text(alphabet="今天气很好ab ", max_size=12).map(str.strip)
 said = texts.filter(bool)
 pair_lists = st.lists(st.tuples(said, texts), min_size=1, max_size=8)
-# what a person sees as one sign and Python as several, or as one outside the first 65,536
+# signs that are several code points in Python, or one above the first 65,536
 wide = [
     *("今", "天", "𠮷", "𰻝", "a", " ", "é", "e\u0301", "ệ", "ﬁ", "ß", "İ"),
     *("👩\u200d👩\u200d👧", "👍🏽", "🇨🇳", "🇨", "한", "\u1112\u1161\u11ab", "क्षि", "ﷺ", "שָׁ", "\u200f"),
@@ -75,7 +75,7 @@ def test_rates_over_other_units_agree_with_jiwer(pairs: list[tuple[str, str]]) -
 
 
 @given(pair_lists)
-def test_reading_nothing_misses_everything(pairs: list[tuple[str, str]]) -> None:
+def test_empty_hypotheses_have_an_error_rate_of_1(pairs: list[tuple[str, str]]) -> None:
     references = [reference for reference, _ in pairs]
     nothing = [(reference, "") for reference in references]
     counts = total_counts(nothing)
@@ -85,7 +85,7 @@ def test_reading_nothing_misses_everything(pairs: list[tuple[str, str]]) -> None
 
 
 @given(texts, texts)
-def test_unit_pairs_are_the_counted_errors(reference: str, hypothesis: str) -> None:
+def test_unit_pairs_agree_with_the_counts(reference: str, hypothesis: str) -> None:
     pairs = unit_pairs(reference, hypothesis)
     assert "".join(said for said, _ in pairs) == reference
     assert "".join(read for _, read in pairs) == hypothesis
@@ -99,7 +99,7 @@ def test_unit_pairs_are_the_counted_errors(reference: str, hypothesis: str) -> N
 
 
 @given(texts, texts)
-def test_alignment_joins_to_the_texts_and_counts_alike(reference: str, hypothesis: str) -> None:
+def test_alignment_joins_to_the_texts_and_agrees_with_the_counts(reference: str, hypothesis: str) -> None:
     parts = align(reference, hypothesis)
     assert "".join(part.reference for part in parts) == reference
     assert "".join(part.hypothesis for part in parts) == hypothesis
@@ -115,7 +115,7 @@ def test_alignment_joins_to_the_texts_and_counts_alike(reference: str, hypothesi
 
 
 @given(texts, texts)
-def test_swapping_the_texts_swaps_missed_and_added(reference: str, hypothesis: str) -> None:
+def test_swapping_the_texts_swaps_deletions_and_insertions(reference: str, hypothesis: str) -> None:
     forth, back = edit_counts(reference, hypothesis), edit_counts(hypothesis, reference)
     assert forth.errors == back.errors
     assert forth.deletions - forth.insertions == back.insertions - back.deletions
@@ -138,7 +138,7 @@ def test_closed_forms(reference: str, hypothesis: str, counts: EditCounts, cer: 
     assert counts.accuracy == 1 - cer
 
 
-def test_substitution_stands_over_its_character() -> None:
+def test_alignment_of_substitution_and_insertion() -> None:
     assert align("今天好", "今年好吗") == [
         AlignedPart(Op.EQUAL, "今", "今"),
         AlignedPart(Op.SUBSTITUTE, "天", "年"),
@@ -156,10 +156,10 @@ def test_insertions_on_an_empty_reference_count_in_the_sum() -> None:
     assert total_counts([("", "今天"), ("今天天气", "今天天气")]).cer == 2 / 4
 
 
-def test_words_are_counted_only_where_text_has_them() -> None:
+def test_words_are_counted_only_in_text_with_words() -> None:
     assert has_words(["bin blue at f two now", "lay red"])
     assert has_words(["bin blue", "now"])
-    assert has_words(["now", "about", "naïve"]), "one word a label is a word too"
+    assert has_words(["now", "about", "naïve"]), "labels of one word have words too"
     assert not has_words(["今天天气很好", "用 open ai 的人", "再见"])
     assert not has_words(["今天", "gpu", "用gpu跑"])
     assert not has_words(["12", "ขอบคุณ", "ありがとう"]), "scripts without spaces, and digits"
@@ -178,8 +178,8 @@ distinct = st.lists(st.text(alphabet="今天气很好", max_size=9), min_size=2,
 
 
 @given(distinct, st.integers(0, 9))
-def test_chance_gives_every_reference_once_and_nobody_his_own(sentences: list[str], seed: int) -> None:
-    # a private-use character makes each clip's reference its own, whatever the sentence
+def test_chance_uses_every_reference_once_and_never_for_its_own_clip(sentences: list[str], seed: int) -> None:
+    # a private-use character makes each clip's reference unique
     references = [sentence + chr(0xE000 + index) for index, sentence in enumerate(sentences)]
     pairs = [(reference, f"read {index}") for index, reference in enumerate(references)]
     swapped = chance_pairs(pairs, seed)
@@ -189,7 +189,7 @@ def test_chance_gives_every_reference_once_and_nobody_his_own(sentences: list[st
     assert all(given_one != own for (given_one, _), (own, _) in zip(swapped, pairs, strict=True))
 
 
-def test_chance_keeps_to_like_lengths() -> None:
+def test_chance_pairs_similar_lengths() -> None:
     pairs = [("字" * length + chr(0xE000 + length), "") for length in range(1, 81)]
     swapped = chance_pairs(pairs, seed=0)
     assert swapped is not None
@@ -206,7 +206,7 @@ def test_chance_is_seeded() -> None:
     st.lists(st.sampled_from(["一", "二", "三三", "四四", "五五五", "六"]), min_size=2, max_size=60),
     st.integers(0, 9),
 )
-def test_chance_gives_nobody_his_own_sentence_where_that_can_be(sentences: list[str], seed: int) -> None:
+def test_chance_avoids_a_clips_own_sentence_if_possible(sentences: list[str], seed: int) -> None:
     swapped = chance_pairs([(sentence, sentence) for sentence in sentences], seed)
     assert swapped is not None
     unavoidable = max(0, 2 * max(Counter(sentences).values()) - len(sentences))
@@ -214,8 +214,8 @@ def test_chance_gives_nobody_his_own_sentence_where_that_can_be(sentences: list[
 
 
 @pytest.mark.parametrize("num_common", [5, 12, 30])
-def test_chance_gives_nobody_his_own_sentence_of_many_speakers(num_common: int) -> None:
-    """All of one length, so that a group as small as those who say one sentence could hold nobody else."""
+def test_chance_avoids_a_clips_own_sentence_from_other_speakers(num_common: int) -> None:
+    """All sentences have the same length, so a small group could hold only clips with the same sentence."""
     sentences = ["今天天气"] * num_common + [f"{number:04d}" for number in range(96 - num_common)]
     for seed in range(50):
         swapped = chance_pairs([(sentence, sentence) for sentence in sentences], seed)
@@ -223,7 +223,7 @@ def test_chance_gives_nobody_his_own_sentence_of_many_speakers(num_common: int) 
         assert all(reference != hypothesis for reference, hypothesis in swapped)
 
 
-def test_chance_where_everyone_says_the_same() -> None:
+def test_chance_if_all_clips_have_the_same_sentence() -> None:
     swapped = chance_pairs([("今天", "今天")] * 5, seed=0)
     assert swapped is not None and total_counts(swapped).cer == 0.0
 
@@ -234,8 +234,8 @@ def test_no_chance_without_another_clip() -> None:
     assert chance_cer([("今天", "今天")]) is chance_cer([]) is None
 
 
-def test_the_chance_cer_is_what_all_other_sentences_score_on_average() -> None:
-    # clips of one length and different sentences: each other clip is as likely
+def test_the_chance_cer_is_the_mean_over_all_other_sentences() -> None:
+    # clips of the same length with different sentences: each other clip is equally likely
     sentences = ["今天天气很好", "请把书递给我", "早上吃苹果吗", "他们都说不行", "今天早上很好"]
     read = [f"{sentence[:3]}很好吗" for sentence in sentences]
     errors = [
@@ -249,18 +249,18 @@ def test_the_chance_cer_is_what_all_other_sentences_score_on_average() -> None:
     assert found.cer == pytest.approx(sum(errors) / len(errors) / 6, abs=0.01)
 
 
-def test_one_pairing_is_off_by_points_where_their_mean_is_not() -> None:
+def test_single_pairings_vary_by_points_but_not_their_mean() -> None:
     draw = random.Random(0)
-    made = ["".join(draw.choices("今天气很好一二三四五", k=6)) for _ in range(33)]
-    pairs = [(sentence, sentence[:4] + "很好") for sentence in made]
+    sentences = ["".join(draw.choices("今天气很好一二三四五", k=6)) for _ in range(33)]
+    pairs = [(sentence, sentence[:4] + "很好") for sentence in sentences]
     singles = [total_counts(chance_pairs(pairs, seed) or []).cer for seed in range(1_000, 1_400)]
     found = chance_cer(pairs)
     assert found is not None
     assert max(singles) - min(singles) > 0.05
-    assert found.cer == pytest.approx(fmean(singles), abs=2e-3), "other pairings give the same mean"
+    assert found.cer == pytest.approx(fmean(singles), abs=2e-3), "other pairings must give the same mean"
 
 
-def test_large_splits_are_paired_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_splits_use_fewer_pairings(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [(f"今天{index}", "今天") for index in range(20)]
     monkeypatch.setattr(metrics, "CHANCE_PAIRS", 20 * 50)
     assert (chance_cer(pairs) or metrics.Chance(0, 0)).num_pairings == 50

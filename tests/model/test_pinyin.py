@@ -9,8 +9,8 @@ from model.metrics import unit_error_rate
 from model.pinyin import readings_of, syllables_of
 from model.vocabulary import Vocabulary
 
-# Traditional, simplified and pinyin without tones, as CC-CEDICT has them (MDBG, release of 2023-11-07): words
-# in which one of 132 characters of several readings stands, one character a line.
+# Traditional, simplified and pinyin without tones from CC-CEDICT (MDBG, release of 2023-11-07): words with one of 132
+# characters that have several readings, one character per line.
 POLYPHONES = """
 銀行 银行 yin hang; 行走 行走 xing zou
 音樂 音乐 yin yue; 快樂 快乐 kuai le
@@ -148,18 +148,18 @@ POLYPHONES = """
 WORDS = [tuple(word.split(" ", 2)) for line in POLYPHONES.split("\n") if line for word in line.split("; ")]
 
 
-def test_the_table_is_of_more_than_a_hundred_polyphones() -> None:
+def test_the_table_has_more_than_a_hundred_polyphones() -> None:
     assert POLYPHONES.strip().count("\n") + 1 == 132 and len(WORDS) == 228
     assert sum(traditional != simple for traditional, simple, _ in WORDS) > 100
 
 
 @pytest.mark.parametrize(("traditional", "simple", "pinyin"), WORDS)
-def test_polyphones_are_read_as_the_word_is_said_in_both_scripts(
+def test_polyphones_are_read_by_their_word_in_both_scripts(
     traditional: str, simple: str, pinyin: str
 ) -> None:
     assert " ".join(syllables_of(traditional)) == pinyin
     assert " ".join(syllables_of(simple)) == pinyin
-    # the beam search over syllables can write the characters of either
+    # the beam search over syllables can write both scripts
     for text in (traditional, simple):
         assert all(one in readings_of(c) for c, one in zip(text, pinyin.split(" "), strict=True))
 
@@ -176,16 +176,16 @@ def test_traditional_text_has_the_syllables_of_the_simplified_text() -> None:
     assert [one for one, (simple, traditional) in read.items() if simple != traditional] == []
 
 
-def test_tables_and_error_rates_of_syllables_do_not_tell_the_scripts_apart() -> None:
+def test_syllable_tables_and_error_rates_are_the_same_for_both_scripts() -> None:
     pairs = [("他在銀行聽音樂", "他在银行听音乐")]
     assert unit_error_rate(pairs, syllables_of) == 0
     tables = [Vocabulary.of_labels([label], with_syllables=True).syllables for label in pairs[0]]
     assert tables[0] == tables[1]
 
 
-def test_a_character_keeps_its_reading_where_that_of_the_simplified_one_is_not_known() -> None:
+def test_a_character_keeps_its_reading_if_its_simplified_form_has_no_known_reading() -> None:
     assert simplified("藷") != "藷" and syllables_of("番藷") == ("fan", "shu")
 
 
-def test_other_characters_stand_for_themselves() -> None:
+def test_other_characters_are_kept() -> None:
     assert syllables_of("用 GPU 聽") == ("yong", "G", "P", "U", "ting")

@@ -1,4 +1,4 @@
-"""What model.preset names: how large each network is, without allocating one."""
+"""The sizes of the networks of model.preset, without allocating them."""
 
 import pytest
 import torch
@@ -11,9 +11,9 @@ from model.text import Tokenizer
 from model.vocabulary import Vocabulary
 
 CHARACTERS = Vocabulary(Tokenizer(tuple(chr(ord("一") + number) for number in range(3_500))))
-"""As many as Mandarin corpora have."""
+"""About as many as in Mandarin corpora."""
 HEADS: tuple[Head, ...] = ("ctc", "decoder")
-"""A decoder that reads backwards comes on top."""
+"""A reverse decoder would be extra."""
 MILLIONS = {
     "cnn3d_bilstm_attention": (10, 13),
     "conformer_tiny": (3, 6),
@@ -28,14 +28,14 @@ def test_the_table_has_every_preset() -> None:
 
 
 @pytest.mark.parametrize("preset", MILLIONS)
-def test_a_preset_is_of_the_size_that_its_name_promises(preset: str) -> None:
+def test_a_preset_has_its_documented_size(preset: str) -> None:
     network = network_of_shapes(ModelParams.model_validate({"preset": preset}), CHARACTERS, HEADS)
     assert all(parameter.is_meta for parameter in network.parameters())
     least, most = MILLIONS[preset]
     assert least * 1e6 <= num_parameters(network) <= most * 1e6
 
 
-def test_shapes_without_memory_are_those_of_the_network() -> None:
+def test_the_network_of_shapes_has_the_shapes_of_the_network() -> None:
     model = ModelParams.model_validate({"preset": "conformer_tiny"})
     real = LipNetwork(model, CHARACTERS, HEADS).state_dict()
     meta = network_of_shapes(model, CHARACTERS, HEADS).state_dict()

@@ -1,4 +1,4 @@
-"""The folder of a run: one training at a time writes there, whatever the folder is called."""
+"""The run folder: only one training at a time writes there, and its path may be any."""
 
 import errno
 import fcntl
@@ -36,29 +36,29 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(12, 2))
 
 
-# -- one at a time -----------------------------------------------------------------------------------------
+# -- one training at a time --------------------------------------------------------------------------------
 
 
-def train_and_linger(job: TrainingJob, place: Path) -> None:
-    """Says where it stands, and stays there."""
+def train_and_wait(job: TrainingJob, signal_file: Path) -> None:
+    """Creates `signal_file` in epoch 1, and waits there."""
 
-    def tell(epoch: int, *_: object) -> None:
+    def wait_in_epoch_1(epoch: int, *_: object) -> None:
         if epoch == 1:
-            place.touch()
+            signal_file.touch()
             time.sleep(DEADLINE_S)
 
-    train(replace(job, on_batch=tell))
+    train(replace(job, on_batch=wait_in_epoch_1))
 
 
 @contextmanager
-def another_training(job: TrainingJob, place: Path) -> Iterator[BaseProcess]:
-    """In a process of its own, in the midst of epoch 1."""
-    process = _PROCESSES.Process(target=train_and_linger, args=(job, place))
+def another_training(job: TrainingJob, signal_file: Path) -> Iterator[BaseProcess]:
+    """Runs a training in another process up to the middle of epoch 1."""
+    process = _PROCESSES.Process(target=train_and_wait, args=(job, signal_file))
     with patch.dict(os.environ, {"PYTHONPATH": str(Path(__file__).parents[2])}):
         process.start()
     try:
         until = time.monotonic() + DEADLINE_S
-        while not place.exists():
+        while not signal_file.exists():
             assert process.is_alive() and time.monotonic() < until
             time.sleep(0.05)
         yield process
@@ -79,7 +79,7 @@ def test_a_second_training_is_refused_until_the_first_is_dead(
                 train(second)
         assert (folder / "training.log").read_bytes() == log
         assert sorted(path.name for path in folder.iterdir()) == names
-        # what writes nothing there, or writes elsewhere, goes on
+        # commands that write nothing, or write to another folder, still work
         monkeypatch.setattr(find_budget, "_run_trial", lambda *_: (1.0, 1.0, 100.0))
         assert find_budget.find_budget(job, 100.0).fits_all
         elsewhere = replace(job_in(tmp_path / "b", packed), resume=folder / "last.pt")
@@ -93,42 +93,42 @@ def test_a_second_training_is_refused_until_the_first_is_dead(
     assert (tmp_path / "logs/training.log").read_text().count("Epoch 0: ") == 1
 
 
-def test_the_lock_is_let_go_of_by_an_error_too(tmp_path: Path) -> None:
+def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked_run_folder(tmp_path / "run"):
         raise ZeroDivisionError
     with (
         locked_run_folder(tmp_path / "run"),
-        pytest.raises(TrainingError, match="at work"),
+        pytest.raises(TrainingError, match=rf"is running in {tmp_path / 'run'} .*paths\.runs"),
         locked_run_folder(tmp_path / "run"),
     ):
         pass
 
 
-def test_where_nothing_can_be_locked_that_is_said_and_training_goes_on(
+def test_training_continues_with_a_warning_if_the_folder_cannot_be_locked(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As NFS answers whose server keeps no locks."""
+    """NFS fails this way if its server has no locks."""
 
-    def none(*_: object) -> None:
+    def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     with caplog.at_level(logging.WARNING, "pipeline.train"):
         assert train(job_in(tmp_path, packed, num_epochs=1)).epochs == 1
-    (told,) = [message for message in caplog.messages if "cannot be locked" in message]
-    assert "No locks available" in told and str(tmp_path / "runs") in told
+    (warning,) = [message for message in caplog.messages if "cannot be locked" in message]
+    assert "No locks available" in warning and str(tmp_path / "runs") in warning
 
 
-# -- a path that is no UTF-8 ---------------------------------------------------------------------------------
+# -- paths that are not UTF-8 --------------------------------------------------------------------------------
 
 
 @pytest.fixture(name="latin")
 def latin_fixture(tmp_path: Path) -> Path:
-    """A folder whose name is Latin 1, as of an old archive."""
+    """A folder with a Latin 1 name, for example from an old archive."""
     return Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
 
 
-def test_what_a_training_publishes_may_stand_under_any_path(
+def test_a_training_can_publish_to_a_path_that_is_not_utf8(
     tmp_path: Path, latin: Path, packed: Packed
 ) -> None:
     job = replace(job_in(latin, packed, num_epochs=1), runs=tmp_path / "runs")
@@ -147,7 +147,7 @@ def test_a_path_that_tensorboard_cannot_write_is_refused_before_the_first_step(
     assert not steps
 
 
-def test_a_bad_sample_under_a_path_that_is_no_utf8_is_noted(tmp_path: Path) -> None:
+def test_a_bad_sample_at_a_path_that_is_not_utf8_is_recorded(tmp_path: Path) -> None:
     path = os.fsdecode(b"/data/caf\xe9")
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", 0.5)
     assert quarantine.add(0, 3, [[BadSample("今天", "train/a.tar", f"{path} is missing")]]) == 1

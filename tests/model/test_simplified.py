@@ -1,4 +1,4 @@
-"""Traditional text as simplified text: what OpenCC leaves, above all 著 of Taiwan."""
+"""Conversion of traditional text to simplified text, especially Taiwan's 著, which OpenCC does not convert."""
 
 import unicodedata
 
@@ -99,11 +99,11 @@ from model.characters import simplified
 )
 def test_taiwan_and_hong_kong(taiwan: str, simple: str) -> None:
     assert simplified(taiwan) == simple
-    # what is simplified already stays
+    # simplified text stays
     assert simplified(simple) == simple
 
 
-def test_a_character_by_itself_tells_no_word() -> None:
+def test_a_single_zhu_stays() -> None:
     assert simplified("著") == "著"
 
 
@@ -113,7 +113,7 @@ def test_every_character_stays_one_character() -> None:
     assert len(simplified("\n".join(every))) == 2 * len(every) - 1
 
 
-def test_what_taiwan_writes_is_simplified_as_opencc_does_apart_from_zhe() -> None:
+def test_other_text_is_simplified_as_by_opencc() -> None:
     opencc = OpenCC("t2s")
     for text in ("乾隆年間很乾燥", "皇后在後面", "一目瞭然", "發現頭髮", "憂鬱", "什麼時候"):
         assert simplified(text) == opencc.convert(text)

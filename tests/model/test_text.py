@@ -1,4 +1,4 @@
-"""The normaliser and the character table."""
+"""The normaliser and the tokenizer."""
 
 import subprocess
 import sys
@@ -14,13 +14,14 @@ from model.text import (
     NORMALISER_VERSION,
     UNKNOWN_ID,
     Tokenizer,
-    describe_mark,
+    copied_normaliser_metadata,
     describe_normaliser,
+    describe_stored_normaliser,
     is_han,
     normalise,
-    normaliser_mark,
-    same_mark,
+    normaliser_metadata,
     units_of,
+    without_version,
 )
 from shards.errors import CheckpointError, TableError
 
@@ -100,10 +101,9 @@ def test_every_simplified_character_is_a_normal_han_character() -> None:
     assert len(simple) < len(blocks) - 3_000
 
 
-# traditional phrases of OpenCC and their parts, apart by a space too
+# OpenCC's traditional phrases and their parts, also separated by a space
 any_text = st.text() | st.text(alphabet="乾隆燥瞭然望薴苧著作後來零2①３.ab ﬀſ'\u3000")
-# letters, marks that join them, and what is dropped from between the two
-# zeros in every form beside what makes them zeros, and brackets around them
+# zeros in every form next to numerals and units; brackets; letters, their marks, and characters removed between them
 zeros_text = st.text(alphabet="0129oOОΟ○◯⭕〇零二八十百年点點比第号½⅒①〥 .:,，司aL")
 bracket_text = st.text(alphabet="<>[](){}【】*#/_= aAbıİ3ǅ笑声○点&lt;gt")
 marked_text = st.text(alphabet="cafeoiÉǰᾳ한ᄒ가2漢\u0301\u0327\u0345\u1161\u11ab\u200d\u200b\u00ad '<\u0338")
@@ -131,30 +131,37 @@ def test_normalising_twice_changes_nothing(
     assert unicodedata.is_normalized("NFKC", once)
 
 
-def test_a_letter_meets_its_mark_where_something_between_them_is_dropped() -> None:
+def test_a_letter_composes_with_its_mark_after_a_character_between_them_is_removed() -> None:
     assert normalise("cafe\u200d\u0301", PARAMS) == "café"
 
 
-def test_labels_tell_what_made_them() -> None:
+def test_tables_of_labels_store_their_normaliser() -> None:
     params = TextParams(digits="chinese")
-    mark = normaliser_mark(params)
-    assert describe_mark({b"table": b"samples", **mark}, "here") == describe_normaliser(params)
-    assert same_mark({b"table": b"clips", **mark}) == mark
+    stored = normaliser_metadata(params)
+    assert describe_stored_normaliser({b"table": b"samples", **stored}, "here") == describe_normaliser(params)
+    assert copied_normaliser_metadata({b"table": b"clips", **stored}) == stored
     for metadata in (None, {}, {b"table": b"samples"}):
-        assert describe_mark(metadata, "here") is None and same_mark(metadata) == {}
-    older = {b"normaliser": mark[b"normaliser"].replace(str(NORMALISER_VERSION).encode(), b"2")}
-    assert describe_mark(older, "here") == describe_normaliser(params, 2) != describe_normaliser(params)
+        assert (
+            describe_stored_normaliser(metadata, "here") is None
+            and copied_normaliser_metadata(metadata) == {}
+        )
+    older = {b"normaliser": stored[b"normaliser"].replace(str(NORMALISER_VERSION).encode(), b"2")}
+    assert (
+        describe_stored_normaliser(older, "here")
+        == describe_normaliser(params, 2)
+        != describe_normaliser(params)
+    )
 
 
-@pytest.mark.parametrize("mark", [b"", b"[]", b"{}", b'{"version": 9, "params": {"rot13": true}}'])
-def test_a_foreign_mark_is_refused_by_name(mark: bytes) -> None:
-    with pytest.raises(TableError, match=r"samples\.parquet: .*pipeline ingest"):
-        describe_mark({b"normaliser": mark}, "samples.parquet")
+@pytest.mark.parametrize("stored", [b"", b"[]", b"{}", b'{"version": 9, "params": {"rot13": true}}'])
+def test_an_unknown_normaliser_is_refused_with_the_table(stored: bytes) -> None:
+    with pytest.raises(TableError, match=r"samples\.parquet: .*normaliser.*pipeline ingest"):
+        describe_stored_normaliser({b"normaliser": stored}, "samples.parquet")
 
 
-def test_the_line_for_reports_says_what_is_on() -> None:
+def test_the_line_for_reports_names_the_options_that_are_on() -> None:
     assert describe_normaliser(PARAMS) == (
-        "NFKC, case folded, without punctuation and symbols, no spaces beside Han characters (version 4)"
+        "NFKC, case folded, without punctuation and symbols, no spaces next to Han characters (version 4)"
     )
     line = describe_normaliser(TextParams(digits="chinese", simplify=True, drop_annotations=True))
     assert "without annotations" in line
@@ -162,7 +169,14 @@ def test_the_line_for_reports_says_what_is_on() -> None:
     assert f"(version {NORMALISER_VERSION})" in line
 
 
-def test_opencc_is_loaded_only_where_it_is_on() -> None:
+def test_the_options_of_a_line_do_not_depend_on_its_version_or_older_wording() -> None:
+    options = without_version(describe_normaliser(PARAMS))
+    older = describe_normaliser(PARAMS, 2)
+    assert without_version(older) == without_version(older.replace("next to", "near")) == options
+    assert without_version(describe_normaliser(TextParams(simplify=True))) != options
+
+
+def test_opencc_is_loaded_only_if_it_is_used() -> None:
     code = (
         "import sys; from model.settings import TextParams; from model.text import normalise\n"
         "normalise('漢字 2', TextParams(digits='chinese')); assert 'opencc' not in sys.modules\n"
@@ -184,20 +198,20 @@ def test_units_of_mixed_text() -> None:
 @given(st.text())
 def test_no_punctuation_and_no_double_space_is_left(text: str) -> None:
     label = normalise(text, PARAMS)
-    # an ideograph that this Python does not know yet is of no category
+    # an ideograph that this Python does not know yet has no category
     assert not [c for c in label if unicodedata.category(c)[0] in "PSC" and not is_han(c)]
     assert "  " not in label and label == label.strip()
 
 
 @given(st.lists(st.text(alphabet="一二三四abc ", max_size=8), min_size=1))
-def test_known_text_survives_the_table(labels: list[str]) -> None:
+def test_encoding_and_decoding_returns_known_text(labels: list[str]) -> None:
     tokenizer = Tokenizer.of_units(c for label in labels for c in label)
     assert all(tokenizer.decode(tokenizer.encode(label)) == label for label in labels)
     assert Tokenizer.of_units(c for label in reversed(labels) for c in label) == tokenizer
     assert Tokenizer.from_json(tokenizer.to_json(), "here") == tokenizer
 
 
-def test_unknown_characters_are_marked_not_dropped() -> None:
+def test_unknown_characters_get_the_unknown_id() -> None:
     assert Tokenizer(("一",)).encode("一二一") == [4, UNKNOWN_ID, 4]
 
 
@@ -210,6 +224,6 @@ def test_unknown_characters_are_marked_not_dropped() -> None:
         {"special_tokens": ["<blank>", "<start>", "<end>", "<unknown>"], "characters": ["a", "a"]},
     ],
 )
-def test_a_foreign_tokenizer_is_refused_by_name(value: object) -> None:
+def test_a_wrong_tokenizer_is_refused_with_its_file(value: object) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         Tokenizer.from_json(value, "tokenizer.json")

@@ -1,4 +1,4 @@
-"""Visemes: every syllable of the dictionary has some, and homophenes are what phonetics says they are."""
+"""Visemes: every syllable of the dictionary has visemes, and homophenes agree with phonetics."""
 
 import subprocess
 import sys
@@ -34,9 +34,9 @@ def test_every_syllable_of_the_dictionary_has_visemes() -> None:
     assert {syllable for syllable in SYLLABLES if visemes_of(syllable) is None} == HUMMED
 
 
-def test_lips_tell_far_fewer_than_there_are_syllables() -> None:
-    looks = {visemes_of(syllable) for syllable in SYLLABLES}
-    assert 80 < len(looks) < len(SYLLABLES) / 2
+def test_there_are_far_fewer_look_alike_classes_than_syllables() -> None:
+    classes = {visemes_of(syllable) for syllable in SYLLABLES}
+    assert 80 < len(classes) < len(SYLLABLES) / 2
 
 
 def test_initials_and_finals_are_those_of_pinyin() -> None:
@@ -57,7 +57,7 @@ def test_homophenes(alike: str) -> None:
 @pytest.mark.parametrize(
     "apart", ["ba fa da ga za zha", "yo o you", "la lu lv li le lao lou", "ji zhi", "yi wu yu a o e er"]
 )
-def test_what_lips_tell_apart(apart: str) -> None:
+def test_syllables_that_differ_on_the_lips(apart: str) -> None:
     syllables = apart.split()
     assert len({visemes_of(syllable) for syllable in syllables}) == len(syllables)
 
@@ -70,18 +70,17 @@ def test_visemes_of_a_spelled_syllable() -> None:
 
 
 @given(st.text() | mandarin)
-def test_a_look_for_every_character_but_spaces(text: str) -> None:
+def test_every_character_but_spaces_has_a_look_alike_class_or_none(text: str) -> None:
     characters = [character for character in text if not character.isspace()]
-    looks = look_alike_classes_of(text)
-    assert len(looks) == len(characters) == len(syllables_of(text))
+    classes = look_alike_classes_of(text)
+    assert len(classes) == len(characters) == len(syllables_of(text))
     assert all(
-        look is None for character, look in zip(characters, looks, strict=True) if character < "\u2e80"
+        found is None for character, found in zip(characters, classes, strict=True) if character < "\u2e80"
     )
 
 
 @given(mandarin, mandarin)
-def test_lips_confuse_more_than_the_page(reference: str, hypothesis: str) -> None:
-    # whoever reads every syllable rightly reads every viseme rightly
+def test_equal_syllables_have_equal_visemes(reference: str, hypothesis: str) -> None:
     if syllables_of(reference) == syllables_of(hypothesis):
         assert viseme_units(reference) == viseme_units(hypothesis)
 
@@ -101,49 +100,49 @@ any_spelling = st.text(alphabet="今天气很好爸妈怕他那里是四长行�
 
 
 @given(any_spelling, any_spelling)
-def test_looks_never_cost_more_than_syllables(reference: str, hypothesis: str) -> None:
-    """A look is a class of syllables: merging units cannot add to the edit distance, and their number stays.
+def test_look_alike_classes_never_cost_more_than_syllables(reference: str, hypothesis: str) -> None:
+    """A look-alike class is a set of syllables. Merging units keeps their number and cannot add to the edit distance.
 
-    Of visemes, one to three a syllable, that does not hold.
+    This does not hold for visemes, since a syllable has one to three.
     """
     said, read = syllables_of(reference), syllables_of(hypothesis)
-    looks, syllables = (
+    classes, syllables = (
         edit_counts(look_alike_units(reference), look_alike_units(hypothesis)),
         edit_counts(said, read),
     )
-    assert looks.num_chars == syllables.num_chars
-    assert looks.errors <= syllables.errors
+    assert classes.num_chars == syllables.num_chars
+    assert classes.errors <= syllables.errors
     spaced = " ".join(said), " ".join(read)
-    assert edit_counts(*map(look_alike_units_of_pinyin, spaced)) == looks
+    assert edit_counts(*map(look_alike_units_of_pinyin, spaced)) == classes
 
 
 one_reading = st.text(alphabet="今天气很爸妈怕他她那里是四abc7", max_size=12)
 
 
 @given(one_reading, one_reading)
-def test_where_a_character_has_one_reading_the_chain_begins_with_characters(said: str, read: str) -> None:
+def test_syllables_never_cost_more_than_characters_with_one_reading_each(said: str, read: str) -> None:
     assert edit_counts(syllables_of(said), syllables_of(read)).errors <= edit_counts(said, read).errors
 
 
-def test_a_reading_hangs_on_its_neighbours() -> None:
-    """Why the page claims no chain from characters to syllables."""
+def test_syllables_can_cost_more_than_characters_since_readings_depend_on_neighbours() -> None:
+    """So the report does not claim that the syllable error rate is at most the CER."""
     pairs = [("我了解你", "我了见你")]
     assert total_counts(pairs).cer == 1 / 4 and unit_error_rate(pairs, syllables_of) == 2 / 4
 
 
-def test_a_look_is_right_or_wrong_as_a_whole() -> None:
-    # 先 for 也: i e under i ai is half right by visemes, wrong as a look
+def test_a_look_alike_class_is_correct_or_wrong_as_a_whole() -> None:
+    # 先 for 也: "i e" and "i ai" share a viseme, but are different classes
     pairs = [("也好", "先好")]
     assert unit_error_rate(pairs, look_alike_units) == unit_error_rate(pairs, syllables_of) == 1 / 2
     assert unit_error_rate([("爸爸怕妈", "怕妈爸爸")], look_alike_units) == 0.0
 
 
-def test_look_alikes_are_named_most_frequent_first() -> None:
+def test_look_alikes_are_sorted_by_frequency() -> None:
     assert look_alikes(["爸爸怕妈", "他大", "好"]) == [["爸", "妈", "怕"], ["他", "大"]]
     assert look_alikes(["bin blue"]) == []
 
 
-def test_mandarin_is_where_half_of_the_characters_are_han() -> None:
+def test_text_is_mandarin_if_half_of_its_characters_are_han() -> None:
     assert is_mandarin(["今天", "ab"])
     assert not is_mandarin(["今天", "abc"])
     assert not is_mandarin(["   ", ""])

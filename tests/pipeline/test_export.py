@@ -322,7 +322,7 @@ def test_the_card_has_data_licence_training_and_misuse(best: Path, params: Param
         "CER of the valid split, by which it was chosen:",
         "**Do not read the lips of people who have not agreed to it.**",
         "Heads: ctc, decoder.",
-        "no spaces ",
+        "no spaces next to Han characters",
     ):
         assert line in card, card
 

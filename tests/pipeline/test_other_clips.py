@@ -61,7 +61,9 @@ def test_a_pack_of_others_is_not_scored(tmp_path: Path, packed: Packed, checkpoi
     assert score(checkpoint, packed)[1] == 3
     there = OTHERS[other](tmp_path)
     learnt = "learnt from clips of 25 frames/s and 96 px"
-    with pytest.raises(CheckpointError, match=f"{learnt}, those packed in {there.shards}.* are of {other}"):
+    with pytest.raises(
+        CheckpointError, match=f"{learnt}, but those packed in {there.shards}.* are of {other}"
+    ):
         score(checkpoint, there)
     params = load_params(ROOT / "params.yaml")
     paths = params.paths.model_copy(update={"samples": str(there.samples), "shards": str(there.shards)})
@@ -96,6 +98,7 @@ def test_a_training_does_not_go_on_with_others(tmp_path: Path, packed: Packed, o
         accept_new_plan=True,
     )
     with pytest.raises(
-        CheckpointError, match=r"does not fit:(.|\n)*(target_fps\): 25.* there, 50|96 there, 80 here)"
+        CheckpointError,
+        match=r"does not fit this model and data:(.|\n)*(target_fps\): 25.* there, 50|96 there, 80 here)",
     ):
         train(job)

@@ -20,7 +20,7 @@ from model.decoding.reader import LipReader
 from model.decoding.scoring import score_decoders, score_split
 from model.metrics import EditCounts, edit_counts, total_counts
 from model.settings import DecodeParams, TextParams
-from model.text import NORMALISER_VERSION, SPECIAL_TOKENS, normaliser_mark
+from model.text import NORMALISER_VERSION, SPECIAL_TOKENS, normaliser_metadata
 from pipeline.inference.readers import open_reader
 from pipeline.params import load_params, read_mapping
 from pipeline.tables.decoders import compare_decoders
@@ -51,7 +51,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = samples.schema.get_field_index("speaker")
     named = samples.set_column(place, SAMPLES.field("speaker"), speakers)
     write_table(
-        packed.samples, named, SAMPLES.with_metadata(SAMPLES.metadata | normaliser_mark(TextParams()))
+        packed.samples, named, SAMPLES.with_metadata(SAMPLES.metadata | normaliser_metadata(TextParams()))
     )
     state = state_of(job_in(folder, packed, syllable_weight=0.3))
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
 def test_references_of_another_normaliser_are_warned_of(workplace: Path, tmp_path: Path) -> None:
     """Labels made with digits as Chinese characters, read by a model that learnt digits."""
     other = tmp_path / "samples.parquet"
-    mark = normaliser_mark(TextParams(digits="chinese"))
+    mark = normaliser_metadata(TextParams(digits="chinese"))
     samples = read_table(workplace / "data" / "samples.parquet", SAMPLES, "pipeline pack")
     write_table(other, samples, SAMPLES.with_metadata(SAMPLES.metadata | mark))
     for decoder in ([], ["--decoder", "ctc"]):
@@ -277,7 +277,7 @@ def test_a_decoder_that_is_none_or_not_learnt_is_told(
     params = load_params(Path("params.yaml"))
     with pytest.raises(ConfigError, match="--decoder beam: known are attention, ctc"):
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["beam"])
-    with pytest.raises(ConfigError, match=r"decode\.lm_weight: decoder pinyin"):
+    with pytest.raises(ConfigError, match=r"decode\.lm_weight must be above 0.*decoder pinyin"):
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["pinyin"])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.checkpoints import load_checkpoint
-from model.decoding.arpa import arpa_about, read_arpa
+from model.decoding.arpa import arpa_metadata, read_arpa
 from model.exports.onnx_reader import OnnxReader
 from model.pretrained.files import open_weights
 from model.pretrained.table import read_table as read_public_table
@@ -54,7 +54,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "public weights": lambda pipe: open_weights(pipe, "auto_avsr"),
     "public table": lambda pipe: read_public_table(pipe, TextParams()),
     "language model": read_arpa,
-    "language model's origin": arpa_about,
+    "language model's origin": arpa_metadata,
     "predictions": lambda pipe: compare(pipe, pipe, 10, 0),
     "native log": native_stderr_to,
     "training log": logged,

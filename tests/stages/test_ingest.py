@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.settings import TextParams
-from model.text import describe_mark, describe_normaliser
+from model.text import describe_normaliser, describe_stored_normaliser
 from shards.errors import CorpusError
 from shards.files import read_table
 from shards.schema import CLIPS
@@ -106,7 +106,7 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     ]
     assert ["no file below" in one for one in told] == [True, False, False]
     assert summary.shared_speakers == {}
-    assert describe_mark(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
+    assert describe_stored_normaliser(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
 
 
 def test_each_kind_of_fault_is_told_with_its_count_and_its_first_clip(

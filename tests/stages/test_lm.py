@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.decoding.arpa import arpa_about, read_arpa, write_arpa
+from model.decoding.arpa import arpa_metadata, read_arpa, write_arpa
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import perplexity
 from model.exports.names import LOG_PROBS
 from model.exports.onnx_reader import OnnxReader
 from model.settings import DecodeParams, TextParams
-from model.text import describe_normaliser, normaliser_mark
+from model.text import describe_normaliser, normaliser_metadata
 from pipeline.params import load_params, read_mapping
 from shards.errors import ConfigError
 from shards.files import read_table, write_table
@@ -36,7 +36,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with packed clips and params.yaml."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(read_mapping(ROOT / "params.yaml")), "utf-8")
     samples = pack_clips(tmp_path / "data", CLIPS).samples
-    marked = SAMPLES.with_metadata(SAMPLES.metadata | normaliser_mark(TextParams()))
+    marked = SAMPLES.with_metadata(SAMPLES.metadata | normaliser_metadata(TextParams()))
     write_table(samples, read_table(samples, SAMPLES, "pipeline pack"), marked)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -101,7 +101,7 @@ def test_the_model_says_what_it_was_made_from(workplace: Path) -> None:
     Path("novel.txt").write_text("\ufeff一二，三！\n\n  Ab c\r\n", "utf-8")
     figures = made("lm.text_file=novel.txt")
     text_sha256 = hashlib.sha256(Path("novel.txt").read_bytes()).hexdigest()
-    assert arpa_about(Path("data/lm.arpa")) == {
+    assert arpa_metadata(Path("data/lm.arpa")) == {
         "learnt_from": "novel.txt",
         "normaliser": describe_normaliser(TextParams(drop_annotations=True)),
         "text_sha256": text_sha256,
@@ -130,7 +130,7 @@ def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.L
     )
     first, second = told()
     assert first == second
-    assert "data/lm.arpa was made of text by another normaliser" in first and "`pipeline lm`" in first
+    assert "data/lm.arpa was made from text of another normaliser" in first and "`pipeline lm`" in first
     assert "digits as Chinese characters" in first
     # labels of the training split were made by what their table says, whatever params.yaml says since
     made("text.digits=chinese")
@@ -150,7 +150,7 @@ def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.L
 
 
 def read_normaliser(lm: Path) -> object:
-    about = arpa_about(lm)
+    about = arpa_metadata(lm)
     assert about is not None
     return about["normaliser"]
 

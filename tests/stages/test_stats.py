@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.synthetic_catalogue import write_catalogue
 from model.settings import TextParams
-from model.text import normaliser_mark
+from model.text import normaliser_metadata
 from shards.errors import DiskError, Interrupted, TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
@@ -241,7 +241,7 @@ def test_annotations_are_counted_by_split_whether_they_are_dropped_or_not(
         "g": "<unk>",
     }
     rows = [row | {"text": texts[row["clip_id"]]} for row in CLIP_ROWS]
-    marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_mark(TextParams(drop_annotations=is_on)))
+    marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_metadata(TextParams(drop_annotations=is_on)))
     write_table(tmp_path / "clips.parquet", table_from_rows(rows, CLIPS), marked)
     summary = stats(tmp_path / "clips.parquet", None, None, tmp_path / "stats")
     assert summary["annotations"] == {

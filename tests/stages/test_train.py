@@ -247,7 +247,7 @@ def test_a_decoder_without_a_trained_head_is_rejected_before_training(tmp_path: 
     job = job_in(tmp_path, packed, ctc_weight=1.0)
     steps: list[int] = []
     job = replace(job, decode=DecodeParams(decoder="attention"), on_batch=lambda *figures: steps.append(1))
-    with pytest.raises(ConfigError, match="has not learnt attention, it has ctc"):
+    with pytest.raises(ConfigError, match="has not learnt attention; set it to ctc"):
         train(job)
     assert not steps
 

@@ -1,4 +1,4 @@
-"""Shared by tests: networks."""
+"""Small networks and readers for tests."""
 
 import torch
 
@@ -61,7 +61,7 @@ VOCABULARY = Vocabulary(Tokenizer(tuple("一二三四五")), Tokenizer(("er", "s
 def small_network(params: ModelParams = SMALL) -> LipNetwork:
     torch.manual_seed(0)
     network = LipNetwork(params, VOCABULARY, ("ctc", "decoder", "reverse_decoder", "syllables"))
-    # running statistics that differ from (0, 1), so that BatchNorm shifts the padding off zero
+    # running statistics that differ from (0, 1), so BatchNorm makes padding nonzero
     network.train()
     network.encode(torch.randn(3, 1, 9, 32, 32) + 1, torch.tensor([9, 9, 9]))
     return network.eval()

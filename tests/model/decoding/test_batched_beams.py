@@ -1,4 +1,4 @@
-"""The CTC searches over all clips of a batch at once: numpy's and torch's arrays say what each clip alone says."""
+"""CTC searches over all clips of a batch at once give the same results as clip by clip, with numpy and torch."""
 
 import copy
 
@@ -30,7 +30,7 @@ LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=5)
 def batch(
     lengths: list[int], num_tokens: int, seed: int, sharpness: float
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Clips (S, V), and all of them padded (B, S, V)."""
+    """Returns clips (S, V), and all of them padded (B, S, V)."""
     clips = [scores(steps, num_tokens, seed + row, sharpness) for row, steps in enumerate(lengths)]
     padded_BSV = np.full((len(clips), max(lengths), num_tokens), -np.inf, np.float32)
     padded_BSV[:, :, BLANK_ID] = 0
@@ -55,7 +55,7 @@ def assert_alike(found: list[Candidate], expected: list[Candidate]) -> None:
     st.sampled_from([0, -0.5, 1.0]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_clip_ends_with_the_beam_that_it_has_alone(
+def test_ctc_beam_gives_a_clip_the_same_result_in_a_batch(
     lengths: list[int], beam: int, seed: int, sharpness: float, weight: float, bonus: float
 ) -> None:
     clips, padded_BSV = batch(lengths, TABLE.num_tokens, seed, sharpness)
@@ -68,7 +68,9 @@ def test_a_clip_ends_with_the_beam_that_it_has_alone(
 
 @given(LENGTHS, st.integers(1, 12), st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
-def test_so_does_the_search_over_syllables(lengths: list[int], beam: int, seed: int) -> None:
+def test_pinyin_beam_gives_a_clip_the_same_result_in_a_batch(
+    lengths: list[int], beam: int, seed: int
+) -> None:
     clips, padded_BSW = batch(lengths, HAN.num_syllables, seed, 2.0)
     params = DecodeParams(beam=beam, num_candidates=100, lm_weight=0.4)
     alone = [pinyin_beam(clip_SW[None], HAN, params, HAN_LM)[0] for clip_SW in clips]
@@ -81,7 +83,7 @@ def test_so_does_the_search_over_syllables(lengths: list[int], beam: int, seed: 
     LENGTHS, st.integers(0, 10_000), st.lists(st.lists(st.integers(1, 5), max_size=6), min_size=1, max_size=6)
 )
 @settings(max_examples=40, deadline=None)
-def test_so_do_the_best_path_and_the_score_of_a_text(
+def test_greedy_ctc_and_text_scores_are_the_same_in_a_batch(
     lengths: list[int], seed: int, targets: list[list[int]]
 ) -> None:
     clips, padded_BSV = batch(lengths, 6, seed, 2.0)
@@ -95,7 +97,7 @@ def test_so_do_the_best_path_and_the_score_of_a_text(
         alone = [greedy_ctc(clip_SV[None])[0] for clip_SV in clips]
         found = greedy_ctc(array_BSV)
         assert [ids for ids, _ in found] == [ids for ids, _ in alone]
-        # the two libraries round a sum in its last digit each in their way
+        # the two libraries round the last digit of a sum differently
         np.testing.assert_allclose([score for _, score in found], [score for _, score in alone], atol=1e-12)
         found_N = ctc_log_probabilities(array_BSV, *map(list, zip(*asked, strict=True)))
         np.testing.assert_allclose(found_N, scored, atol=1e-9)
@@ -103,9 +105,9 @@ def test_so_do_the_best_path_and_the_score_of_a_text(
 
 @given(st.lists(st.text("abcijkrst", max_size=6), min_size=1, max_size=5))
 @settings(deadline=None)
-def test_a_language_model_says_the_same_in_torch(texts: list[str]) -> None:
-    in_torch = LM.beside(torch.zeros(1))
-    assert LM.beside(np.zeros(1)) is LM and LM.beside(torch.zeros(2)) is in_torch
+def test_a_language_model_gives_the_same_in_torch(texts: list[str]) -> None:
+    in_torch = LM.on_device_of(torch.zeros(1))
+    assert LM.on_device_of(np.zeros(1)) is LM and LM.on_device_of(torch.zeros(2)) is in_torch
     states_N = np.full(len(texts), LM.start())
     for column in range(6):
         token_N = np.array([TABLE.encode(text.ljust(6, "z")[column])[0] for text in texts])
@@ -126,8 +128,8 @@ PARAMS = DecodeParams(beam=6, lm_weight=0.4, length_bonus=0.1, syllable_weight=0
 
 
 @pytest.mark.parametrize("name", ["ctc", "ctc_beam", "syllables", "pinyin"])
-def test_a_network_is_read_in_a_padded_batch_as_clip_by_clip(name: str, video_BTHW: torch.Tensor) -> None:
-    """On a GPU all clips go through one search; on a CPU each through its own."""
+def test_a_network_reads_a_padded_batch_like_single_clips(name: str, video_BTHW: torch.Tensor) -> None:
+    """On a GPU one search covers all clips; on a CPU each clip has its own search."""
     reader = reader_of(SMALL_CONFORMER)
     params = PARAMS.model_copy(update={"decoder": name})
     encoded_BSE, num_steps_B = reader.encode(video_BTHW, NUM_FRAMES_B)
@@ -149,7 +151,7 @@ def test_a_network_is_read_in_a_padded_batch_as_clip_by_clip(name: str, video_BT
 def test_a_gpu_reads_what_the_cpu_reads(
     name: str, video_BTHW: torch.Tensor, cuda: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without TF32, to which torch rounds what goes into convolutions unless told otherwise: 10 bits."""
+    """TF32 is off: by default torch rounds the inputs of convolutions to its 10 bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     reader = reader_of(SMALL_CONFORMER)
     on_gpu = copy.copy(reader)

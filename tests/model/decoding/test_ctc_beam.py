@@ -1,4 +1,4 @@
-"""CTC beam search: against a sum over every path, a plain search that tries every unit, and PyTorch's CTC loss."""
+"""CTC beam search, compared with a sum over every path, a search that tries every unit, and PyTorch's CTC loss."""
 
 import math
 import time
@@ -40,7 +40,7 @@ def ctc_beam(
     lm: LanguageModel | None = None,
     syllables: SyllableScores | None = None,
 ) -> list[Candidate]:
-    """Of one clip, by numpy and by torch."""
+    """Decodes one clip with numpy and with torch."""
     (found,) = module.ctc_beam(log_probs_SV[None], table, params, lm, syllables)
     (by_torch,) = module.ctc_beam(
         torch.from_numpy(log_probs_SV)[None], table, params, lm, in_torch(syllables)
@@ -54,7 +54,7 @@ def in_torch(syllables: SyllableScores | None) -> SyllableScores | None:
 
 
 def assert_alike(found: list[Candidate], expected: list[Candidate]) -> None:
-    """The same texts; of equal scores either may come first, and the other fall out of the beam."""
+    """Compares scores, and texts if no scores are equal: of equal scores either may come first or leave the beam."""
     for field in ("log_probability", "rank_score"):
         np.testing.assert_allclose(
             [getattr(candidate, field) for candidate in found],
@@ -73,7 +73,7 @@ def plain_beam(
     weight: float,
     bonus: float,
 ) -> list[tuple[str, float, float]]:
-    """Hannun's search by dictionaries: every prefix tries every unit, nothing is left out. (Text, CTC's sum, rank)."""
+    """Hannun's search with dictionaries: every prefix tries every unit. Returns (text, CTC log-probability, rank)."""
     none = -math.inf
 
     @lru_cache(None)
@@ -125,7 +125,7 @@ def test_a_wide_beam_is_an_exhaustive_search(num_steps: int, seed: int, weight: 
     params = DecodeParams(beam=WIDE, num_candidates=100, lm_weight=weight, length_bonus=bonus)
     found = ctc_beam(log_probs_SV, TABLE, params, LM)
     assert [candidate.text for candidate in found] == sorted(rank, key=lambda text: -rank[text])
-    # no text was left out, so a text is as likely as its share of what all are worth
+    # every text was found, so the probability of a text is its share of the total
     evidence = np.logaddexp.reduce(list(rank.values()))
     for candidate in found:
         assert candidate.rank_score == pytest.approx(rank[candidate.text], abs=1e-5)
@@ -143,10 +143,10 @@ def test_a_wide_beam_is_an_exhaustive_search(num_steps: int, seed: int, weight: 
     st.sampled_from([0, -0.5, 1.0]),
 )
 @settings(max_examples=80, deadline=None)
-def test_leaving_units_out_costs_nothing(
+def test_skipping_units_does_not_change_the_result(
     num_steps: int, beam: int, seed: int, sharpness: float, weight: float, bonus: float
 ) -> None:
-    """The beam after the last step is that of a search which tries every unit, for narrow beams too."""
+    """The final beam is that of a search that tries every unit, also for narrow beams."""
     table = Tokenizer.of_units("abcdefghijklmnopqrst")
     lm = train(["abcabc", "tsr", "abtsr", "ijk", "cab"], 3).of_tokens(table) if weight else None
     log_probs_SV = scores(num_steps, table.num_tokens, seed, sharpness)
@@ -159,16 +159,16 @@ def test_leaving_units_out_costs_nothing(
     np.testing.assert_allclose(
         [candidate.rank_score for candidate in found], [rank for _, _, rank in plain], atol=1e-5
     )
-    # all that the beam ended with are together as likely as CTC says
-    told = np.logaddexp.reduce([candidate.log_probability for candidate in found])
-    assert told == pytest.approx(np.logaddexp.reduce([total for _, total, _ in plain]), abs=1e-6)
+    # the total probability of the final beam is that of CTC
+    total = np.logaddexp.reduce([candidate.log_probability for candidate in found])
+    assert total == pytest.approx(np.logaddexp.reduce([of_text for _, of_text, _ in plain]), abs=1e-6)
 
 
 @given(st.integers(0, 12), st.integers(2, 6), st.integers(0, 10_000))
 @settings(deadline=None)
-def test_what_a_narrow_beam_says_is_a_lower_bound(num_steps: int, beam: int, seed: int) -> None:
+def test_probabilities_of_a_narrow_beam_are_lower_bounds(num_steps: int, beam: int, seed: int) -> None:
     log_probs_SV = scores(num_steps, TABLE.num_tokens, seed, 1.0)
-    log_probs_SV[:, 1:FIRST] = -np.inf  # so that what texts collapse to is what PyTorch's loss knows
+    log_probs_SV[:, 1:FIRST] = -np.inf  # so only the blank writes nothing, as in PyTorch's loss
     found = ctc_beam(log_probs_SV, TABLE, DecodeParams(beam=beam))
     assert len({candidate.text for candidate in found}) == len(found) <= beam
     assert found == sorted(found, key=lambda candidate: -candidate.rank_score)
@@ -189,15 +189,17 @@ def test_beam_1_is_greedy(num_steps: int, seed: int) -> None:
 
 @given(st.integers(1, 5), st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
-def test_greedy_is_as_sure_as_all_paths_of_its_text_are_likely(num_steps: int, seed: int) -> None:
+def test_greedy_ctc_returns_the_probability_of_all_paths_of_its_text(num_steps: int, seed: int) -> None:
     log_probs_SV = scores(num_steps, TABLE.num_tokens, seed)
-    log_probs_SV[:, 1:FIRST] = -np.inf  # they write nothing: a text would have the paths of several targets
+    log_probs_SV[
+        :, 1:FIRST
+    ] = -np.inf  # they write nothing, so a text would have the paths of several targets
     ((ids, score),) = greedy_ctc(log_probs_SV[None])
     assert score == pytest.approx(every_text(log_probs_SV, TABLE)[TABLE.decode(ids)], abs=1e-6)
 
 
 def test_paths_are_summed() -> None:
-    """Graves' example: the blank's path is the likeliest, the text of three paths is likelier."""
+    """Graves' example: the blank path is the most likely path, but the text of three paths is more likely."""
     log_probs_SV = np.full((2, TABLE.num_tokens), -np.inf)
     log_probs_SV[:, [BLANK_ID, FIRST]] = np.log([0.6, 0.4])
     assert ctc_beam(log_probs_SV, TABLE, DecodeParams(beam=1))[0].text == ""
@@ -206,7 +208,7 @@ def test_paths_are_summed() -> None:
     assert np.exp([best.log_probability, second.log_probability]) == pytest.approx([0.64, 0.36])
 
 
-def test_the_language_model_decides_what_the_lips_cannot() -> None:
+def test_the_language_model_decides_between_equal_ctc_scores() -> None:
     log_probs_SV = np.full((3, TABLE.num_tokens), -np.inf)
     log_probs_SV[[0, 2], FIRST:] = np.log(0.5)
     log_probs_SV[1, BLANK_ID] = 0
@@ -215,7 +217,7 @@ def test_the_language_model_decides_what_the_lips_cannot() -> None:
 
 
 def test_special_tokens_write_nothing() -> None:
-    """As in greedy's text: a path through <unknown> or <end> is one through the blank."""
+    """As in greedy CTC, <unknown> and <end> in a path act like the blank."""
     log_probs_SV = np.full((3, TABLE.num_tokens), -np.inf)
     log_probs_SV[[0, 2], FIRST] = np.log(0.9)
     log_probs_SV[[0, 2], 3] = np.log(0.1)
@@ -243,7 +245,7 @@ def test_a_weight_without_a_language_model_is_refused() -> None:
     st.integers(1, 12), st.integers(0, 10_000), st.lists(st.lists(st.integers(1, 5), max_size=6), min_size=1)
 )
 @settings(deadline=None)
-def test_the_forward_score_is_that_of_pytorchs_loss(
+def test_the_forward_score_agrees_with_pytorchs_loss(
     num_steps: int, seed: int, targets: list[list[int]]
 ) -> None:
     log_probs_SV = scores(num_steps, 6, seed)
@@ -298,14 +300,14 @@ def test_the_syllable_head_chooses_among_the_beams_texts() -> None:
     ((mother, horse),) = syllable_log_probabilities([["妈大", "马大"]], head)
     assert mother == horse
     assert {c.text for c in joined} == set(by_characters)
-    # the syllable head moves what they are likely, not what they are together
+    # the syllable head changes single probabilities, but not their total
     assert np.exp([c.log_probability for c in joined]).sum() == pytest.approx(
         np.exp([c.log_probability for c in alone]).sum()
     )
 
 
-def test_faster_than_the_clip_plays() -> None:
-    """10 s at 25 steps/s, 4,500 tokens, beam 40 with a language model; processor time, since others work here too."""
+def test_the_search_is_faster_than_real_time() -> None:
+    """10 s at 25 steps/s, 4,500 tokens, beam 40 with a language model; processor time, since the machine is shared."""
     table = Tokenizer.of_units(chr(0x4E00 + number) for number in range(4496))
     rng = np.random.default_rng(0)
     lm = train(("".join(rng.choice(table.units, 20)) for _ in range(500)), 4).of_tokens(table)

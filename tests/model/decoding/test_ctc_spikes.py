@@ -1,4 +1,4 @@
-"""When a CTC head says what: spikes against the greedy decoder, and where the blank is."""
+"""Spikes of a CTC head agree with the greedy decoder; the probability of the blank."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ TABLE = Tokenizer.of_units("好学今")
 
 
 def log_probs(ids: list[int], sure: list[float], table: Tokenizer = TABLE) -> np.ndarray:
-    """(S, V): each step gives `sure` to its id, the rest evenly to the others."""
+    """Returns (S, V): each step gives probability `sure` to its id, and the rest evenly to the others."""
     probs_SV = np.empty((len(ids), table.num_tokens))
     for step, (id_, probability) in enumerate(zip(ids, sure, strict=True)):
         probs_SV[step] = (1 - probability) / (table.num_tokens - 1)
@@ -22,7 +22,7 @@ def log_probs(ids: list[int], sure: list[float], table: Tokenizer = TABLE) -> np
     return np.log(probs_SV)
 
 
-def test_a_run_is_one_spike_where_it_is_surest() -> None:
+def test_a_run_is_one_spike_at_its_highest_probability() -> None:
     first, second = TABLE.encode("今好")
     ids = [BLANK_ID, first, first, first, BLANK_ID, first, second, UNKNOWN_ID]
     spikes = ctc_spikes(log_probs(ids, [0.9, 0.6, 0.8, 0.7, 0.9, 0.5, 0.95, 0.9]), TABLE)
@@ -33,7 +33,7 @@ def test_a_run_is_one_spike_where_it_is_surest() -> None:
 
 
 @given(st.lists(st.lists(st.floats(-8, 8), min_size=7, max_size=7), max_size=30))
-def test_texts_join_to_the_greedy_decoders(logits: list[list[float]]) -> None:
+def test_spikes_join_to_the_greedy_text(logits: list[list[float]]) -> None:
     logits_SV = np.array(logits, np.float32).reshape(-1, TABLE.num_tokens)
     log_probs_SV = logits_SV - np.log(np.exp(logits_SV).sum(axis=1, keepdims=True))
     spikes = ctc_spikes(log_probs_SV, TABLE)
@@ -45,11 +45,11 @@ def test_texts_join_to_the_greedy_decoders(logits: list[list[float]]) -> None:
     assert len(spikes.blank_S) == len(logits)
 
 
-def test_syllables_spike_where_a_decoder_reads_by_nothing_else() -> None:
+def test_spikes_are_of_syllables_if_the_decoder_uses_only_them() -> None:
     by_syllables = {name for name in (*HEADS_OF_DECODER, None) if spiking_head(name) == "syllables"}
     assert by_syllables == {"syllables", "pinyin"}
     table = Tokenizer.of_units(["hao", "ni"], joiner=" ")
     ids = [*table.encode(["ni"]), BLANK_ID, *table.encode(["hao", "hao", "ni"])]
     spikes = ctc_spikes(log_probs(ids, [0.9] * 5, table), table, ("ni", "hao"))
     assert [(spike.step, spike.text) for spike in spikes.spikes] == [(0, "ni"), (2, "hao"), (4, "ni")]
-    assert spikes.said == ("ni", "hao")
+    assert spikes.reference == ("ni", "hao")

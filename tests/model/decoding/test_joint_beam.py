@@ -1,4 +1,4 @@
-"""Attention and joint beams against an exhaustive search; referees: teacher forcing, and all paths of CTC."""
+"""Attention and joint beams, compared with an exhaustive search by teacher forcing and all paths of CTC."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.decoding.attention import Found, joint_beam, read_greedily
+from model.decoding.attention import Hypothesis, joint_beam, read_greedily
 from model.decoding.ctc_prefix import CtcPrefixes
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import LanguageModel
@@ -32,7 +32,7 @@ MAX_CHARS = [3, 2, 3]
 
 
 def decoder_of(kind: str, seed: int = 0) -> Decoder:
-    """Random weights, large enough that texts differ, and some end before they must."""
+    """Returns a decoder with random weights, large enough that texts differ and some end before the limit."""
     torch.manual_seed(seed)
     decoder: Decoder
     if kind == "lstm":
@@ -49,7 +49,7 @@ def decoder_of(kind: str, seed: int = 0) -> Decoder:
 
 
 class Clips:
-    """Random encoder output and CTC head of three clips of different lengths, noise behind their ends."""
+    """Random encoder and CTC outputs of three clips of different lengths, with noise after their ends."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -69,7 +69,7 @@ class Clips:
         lm: LanguageModel | None = None,
         clips: slice = slice(None),
         steps: int | None = None,
-    ) -> list[list[Found]]:
+    ) -> list[list[Hypothesis]]:
         cut = (clips, slice(steps))
         ctc = CtcPrefixes(self.log_probs[cut], self.num_steps[clips]) if with_ctc else None
         stepping = decoder.stepping(self.encoded[cut], self.padding[cut])
@@ -79,7 +79,7 @@ class Clips:
 
 @torch.no_grad()
 def attention_score(decoder: Decoder, clips: Clips, clip: int, text: Text) -> float:
-    """Log-probability of the text and its end, the decoder being fed the text."""
+    """Returns the log-probability of the text and its end by teacher forcing."""
     steps = NUM_STEPS[clip]
     logits = decoder.teacher_forced(
         clips.encoded[clip : clip + 1, :steps],
@@ -92,7 +92,7 @@ def attention_score(decoder: Decoder, clips: Clips, clip: int, text: Text) -> fl
 
 
 def paths_of(log_probs_SV: torch.Tensor) -> dict[Text, float]:
-    """Probability of every text that CTC can write: every path, collapsed."""
+    """Returns the probability of every text that CTC can write, from every collapsed path."""
     of_text: dict[Text, float] = defaultdict(float)
     rows = log_probs_SV.double().tolist()
     for path in itertools.product(range(log_probs_SV.shape[1]), repeat=len(rows)):
@@ -116,8 +116,8 @@ def lm_score(text: Text) -> float:
 
 def exhaustive(
     decoder: Decoder, clips: Clips, clip: int, params: DecodeParams, with_ctc: bool
-) -> list[Found]:
-    """Every text of at most the most characters, the best first."""
+) -> list[Hypothesis]:
+    """Returns every text up to the character limit, the best first."""
     share = params.ctc_share if with_ctc else 0.0
     found = []
     for length in range(MAX_CHARS[clip] + 1):
@@ -130,7 +130,7 @@ def exhaustive(
                 likely = math.log((1 - share) * math.exp(heads) + share * probability)
                 heads = (1 - share) * heads + share * math.log(probability)
             rank = heads + params.length_bonus * length + params.lm_weight * lm_score(text)
-            found.append(Found(rank, likely, text))
+            found.append(Hypothesis(rank, likely, text))
     return sorted(found, reverse=True)
 
 
@@ -152,7 +152,7 @@ def test_beam_1_of_attention_is_greedy(kind: str, seed: int) -> None:
     ("ctc_share", "lm_weight", "length_bonus"),
     [(None, 0, 0), (None, 0.7, 1.5), (0.3, 0, 0), (0.5, 0.4, -0.5), (1.0, 0, 2.0), (0.0, 0.3, 0)],
 )
-def test_a_wide_beam_finds_what_an_exhaustive_search_finds(
+def test_a_wide_beam_agrees_with_an_exhaustive_search(
     kind: str, ctc_share: float | None, lm_weight: float, length_bonus: float
 ) -> None:
     decoder, clips, with_ctc = decoder_of(kind), Clips(), ctc_share is not None
@@ -178,7 +178,7 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beam", [1, 3, 20])
 @pytest.mark.parametrize("with_ctc", [False, True])
-def test_a_clip_is_read_in_a_batch_as_alone(kind: str, beam: int, with_ctc: bool) -> None:
+def test_a_clip_reads_the_same_in_a_batch_and_alone(kind: str, beam: int, with_ctc: bool) -> None:
     decoder, clips = decoder_of(kind), Clips()
     params = DecodeParams(beam=beam, lm_weight=0.3, length_bonus=0.2)
     together = clips.search(decoder, params, with_ctc=with_ctc, lm=LM)
@@ -186,14 +186,14 @@ def test_a_clip_is_read_in_a_batch_as_alone(kind: str, beam: int, with_ctc: bool
         (alone,) = clips.search(
             decoder, params, with_ctc=with_ctc, lm=LM, clips=slice(clip, clip + 1), steps=steps
         )
-        # what is not among the candidates may be told or not: the search ends once those are sure
+        # only the first num_candidates are certain: the search ends when these are final
         for ours, theirs in zip(together[clip][:5], alone[:5], strict=True):
             assert ours.ids == theirs.ids
             assert ours.rank_score == pytest.approx(theirs.rank_score, abs=1e-4)
     clips.encoded[1, NUM_STEPS[1] :] = 50.0
     clips.log_probs[1, NUM_STEPS[1] :] = torch.randn(NUM_TOKENS).log_softmax(0)
     again = clips.search(decoder, params, with_ctc=with_ctc, lm=LM)
-    assert again == together, "what lies behind a clip's end was read"
+    assert again == together, "values after a clip's end changed the result"
 
 
 def test_prefix_scores_are_the_sums_over_all_paths() -> None:
@@ -215,18 +215,18 @@ def test_prefix_scores_are_the_sums_over_all_paths() -> None:
             assert float(scores_V[END_ID]) == pytest.approx(ctc_texts(clip).get(text, 0.0), rel=1e-5)
 
 
-def test_prefix_scores_of_long_sure_clips_are_finite_and_fall() -> None:
+def test_prefix_scores_of_long_clips_are_finite_and_fall() -> None:
     torch.manual_seed(0)
     log_probs = (12 * torch.randn(1, 400, 50)).log_softmax(2)
     prefixes, clip = CtcPrefixes(log_probs, torch.tensor([400])), torch.tensor([0])
-    former = 0.0
+    previous = 0.0
     for _ in range(60):
         scores_V = prefixes.scores()[0, 0]
         assert not scores_V[4:].isnan().any()
-        assert float(scores_V[4:].max()) <= former + 1e-6
+        assert float(scores_V[4:].max()) <= previous + 1e-6
         token = 4 + int(scores_V[4:].argmax())
-        former = float(scores_V[token])
-        assert math.isfinite(former)
+        previous = float(scores_V[token])
+        assert math.isfinite(previous)
         prefixes.extend(clip, torch.tensor([[0]]), torch.tensor([[token]]))
 
 
@@ -260,7 +260,7 @@ def test_reading_ends_when_no_open_text_can_win(kind: str) -> None:
 
 
 class Scripted:
-    """Nine of ten texts are empty; the others say one character until they must end."""
+    """A decoder with probability 0.9 for the empty text; other texts repeat one character up to the limit."""
 
     steps = 0
 
@@ -276,17 +276,15 @@ class Scripted:
 
 
 @pytest.mark.parametrize(("length_bonus", "length", "steps"), [(0.0, 0, 1), (1.5, 8, 9)])
-def test_a_bonus_yet_to_come_keeps_a_text_that_lies_behind(
-    length_bonus: float, length: int, steps: int
-) -> None:
+def test_a_possible_later_bonus_keeps_a_text_open(length_bonus: float, length: int, steps: int) -> None:
     scripted = Scripted()
     params = DecodeParams(beam=2, num_candidates=1, length_bonus=length_bonus)
     ((best, *_),) = joint_beam(scripted, None, None, torch.tensor([8]), params)
     assert (len(best.ids), scripted.steps) == (length, steps)
 
 
-def test_no_token_but_characters_is_written() -> None:
-    """However sure the decoder is of blank, start or unknown."""
+def test_only_characters_are_written() -> None:
+    """Even if blank, start or unknown are the most likely tokens."""
     decoder, clips = decoder_of("transformer"), Clips()
     assert isinstance(decoder.output, nn.Linear)
     with torch.no_grad():

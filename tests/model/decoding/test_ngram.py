@@ -1,4 +1,4 @@
-"""The n-gram language model: against a plain one by the paper's formulas, and its ARPA files."""
+"""The n-gram language model, compared with a simple one by the paper's formulas, and its ARPA files."""
 
 import math
 import random
@@ -20,8 +20,8 @@ from shards.errors import ConfigError, TableError
 LABELS = st.lists(st.text("ab 中文", min_size=1, max_size=7), min_size=1, max_size=12)
 
 
-def made_up(num_labels: int, seed: int = 0) -> list[str]:
-    """Labels with enough rare and frequent n-grams, characters too, for estimated discounts."""
+def synthetic_labels(num_labels: int, seed: int = 0) -> list[str]:
+    """Returns labels with enough rare and frequent n-grams, also of single characters, to estimate discounts."""
     rng = random.Random(seed)
     words = ["你好", "世界", "唇语", "一二三", "gpu ", *(chr(0x4E00 + number) for number in range(300))]
     weights = [1 / rank**1.3 for rank in range(1, len(words) + 1)]
@@ -29,7 +29,7 @@ def made_up(num_labels: int, seed: int = 0) -> list[str]:
 
 
 class Plain:
-    """Interpolated modified Kneser-Ney by dictionaries and recursion, as Chen and Goodman 1998 write it."""
+    """Interpolated modified Kneser-Ney with dictionaries and recursion, as in Chen and Goodman 1998."""
 
     def __init__(self, labels: list[str], order: int) -> None:
         sentences = [(START, *label, END) for label in labels]
@@ -79,7 +79,7 @@ class Plain:
 
 
 def log_probability(model: NgramModel, context: tuple[str, ...], word: str) -> float:
-    """Natural logarithm, after a sentence that begins with `context`."""
+    """Returns the natural logarithm of the probability of `word` after a sentence start with `context`."""
     states_N = np.array([model.start()])
     for before in context[1:]:
         _, states_N = model.tree.step(states_N, np.array([model.ids.get(before, model.ids[UNKNOWN])]))
@@ -92,17 +92,17 @@ def test_agrees_with_the_papers_formulas(labels: list[str], order: int, text: st
     model, plain = train(labels, order), Plain(labels, order)
     context = (START, *text)
     for word in plain.words:
-        # the plain model knows a character it never saw as no word at all
+        # for the plain model, a character that it never saw is the unknown word
         expected = math.log(plain.probability(tuple(c if c != "?" else UNKNOWN for c in context), word))
         assert log_probability(model, context, word) == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_agrees_where_discounts_are_estimated(order: int) -> None:
-    labels = made_up(400)
+def test_agrees_if_discounts_are_estimated(order: int) -> None:
+    labels = synthetic_labels(400)
     model, plain = train(labels, order), Plain(labels, order)
     assert plain.discounts[plain.order][1:] != FALLBACK_DISCOUNTS
-    for label in made_up(20, seed=1):
+    for label in synthetic_labels(20, seed=1):
         sentence = (START, *label, END)
         for place in range(1, len(sentence)):
             expected = math.log(plain.probability(sentence[:place], sentence[place]))
@@ -122,7 +122,7 @@ def test_probabilities_sum_to_one_in_every_context(labels: list[str], order: int
 
 @given(LABELS, st.integers(1, 5), st.lists(st.text("ab 中文?", max_size=6), min_size=1, max_size=5))
 def test_rows_steps_and_scores_agree(labels: list[str], order: int, texts: list[str]) -> None:
-    """Many contexts at once say what each says alone, and a row what its cells say."""
+    """Many contexts at once give the same as each alone, and a row the same as its cells."""
     table = Tokenizer.of_units("ab 中文?!")  # two of them are in no label
     model = train(labels, order).of_tokens(table)
     states_N = np.full(len(texts), model.start())
@@ -133,7 +133,7 @@ def test_rows_steps_and_scores_agree(labels: list[str], order: int, texts: list[
     assert rows_NV.dtype == np.float32 and rows_NV.shape == (len(texts), table.num_tokens)
     for row, state in enumerate(states_N):
         assert np.array_equal(model.log_probs(np.array([state]))[0], rows_NV[row])
-        # its cells, by the way that a context goes with each word alone
+        # its cells, from a single step with each word
         log10_V, _ = model._tree.step(np.full(table.num_tokens, state), model._word_V)
         np.testing.assert_allclose(log10_V * LN_10 + model._share_V, rows_NV[row], rtol=1e-5, atol=1e-5)
 
@@ -153,14 +153,14 @@ def test_special_tokens_and_unseen_characters() -> None:
     assert model.advance(state_N, np.array([END_ID])) == state_N
 
 
-def test_the_order_is_what_the_labels_allow() -> None:
+def test_the_order_is_limited_by_the_labels() -> None:
     assert train(["ab", "a"], 6).order == 4
-    with pytest.raises(ConfigError, match="no text"):
+    with pytest.raises(ConfigError, match="no text to learn from"):
         train(["", ""], 4)
 
 
-def test_perplexity_against_a_loop() -> None:
-    labels, texts = made_up(300), [*made_up(30, seed=2), "好?好", "一"]
+def test_perplexity_agrees_with_a_loop() -> None:
+    labels, texts = synthetic_labels(300), [*synthetic_labels(30, seed=2), "好?好", "一"]
     model, plain = train(labels, 4), Plain(labels, 4)
     logs, num_unknown = [], 0
     for text in texts:
@@ -185,7 +185,7 @@ def test_perplexity_against_a_loop() -> None:
 
 
 def equal(one: NgramModel, other: NgramModel) -> bool:
-    """Bit by bit, whatever the order of their words."""
+    """Returns whether both models are identical in every bit."""
     return one.words == other.words and all(
         np.array_equal(getattr(a, name), getattr(b, name))
         for a, b in zip(one.levels(), other.levels(), strict=True)
@@ -203,12 +203,12 @@ def test_a_file_gives_the_same_model(
     write_arpa(file, model)
     written = file.read_bytes()
     assert equal(read_arpa(file), model)
-    write_arpa(file, train(list(reversed(labels)), order))  # counts know no order
+    write_arpa(file, train(list(reversed(labels)), order))  # counts do not depend on the order of labels
     assert file.read_bytes() == written
     assert [entry.name for entry in file.parent.iterdir()] == ["lm.arpa"]
 
 
-# A pruned model of another program: bits of spaces, no <unk>, a context ("b a") whose shorter form is none.
+# A pruned model of another program: spaces and tabs, no <unk>, a context ("<s> b a") whose shorter one has no weight.
 OTHERS = """made by hand
 
 \\data\\
@@ -253,41 +253,41 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "line", "told"),
+    ("damage", "line", "problem"),
     [
         (lambda text: text[: text.index("-0.5 b a")], 16, "the file ends here"),
         (lambda text: text.replace("\\end\\", ""), 23, "the file ends here"),
         (lambda text: text.replace("-0.4 a -0.2", "-0.4"), 11, "n-gram of 1 words"),
-        (lambda text: text.replace("-0.4 a", "0.4 a"), 11, "no log10"),
-        (lambda text: text.replace("-0.4 a", "nan a"), 11, "no log10"),
-        (lambda text: text.replace("a -0.2", "a -inf"), 11, "no log10"),
-        (lambda text: text.replace("-0.4 a", "x a"), 11, "no log10"),
-        (lambda text: text.replace("-0.5 b a", "-0.5 b c"), 16, "'c' is no word"),
-        (lambda text: text.replace("-0.1 a b", "-0.1 b a"), 17, "stands twice"),
-        (lambda text: text.replace("a -0.2", "b -0.2"), 12, "stands twice"),
+        (lambda text: text.replace("-0.4 a", "0.4 a"), 11, "not a log10"),
+        (lambda text: text.replace("-0.4 a", "nan a"), 11, "not a log10"),
+        (lambda text: text.replace("a -0.2", "a -inf"), 11, "not a log10"),
+        (lambda text: text.replace("-0.4 a", "x a"), 11, "not a log10"),
+        (lambda text: text.replace("-0.5 b a", "-0.5 b c"), 16, "'c' is not among the 1-grams"),
+        (lambda text: text.replace("-0.1 a b", "-0.1 b a"), 17, "already in the file"),
+        (lambda text: text.replace("a -0.2", "b -0.2"), 12, "already in the file"),
         (lambda text: text.replace("-0.05 <s> b a", "-0.05 a a b"), 20, "without its last word is missing"),
-        (lambda text: text.replace("ngram 2=3", "ngram 2=2"), 17, "3-grams: was expected"),
+        (lambda text: text.replace("ngram 2=3", "ngram 2=2"), 17, "expected .*3-grams:"),
         (lambda text: text.replace("ngram 2=3", "ngram 2=4"), 18, "n-gram of 2 words"),
         (lambda text: text.replace("ngram 2=3", "ngram 3=3"), 5, "'ngram 2=COUNT'"),
         (lambda text: text.replace("ngram 2=3", "ngram 2=999999999999"), 8, "too many for a file"),
         (lambda text: text.replace("-0.4 a", "-0.4 " + "a" * 5000), 11, "longer than"),
         (lambda text: text.replace("\\data\\", "data"), 23, "the file ends here"),
-        (lambda text: "\n" * 2000 + text, 1001, "no ARPA file"),
+        (lambda text: "\n" * 2000 + text, 1001, "not an ARPA file"),
     ],
 )
-def test_a_damaged_file_is_told_with_its_line(
-    damage: Callable[[str], str], line: int, told: str, tmp_path: Path
+def test_a_damaged_file_is_reported_with_its_line(
+    damage: Callable[[str], str], line: int, problem: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "lm.arpa"
     file.write_text(damage(OTHERS), "utf-8")
-    with pytest.raises(TableError, match=f"lm.arpa, line {line}: .*{told}") as caught:
+    with pytest.raises(TableError, match=f"lm.arpa, line {line}: .*{problem}") as caught:
         read_arpa(file)
     assert "pipeline lm" in str(caught.value)
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_bytes_of_any_kind_are_a_model_or_a_message(
+def test_changed_bytes_give_a_model_or_a_table_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     payload = bytearray(OTHERS.encode())
@@ -304,16 +304,16 @@ def test_bytes_of_any_kind_are_a_model_or_a_message(
         assert np.isfinite(model.tree.rows(np.array([model.start()]))).all()
 
 
-def test_files_that_are_not_there_or_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="is missing; `pipeline lm`"):
+def test_missing_and_invalid_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="is missing; run `pipeline lm`"):
         read_arpa(tmp_path / "lm.arpa")
     with pytest.raises(TableError, match="cannot be read"):
         read_arpa(tmp_path)
     (tmp_path / "bad.arpa").write_bytes(OTHERS.encode().replace(b"-0.4 a", b"-0.4 \xff"))
-    with pytest.raises(TableError, match="line 11: the line is no UTF-8"):
+    with pytest.raises(TableError, match="line 11: this line is not UTF-8"):
         read_arpa(tmp_path / "bad.arpa")
     (tmp_path / "none.arpa").write_text(OTHERS.replace("</s>", "z"), "utf-8")
-    with pytest.raises(TableError, match="</s> is no word"):
+    with pytest.raises(TableError, match=r"none\.arpa, line \d+: .*word </s> is missing.*pipeline lm"):
         read_arpa(tmp_path / "none.arpa")
     write_arpa(tmp_path / "lm.arpa", train(["中文"], 2))
     with pytest.raises(TableError, match="none of the 2 characters"):

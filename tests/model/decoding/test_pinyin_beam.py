@@ -1,4 +1,4 @@
-"""Characters out of syllables: against an exhaustive search over a tiny lexicon."""
+"""Characters from syllables, compared with an exhaustive search over a tiny lexicon."""
 
 import itertools
 from collections import defaultdict
@@ -28,7 +28,7 @@ LM = train(LABELS, 3).of_tokens(VOCABULARY.characters)
 def pinyin_beam(
     log_probs_SW: np.ndarray, vocabulary: Vocabulary, params: DecodeParams, lm: LanguageModel | None
 ) -> list[Candidate]:
-    """Of one clip, by numpy and by torch."""
+    """Decodes one clip with numpy and with torch."""
     (found,) = module.pinyin_beam(log_probs_SW[None], vocabulary, params, lm)
     (by_torch,) = module.pinyin_beam(torch.from_numpy(log_probs_SW)[None], vocabulary, params, lm)
     np.testing.assert_allclose(
@@ -67,7 +67,7 @@ def test_a_wide_beam_is_an_exhaustive_search(num_steps: int, seed: int, weight: 
     found = pinyin_beam(log_probs_SW, VOCABULARY, params, LM)
     expected = sorted(rank.values(), reverse=True)
     np.testing.assert_allclose([c.rank_score for c in found], expected[:50], atol=1e-5)
-    # no text was left out, so each is as likely as its share: homophones are not all as likely as their sound
+    # every text was found, so its probability is its share of the total: homophones share that of their syllables
     evidence = np.logaddexp.reduce(expected)
     for candidate in found:
         assert candidate.rank_score == pytest.approx(rank[candidate.text], abs=1e-5)
@@ -75,7 +75,7 @@ def test_a_wide_beam_is_an_exhaustive_search(num_steps: int, seed: int, weight: 
 
 
 def spoken(syllables: list[str], vocabulary: Vocabulary) -> np.ndarray:
-    """A head that is sure: each syllable a step, a blank behind it."""
+    """Returns the output of a confident head: one step per syllable, and a blank after it."""
     assert vocabulary.syllables is not None
     log_probs_SW = np.full((2 * len(syllables), vocabulary.num_syllables), np.log(1e-4))
     log_probs_SW[np.arange(0, len(log_probs_SW), 2), vocabulary.syllables.encode(syllables)] = np.log(0.99)
@@ -83,7 +83,7 @@ def spoken(syllables: list[str], vocabulary: Vocabulary) -> np.ndarray:
     return log_probs_SW
 
 
-def test_the_language_model_writes_what_was_said() -> None:
+def test_the_language_model_chooses_the_right_homophones() -> None:
     params = DecodeParams(lm_weight=0.5)
     assert pinyin_beam(spoken(["ma", "qi", "ma"], VOCABULARY), VOCABULARY, params, LM)[0].text == "妈骑马"
     assert (
@@ -92,7 +92,7 @@ def test_the_language_model_writes_what_was_said() -> None:
     )
 
 
-def test_heteronyms_and_what_is_not_han() -> None:
+def test_heteronyms_and_other_scripts() -> None:
     labels = ["音乐", "快乐", "用gpu7"]
     vocabulary = Vocabulary.of_labels(labels, with_syllables=True)
     lm = train(labels, 3).of_tokens(vocabulary.characters)
@@ -113,7 +113,7 @@ def test_no_steps() -> None:
 
 
 @pytest.mark.parametrize(("lm", "weight"), [(None, 0.5), (LM, 0.0)])
-def test_without_a_language_model_it_is_refused(lm: object, weight: float) -> None:
+def test_decoding_without_a_language_model_is_refused(lm: object, weight: float) -> None:
     log_probs_SW = spoken(["ma"], VOCABULARY)
     with pytest.raises(ConfigError, match="pipeline lm"):
         pinyin_beam(log_probs_SW, VOCABULARY, DecodeParams(lm_weight=weight), lm)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How likely a beam says its texts are: against sums over every text, and as a share of readings that are right."""
+"""The probabilities of a beam's texts, compared with sums over every text."""
 
 import math
 from itertools import pairwise
@@ -34,27 +34,27 @@ def candidates_of(pairs: list[tuple[float, float]]) -> list[Candidate]:
 
 
 @given(ranked, st.floats(-20, 20))
-def test_together_they_are_as_likely_as_the_heads_say(pairs: list[tuple[float, float]], shift: float) -> None:
+def test_the_total_probability_is_that_of_the_heads(pairs: list[tuple[float, float]], shift: float) -> None:
     found = candidates_of(pairs)
     mass = sum(math.exp(likely) for likely, _ in pairs)
     if mass > 1:
         return
-    told = with_posteriors(found)
-    assert sum(math.exp(one.log_probability) for one in told) == pytest.approx(mass)
-    assert [(one.text, one.rank_score) for one in told] == [(one.text, one.rank_score) for one in found]
-    for one, other in pairwise(told):
+    texts = with_posteriors(found)
+    assert sum(math.exp(one.log_probability) for one in texts) == pytest.approx(mass)
+    assert [(one.text, one.rank_score) for one in texts] == [(one.text, one.rank_score) for one in found]
+    for one, other in pairwise(texts):
         assert other.log_probability - one.log_probability == pytest.approx(other.rank_score - one.rank_score)
-    # what is added to every rank tells no text from another
+    # a constant added to every rank changes nothing
     moved = with_posteriors(candidates_of([(likely, rank + shift) for likely, rank in pairs]))
-    assert [one.log_probability for one in moved] == pytest.approx([one.log_probability for one in told])
+    assert [one.log_probability for one in moved] == pytest.approx([one.log_probability for one in texts])
 
 
-def test_where_the_rank_is_the_heads_nothing_changes() -> None:
+def test_ranks_equal_to_the_heads_change_nothing() -> None:
     found = candidates_of([(math.log(p), math.log(p)) for p in (0.5, 0.2, 0.1)])
     assert with_posteriors(found) == found
 
 
-def test_what_the_ranks_hold_impossible() -> None:
+def test_impossible_ranks() -> None:
     likely, impossible = Candidate("a", -1.0, -2.0), Candidate("b", -1.5, -math.inf)
     first, second = with_posteriors([likely, impossible])
     assert first.log_probability == pytest.approx(math.log(math.exp(-1.0) + math.exp(-1.5)))
@@ -64,7 +64,7 @@ def test_what_the_ranks_hold_impossible() -> None:
 
 
 def plain_scores(num_tokens: int, seed: int) -> np.ndarray:
-    """Of a head to which only the blank is silent, as the forward probability knows it."""
+    """Returns the output of a head in which only the blank writes nothing, as the forward probability assumes."""
     log_probs_SV = scores(STEPS, num_tokens, seed, 3.0)
     log_probs_SV[:, 1 : len(SPECIAL_TOKENS)] = -np.inf
     return log_probs_SV - np.logaddexp.reduce(log_probs_SV, axis=1, keepdims=True)
@@ -73,14 +73,14 @@ def plain_scores(num_tokens: int, seed: int) -> np.ndarray:
 def ranks_of(
     name: str, log_probs_SV: np.ndarray, log_probs_SW: np.ndarray, params: DecodeParams
 ) -> dict[str, float]:
-    """What every text is worth to the decoder, by sums over every path."""
+    """Returns the decoder's rank of every text, from sums over every path."""
     assert VOCABULARY.syllables is not None
     texts = every_text(log_probs_SV, TABLE)
     ranks = dict.fromkeys(texts, 0.0) if name == "pinyin" else texts
     if weight := 1.0 if name == "pinyin" else params.syllable_weight:
-        heard = every_text(log_probs_SW, VOCABULARY.syllables)
+        spoken = every_text(log_probs_SW, VOCABULARY.syllables)
         for text in ranks:
-            ranks[text] += weight * heard.get(" ".join(syllables_of(text)), -math.inf)
+            ranks[text] += weight * spoken.get(" ".join(syllables_of(text)), -math.inf)
     return {
         text: rank + params.lm_weight * lm_score(text, LM, TABLE) + params.length_bonus * len(text)
         for text, rank in ranks.items()
@@ -96,14 +96,16 @@ def ranks_of(
         ("pinyin", {"lm_weight": 1.0}),
     ],
 )
-def test_a_beam_is_as_sure_as_a_sum_over_every_text(name: str, weights: dict[str, float]) -> None:
-    """So where the model is true it is right as often as it says. By the heads alone it would be 0.1 to 0.5 off."""
+def test_probabilities_of_a_beam_agree_with_a_sum_over_every_text(
+    name: str, weights: dict[str, float]
+) -> None:
+    """So for a correct model the confidence is calibrated. Probabilities of the heads would be 0.1 to 0.5 off."""
     assert VOCABULARY.syllables is not None
     off = []
     for seed in range(CLIPS):
         log_probs_SV = plain_scores(TABLE.num_tokens, seed)
         log_probs_SW = plain_scores(VOCABULARY.num_syllables, CLIPS + seed)
-        heard = SyllableScores(log_probs_SW[None], VOCABULARY.syllables)
+        syllables = SyllableScores(log_probs_SW[None], VOCABULARY.syllables)
         ranks = ranks_of(name, log_probs_SV, log_probs_SW, DecodeParams(**weights))  # type: ignore[arg-type]
         evidence = np.logaddexp.reduce(list(ranks.values()))
         for beam in (10, 500):
@@ -111,11 +113,11 @@ def test_a_beam_is_as_sure_as_a_sum_over_every_text(name: str, weights: dict[str
             if name == "pinyin":
                 ((best, *_),) = pinyin_beam(log_probs_SW[None], VOCABULARY, params, LM)
             else:
-                ((best, *_),) = ctc_beam(log_probs_SV[None], TABLE, params, LM, heard)
+                ((best, *_),) = ctc_beam(log_probs_SV[None], TABLE, params, LM, syllables)
             exact = math.exp(ranks[best.text] - evidence)
-            told = math.exp(best.log_probability)
+            probability = math.exp(best.log_probability)
             if beam == 10:
-                off.append(abs(told - exact))
+                off.append(abs(probability - exact))
             else:
-                assert told == pytest.approx(exact, abs=1e-6)
+                assert probability == pytest.approx(exact, abs=1e-6)
     assert np.mean(off) < 0.06

@@ -1,4 +1,4 @@
-"""A reader by each of its decoders: a clip in a batch as alone, beam 1 as greedy, what it asks and what it lacks."""
+"""A reader with each decoder: batches, beam 1, the settings that a decoder uses, and missing parts."""
 
 import math
 from pathlib import Path
@@ -43,7 +43,9 @@ def video_BTHW() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [*HEADS_OF_DECODER, "auto"])
-def test_a_clip_is_read_in_a_batch_as_alone(reader: LipReader, video_BTHW: torch.Tensor, name: str) -> None:
+def test_a_clip_reads_the_same_in_a_batch_and_alone(
+    reader: LipReader, video_BTHW: torch.Tensor, name: str
+) -> None:
     params = DecodeParams(decoder=name, beam=6, lm_weight=0.4, length_bonus=0.1, syllable_weight=0.2)
     together = reader.read(video_BTHW, NUM_FRAMES_B, params)
     for row, frames in enumerate(FRAMES):
@@ -54,7 +56,7 @@ def test_a_clip_is_read_in_a_batch_as_alone(reader: LipReader, video_BTHW: torch
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS_OF_DECODER if name.endswith(("beam", "pinyin"))])
-def test_candidates_stand_in_order_and_are_told_no_more_than_asked(
+def test_candidates_are_sorted_and_at_most_num_candidates(
     reader: LipReader, video_BTHW: torch.Tensor, name: str
 ) -> None:
     params = DecodeParams(decoder=name, beam=8, num_candidates=3, lm_weight=0.4, syllable_weight=0.3)
@@ -86,7 +88,7 @@ def test_a_joint_beam_without_ctc_is_an_attention_beam(reader: LipReader, video_
 
 
 @pytest.mark.parametrize("name", ["joint_beam", "ctc_beam"])
-def test_the_syllable_head_joins_in_by_its_weight(
+def test_the_syllable_head_adds_its_weighted_score(
     reader: LipReader, video_BTHW: torch.Tensor, name: str
 ) -> None:
     weight = 0.7
@@ -107,7 +109,7 @@ def test_the_syllable_head_joins_in_by_its_weight(
 
 
 @pytest.mark.parametrize("name", ["joint_beam", "attention_beam", "ctc_beam"])
-def test_how_many_candidates_are_told_changes_no_text(
+def test_num_candidates_does_not_change_the_text(
     reader: LipReader, video_BTHW: torch.Tensor, name: str
 ) -> None:
     params = DecodeParams(decoder=name, beam=10, num_candidates=10, syllable_weight=1.0)
@@ -118,22 +120,24 @@ def test_how_many_candidates_are_told_changes_no_text(
         assert (alone.text, alone.score) == (among.text, among.score)
 
 
-def test_what_a_model_has_not_learnt_is_told() -> None:
+def test_decoders_that_a_model_has_not_learnt_are_refused() -> None:
     reader = reader_of(SMALL_CONFORMER, heads=("ctc", "syllables"))
     assert reader.decoder(DecodeParams()) == "ctc"
     for name in ("attention", "attention_beam", "joint_beam"):
-        with pytest.raises(ConfigError, match=f"not learnt {name}, it has ctc, syllables, ctc_beam, pinyin"):
+        with pytest.raises(
+            ConfigError, match=f"not learnt {name}; set it to ctc, syllables, ctc_beam, pinyin"
+        ):
             reader.decoder(DecodeParams(decoder=name))
 
 
-def test_a_language_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_language_model_is_reported(tmp_path: Path) -> None:
     reader = reader_of(SMALL_CONFORMER, with_lm=False)
     for name in ("ctc_beam", "attention_beam", "joint_beam", "pinyin"):
         with pytest.raises(ConfigError, match="`pipeline lm`"):
             reader.decoder(DecodeParams(decoder=name, lm_weight=0.1))
-    with pytest.raises(ConfigError, match=r"pinyin .* must be above 0"):
+    with pytest.raises(ConfigError, match=r"lm_weight must be above 0.*pinyin"):
         reader.decoder(DecodeParams(decoder="pinyin"))
-    # what reads greedily, or weighs it by 0, needs none
+    # greedy decoders, and lm_weight 0, need no language model
     reader.open_language_model(tmp_path / "no.arpa", DecodeParams(decoder="ctc", lm_weight=0.1))
     reader.open_language_model(tmp_path / "no.arpa", DecodeParams(decoder="ctc_beam"))
     assert reader.language_model is None
@@ -148,12 +152,12 @@ def test_a_language_model_that_is_not_there_is_told(tmp_path: Path) -> None:
 ALL_HEADS: tuple[Head, ...] = ("ctc", "decoder", "syllables")
 
 
-def test_what_is_used_is_what_is_told() -> None:
+def test_used_settings_are_described() -> None:
     params = DecodeParams(beam=40, lm_weight=0.4, length_bonus=0.5, syllable_weight=0.2)
     used = {name: used_settings(name, params, ALL_HEADS) for name in HEADS_OF_DECODER}
     beam = {"beam": 40, "length_bonus": 0.5, "lm_weight": 0.4}
     assert used["ctc"] == {"decoder": "ctc"}
-    assert used["pinyin"] == {"decoder": "pinyin", **beam}, "it never asks by syllable_weight"
+    assert used["pinyin"] == {"decoder": "pinyin", **beam}, "pinyin does not use syllable_weight"
     assert used["ctc_beam"] == {"decoder": "ctc_beam", **beam, "syllable_weight": 0.2}
     assert "syllable_weight" not in used_settings("ctc_beam", params, ("ctc", "decoder"))
     assert describe_settings(used["ctc"]) == "ctc, greedy"
@@ -162,7 +166,7 @@ def test_what_is_used_is_what_is_told() -> None:
     )
 
 
-def test_weights_that_change_nothing_are_warned_of() -> None:
+def test_unused_weights_give_a_warning() -> None:
     weighed = DecodeParams(lm_weight=0.5, length_bonus=-2)
     assert unused_weights(weighed, ("ctc", "decoder")) == (
         "decode.lm_weight and decode.length_bonus change nothing: attention is greedy; set decode.decoder to a beam "
@@ -173,4 +177,4 @@ def test_weights_that_change_nothing_are_warned_of() -> None:
     assert unused_weights(syllables, ALL_HEADS) is None
     assert "no syllable head" in (unused_weights(syllables, ("ctc",)) or "")
     pinyin = syllables.model_copy(update={"decoder": "pinyin"})
-    assert "pinyin reads by that head alone" in (unused_weights(pinyin, ALL_HEADS) or "")
+    assert "pinyin reads only by that head" in (unused_weights(pinyin, ALL_HEADS) or "")

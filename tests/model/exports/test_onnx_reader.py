@@ -98,19 +98,19 @@ def test_a_beam_search_returns_its_candidates(reader: LipReader, exported: Path)
 def test_a_language_model_with_a_weight_is_used(tmp_path: Path, exported: Path) -> None:
     flags = {"decode.decoder": "pinyin", "decode.lm_weight": 1.0, "paths.lm": str(tmp_path / "lm.arpa")}
     params = load_params(ROOT / "params.yaml", flags=flags)
-    with pytest.raises(TableError, match="`pipeline lm` makes it"):
+    with pytest.raises(TableError, match="is missing; run `pipeline lm`"):
         open_reader(exported, params)
     write_arpa(tmp_path / "lm.arpa", kneser_ney.train(LABELS, order=2))
     reading = open_reader(exported, params).read_clip(clip_of(3), params.decode)
     assert set(reading.text) <= set("".join(LABELS)) and reading.candidates[0].text == reading.text
-    with pytest.raises(ConfigError, match="no language model to ask"):
+    with pytest.raises(ConfigError, match="no language model: run `pipeline lm`"):
         OnnxReader.open(exported).read_clip(clip_of(3), params.decode)
 
 
 @pytest.mark.parametrize("decoder", ["attention", "joint_beam"])
 def test_a_decoder_that_was_not_exported_is_reported(exported: Path, decoder: str) -> None:
     with pytest.raises(
-        ConfigError, match=f"has not learnt {decoder}, it has ctc, syllables, ctc_beam, pinyin"
+        ConfigError, match=f"has not learnt {decoder}; set it to ctc, syllables, ctc_beam, pinyin"
     ):
         OnnxReader.open(exported).read_clip(clip_of(0), DecodeParams(decoder=decoder))
 

@@ -1,4 +1,4 @@
-"""The conformer network: padding leaks nowhere, attention is the papers' formula, decoding is its definition."""
+"""The conformer network: padding has no effect, attention and decoding follow their definitions."""
 
 import math
 
@@ -30,7 +30,7 @@ SMALL = ConformerSizes(
 
 
 def shaken(network: nn.Module) -> nn.Module:
-    """Every parameter moved: zeros and ones of a fresh network (biases, gains) would hide what they scale."""
+    """Changes every parameter: the zeros and ones of a new network (biases, gains) would hide errors."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -48,7 +48,7 @@ def small_network(temporal_stride: int = 1, dropout: float = 0.0) -> nn.ModuleDi
         }
     )
     shaken(network).train()
-    # running statistics that differ from (0, 1), so that BatchNorm shifts the padding off zero
+    # running statistics that differ from (0, 1), so BatchNorm makes padding nonzero
     encode(network, torch.randn(3, 1, 9, 32, 32) + 1, torch.tensor([9, 9, 9]))
     return network.eval()
 
@@ -63,7 +63,9 @@ def encode(
 @pytest.mark.parametrize("temporal_stride", [1, 2])
 @pytest.mark.parametrize("behind_the_end", [7.0, math.inf, math.nan])
 @torch.no_grad()
-def test_a_clip_in_a_padded_batch_is_read_as_alone(temporal_stride: int, behind_the_end: float) -> None:
+def test_a_clip_reads_the_same_in_a_padded_batch_and_alone(
+    temporal_stride: int, behind_the_end: float
+) -> None:
     network = small_network(temporal_stride)
     video, num_frames = torch.randn(2, 1, 23, 32, 32), torch.tensor([23, 14])
     video[1, :, 14:] = behind_the_end
@@ -133,7 +135,7 @@ def test_sinusoids_of_an_odd_width() -> None:
 
 
 def ending_decoder(decoder: TransformerDecoder) -> TransformerDecoder:
-    """One whose texts end, some before the most characters that it may read."""
+    """Changes the decoder so that some texts end before the character limit."""
     with torch.no_grad():
         decoder.output.bias[END_ID] += 0.5
         decoder.embedding.weight.mul_(3)
@@ -141,7 +143,7 @@ def ending_decoder(decoder: TransformerDecoder) -> TransformerDecoder:
 
 
 @torch.no_grad()
-def test_greedy_reads_what_full_recomputation_reads() -> None:
+def test_greedy_decoding_agrees_with_full_recomputation() -> None:
     decoder = ending_decoder(small_network()["decoder"])
     clips, steps = 12, 10
     encoded = 3 * torch.randn(clips, steps, 16)
@@ -167,12 +169,12 @@ def test_greedy_reads_what_full_recomputation_reads() -> None:
         assert ids[clip] == read
         assert scores[clip] == pytest.approx(score, abs=1e-4)
     lengths = torch.tensor([len(read) for read in ids])
-    assert bool((lengths == max_chars).any() & (lengths < max_chars).any()), "both ways to stop are met"
+    assert bool((lengths == max_chars).any() & (lengths < max_chars).any()), "both reasons to stop must occur"
     assert len({tuple(read) for read in ids}) > 3
 
 
 @torch.no_grad()
-def test_greedy_of_a_clip_that_says_nothing() -> None:
+def test_greedy_decoding_of_a_silent_clip() -> None:
     decoder = small_network()["decoder"]
     decoder.output.bias[END_ID] += 1_000
     ids, scores = read_greedily(
@@ -196,7 +198,7 @@ def test_a_later_token_changes_no_earlier_logit() -> None:
         assert bool((changed[position:] > 1e-5).all())
 
 
-def test_teacher_forcing_feeds_the_start_and_the_true_characters_whatever_its_share() -> None:
+def test_the_transformer_is_fed_the_true_characters_with_any_teacher_forcing() -> None:
     decoder = small_network()["decoder"]
     encoded, padding = torch.randn(2, 6, 16), torch.zeros(2, 6, dtype=torch.bool)
     targets = torch.tensor([[4, 5, 6], [7, 8, 4]])
@@ -216,11 +218,11 @@ def test_gradient_flows_to_every_parameter(temporal_stride: int) -> None:
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert bool(torch.isfinite(parameter.grad).all()), name
-        # a key's bias moves all scores of a query alike, which softmax does not see
+        # a key's bias adds the same to all scores of a query, which does not change the softmax
         assert name.endswith("key.bias") or float(parameter.grad.abs().max()) > 1e-6, name
 
 
-def test_dropout_reaches_encoder_and_decoder_in_training_alone() -> None:
+def test_dropout_acts_on_encoder_and_decoder_only_in_training() -> None:
     network = small_network(dropout=0.5)
     features, steps = torch.randn(1, 5, SMALL.channels[3] * 4), torch.tensor([5])
     padding, targets = torch.zeros(1, 5, dtype=torch.bool), torch.tensor([[4, 5]])
@@ -236,7 +238,7 @@ def test_dropout_reaches_encoder_and_decoder_in_training_alone() -> None:
 
 
 @torch.no_grad()
-def test_bfloat16_reads_nearly_the_same() -> None:
+def test_bfloat16_gives_nearly_the_same_output() -> None:
     network = small_network()
     video, num_frames = torch.randn(2, 1, 9, 32, 32), torch.tensor([9, 6])
     targets = torch.tensor([[4, 5], [6, 7]])

@@ -226,7 +226,7 @@ def test_modified_statistics_are_reported(tmp_path: Path, packed: Packed) -> Non
     (last,) = (tmp_path / "runs").glob("*/last.pt")
     state = load_checkpoint(last)
     torch.save({**state, "model_params": {**state["model_params"], "input_mean": "dark"}}, last)
-    with pytest.raises(CheckpointError, match=r"last\.pt is altered"):
+    with pytest.raises(CheckpointError, match=r"last\.pt was modified"):
         train(job)
 
 

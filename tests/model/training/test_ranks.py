@@ -267,7 +267,7 @@ def test_no_rank_trains_in_a_locked_run_folder(tmp_path: Path, packed: Packed) -
     run = run_of(job, TrainingData(job, Ranks(0, WORLD_SIZE)))
     with locked_run_folder(run.folder):
         first, second = together(training, tmp_path, packed)
-    assert f"at work in {run.folder}" in str(first)
+    assert f"running in {run.folder}" in str(first)
     assert "another process of this training has ended" in str(second)
     assert not run.last.exists()
 

@@ -59,7 +59,7 @@ def test_patience_counts_validations_since_the_best() -> None:
     progress, params = Progress(), TRAIN.model_copy(update={"patience": 2})
     cers = (0.9, 0.8, 0.8, 0.7, 0.75, 0.7)
     bests, ends = zip(
-        *((progress.take_validated(1.0, cer), progress.stopped_early(params)) for cer in cers), strict=True
+        *((progress.record_validation(1.0, cer), progress.stopped_early(params)) for cer in cers), strict=True
     )
     assert bests == (True, True, True, True, False, True)
     assert ends == (False,) * 5 + (True,)
