@@ -1,4 +1,4 @@
-"""The dataset card of a pack: `README.md` for people and the Hugging Face hub, `metadata.json` for machines."""
+"""Writes the dataset card of a pack: `README.md` for people and the Hugging Face hub, `metadata.json` for machines."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from stages.cards.render import front_matter, render
 
 CARD, METADATA = "README.md", "metadata.json"
 MARK = "Made by `pipeline pack`, which writes it anew each time."
-"""Stands in both files: by it a card of ours is told from a stranger's README."""
+"""Both files contain it, so that `pack` recognises its own card and keeps any other README."""
 
 _NAME = "Mouth clips for lip reading"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def card_files(facts: PackFacts) -> dict[str, bytes]:
-    """Both files by name: same facts, same bytes."""
+    """Returns both files by name: same facts, same bytes."""
     counts = {
         "num_clips": sum(split.num_clips for split in facts.splits),
         "hours": sum(split.hours for split in facts.splits),

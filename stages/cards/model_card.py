@@ -1,6 +1,6 @@
-"""The model card that stands beside every exported model, for people and the Hugging Face hub.
+"""Writes the model card next to every exported model, for people and the Hugging Face hub.
 
-It says what was measured, of this model alone; what was not is "not measured", what nobody stated is "not stated".
+It has only figures measured for this model; other figures are "not measured", unknown facts are "not stated".
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _LANGUAGES = {
     "grid": ("en", "English, GRID's six-word commands"),
 }
 GRAPH_DECODERS = ("ctc", "ctc_beam", "syllables", "pinyin")
-"""What an exported graph is read by."""
+"""Decoders that can read an exported graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedOn:
-    """The clips that were learnt from; `num_speakers` is None where no clip names one."""
+    """The training clips; `num_speakers` is None where no clip names one."""
 
     num_clips: int
     hours: float
@@ -34,7 +34,7 @@ class TrainedOn:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a report says of this model; shares, None where it could not be known."""
+    """The figures of a report on this model; shares, None where not known."""
 
     split: str
     decoder: str | None
@@ -50,11 +50,11 @@ class Measured:
     chance_cer: float | None
     speaker_overlap: int | None
     speaker_cers: tuple[float, ...]
-    """Of each speaker by itself, ascending; empty where clips name none."""
+    """Of each speaker, ascending; empty where clips name none."""
     read_by: str | None = None
     """The decoder and its settings, where the report says more than its name."""
     lm_weight: float | None = None
-    """Of the language model that was asked; None: none was."""
+    """Weight of the language model; None: none was used."""
     num_rejected: int = 0
     """Clips of the split that were not read; 0 in an older report, which does not count them."""
 
@@ -71,7 +71,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class ExportFacts:
-    """What the card tells."""
+    """The facts in the card."""
 
     format: ExportFormat
     preset: str
@@ -97,11 +97,11 @@ class ExportFacts:
     scored_clips: int = 0
     scored_decoder: str | None = None
     difference: float | None = None
-    """The largest one between log-probabilities of the export and of the network, nats."""
+    """The largest difference between log-probabilities of the export and of the network, nats."""
 
 
 def model_card(facts: ExportFacts) -> str:
-    """Same facts, same text."""
+    """Returns the card: same facts, same text."""
     language = _LANGUAGES.get(facts.corpus or "")
     matter = {
         **hub_licence(facts.license),

@@ -150,7 +150,7 @@ for folder, program, kept in json.load(sys.stdin):
 
 @pytest.mark.parametrize("number", [0, 1], ids=["webdataset", "datasets"])
 def test_the_programs_of_the_card_read_the_pack(packing: Packing, number: int, tmp_path: Path) -> None:
-    """As a stranger runs them, beside the card, offline."""
+    """As a stranger runs them, next to the card, offline."""
     folders = {codec: packing.folder / codec for codec in CODECS}
     work = [
         (str(path), programs(path / CARD)[number], str(tmp_path / codec)) for codec, path in folders.items()

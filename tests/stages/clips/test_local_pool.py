@@ -199,9 +199,9 @@ def test_processes_are_kept_from_one_run_to_the_next(tmp_path: Path) -> None:
 def test_the_note_tells_the_line_of_the_fault(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a bug") as caught:
         run(buggy, some("c"), tmp_path)
-    told = "\n".join(caught.value.__notes__)
-    assert 'assert clip.clip_id != "c"' in told
-    assert f"{Path(__file__).name}" in told
+    message = "\n".join(caught.value.__notes__)
+    assert 'assert clip.clip_id != "c"' in message
+    assert f"{Path(__file__).name}" in message
 
 
 class Picky(Exception):
@@ -222,12 +222,12 @@ def unsendable(clip: Clip) -> Done:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("error", "this and that"), ("closure", "with a lambda"), ("row", "lambda")]
+    ("name", "message"), [("error", "this and that"), ("closure", "with a lambda"), ("row", "lambda")]
 )
 def test_an_answer_that_cannot_be_sent_is_a_bug_and_no_crash_of_the_clip(
-    tmp_path: Path, name: str, told: str
+    tmp_path: Path, name: str, message: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=told) as caught:
+    with pytest.raises(RuntimeError, match=message) as caught:
         run(unsendable, some(name), tmp_path)
     notes = "\n".join(caught.value.__notes__)
     assert f"while cropping clip {name} ({name}.mp4)" in notes

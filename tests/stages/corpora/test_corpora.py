@@ -220,14 +220,16 @@ def test_a_wrong_header_stops(tmp_path: Path, header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "expected"),
     [
         (HEADER.replace(",", ";"), "separated by ';'; it must be commas"),
         (HEADER.lower(), "should be ID,TOPIC"),
     ],
 )
-def test_a_header_of_another_form_is_told_what_it_should_be(tmp_path: Path, header: str, told: str) -> None:
-    with pytest.raises(CorpusError, match=rf"meta_train.csv:1: .*{told}"):
+def test_a_header_of_another_form_is_refused_with_the_expected_one(
+    tmp_path: Path, header: str, expected: str
+) -> None:
+    with pytest.raises(CorpusError, match=rf"meta_train.csv:1: .*{expected}"):
         read_corpus(chinese_lips(tmp_path, train=row(), header=header))
 
 
@@ -338,7 +340,7 @@ def test_relative_media_is_settled_after_one_pass(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "expected"),
     [
         ("sub/../a.mp4", "a.mp4"),
         ("sub\\..\\v\\a.mp4", "v/a.mp4"),
@@ -352,10 +354,10 @@ def test_relative_media_is_settled_after_one_pass(path: str) -> None:
         ("{root}/../a.mp4", "{root}/../a.mp4"),
     ],
 )
-def test_a_way_up_that_stays_in_the_root_is_no_way_out(tmp_path: Path, path: str, told: str) -> None:
+def test_a_way_up_that_stays_in_the_root_is_no_way_out(tmp_path: Path, path: str, expected: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    assert relative_media(path.format(root=root), root) == told.format(root=root)
+    assert relative_media(path.format(root=root), root) == expected.format(root=root)
 
 
 def test_splits_come_in_their_usual_order() -> None:

@@ -228,7 +228,7 @@ def test_other_words_than_the_table_says_stop_where_it_names_the_times(
 ) -> None:
     root = corpus_with(tmp_path / "c", video)
     (root / "long.srt").write_text(srt([*CUES[:-1], (6.9, 9.4, "散散步！")]), "utf-8")
-    message = r"long.srt: long is told .*clips.csv:2: '散步' instead of '步吧'"
+    message = r"long.srt: the text of long differs .*clips.csv:2: '散步' instead of '步吧'"
     with pytest.raises(CorpusError, match=message):
         ingested(table(root, times="long.srt"))
     assert len(ingested(table(root))[0]) == 1, "nobody said that the file is of this clip"

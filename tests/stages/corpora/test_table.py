@@ -158,18 +158,18 @@ ODD_TABLES = {
 def test_what_spreadsheets_and_joining_leave_is_passed_over(
     tmp_path: Path, odd: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines, told = ODD_TABLES[odd]
+    lines, expected = ODD_TABLES[odd]
     (tmp_path / "clips.csv").write_text("\r\n".join([*lines, ""]), "utf-8")
     found = read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
     assert [(one.clip_id, one.media, one.text, one.split) for one in found] == [
         ("a", "a.mp4", "好", "train"),
         ("b", "b.mp4", "你", "valid"),
     ]
-    assert told in caplog.text and bool(told) == bool(caplog.text)
+    assert expected in caplog.text and bool(expected) == bool(caplog.text)
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         ([f"{HEADER},,", f"{ROWS[0]},,note"], "2: 6 fields where the header has 4"),
         (
@@ -198,9 +198,9 @@ def test_what_spreadsheets_and_joining_leave_is_passed_over(
         ([",,,", ",,,"], "1: the file is empty"),
     ],
 )
-def test_what_would_lose_a_value_is_named(tmp_path: Path, lines: list[str], told: str) -> None:
+def test_what_would_lose_a_value_is_named(tmp_path: Path, lines: list[str], expected: str) -> None:
     (tmp_path / "clips.csv").write_text("\n".join([*lines, ""]), "utf-8")
-    with pytest.raises(CorpusError, match=rf"clips\.csv:{re.escape(told)}"):
+    with pytest.raises(CorpusError, match=rf"clips\.csv:{re.escape(expected)}"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
 
 
@@ -224,9 +224,9 @@ OTHER_FILES = {
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_a_table_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
-    content, told = OTHER_FILES[name]
+    content, expected = OTHER_FILES[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError, match=rf"{name} is {told}.*; save it as a plain CSV file in UTF-8"):
+    with pytest.raises(CorpusError, match=rf"{name} is {expected}.*; save it as a plain CSV file in UTF-8"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path), table=name))
 
 
@@ -356,7 +356,7 @@ def test_an_absolute_path_below_the_root_is_the_file_there(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "expected"),
     [
         ("clip_id;media;text;split", r"separated by ';'; it must be commas"),
         ("clip_id\tmedia\ttext", r"separated by tabs; it must be commas"),
@@ -365,7 +365,9 @@ def test_an_absolute_path_below_the_root_is_the_file_there(tmp_path: Path) -> No
         ("id,media,text", r"lacks clip_id; needed are"),
     ],
 )
-def test_a_header_of_another_form_is_told_what_it_should_be(tmp_path: Path, header: str, told: str) -> None:
+def test_a_header_of_another_form_is_refused_with_the_expected_one(
+    tmp_path: Path, header: str, expected: str
+) -> None:
     (tmp_path / "clips.csv").write_text(f"{header}\na,b,c\n", "utf-8")
-    with pytest.raises(CorpusError, match=rf"clips\.csv:1: .*{told}"):
+    with pytest.raises(CorpusError, match=rf"clips\.csv:1: .*{expected}"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path)))

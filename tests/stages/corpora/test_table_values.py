@@ -63,7 +63,7 @@ def test_parquet_times_may_be_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "told"),
+    ("start", "end", "expected"),
     [
         ("soon", "", "start 'soon' is no time"),
         ("-1", "2", "start '-1' is no time"),
@@ -85,7 +85,7 @@ def test_parquet_times_may_be_numbers(tmp_path: Path) -> None:
         ("", "0", "end 0 is not after start 0"),
     ],
 )
-def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, told: str) -> None:
+def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, expected: str) -> None:
     columns = {
         "clip_id": ["a"],
         "media": ["m"],
@@ -94,7 +94,7 @@ def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, told: st
         "start": [start],
         "end": [end],
     }
-    with pytest.raises(CorpusError, match=rf"clips\.csv:2: .*{re.escape(told)}"):
+    with pytest.raises(CorpusError, match=rf"clips\.csv:2: .*{re.escape(expected)}"):
         read_corpus(table(tmp_path, columns))
 
 
@@ -179,7 +179,7 @@ def test_start_s_and_end_s_are_start_and_end(
 )
 def test_names_like_start_and_end_stop(tmp_path: Path, name: str, meant: str) -> None:
     with pytest.raises(
-        CorpusError, match=rf":1: column {re.escape(name)} looks like the {meant} of .* start and end"
+        CorpusError, match=rf":1: column {re.escape(name)} may be the {meant} of .* start and end"
     ):
         read_corpus(table(tmp_path, PARTS | {name: ["0", "1"]}))
 
@@ -196,12 +196,12 @@ def test_a_start_with_a_duration_in_place_of_an_end_stops(tmp_path: Path) -> Non
     assert len(read_corpus(table(tmp_path, columns))) == 2
     assert len(read_corpus(table(tmp_path, columns | {"start": ["1", "2"], "end": ["2", "4"]}))) == 2
     with pytest.raises(
-        CorpusError, match=r":1: column duration looks like the length of .* columns start and end"
+        CorpusError, match=r":1: column duration may be the length of .* columns start and end"
     ):
         read_corpus(table(tmp_path, columns | {"start_s": ["1", "2"]}))
 
 
-def test_other_times_beside_start_and_end_are_only_ignored(
+def test_other_times_next_to_start_and_end_are_only_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     columns = {

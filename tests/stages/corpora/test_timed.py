@@ -101,31 +101,31 @@ SHORT_GRID = """"ooTextFile"
 """
 
 
-def told(name: str, text: str, encoding: str = "utf-8") -> list[tuple[float, float, str]]:
+def parsed(name: str, text: str, encoding: str = "utf-8") -> list[tuple[float, float, str]]:
     return [(u.start_s, u.end_s, u.text) for u in parse_timed(name, text.encode(encoding))]
 
 
 def test_align() -> None:
     text = "0 23750 sil\n23750 29500 bin\n\n29500 34000 blue\n34000 34000 sp\n34000 75000 again\n"
-    assert told("a.align", text) == [(0.95, 1.18, "bin"), (1.18, 1.36, "blue"), (1.36, 3.0, "again")]
+    assert parsed("a.align", text) == [(0.95, 1.18, "bin"), (1.18, 1.36, "blue"), (1.36, 3.0, "again")]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_subtitles(newline: str, encoding: str) -> None:
-    srt = told("a.SRT", SRT.replace("\n", newline), encoding)
+    srt = parsed("a.SRT", SRT.replace("\n", newline), encoding)
     assert srt == [(1.5, 4.0, "今天，天气 很好。"), (62.03, 3605.25, "Tom &amp; Jerry")]
-    vtt = told("a.vtt", VTT.replace("\n", newline), encoding)
+    vtt = parsed("a.vtt", VTT.replace("\n", newline), encoding)
     assert vtt == [(1.5, 4.0, "今天，天气 很好。"), (62.03, 3605.25, "Tom & Jerry")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
 def test_textgrids(encoding: str) -> None:
-    assert told("a.TextGrid", LONG_GRID, encoding) == [
+    assert parsed("a.TextGrid", LONG_GRID, encoding) == [
         (0.5, 1.25, '你 "好" 7 ! <b>'),
         (2.0, 3.5, "two lines"),
     ]
-    assert told("a.TextGrid", SHORT_GRID, encoding) == [(1.0, 3.5, "你好")]
+    assert parsed("a.TextGrid", SHORT_GRID, encoding) == [(1.0, 3.5, "你好")]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_textgrids(encoding: str) -> None:
 )
 def test_malformed_transcripts_stop_with_file_and_line(name: str, text: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
-        told(name, text)
+        parsed(name, text)
 
 
 def test_broken_encoding_stops_at_its_line() -> None:
