@@ -29,7 +29,7 @@ def refuse_other_ledger(
     clips_path: Path,
     crops_path: Path,
 ) -> None:
-    """Raises TableError where the ledger at `crops_path`, with this `metadata`, is of other clips, or does not say which.
+    """Raises TableError where the ledger at `crops_path`, with this `metadata`, is of other clips, or names none.
 
     Also where they were cropped at another frame rate, which the pixels do not show, or another size.
     """

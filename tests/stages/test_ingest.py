@@ -274,7 +274,7 @@ def test_two_texts_of_one_stretch_of_video_stop(
 @pytest.mark.parametrize(
     ("times", "expected"),
     [
-        (("1500", "2500"), "from 1500 s to 2500 s of a.mp4, which has 2.00 s"),
+        (("1500", "2500"), "from 1500 s to 2500 s of a.mp4, which lasts 2.00 s"),
         (("1", "99"), "from 1 s to 99 s of a.mp4"),
         (("50", ""), "from 50 s to its end of a.mp4"),
         (("2", "2.1"), "from 2 s to 2.1 s of a.mp4"),
@@ -295,7 +295,7 @@ def test_times_after_the_end_of_the_video_are_reported(
     assert len(found) == (expected is not None)
     if expected is not None:
         assert "1 of 2 clips" in found[0] and f"clips.csv:3: {expected}" in found[0]
-        assert found[0].endswith("times are in seconds, are these milliseconds?): late")
+        assert found[0].endswith("times must be in seconds, check that these are not milliseconds): late")
 
 
 def test_names_that_differ_in_case_or_width_are_one_speaker(
@@ -304,9 +304,9 @@ def test_names_that_differ_in_case_or_width_are_one_speaker(
     names = {"s1": "train", "S1": "valid", "Ｓ1": "test", "S2": "test", "s-2": "train", "s\u200b1": "train"}
     rows = [(f"c{i}", split, name, f"{i}.mp4", "字") for i, (name, split) in enumerate(names.items())]
     path = tmp_path / "clips.parquet"
-    with pytest.raises(CorpusError, match=r"^1 speaker stands in several splits: S1 in train, valid, test;"):
+    with pytest.raises(CorpusError, match=r"^1 speaker is in several splits: S1 in train, valid, test;"):
         ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
-    assert "are taken as one person: S1 = s1 = s\u200b1 = Ｓ1;" in caplog.text
+    assert "are treated as one person: S1 = s1 = s\u200b1 = Ｓ1;" in caplog.text
     summary = ingest(corpus_of(tmp_path / "c", rows, "warn"), TEXT, CROP, path)
     assert summary.shared_speakers == {"S1": ("train", "valid", "test")}
     assert summary.speakers_by_split == {"train": 2, "valid": 1, "test": 2}
@@ -337,7 +337,8 @@ def test_annotations_that_become_letters_are_warned_of(
     assert summary.annotations == {"[noise]": 2, "(笑)": 1}
     assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["noise你好笑中国", "noise"]
     assert (
-        "3 annotations in the transcripts become letters of labels: [noise] (2), (笑) (1); set" in caplog.text
+        "3 annotations in the transcripts become part of the labels: [noise] (2), (笑) (1); to drop them, set"
+        in caplog.text
     )
 
 
@@ -356,7 +357,7 @@ def test_one_video_in_two_splits_stops_or_warns(
     ]
     path = tmp_path / "clips.parquet"
     with pytest.raises(
-        CorpusError, match=r"^1 video stands .*: v/m\.mp4 in train, test; .* corpus.speaker_overlap"
+        CorpusError, match=r"^1 video is in .*: v/m\.mp4 in train, test; .* corpus.speaker_overlap"
     ):
         ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
     assert not path.exists()
@@ -392,9 +393,9 @@ def test_that_nobody_is_named_is_said_where_splits_could_share_people(
 @pytest.mark.parametrize(
     ("splits", "expected"),
     [
-        (("TRAIN", "dev"), "no split is called train or valid"),
-        (("train", "dev"), "no split is called valid"),
-        (("Train", "valid"), "no split is called train"),
+        (("TRAIN", "dev"), "no split is named train or valid"),
+        (("train", "dev"), "no split is named valid"),
+        (("Train", "valid"), "no split is named train"),
         (("train", "valid"), None),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_model_of_another_text_is_reported(workplace: Path, caplog: pytest.Log
     assert "made from another text (novel.txt) than lm.text_file, other.txt: run `dvc repro -f lm`" in line
     (line,) = warnings_of(*ASKING, "lm.text_file=gone.txt")
     assert line.startswith(
-        "lm.text_file: gone.txt is not there; data/lm.arpa was made from novel.txt: put it back"
+        "lm.text_file: gone.txt is missing; data/lm.arpa was made from novel.txt: restore it"
     )
     made()
     (line,) = warnings_of(*ASKING, novel)
@@ -222,7 +222,7 @@ def test_a_model_of_another_text_is_reported(workplace: Path, caplog: pytest.Log
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (b"\xe4\xb8\x80\n\xff\xfe\n", "line 2 is no UTF-8"),
+        (b"\xe4\xb8\x80\n\xff\xfe\n", "line 2 is not UTF-8"),
         (b"\n!!\n", "every line is empty"),
         (None, "cannot be read"),
     ],

@@ -263,7 +263,7 @@ def test_tables_of_different_runs(own: Packing) -> None:
             own.pack("shards", params=PARAMS.model_copy(update=other))
     marked = pq.read_table(own.tables[1])
     write_table(own.tables[1], marked, schema.CROPS)
-    with pytest.raises(TableError, match=r"of an earlier version, .*pipeline crop"):
+    with pytest.raises(TableError, match=r"by an earlier version, .*pipeline crop"):
         own.pack("shards")
     write_table(own.tables[1], marked, marked.schema)
     assert not (own.folder / "shards").exists()

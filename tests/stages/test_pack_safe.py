@@ -67,7 +67,7 @@ def test_what_is_somebody_elses_is_not_even_tried(own: Packing) -> None:
     store = ReadOnly(own.folder / "shards")
     (own.folder / "shards").mkdir()
     (own.folder / "shards" / "thesis.txt").touch()
-    with pytest.raises(ShardError, match=r"thesis\.txt is no shard"):
+    with pytest.raises(ShardError, match=r"thesis\.txt is not a file of a pack"):
         pack_into(own, store, "shards.parquet")
     assert [path.name for path in (own.folder / "shards").iterdir()] == ["thesis.txt"]
 
@@ -165,7 +165,7 @@ def test_a_left_file_of_any_name_that_this_program_gives_is_swept_and_no_other(o
     own.pack("shards")
     assert own.files("shards") == whole
     (own.folder / "shards" / ".notes.tmp").touch()
-    with pytest.raises(ShardError, match=r"\.notes\.tmp is no shard"):
+    with pytest.raises(ShardError, match=r"\.notes\.tmp is not a file of a pack"):
         own.pack("shards")
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_is_reported_before_the_former_pack_goes_or_as_what_it_cost(
     assert float(needed[1]) == round(frames * PARAMS.size_px**2 / 1e6, 1)
     assert beforehand["is_whole"]
     assert re.fullmatch(
-        r"the disk is full: \S*/small/shards/\S+ cannot be written.*; the former pack was removed to make room\. "
+        r"the disk is full: \S*/small/shards/\S+ cannot be written.*; the previous pack was removed to make room\. "
         "Free some space, then run the same command again",
         midway["message"],
     ), midway

@@ -309,7 +309,7 @@ def test_odd_entries_of_a_shared_cache_are_named_and_made_again(
         entry.write_bytes(packed(arrays))
     summary = run(machine=second)
     assert (summary.num_from_cache, summary.num_damaged, run.tables()) == (0, len(ODD), tables)
-    assert f"0 from the cache ({len(ODD)} damaged entries made again)" in str(summary)
+    assert f"0 from the cache ({len(ODD)} damaged entries were replaced)" in str(summary)
     third = MachineParams(workers=1, cache_dir=str(tmp_path / "3"), share=share.as_uri())
     assert (run(machine=third).num_from_cache, run.tables()) == (len(ODD), tables)
 

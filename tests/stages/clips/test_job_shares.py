@@ -221,7 +221,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         return done.returncode, done.stdout + done.stderr
 
     for wrong, message in (
-        (("--job-index", "2", "--num-jobs", "2"), "indices are 0 to 1"),
+        (("--job-index", "2", "--num-jobs", "2"), "--job-index must be 0 to 1 with --num-jobs 2"),
         (("--job-index", "0"), "go together"),
         (("--num-jobs", "2"), "go together"),
         (("--num-jobs", "0", "--job-index", "0"), "--num-jobs"),

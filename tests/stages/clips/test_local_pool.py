@@ -144,8 +144,8 @@ def test_an_error_of_the_machine_arrives_with_its_number(tmp_path: Path) -> None
 
 def test_the_ledger_tells_how_a_process_died(tmp_path: Path) -> None:
     rows = run(poisoned, some("poison", "huge"), tmp_path)
-    assert "poison.mp4 alone died (signal SIGKILL)" in rows["poison"]["detail"]
-    assert "huge.mp4 alone died (memory ran out)" in rows["huge"]["detail"]
+    assert "poison.mp4 (signal SIGKILL)" in rows["poison"]["detail"]
+    assert "huge.mp4 (memory ran out)" in rows["huge"]["detail"]
 
 
 def test_where_memory_is_limited_clips_that_die_one_after_the_other_end_the_run(

@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_video_under_two_names_is_seen_in_two_splits(root: Path, tmp_path: Path, kind: str) -> None:
     one, other = TWO_NAMES[kind]
     corpus = corpus_of(root, "clip_id,media,text,split", f"a,{one},好,train", f"b,{other},好,test")
-    with pytest.raises(CorpusError, match=r"^1 video stands in several splits: .* in train, test;"):
+    with pytest.raises(CorpusError, match=r"^1 video is in several splits: .* in train, test;"):
         ingest(corpus, TextParams(), CropParams(), tmp_path / "clips.parquet")
 
 
