@@ -58,7 +58,7 @@ def test_shares_are_disjoint_and_whole() -> None:
 
 @pytest.mark.parametrize(("index", "num_jobs"), [(3, 3), (-1, 3), (0, 0)])
 def test_a_job_that_does_not_exist(index: int, num_jobs: int) -> None:
-    with pytest.raises(ConfigError, match=f"--job-index {index}"):
+    with pytest.raises(ConfigError, match=rf"--job-index must be .*--num-jobs {num_jobs} \(got {index}\)"):
         Part(index, num_jobs)
 
 

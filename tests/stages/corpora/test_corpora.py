@@ -154,7 +154,9 @@ def test_of_two_zips_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
         zipped(tmp_path / name, f"{ID}.mp4")
     assert only(chinese_lips(tmp_path, valid=row())).media == f"val.zip!{ID}.mp4"
     zipped(tmp_path / "processed_val.zip", f"{ID}.mp4")
-    with pytest.raises(CorpusError, match=rf"meta_valid.csv:2: .*val.zip!{ID}.mp4 and processed_val.zip!{ID}"):
+    with pytest.raises(
+        CorpusError, match=rf"meta_valid.csv:2: .*val.zip!{ID}.mp4 and processed_val.zip!{ID}"
+    ):
         read_corpus(chinese_lips(tmp_path, valid=row()))
 
 
