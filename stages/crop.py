@@ -1,4 +1,4 @@
-"""Stage crop: every clip of clips.parquet becomes one row of the ledger, and a mouth clip in the cache."""
+"""Stage crop: writes one row to the ledger (crops.parquet) for every clip, and its mouth clip to the cache."""
 
 import time
 from collections import Counter
@@ -31,12 +31,12 @@ from stages.mouths.native_stderr import NATIVE_LOG
 from stages.videos.settings import CropParams
 
 PARTIAL_FILE_AGE_S = 24 * 3_600.0
-"""Temporary files in the cache that are older are torsos of killed processes: no clip takes a day."""
+"""Older temporary files in the cache are partial files of killed processes: no clip takes a day."""
 
 
 @dataclass(frozen=True, slots=True)
 class CropSummary:
-    """What became of the clips."""
+    """The numbers of ok and rejected clips."""
 
     num_ok: int
     rejected: Mapping[str, int]
@@ -44,17 +44,19 @@ class CropSummary:
     num_damaged: int
     source_frames: int
     frames_made: int
-    """Source frames of clips that did not come from the cache."""
+    """Source frames of the clips that were cropped now, not read from the cache."""
     seconds: float
 
     def __str__(self) -> str:
         total = self.num_ok + sum(self.rejected.values())
         rate = f", {self.frames_made / self.seconds:.0f} frames/s" if self.frames_made else ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
-        given_up = sum(self.rejected.get(reason, 0) for reason in (Reason.CRASHED, Reason.TIMEOUT))
-        damaged = f" ({self.num_damaged} damaged entries made again)" if self.num_damaged else ""
+        num_retried = sum(self.rejected.get(reason, 0) for reason in (Reason.CRASHED, Reason.TIMEOUT))
+        damaged = f" ({self.num_damaged} damaged entries were replaced)" if self.num_damaged else ""
         retry = (
-            f"; `pipeline crop` again tries the {given_up} crashed or timeout once more" if given_up else ""
+            f"; run `pipeline crop` again to retry the {num_retried} crashed or timeout"
+            if num_retried
+            else ""
         )
         return (
             f"{self.num_ok} of {total} clips ok, rejected: {reasons or 'none'}; {self.num_from_cache} from the "
@@ -72,13 +74,13 @@ def crop(
     on_progress: Progress | None = None,
     part: Part | None = None,
 ) -> CropSummary:
-    """Writes crops.parquet and tracks.parquet, in the order of clips.parquet: a row a clip, ok or rejected.
+    """Writes crops.parquet and tracks.parquet, in the order of clips.parquet: one row for each clip, ok or rejected.
 
-    With a `part`, only its share of the clips, into tables of its own beside them, for `parts.merge`; those of a
-    former run go before the work, so that a job that is killed leaves none. crops.parquet is written last: where
-    it is there, tracks.parquet is of the same run.
-    Clips finished before come from the cache. A clip on which a process dies or hangs is `crashed` or `timeout`;
-    the run goes on. Raises TableError where clips.parquet is not there, MachineError where mediapipe cannot run
+    With a `part`, crops only its share of the clips, and writes them to separate tables next to these, for
+    `job_shares.merge`. It first removes such tables of an earlier run, so that a killed job leaves none. crops.parquet
+    is written last: if it exists, tracks.parquet is of the same run.
+    Clips finished earlier come from the cache. A clip on which a process dies or hangs becomes `crashed` or `timeout`,
+    and the run continues. Raises TableError where clips.parquet is missing, MachineError where mediapipe cannot run
     or a disk is full.
     """
     start = time.monotonic()
@@ -98,7 +100,7 @@ def crop(
     done = _done_by_id(clips, crop, machine, part, on_progress)
     crop_rows = [done[clip.clip_id].crop_row for clip in clips]
     track_rows = [row for clip in clips if (row := done[clip.clip_id].track_row) is not None]
-    # killed between the two, the ledger is missing, and pack says so
+    # if the run is killed between the two, the ledger is missing, and pack reports it
     crops_path.unlink(missing_ok=True)
     write_table(tracks_path, table_from_rows(track_rows, tracks_schema), tracks_schema)
     write_table(crops_path, table_from_rows(crop_rows, crops_schema), crops_schema)
@@ -143,12 +145,12 @@ def _done_by_id(
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
     native_log = of_this_user(native_log)
     refuse_pipe(native_log)
-    # the workers would each find it out, and say nothing of it
+    # checked here: the workers cannot report it
     with disk_errors_reported(f"machine.cache_dir: {native_log}"):
         cache_folder.mkdir(parents=True, exist_ok=True)
         native_log.write_bytes(b"")
     if machine.share:
-        SharedCache(machine.share, cache_folder)  # a wrong URL is told before the first clip
+        SharedCache(machine.share, cache_folder)  # reports a wrong URL before the first clip
     work = CropWork(crop, cache_folder, machine.share)
     done: dict[str, Done] = {}
     with _executor(work, machine, crop.timeout_s, native_log) as executor:

@@ -1,4 +1,4 @@
-"""Stage ingest: the transcripts of a corpus become clips.parquet."""
+"""Stage ingest: writes the transcripts of a corpus to clips.parquet."""
 
 import logging
 import re
@@ -36,18 +36,18 @@ from stages.videos.video import TRUNCATION_TOLERANCE_S, read_header
 _log = logging.getLogger(__name__)
 
 INGEST_VERSION = 2
-"""Raised whenever the same corpus gives other rows; a DVC parameter."""
+"""Increase it when the same corpus gives different rows. It is a DVC parameter."""
 
-# opening a file waits for the disk more than it computes
-SNIFFING_THREADS = 8
+# opening a file mostly waits for the disk
+HEADER_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
     """What ingest wrote to `clips_path`, in the split order of the table.
 
-    `num_missing` counts the clips without a file, `num_outside` those whose path leads out of the root (crop makes
-    rejected rows of both); `num_split` long videos became `num_parts` clips.
+    `num_missing` counts the clips without a file, `num_outside` the clips whose path leads out of the root (crop
+    rejects both); `num_split` long videos were split into `num_parts` clips.
     """
 
     clips_path: Path
@@ -62,35 +62,34 @@ class IngestSummary:
     clips_by_kind: Mapping[str, int]
     """Of the clips whose file can be read, sorted by kind."""
     annotations: Mapping[str, int]
-    """What transcripts say of the sound ([noise]), the most frequent first; part of the labels or not, as
-    `text.drop_annotations` says."""
+    """Annotations of the sound in the transcripts ([noise]), the most frequent first. `text.drop_annotations` decides
+    whether labels contain them."""
     kept_in_brackets: Mapping[str, int]
-    """What else stands in brackets, the most frequent first: part of the labels."""
+    """Other texts in brackets, the most frequent first. Labels contain them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Clip:
-    """A row to be: a transcript, and what a look at the file told."""
+    """A future row: a transcript, and what the file's header says."""
 
     transcript: Transcript
     media_kind: str | None
     problem: tuple[Reason, str] | None = None
     """Why it will be rejected, and the detail."""
     length_s: float | None = None
-    """Of the whole video, at most, where its header tells."""
+    """The longest duration of the whole video that its header allows; None where it does not say."""
 
 
 def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path: Path) -> IngestSummary:
     """Writes clips.parquet: one row per transcript line, by split (train, valid, test, others), then clip id.
 
-    With `crop.split_long`, a video that is too long and has a transcript with times is a row for each of its parts,
-    `<clip id>_000` and so on. `num_chars` counts every character of the label, the spaces between words of other
-    scripts than Han included: they are what the model has to say. `media_kind` is
-    `corpus.media_kind`, or comes from each file's own header and pictures, and is null where the file cannot be read;
-    crop finds the reason.
+    With `crop.split_long`, a video that is too long and has a transcript with times gets a row for each of its parts,
+    `<clip id>_000` and so on. `num_chars` counts every character of the label, including the spaces between words of
+    scripts other than Han: the model has to write them. `media_kind` is `corpus.media_kind`, or is found from each
+    file's header and frames. It is null where the file cannot be read; crop finds the reason.
 
-    Raises CorpusError where the corpus tables are untrue, where one video has two texts in a split, or where people or
-    videos stand in several splits and `corpus.speaker_overlap` is `error`.
+    Raises CorpusError where the corpus tables are wrong, where one video has two texts in a split, or where a speaker
+    or video is in several splits and `corpus.speaker_overlap` is `error`.
     """
     transcripts = read_corpus(corpus)
     video_of = videos_of(corpus, transcripts)
@@ -98,10 +97,10 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     warn_of_splits(transcripts)
     speakers, videos = shared_speakers(transcripts), shared_videos(transcripts, video_of)
     report_overlap(speakers, videos, is_error=corpus.speaker_overlap == "error")
-    # of a part a frame less: rounding to pictures may add one. Files tell times in milliseconds
+    # parts are one frame shorter: rounding to frames may add one. Files give times in milliseconds
     max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
-    with ThreadPoolExecutor(SNIFFING_THREADS) as pool:
-        clips = list(pool.map(partial(_look, corpus, crop), transcripts))
+    with ThreadPoolExecutor(HEADER_THREADS) as pool:
+        clips = list(pool.map(partial(_inspect, corpus, crop), transcripts))
         num_split = num_parts = 0
         if crop.split_long:
             parted = list(pool.map(partial(_parts, corpus, text, max_s, longest_s), clips))
@@ -113,8 +112,8 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     rows = [_row(clip, normalise(clip.transcript.text, text)) for clip in clips]
     marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_metadata(text))
     write_table(clips_path, table_from_rows(rows, CLIPS), marked)
-    num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below the corpus root")
-    num_outside = _warn_of(clips, Reason.UNSAFE_PATH, "have a path or link that leads out of the corpus root")
+    num_missing = _warn_of(clips, Reason.MISSING_FILE, "have no file below corpus.root")
+    num_outside = _warn_of(clips, Reason.UNSAFE_PATH, "have a path or link that leads out of corpus.root")
     _warn_of(clips, Reason.UNREADABLE, "have a file that cannot be read")
     _warn_of_times(clips)
     annotations, kept = _annotations(clips, text)
@@ -141,14 +140,15 @@ def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, in
             counter.update(names)
     if found and not text.drop_annotations:
         _log.warning(
-            "%d annotations in the transcripts become letters of labels: %s; set text.drop_annotations to true",
+            "%d annotations in the transcripts become part of the labels: %s; to drop them, set "
+            "text.drop_annotations to true",
             found.total(),
-            ", ".join(f"{one} ({count})" for one, count in found.most_common(NAMES_SHOWN)),
+            ", ".join(f"{name} ({count})" for name, count in found.most_common(NAMES_SHOWN)),
         )
     return dict(found.most_common()), dict(kept.most_common())
 
 
-def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:
+def _inspect(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:
     try:
         source = resolve_media(Path(corpus.root), transcript.media, follow_links=corpus.follow_links)
         header = read_header(source, crop)
@@ -158,13 +158,13 @@ def _look(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Cl
         _log.debug("%s: %s", transcript.media, error)
         return _Clip(transcript, None, (error.reason, error.detail))
     except DATA_ERRORS:
-        # crop looks again, and makes a row of it
-        _log.exception("while looking at %s", transcript.media)
+        # crop reads the file again, and rejects the clip
+        _log.exception("while reading the header of %s", transcript.media)
         return _Clip(transcript, None)
 
 
-def _warn_of(clips: Sequence[_Clip], reason: Reason, told: str) -> int:
-    """With what is wrong with the first clip of each kind, the most frequent kind first."""
+def _warn_of(clips: Sequence[_Clip], reason: Reason, fault: str) -> int:
+    """Logs how many clips have `reason`, with the first clip of each kind of detail, the most frequent kind first."""
     alike: dict[str, list[tuple[Transcript, str]]] = defaultdict(list)
     for clip in clips:
         if clip.problem and clip.problem[0] is reason:
@@ -175,7 +175,7 @@ def _warn_of(clips: Sequence[_Clip], reason: Reason, told: str) -> int:
     if kinds:
         lines = [
             (f"{len(kind)} " if len(kinds) > 1 else "")
-            + f"({kind[0][0].where}: {kind[0][1]}): {_some([one.clip_id for one, _ in kind])}"
+            + f"({kind[0][0].where}: {kind[0][1]}): {_some([transcript.clip_id for transcript, _ in kind])}"
             for kind in kinds[:NAMES_SHOWN]
         ]
         if len(kinds) > NAMES_SHOWN:
@@ -183,13 +183,13 @@ def _warn_of(clips: Sequence[_Clip], reason: Reason, told: str) -> int:
         between = ":\n  " if len(kinds) > 1 else " "
         _log.warning(
             "%d of %d clips %s; crop will reject them%s%s",
-            *(num_found, len(clips), told, between, "\n  ".join(lines)),
+            *(num_found, len(clips), fault, between, "\n  ".join(lines)),
         )
     return num_found
 
 
 def _without_names(detail: str, media: str) -> str:
-    """What is alike in the details of clips with the same fault."""
+    """Returns the part of a detail that is the same for all clips with the same fault."""
     for name in (media, *media.split("!", 1), PurePosixPath(media).name):
         detail = detail.replace(name, "") if name else detail
     return re.sub(r"\S*/\S*|\d+", "", detail)
@@ -210,9 +210,9 @@ def _warn_of_times(clips: Sequence[_Clip]) -> None:
         end = "its end" if first.end_s is None else f"{first.end_s:g} s"
         _log.warning(
             "%d of %d clips begin or end after the end of their video; crop will reject them (%s: from %g s to %s of "
-            "%s, which has %.2f s; times are in seconds, are these milliseconds?): %s",
+            "%s, which lasts %.2f s; times must be in seconds, check that these are not milliseconds): %s",
             *(len(late), len(clips), first.where, first.start_s or 0, end, first.media, length_s),
-            _some([one.clip_id for one, _ in late]),
+            _some([transcript.clip_id for transcript, _ in late]),
         )
 
 
@@ -223,7 +223,7 @@ def _some(names: Sequence[str]) -> str:
 def _parts(
     corpus: CorpusParams, text: TextParams, max_s: float, longest_s: float, clip: _Clip
 ) -> list[_Clip] | None:
-    """The clips that a long one becomes; None where it stays as it is."""
+    """Returns the clips that a long clip is split into; None where it is not split."""
     if clip.media_kind is None:
         return None
     parts = cut_long_clip(
@@ -257,8 +257,10 @@ def _check_part_names(clips: Sequence[_Clip]) -> None:
     for transcript in (clip.transcript for clip in clips):
         clip_id, where = transcript.clip_id, transcript.where
         if clip_id in seen or not CLIP_ID_PATTERN.fullmatch(clip_id):
-            fault = f"is the id of a clip at {seen[clip_id]} too" if clip_id in seen else "is too long an id"
-            raise CorpusError(f"{where}: of the parts of this long clip, {clip_id} {fault}; rename the clip")
+            fault = f"is also the id of the clip at {seen[clip_id]}" if clip_id in seen else "is too long"
+            raise CorpusError(
+                f"{where}: {clip_id}, the id of a part of this long clip, {fault}; rename the clip"
+            )
         seen[clip_id] = where
 
 
@@ -282,8 +284,8 @@ def _row(clip: _Clip, label: str) -> dict[str, object]:
 
 
 def _speakers_by_split(transcripts: Sequence[Transcript]) -> dict[str, int]:
-    speakers: dict[str, set[str]] = {one.split: set() for one in transcripts}
-    for one in transcripts:
-        if one.speaker is not None:
-            speakers[one.split].add(one.speaker)
+    speakers: dict[str, set[str]] = {transcript.split: set() for transcript in transcripts}
+    for transcript in transcripts:
+        if transcript.speaker is not None:
+            speakers[transcript.split].add(transcript.speaker)
     return {split: len(known) for split, known in speakers.items()}

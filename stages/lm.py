@@ -1,9 +1,10 @@
 """Trains the language model from the training labels or a text file, and measures it on valid.
 
-Whether the language model is of the text that params.yaml names, which DVC does not watch: a dep cannot be empty.
+Also checks whether the language model was made from the text that params.yaml names. DVC does not check this, since a
+dependency cannot be empty.
 
-What it was made from stands in the first line of its file (model/decoders/arpa.py); so does its normaliser, which a
-reader compares with its own when it opens the file.
+The first line of the model's file names its text and its normaliser (model/decoding/arpa.py). Decoding compares that
+normaliser with its own when it opens the file.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ LOG = logging.getLogger("pipeline.lm")
 def make_language_model(samples: Path, lm: Path, params: LmParams, text: TextParams) -> dict[str, Any]:
     """Writes the ARPA file `lm`; returns its source, its number of n-grams by order, and its perplexity on valid.
 
-    It learns from `params.text_file` where there is one, otherwise from the training labels of `samples`.
+    Trains on `params.text_file` where it is set, otherwise on the training labels of `samples`.
     Raises ConfigError where the text file cannot be read, or is not UTF-8.
     """
     text_hash = hashlib.sha256()
@@ -42,11 +43,11 @@ def make_language_model(samples: Path, lm: Path, params: LmParams, text: TextPar
         normaliser: str | None = describe_normaliser(text)
     else:
         labels = _labels(samples, TRAIN_SPLIT)
-        # labels stand there as they were made, whatever params.yaml says by now
+        # from the table: params.yaml may have changed since the labels were made
         normaliser = describe_stored_normaliser(pq.read_schema(samples).metadata, samples)
     model = train(labels, params.order)
     about = {
-        # its name alone: a file that is passed on need not tell where things lie on this machine
+        # only its name: a file that is shared should not name paths of this machine
         "learnt_from": Path(text_file).name if text_file else f"{samples.name}, split {TRAIN_SPLIT}",
         "text_sha256": text_hash.hexdigest() if text_file else None,
         "normaliser": normaliser,
@@ -62,17 +63,17 @@ def make_language_model(samples: Path, lm: Path, params: LmParams, text: TextPar
     }
     # with a text file, clips need not be packed yet
     if samples.exists() and VALID_SPLIT in splits_of(samples):
-        foreseen = perplexity(model, _labels(samples, VALID_SPLIT))
+        measured = perplexity(model, _labels(samples, VALID_SPLIT))
         figures["valid"] = {
-            "sentences": foreseen.num_texts,
-            "characters": foreseen.num_chars,
-            "perplexity": round(foreseen.perplexity, 3),
-            "out_of_vocabulary_rate": round(foreseen.num_unknown / max(foreseen.num_chars, 1), 6),
+            "sentences": measured.num_texts,
+            "characters": measured.num_chars,
+            "perplexity": round(measured.perplexity, 3),
+            "out_of_vocabulary_rate": round(measured.num_unknown / max(measured.num_chars, 1), 6),
         }
     return figures
 
 
-def told(figures: dict[str, Any]) -> str:
+def summary_of(figures: dict[str, Any]) -> str:
     counts = ", ".join(
         f"{count:,} of order {order}" for order, count in enumerate(figures["ngrams"], start=1)
     )
@@ -83,8 +84,8 @@ def told(figures: dict[str, Any]) -> str:
     ]
     if valid := figures["valid"]:
         lines.append(
-            f"valid: perplexity {valid['perplexity']:.1f} a character, ends of sentences included; "
-            f"{valid['out_of_vocabulary_rate']:.2%} of {valid['characters']:,} characters are unknown to it"
+            f"valid: perplexity {valid['perplexity']:.1f} per character, including ends of sentences; "
+            f"{valid['out_of_vocabulary_rate']:.2%} of {valid['characters']:,} characters are not in the model"
         )
     return "\n".join(lines)
 
@@ -95,7 +96,7 @@ def _labels(samples: Path, split: str) -> list[str]:
 
 
 def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None]) -> Iterator[str]:
-    """The lines of a UTF-8 file, normalised as transcripts are; `on_line` is given each as it stands there."""
+    """Yields the lines of a UTF-8 file, normalised as transcripts are; calls `on_line` with the bytes of each line."""
     number = 0
     refuse_pipe(file)
     try:
@@ -104,13 +105,15 @@ def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None])
                 on_line(line)
                 yield normalise(line.decode("utf-8-sig" if number == 1 else "utf-8"), params)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"lm.text_file: {file}, line {number} is no UTF-8 text ({error.reason})") from error
+        raise ConfigError(
+            f"lm.text_file: {file}, line {number} is not UTF-8 text ({error.reason}); convert the file to UTF-8"
+        ) from error
     except OSError as error:
         raise ConfigError(f"lm.text_file: {file} cannot be read: {error}") from error
 
 
 def warn_of_other_text(lm: Path, text_file: str, decode: DecodeParams, decoders: Sequence[str] = ()) -> None:
-    """Logs a warning where a decoder (`decode.decoder` by default) uses a language model of another text."""
+    """Logs a warning where a decoder (`decode.decoder` by default) uses a language model made from another text."""
     names = decoders or (decode.decoder,)
     # auto is greedy
     if any(name != "auto" and uses_language_model(name, decode) for name in names) and (
@@ -120,16 +123,16 @@ def warn_of_other_text(lm: Path, text_file: str, decode: DecodeParams, decoders:
 
 
 def other_text_warning(lm: Path, text: str) -> str | None:
-    """The warning where `lm` was not made from lm.text_file (`text`) as it is now; None where that is not known."""
+    """Returns a warning where `lm` was not made from lm.text_file (`text`) as it is now; else, or if unknown, None."""
     about = arpa_metadata(lm)
     if not text or about is None:
         return None
-    learnt_from, mend = about.get("learnt_from"), "run `dvc repro -f lm`, or `pipeline lm`"
+    learnt_from, fix = about.get("learnt_from"), "run `dvc repro -f lm`, or `pipeline lm`"
     if not Path(text).is_file():
-        there = f"lm.text_file: {text} is not there; {lm} was made from {learnt_from}"
-        return f"{there}: put it back, or name another and {mend}"
+        missing = f"lm.text_file: {text} is missing; {lm} was made from {learnt_from}"
+        return f"{missing}: restore it, or set lm.text_file to another file and {fix}"
     if sha256_of(Path(text)) == about.get("text_sha256"):
         return None
     if Path(text).name == learnt_from:
-        return f"{text} has changed since {lm} was made from it: {mend}"
-    return f"{lm} was made from another text ({learnt_from}) than lm.text_file, {text}: {mend}"
+        return f"{text} has changed since {lm} was made from it: {fix}"
+    return f"{lm} was made from another text ({learnt_from}) than lm.text_file, {text}: {fix}"

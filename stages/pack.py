@@ -1,4 +1,4 @@
-"""Stage pack: mouth clips become tar shards and their catalogue, samples.parquet."""
+"""Stage pack: writes the mouth clips to tar shards, and their catalogue, samples.parquet."""
 
 import errno
 import hashlib
@@ -47,21 +47,21 @@ from stages.corpora.settings import CorpusParams
 from stages.corpora.transcript import split_rank
 from stages.videos.settings import CropParams
 
-# the owner's mark comes with a copy of a remote pack
+# a copy of a remote pack contains the owner's mark
 _OURS = re.compile(
     rf"{LEFT_BEHIND.pattern}|[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{{6}}\.tar|index\.json)|{re.escape(OWNER)}"
 )
 
 PACK_VERSION = 2
-"""Raised whenever the same clips give other bytes. It is a DVC parameter: results of an older stage are made again."""
+"""Increase it when the same clips give different bytes. It is a DVC parameter: DVC then runs the stage again."""
 
 AHEAD = 2
-"""Clips for each thread that wait, encoded, for their turn: one that takes long holds up no other thread."""
+"""Encoded clips for each thread that may wait to be written: so a slow clip does not stop the other threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackSummary:
-    """What was packed; `num_rendered` clips were not in the cache any more and were cut again."""
+    """What was packed; `num_rendered` clips were no longer in the cache and were cropped again."""
 
     samples_by_split: Mapping[str, int]
     num_shards: int
@@ -70,7 +70,7 @@ class PackSummary:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{split} {count}" for split, count in self.samples_by_split.items())
-        rendered = f", {self.num_rendered} cut again" if self.num_rendered else ""
+        rendered = f", {self.num_rendered} cropped again" if self.num_rendered else ""
         return f"{counts} samples in {self.num_shards} shards, {self.num_bytes / 1e6:.0f} MB{rendered}"
 
 
@@ -90,10 +90,10 @@ def pack(
     """Writes `<split>/<split>-000000.tar`…, the card, `<split>/index.json` and samples.parquet: same input, same bytes.
 
     Clips of a split are shuffled by `pack.seed`, so that a shard mixes speakers; `machine.workers` threads encode
-    them. Shards of a former pack are removed. Raises ShardError where something else lies in the store, another
-    pack of this catalogue is at work, or a remote store holds that of another catalogue, MachineError where nothing
-    can be written, TableError where the tables do not belong together, and ConfigError, before anything is touched,
-    where the store is remote and the licence does not allow it, unless the caller says that he `has_rights`.
+    them. Shards of the previous pack are removed. Raises ShardError where the store holds other files, another pack
+    of this catalogue is running, or a remote store holds the pack of another catalogue, MachineError where nothing
+    can be written, TableError where the tables do not match, and ConfigError, before anything is changed, where the
+    store is remote and the licence does not allow it, unless the caller `has_rights`.
     """
     refuse_unlicensed(corpus.license, store, has_rights)
     clips_table = read_table(clips_path, schema.CLIPS, "pipeline ingest")
@@ -104,7 +104,7 @@ def pack(
     source = ClipSource(corpus, crop, machine, clips, lambda: tracks)
     usable = [row for row in ledger.to_pylist() if row["status"] == Status.OK]
     least_bytes = sum(row["num_frames"] for row in usable) * crop.size_px**2 if pack.codec == "raw" else 0
-    with _alone(store, samples_path), _cleared(store, samples_path, least_bytes):
+    with _locked(store, samples_path), _cleared(store, samples_path, least_bytes):
         rows: list[dict[str, Any]] = []
         splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
         shards: dict[str, list[IndexedShard]] = {split: [] for split in splits}
@@ -141,20 +141,20 @@ def pack(
 
 
 @contextmanager
-def _alone(store: ShardStore, samples_path: Path) -> Iterator[None]:
-    """Of two packs at once each would clear away what the other writes: this catalogue, or a folder of shards.
+def _locked(store: ShardStore, samples_path: Path) -> Iterator[None]:
+    """Holds the locks of the catalogue and the shards folder: two packs at once would remove each other's files.
 
     A remote store has no locks, but an owner (`ShardStore.claim`).
     """
 
     def refusal(holder: str) -> ShardError:
         return ShardError(
-            f"another pack is at work on {written} ({holder}): wait until it has ended, or end it; to make "
-            "both, give this one paths.shards and paths.samples of its own"
+            f"another pack is writing {written} ({holder}): wait until it ends, or stop it; to keep both "
+            "packs, set other paths.shards and paths.samples for this one"
         )
 
     with ExitStack() as lock:
-        # always in this order; by the true name, whichever link leads there
+        # always in this order; resolved, since several links may lead to one place
         for written in (samples_path, *([] if store.is_remote else [Path(store.place(""))])):
             place = written.resolve()
             with disk_errors_reported(written):
@@ -164,15 +164,15 @@ def _alone(store: ShardStore, samples_path: Path) -> Iterator[None]:
 
 
 def _try_writing(store: ShardStore) -> None:
-    """Before anything is removed: raises where a former pack would go and none could come."""
-    # should it be left behind, the next pack takes it for its own
+    """Raises where nothing can be written, before the previous pack is removed."""
+    # if this file is left behind, the next pack recognises and removes it
     tried = f".{CARD}.tried.tmp"
     _write(store, tried, b"tried")
     store.remove(tried)
 
 
 def _shuffled(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:
-    """A seeded order that does not depend on the table's."""
+    """Returns the rows in a seeded order that does not depend on their order in the table."""
     ordered = sorted(rows, key=lambda row: str(row["clip_id"]))
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     return [ordered[i] for i in rng.permutation(len(ordered))]
@@ -189,7 +189,7 @@ class _Encoded:
 def _encoded(
     crop_rows: Sequence[dict[str, Any]], source: ClipSource, pack: PackParams, num_threads: int
 ) -> Iterator[Iterator[_Encoded]]:
-    """The clips of `crop_rows`, in this order, as threads encode them; few are in memory at once."""
+    """Yields the clips of `crop_rows`, in this order; threads encode them, and only a few are in memory at once."""
 
     def encode(crop_row: dict[str, Any]) -> _Encoded:
         clip_THW = source.read(crop_row)
@@ -198,7 +198,7 @@ def _encoded(
         except ValueError as error:
             raise ShardError(
                 f"clip {crop_row['clip_id']} cannot be packed with pack.codec {pack.codec} ({error}); "
-                "lower crop.max_frames or crop.size_px, and crop again"
+                "lower crop.max_frames or crop.size_px, then run `pipeline crop` again"
             ) from error
         return _Encoded(crop_row, payload, hashlib.sha256(payload).hexdigest())
 
@@ -215,7 +215,7 @@ def _encoded(
     try:
         yield in_order()
     finally:
-        # after an error nothing more is begun
+        # after an error, no further clip is started
         pool.shutdown(cancel_futures=True)
 
 
@@ -228,22 +228,22 @@ def _write_split(
     store: ShardStore,
     shards: list[IndexedShard],
 ) -> Iterator[dict[str, Any]]:
-    """Writes the shards of a split and adds them to `shards`; gives the row of each sample as it is written."""
+    """Writes the shards of a split and adds them to `shards`; yields the row of each sample after writing it."""
     waiting = next(encoded, None)
     while waiting is not None:
         name = f"{split}/{split}-{len(shards):06d}.tar"
         with store.writing(name) as file, shard_writer(file) as shard:
             while waiting is not None and shard.num_bytes < pack.shard_mb * 1e6:
                 clip = source.clips[waiting.crop_row["clip_id"]]
-                # what the sample itself and samples.parquet both tell
+                # fields of both the sample itself and samples.parquet
                 shared = {field: clip[field] for field in ("clip_id", "label", "speaker", "topic")} | {
                     "split": split,
                     "num_frames": waiting.crop_row["num_frames"],
                     "codec": pack.codec,
                 }
-                told = {field: without_null(value) for field, value in shared.items()}
+                filled = {field: without_null(value) for field, value in shared.items()}
                 described = json.dumps(
-                    told | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
+                    filled | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
                 ).encode()
                 place = shard.add(
                     clip["clip_id"],
@@ -260,7 +260,7 @@ def _write_split(
 
 
 def _write_index(store: ShardStore, split: str, shards: Sequence[IndexedShard]) -> None:
-    """Last of all: a store without it is not a whole pack."""
+    """Is called last: a store without an index is not a complete pack."""
     index = {
         "split": split,
         "num_samples": sum(shard.num_samples for shard in shards),
@@ -284,27 +284,28 @@ def _write(store: ShardStore, name: str, content: bytes) -> None:
 
 @contextmanager
 def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterator[None]:
-    """Removes a former pack and its catalogue, since there may be no room for two; refuses to touch what is not one.
+    """Removes the previous pack and its catalogue, since there may be no room for two.
 
-    Raises DiskError, and removes nothing, where `least_bytes` of new shards have no room in its place either.
+    Raises ShardError, and removes nothing, where the store holds other files. Raises DiskError, and removes nothing,
+    where `least_bytes` of new shards do not fit even then.
     """
     names = store.names()
     foreign = [name for name in names if not (_OURS.fullmatch(name) or _is_card_of_ours(store, name))]
     if foreign:
         raise ShardError(
-            f"{store.place(foreign[0])} is no shard of a former pack; move it out of {store.place('')}"
+            f"{store.place(foreign[0])} is not a file of a pack; move it out of {store.place('')}"
         )
     store.claim(samples_path)
     if names or samples_path.exists():
         _try_writing(store)
-        # what a killed pack left was swept by it
+        # writing has removed what a killed pack left
         names = sorted(set(names).intersection(store.names()))
     if names and not store.is_remote:
         folder = Path(store.place(""))
         room_bytes = shutil.disk_usage(folder if folder.exists() else folder.resolve().parent).free
         if room_bytes + sum((folder / name).stat().st_size for name in names) < least_bytes:
             raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), least_bytes)
-    # the catalogue and the index first: new shards under an old catalogue would be read without a word
+    # the catalogue and the index first: new shards under an old catalogue would be read without an error
     if samples_path.exists():
         samples_path.unlink()
         sync_folder(samples_path.parent)
@@ -313,14 +314,14 @@ def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterato
     try:
         yield
     except DiskError as error:
-        told, is_full, _ = str(error).partition(KEPT)
+        cause, is_full, _ = str(error).partition(KEPT)
         if not (names and is_full):
             raise
         raise DiskError(
-            f"{told}the former pack was removed to make room. Free some space, then run the same command again"
+            f"{cause}the previous pack was removed to make room. Free some space, then run the same command again"
         ) from error
 
 
 def _is_card_of_ours(store: ShardStore, name: str) -> bool:
-    """Other people write a README too."""
+    """Whether `pack` wrote this file: other people write a README too."""
     return name in (CARD, METADATA) and MARK.encode() in store.local(name).read_bytes()

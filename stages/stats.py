@@ -1,4 +1,4 @@
-"""Stage stats: what a corpus holds, split by split, as JSON, Parquet, plot data and a picture."""
+"""Stage stats: measures a corpus split by split, and writes JSON, Parquet, plot data and a picture."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,10 +25,9 @@ from stages.statistics.tidy_table import stats_table
 
 FRAME_BIN = 10
 """Width of the bins of clip lengths, frames."""
-"""Topic of clips without one."""
-# One row a group; NULL where the table that would tell is missing. `kept`: what a model is trained and
-# scored on, the ok clips, or every clip while there is no ledger. Microseconds are added as integers: a sum of
-# fractions depends on the order in which threads bring them.
+# One row for each group; NULL where the table that a figure needs is missing. `kept`: the clips for training and
+# scoring, that is the ok clips, or every clip while there is no ledger. Microseconds are added as integers: a sum of
+# fractions depends on the order of the threads.
 _FIGURES = """
     count(*) AS clips,
     CASE WHEN $has_crops THEN count(*) FILTER (is_ok) END AS ok,
@@ -57,13 +56,13 @@ def stats(
     """Writes what `measure` finds into `stats_folder`, all files or none; returns the JSON values by file stem.
 
     `splits.json`, `rejections.json`, `topics.json`, `vocabulary.json`, `annotations.json`, `overlap.json`,
-    `histograms.json` and `shards.json`; all of them, one row a figure, in `stats.parquet`; the plot data
-    `label_lengths.csv` and `clip_frames.csv`; and `stats.svg` to look at.
+    `histograms.json` and `shards.json`; all of them, one row for each figure, in `stats.parquet`; the plot data
+    `label_lengths.csv` and `clip_frames.csv`; and the picture `stats.svg`.
 
     Hours, frames and characters are of the `ok` clips, or of all clips where `crops_path` is None
-    (`splits.json` says which under `counted`); hours are of source video. What a missing table would tell
-    is null, or an empty plot. Raises TableError where a table is missing, damaged, or not of these clips; with
-    `leave_out_others`, one of other clips (another corpus was ingested since) is told of and taken as missing.
+    (`splits.json` says which under `counted`); hours are of source video. Figures that need a missing table
+    are null, or an empty plot. Raises TableError where a table is missing, damaged, or not of these clips; with
+    `leave_out_others`, logs a table of other clips (another corpus was ingested since) and treats it as missing.
     """
     summary, characters = measure(clips_path, crops_path, samples_path, leave_out_others=leave_out_others)
     files = {f"{name}.json": json_bytes(value) for name, value in summary.items()} | {
@@ -79,12 +78,12 @@ def stats(
 def measure(
     clips_path: Path, crops_path: Path | None, samples_path: Path | None, *, leave_out_others: bool = False
 ) -> tuple[dict[str, Any], Characters]:
-    """The figures, see `stats`, and how often each character stands in the labels of each split."""
+    """Returns the figures, see `stats`, and how often each character occurs in the labels of each split."""
     paths = {"clips": clips_path, "crops": crops_path, "samples": samples_path}
     files = {name: (path, TABLES[name][1]) for name, path in paths.items() if path}
     for name, (path, verb) in files.items():
         check_table(path, TABLES[name][0], verb)
-    with open_catalogue(files) as connection, _told(files):
+    with open_catalogue(files) as connection, _database_errors(files):
         ask = partial(_measured, connection, clips_path, paths, leave_out_others=leave_out_others)
         return interruptible(connection, "stats", ask)
 
@@ -118,22 +117,22 @@ def _measured(
 
 
 @contextmanager
-def _told(files: Mapping[str, tuple[Path, str]]) -> Iterator[None]:
-    """DuckDB's errors as ours, where tables or machine are to blame."""
+def _database_errors(files: Mapping[str, tuple[Path, str]]) -> Iterator[None]:
+    """Raises DuckDB's errors as TableError or MachineError, where the tables or the machine are the cause."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:
         raise MachineError(f"stats of {files['clips'][0]} need more than {MEMORY_LIMIT}: {error}") from error
     except duckdb.Error as error:
-        if told := damage(error, files):
-            raise told from error
+        if damaged := damage(error, files):
+            raise damaged from error
         raise
 
 
 def _by(
     connection: duckdb.DuckDBPyConnection, column: str, has: Mapping[str, bool]
 ) -> dict[str, dict[str, Any]]:
-    """`_FIGURES` for each value of `column`, in its order."""
+    """Returns `_FIGURES` for each value of `column`, sorted by it."""
     result = connection.execute(
         f"SELECT {column} AS name, {_FIGURES} FROM joined GROUP BY name ORDER BY name", has
     )
@@ -156,7 +155,7 @@ def _splits(
 
 
 def _rejections(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[str, Any]:
-    """Rejected clips by split and reason, and over all splits; null without a ledger."""
+    """Returns the rejected clips by split and reason, and over all splits; null without a ledger."""
     if not has_crops:
         return {"rejected": None, "by_reason": None, "by_split": None}
     rows = connection.execute(
@@ -175,7 +174,7 @@ def _rejections(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[
 
 
 def _overlap(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[str, Any]:
-    """Speakers that stand in several splits, and how many clips each has there; `copies` is null without a ledger."""
+    """Returns the speakers in several splits, with their clips in each; `copies` is null without a ledger."""
     rows = connection.execute(
         "SELECT speaker, split, count(*) FROM joined WHERE speaker IS NOT NULL GROUP BY speaker, split "
         "QUALIFY count(*) OVER (PARTITION BY speaker) > 1 ORDER BY ALL"
@@ -189,20 +188,20 @@ def _overlap(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[str
 
 
 def _histogram(connection: duckdb.DuckDBPyConnection, column: str, width: int) -> dict[str, Any]:
-    """Kept clips by `column`, in bins of `width` named by their lower edge, split by split."""
+    """Returns the kept clips of each split by `column`, in bins of `width` named by their lower edge."""
     rows = connection.execute(
         f"SELECT split, {column} // {width} * {width} AS edge, count(*) FROM joined "
         "WHERE kept AND edge IS NOT NULL GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     splits: dict[str, dict[str, int]] = {}
     for split, edge, count in rows:
-        # strings, as JSON has keys
+        # JSON keys are strings
         splits.setdefault(split, {})[str(edge)] = count
     return {"of": column, "bin_width": width, "splits": _ranked(splits)}
 
 
 def _shards(connection: duckdb.DuckDBPyConnection, has_samples: bool) -> dict[str, Any] | None:
-    """Shards of each split by codec; `bytes` are of whole samples, without what ends a tar. Null without samples."""
+    """Returns the shards of each split by codec; `bytes` are of samples, without the end of a tar. Null if unpacked."""
     if not has_samples:
         return None
     rows = connection.execute(

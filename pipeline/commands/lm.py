@@ -27,8 +27,8 @@ def lm(
     """
     import json
 
-    from stages.lm import make_language_model, told
+    from stages.lm import make_language_model, summary_of
 
     values = load(params, assignments, lm__text_file=text)
     figures = make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
-    typer.echo(json.dumps(figures, ensure_ascii=False, indent=2) if json_ else told(figures))
+    typer.echo(json.dumps(figures, ensure_ascii=False, indent=2) if json_ else summary_of(figures))

@@ -1,1 +1,1 @@
-"""What stands beside shards and exported models for those who take them: cards, metadata, licences."""
+"""The files for users of shards and exported models: cards, metadata, licences."""

@@ -1,4 +1,4 @@
-"""How a pack is read without this project: the Python that its card shows, and that tests run."""
+"""Python programs that read a pack without this project; the card shows them, and tests run them."""
 
 _CUT_JPEG = """
 
@@ -39,14 +39,14 @@ for sample in samples{cast}:
 
 
 def with_webdataset(codec: str, extension: str, size_px: int, split: str) -> str:
-    """A program that prints id, shape and label of every clip of a split, by webdataset."""
+    """Returns a program that prints id, shape and label of every clip of a split, with webdataset."""
     member = f'sample["{extension}"]'
     return _WEBDATASET.format(
         standard="import io\n" if _is_video(codec) else "",
         imports="" if codec == "raw" else _imports(codec),
         function=_function(codec, size_px),
         split=split,
-        # numpy's format it knows by itself; as what a picture is wanted it is told
+        # webdataset decodes numpy's format by itself; pictures need a format
         how='"l8"' if codec == "jpeg" else "",
         clip={"raw": member, "jpeg": f'clip_of({member}, about["num_frames"])'}.get(
             codec, f"clip_of({member})"
@@ -55,7 +55,7 @@ def with_webdataset(codec: str, extension: str, size_px: int, split: str) -> str
 
 
 def with_datasets(codec: str, extension: str, size_px: int, split: str) -> str:
-    """The same by Hugging Face datasets, which hands .npy over as lists and would show video by itself."""
+    """Returns the same with Hugging Face datasets, which returns .npy as lists and decodes video itself."""
     clip = {
         "raw": 'np.array(sample["npy"], np.uint8)',
         "jpeg": 'clip_of(np.array(sample["jpg"]), about["num_frames"])',

@@ -1,4 +1,4 @@
-"""What there is to tell of a pack: its clips by split, its licence and language, how it is encoded."""
+"""The facts of a pack: its clips by split, its licence and language, its encoding."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _LANGUAGES = {"chinese_lips": "zh", "grid": "en"}
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """What one split holds; `num_speakers` is None where no clip names one."""
+    """The facts of one split; `num_speakers` is None where no clip names one."""
 
     name: str
     num_clips: int
@@ -20,7 +20,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, slots=True)
 class PackFacts:
-    """What the card tells of a pack; `language` is empty where unknown."""
+    """The facts in the card of a pack; `language` is empty where unknown."""
 
     license: str
     language: str
@@ -40,7 +40,7 @@ def facts_of(
     size_px: int,
     fps: float,
 ) -> PackFacts:
-    """The facts of rows of samples.parquet; `kind` is the corpus's, and tells its language."""
+    """Returns the facts of rows of samples.parquet; `kind` is the corpus's, and gives its language."""
     by_split: dict[str, list[Mapping[str, Any]]] = {split: [] for split in splits}
     for row in rows:
         by_split[row["split"]].append(row)

@@ -1,1 +1,1 @@
-"""Many clips at once: what a worker does with each, processes and clusters, and the cache."""
+"""Crops many clips at once: the work for one clip, local processes, Ray clusters, and the cache."""

@@ -1,10 +1,10 @@
-"""Mouth clips and landmarks found by content: what a rerun need not do again.
+"""Keeps mouth clips and landmarks under keys of their content, so that a rerun need not make them again.
 
     <folder>/content-HOST.sqlite  sha256 of sources, memoised by (path, size, mtime); each host has its own
-    <folder>/tracks/ab/abcd….npz  faces of one video; key: content, what steers their following, TRACK_VERSION
+    <folder>/tracks/ab/abcd….npz  faces of one video; key: content, parameters of face tracking, TRACK_VERSION
     <folder>/clips/ab/abcd….npz   outcome of one clip; key: content, crop parameters, both code versions
 
-The .npz are plain numpy archives, without pickles. A damaged entry is named in the log and made anew.
+The .npz are plain numpy archives, without pickles. A damaged entry is logged and made again.
 """
 
 import logging
@@ -49,12 +49,12 @@ SQLITE_WAIT_S = 60.0
 _T = TypeVar("_T")
 
 _TRIES = 3
-"""For a video that is replaced between hashing and decoding, as by an rsync that ends then."""
+"""Attempts for a video that is replaced between hashing and decoding, for example by rsync."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Under which a video's landmarks (None for ready mouth crops) and its clip are kept."""
+    """The cache keys of a video's clip and of its landmarks (None for ready mouth crops)."""
 
     clip: str
     track: str | None
@@ -62,7 +62,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one clip: a track, with its clip in the cache, or a rejection; and what was measured."""
+    """The result of one clip: a track, with its clip in the cache, or a rejection; and the measured figures."""
 
     keys: Keys
     figures: Figures
@@ -78,10 +78,10 @@ class ClipCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.num_damaged = 0
-        """Entries met so far that were damaged."""
+        """Damaged entries found so far."""
 
     def keys(self, media: Media, media_kind: MediaKind, params: CropParams) -> Keys:
-        """The keys of a video, by its bytes: packed into a zip it has the same ones.
+        """Returns the keys of a video, by its bytes: inside a zip it has the same keys.
 
         Raises ClipRejected (missing_file, unreadable, and oversized, before anything is read).
         """
@@ -97,10 +97,10 @@ class ClipCache:
         return Keys(clip_key, fingerprint("track", TRACK_VERSION, content, *part, params.track_values()))
 
     def crop(self, path: Media, media_kind: MediaKind, params: CropParams) -> Outcome:
-        """The outcome for the video at `path`: from the cache, or made and kept. Rejections for its content too.
+        """Returns the outcome for the video at `path`, from the cache, or makes and keeps it, rejections too.
 
-        Raises ClipRejected (unreadable), not kept, where the file's bytes cannot be read at all, or change all the
-        while.
+        Raises ClipRejected (unreadable), which is not kept, where the file's bytes cannot be read at all, or keep
+        changing.
         """
         for _ in range(_TRIES):
             keys = self.keys(path, media_kind, params)
@@ -110,15 +110,15 @@ class ClipCache:
             try:
                 return self._made(path, media_kind, params, keys)
             except _Replaced:
-                log.warning("%s was replaced while it was read; it is read again", source_of(path).name)
+                log.warning("%s was replaced while it was read; reading it again", source_of(path).name)
         raise ClipRejected(
             Reason.UNREADABLE,
-            f"{source_of(path).name} is being written: {_TRIES} times it changed while it was read; crop again "
-            "when it is whole",
+            f"{source_of(path).name} is being written: it changed {_TRIES} times while it was read; run "
+            "`pipeline crop` again when it is complete",
         )
 
     def _made(self, path: Media, media_kind: MediaKind, params: CropParams, keys: Keys) -> Outcome:
-        """The outcome, made and kept; nothing of it is kept, and _Replaced raised, where `keys` are not its keys."""
+        """Makes and keeps the outcome; keeps nothing and raises _Replaced where `keys` are no longer valid."""
         figures = Figures()
 
         def refuse_other_content() -> None:
@@ -149,22 +149,22 @@ class ClipCache:
         return Outcome(keys, mouth.figures, track, len(encode_raw(mouth.clip_THW)), None, from_cache=False)
 
     def read_clip(self, clip_key: str, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
-        """The clip kept under a key, uint8, T×H×W; None where none of this shape is there (any more)."""
+        """Returns the clip kept under a key, uint8, T×H×W; None where the cache holds none of this shape."""
         return self._read(self._place("clips", clip_key), lambda kept: clip_of(kept, shape))
 
     # -- sources ---------------------------------------------------------------------------------------
 
     def _content(self, source: Source) -> str:
-        """sha256 of the video's bytes; read again only where size or time of change of its file differ."""
+        """Returns the sha256 of the video's bytes; reads them again only where its file's size or mtime changed."""
         status = source.path.stat()
         name = str(source.path.absolute()) + ("" if source.member is None else f"!{source.member}")
         place = (name, status.st_size, status.st_mtime_ns)
-        # one a host: SQLite's locks cannot be relied on across a network file system
+        # one for each host: SQLite's locks are not reliable on a network file system
         host = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())
         memo = of_this_user(self.folder / f"content-{host}.sqlite")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            # a connection a call: it costs far less than a clip, and none is ever shared between processes
+            # one connection for each call: it costs far less than a clip, and processes never share one
             with closing(sqlite3.connect(memo, timeout=SQLITE_WAIT_S)) as database:
                 with database:
                     database.execute(
@@ -181,9 +181,8 @@ class ClipCache:
                     database.execute("INSERT OR REPLACE INTO content VALUES (?, ?, ?, ?)", (*place, content))
                 return content
         except sqlite3.DatabaseError as error:
-            # only a memo: without it each source is read once more. Removing it is left to a person, since
-            # another process may be writing
-            log.warning("%s cannot be used (%s); remove it while no crop runs", memo, error)
+            # without this table each source is read once more. We do not remove it: another process may be writing
+            log.warning("%s cannot be used (%s); remove it while no `pipeline crop` runs", memo, error)
             return _hashed(source)
 
     # -- outcomes --------------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ class ClipCache:
         return self.folder / kind / key[:2] / f"{key}.npz"
 
     def _read(self, place: Path, taken_from: Callable[[zipfile.ZipFile], _T]) -> _T | None:
-        """What `taken_from` makes of the entry; None where there is none, or none that is whole."""
+        """Returns what `taken_from` reads from the entry; None where it is missing or damaged."""
         try:
             with zipfile.ZipFile(place) as kept:
                 return taken_from(kept)
@@ -211,7 +210,7 @@ class ClipCache:
             return None
         except DAMAGE as error:
             self.num_damaged += 1
-            log.warning("cache entry %s is damaged (%s); it is made anew", place, error)
+            log.warning("cache entry %s is damaged (%s); it is made again", place, error)
             return None
 
     def _write(self, place: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -220,11 +219,11 @@ class ClipCache:
 
 
 class _Replaced(Exception):
-    """The video is another one than was hashed."""
+    """The video is no longer the one that was hashed."""
 
 
 def _is_of_content(rejection: ClipRejected) -> bool:
-    """Whether the same bytes would be turned down again; a file system that fails may serve them tomorrow."""
+    """Whether the same bytes would be rejected again; a file system that fails now may work later."""
     # PyAV's I/O errors are OSErrors too, those about the data ValueErrors
     return rejection.reason not in NOT_OF_CONTENT and not isinstance(
         rejection.__cause__, OSError | MemoryError

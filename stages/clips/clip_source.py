@@ -1,4 +1,4 @@
-"""Mouth clips of the ledger's rows, for pack and qc: from the cache, or cut again by the code that cut them."""
+"""Reads the mouth clips of the ledger's rows for pack and qc, from the cache or cropped again by the same code."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ from stages.videos.settings import CropParams
 class ClipSource:
     """Mouth clips of `ok` rows of crops.parquet; `clips` maps clip_id to its row of clips.parquet.
 
-    `read_tracks` gives tracks.parquet; it is asked for once, and only where a face clip is not in the cache any
-    more. `num_rendered` counts the clips that were cut again. Threads may share one source.
+    `read_tracks` returns tracks.parquet; it is called once, and only where a face clip is no longer in the cache.
+    `num_rendered` counts the clips that were cropped again. Threads may share one source.
     """
 
     def __init__(
@@ -45,53 +45,53 @@ class ClipSource:
         self._cutting = threading.Lock()
 
     def read(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
-        """The clip, uint8, T×H×W.
+        """Returns the clip, uint8, T×H×W.
 
         Raises ShardError where it is not in the cache and its video or the crop parameters changed since, and
-        TableError where the tables do not belong together.
+        TableError where the tables do not match.
         """
         if self.mirror:
             self.mirror.fetch_clip(crop_row["clip_key"])
         expected = (crop_row["num_frames"], self.params.size_px, self.params.size_px)
         clip_THW = self.cache.read_clip(crop_row["clip_key"], expected)
         if clip_THW is None:
-            # rare: one at a time, since a decoder and its pictures take far more memory than a clip
+            # rare: one at a time, since a decoder and its frames take far more memory than a clip
             with self._cutting:
                 clip_THW = self._render(crop_row)
                 self.num_rendered += 1
         if clip_THW.shape != expected:
             raise TableError(
-                f"clip {crop_row['clip_id']} is {clip_THW.shape}, ledger and parameters say {expected} (frames, "
+                f"clip {crop_row['clip_id']} is {clip_THW.shape}, but ledger and parameters say {expected} (frames, "
                 "height, width); run `pipeline crop` again"
             )
         return clip_THW
 
     def video_of(self, clip: Mapping[str, Any]) -> Source:
-        """The video, or its part, of a row of clips.parquet. Raises ClipRejected where it is missing or outside."""
+        """Returns the video, or its part, of a row of clips.parquet. Raises ClipRejected if missing or outside."""
         return resolve_media(self.root, clip["media"], clip["start_s"], clip["end_s"], self.follow_links)
 
     def _render(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
         clip_id = crop_row["clip_id"]
         clip = self.clips[clip_id]
-        # as crop does where ingest could not tell; a face has landmarks
+        # as in crop, where ingest did not find the kind; a face has landmarks
         kind = MediaKind.MOUTH if crop_row["track_key"] is None else MediaKind.FACE
         try:
             source = self.video_of(clip)
             self._refuse_other_content(source, kind, crop_row)
             clip_THW = self._cut(source, kind, clip_id)
-            # replaced while it was cut
+            # the video may be replaced while it is read
             self._refuse_other_content(source, kind, crop_row)
             return clip_THW
         except ClipRejected as error:
             raise ShardError(
-                f"clip {clip_id} is not in the cache and cannot be cut again ({error}); run `pipeline crop` again"
+                f"clip {clip_id} is not in the cache and cannot be cropped again ({error}); run `pipeline crop` again"
             ) from error
 
     def _refuse_other_content(self, source: Source, kind: MediaKind, crop_row: Mapping[str, Any]) -> None:
         if self.cache.keys(source, kind, self.params).clip != crop_row["clip_key"]:
             raise ShardError(
-                f"clip {crop_row['clip_id']} is not in the cache, and its video or the crop parameters are others "
-                "than when it was cropped; run `pipeline crop` again"
+                f"clip {crop_row['clip_id']} is not in the cache, and its video or the crop parameters changed "
+                "since it was cropped; run `pipeline crop` again"
             )
 
     def _cut(self, source: Source, kind: MediaKind, clip_id: str) -> NDArray[np.uint8]:

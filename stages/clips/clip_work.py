@@ -1,4 +1,4 @@
-"""What a worker does with one clip: its row of the ledger, its track, its mouth clip in the cache."""
+"""Crops one clip in a worker: makes its row of the ledger, its track, and its mouth clip in the cache."""
 
 import logging
 import unicodedata
@@ -26,10 +26,10 @@ from stages.videos.video import read_header
 log = logging.getLogger(__name__)
 
 DATA_ERRORS = (cv2.error, ValueError, ArithmeticError, LookupError)
-"""What odd pixels and times make OpenCV and numpy raise. A wrong type or name is no clip's fault: it ends the run."""
+"""Errors of OpenCV and numpy for odd pixels and times. A TypeError or NameError is a bug: it ends the run."""
 
 FASTEST_SPEECH = 10.0
-"""Syllables a second that nobody keeps up; languages are spoken at 5 to 8 (Pellegrino, Coupé, Marsico 2011)."""
+"""Syllables a second that nobody speaks for long; usual are 5 to 8 (Pellegrino, Coupé, Marsico 2011)."""
 
 _SYLLABIC = (
     "HIRAGANA LETTER",
@@ -44,7 +44,7 @@ _SYLLABIC = (
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """What a worker needs to know of a row of clips.parquet."""
+    """The fields of a row of clips.parquet that a worker needs."""
 
     clip_id: str
     root: str
@@ -55,35 +55,35 @@ class Clip:
     start_s: float | None = None
     end_s: float | None = None
     kind_setting: KindSetting = "auto"
-    """`corpus.media_kind`, for a clip whose kind is not known."""
+    """`corpus.media_kind`, used for a clip whose kind is not known."""
     follow_links: bool = False
     """`corpus.follow_links`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of a clip: its row of crops.parquet, and of tracks.parquet where it has one."""
+    """The result of a clip: its row of crops.parquet, and of tracks.parquet where it has one."""
 
     crop_row: dict[str, Any]
     track_row: dict[str, Any] | None
     from_cache: bool
     num_damaged: int = 0
-    """Entries of the cache that were damaged, and were made again."""
+    """Damaged cache entries that were made again."""
 
 
 Work = Callable[[Clip], Done]
-"""Runs in a worker process, so it can be pickled. What it raises ends the run."""
+"""Runs in a worker process, so it must be picklable. An exception ends the run."""
 
 
 class Executor(Protocol):
-    """Hands clips to workers. Leaving its `with` block stops them at once, whatever they are at."""
+    """Gives clips to workers. Leaving its `with` block stops all workers at once."""
 
     def __enter__(self) -> "Executor": ...
     def __exit__(self, *_: object) -> None: ...
     def run(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Done]]:
-        """Each clip with what became of it, as they finish: one for each, `crashed` and `timeout` among them.
+        """Yields each clip with its result, as they finish: one for each clip, also for `crashed` and `timeout`.
 
-        Raises MachineError where the fault is the machine's and no clip's.
+        Raises MachineError where the machine, not a clip, is the cause.
         """
 
 
@@ -100,22 +100,22 @@ class CropWork:
 
 
 def given_up(clip: Clip, reason: Reason, detail: str) -> Done:
-    """The clip's row where no worker came to an end with it; tried again at the next run."""
+    """Returns the result of a clip that no worker finished; the next run retries it."""
     return Done(crop_row(clip, Figures(), reason, detail), None, from_cache=False)
 
 
 def place(clip: Clip) -> str:
-    """For the note of an error."""
+    """Returns the note that is added to an error."""
     return f"while cropping clip {clip.clip_id} ({clip.media})"
 
 
 def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = "") -> Done:
-    """The ledger's row, and the track, of one clip; runs in a worker."""
+    """Returns the ledger's row and the track of one clip; runs in a worker."""
     try:
         if not clip.label:
             raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
         source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s, clip.follow_links)
-        # without a kind, ingest could not read the header: looking again finds the reason, or a file that came
+        # without a kind, ingest could not read the header: reading it again gives the reason, or finds a new file
         if clip.media_kind is None:
             kind = media_kind_of(source, read_header(source, params), clip.kind_setting, params)
         else:
@@ -130,7 +130,7 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
     except DATA_ERRORS as error:
         if is_short():
             raise MemoryError(str(error)) from error
-        # a gap in our checks, which must not end a run of days; the log has the way there, the ledger the clip
+        # a gap in our checks must not end a run of days; the log has the traceback, the ledger the clip
         log.exception("%s", place(clip))
         return given_up(
             clip, Reason.CRASHED, f"{clip.media}: {type(error).__name__}: {error} (a bug; please report it)"
@@ -152,7 +152,7 @@ def _mirrored(
 
 
 def _too_dense(clip: Clip, figures: Figures, params: CropParams) -> ClipRejected | None:
-    """A label that takes longer to say than the video lasts belongs to another video, or to a cut one."""
+    """Returns a rejection where the label takes longer to say than the video lasts: one of the two is wrong."""
     assert figures.duration_s is not None, "a clip that was cut has a duration"
     syllables = spoken_syllables(clip.label)
     if syllables <= params.max_chars_per_s * figures.duration_s:
@@ -163,14 +163,14 @@ def _too_dense(clip: Clip, figures: Figures, params: CropParams) -> ClipRejected
         Reason.LABEL_TOO_LONG,
         f"{clip.num_chars} characters, about {syllables:.0f} syllables, in {figures.duration_s:.2f} s; "
         f"crop.max_chars_per_s is {limit:g} (syllabic signs; {limit * LETTERS_A_SYLLABLE:g} letters)"
-        + (": is the video cut?" if is_impossible else ""),
+        + (": check whether the video is truncated" if is_impossible else ""),
     )
 
 
 def spoken_syllables(label: str) -> float:
-    """About how many syllables a label has, by its script; spaces, marks and punctuation are not spoken.
+    """Estimates the number of syllables of a label by its script, without spaces, marks and punctuation.
 
-    A Han character, kana, Hangul syllable or digit is one, another letter a part of one.
+    A Han character, kana, Hangul syllable or digit counts as one, any other letter as a fraction.
     """
     signs = letters = 0
     for character in label:

@@ -1,7 +1,7 @@
-"""What an entry of the cache holds: declared once, and checked on reading, since a shared cache has other writers.
+"""The contents of a cache entry: declared once, and checked on reading, since a shared cache has other writers.
 
-An entry is a zip of .npy files as numpy.savez writes it, nothing in it compressed: what is read is never larger
-than the file. Whatever differs from what is declared here raises one of DAMAGE, and makes the entry damaged.
+An entry is a zip of .npy files as numpy.savez writes it, without compression, so the data is never larger than the
+file. Any difference from the declaration below raises one of DAMAGE: the entry is damaged.
 """
 
 import io
@@ -22,7 +22,7 @@ from stages.mouths.cropping import Figures, MouthClip
 from stages.mouths.landmarks import KEPT, Landmarks
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
-"""What a cut, flipped or foreign file makes zipfile and numpy raise; what differs from the declaration, ValueError."""
+"""Errors of zipfile and numpy for a truncated or damaged file; a difference from the declaration is a ValueError."""
 
 MAX_MEMBER_BYTES = 1 << 30
 """Four times the largest clip that can be packed; landmarks of an hour take a tenth."""
@@ -34,7 +34,7 @@ NOT_OF_CONTENT = {
     Reason.CRASHED,
     Reason.TIMEOUT,
 }
-"""Never kept: the same bytes need not be turned down again."""
+"""Rejections that are never kept: the same bytes may be accepted next time."""
 
 _FIGURES_OF_FACES = {
     "num_faces",
@@ -46,25 +46,25 @@ _FIGURES_OF_FACES = {
     "jitter_px",
     "yaw_deg",
 }
-"""Not measured of ready mouth crops."""
+"""Figures that are not measured for ready mouth crops."""
 
 _MOST_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class _Declared:
-    """One array. In its shape letters are lengths, the same wherever the letter stands; KEPT landmarks are a number."""
+    """One array. In `shape`, the same letter means the same length everywhere; a number is a fixed length."""
 
     dtype: str
     shape: str = ""
     least: float = 0
     most: float = _MOST_INT32
     are_frames: bool = False
-    """Places among F frames, never falling."""
+    """Indices of F frames, never decreasing."""
 
 
 def _places(shape: str) -> _Declared:
-    # no picture is a million pixels wide, and a face at its edge lies a little outside at most
+    # no frame is a million pixels wide, and a face at its edge is only slightly outside
     return _Declared("<f4", shape, least=-1e6, most=1e6)
 
 
@@ -91,14 +91,14 @@ _TRANSFORM = {"transform_T23": _places("T 2 3")}
 
 @dataclass(frozen=True)
 class Track:
-    """How the clip was cut; the fields of `MouthClip` without the pictures."""
+    """How the clip was cropped: the fields of `MouthClip` without the frames."""
 
     transform_T23: NDArray[np.float32] | None
     frame_index_T: NDArray[np.int32]
     landmarked: NDArray[np.int32]
 
 
-class _Told(BaseModel):
+class _StoredOutcome(BaseModel):
     """The JSON of an outcome."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -116,7 +116,7 @@ def landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
     found = _arrays(kept, _LANDMARKS, {})
     times_s_F = found["times_s_F"]
     if not len(times_s_F) or (np.diff(times_s_F) <= 0).any():
-        raise ValueError("its times do not rise")
+        raise ValueError("its times do not increase")
     width, height, transfer = (found.pop(name) for name in ("width", "height", "transfer"))
     return Landmarks(int(width), int(height), **found, transfer=Transfer(str(transfer)))
 
@@ -124,12 +124,12 @@ def landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
 def arrays_of_outcome(
     figures: Figures, mouth: MouthClip | None, rejection: ClipRejected | None
 ) -> dict[str, NDArray[Any]]:
-    told = {
+    stored = {
         "figures": figures.as_row(),
         "reason": None if rejection is None else rejection.reason,
         "detail": None if rejection is None else rejection.detail,
     }
-    outcome = np.frombuffer(json.dumps(told, ensure_ascii=False).encode(), np.uint8)
+    outcome = np.frombuffer(json.dumps(stored, ensure_ascii=False).encode(), np.uint8)
     if mouth is None:
         return {"outcome": outcome}
     track = {"frame_index_T": mouth.frame_index_T, "landmarked": mouth.landmarked}
@@ -140,25 +140,25 @@ def arrays_of_outcome(
 def outcome_of(
     kept: zipfile.ZipFile, is_face: bool, size_px: int
 ) -> tuple[Figures, Track | None, int | None, ClipRejected | None]:
-    """Figures; and how the clip was cut and the size of its payload, or why there is none.
+    """Returns the figures; and the track and the payload's size, or the rejection.
 
-    Of the clip only the header is read, so that a rerun over a whole corpus costs no minutes of reading.
+    Only the header of the clip is read, so that a rerun over a whole corpus takes no minutes of reading.
     """
-    told = _Told.model_validate_json(_arrays(kept, _OUTCOME, {})["outcome"].tobytes())
-    figures = told.figures.as_row()
+    stored = _StoredOutcome.model_validate_json(_arrays(kept, _OUTCOME, {})["outcome"].tobytes())
+    figures = stored.figures.as_row()
     for name, value in figures.items():
         if isinstance(value, int | float) and not 0 <= value <= _MOST_INT32:
             raise ValueError(f"its {name} is {value}")
-    if told.reason is not None:
+    if stored.reason is not None:
         _refuse_other_members(kept, _OUTCOME)
-        if told.reason in NOT_OF_CONTENT or not told.detail:
-            raise ValueError(f"no clip is kept as {told.reason} ({told.detail})")
-        return told.figures, None, None, ClipRejected(told.reason, told.detail)
+        if stored.reason in NOT_OF_CONTENT or not stored.detail:
+            raise ValueError(f"a rejection as {stored.reason} ({stored.detail}) is never kept")
+        return stored.figures, None, None, ClipRejected(stored.reason, stored.detail)
     declared = _TRACK | (_TRANSFORM if is_face else {})
     _refuse_other_members(kept, _OUTCOME | _CLIP | declared)
     unmeasured = {name for name, value in figures.items() if value is None} - {"source_fps"}
     if unmeasured != (set() if is_face else _FIGURES_OF_FACES):
-        raise ValueError(f"what was not measured is {', '.join(sorted(unmeasured)) or 'nothing'}")
+        raise ValueError(f"the figures that were not measured are {', '.join(sorted(unmeasured)) or 'none'}")
     lengths = {
         "T": figures["num_frames"],
         "S": size_px,
@@ -170,7 +170,7 @@ def outcome_of(
     with kept.open(info) as file:
         _check_header(file, info.file_size, "clip", _CLIP["clip"], lengths)
     track = Track(found.get("transform_T23"), found["frame_index_T"], found["landmarked"])
-    return told.figures, track, info.file_size, None
+    return stored.figures, track, info.file_size, None
 
 
 def clip_of(kept: zipfile.ZipFile, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -185,7 +185,7 @@ def _refuse_other_members(kept: zipfile.ZipFile, declared: Collection[str]) -> N
 
 
 def _member(kept: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
-    """Raises ValueError for what could unfold, or fill the memory, before anything of it is read."""
+    """Raises ValueError for a compressed or too large member, before reading it."""
     info = kept.getinfo(f"{name}.npy")
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > MAX_MEMBER_BYTES:
         raise ValueError(f"its {name} is compressed, or larger than {MAX_MEMBER_BYTES:,} bytes")
@@ -195,10 +195,10 @@ def _member(kept: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 def _arrays(
     kept: zipfile.ZipFile, declared: Mapping[str, _Declared], lengths: dict[str, Any]
 ) -> dict[str, NDArray[Any]]:
-    """The arrays that are declared. `lengths` of letters that are known; those found are added."""
+    """Returns the declared arrays. `lengths` holds the known lengths of letters; lengths found here are added."""
     found = {}
     for name, kind in declared.items():
-        # the whole member first, which checks its CRC
+        # reading the whole member checks its CRC
         payload = io.BytesIO(kept.read(_member(kept, name)))
         _check_header(payload, len(payload.getbuffer()), name, kind, lengths)
         payload.seek(0)
@@ -208,9 +208,9 @@ def _arrays(
 
 
 def _check_header(file: Any, num_bytes: int, name: str, kind: _Declared, lengths: dict[str, Any]) -> None:
-    """Raises ValueError where an .npy says that it holds anything but the array that is declared."""
+    """Raises ValueError where the header of an .npy differs from the declared array."""
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError(f"its {name} is no .npy of version 1.0")
+        raise ValueError(f"its {name} is not an .npy file of version 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     letters = kind.shape.split()
     if len(shape) == len(letters):
@@ -228,10 +228,10 @@ def _check_values(array: NDArray[Any], name: str, kind: _Declared, lengths: Mapp
     if array.dtype.kind in "US" or not array.size:
         return
     most = lengths["F"] - 1 if kind.are_frames else kind.most
-    # not (a < b): NaN is neither
+    # `not (...)`: comparisons with NaN are false
     if not (array.min() >= kind.least and array.max() <= most):
         raise ValueError(
-            f"its {name} goes from {array.min()} to {array.max()}, {kind.least} to {most} are allowed"
+            f"its {name} has values {array.min()} to {array.max()}, allowed are {kind.least} to {most}"
         )
     if kind.are_frames and (np.diff(array) < 0).any():
-        raise ValueError(f"its {name} falls")
+        raise ValueError(f"its {name} decreases")

@@ -1,4 +1,4 @@
-"""The crop stage in several jobs (a Slurm array): each crops its share, and the parts become one ledger."""
+"""Runs the crop stage in several jobs (a Slurm array): each job crops its share, then `merge` joins the parts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What was joined."""
+    """The number of parts and clips that `merge` joined."""
 
     num_jobs: int
     num_clips: int
@@ -46,19 +46,19 @@ class Part:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.num_jobs:
             raise ConfigError(
-                f"--job-index {self.index} of --num-jobs {self.num_jobs}: indices are 0 to {self.num_jobs - 1}"
+                f"--job-index must be 0 to {self.num_jobs - 1} with --num-jobs {self.num_jobs} (got {self.index})"
             )
 
     def take(self, rows: Sequence[_T]) -> Sequence[_T]:
         return rows[self.index :: self.num_jobs]
 
     def path(self, whole: Path) -> Path:
-        """Where this part of the file `whole` stands: beside it."""
+        """Returns the path of this part of the file `whole`, in the same folder."""
         return whole.with_name(f"{whole.stem}.part-{self.index:04}-of-{self.num_jobs:04}{whole.suffix}")
 
 
 def mark_of(clips_path: Path, crop: CropParams) -> dict[bytes, bytes]:
-    """Schema metadata of a part: equal marks, parts of one ledger. What only one machine sees is left out."""
+    """Returns the schema metadata of a part: parts with equal marks belong to one ledger, on any machine."""
     values = crop.model_dump(mode="json", exclude={"timeout_s"})
     versions = (CODE_VERSION, TRACK_VERSION, SCHEMA_VERSION)
     return {_MARK: fingerprint("part", sha256_of(clips_path), values, *versions).encode()}
@@ -69,13 +69,13 @@ def merge(
 ) -> Merged:
     """Joins the parts into the tables that one job would have written, byte for byte, and removes them.
 
-    Without `num_jobs`, the parts' names tell it. Raises TableError where a part is missing, or of another
-    clips.parquet or other parameters, or its two tables are not of one run; then nothing is written and nothing
-    removed. Killed while it removes them, it names the jobs to run again, which find all in the cache.
+    Without `num_jobs`, the names of the parts give it. Raises TableError where a part is missing, was made from another
+    clips.parquet or other parameters, or its two tables are of different runs; then nothing is written or removed.
+    If a merge is killed while it removes parts, the next one names the jobs to run again, which use the cache.
     """
     clips = read_table(clips_path, schema.CLIPS, "pipeline ingest").to_pylist()
     clip_ids = [row["clip_id"] for row in clips]
-    num_jobs = num_jobs or _num_jobs_beside(crops_path)
+    num_jobs = num_jobs or _find_num_jobs(crops_path)
     parts = [Part(index, num_jobs) for index in range(num_jobs)]
     _refuse_missing(parts, crops_path, tracks_path)
     mark = mark_of(clips_path, crop)[_MARK]
@@ -84,31 +84,33 @@ def merge(
     crops = _joined([part.path(crops_path) for part in parts], schema.CROPS, mark, place)
     tracks = _joined([part.path(tracks_path) for part in parts], schema.TRACKS, mark, place)
     if crops["clip_id"].to_pylist() != clip_ids:
-        raise TableError(f"the parts of {crops_path} do not hold every clip of {clips_path} once; crop again")
-    # as in crop: where the ledger is there, the tracks are its own
+        raise TableError(
+            f"the parts of {crops_path} do not hold every clip of {clips_path} exactly once; run `pipeline crop` again"
+        )
+    # as in crop: if the ledger exists, the tracks are of the same run
     crops_path.unlink(missing_ok=True)
     write_table(tracks_path, tracks, schema.TRACKS)
     marked = schema.CROPS.with_metadata(schema.CROPS.metadata | ledger_mark(clips, crop))
     write_table(crops_path, crops, marked)
     for part in parts:
-        # the name of the ledger's part tells the number of jobs to the next --merge
+        # last: the next --merge reads the number of jobs from the name of the ledger's part
         part.path(tracks_path).unlink()
         part.path(crops_path).unlink()
     return Merged(num_jobs, len(crops), crops["status"].to_pylist().count(Status.OK))
 
 
-def _num_jobs_beside(crops_path: Path) -> int:
+def _find_num_jobs(crops_path: Path) -> int:
     names = crops_path.parent.glob(f"{crops_path.stem}.part-*{crops_path.suffix}")
     found = sorted({int(numbers[2]) for name in names if (numbers := _NUMBERS.search(name.stem))})
     if not found:
         raise TableError(
-            f"no parts lie beside {crops_path}; `pipeline crop --job-index 0 --num-jobs N` and so on make them, "
-            "and a --merge that ended has removed them"
+            f"no parts of {crops_path} found in its folder; make them with `pipeline crop --job-index 0 --num-jobs N` "
+            "and so on (a finished --merge has removed them)"
         )
     if len(found) > 1:
         raise TableError(
-            f"parts of {' and of '.join(map(str, found))} jobs lie beside {crops_path}; say which with --num-jobs, "
-            "or remove the others"
+            f"{crops_path} has parts of {' and of '.join(map(str, found))} jobs; choose one number with --num-jobs, "
+            "or remove the other parts"
         )
     return found[0]
 
@@ -126,7 +128,7 @@ def _refuse_missing(parts: Sequence[Part], crops_path: Path, tracks_path: Path) 
 
 
 def _refuse_unpaired(parts: Sequence[Part], crops_path: Path, tracks_path: Path) -> None:
-    """Each part's tracks are those of its usable face clips, else one table is of an older run than the other."""
+    """Raises TableError where a part's tracks are not of its ok face clips: one table is then of an older run."""
     for part in parts:
         crops = read_table(part.path(crops_path), schema.CROPS, "pipeline crop")
         tracks = read_table(part.path(tracks_path), schema.TRACKS, "pipeline crop")
@@ -134,25 +136,25 @@ def _refuse_unpaired(parts: Sequence[Part], crops_path: Path, tracks_path: Path)
         followed = [row["clip_id"] for row in rows if row["status"] == Status.OK and row["track_key"]]
         if tracks["clip_id"].to_pylist() != followed:
             raise TableError(
-                f"{part.path(tracks_path)} is not of the clips in {part.path(crops_path)}; run again: "
+                f"{part.path(tracks_path)} does not match {part.path(crops_path)}; run again: "
                 f"pipeline crop --num-jobs {part.num_jobs} --job-index {part.index}"
             )
 
 
 def _joined(paths: Sequence[Path], table: pa.Schema, mark: bytes, place: Mapping[str, int]) -> pa.Table:
-    """Rows of all parts in the order of clips.parquet."""
+    """Returns the rows of all parts in the order of clips.parquet."""
     tables = [read_table(path, table, "pipeline crop") for path in paths]
     foreign = [
         path for path, part in zip(paths, tables, strict=True) if part.schema.metadata.get(_MARK) != mark
     ]
     if foreign:
         raise TableError(
-            f"{_some(foreign)}: made of another clips.parquet, with other crop parameters or by another version; "
-            "run these jobs again (what is unchanged comes from the cache)"
+            f"{_some(foreign)}: made from another clips.parquet, with other crop parameters or by another version; "
+            "run these jobs again (unchanged clips come from the cache)"
         )
     joined = pa.concat_tables([part.cast(table) for part in tables])
     places = [place.get(clip_id, -1) for clip_id in joined["clip_id"].to_pylist()]
-    # in one piece, as one job writes it: the pages of the file depend on it
+    # in one chunk, as one job writes it: the pages of the file depend on it
     return joined.take(pa.array(np.argsort(places, kind="stable"))).combine_chunks()
 
 

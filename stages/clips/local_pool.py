@@ -1,7 +1,7 @@
-"""Hands clips to processes of this machine: one that dies or hangs costs its clip, and no other waits for it.
+"""Gives clips to processes of this machine: a process that dies or hangs affects only its own clip.
 
-No executor of the standard library can end one hung process, and those that can share one pipe among all
-workers, which a killed worker may leave locked or half written. Here each has a pipe and a clip of its own.
+Executors of the standard library cannot end one hung process. Pools that can end one share one pipe among all
+workers, which a killed worker may leave locked or half written. Here each worker has its own pipe and clip.
 """
 
 import errno
@@ -29,27 +29,27 @@ from stages.clips.clip_work import Clip, Done, Work, given_up, place
 from stages.mouths.native_stderr import native_stderr_to
 
 MAX_FAILED_STARTS = 3
-"""Processes that may die in a row before they read a clip: a busy machine kills one, a broken one all."""
+"""Processes in a row that may die before they read a clip: a busy machine kills one, a broken machine all."""
 FINISH_S = 2.0
-"""For what the others are at when one clip's error ends the run."""
+"""Time for the other workers to finish when the error of one clip ends the run."""
 
 MORE_MEMORY = (
-    "where memory is short, lower machine.workers or raise the limit (ulimit -v, or that of the batch system)"
+    "if memory is short, lower machine.workers or raise the limit (ulimit -v, or the batch system's)"
 )
 NO_MEMORY = errno.ENOMEM
 """Exit code of a worker whose clip asked for more memory than there is."""
 
 START_TIMEOUT_S = 300.0
-"""Importing what a worker needs takes 2 s; from a cold network file system, minutes."""
+"""The imports of a worker take 2 s; from a cold network file system, minutes."""
 
 LONGEST_WAIT_S = 60.0
-"""The system's own waiting takes no endless times; waking for nothing once a minute costs nothing."""
+"""`wait` does not accept an infinite time; waking up once a minute costs nothing."""
 
 
 class LocalPool:
     """Up to `num_workers` spawned processes; each does one clip at a time, for at most `timeout_s`.
 
-    A clip whose process dies is tried once more, last and alone: dying again, it is `crashed`.
+    A clip whose process dies is retried once, at the end and as the only one. If it dies again, it is `crashed`.
     """
 
     def __init__(self, work: Work, num_workers: int, timeout_s: float, native_log: Path) -> None:
@@ -58,7 +58,7 @@ class LocalPool:
         self._workers: list[_Worker] = []
         self._failed_starts = 0
         self._death = ""
-        """How the last process that died came to its end."""
+        """How the last dead process ended."""
 
     def __enter__(self) -> "LocalPool":
         return self
@@ -67,12 +67,12 @@ class LocalPool:
         self.close()
 
     def close(self) -> None:
-        """Ends every process at once. What they were writing stays a temporary file."""
+        """Ends every process at once. Files that they were writing remain as temporary files."""
         while self._workers:
             self._end(self._workers[-1])
 
     def run(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Done]]:
-        """Each clip with what became of it, as they finish."""
+        """Yields each clip with its result, in order of completion."""
         died, num_dead = [], 0
         try:
             for clip, done in self._run(clips, self.num_workers):
@@ -81,7 +81,7 @@ class LocalPool:
                 else:
                     yield clip, done
             for suspect in died:
-                # alone in a fresh process: what dies now dies of this clip, not of its neighbours' memory
+                # the only clip in a new process: if it dies now, this clip is the cause, not the memory of other clips
                 self.close()
                 for clip, done in self._run([suspect], 1):
                     num_dead = num_dead + 1 if done is None else 0
@@ -98,7 +98,7 @@ class LocalPool:
                 self._end(worker)
 
     def _let_finish(self) -> None:
-        """Before all are ended for one's error: a half written file would take room on the disk that is full."""
+        """Lets workers finish before an error ends them: a half written file would take space on a full disk."""
         until_s = time.monotonic() + FINISH_S
         for worker in self._workers:
             if worker.clip:
@@ -106,18 +106,18 @@ class LocalPool:
 
     def _last_words(self, clip: Clip) -> str:
         return (
-            f"the process that read {clip.media} alone died ({self._death}); look at the file, or leave it out "
-            f"({self.native_log} has the last words)"
+            f"the process died while it read only {clip.media} ({self._death}); check the file, or leave it out "
+            f"(see the end of {self.native_log})"
         )
 
     def _run(self, clips: Iterable[Clip], num_workers: int) -> Iterator[tuple[Clip, Done | None]]:
-        """Each clip with what became of it; None where its process died."""
+        """Yields each clip with its result; None where its process died."""
         waiting = deque(clips)
         while waiting or any(worker.clip for worker in self._workers):
             self._hand_out(waiting, num_workers)
             patience_s = min(worker.deadline_s for worker in self._workers) - time.monotonic()
-            told = wait([worker.pipe for worker in self._workers], min(max(patience_s, 0.0), LONGEST_WAIT_S))
-            for worker in [worker for worker in self._workers if worker.pipe in told]:
+            ready = wait([worker.pipe for worker in self._workers], min(max(patience_s, 0.0), LONGEST_WAIT_S))
+            for worker in [worker for worker in self._workers if worker.pipe in ready]:
                 clip = worker.clip
                 try:
                     answer = worker.receive()
@@ -140,7 +140,7 @@ class LocalPool:
 
     def _too_slow(self, clip: Clip) -> str:
         return (
-            f"{clip.media} was not done after {self.timeout_s:g} s (crop.timeout_s); look at the file, or "
+            f"{clip.media} was not finished after {self.timeout_s:g} s (crop.timeout_s); check the file, or "
             "raise the limit"
         )
 
@@ -151,7 +151,7 @@ class LocalPool:
                 try:
                     worker.give(waiting[0], self.timeout_s)
                 except OSError:
-                    # it died while it had nothing to do
+                    # it died while it was idle
                     self._end(worker)
                 else:
                     waiting.popleft()
@@ -160,13 +160,12 @@ class LocalPool:
             self._workers.append(_Worker(self.work, self.native_log))
 
     def _count_start(self, ended: "_Worker") -> None:
-        # no clip's fault: else each in turn would be called crashed
+        # not a clip's fault: otherwise every clip in turn would be called crashed
         self._failed_starts += not ended.is_ready
         if self._failed_starts >= MAX_FAILED_STARTS:
             raise MachineError(
-                f"worker processes die before they read a clip ({self._death}); {MORE_MEMORY}; `pipeline doctor` "
-                "looks for other causes "
-                f"({self.native_log} may have their last words)"
+                f"worker processes die before they read a clip ({self._death}); {MORE_MEMORY}; run `pipeline doctor` "
+                f"to find other causes (see the end of {self.native_log})"
             )
 
     def _end(self, worker: "_Worker") -> None:
@@ -175,7 +174,7 @@ class LocalPool:
 
 
 class _Worker:
-    """One process, the parent's end of its pipe, and the clip it is at."""
+    """One process, the parent's end of its pipe, and its current clip."""
 
     def __init__(self, work: Work, native_log: Path) -> None:
         # spawned: mediapipe's threads do not survive a fork
@@ -186,7 +185,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, work, native_log), daemon=True)
         with interrupts_held():
             self.process.start()
-        # with the worker's own end the only one, its death is the end of the file here
+        # only the worker holds its end now: when it dies, reading here gives EOF
         theirs.close()
         self.is_ready = False
         self.clip: Clip | None = None
@@ -199,17 +198,17 @@ class _Worker:
         self.deadline_s = time.monotonic() + timeout_s
 
     def receive(self) -> object:
-        """What `_serve` sent. Raises EOFError or OSError where the process died."""
+        """Returns what `_serve` sent. Raises EOFError or OSError where the process died."""
         answer = self.pipe.recv()
         self.is_ready, self.clip, self.deadline_s = True, None, float("inf")
         return answer
 
     def is_late(self) -> bool:
-        """Past its time, and with nothing said meanwhile."""
+        """Whether its deadline has passed without an answer."""
         return self.deadline_s <= time.monotonic() and not self.pipe.poll()
 
     def death(self) -> str:
-        """How the process ended, whose end of the pipe is closed."""
+        """Returns how the process ended; call it after its end of the pipe is closed."""
         self.process.join(FINISH_S)
         code = self.process.exitcode
         if code is None:
@@ -227,7 +226,7 @@ class _Worker:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """A process started meanwhile never hears Ctrl-C, which is the parent's to handle."""
+    """Blocks Ctrl-C for processes started inside: only the parent handles it."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -236,7 +235,7 @@ def interrupts_held() -> Iterator[None]:
 
 
 def _done(answer: object, clip: Clip) -> Done:
-    """What a worker sent; raises what it raised, with the clip's name."""
+    """Returns the result that a worker sent, or raises its exception with the clip's name."""
     if isinstance(answer, Done):
         return answer
     assert isinstance(answer, Exception), f"a worker answered {answer!r}"
@@ -245,10 +244,10 @@ def _done(answer: object, clip: Clip) -> Done:
 
 
 def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> None:
-    """A worker's life: says that it is there, then answers each clip."""
+    """Runs in a worker: reports that it is ready, then answers each clip."""
     native_stderr_to(native_log)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # one process a core is all the parallelism there is
+    # one process for each core: no threads in addition
     cv2.setNumThreads(1)
     answer: object = None
     while True:
@@ -261,31 +260,31 @@ def _serve(pipe: "Connection[object, object]", work: Work, native_log: Path) -> 
         try:
             answer = work(clip)
         except MemoryError:
-            # as if the kernel had ended it: this clip asks for more than there is, the others need not suffer
+            # as if the kernel had killed it: only this clip needs too much memory
             os._exit(NO_MEMORY)
         except Exception as error:  # noqa: BLE001  (the parent raises it)
-            # a traceback does not travel, its text does
+            # a traceback cannot be pickled, its text can
             error.add_note(traceback.format_exc())
             answer = error
 
 
 def _packed(answer: object) -> bytes:
-    """What `pipe.recv` reads as `answer`; what does not travel is told in words, and is no clip's fault."""
+    """Pickles `answer`; one that cannot be pickled becomes a RuntimeError that describes it."""
     try:
         packed = bytes(ForkingPickler.dumps(answer))
         if isinstance(answer, Exception):
-            # some can be packed, and fail to be made anew at the other end
+            # some can be pickled, but not unpickled at the other end
             pickle.loads(packed)  # noqa: S301  (ours, of this moment)
     except Exception as fault:  # noqa: BLE001  (raised by whatever the answer is made of)
-        told = RuntimeError(f"an answer that cannot be sent ({fault!r}): {answer!r}")
+        failure = RuntimeError(f"an answer that cannot be sent ({fault!r}): {answer!r}")
         for note in getattr(answer, "__notes__", ()):
-            told.add_note(note)
-        return bytes(ForkingPickler.dumps(told))
+            failure.add_note(note)
+        return bytes(ForkingPickler.dumps(failure))
     return packed
 
 
 def end_with_parent() -> None:
-    """A parent that is killed outright says nothing to its workers, which would wait for ever."""
+    """Ends this worker when its parent dies: a killed parent cannot stop its workers, which would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker"
     parent.join()

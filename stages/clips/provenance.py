@@ -1,4 +1,4 @@
-"""What a ledger (crops.parquet) was made of, written into it: later stages join it to no other clips."""
+"""Stores a hash of its inputs in the ledger (crops.parquet), so that later stages reject it for other clips."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from stages.videos.settings import CropParams
 
 _CLIPS, _CUT = b"clips", b"cut"
 _DECIDING = ("clip_id", "media", "media_kind", "start_s", "end_s", "label")
-"""What the crop stage asks of a clip. Ids alone stay the same where two lines of a corpus exchange their videos."""
+"""The columns that the crop stage uses. Not only ids: two lines of a corpus may exchange their videos."""
 
 
 def ledger_mark(clips: Iterable[Mapping[str, Any]], crop: CropParams) -> dict[bytes, bytes]:
-    """Schema metadata of a ledger of the rows `clips` of clips.parquet, in their order, cut by `crop`."""
+    """Returns metadata of a ledger of the rows `clips` of clips.parquet, in this order, cut by `crop`."""
     digest = hashlib.sha256()
     for row in clips:
         digest.update(json.dumps([row[name] for name in _DECIDING]).encode() + b"\n")
@@ -29,23 +29,25 @@ def refuse_other_ledger(
     clips_path: Path,
     crops_path: Path,
 ) -> None:
-    """TableError where the ledger at `crops_path`, of such `metadata`, is of other clips, or does not say of which.
+    """Raises TableError where the ledger at `crops_path`, with this `metadata`, is of other clips, or names none.
 
-    Also where they were cut at another frame rate, which pixels do not tell, or another size.
+    Also where they were cropped at another frame rate, which the pixels do not show, or another size.
     """
-    told = metadata or {}
-    again = "run `pipeline crop` again (what is unchanged comes from the cache)"
-    if _CLIPS not in told or _CUT not in told:
-        raise TableError(f"{crops_path} is of an earlier version, which did not note its clips; {again}")
-    expected = ledger_mark(clips, crop)
-    if told[_CLIPS] != expected[_CLIPS]:
+    stored = metadata or {}
+    again = "run `pipeline crop` again (unchanged clips come from the cache)"
+    if _CLIPS not in stored or _CUT not in stored:
         raise TableError(
-            f"{crops_path} is not of the clips in {clips_path}: their ids, videos, times or labels differ; {again}"
+            f"{crops_path} was written by an earlier version, without a hash of its clips; {again}"
         )
-    if told[_CUT] != expected[_CUT]:
+    expected = ledger_mark(clips, crop)
+    if stored[_CLIPS] != expected[_CLIPS]:
         raise TableError(
-            f"the clips of {crops_path} were cut at {told[_CUT].decode()}, crop.target_fps and crop.size_px say "
-            f"{_cut(crop)}; set them as they were, or {again}"
+            f"{crops_path} was not made from {clips_path}: ids, videos, times or labels of clips differ; {again}"
+        )
+    if stored[_CUT] != expected[_CUT]:
+        raise TableError(
+            f"the clips of {crops_path} were cut at {stored[_CUT].decode()}, but crop.target_fps and crop.size_px say "
+            f"{_cut(crop)}; restore these settings, or {again}"
         )
 
 

@@ -1,11 +1,11 @@
-"""Hands clips to the processes of a Ray cluster (the extra `ray`).
+"""Gives clips to the processes of a Ray cluster (the extra `ray`).
 
-Ray brings clips to machines, and to others when a machine is lost. What one clip may do to its process is
-left to `LocalPool`: each Ray worker has a pool of one process, so a clip that dies or hangs never takes a Ray
-worker along. One whose process dies is tried once more in a fresh process as on one machine, but here other
-clips run beside it: where memory is short, `crashed` may be their doing, and the next run tries again. Every
-machine needs this package, the same working directory (or absolute paths) and the corpus; the cache is on
-shared storage, or mirrored by `machine.share`.
+Ray sends clips to machines, and to other machines when one is lost. `LocalPool` handles clips that die or hang:
+each Ray worker has a pool of one process, so such a clip never ends a Ray worker. A clip whose process dies is
+retried once in a new process, as on one machine. But here other clips run at the same time: where memory is
+short, they may cause `crashed`, and the next run retries the clip. Every machine needs this package, the same
+working directory (or absolute paths) and the corpus. The cache must be on shared storage, or mirrored by
+`machine.share`.
 """
 
 import os
@@ -35,17 +35,17 @@ except ImportError as error:
     ) from error
 
 MAX_LOST_MACHINES = 5
-"""A clip is tried on so many machines more when the one it is on is lost."""
+"""Retries of a clip on other machines when its machine is lost."""
 
 CLIPS_A_CORE = 2
-"""Clips handed out ahead for each core: enough to keep it busy, few to do again when a machine is lost."""
+"""Clips assigned in advance to each core: enough to keep it busy, few to repeat when a machine is lost."""
 
 LOOK_EVERY_S = 5.0
-"""How often the size of the cluster is looked up: machines come and go."""
+"""How often the size of the cluster is checked: machines come and go."""
 
 
 class RayPool:
-    """One clip a core of the cluster at a time, or `machine.workers` clips in all."""
+    """Runs one clip at a time on each core of the cluster, or `machine.workers` clips in total."""
 
     def __init__(self, work: Work, machine: MachineParams, timeout_s: float, native_log: Path) -> None:
         self.settings = (work, timeout_s, native_log, Path.cwd())
@@ -67,11 +67,11 @@ class RayPool:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise MachineError(
-                f"no Ray cluster at machine.ray_address {self.address or 'of this machine'}: {error}"
+                f"no Ray cluster at machine.ray_address {self.address or '(this machine)'}: {error}"
             ) from error
         self._is_mine = True
         if threading.current_thread() is threading.main_thread():
-            # Ray puts a handler of its own, which ends the command without a word
+            # Ray installs its own handler, which ends the command without a message
             signal.signal(signal.SIGTERM, former)
         return self
 
@@ -80,7 +80,7 @@ class RayPool:
             ray.shutdown()
 
     def run(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Done]]:
-        """Each clip with what became of it, as they finish."""
+        """Yields each clip with its result, in order of completion."""
         task = ray.remote(num_cpus=1, max_retries=MAX_LOST_MACHINES)(_crop_here)
         settings = ray.put(self.settings)
         waiting = deque(clips)
@@ -98,7 +98,7 @@ class RayPool:
                     clip = in_flight.pop(reference)
                     yield clip, _result(reference, clip)
         finally:
-            # where the connection is ours, its end is the end of its tasks; cancelling just before makes Ray abort
+            # our own cluster ends its tasks at shutdown; cancelling just before makes Ray abort
             for reference in () if self._is_mine else in_flight:
                 ray.cancel(reference, force=True)
 
@@ -111,7 +111,7 @@ def _result(reference: Any, clip: Clip) -> Done:
     try:
         done = ray.get(reference)
     except RayTaskError as error:
-        # what the work itself raised: a bug, or a machine that lacks something
+        # the work itself raised it: a bug, or something is missing on a machine
         cause = error.cause
         cause.add_note(place(clip))
         raise cause from error
@@ -140,6 +140,6 @@ def _pool_of_this_worker(work: Work, timeout_s: float, native_log: Path, folder:
         os.chdir(folder)
     except OSError as error:
         raise MachineError(
-            f"the working directory {folder} is not on this machine ({error.strerror}); Ray needs it on each"
+            f"the working directory {folder} is missing on this machine ({error.strerror}); each machine needs it"
         ) from error
     return LocalPool(work, 1, timeout_s, native_log)

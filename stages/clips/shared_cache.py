@@ -1,8 +1,8 @@
 """A mirror of the cache that several machines share: any folder or bucket that fsspec opens (`machine.share`).
 
-The cache of each machine stays where it is; entries are fetched before they would be made, and stored when they
-were. Names are content keys, so machines that make the same entry at once do no harm. For what is here already the
-mirror is not asked entry by entry: each process lists a folder of it once.
+Each machine keeps its own cache. An entry that is missing there is fetched from the mirror; a new one is stored in it.
+Names are content keys, so machines may safely make the same entry at the same time. For entries of the local cache,
+each process lists a folder of the mirror once and does not ask for every entry.
 """
 
 import re
@@ -27,7 +27,7 @@ _ENTRY = re.compile(r"[0-9a-f]{64}\.npz")
 
 
 class SharedCache:
-    """The mirror at `url` of the cache in `folder`. Raises ConfigError where no such file system is known."""
+    """The mirror at `url` of the cache in `folder`. Raises ConfigError where the file system of `url` is not known."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.folder, self._url = folder, url
@@ -35,18 +35,18 @@ class SharedCache:
 
     @contextmanager
     def mirrored(self, keys: Keys) -> Iterator[None]:
-        """Entries of `keys` that only the mirror has are fetched; those it has not, or other ones, are stored."""
+        """Fetches entries of `keys` that only the mirror has; afterwards stores those that are new or changed."""
         entries = [_entry("clips", keys.clip)] + ([_entry("tracks", keys.track)] if keys.track else [])
         before = {entry: self.fetch(entry) for entry in entries}
         yield
         for entry in entries:
             now = _stamp(self.folder / entry)
-            # changed: it was made here and now, or what was found was damaged and is made anew
+            # changed: it was made now, also where the one found was damaged
             if now is not None and (now != before[entry] or not self._has(entry)):
                 try:
                     put_whole(self._files, self.folder / entry, self._place(entry))
                 except (FileNotFoundError, PermissionError) as error:
-                    # s3fs says so of a bucket that is not there
+                    # s3fs raises these for a missing bucket
                     raise MachineError(
                         f"machine.share: {self._place(entry)} cannot be written ({error})"
                     ) from error
@@ -55,12 +55,12 @@ class SharedCache:
         self.fetch(_entry("clips", clip_key))
 
     def fetch(self, entry: str) -> Any:
-        """Fetches an entry that is not here; gives what tells this file of a later one, None without a file."""
+        """Fetches a missing entry; returns a stamp that changes with the file, None without a file."""
         here = self.folder / entry
         if not here.exists():
             try:
                 with self._files.open(self._place(entry), "rb") as there, atomic_file(here) as file:
-                    # no entry is larger: cut off, it is damaged, and is made again
+                    # no entry is larger: a longer one is truncated, so it is damaged and made again
                     while file.tell() < MAX_MEMBER_BYTES and (block := there.read(BLOCK_BYTES)):
                         file.write(block)
             except FileNotFoundError:
@@ -84,7 +84,7 @@ class SharedCache:
 
 @cache
 def _listed(url: str, folder: str) -> NDArray[np.uint64]:
-    """The `_number` of every entry of a folder of the mirror: eight bytes each, where there may be millions."""
+    """Returns the `_number` of every entry of a folder of the mirror: 8 bytes each, since there may be millions."""
     files, root = open_file_system(url, _KEY)
     try:
         names = files.ls(f"{root}/{folder}", detail=False)
@@ -92,20 +92,20 @@ def _listed(url: str, folder: str) -> NDArray[np.uint64]:
         names = []
     except OSError as error:
         raise MachineError(f"machine.share: {root}/{folder} cannot be listed ({error})") from error
-    # a file system that remembers the list would not find what others store from now on
+    # a cached list would hide entries that others store from now on
     files.invalidate_cache()
-    # whatever else lies there is none of ours
+    # other files are not ours
     entries = (entry for name in names if _ENTRY.fullmatch(entry := Path(name).name))
     return np.array([_number(entry) for entry in entries], np.uint64)
 
 
 def _number(name: str) -> int:
-    """64 bits of the key that an entry is named after."""
+    """Returns the first 64 bits of the key in an entry's name."""
     return int(name[:16], 16)
 
 
 def _entry(kind: str, key: str) -> str:
-    """Where ClipCache keeps an entry, relative to its folder."""
+    """Returns the path where ClipCache keeps an entry, relative to its folder."""
     return f"{kind}/{key[:2]}/{key}.npz"
 
 

@@ -1,4 +1,4 @@
-"""Reads a corpus: the transcripts of one of the known layouts, checked for what would make them untrue."""
+"""Reads a corpus: the transcripts of one of the known layouts, and checks them for mistakes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,17 +22,17 @@ _READERS: Mapping[str, Callable[[CorpusParams], list[Transcript]]] = {
 
 
 def read_corpus(corpus: CorpusParams) -> list[Transcript]:
-    """Every transcript of the corpus, in the order of its files, each speaker under one spelling of the name.
+    """Returns every transcript of the corpus, in the order of its files, with one spelling of each speaker's name.
 
-    Raises CorpusError, naming file and line, where the transcripts are untrue: a wrong header, a ragged row,
-    broken encoding, a doubled id, a name outside [A-Za-z0-9_-]{1,120}, or no clip at all.
+    Raises CorpusError, naming file and line, where the transcripts are wrong: a wrong header, a row with missing
+    fields, broken encoding, a duplicate id, a name outside [A-Za-z0-9_-]{1,120}, or no clip at all.
     """
     if not Path(corpus.root).is_dir():
-        raise CorpusError(f"corpus.root {corpus.root} is no folder; set it to where the corpus lies")
+        raise CorpusError(f"corpus.root {corpus.root} is not a folder; set it to the folder of the corpus")
     transcripts = _READERS[corpus.kind](corpus)
     if not transcripts:
         raise CorpusError(
-            f"{corpus.root} holds no clip: its tables have a header but no rows; check corpus.root"
+            f"{corpus.root} contains no clip: its tables have a header but no rows; check corpus.root"
         )
     seen: dict[str, str] = {}
     for transcript in transcripts:
@@ -43,8 +43,8 @@ def read_corpus(corpus: CorpusParams) -> list[Transcript]:
                 )
         if transcript.clip_id in seen:
             raise CorpusError(
-                f"{transcript.where}: clip id {transcript.clip_id} stands already at "
-                f"{seen[transcript.clip_id]}; every id must occur once"
+                f"{transcript.where}: clip id {transcript.clip_id} already occurs at "
+                f"{seen[transcript.clip_id]}; give every clip its own id"
             )
         seen[transcript.clip_id] = transcript.where
     return with_one_spelling(transcripts)

@@ -1,4 +1,4 @@
-"""Chinese-LiPS: three CSVs and their videos, in the raw, the processed, or the older trainer's layout."""
+"""Reads Chinese-LiPS: three CSVs and their videos, in the raw, the processed, or the older trainer's layout."""
 
 import logging
 import os
@@ -26,21 +26,21 @@ _SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
     "valid": ("valid", "val", "processed_val", "processed_valid"),
     "test": ("test", "processed_test"),
 }
-# their files may bear the same names as the face videos
+# their files may have the same names as the face videos
 _OTHER_MEDIA_FOLDERS = frozenset({"PPT", "WAV"})
 
 
 def read_chinese_lips(root: Path, follow_links: bool = False) -> list[Transcript]:
-    """The rows of meta_train.csv, meta_valid.csv and meta_test.csv below `root`.
+    """Returns the rows of meta_train.csv, meta_valid.csv and meta_test.csv below `root`.
 
     A video is found by the CSV's path (relative to `root`), else as `<ID>.mp4` or `<ID>_FACE.mp4` anywhere
-    below `root`; of several, the one in a folder of its split (train/, val/, processed_test/, …). What no folder
-    holds is looked for in the same ways in the official zips that lie in `root` (train.zip, processed_val.zip, …).
-    So a table with another machine's absolute paths is read too. Where no file is found, the path stays as given,
-    or points into the zip of its split if that is damaged, for crop to say so. An ID gives speaker, age, gender and
-    topic; under the older header an ID of another form is allowed, and leaves speaker, age and gender unknown.
+    below `root`; of several, the one in a folder of its split (train/, val/, processed_test/, …). A video that is in no
+    folder is searched in the same ways in the official zips in `root` (train.zip, processed_val.zip, …).
+    So a table with another machine's absolute paths can be read too. Where no file is found, the path stays as given,
+    or points into the zip of its split if that is damaged, so that crop reports it. An ID gives speaker, age, gender
+    and topic; under the older header an ID of another form is allowed, and leaves speaker, age and gender unknown.
 
-    Raises CorpusError where a CSV is missing or untrue, or two videos could be one clip's.
+    Raises CorpusError where a CSV is missing or wrong, or two videos match one clip.
     """
     index: dict[str, list[str]] | None = None
     zips: _Zips | None = None
@@ -50,7 +50,7 @@ def read_chinese_lips(root: Path, follow_links: bool = False) -> list[Transcript
         if not path.is_file():
             raise CorpusError(
                 f"{path} is missing; copy meta_train.csv, meta_valid.csv and meta_test.csv of Chinese-LiPS "
-                f"into corpus.root (a split without clips needs a CSV with the header alone)"
+                f"into corpus.root (a split without clips needs a CSV with only the header)"
             )
         for where, row in read_csv(path, _check_header):
             older = "file_id" in row
@@ -59,8 +59,8 @@ def read_chinese_lips(root: Path, follow_links: bool = False) -> list[Transcript
             match = _ID.fullmatch(clip_id)
             if match is None and not older:
                 raise CorpusError(
-                    f"{where}: ID {clip_id!r} is not of the form speaker_age_gender_TOPIC_number, "
-                    f"as 012_25_F_KJ_003"
+                    f"{where}: ID {clip_id!r} must have the form speaker_age_gender_TOPIC_number, "
+                    f"for example 012_25_F_KJ_003"
                 )
             media = relative_media(face.strip(), root)
             # Path.is_file raises at a name too long for the file system; one row must not stop the others
@@ -96,11 +96,11 @@ def _check_header(header: Sequence[str]) -> str | None:
 
 
 def _index_videos(root: Path, follow_links: bool) -> dict[str, list[str]]:
-    """Clip id → videos that may be its own, as paths relative to `root`, sorted; one walk of the tree."""
+    """Returns clip id → possible videos, as paths relative to `root`, sorted; walks the tree once."""
     index = defaultdict(list)
     walked = set()
     for folder, folders, files in os.walk(root, followlinks=follow_links):
-        # links may go in a circle
+        # links may form a loop
         if (real := os.path.realpath(folder)) in walked:
             folders.clear()
             continue
@@ -111,7 +111,7 @@ def _index_videos(root: Path, follow_links: bool) -> dict[str, list[str]]:
             str(below / name) for name in folders if not follow_links and (Path(folder) / name).is_symlink()
         ]:
             _log.warning(
-                "videos are not looked for in %s, for links: set corpus.follow_links to true if they should be",
+                "videos in %s are not searched, since these are links; to search them, set corpus.follow_links to true",
                 ", ".join(links),
             )
         for name in sorted(files):
@@ -121,7 +121,7 @@ def _index_videos(root: Path, follow_links: bool) -> dict[str, list[str]]:
 
 
 def _clip_id_of(name: str) -> str | None:
-    """The clip whose video a file of this name would be."""
+    """Returns the clip that a file of this name would belong to."""
     stem, extension = os.path.splitext(name)  # noqa: PTH122 - a Path for each of 100,000 files is slow
     return stem.removesuffix("_FACE") if extension.lower() == ".mp4" else None
 
@@ -137,12 +137,12 @@ def _find(clip_id: str, split: str, index: Mapping[str, list[str]], where: str) 
 
 
 def _only(clip_id: str, found: list[str], is_own: Callable[[str], bool], where: str) -> str | None:
-    """Of several files that may be the clip's video, the one that is its split's own."""
+    """Returns the only candidate for the clip's video, or of several the one in its own split."""
     if len(found) > 1:
         found = [path for path in found if is_own(path)] or found
     if len(found) > 1:
         raise CorpusError(
-            f"{where}: {clip_id} may be {' or '.join(found)}; leave one of them below corpus.root, "
+            f"{where}: {clip_id} matches {' and '.join(found)}; leave only one of them below corpus.root, "
             f"or give its path in the CSV"
         )
     return found[0] if found else None
@@ -153,7 +153,7 @@ class _Zips:
     """The videos in the official zips of a folder."""
 
     by_path: Mapping[str, list[str]]
-    """Path inside of a zip → `zip!path` of each that has it."""
+    """Path inside a zip → `zip!path` in each zip that has it."""
     by_clip: Mapping[str, list[str]]
     damaged: tuple[str, ...]
 
@@ -172,7 +172,7 @@ def _index_zips(root: Path) -> _Zips:
         f"{folder}.zip"
         for folders in _SPLIT_FOLDERS.values()
         for folder in folders
-        # a link is looked at even if its target is missing, so that this is told
+        # includes a link whose target is missing, so that the missing target is reported
         if (root / f"{folder}.zip").is_file() or (root / f"{folder}.zip").is_symlink()
     )
     by_path, by_clip = defaultdict(list), defaultdict(list)
@@ -181,7 +181,7 @@ def _index_zips(root: Path) -> _Zips:
         try:
             members = sorted(zip_members(root / name))
         except ClipRejected as error:
-            # each of its clips becomes a rejected row; this says it once, before hours of cropping
+            # each of its clips becomes a rejected row; this warns once, before hours of cropping
             _log.warning("%s; the clips in it will be rejected", error.detail)
             damaged.append(name)
             continue

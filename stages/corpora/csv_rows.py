@@ -1,4 +1,4 @@
-"""Strict CSV: every record with its line, or an error that names file and line."""
+"""Reads CSV strictly: every record with its line, or an error that names file and line."""
 
 import codecs
 import csv
@@ -30,41 +30,40 @@ _OTHER_FILES = {
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of `path`, without a byte order mark.
+    """Returns the UTF-8 text of `path`, without a byte order mark.
 
-    Raises CorpusError where it is missing or a file of another kind, or with the line of the first byte that is no
+    Raises CorpusError where the file is missing or of another kind, or with the line of the first byte that is not
     UTF-8.
     """
     refuse_pipe(path)
     try:
-        # by hand: with utf-8-sig the error would count its bytes from behind the mark
+        # not utf-8-sig: the position in its errors does not count the mark
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
     if other := next((_OTHER_FILES[first] for first in _OTHER_FILES if raw.startswith(first)), None):
-        raise CorpusError(f"{path} is {other}, which is not read; save it as a plain CSV file in UTF-8")
+        raise CorpusError(f"{path} is {other}, which cannot be read; save it as a plain CSV file in UTF-8")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise CorpusError(
-            f"{path}:{line}: byte 0x{raw[error.start]:02x} is no UTF-8; convert the file to UTF-8 first"
+            f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the file to UTF-8 first"
         ) from error
 
 
 def read_csv(
     path: Path, check_header: Callable[[Sequence[str]], str | None], required: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (`file:line`, record) for each row below the header; values are as they stand in the file.
+    """Yields (`file:line`, record) for each row below the header; values are unchanged.
 
-    Spaces around column names do not count, nor do columns that have neither a name nor a value. `check_header` gives
-    what is wrong with the column names, or None. Blank lines are passed over; rows of empty fields, and the header
-    where it stands again (tables joined by `cat`), are too, and logged. A row may lack its last fields, which are then
-    empty, but for those of the columns `required` (none given: all of the header); this is logged too. Raises
-    CorpusError for a wrong header, another header below the first, a row of another number of fields, or broken
-    quoting.
+    Ignores spaces around column names, and columns that have neither a name nor a value. `check_header` returns what
+    is wrong with the column names, or None. Skips blank lines. Also skips, and logs, rows of empty fields and a
+    repeated header (tables joined by `cat`). A row may lack its last fields, which are then empty, except those of the
+    columns `required` (none given: all of the header); this is logged too. Raises CorpusError for a wrong header,
+    another header below the first, a wrong number of fields in a row, or broken quoting.
     """
-    # joined files bring their byte order marks along
+    # joined files contain byte order marks
     text = re.sub(r"^\ufeff+", "", read_text(path), flags=re.MULTILINE)
     # strict: a stray quote would otherwise swallow the rows up to the next one
     reader = csv.reader(StringIO(text, newline=""), strict=True)
@@ -85,8 +84,8 @@ def read_csv(
                 num_repeated += 1
             elif len({*_folded(names)} & {*_folded(required)}) > 1:
                 raise CorpusError(
-                    f"{where}: a second table begins here, with the header {','.join(names)}; give each table a "
-                    "file of its own, or the same columns in the same order"
+                    f"{where}: a second table begins here, with the header {','.join(names)}; save each table "
+                    "as its own file, or use the same columns in the same order"
                 )
             else:
                 num_short += len(fields) < len(header)
@@ -96,15 +95,13 @@ def read_csv(
     if header is None:
         raise CorpusError(f"{path}:1: the file is empty; it needs a header")
     if num_empty or num_repeated:
-        _log.warning(
-            "%s: %d empty rows and %d repeated headers are passed over", path, num_empty, num_repeated
-        )
+        _log.warning("%s: %d empty rows and %d repeated headers are skipped", path, num_empty, num_repeated)
     if num_short:
-        _log.warning("%s: %d rows lack their last fields, which are taken as empty", path, num_short)
+        _log.warning("%s: %d rows lack their last fields, which are treated as empty", path, num_short)
 
 
 def _names(fields: Sequence[str]) -> list[str]:
-    """Column names without the empty ones that spreadsheets put at the end."""
+    """Returns the column names without the empty ones that spreadsheets add at the end."""
     names = [name.strip() for name in fields]
     while names and not names[-1]:
         names.pop()
@@ -122,20 +119,20 @@ def _record(
     if lacking or any(field.strip() for field in fields[len(header) :]):
         raise CorpusError(
             f"{where}: {len(fields)} fields where the header has {len(header)}; "
-            f'a field with a comma or a line break in it needs "quotes"'
+            f'put a field with a comma or a line break into "quotes"'
             + (f", and an empty {', '.join(lacking)} its comma" if lacking else "")
         )
     for number, (name, field) in enumerate(zip(header, fields, strict=False), start=1):
         if not name and field.strip():
             raise CorpusError(
-                f"{where}: {field[:40]!r} stands in column {number}, which has no name; name it in the header, or "
-                "empty it"
+                f"{where}: {field[:40]!r} is in column {number}, which has no name; name the column in the header, or "
+                "clear it"
             )
     return {name: field for name, field in zip_longest(header, fields[: len(header)], fillvalue="") if name}
 
 
 def _hint(header: Sequence[str]) -> str:
-    """Names in one field: they are separated by something else."""
+    """Returns a hint where all names are in one field: another separator than the comma."""
     other = next((mark for mark in _OTHER_SEPARATORS if len(header) == 1 and mark in header[0]), None)
     return (
         "" if other is None else f"; its names are separated by {_OTHER_SEPARATORS[other]}; it must be commas"

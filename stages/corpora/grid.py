@@ -1,4 +1,4 @@
-"""GRID: video/<speaker>/<clip>.*, align/<speaker>/<clip>.align and splits.csv."""
+"""Reads GRID: video/<speaker>/<clip>.*, align/<speaker>/<clip>.align and splits.csv."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _VIDEO_EXTENSIONS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", 
 
 
 def read_grid(root: Path) -> list[Transcript]:
-    """The clips that `splits.csv` names as `s1/bbaf2n,train`: id `s1_bbaf2n`, speaker `s1`.
+    """Returns the clips that `splits.csv` names as `s1/bbaf2n,train`: id `s1_bbaf2n`, speaker `s1`.
 
     The text is the words of the alignment without silence, joined by one space; without an alignment it is
     empty. Raises CorpusError for a malformed line, or two videos of one clip.
@@ -28,7 +28,7 @@ def read_grid(root: Path) -> list[Transcript]:
         clip = row["clip"].strip()
         speaker, _, name = clip.partition("/")
         if not CLIP_ID_PATTERN.fullmatch(speaker) or not CLIP_ID_PATTERN.fullmatch(name):
-            raise CorpusError(f"{where}: clip {clip!r} should be speaker/clip, as s1/bbaf2n")
+            raise CorpusError(f"{where}: clip {clip!r} must be speaker/clip, for example s1/bbaf2n")
         if speaker not in videos:
             videos[speaker] = _videos_of(root, speaker)
         align = f"align/{speaker}/{name}.align"
@@ -47,7 +47,11 @@ def read_grid(root: Path) -> list[Transcript]:
             )
         )
     if unnamed := sum(map(len, videos.values())):
-        _log.warning("%s names no split for %d videos; they are left out", root / "splits.csv", unnamed)
+        _log.warning(
+            "%s names no split for %d videos; they are left out; to use them, add them there",
+            root / "splits.csv",
+            unnamed,
+        )
     return transcripts
 
 
@@ -63,7 +67,9 @@ def _videos_of(root: Path, speaker: str) -> dict[str, str]:
         if path.suffix.lower() in _VIDEO_EXTENSIONS:
             media = f"video/{speaker}/{path.name}"
             if path.stem in found:
-                raise CorpusError(f"{folder}: {found[path.stem]} and {media} are one clip; leave one of them")
+                raise CorpusError(
+                    f"{folder}: {found[path.stem]} and {media} have the same clip name; remove one of them"
+                )
             found[path.stem] = media
     return found
 

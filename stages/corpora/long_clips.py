@@ -1,4 +1,4 @@
-"""Clips too long for training become several at pauses, each with its own text."""
+"""Splits clips that are too long for training at pauses, each part with its own text."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,15 +19,15 @@ EDGE_S = 0.5
 """Silence kept before and after a part's words: lips move before the voice is heard."""
 
 MIN_PAUSE_S = 0.1
-"""Less silence than this is no pause: stops within a word are as long."""
+"""Shorter silence is not a pause: stops within a word are as long."""
 
 LATE_S = 0.25
-"""Words may end this much after the video: headers round, and `decode` allows as much."""
+"""Words may end this long after the video: headers are rounded, and decoding allows the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipPart:
-    """One of the clips; `start_s` or `end_s` None at the video's own start or end."""
+    """A part of a long clip; `start_s` or `end_s` is None at the video's own start or end."""
 
     start_s: float | None
     end_s: float | None
@@ -42,21 +42,20 @@ def cut_long_clip(
     longest_s: float,
     follow_links: bool = False,
 ) -> list[ClipPart] | None:
-    """The parts, of at most `max_s`, of a clip whose video is longer than `longest_s`.
+    """Returns the parts, of at most `max_s`, of a clip whose video is longer than `longest_s`.
 
-    None where it is not, or has no times or no pauses, or is a part of a video already.
+    None where it is not longer, has no times or no pauses, or is already a part of a video.
 
-    Times come from the file that the corpus names, else from one that bears the video's name beside it (in the
-    same folder or zip), with the extension .align, .TextGrid, .srt or .vtt. One that is malformed, missing though
-    named, or says another text, raises CorpusError where the corpus names it; one that merely lies beside is told
-    in the log, and the clip stays whole.
+    Times come from the file that the corpus names, else from a file with the video's name in the same folder or zip,
+    with the extension .align, .TextGrid, .srt or .vtt. If the corpus names the file, CorpusError is raised where it is
+    malformed or missing, or contains another text. Otherwise the error is logged, and the clip is not split.
     """
     if transcript.start_s is not None or transcript.end_s is not None:
         return None
     try:
         duration_s = read_header(resolve_media(root, transcript.media, follow_links=follow_links)).duration_s
     except ClipRejected:
-        return None  # crop looks again, and tells why
+        return None  # crop reads it again, and reports the reason
     if duration_s is None or duration_s <= longest_s:
         return None
     try:
@@ -70,29 +69,32 @@ def cut_long_clip(
     except CorpusError as error:
         if transcript.times is not None:
             raise
-        _log.warning("%s; %s is not cut, and too long for crop", error, transcript.clip_id)
+        _log.warning("%s; %s is not split, and crop will reject it as too long", error, transcript.clip_id)
         return None
     parts = split_at_pauses(utterances, duration_s, max_s)
     if parts is None:
-        _log.warning("%s: no pauses at which %s could be cut into %.0f s", name, transcript.clip_id, max_s)
+        _log.warning(
+            "%s: no pauses to split %s into parts of %.0f s; crop will reject it as too long",
+            name,
+            transcript.clip_id,
+            max_s,
+        )
     return parts
 
 
 def _times_of(root: Path, transcript: Transcript, follow_links: bool) -> tuple[str, list[Utterance]] | None:
     if transcript.times is not None:
         if not transcript.times.lower().endswith(tuple(PARSERS)):
-            raise CorpusError(
-                f"{transcript.where}: {transcript.times} is of no known kind ({', '.join(PARSERS)})"
-            )
+            raise CorpusError(f"{transcript.where}: {transcript.times} must be one of {', '.join(PARSERS)}")
         try:
             return _read(root, transcript.times, follow_links)
         except ClipRejected as error:
             raise CorpusError(f"{transcript.where}: times: {error.detail}") from error
     stem, dot, extension = transcript.media.rpartition(".")
-    beside = stem if dot and "/" not in extension else transcript.media
+    base_name = stem if dot and "/" not in extension else transcript.media
     for extension in (".align", ".TextGrid", ".textgrid", ".srt", ".vtt"):
         try:
-            return _read(root, beside + extension, follow_links)
+            return _read(root, base_name + extension, follow_links)
         except ClipRejected as error:
             if error.reason is not Reason.MISSING_FILE:
                 raise CorpusError(f"{transcript.where}: {error.detail}") from error
@@ -106,13 +108,13 @@ def _read(root: Path, media: str, follow_links: bool) -> tuple[str, list[Utteran
 
 
 def _check_text(transcript: Transcript, name: str, timed: str, given: str) -> None:
-    """Spaces do not count: between cues they depend on where a line was broken."""
+    """Raises CorpusError where the two texts differ. Spaces do not count: between cues they depend on line breaks."""
     timed, given = timed.replace(" ", ""), given.replace(" ", "")
     if timed != given:
         pairs = zip(timed + " ", given + " ", strict=False)
         place = next(i for i, (one, other) in enumerate(pairs) if one != other)
         raise CorpusError(
-            f"{name}: {transcript.clip_id} is told with other words here than at {transcript.where}: "
+            f"{name}: the text of {transcript.clip_id} differs from that at {transcript.where}: "
             f"{timed[place : place + 20]!r} instead of {given[place : place + 20]!r}; correct one of them, or set "
             "crop.split_long to false"
         )
@@ -121,12 +123,12 @@ def _check_text(transcript: Transcript, name: str, timed: str, given: str) -> No
 def split_at_pauses(
     utterances: Sequence[Utterance], duration_s: float, max_s: float
 ) -> list[ClipPart] | None:
-    """Parts of at most `max_s` that together hold every utterance once, in order; None where there are none such.
+    """Returns parts of at most `max_s` that hold every utterance once, in order; None where that is not possible.
 
-    A part lies from `EDGE_S` before its first utterance to `EDGE_S` after its last; where the pause to its
-    neighbour is shorter than two edges, they meet in the middle of it. So no word is cut, and of silence only
-    what is far from words is left out. Of all ways to cut, the one with the fewest cuts where nobody pauses
-    (for `MIN_PAUSE_S`; between utterances all the same), then with the fewest parts, then with the longest pauses.
+    A part lasts from `EDGE_S` before its first utterance to `EDGE_S` after its last; where the pause to its
+    neighbour is shorter than two edges, they meet in its middle. So no word is cut, and only silence
+    far from words is left out. Of all ways to cut, it chooses the fewest cuts without a pause of `MIN_PAUSE_S`
+    (these are between utterances too), then the fewest parts, then the longest pauses.
     """
     if not utterances:
         return None

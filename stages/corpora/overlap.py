@@ -1,6 +1,6 @@
-"""What splits must not share, or a score says nothing of new people and videos.
+"""Finds speakers and videos in several splits, which make scores useless for new people and videos.
 
-Which clips are of one video, and whether their texts can all be true.
+Also finds the clips of one video, and checks that their texts do not contradict each other.
 """
 
 import logging
@@ -26,16 +26,16 @@ NAMES_SHOWN = 5
 _NEEDED_SPLITS = (TRAIN_SPLIT, "valid")
 
 Shared = Mapping[str, tuple[str, ...]]
-"""Speaker, or video, → the two or more splits that it stands in."""
+"""Speaker, or video, → its two or more splits."""
 
 
 _NAMES = TextParams(drop_punctuation=False)
 
 
 def with_one_spelling(transcripts: Sequence[Transcript]) -> list[Transcript]:
-    """Each speaker under one name: S1, s1 and Ｓ1 are one person, called as the first of them in code point order.
+    """Gives each speaker one name: S1, s1 and Ｓ1 are one person, named by the first in code point order.
 
-    Names are compared as labels are, but for punctuation, which counts. Warns where it makes one of several.
+    Names are compared as labels are, except that punctuation counts. Warns where it merges several names.
     """
     spellings: dict[str, set[str]] = defaultdict(set)
     for one in transcripts:
@@ -46,7 +46,7 @@ def with_one_spelling(transcripts: Sequence[Transcript]) -> list[Transcript]:
         some = "; ".join(" = ".join(names) for names in several[:NAMES_SHOWN])
         more = f" and {len(several) - NAMES_SHOWN} more" if len(several) > NAMES_SHOWN else ""
         _log.warning(
-            "names of speakers that differ in case or width alone are taken as one person: %s%s; two people need "
+            "names of speakers that differ only in case or width are treated as one person: %s%s; for two people, use "
             "names that differ in more",
             some,
             more,
@@ -59,7 +59,7 @@ def shared_speakers(transcripts: Sequence[Transcript]) -> Shared:
 
 
 def shared_videos(transcripts: Sequence[Transcript], video_of: Mapping[str, str]) -> Shared:
-    """By file, as `videos_of` gives it: of copies `stats` knows once they are cropped."""
+    """Compares files, as `videos_of` gives them; `stats` finds copies after they are cropped."""
     return _in_several_splits((video_of.get(one.media), one.split) for one in transcripts)
 
 
@@ -76,9 +76,9 @@ def _in_several_splits(pairs: Iterable[tuple[str | None, str]]) -> Shared:
 
 
 def report_overlap(speakers: Shared, videos: Shared, *, is_error: bool) -> None:
-    """Raises CorpusError, or warns, where one of the two holds any."""
+    """Raises CorpusError, or warns, where one of the two is not empty."""
     if videos:
-        _report("video", videos, "what was learnt by heart is no test", is_error)
+        _report("video", videos, "a video of the training data cannot test the model", is_error)
     if speakers:
         _report("speaker", speakers, "scores on a speaker seen in training flatter the model", is_error)
 
@@ -86,8 +86,8 @@ def report_overlap(speakers: Shared, videos: Shared, *, is_error: bool) -> None:
 def _report(kind: str, shared: Shared, harm: str, is_error: bool) -> None:
     some = "; ".join(f"{name} in {', '.join(shared[name])}" for name in list(shared)[:NAMES_SHOWN])
     more = f" and {len(shared) - NAMES_SHOWN} more" if len(shared) > NAMES_SHOWN else ""
-    stand = f"1 {kind} stands" if len(shared) == 1 else f"{len(shared)} {kind}s stand"
-    message = f"{stand} in several splits: {some}{more}"
+    number = f"1 {kind} is" if len(shared) == 1 else f"{len(shared)} {kind}s are"
+    message = f"{number} in several splits: {some}{more}"
     if is_error:
         raise CorpusError(
             f"{message}; {harm}: move each {kind} to one split, or set corpus.speaker_overlap to warn"
@@ -96,27 +96,26 @@ def _report(kind: str, shared: Shared, harm: str, is_error: bool) -> None:
 
 
 def warn_of_splits(transcripts: Sequence[Transcript]) -> None:
-    """Warns where what training needs is called otherwise, and where nobody can tell whether splits share people."""
+    """Warns where a split that training needs is missing, and where no clip names its speaker."""
     splits = sorted({one.split for one in transcripts}, key=split_rank)
     if lacking := [name for name in _NEEDED_SPLITS if name not in splits]:
         _log.warning(
-            "no split is called %s, which `pipeline train` needs; the splits are %s",
+            "no split is named %s, which `pipeline train` needs; the splits are %s",
             " or ".join(lacking),
             ", ".join(splits),
         )
     if len(splits) > 1 and not any(one.speaker for one in transcripts):
-        _log.warning("no clip names its speaker: whether %s share people cannot be told", ", ".join(splits))
+        _log.warning("no clip names its speaker: it is not known whether %s share people", ", ".join(splits))
 
 
 _SHARE = 0.5
-"""Of the shorter of two parts: neighbours may share less, as the silence between them."""
+"""Share of the shorter of two parts. Neighbours may share less, for example the silence between them."""
 
 
 def videos_of(corpus: CorpusParams, transcripts: Sequence[Transcript]) -> Mapping[str, str]:
-    """Each media path → the first path, in code point order, that leads to the same file.
+    """Returns each media path → the first path, in code point order, of the same file.
 
-    Through links, hard ones too, and in whichever Unicode form; where there is no file that may be read, the composed
-    names are compared.
+    Follows links, also hard links, in any Unicode form; where no file can be read, compares the composed names.
     """
     name_of: dict[str, str] = {}
     return {
@@ -131,13 +130,13 @@ def _file(corpus: CorpusParams, media: str) -> str:
     except ClipRejected:
         return unicodedata.normalize("NFC", media)
     status = source.path.stat()
-    # some network file systems number their files anew at every look, but they have no hard links
+    # some network file systems change inode numbers, but they have no hard links
     place = f"{status.st_dev}:{status.st_ino}" if status.st_nlink > 1 else os.path.realpath(source.path)
     return f"{place}!{source.member or ''}"
 
 
 def check_texts(transcripts: Sequence[Transcript], video_of: Mapping[str, str], text: TextParams) -> None:
-    """Raises CorpusError where one video, or one part of it, has two texts in a split: one of them is wrong.
+    """Raises CorpusError where one video, or one part of it, has two texts in a split: one is wrong.
 
     Warns where two parts with different texts share half of the shorter one or more.
     """
@@ -150,15 +149,15 @@ def check_texts(transcripts: Sequence[Transcript], video_of: Mapping[str, str], 
         if one.text != other.text and normalise(one.text, text) != normalise(other.text, text):
             raise CorpusError(
                 f"{one.where}: {one.media} has another text here ({one.text[:40]!r}) than at {other.where} "
-                f"({other.text[:40]!r}): correct the path or leave one out; where each is said in a part of the video, "
+                f"({other.text[:40]!r}): correct the path or remove one; if each is the text of a part of the video, "
                 "give the parts' times (corpus.kind table: columns start and end)"
             )
     pairs = [pair for of_video in parts.values() for pair in _overlapping(of_video, text)]
     if pairs:
         one, other = pairs[0]
         _log.warning(
-            "clips that share half of their seconds or more have different texts (pairs: %d): %s (%r) and %s (%r), of "
-            "%s; correct start and end, or leave one of them out",
+            "clips that share at least half of their time have different texts (pairs: %d): %s (%r) and %s (%r), of "
+            "%s; correct start and end, or remove one of them",
             *(len(pairs), one.where, one.text[:40], other.where, other.text[:40], one.media),
         )
 
@@ -174,7 +173,7 @@ def _overlapping(
             if other[0] >= end_s:
                 break
             shorter_s = min(end_s - start_s, other[1] - other[0])
-            # two that both go on to the video's end may have all of the shorter one in common
+            # two parts that both last to the video's end may share all of the shorter one
             common_s = min(end_s, other[1]) - other[0]
             if (common_s == inf or common_s >= _SHARE * shorter_s - 1e-6) and labels[
                 start_s, end_s

@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from shards.settings import Section
 
 KindSetting = Literal["auto", "face", "mouth"]
-"""What decides whether a video is searched for a face or is a ready mouth crop."""
+"""Whether a video is searched for a face or is a ready mouth crop."""
 
 
 class CorpusParams(Section):
-    """Where the videos and transcripts are, and how they are laid out."""
+    """Where the videos and transcripts are, and their layout."""
 
     kind: Literal["chinese_lips", "grid", "table"] = Field(
         "chinese_lips", description="layout: chinese_lips (raw, processed or older header), grid, table"
@@ -20,18 +20,18 @@ class CorpusParams(Section):
     license: str = Field(
         "",
         max_length=200,
-        description="licence of the corpus, an SPDX name where there is one; stands in every pack; empty: unknown",
+        description="licence of the corpus, an SPDX name if possible; written into every pack; empty: unknown",
     )
     table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
     follow_links: bool = Field(
         False,
-        description="read videos that links of the corpus lead to outside of it (those of a Hugging Face cache "
-        "are within)",
+        description="also read videos outside the corpus that its links lead to (links of a Hugging Face cache count "
+        "as inside)",
     )
     media_kind: KindSetting = Field(
         "auto",
         description="what the videos show: face, mouth (ready mouth crops, not searched for a face), or auto: "
-        "small videos are looked at",
+        "checks small videos",
     )
     speaker_overlap: Literal["error", "warn"] = Field(
         "error", description="what to do when one speaker or one video is in two splits"
@@ -48,6 +48,6 @@ class CorpusParams(Section):
     def _fractions_leave_training_clips(self) -> "CorpusParams":
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError(
-                "valid_fraction + test_fraction must stay below 1, or nothing is left to train on"
+                "valid_fraction + test_fraction must be below 1, or no clip is left for training"
             )
         return self

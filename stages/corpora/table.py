@@ -1,10 +1,10 @@
-"""Any corpus, as one CSV or Parquet table: clip_id, media, text, and what else is known.
+"""Reads any corpus from one CSV or Parquet table: clip_id, media, text, and optional columns.
 
-| column | what it holds; empty where it is not known |
+| column | content; empty where it is not known |
 |---|---|
 | split | train, valid, test or any name of that form; without the column the clips are split by a seed |
 | speaker | a name or number |
-| gender | of the speaker, as reports are to name it: F and M in Chinese-LiPS |
+| gender | of the speaker, as shown in reports: F and M in Chinese-LiPS |
 | age | of the speaker, whole years |
 | topic | of the clip |
 | start, end | the part of the video that says the text: seconds (72.5) or [hours:]minutes:seconds (00:01:12.500) |
@@ -12,7 +12,7 @@
 
 start_s and end_s are other names of start and end.
 
-Times and ages as people's tables hold them: texts, spreadsheets' numbers, and the types of Parquet.
+Accepts times and ages as texts, as spreadsheets' numbers, and in the types of Parquet.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times
 # as clips.parquet calls them
 _SAME = {"start_s": "start", "end_s": "end"}
 _KNOWN = (*REQUIRED, *OPTIONAL, *_SAME)
-# what other tools call them; without its part each text would be that of the whole video
+# names in other tools; if start and end were ignored, each text would be that of the whole video
 _LIKE_TIMES = re.compile(
     "(?:t|time|clip|segment|seg|utterance|utt|sentence|speech|part|cue|video)?"
     "(?:(?P<start>start|begin|beginning|onset|开始|起始)|(?P<length>duration|length|时长)|end|stop|offset|结束|终止)"
@@ -51,15 +51,15 @@ _UNSPLIT = "unsplit"
 
 
 def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
-    """The rows of `corpus.table`; other columns than REQUIRED and OPTIONAL are ignored, and logged.
+    """Returns the rows of `corpus.table`; ignores and logs columns other than REQUIRED and OPTIONAL.
 
     Without a column `split` the clips are split by `seeded_split`. Raises CorpusError where the table is
-    untrue; a Parquet row counts as a line, the first is line 1.
+    wrong; a Parquet row counts as a line, the first is line 1.
     """
     root = Path(corpus.root)
     path = root / corpus.table
     if not path.is_file():
-        raise CorpusError(f"{path} is missing; corpus.table names a CSV or Parquet file below corpus.root")
+        raise CorpusError(f"{path} is missing; set corpus.table to a CSV or Parquet file below corpus.root")
     rows = (
         _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header, REQUIRED)
     )
@@ -82,7 +82,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 text=row["text"],
                 where=where,
                 times=relative_media(row.get("times", "").strip(), root) or None,
-                # at 0 the video begins by itself
+                # 0 is the start of the video
                 start_s=start_s or None,
                 end_s=end_s,
             )
@@ -92,10 +92,10 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
 
 def _check_header(header: Sequence[str]) -> str | None:
     if doubled := sorted(name for name, count in Counter(header).items() if name and count > 1):
-        return f"column {', '.join(doubled)} stands twice"
+        return f"column {', '.join(doubled)} occurs twice; remove or rename one"
     for name, same in _SAME.items():
         if name in header and same in header:
-            return f"columns {same} and {name} are the same; leave one of them"
+            return f"columns {same} and {name} are the same; remove one of them"
     if missing := [name for name in REQUIRED if name not in header]:
         lower = "names are lower case; " if set(missing) <= {name.lower() for name in header} else ""
         return (
@@ -111,8 +111,8 @@ def _check_header(header: Sequence[str]) -> str | None:
         if meant not in given:
             seen = "length" if match["length"] else meant
             return (
-                f"column {name} looks like the {seen} of a part of the video: name the columns start and end, in "
-                "seconds, as 72.5, or as 00:01:12.500; a column of something else needs another name"
+                f"column {name} may be the {seen} of a part of the video: name the columns start and end, in "
+                "seconds, as 72.5, or as 00:01:12.500; give a column of other content another name"
             )
     if ignored := [name for name in header if name and name not in _KNOWN]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
@@ -132,11 +132,11 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                 kind := file.schema_arrow.field(name).type
             ):
                 raise CorpusError(
-                    f"{path}: column {name} is of type {kind}, which is no time in a video; make it numbers of seconds"
+                    f"{path}: column {name} is of type {kind}, which is not a time in a video; convert it to seconds"
                 )
         for batch in file.iter_batches(columns=columns):
             strings = pa.table([as_texts(column) for column in batch.columns], names=columns)
-            # Parquet readers take the bytes of a string column on trust
+            # Parquet readers do not check the bytes of a string column
             strings.validate(full=True)
             for row in strings.to_pylist():
                 number += 1
@@ -147,19 +147,19 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
                     num_empty += 1
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise CorpusError(
-            f"{path}:{number + 1}: from here on this is no Parquet table of strings: {error}"
+            f"{path}:{number + 1}: from here on this is not a Parquet table of strings: {error}"
         ) from error
     if num_empty:
-        _log.warning("%s: %d empty rows are passed over", path, num_empty)
+        _log.warning("%s: %d empty rows are skipped", path, num_empty)
 
 
 def seeded_split(
     groups: Mapping[str, int], valid_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, str]:
-    """Group → train, valid or test, for groups of `groups[name]` clips each.
+    """Returns group → train, valid or test, for groups of `groups[name]` clips each.
 
-    A group goes whole into one split, the largest always into train. Groups are taken in the order of a
-    seeded hash of their names, so the result hangs on names and sizes alone, not on their order. Valid and
+    A whole group goes into one split, the largest always into train. Groups are taken in the order of a
+    seeded hash of their names, so the result depends only on names and sizes, not on their order. Valid and
     test get one group each, then more as long as that brings them nearer to their fraction of all clips.
     Raises ValueError where there are fewer groups than splits.
     """
@@ -235,13 +235,13 @@ _SECONDS = re.compile(r"(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][-+]?\d{1,3})?", 
 _CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,30})?)", re.ASCII)
 _MAX_S = 1e9
 _UNKNOWN = frozenset({"", "nan", "nat", "none", "null", "na", "n/a", "<na>"})
-"""What programs write where a number is not known."""
+"""Values that programs write for an unknown number."""
 
 _UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def time_s(name: str, text: str, where: str) -> float | None:
-    """Seconds, rounded to microseconds: what programs compute is off by the last bit. Raises CorpusError."""
+    """Returns seconds, rounded to microseconds, since computed times differ in the last bit. Raises CorpusError."""
     if text.casefold() in _UNKNOWN:
         return None
     value: float | None = None
@@ -253,7 +253,7 @@ def time_s(name: str, text: str, where: str) -> float | None:
             value = hours * 3600 + minutes * 60 + seconds
     if value is None or value >= _MAX_S:
         raise CorpusError(
-            f"{where}: {name} {text[:40]!r} is no time; write seconds, as 72.5, or hours:minutes:seconds, as "
+            f"{where}: {name} {text[:40]!r} is not a time; write seconds, as 72.5, or hours:minutes:seconds, as "
             "00:01:12.500, or leave it empty at the video's own start or end"
         )
     return round(value, 6)
@@ -264,13 +264,13 @@ def age(text: str, where: str) -> int | None:
         return None
     if (match := _AGE.fullmatch(text)) is None:
         raise CorpusError(
-            f"{where}: age {text[:40]!r} is no number of years; leave it empty where it is not known"
+            f"{where}: age {text[:40]!r} is not a number of years; leave it empty where it is not known"
         )
     return int(match[1])
 
 
 def is_time(kind: pa.DataType) -> bool:
-    """Whether values of a Parquet type are times since the video's start, or nothing but numbers and texts."""
+    """Whether values of a Parquet type can be times since the video's start: times, durations, numbers or texts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     known = (
@@ -282,7 +282,7 @@ def is_time(kind: pa.DataType) -> bool:
 
 
 def as_texts(column: pa.Array) -> pa.Array:
-    """A Parquet column as the texts that a CSV would hold: durations in seconds, and nothing for a NaN."""
+    """Returns a Parquet column as the texts of a CSV: durations in seconds, and null for a NaN."""
     if pa.types.is_duration(column.type):
         counts = column.cast(pa.int64()).cast(pa.float64(), safe=False)
         column = pc.divide(counts, float(_UNITS_PER_S[column.type.unit]))

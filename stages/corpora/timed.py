@@ -1,7 +1,7 @@
-"""Transcripts with times: GRID's .align, SubRip .srt, WebVTT .vtt, Praat .TextGrid.
+"""Reads transcripts with times: GRID's .align, SubRip .srt, WebVTT .vtt, Praat .TextGrid.
 
-The parsers are ours and strict: subtitle libraries pass over what they do not understand, and a cue lost so would
-be speech without its text.
+These parsers are strict: subtitle libraries skip what they do not understand, and a skipped cue would be speech
+without its text.
 """
 
 import html
@@ -14,7 +14,7 @@ from shards.errors import CorpusError
 
 MAX_BYTES = 10_000_000
 MAX_UTTERANCES = 20_000
-"""A word every 30 ms for ten minutes; more is no transcript of one video."""
+"""A word every 30 ms for ten minutes; more cannot be the transcript of one video."""
 
 _ALIGN_UNITS_PER_S = 25_000
 _SILENCE = frozenset({"", "sil", "sp", "<sil>", "<eps>"})
@@ -24,9 +24,9 @@ _ALIGNED = re.compile(r"\s*(\d{1,12})\s+(\d{1,12})\s+(\S+)\s*", re.ASCII)
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _CUE_TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?", re.ASCII)
 _TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
-# Praat reads strings, free-standing numbers and flags, and passes over all else, in its long and short form alike
+# Praat reads strings, separate numbers and flags, and skips the rest, in its long and short form
 _PRAAT = re.compile(
-    # possessive: going back within a string finds nothing, and would remember every character of it
+    # possessive: backtracking within a string finds nothing, and would store every character
     r'"((?:[^"]++|"")*+)"|(?<!\S)(-?\d{1,12}(?:\.\d{1,20})?(?:[eE][-+]?\d{1,3})?)(?!\S)|(<\w+>)|(!.*)|(")'
 )
 
@@ -42,9 +42,9 @@ class Utterance:
 
 
 def parse_timed(name: str, payload: bytes) -> list[Utterance]:
-    """The spoken words or cues of a transcript, in order, without silence; `name` ends in a known extension.
+    """Returns the spoken words or cues of a transcript, in order, without silence; `name` has a known extension.
 
-    Raises CorpusError, naming file and line, where it is malformed, or times go backwards.
+    Raises CorpusError, naming file and line, where it is malformed, or times decrease.
     """
     text = _decoded(name, payload)
     utterances: list[Utterance] = []
@@ -56,8 +56,8 @@ def parse_timed(name: str, payload: bytes) -> list[Utterance]:
             )
         if last is not None and utterance.start_s < last.start_s:
             raise CorpusError(
-                f"{name}:{utterance.line}: {utterance.text[:40]!r} begins before what stands above it (line "
-                f"{last.line}); put them into the order of time"
+                f"{name}:{utterance.line}: {utterance.text[:40]!r} begins before line "
+                f"{last.line}; sort them by time"
             )
         if len(utterances) >= MAX_UTTERANCES:
             raise CorpusError(
@@ -76,7 +76,7 @@ def parse_align(name: str, text: str) -> Iterator[Utterance]:
         match = _ALIGNED.fullmatch(line)
         if match is None:
             raise CorpusError(
-                f"{name}:{number}: {line[:80]!r} should be start, end and word, as 23750 29500 bin"
+                f"{name}:{number}: {line[:80]!r} must be start, end and word, for example 23750 29500 bin"
             )
         start, end, word = match.groups()
         if int(start) > int(end):
@@ -94,11 +94,11 @@ def _parse_cues(name: str, text: str) -> Iterator[Utterance]:
         at = next((i for i, line in enumerate(block[:2]) if _CUE_TIMES.fullmatch(line)), None)
         if at is None:
             raise CorpusError(
-                f"{name}:{number}: {block[0][:80]!r} should begin a cue, with its number or its times, as "
+                f"{name}:{number}: {block[0][:80]!r} must begin a cue, with its number or its times, for example "
                 "00:00:01,500 --> 00:00:04,000"
             )
         match = _CUE_TIMES.fullmatch(block[at])
-        assert match is not None, "looked at above"
+        assert match is not None, "checked above"
         start_s, end_s = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
         words = _TAG.sub("", " ".join(line.strip() for line in block[at + 1 :]))
         words = " ".join((html.unescape(words) if is_vtt else words).split())
@@ -107,7 +107,7 @@ def _parse_cues(name: str, text: str) -> Iterator[Utterance]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and lines of each run of lines that are not blank."""
+    """Yields line number and lines of each block of lines that are not blank."""
     block: list[str] = []
     lines = text.splitlines()
     for number, line in enumerate([*lines, ""], start=1):
@@ -120,7 +120,7 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _seconds(groups: tuple[str | None, ...]) -> float:
     hours, minutes, seconds, fraction = groups
-    assert minutes and seconds and fraction, "only hours may lack"
+    assert minutes and seconds and fraction, "only hours may be missing"
     return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + int(fraction) / 10 ** len(fraction)
 
 
@@ -147,13 +147,13 @@ def _parse_textgrid(name: str, text: str) -> Iterator[Utterance]:
     named = [tier for tier in tiers if tier.strip().lower().endswith(("word", "words"))] or list(tiers)
     if len(named) != 1:
         raise CorpusError(
-            f"{name}:{tokens.line}: of the interval tiers {', '.join(tiers) or '(none)'} one must be called words"
+            f"{name}:{tokens.line}: one of the interval tiers must be named words (got {', '.join(tiers) or 'none'})"
         )
     yield from (utterance for utterance in tiers[named[0]] if utterance.text not in _SILENCE)
 
 
 class _PraatTokens:
-    """Strings and numbers of a Praat text file, one by one, each of the kind that is asked for."""
+    """Returns the strings and numbers of a Praat text file one by one, and checks their kind."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name, self.line = name, 1
@@ -169,8 +169,8 @@ class _PraatTokens:
             self._place = match.start()
             if match[group] is not None:
                 return match[group]
-        found = "the file ends" if match is None else f"{match[0][:40]} stands"
-        raise CorpusError(f"{self.name}:{self.line}: {found} where {wanted} should be")
+        found = "the end of the file" if match is None else match[0][:40]
+        raise CorpusError(f"{self.name}:{self.line}: {wanted} expected, found {found}")
 
     def string(self) -> str:
         return self._next(1, "a text in quotes").replace('""', '"')
@@ -178,13 +178,13 @@ class _PraatTokens:
     def number(self) -> float:
         value = float(self._next(2, "a number"))
         if not -1e-3 <= value <= 1e6:
-            raise CorpusError(f"{self.name}:{self.line}: {value:g} is no time of a video in seconds")
+            raise CorpusError(f"{self.name}:{self.line}: {value:g} is not a time of a video in seconds")
         return value
 
     def count(self) -> int:
         value = self.number()
         if value != int(value):
-            raise CorpusError(f"{self.name}:{self.line}: {value:g} should be a whole number")
+            raise CorpusError(f"{self.name}:{self.line}: {value:g} must be a whole number")
         return int(value)
 
 
@@ -194,7 +194,7 @@ PARSERS: Mapping[str, Callable[[str, str], Iterator[Utterance]]] = {
     ".srt": _parse_cues,
     ".vtt": _parse_cues,
 }
-"""By extension, lower case; of several beside one video the first named here is read."""
+"""By extension, lower case; if one video has several, the first in this order is read."""
 
 
 def _decoded(name: str, payload: bytes) -> str:
@@ -205,5 +205,5 @@ def _decoded(name: str, payload: bytes) -> str:
     except UnicodeDecodeError as error:
         line = payload[: error.start].count(b"\n") + 1
         raise CorpusError(
-            f"{name}:{line}: this is no {encoding[:6].upper()}; convert it to UTF-8 first"
+            f"{name}:{line}: this is not {encoding[:6].upper()}; convert the file to UTF-8 first"
         ) from error

@@ -1,4 +1,4 @@
-"""The record every corpus reader gives, and the two conventions they share: media paths and split order."""
+"""The record that every corpus reader returns, and the shared conventions for media paths and split order."""
 
 import posixpath
 from contextlib import suppress
@@ -15,10 +15,10 @@ class Transcript:
     """One transcript line of a corpus.
 
     `media` is the video relative to the corpus root, with forward slashes; where no file was found it is the
-    path at which one was expected, and a path that leaves the root stays as the corpus gives it, so that crop
-    rejects either with a reason. `start_s` and `end_s` say which part of the video it is, None: from its start, to its
-    end. `age` is in years; `where` is `file:line`, for messages; `times` is the file that
-    tells when each word is said, named as `media` is, where the corpus itself names one.
+    expected path, and a path that leaves the root stays as the corpus gives it, so that crop rejects either with a
+    reason. `start_s` and `end_s` give the part of the video, None: from its start, to its end. `age` is in years;
+    `where` is `file:line`, for messages; `times` is the file with the time of each word, a path like `media`, where
+    the corpus names one.
     """
 
     clip_id: str
@@ -36,10 +36,10 @@ class Transcript:
 
 
 def relative_media(path: str, root: Path) -> str:
-    """`path` of a corpus table relative to `root`, with forward slashes and no `./` or `..`; outside it as given.
+    """Returns `path` relative to `root`, with forward slashes and without `./` or `..`; outside the root, unchanged.
 
-    An absolute path, as programs write them, is below the root where one of its folders is the root, however the two
-    are spelled: through links, from the working directory, with `..`.
+    An absolute path is below the root if one of its folders is the root, in any spelling: through links, from the
+    working directory, with `..`.
     """
     if not path:
         return path
@@ -53,7 +53,7 @@ def relative_media(path: str, root: Path) -> str:
 
 
 def _inside(path: str) -> str | None:
-    """A relative path without `.` and `..`; None where it leaves its folder, or climbs within a zip."""
+    """Returns a relative path without `.` and `..`; None where it leaves its folder, or uses `..` within a zip."""
     slashed = path.replace("\\", "/")
     if leaves_root(path) and ".zip!" not in path.lower():
         slashed = posixpath.normpath(slashed)
@@ -61,13 +61,13 @@ def _inside(path: str) -> str | None:
 
 
 def _is_same(folder: Path, other: Path) -> bool:
-    # a name with a zero byte, or in a folder that is none
+    # a name with a zero byte, or below a file
     with suppress(OSError, ValueError):
         return folder.samefile(other)
     return False
 
 
 def split_rank(split: str) -> tuple[int, str]:
-    """Sort key of splits: train, valid, test, then any other by name."""
+    """Returns the sort key of splits: train, valid, test, then any other by name."""
     usual = _USUAL_SPLITS.index(split) if split in _USUAL_SPLITS else len(_USUAL_SPLITS)
     return usual, split

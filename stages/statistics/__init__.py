@@ -1,1 +1,1 @@
-"""What stage stats counts, and how it shows it."""
+"""The figures of stage stats, and their tables and plots."""

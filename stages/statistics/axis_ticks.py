@@ -1,10 +1,10 @@
-"""Round numbers along an axis."""
+"""Chooses round numbers for an axis."""
 
 import math
 
 
 def nice_ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, some four steps of 1, 2 or 5 times 10^n."""
+    """Returns round numbers from at or below `low` to at or above `high`, about four steps of 1, 2 or 5 times 10^n."""
     rough = (high - low or 1.0) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))

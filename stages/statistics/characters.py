@@ -1,6 +1,6 @@
-"""How often each character stands in the labels of a split, and what of it train lacks.
+"""Counts the characters in the labels of each split, and those that the train split does not have.
 
-What the transcripts say of their sound ([noise]), split by split.
+Also counts the annotations of sound in the transcripts ([noise]) of each split.
 """
 
 from collections import Counter
@@ -22,27 +22,27 @@ from shards.enums import TRAIN_SPLIT
 from stages.corpora.transcript import split_rank
 
 HEAD = 50
-"""Characters listed in vocabulary.json, of the most frequent and of those outside the vocabulary."""
+"""Characters listed in vocabulary.json: the most frequent, and the most frequent outside the vocabulary."""
 ROWS_AT_ONCE = 20_000
-"""Their characters fit into a core's cache; 100,000 rows take half as long again."""
+"""Their characters fit into a core's cache; batches of 100,000 rows take 1.5 times as long."""
 _NUM_CODE_POINTS = 0x110000
 
 Characters = Mapping[str, Counter[str]]
-"""Split → how often each character stands in its labels."""
+"""Split → how often each character occurs in its labels."""
 
 
 def characters_by_split(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> Characters:
-    """How often each character (code point) stands in the labels of the kept clips; every split has an entry."""
+    """Counts each character (code point) in the labels of the kept clips; every split has an entry."""
     counts = {
         split: np.zeros(_NUM_CODE_POINTS, np.int64)
         for (split,) in connection.execute("SELECT DISTINCT split FROM clips").fetchall()
     }
-    # the few that are left out are looked up, not the many that are kept
+    # joins the few clips that are left out, not the many that are kept
     left_out = "SEMI JOIN (SELECT clip_id FROM crops WHERE status <> 'ok') USING (clip_id)"
     for join, sign in (("", 1), (left_out, -1)) if has_crops else (("", 1),):
         labels = connection.sql(f"SELECT split, label FROM clips {join}")
         for batch in batches(labels, ROWS_AT_ONCE):
-            # mostly one: a corpus is listed split by split
+            # mostly one split: tables are sorted by split
             for split in pc.unique(batch["split"]).to_pylist():
                 of_split = batch.filter(pc.equal(batch["split"], split))["label"]
                 found = _code_points(of_split)
@@ -54,7 +54,7 @@ def characters_by_split(connection: duckdb.DuckDBPyConnection, has_crops: bool) 
 
 
 def _code_points(labels: pa.StringArray) -> np.ndarray:
-    """How often each code point stands in `labels`, up to the highest of them.
+    """Counts each code point in `labels`, up to the highest of them.
 
     Counted on whole buffers: a Python loop over the characters of 10 million labels takes minutes.
     """
@@ -75,7 +75,7 @@ def _sum(characters: Characters) -> Counter[str]:
 
 
 def vocabulary(characters: Characters) -> dict[str, Any]:
-    """Each split's characters against those of train: what a model trained on train cannot write."""
+    """Compares the characters of each split with train: a model trained on train cannot write the others."""
     known = characters.get(TRAIN_SPLIT)
     splits = {}
     for split in sorted(characters, key=split_rank):
@@ -103,16 +103,16 @@ def _share(count: int, total: int) -> float:
 
 
 def _head(characters: Counter[str], total: int) -> list[dict[str, Any]]:
-    """The HEAD most frequent, ties in code point order."""
+    """Returns the HEAD most frequent, ties in code point order."""
     ranked = sorted(characters.items(), key=lambda item: (-item[1], item[0]))
     return [{"character": c, "count": n, "share": _share(n, total)} for c, n in ranked[:HEAD]]
 
 
 def annotations(connection: duckdb.DuckDBPyConnection, clips_path: Path) -> dict[str, Any]:
-    """How many stand in the transcripts of each split, in how many clips, and the HEAD most frequent; and of what else
-    stands in brackets, which `text.drop_annotations` keeps.
+    """Counts the annotations of each split and the clips that have them, and lists the HEAD most frequent.
 
-    `dropped` says whether the labels are without them; null where the table does not say how its labels were made.
+    `kept` lists other texts in brackets, which `text.drop_annotations` keeps. `dropped` says whether the labels are
+    without annotations; null where the table does not say how its labels were made.
     """
     mark = normaliser_from_metadata(pq.read_schema(clips_path).metadata, clips_path)
     text = mark[0] if mark else TextParams()

@@ -1,6 +1,6 @@
-"""The tables of a corpus side by side, clip by clip: what its figures are counted on.
+"""Joins the tables of a corpus clip by clip: all figures are counted on the result.
 
-The same video in several splits, under whatever names: its crops have one cache key.
+Also finds copies of a video in several splits under any names: their crops have the same cache key.
 """
 
 import logging
@@ -21,7 +21,7 @@ ROWS_A_PASS = 4_000_000
 """Clips whose ids are joined at once: 0.5 GB. Ten million at once take 1.7 of the 2 GB."""
 
 UNKNOWN = "(unknown)"
-"""What stands for a topic that the corpus does not tell."""
+"""Replaces a topic that the corpus does not give."""
 
 TABLES = {
     "clips": (CLIPS, "pipeline ingest"),
@@ -35,7 +35,7 @@ _WORDS = {
     "reason": "crops.reason",
     "media_kind": "clips.media_kind",
 }
-"""Columns of few different words; an ENUM of a word takes 1 to 4 bytes a clip, a string 16 and more."""
+"""Columns with few different values; an ENUM of a word takes 1 to 4 bytes a clip, a string 16 and more."""
 
 _CREATE_JOINED = """
     CREATE TEMP TABLE joined (
@@ -65,17 +65,19 @@ _COMPARE = """
 def join_tables(
     connection: duckdb.DuckDBPyConnection, paths: Mapping[str, Path | None], *, leave_out_others: bool
 ) -> dict[str, bool]:
-    """Makes the table `joined`, one row a clip; gives `has_crops` and `has_samples`.
+    """Makes the table `joined`, one row for each clip; returns `has_crops` and `has_samples`.
 
-    The connection has the TABLES as views, those whose path is None empty. Raises TableError where one of them is
-    not of the clips; with `leave_out_others`, one of other clips is told of, emptied and taken as missing.
+    The connection has the TABLES as views; those whose path is None are empty. Raises TableError where a table is
+    not of the clips; with `leave_out_others`, logs and empties a table of other clips and treats it as missing.
     """
     if not _count(connection, "clips"):
-        raise TableError(f"{paths['clips']} holds no clip; run `pipeline ingest` on a corpus that has some")
+        raise TableError(
+            f"{paths['clips']} contains no clip; run `pipeline ingest` on a corpus that has clips"
+        )
     has = {f"has_{name}": paths[name] is not None for name in ("crops", "samples")}
     _join(connection, has["has_crops"])
     if not _is_whole(connection, has["has_crops"]):
-        # only then is it worth the time to look at each table for what is wrong
+        # checking each table takes time, so only now
         for name in ("crops", "samples"):
             if path := paths[name]:
                 has[f"has_{name}"] = is_of_clips(
@@ -88,7 +90,7 @@ def join_tables(
 def is_of_clips(
     connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, *, leave_out: bool
 ) -> bool:
-    """Whether table `name` is of the clips; one that is not is an error, or emptied where it may be left out."""
+    """Whether table `name` is of the clips. Raises TableError if not, or empties it where `leave_out` is set."""
     verb, is_whole = {"crops": ("pipeline crop", True), "samples": ("pipeline pack", False)}[name]
     foreign = absent = doubled = 0
     for part in _parts(connection):
@@ -97,11 +99,11 @@ def is_of_clips(
     is_other = foreign or (is_whole and absent)
     if not is_other and not doubled:
         return True
-    told = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
-    told += f", {absent} missing)" if is_whole else ")"
+    message = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
+    message += f", {absent} missing)" if is_whole else ")"
     if doubled or not leave_out:
-        raise TableError(f"{told}; run `{verb}` again")
-    _log.warning("%s: left out of these figures; `%s` makes it anew", told, verb)
+        raise TableError(f"{message}; run `{verb}` again")
+    _log.warning("%s: left out of these figures; run `%s` to make it again", message, verb)
     connection.register(name, schema.empty_table())
     return False
 
@@ -111,12 +113,12 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
 
 
 def num_parts_of(connection: duckdb.DuckDBPyConnection) -> int:
-    """In how many parts a key of each clip fits into memory."""
+    """Returns the number of parts, so that the keys of one part fit into memory."""
     return 1 + _count(connection, "clips") // ROWS_A_PASS
 
 
 def _parts(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    """Conditions that part the clips, so that the ids of one part fit into memory."""
+    """Yields conditions that divide the clips, so that the ids of one part fit into memory."""
     num_parts = num_parts_of(connection)
     for number in range(num_parts):
         # in the text: with a parameter DuckDB divides in 128 bits, which takes several times as long
@@ -124,7 +126,7 @@ def _parts(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
 
 
 def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
-    """Makes the table `joined`: what the figures need of each clip, in some 40 bytes."""
+    """Makes the table `joined` with the columns that figures need, about 40 bytes a clip."""
     connection.execute("DROP TABLE IF EXISTS joined")
     for name, column in _WORDS.items():
         table = column.split(".")[0]
@@ -140,7 +142,7 @@ def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
 
 
 def _is_whole(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> bool:
-    """Whether every row of every table stands in `joined`, and none of them twice."""
+    """Whether every row of every table is in `joined` exactly once."""
     num_clips, num_crops, num_samples = (_count(connection, name) for name in TABLES)
     ((rows, with_crop, packed),) = connection.execute(
         "SELECT count(*), count(is_ok), count(*) FILTER (packed) FROM joined"
@@ -167,10 +169,10 @@ _EXAMPLES = """
 
 
 def copies_across_splits(connection: duckdb.DuckDBPyConnection, num_parts: int) -> dict[str, Any]:
-    """Of the ok clips: `num_videos` that are in several splits, the `clips` of each split that show one of them.
+    """Counts, of the ok clips, the `num_videos` in several splits, and the `clips` of each split that show one.
 
-    `examples` lists the first ids of the clips of a few such videos. A score on a clip that was learnt by heart says
-    nothing, whoever speaks in it.
+    `examples` lists the first clip ids of a few of these videos. A score on a clip of the training data says nothing,
+    whoever speaks in it.
     """
     connection.execute(_CREATE_COPIED)
     for number in range(num_parts):

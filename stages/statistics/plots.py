@@ -1,4 +1,4 @@
-"""The figures of stage stats as one picture: same figures, same bytes."""
+"""Draws the figures of stage stats as one picture: same figures, same bytes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _SIZE_IN = (12.5, 10.6)
 """900 px wide where a browser shows an SVG of 72 points an inch."""
-# Okabe and Ito's, which the colour-blind tell apart; darker than usual on white
+# colours of Okabe and Ito, which colour-blind people can distinguish; darker than usual on white
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _INK, _FAINT = "#333333", "#8a8a8a"
 _STYLE: dict[Any, Any] = {
@@ -40,7 +40,7 @@ _STYLE: dict[Any, Any] = {
 _MOST_BARS = 8
 _MOST_BINS = 60
 _AXES_CHARS = 58
-"""Characters that fit beside each other into half of the picture."""
+"""Characters in a line that fit into half of the picture."""
 
 
 def stats_picture(summary: Mapping[str, Any], characters: Characters) -> bytes:
@@ -110,14 +110,14 @@ def _lengths(
     title: str,
     unit: str,
 ) -> None:
-    """Shares rather than counts, so that a small split is seen beside a large one."""
+    """Draws shares, not counts, so that a small split is visible next to a large one."""
     axes.set_title(title)
     if not histogram["splits"]:
         _say(axes, "not known before `pipeline crop`")
         return
     fine = histogram["bin_width"]
     longest = max(int(edge) for by_edge in histogram["splits"].values() for edge in by_edge)
-    # a small split is all needles in bins of one character
+    # in bins of one character, a small split shows only spikes
     width = fine * -(-(longest + fine) // (fine * _MOST_BINS))
     for number, (split, by_edge) in enumerate(histogram["splits"].items()):
         edges = np.array([int(edge) for edge in by_edge])
@@ -125,7 +125,7 @@ def _lengths(
         bins = np.arange(0, longest + 2 * width, width)
         shares = np.bincount(edges // width, counts, minlength=len(bins))[:-1] / counts.sum()
         label = f"{split}, mean {means[split]:.0f}"
-        # where splits are alike, lines over a filled one still show that both are there
+        # a line over a filled histogram stays visible where splits are alike
         fill: dict[str, Any] = (
             {"fill": True, "alpha": 0.25, "linewidth": 0} if number == 0 else {"linewidth": 1.6}
         )
@@ -174,7 +174,7 @@ def _unknown(axes: "Axes", splits: Mapping[str, Any], colours: Mapping[str, str]
 def _bars(
     axes: "Axes", names: Sequence[str], values: Sequence[float], notes: Sequence[str], colours: Sequence[str]
 ) -> None:
-    """Bars from top to bottom, each with its note beside it."""
+    """Draws bars from top to bottom, each with its note next to it."""
     places = np.arange(len(names))
     axes.barh(places, values, color=colours, height=0.62)
     # few bars stay as slim as many

@@ -1,4 +1,4 @@
-"""The figures of the ledger that tell good mouth clips from bad, the limits that apply, and every reason in words."""
+"""Figures of the ledger that separate good from bad mouth clips, their limits, and every reason in words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from stages.videos.settings import LETTERS_A_SYLLABLE, CropParams
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A key of the section crop that turns clips down, in the unit of the figure."""
+    """A key of the section crop that rejects clips, in the unit of the figure."""
 
     key: str
     value: float
     is_least: bool
     slack: float = 1e-4
-    """So far beyond a limit a clip may lie that kept it: the ledger's float32, and half frames."""
+    """How far an accepted clip may be beyond the limit: the ledger's float32, and half frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
     """One figure of a clip: a column of the ledger, or a share made of two.
 
-    `lowest` and `highest` name the clips at that end, None where that end is no fault; `bounds` is the range that
-    the figure has by its nature, None where there is none.
+    `lowest` and `highest` name the clips at that end, None where that end is not a fault; `bounds` is the possible
+    range of the figure, None where there is none.
     """
 
     name: str
@@ -70,7 +70,7 @@ def _seconds(crop: CropParams) -> tuple[Limit, ...]:
 
 
 def _least_motion(crop: CropParams) -> tuple[Limit, ...]:
-    # 0 turns no clip down
+    # 0 rejects no clip
     return _least("min_mouth_motion")(crop) if crop.min_mouth_motion else ()
 
 
@@ -184,11 +184,11 @@ EXPLAINED = {
     Reason.CRASHED: "The process that read the file died of it.",
     Reason.TIMEOUT: "Work on the clip took longer than crop.timeout_s and was given up.",
 }
-"""Each reason of the ledger as a person would say it."""
+"""Each reason of the ledger in words."""
 
 
 def applied_limits(crop: CropParams) -> dict[str, str]:
-    """The keys that turn clips down and their values, in words."""
+    """Returns the keys that reject clips and their values, in words."""
     return {
         "crop.min_detection_rate": f"{100 * crop.min_detection_rate:g}\u202f% of the frames",
         "crop.max_gap_s": f"{crop.max_gap_s:g}\u202fs without the face, bridged",

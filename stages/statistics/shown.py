@@ -1,4 +1,4 @@
-"""The figures of stage stats on the terminal."""
+"""Prints the figures of stage stats on the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from stages.statistics.join_tables import UNKNOWN
 
 
 def print_stats(summary: Mapping[str, Any], console: Console) -> None:
-    """Prints what `stats` gave as tables; `-` stands for what is not known yet."""
+    """Prints the result of `stats` as tables; `-` means not known yet."""
     splits = summary["splits"]
     rows = [*splits["splits"].items(), ("total", splits["total"])]
     # several tables, so that each fits into 80 columns
@@ -59,28 +59,28 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
     if most := summary["annotations"]["most_frequent"]:
         counted = list(summary["annotations"]["splits"].items())
         _print_figures(console, "Annotations", "split", counted, ("clips", "annotations"))
-        told = "Dropped from the labels:" if summary["annotations"]["dropped"] else "The most frequent:"
-        _print_annotations(console, told, most)
-    # which they are, a person should see: what is said may stand in brackets too
+        title = "Dropped from the labels:" if summary["annotations"]["dropped"] else "The most frequent:"
+        _print_annotations(console, title, most)
+    # listed for people to check: brackets may also contain speech
     if kept := summary["annotations"]["kept"]:
         _print_annotations(console, "In brackets and part of the labels:", kept)
     if shared := summary["overlap"]["speakers"]:
         names = Text(one_line(", ".join(list(shared)[:20])))
-        console.print(f"Speakers in several splits ({len(shared)}), whose scores flatter the model:", names)
+        console.print(f"Speakers in several splits ({len(shared)}), so scores are too good:", names)
     if len(splits["splits"]) > 1 and not splits["total"]["speakers"]:
-        console.print("No clip names its speaker: whether the splits share people cannot be told.")
+        console.print("No clip names its speaker: it is not known whether the splits share people.")
     if (copies := summary["overlap"]["copies"]) and copies["num_videos"]:
         counts = ", ".join(f"{split} {count} clips" for split, count in copies["clips"].items())
         same = "; ".join(" = ".join(clip_ids) for clip_ids in copies["examples"])
         console.print(
-            f"The same video in several splits: {copies['num_videos']} ({counts}), whose scores say nothing:",
+            f"The same video in several splits: {copies['num_videos']} ({counts}), so scores on them say nothing:",
             Text(same),
         )
 
 
-def _print_annotations(console: Console, told: str, counted: Sequence[Mapping[str, Any]]) -> None:
+def _print_annotations(console: Console, title: str, counted: Sequence[Mapping[str, Any]]) -> None:
     console.print(
-        told, Text(one_line(", ".join(f"{one['annotation']} {one['count']}" for one in counted[:20])))
+        title, Text(one_line(", ".join(f"{row['annotation']} {row['count']}" for row in counted[:20])))
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of stage stats as one tidy table: a row a figure, for SQL and data frames."""
+"""Writes the figures of stage stats as one tidy table: one row for each figure, for SQL and data frames."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ STATS = pa.schema(
 
 
 def stats_table(summary: Mapping[str, Any], characters: Characters) -> bytes:
-    """Returns `stats.parquet`: what `stats` gave, and the count of every character of every split.
+    """Returns `stats.parquet`: the result of `stats`, and the count of every character of every split.
 
     `SELECT split, value FROM 'stats.parquet' WHERE report = 'splits' AND figure = 'hours'` reads it.
     """

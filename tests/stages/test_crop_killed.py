@@ -126,6 +126,6 @@ if __name__ == "__main__":
 
 
 def test_the_summary_tells_how_to_retry() -> None:
-    told = str(CropSummary(3, {"crashed": 2, "no_face": 4, "timeout": 1}, 0, 0, 0, 0, 1.0))
-    assert told.endswith("; `pipeline crop` again tries the 3 crashed or timeout once more")
+    message = str(CropSummary(3, {"crashed": 2, "no_face": 4, "timeout": 1}, 0, 0, 0, 0, 1.0))
+    assert message.endswith("; run `pipeline crop` again to retry the 3 crashed or timeout")
     assert "again" not in str(CropSummary(3, {"no_face": 4}, 0, 0, 0, 0, 1.0))

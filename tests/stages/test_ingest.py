@@ -67,10 +67,10 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     write_video(root / "mouths" / "a.mp4", 160, 120)
     write_video(root / "faces" / "black.mp4", 96, 96)
     write_mouth(root / "faces" / "b.mp4", 3)
-    (root / "torso.mp4").write_bytes(b"\x00" * 100)
+    (root / "truncated.mp4").write_bytes(b"\x00" * 100)
     write_video(tmp_path / "outside.mp4", 96, 96)
     rows = [
-        ("z1", "unseen", "s9", "torso.mp4", "一"),
+        ("z1", "unseen", "s9", "truncated.mp4", "一"),
         ("b", "train", "s1", "faces/b.mp4", "Hello, World 你好!"),
         ("a", "train", "s1", "mouths/a.mp4", "今天，天气很好。"),
         ("t", "test", "s2", "../outside.mp4", "二"),
@@ -98,18 +98,18 @@ def test_rows_labels_and_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert summary.clips_by_kind == {"face": 2, "mouth": 1}
     assert summary.speakers_by_split == {"train": 1, "valid": 0, "test": 1, "unseen": 1}
     assert (summary.num_missing, summary.num_outside) == (3, 2)
-    told = [record.getMessage() for record in caplog.records if "crop will reject" in record.getMessage()]
-    assert [[line.rpartition(": ")[2] for line in one.split("\n")[-3:]] for one in told] == [
+    warnings = [record.getMessage() for record in caplog.records if "crop will reject" in record.getMessage()]
+    assert [[line.rpartition(": ")[2] for line in one.split("\n")[-3:]] for one in warnings] == [
         ["v", "w", "x"],
         ["t, u"],
         ["z1"],
     ]
-    assert ["no file below" in one for one in told] == [True, False, False]
+    assert ["no file below" in one for one in warnings] == [True, False, False]
     assert summary.shared_speakers == {}
     assert describe_stored_normaliser(pq.read_schema(path).metadata, path) == describe_normaliser(TEXT)
 
 
-def test_each_kind_of_fault_is_told_with_its_count_and_its_first_clip(
+def test_each_kind_of_fault_is_reported_with_its_count_and_its_first_clip(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "corpus of 2"
@@ -276,9 +276,9 @@ def test_two_texts_of_one_stretch_of_video_stop(
 
 
 @pytest.mark.parametrize(
-    ("times", "told"),
+    ("times", "expected"),
     [
-        (("1500", "2500"), "from 1500 s to 2500 s of a.mp4, which has 2.00 s"),
+        (("1500", "2500"), "from 1500 s to 2500 s of a.mp4, which lasts 2.00 s"),
         (("1", "99"), "from 1 s to 99 s of a.mp4"),
         (("50", ""), "from 50 s to its end of a.mp4"),
         (("2", "2.1"), "from 2 s to 2.1 s of a.mp4"),
@@ -288,18 +288,18 @@ def test_two_texts_of_one_stretch_of_video_stop(
         (("", ""), None),
     ],
 )
-def test_times_after_the_end_of_the_video_are_told(
-    tmp_path: Path, times: tuple[str, str], told: str | None, caplog: pytest.LogCaptureFixture
+def test_times_after_the_end_of_the_video_are_reported(
+    tmp_path: Path, times: tuple[str, str], expected: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_numbered(tmp_path / "a.mp4", map(numbered, range(50)))
     rows = [("fine", "train", "a.mp4", "0", "1", "一"), ("late", "train", "a.mp4", *times, "二")]
     with caplog.at_level(logging.WARNING):
         ingest(parts_of(tmp_path, rows), TEXT, CROP, tmp_path / "clips.parquet")
     found = [record.getMessage() for record in caplog.records if "after the end of" in record.getMessage()]
-    assert len(found) == (told is not None)
-    if told is not None:
-        assert "1 of 2 clips" in found[0] and f"clips.csv:3: {told}" in found[0]
-        assert found[0].endswith("times are in seconds, are these milliseconds?): late")
+    assert len(found) == (expected is not None)
+    if expected is not None:
+        assert "1 of 2 clips" in found[0] and f"clips.csv:3: {expected}" in found[0]
+        assert found[0].endswith("times must be in seconds, check that these are not milliseconds): late")
 
 
 def test_names_that_differ_in_case_or_width_are_one_speaker(
@@ -308,9 +308,9 @@ def test_names_that_differ_in_case_or_width_are_one_speaker(
     names = {"s1": "train", "S1": "valid", "Ｓ1": "test", "S2": "test", "s-2": "train", "s\u200b1": "train"}
     rows = [(f"c{i}", split, name, f"{i}.mp4", "字") for i, (name, split) in enumerate(names.items())]
     path = tmp_path / "clips.parquet"
-    with pytest.raises(CorpusError, match=r"^1 speaker stands in several splits: S1 in train, valid, test;"):
+    with pytest.raises(CorpusError, match=r"^1 speaker is in several splits: S1 in train, valid, test;"):
         ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
-    assert "are taken as one person: S1 = s1 = s\u200b1 = Ｓ1;" in caplog.text
+    assert "are treated as one person: S1 = s1 = s\u200b1 = Ｓ1;" in caplog.text
     summary = ingest(corpus_of(tmp_path / "c", rows, "warn"), TEXT, CROP, path)
     assert summary.shared_speakers == {"S1": ("train", "valid", "test")}
     assert summary.speakers_by_split == {"train": 2, "valid": 1, "test": 2}
@@ -341,7 +341,8 @@ def test_annotations_that_become_letters_are_warned_of(
     assert summary.annotations == {"[noise]": 2, "(笑)": 1}
     assert read_table(path, CLIPS, "ingest")["label"].to_pylist() == ["noise你好笑中国", "noise"]
     assert (
-        "3 annotations in the transcripts become letters of labels: [noise] (2), (笑) (1); set" in caplog.text
+        "3 annotations in the transcripts become part of the labels: [noise] (2), (笑) (1); to drop them, set"
+        in caplog.text
     )
 
 
@@ -360,7 +361,7 @@ def test_one_video_in_two_splits_stops_or_warns(
     ]
     path = tmp_path / "clips.parquet"
     with pytest.raises(
-        CorpusError, match=r"^1 video stands .*: v/m\.mp4 in train, test; .* corpus.speaker_overlap"
+        CorpusError, match=r"^1 video is in .*: v/m\.mp4 in train, test; .* corpus.speaker_overlap"
     ):
         ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, path)
     assert not path.exists()
@@ -394,24 +395,24 @@ def test_that_nobody_is_named_is_said_where_splits_could_share_people(
 
 
 @pytest.mark.parametrize(
-    ("splits", "told"),
+    ("splits", "expected"),
     [
-        (("TRAIN", "dev"), "no split is called train or valid"),
-        (("train", "dev"), "no split is called valid"),
-        (("Train", "valid"), "no split is called train"),
+        (("TRAIN", "dev"), "no split is named train or valid"),
+        (("train", "dev"), "no split is named valid"),
+        (("Train", "valid"), "no split is named train"),
         (("train", "valid"), None),
     ],
 )
-def test_splits_of_other_names_are_told_before_hours_of_cropping(
-    splits: tuple[str, str], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_splits_of_other_names_are_reported_before_cropping(
+    splits: tuple[str, str], expected: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [(f"c{i}", split, f"s{i}", f"{i}.mp4", "字") for i, split in enumerate(splits)]
     with caplog.at_level(logging.WARNING):
         ingest(corpus_of(tmp_path / "c", rows), TEXT, CROP, tmp_path / "clips.parquet")
-    if told is None:
+    if expected is None:
         assert "no split" not in caplog.text
     else:
-        assert told in caplog.text
+        assert expected in caplog.text
         assert all(split in caplog.text for split in splits)
 
 

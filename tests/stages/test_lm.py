@@ -66,8 +66,10 @@ def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
     assert figures["ngrams"] == list(expected.counts)
     assert figures["valid"]["perplexity"] == round(perplexity(expected, labels("valid")).perplexity, 3)
     assert figures["valid"]["out_of_vocabulary_rate"] == 0
-    told = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False).stdout
-    assert "data/lm.arpa: 12 sentences" in told and "of order 4" in told and "valid: perplexity" in told
+    output = subprocess.run(
+        [PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False
+    ).stdout
+    assert "data/lm.arpa: 12 sentences" in output and "of order 4" in output and "valid: perplexity" in output
 
 
 def test_a_text_file_is_normalised_as_labels_are(workplace: Path) -> None:
@@ -110,13 +112,13 @@ def test_the_model_says_what_it_was_made_from(workplace: Path) -> None:
     assert made()["text_sha256"] is None
 
 
-def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_of_another_normaliser_is_reported(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By whatever reads with it: what only one of the two writes is unseen, and nothing else would tell."""
     reader = random_reader(MODELS["cnn3d"])
     exported = OnnxReader(None, reader.vocabulary, reader.text, 25.0, 96, (LOG_PROBS,))
     lm = Path("data/lm.arpa")
 
-    def told() -> list[str]:
+    def warnings_of() -> list[str]:
         caplog.clear()
         for one in (reader, exported):
             one.language_model = None
@@ -128,7 +130,7 @@ def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.L
     assert read_normaliser(lm) == describe_normaliser(
         TextParams(simplify=False, digits="chinese", drop_annotations=True)
     )
-    first, second = told()
+    first, second = warnings_of()
     assert first == second
     assert "data/lm.arpa was made from text of another normaliser" in first and "`pipeline lm`" in first
     assert "digits as Chinese characters" in first
@@ -137,7 +139,7 @@ def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.L
     assert read_normaliser(lm) == describe_normaliser(TextParams())
     about, rest = lm.read_bytes().split(b"\n", 1)
     lm.write_bytes(about + b"\n" + rest.replace("一".encode(), "今".encode()))
-    assert told() == []
+    assert warnings_of() == []
     # of a version alone, of an older file and of another program's nothing is said
     for line in (
         about.replace(b"(version ", b"(version 9"),
@@ -146,7 +148,7 @@ def test_a_model_of_another_normaliser_is_told(workplace: Path, caplog: pytest.L
     ):
         assert line != about
         lm.write_bytes(line + b"\n" + rest.replace("一".encode(), "今".encode()))
-        assert told() == []
+        assert warnings_of() == []
 
 
 def read_normaliser(lm: Path) -> object:
@@ -158,30 +160,30 @@ def read_normaliser(lm: Path) -> object:
 ASKING = ("decode.decoder=ctc_beam", "decode.lm_weight=0.3")
 
 
-def test_a_model_of_another_text_is_told(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_of_another_text_is_reported(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In one line, where a decoder asks it and params.yaml names a text."""
 
-    def told(*assignments: str, decoders: Sequence[str] = ()) -> list[str]:
+    def warnings_of(*assignments: str, decoders: Sequence[str] = ()) -> list[str]:
         caplog.clear()
         values = load_params(Path("params.yaml"), assignments=assignments)
         warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode, decoders)
         return [record.message for record in caplog.records]
 
     novel = "lm.text_file=novel.txt"
-    assert told(*ASKING, novel) == [], "no model, nothing to tell of: reading with it fails"
+    assert warnings_of(*ASKING, novel) == [], "no model, nothing to tell of: reading with it fails"
     Path("novel.txt").write_text("一二三\n", "utf-8")
     made(novel)
-    assert told(*ASKING, novel) == []
+    assert warnings_of(*ASKING, novel) == []
     # the same text under another name is the same text
     Path("same.txt").write_bytes(Path("novel.txt").read_bytes())
-    assert told(*ASKING, "lm.text_file=same.txt") == []
+    assert warnings_of(*ASKING, "lm.text_file=same.txt") == []
     Path("novel.txt").write_text("一二三四\n", "utf-8")
-    (line,) = told(*ASKING, novel)
+    (line,) = warnings_of(*ASKING, novel)
     assert (
         line
         == "novel.txt has changed since data/lm.arpa was made from it: run `dvc repro -f lm`, or `pipeline lm`"
     )
-    assert told(novel, "decode.lm_weight=0.3", decoders=["ctc", "all"]) == [line]
+    assert warnings_of(novel, "decode.lm_weight=0.3", decoders=["ctc", "all"]) == [line]
     # it is asked by none of these
     for assignments, decoders in (
         (("decode.decoder=ctc_beam",), ()),
@@ -189,18 +191,18 @@ def test_a_model_of_another_text_is_told(workplace: Path, caplog: pytest.LogCapt
         (("decode.decoder=ctc", "decode.lm_weight=0.3"), ()),
         (ASKING, ["ctc", "attention"]),
     ):
-        assert told(*assignments, novel, decoders=decoders) == []
-    assert told(*ASKING) == [], "made with `pipeline lm --text`"
-    assert told(*ASKING, "lm.text_file=same.txt") == [], "that is as it was"
+        assert warnings_of(*assignments, novel, decoders=decoders) == []
+    assert warnings_of(*ASKING) == [], "made with `pipeline lm --text`"
+    assert warnings_of(*ASKING, "lm.text_file=same.txt") == [], "that is as it was"
     Path("other.txt").write_text("四\n", "utf-8")
-    (line,) = told(*ASKING, "lm.text_file=other.txt")
+    (line,) = warnings_of(*ASKING, "lm.text_file=other.txt")
     assert "made from another text (novel.txt) than lm.text_file, other.txt: run `dvc repro -f lm`" in line
-    (line,) = told(*ASKING, "lm.text_file=gone.txt")
+    (line,) = warnings_of(*ASKING, "lm.text_file=gone.txt")
     assert line.startswith(
-        "lm.text_file: gone.txt is not there; data/lm.arpa was made from novel.txt: put it back"
+        "lm.text_file: gone.txt is missing; data/lm.arpa was made from novel.txt: restore it"
     )
     made()
-    (line,) = told(*ASKING, novel)
+    (line,) = warnings_of(*ASKING, novel)
     assert "made from another text (samples.parquet, split train) than lm.text_file, novel.txt" in line
     # of a model from elsewhere nothing is known
     made(novel)
@@ -213,21 +215,21 @@ def test_a_model_of_another_text_is_told(workplace: Path, caplog: pytest.LogCapt
         b"# pipeline lm \xff\n",
     ):
         Path("data/lm.arpa").write_bytes(first_line + rest)
-        assert told(*ASKING, "lm.text_file=other.txt") == []
+        assert warnings_of(*ASKING, "lm.text_file=other.txt") == []
     assert about.startswith(b"# pipeline lm {")
 
 
 @pytest.mark.parametrize(
-    ("payload", "told"),
+    ("payload", "message"),
     [
-        (b"\xe4\xb8\x80\n\xff\xfe\n", "line 2 is no UTF-8"),
+        (b"\xe4\xb8\x80\n\xff\xfe\n", "line 2 is not UTF-8"),
         (b"\n!!\n", "every line is empty"),
         (None, "cannot be read"),
     ],
 )
-def test_a_text_file_that_teaches_nothing(workplace: Path, payload: bytes | None, told: str) -> None:
+def test_a_text_file_that_teaches_nothing(workplace: Path, payload: bytes | None, message: str) -> None:
     if payload is not None:
         Path("bad.txt").write_bytes(payload)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         made("lm.text_file=bad.txt")
     assert not Path("data/lm.arpa").exists()

@@ -1,4 +1,4 @@
-"""Shards: plain tars that any reader takes, the same bytes each time, and never a torso or a stranger's file."""
+"""Shards: plain tars that any reader takes, the same bytes each time, and never a partial file or a stranger's file."""
 
 import hashlib
 import io
@@ -203,8 +203,8 @@ def test_a_ledger_of_other_videos_labels_or_times_is_refused(own: Packing, chang
 
 def test_fewer_shards_leave_no_old_ones(own: Packing) -> None:
     own.pack("shards", shard_mb=0.1)
-    torso = own.folder / "shards" / "train" / ".train-000000.tar.abc123.tmp"
-    torso.write_bytes(b"what a killed pack leaves")
+    partial = own.folder / "shards" / "train" / ".train-000000.tar.abc123.tmp"
+    partial.write_bytes(b"what a killed pack leaves")
     (own.folder / "shards" / ".README.md.abc123.tmp").touch()
     stale = own.folder / "shards" / "old_split"
     stale.mkdir()
@@ -263,15 +263,17 @@ def test_a_video_that_changed_is_not_cut_by_its_old_track(own: Packing) -> None:
 
 def test_tables_of_different_runs(own: Packing) -> None:
     # pixels do not tell the rate, and training would take it for true
-    for other, told in (
+    for other, message in (
         ({"size_px": 64}, "25 frames/s, 64 px"),
         ({"target_fps": 50.0}, "50 frames/s, 96 px"),
     ):
-        with pytest.raises(TableError, match=rf"cut at 25 frames/s, 96 px, .* say {told}; .*pipeline crop"):
+        with pytest.raises(
+            TableError, match=rf"cut at 25 frames/s, 96 px, .* say {message}; .*pipeline crop"
+        ):
             own.pack("shards", params=PARAMS.model_copy(update=other))
     marked = pq.read_table(own.tables[1])
     write_table(own.tables[1], marked, schema.CROPS)
-    with pytest.raises(TableError, match=r"of an earlier version, .*pipeline crop"):
+    with pytest.raises(TableError, match=r"by an earlier version, .*pipeline crop"):
         own.pack("shards")
     write_table(own.tables[1], marked, marked.schema)
     assert not (own.folder / "shards").exists()

@@ -71,8 +71,8 @@ def test_another_catalogue_is_refused_at_any_later_time_and_its_own_is_not(own: 
     before = content(store)
     with pytest.raises(ShardError) as refused:
         pack_to(own, url, theirs, codec="jpeg")
-    told = rf"{url} holds another pack, .*\({ours}, process {os.getpid()} of .*, begun 2.*\); this one \({theirs}, proc"
-    assert re.match(told, str(refused.value)) and "paths.shards" in str(refused.value)
+    text = rf"{url} holds another pack, .*\({ours}, process {os.getpid()} of .*, begun 2.*\); this one \({theirs}, proc"
+    assert re.match(text, str(refused.value)) and "paths.shards" in str(refused.value)
     assert f"remove {url}/{OWNER}" in str(refused.value)
     assert content(store) == before and not theirs.exists()
     pack_to(own, f"{url}-2", theirs, codec="jpeg")
@@ -221,9 +221,11 @@ def test_what_a_killed_pack_leaves_is_named_by_verify_and_removed_by_the_next(ow
     kill_pack(own, KILLED_BEFORE_A_RENAME, at)
     (left,) = [name for name in there.names() if name.endswith(".tmp")]
     samples.write_bytes(table)
-    told = {problem.shard: problem.what for problem in verify(there, samples, own.machine).problems}
-    assert re.match(r"was left by a pack that was killed .*the next `pipeline pack` removes it", told[left])
-    assert "is no file of this pack" not in told.values()
+    reported = {problem.shard: problem.what for problem in verify(there, samples, own.machine).problems}
+    assert re.match(
+        r"was left by a pack that was killed .*the next `pipeline pack` removes it", reported[left]
+    )
+    assert "is no file of this pack" not in reported.values()
     assert content(pack_to(own, url, samples)) == whole
     assert not [name for name in there.names() if name.endswith(".tmp")]
     assert not verify(there, samples, own.machine).problems

@@ -63,11 +63,11 @@ def test_a_store_that_cannot_be_written_leaves_the_former_pack_whole(own: Packin
 
 
 def test_what_is_somebody_elses_is_not_even_tried(own: Packing) -> None:
-    """Not a byte is written beside it, and nothing removed, before it is told."""
+    """Not a byte is written next to it, and nothing removed, before the error is reported."""
     store = ReadOnly(own.folder / "shards")
     (own.folder / "shards").mkdir()
     (own.folder / "shards" / "thesis.txt").touch()
-    with pytest.raises(ShardError, match=r"thesis\.txt is no shard"):
+    with pytest.raises(ShardError, match=r"thesis\.txt is not a file of a pack"):
         pack_into(own, store, "shards.parquet")
     assert [path.name for path in (own.folder / "shards").iterdir()] == ["thesis.txt"]
 
@@ -165,7 +165,7 @@ def test_a_left_file_of_any_name_that_this_program_gives_is_swept_and_no_other(o
     own.pack("shards")
     assert own.files("shards") == whole
     (own.folder / "shards" / ".notes.tmp").touch()
-    with pytest.raises(ShardError, match=r"\.notes\.tmp is no shard"):
+    with pytest.raises(ShardError, match=r"\.notes\.tmp is not a file of a pack"):
         own.pack("shards")
 
 
@@ -185,19 +185,19 @@ for codec, room in ("raw", 300_000), ("ffv1", 50_000):
     (small / "filler").write_bytes(bytes(space.f_bavail * space.f_frsize - room))
     try:
         own.pack("small/shards", codec=codec, shard_mb=0.05)
-        told = "packed"
+        message = "packed"
     except DiskError as error:
-        told = str(error)
+        message = str(error)
     rest = (small / "shards.parquet").exists() and own.files("small/shards") == before
-    answers.append({"told": told, "is_whole": rest})
+    answers.append({"message": message, "is_whole": rest})
     (small / "filler").unlink()
 own.pack("small/shards", codec="jpeg", shard_mb=0.05)
-answers.append({"told": "", "is_whole": own.files("small/shards") == before})
+answers.append({"message": "", "is_whole": own.files("small/shards") == before})
 print(json.dumps(answers))
 """
 
 
-def test_a_full_disk_is_told_before_the_former_pack_goes_or_as_what_it_cost(
+def test_a_full_disk_is_reported_before_the_former_pack_goes_or_as_what_it_cost(
     own: Packing, on_small_disk: OnSmallDisk
 ) -> None:
     """Raw clips have a known size; how large others become turns out when there is no room any more."""
@@ -209,7 +209,7 @@ def test_a_full_disk_is_told_before_the_former_pack_goes_or_as_what_it_cost(
     needed = re.fullmatch(
         r"the disk is full: \S*/small/shards cannot be written, (\d\.\d) MB are needed; what was saved before "
         r"is kept\. Free some space, .*",
-        beforehand["told"],
+        beforehand["message"],
     )
     assert needed, beforehand
     frames = sum(
@@ -218,8 +218,8 @@ def test_a_full_disk_is_told_before_the_former_pack_goes_or_as_what_it_cost(
     assert float(needed[1]) == round(frames * PARAMS.size_px**2 / 1e6, 1)
     assert beforehand["is_whole"]
     assert re.fullmatch(
-        r"the disk is full: \S*/small/shards/\S+ cannot be written.*; the former pack was removed to make room\. "
+        r"the disk is full: \S*/small/shards/\S+ cannot be written.*; the previous pack was removed to make room\. "
         "Free some space, then run the same command again",
-        midway["told"],
+        midway["message"],
     ), midway
     assert not midway["is_whole"] and again["is_whole"]

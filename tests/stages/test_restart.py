@@ -20,8 +20,8 @@ def check_the_rest(corpus: Corpus) -> None:
     """A rerun does only the rest; pack comes to the same bytes as ever."""
     num_cached = corpus.num_cached()
     assert SOME <= num_cached < NUM_FACES + NUM_MOUTHS, "disturbed in its midst"
-    told = corpus.pipeline("crop")
-    assert f"; {num_cached} from the cache" in told
+    output = corpus.pipeline("crop")
+    assert f"; {num_cached} from the cache" in output
     corpus.pipeline("pack")
     assert corpus.made() == corpus.undisturbed
 
@@ -33,9 +33,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_command_is_killed(corpus: Corpus, number: signal.Signals) -> None:
-    code, told = disturbed(corpus, lambda process: process.send_signal(number))
+    code, output = disturbed(corpus, lambda process: process.send_signal(number))
     if number == signal.SIGTERM:
-        assert (code, "What is done is kept" in told) == (1, True), told
+        assert (code, "What is done is kept" in output) == (1, True), output
     assert not (corpus.folder / "data" / "crops.parquet").exists()
     check_the_rest(corpus)
 
@@ -48,24 +48,24 @@ def test_ctrl_c_goes_to_the_whole_group(corpus: Corpus) -> None:
         start = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
 
-    code, told = disturbed(corpus, press)
+    code, output = disturbed(corpus, press)
     assert time.monotonic() - start < 5
-    assert (code, "cropping mouths: stopped. What is done is kept" in told) == (1, True), told
-    assert "Traceback" not in told
+    assert (code, "cropping mouths: stopped. What is done is kept" in output) == (1, True), output
+    assert "Traceback" not in output
     check_the_rest(corpus)
 
 
 def test_a_worker_is_killed_and_the_run_goes_on(corpus: Corpus) -> None:
-    code, told = disturbed(corpus, lambda process: workers_of(process)[0].kill())
-    assert (code, f"{NUM_FACES + NUM_MOUTHS} of" in told) == (0, True), told
+    code, output = disturbed(corpus, lambda process: workers_of(process)[0].kill())
+    assert (code, f"{NUM_FACES + NUM_MOUTHS} of" in output) == (0, True), output
     corpus.pipeline("pack")
     assert corpus.made() == corpus.undisturbed
 
 
-def test_torsos_of_killed_processes_are_removed_when_old(corpus: Corpus) -> None:
+def test_partial_files_of_killed_processes_are_removed_when_old(corpus: Corpus) -> None:
     old, young = (corpus.cache / "clips" / "ab" / f".{name}.npz.x.tmp" for name in ("old", "young"))
     old.parent.mkdir(parents=True, exist_ok=True)
-    old.write_bytes(b"torso")
+    old.write_bytes(b"partial")
     young.write_bytes(b"another run writes it")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
     corpus.pipeline("crop")
@@ -102,8 +102,8 @@ def on_a_full_disk(on_small_disk: OnSmallDisk, corpus: Corpus, place: str, small
 def test_the_disk_of_the_cache_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
     shutil.rmtree(corpus.cache, ignore_errors=True)
     corpus.cache.mkdir()
-    told = on_a_full_disk(on_small_disk, corpus, "cache", "1m", tmp_path)
-    num_cached = int(told.split(" from the cache")[0].rpartition(" ")[2])
+    output = on_a_full_disk(on_small_disk, corpus, "cache", "1m", tmp_path)
+    num_cached = int(output.split(" from the cache")[0].rpartition(" ")[2])
     assert 3 <= num_cached < NUM_MOUTHS
     assert corpus.made() == corpus.undisturbed
     assert not [*tmp_path.rglob("*.tmp")]

@@ -195,22 +195,22 @@ def test_copies_of_a_video_in_several_splits_are_counted_under_whatever_names(
     assert run(tmp_path, CLIP_ROWS, None, None)["overlap"]["copies"] is None
 
 
-def told(summary: dict[str, Any]) -> str:
+def printed(summary: dict[str, Any]) -> str:
     out = StringIO()
     print_stats(summary, Console(file=out, width=200))
     return out.getvalue()
 
 
-def test_copies_and_unknown_speakers_are_told(tmp_path: Path) -> None:
+def test_copies_and_unknown_speakers_are_reported(tmp_path: Path) -> None:
     clips = [row | {"speaker": None} for row in CLIP_ROWS]
     crops = [row | {"clip_key": "k" if row["clip_id"] in "ad" else row["clip_id"]} for row in CROP_ROWS]
-    text = told(run(tmp_path / "a", clips, crops, None))
+    text = printed(run(tmp_path / "a", clips, crops, None))
     assert "The same video in several splits: 1 (train 1 clips, test 1 clips)" in text
     assert "a = d" in text
-    assert "No clip names its speaker: whether the splits share people cannot be told." in text
-    other = told(run(tmp_path / "b", CLIP_ROWS, CROP_ROWS, None))
+    assert "No clip names its speaker: whether the splits share people cannot be printed." in text
+    other = printed(run(tmp_path / "b", CLIP_ROWS, CROP_ROWS, None))
     assert "The same video" not in other and "No clip names" not in other
-    alone = told(run(tmp_path / "c", [clip("a", "train", "好")], None, None))
+    alone = printed(run(tmp_path / "c", [clip("a", "train", "好")], None, None))
     assert "No clip names" not in alone, "one split shares nobody with another"
 
 
@@ -267,8 +267,8 @@ def test_annotations_are_counted_by_split_whether_they_are_dropped_or_not(
     ]
     out = StringIO()
     print_stats(summary, Console(file=out, width=100))
-    told = "Dropped from the labels" if is_on else "The most frequent"
-    assert f"{told}: [noise] 2, (笑) 1, <unk> 1, [red] 1" in out.getvalue()
+    printed = "Dropped from the labels" if is_on else "The most frequent"
+    assert f"{printed}: [noise] 2, (笑) 1, <unk> 1, [red] 1" in out.getvalue()
     assert "In brackets and part of the labels: (四) 1" in out.getvalue()
 
 
@@ -417,7 +417,7 @@ def test_figures_do_not_depend_on_the_parts_that_are_joined_at_once(
         run(tmp_path, CLIP_ROWS, CROP_ROWS, doubled)
 
 
-def test_figures_of_a_made_up_catalogue_are_those_of_plain_loops(tmp_path: Path) -> None:
+def test_figures_of_a_synthetic_catalogue_are_those_of_plain_loops(tmp_path: Path) -> None:
     write_catalogue(tmp_path, 3_000, seed=1)
     paths = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "samples")]
     summary, characters = measure(paths[0], paths[1], paths[2])
@@ -452,7 +452,7 @@ def test_the_picture_is_an_svg_that_tells_what_is_not_known(tmp_path: Path) -> N
     picture = (tmp_path / "stats" / "stats.svg").read_text("utf-8")
     root = ElementTree.fromstring(picture)
     assert root.tag.endswith("svg") and float(root.attrib["width"].removesuffix("pt")) == 900
-    # each text stands as a comment beside its outlines
+    # each text stands as a comment next to its outlines
     for text in ("Hours of video", "not known before `pipeline crop`", "train, mean 2", "odd-split"):
         assert text in picture
 

@@ -90,9 +90,9 @@ class Corpus:
 
     def pipeline(self, verb: str, *arguments: str) -> str:
         process = self.command(verb, *arguments)
-        told, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, told
-        return told
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        return output
 
     def num_cached(self) -> int:
         return len(list(self.cache.glob("clips/*/*.npz")))
@@ -122,11 +122,11 @@ def disturbed(
         workers = workers_of(process)
         assert len(workers) == 2
         disturb(process)
-        told, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive
     finally:
         for left in (process, *workers):
             if left.poll() is None if isinstance(left, subprocess.Popen) else left.is_running():
                 left.kill()
-    return process.returncode, told
+    return process.returncode, output

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_the_text_says_whose_it_is_and_what_it_may_serve() -> None:
     unknown = card_files(FACTS.__class__("", "", "raw", 96, 25.0, FACTS.splits))[CARD].decode()
     assert "Licence: unknown" in unknown
     assert "language" not in front_matter(unknown)
+
+
+@pytest.mark.parametrize(
+    "license", ["{{ 7 * 7 }} {% for %}", "<b>&amp; 'x' \"y\"", "a\nb: c\n---\n# d", "{0}%s"]
+)
+def test_a_licence_is_never_read_as_a_template_or_as_yaml(license: str) -> None:
+    files = card_files(replace(FACTS, license=license))
+    assert f"Licence: {license}. " in files[CARD].decode()
+    assert f"under {license}: " in json.loads(files[METADATA])["description"]
+    matter = next(yaml.safe_load_all(files[CARD].decode().split("\n---\n\n# Mouth")[0]))
+    assert (matter["license"], matter["license_name"]) == ("other", license)
+    assert matter["language"] == ["zh"]
 
 
 def test_facts_are_counted_from_the_catalogue(packing: Packing) -> None:
@@ -137,7 +150,7 @@ for folder, program, kept in json.load(sys.stdin):
 
 @pytest.mark.parametrize("number", [0, 1], ids=["webdataset", "datasets"])
 def test_the_programs_of_the_card_read_the_pack(packing: Packing, number: int, tmp_path: Path) -> None:
-    """As a stranger runs them, beside the card, offline."""
+    """As a stranger runs them, next to the card, offline."""
     folders = {codec: packing.folder / codec for codec in CODECS}
     work = [
         (str(path), programs(path / CARD)[number], str(tmp_path / codec)) for codec, path in folders.items()

@@ -255,7 +255,7 @@ def test_a_video_that_never_stands_still_is_turned_down_and_not_kept(
 ) -> None:
     others = [write_mouth(tmp_path / f"{seed}.mp4", 12, seed=seed) for seed in (1, 2, 3)]
     monkeypatch.setattr(cache_module, "crop_video", replacing(mouth, others, cache_module.crop_video))
-    with pytest.raises(ClipRejected, match="is being written") as told:
+    with pytest.raises(ClipRejected, match="is being written") as caught:
         cache.crop(mouth, MediaKind.MOUTH, PARAMS)
-    assert told.value.reason is Reason.UNREADABLE
+    assert caught.value.reason is Reason.UNREADABLE
     assert not list(entries(cache))

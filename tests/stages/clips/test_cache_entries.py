@@ -176,14 +176,14 @@ HOSTILE_FIGURES = (
 
 @pytest.mark.parametrize("kind", ["face", "mouth", "rejection"])
 def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
-    told = json.loads(sound[kind]["outcome"].tobytes())
+    stored = json.loads(sound[kind]["outcome"].tobytes())
 
     def with_reported(value: Any) -> bytes:
         text = value if isinstance(value, str) else json.dumps(value)
         return packed(sound[kind] | {"outcome": np.frombuffer(text.encode(), np.uint8)})
 
-    assert not is_refused(kind, with_reported(told))
-    for name, value in told["figures"].items():
+    assert not is_refused(kind, with_reported(stored))
+    for name, value in stored["figures"].items():
         hostile = list(HOSTILE_FIGURES)
         if kind != "rejection" and name != "source_fps":
             # measured of a clip, or of a face alone
@@ -191,23 +191,23 @@ def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
         if isinstance(value, int) and kind != "rejection" and name not in ("source_width", "source_height"):
             hostile.append(value + 1 if name in ("num_frames", "landmarked_frames") else 0.5)
         for bad in hostile:
-            assert is_refused(kind, with_reported(told | {"figures": told["figures"] | {name: bad}})), (
+            assert is_refused(kind, with_reported(stored | {"figures": stored["figures"] | {name: bad}})), (
                 name,
                 bad,
             )
     outcomes: list[Any] = [
-        told | {"more": 1},
-        told | {"figures": told["figures"] | {"more": 1}},
-        [told],
+        stored | {"more": 1},
+        stored | {"figures": stored["figures"] | {"more": 1}},
+        [stored],
         None,
         5,
     ]
-    outcomes += [{key: told[key] for key in told if key != name} for name in told]
-    outcomes += [told | {"figures": figures} for figures in (None, [], "x")]
+    outcomes += [{key: stored[key] for key in stored if key != name} for name in stored]
+    outcomes += [stored | {"figures": figures} for figures in (None, [], "x")]
     outcomes += [
-        told | {"reason": reason, "detail": "x"} for reason in (5, "", "nonsense", ["no_face"], "crashed")
+        stored | {"reason": reason, "detail": "x"} for reason in (5, "", "nonsense", ["no_face"], "crashed")
     ]
-    outcomes += [told | {"reason": "no_face", "detail": detail} for detail in (None, "", 5, "\ud800")]
+    outcomes += [stored | {"reason": "no_face", "detail": detail} for detail in (None, "", 5, "\ud800")]
     outcomes += ["", "{", "[" * 100_000, '{"figures": ' + "9" * 5_000 + "}"]
     for outcome in outcomes:
         assert is_refused(kind, with_reported(outcome)), str(outcome)[:300]
@@ -217,8 +217,8 @@ def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
 def test_what_is_never_kept_is_not_taken_from_an_entry_either(
     sound: dict[str, Arrays], reason: Reason
 ) -> None:
-    told = {"figures": dataclasses.asdict(Figures()), "reason": reason, "detail": "x"}
-    outcome = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    stored = {"figures": dataclasses.asdict(Figures()), "reason": reason, "detail": "x"}
+    outcome = np.frombuffer(json.dumps(stored).encode(), np.uint8)
     assert is_refused("rejection", packed({"outcome": outcome}))
 
 
@@ -263,9 +263,9 @@ def test_flipped_and_cut_entries_raise_nothing_else(sound: dict[str, Arrays]) ->
 
 def figure_of(name: str, value: Any) -> Callable[[Arrays], None]:
     def change(arrays: Arrays) -> None:
-        told = json.loads(arrays["outcome"].tobytes())
-        told["figures"][name] = value
-        arrays["outcome"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        stored = json.loads(arrays["outcome"].tobytes())
+        stored["figures"][name] = value
+        arrays["outcome"] = np.frombuffer(json.dumps(stored).encode(), np.uint8)
 
     return change
 
@@ -309,7 +309,7 @@ def test_odd_entries_of_a_shared_cache_are_named_and_made_again(
         entry.write_bytes(packed(arrays))
     summary = run(machine=second)
     assert (summary.num_from_cache, summary.num_damaged, run.tables()) == (0, len(ODD), tables)
-    assert f"0 from the cache ({len(ODD)} damaged entries made again)" in str(summary)
+    assert f"0 from the cache ({len(ODD)} damaged entries were replaced)" in str(summary)
     third = MachineParams(workers=1, cache_dir=str(tmp_path / "3"), share=share.as_uri())
     assert (run(machine=third).num_from_cache, run.tables()) == (len(ODD), tables)
 

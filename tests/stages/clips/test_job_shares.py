@@ -40,7 +40,7 @@ def run_all_parts(run: Run) -> None:
         run(part=Part(index, NUM_JOBS))
 
 
-def parts_beside(run: Run) -> list[str]:
+def parts_of(run: Run) -> list[str]:
     return sorted(path.name for path in run.folder.glob("*.part-*"))
 
 
@@ -58,7 +58,7 @@ def test_shares_are_disjoint_and_whole() -> None:
 
 @pytest.mark.parametrize(("index", "num_jobs"), [(3, 3), (-1, 3), (0, 0)])
 def test_a_job_that_does_not_exist(index: int, num_jobs: int) -> None:
-    with pytest.raises(ConfigError, match=f"--job-index {index}"):
+    with pytest.raises(ConfigError, match=rf"--job-index must be .*--num-jobs {num_jobs} \(got {index}\)"):
         Part(index, num_jobs)
 
 
@@ -69,25 +69,25 @@ def test_parts_join_to_the_tables_of_one_job(run: Run, num_jobs: int) -> None:
     (run.folder / "crops.parquet").unlink()
     for index in reversed(range(num_jobs)):
         run(part=Part(index, num_jobs))
-    assert len(parts_beside(run)) == 2 * num_jobs
+    assert len(parts_of(run)) == 2 * num_jobs
     assert not (run.folder / "crops.parquet").exists()
     assert str(merged(run)) == f"4 of 7 clips ok, joined from {num_jobs} parts"
     assert run.tables() == whole
-    assert not parts_beside(run)
+    assert not parts_of(run)
 
 
 def test_a_missing_part_is_named_and_nothing_is_touched(run: Run) -> None:
     whole = run.tables()
     for index in (0, 2):
         run(part=Part(index, NUM_JOBS))
-    before = parts_beside(run)
+    before = parts_of(run)
     for num_jobs in (None, NUM_JOBS):
         with pytest.raises(TableError, match=r"crops\.part-0001-of-0003\.parquet.*--job-index 1$"):
             merged(run, num_jobs)
     (run.folder / "tracks.part-0002-of-0003.parquet").unlink()
     with pytest.raises(TableError, match=r"--job-index 1, 2$"):
         merged(run)
-    assert parts_beside(run) == [name for name in before if name != "tracks.part-0002-of-0003.parquet"]
+    assert parts_of(run) == [name for name in before if name != "tracks.part-0002-of-0003.parquet"]
     assert run.tables() == whole
 
 
@@ -135,7 +135,7 @@ def test_a_part_whose_tracks_are_of_an_older_run(run: Run) -> None:
     with pytest.raises(TableError, match=r"tracks\.part-0000.*pipeline crop --num-jobs 3 --job-index 0$"):
         merged(run)
     assert run.tables() == whole
-    assert len(parts_beside(run)) == 2 * NUM_JOBS
+    assert len(parts_of(run)) == 2 * NUM_JOBS
 
 
 @pytest.mark.parametrize("table", ["tracks", "crops"])
@@ -204,7 +204,7 @@ def test_parts_of_other_parameters_or_clips_are_refused(run: Run) -> None:
     run(part=Part(0, NUM_JOBS))
     with pytest.raises(TableError, match=r"crops\.part-0001-of-0003\.parquet, \S+crops\.part-0002-of-0003"):
         merged(run)
-    assert len(parts_beside(run)) == 2 * NUM_JOBS
+    assert len(parts_of(run)) == 2 * NUM_JOBS
 
 
 def test_the_command(run: Run, tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    for wrong, told in (
-        (("--job-index", "2", "--num-jobs", "2"), "indices are 0 to 1"),
+    for wrong, message in (
+        (("--job-index", "2", "--num-jobs", "2"), "--job-index must be 0 to 1 with --num-jobs 2"),
         (("--job-index", "0"), "go together"),
         (("--num-jobs", "2"), "go together"),
         (("--num-jobs", "0", "--job-index", "0"), "--num-jobs"),
@@ -229,7 +229,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         (("--executor", "dask"), "machine.executor"),
     ):
         code, text = crop(*wrong)
-        assert (code, told in text) == (2, True), text
+        assert (code, message in text) == (2, True), text
     code, text = crop("--job-index", "0", "--num-jobs", "2")
     assert (code, "crops.part-0000-of-0002.parquet: 3 of 4 clips ok" in text) == (0, True), text
     code, text = crop("--merge")

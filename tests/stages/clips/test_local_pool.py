@@ -144,8 +144,8 @@ def test_an_error_of_the_machine_arrives_with_its_number(tmp_path: Path) -> None
 
 def test_the_ledger_tells_how_a_process_died(tmp_path: Path) -> None:
     rows = run(poisoned, some("poison", "huge"), tmp_path)
-    assert "poison.mp4 alone died (signal SIGKILL)" in rows["poison"]["detail"]
-    assert "huge.mp4 alone died (memory ran out)" in rows["huge"]["detail"]
+    assert "poison.mp4 (signal SIGKILL)" in rows["poison"]["detail"]
+    assert "huge.mp4 (memory ran out)" in rows["huge"]["detail"]
 
 
 def test_where_memory_is_limited_clips_that_die_one_after_the_other_end_the_run(
@@ -199,9 +199,9 @@ def test_processes_are_kept_from_one_run_to_the_next(tmp_path: Path) -> None:
 def test_the_note_tells_the_line_of_the_fault(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a bug") as caught:
         run(buggy, some("c"), tmp_path)
-    told = "\n".join(caught.value.__notes__)
-    assert 'assert clip.clip_id != "c"' in told
-    assert f"{Path(__file__).name}" in told
+    message = "\n".join(caught.value.__notes__)
+    assert 'assert clip.clip_id != "c"' in message
+    assert f"{Path(__file__).name}" in message
 
 
 class Picky(Exception):
@@ -222,12 +222,12 @@ def unsendable(clip: Clip) -> Done:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("error", "this and that"), ("closure", "with a lambda"), ("row", "lambda")]
+    ("name", "message"), [("error", "this and that"), ("closure", "with a lambda"), ("row", "lambda")]
 )
 def test_an_answer_that_cannot_be_sent_is_a_bug_and_no_crash_of_the_clip(
-    tmp_path: Path, name: str, told: str
+    tmp_path: Path, name: str, message: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=told) as caught:
+    with pytest.raises(RuntimeError, match=message) as caught:
         run(unsendable, some(name), tmp_path)
     notes = "\n".join(caught.value.__notes__)
     assert f"while cropping clip {name} ({name}.mp4)" in notes

@@ -70,7 +70,7 @@ def test_pack_takes_clips_from_the_mirror(run: Run) -> None:
     assert (summary.samples_by_split, summary.num_rendered) == ({"train": 2}, 0)
 
 
-def test_a_mirror_that_cannot_be_written_is_told(run: Run) -> None:
+def test_a_mirror_that_cannot_be_written_is_reported(run: Run) -> None:
     (run.folder / "mnt").mkdir()
     share(run).symlink_to(run.folder / "nowhere" / "x")
     with pytest.raises(MachineError, match=r"machine\.share: .* cannot be written"):

@@ -110,7 +110,7 @@ def test_of_two_files_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
 def test_two_files_of_one_clip_are_both_named(tmp_path: Path) -> None:
     touch(tmp_path / "a" / f"{ID}.mp4")
     touch(tmp_path / "b" / f"{ID}_FACE.mp4")
-    with pytest.raises(CorpusError, match=rf"meta_train.csv:2: .*a/{ID}.mp4 or b/{ID}_FACE.mp4"):
+    with pytest.raises(CorpusError, match=rf"meta_train.csv:2: .*a/{ID}.mp4 and b/{ID}_FACE.mp4"):
         read_corpus(chinese_lips(tmp_path, train=row()))
 
 
@@ -154,7 +154,9 @@ def test_of_two_zips_the_one_of_the_split_is_taken(tmp_path: Path) -> None:
         zipped(tmp_path / name, f"{ID}.mp4")
     assert only(chinese_lips(tmp_path, valid=row())).media == f"val.zip!{ID}.mp4"
     zipped(tmp_path / "processed_val.zip", f"{ID}.mp4")
-    with pytest.raises(CorpusError, match=rf"meta_valid.csv:2: .*val.zip!{ID}.mp4 or processed_val.zip!{ID}"):
+    with pytest.raises(
+        CorpusError, match=rf"meta_valid.csv:2: .*val.zip!{ID}.mp4 and processed_val.zip!{ID}"
+    ):
         read_corpus(chinese_lips(tmp_path, valid=row()))
 
 
@@ -209,7 +211,7 @@ def test_untrue_rows_stop_with_file_and_line(tmp_path: Path, rows: str, message:
 
 
 def test_an_id_doubled_across_splits_stops(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"meta_test.csv:2: .* stands already at .*meta_train.csv:2"):
+    with pytest.raises(CorpusError, match=r"meta_test.csv:2: .* already occurs at .*meta_train.csv:2"):
         read_corpus(chinese_lips(tmp_path, train=row(), test=row()))
 
 
@@ -220,14 +222,16 @@ def test_a_wrong_header_stops(tmp_path: Path, header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "expected"),
     [
         (HEADER.replace(",", ";"), "separated by ';'; it must be commas"),
         (HEADER.lower(), "should be ID,TOPIC"),
     ],
 )
-def test_a_header_of_another_form_is_told_what_it_should_be(tmp_path: Path, header: str, told: str) -> None:
-    with pytest.raises(CorpusError, match=rf"meta_train.csv:1: .*{told}"):
+def test_a_header_of_another_form_is_refused_with_the_expected_one(
+    tmp_path: Path, header: str, expected: str
+) -> None:
+    with pytest.raises(CorpusError, match=rf"meta_train.csv:1: .*{expected}"):
         read_corpus(chinese_lips(tmp_path, train=row(), header=header))
 
 
@@ -242,7 +246,7 @@ def test_broken_encoding_stops_at_its_line(tmp_path: Path) -> None:
     corpus = chinese_lips(tmp_path, train=row())
     with (tmp_path / "meta_train.csv").open("ab") as file:
         file.write("012_25_F_KJ_004,KJ,w,p,f,café\r\n".encode("latin-1"))
-    with pytest.raises(CorpusError, match=r"meta_train.csv:3: byte 0xe9 is no UTF-8"):
+    with pytest.raises(CorpusError, match=r"meta_train.csv:3: byte 0xe9 is not UTF-8"):
         read_corpus(corpus)
 
 
@@ -250,14 +254,14 @@ def test_broken_encoding_stops_at_its_line(tmp_path: Path) -> None:
 def test_a_missing_csv_stops_with_advice(tmp_path: Path, split: str) -> None:
     corpus = chinese_lips(tmp_path, train=row())
     (tmp_path / f"meta_{split}.csv").unlink()
-    with pytest.raises(CorpusError, match=rf"meta_{split}.csv is missing; copy .* header alone"):
+    with pytest.raises(CorpusError, match=rf"meta_{split}.csv is missing; copy .* only the header"):
         read_corpus(corpus)
 
 
 def test_a_corpus_without_clips_or_root_stops(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="holds no clip"):
+    with pytest.raises(CorpusError, match="contains no clip"):
         read_corpus(chinese_lips(tmp_path))
-    with pytest.raises(CorpusError, match=r"corpus.root .* is no folder"):
+    with pytest.raises(CorpusError, match=r"corpus.root .* is not a folder"):
         read_corpus(CorpusParams(root=str(tmp_path / "nowhere")))
 
 
@@ -323,7 +327,7 @@ def test_untrue_grid_splits_stop(tmp_path: Path, splits: str, message: str) -> N
 
 
 def test_two_videos_of_one_grid_clip_stop(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"a.mp4 and video/s1/a.mpg are one clip"):
+    with pytest.raises(CorpusError, match=r"a.mp4 and video/s1/a.mpg have the same clip name"):
         read_corpus(grid(tmp_path, "s1/a,train\n", {}, ["s1/a.mpg", "s1/a.mp4"]))
 
 
@@ -338,7 +342,7 @@ def test_relative_media_is_settled_after_one_pass(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "expected"),
     [
         ("sub/../a.mp4", "a.mp4"),
         ("sub\\..\\v\\a.mp4", "v/a.mp4"),
@@ -352,10 +356,10 @@ def test_relative_media_is_settled_after_one_pass(path: str) -> None:
         ("{root}/../a.mp4", "{root}/../a.mp4"),
     ],
 )
-def test_a_way_up_that_stays_in_the_root_is_no_way_out(tmp_path: Path, path: str, told: str) -> None:
+def test_a_way_up_that_stays_in_the_root_is_no_way_out(tmp_path: Path, path: str, expected: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    assert relative_media(path.format(root=root), root) == told.format(root=root)
+    assert relative_media(path.format(root=root), root) == expected.format(root=root)
 
 
 def test_splits_come_in_their_usual_order() -> None:

@@ -55,7 +55,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_video_under_two_names_is_seen_in_two_splits(root: Path, tmp_path: Path, kind: str) -> None:
     one, other = TWO_NAMES[kind]
     corpus = corpus_of(root, "clip_id,media,text,split", f"a,{one},好,train", f"b,{other},好,test")
-    with pytest.raises(CorpusError, match=r"^1 video stands in several splits: .* in train, test;"):
+    with pytest.raises(CorpusError, match=r"^1 video is in several splits: .* in train, test;"):
         ingest(corpus, TextParams(), CropParams(), tmp_path / "clips.parquet")
 
 
@@ -118,11 +118,15 @@ def test_different_texts_of_the_same_seconds_are_warned_of(
     corpus = corpus_of(tmp_path / "corpus", "clip_id,media,text,split,start,end", *rows)
     with caplog.at_level(logging.WARNING):
         ingest(corpus, TextParams(), CropParams(), tmp_path / "clips.parquet")
-    (told,) = [record.getMessage() for record in caplog.records if "different texts" in record.getMessage()]
+    (warning,) = [
+        record.getMessage() for record in caplog.records if "different texts" in record.getMessage()
+    ]
     first, second = len(rows), len(rows) + 1
-    assert told.startswith("clips that share half of their seconds or more have different texts (pairs: 1): ")
-    assert f"clips.csv:{first} ({WARNED[kind][-2][1]!r}) and " in told
-    assert f"clips.csv:{second} ({WARNED[kind][-1][1]!r}), of a.mp4" in told
+    assert warning.startswith(
+        "clips that share at least half of their time have different texts (pairs: 1): "
+    )
+    assert f"clips.csv:{first} ({WARNED[kind][-2][1]!r}) and " in warning
+    assert f"clips.csv:{second} ({WARNED[kind][-1][1]!r}), of a.mp4" in warning
 
 
 @pytest.mark.parametrize("kind", FINE)
@@ -130,7 +134,7 @@ def test_parts_that_can_both_be_true_are_not_warned_of(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [f"c{i},a.mp4,{text},train,{times}" for i, (times, text) in enumerate(FINE[kind])]
-    # in another split it is told as a video in two splits
+    # in another split it is reported as a video in two splits
     rows += ["d,a.mp4,别,test,0,2", "e,b.mp4,别,train,0,2"]
     corpus = corpus_of(
         tmp_path / "corpus", "clip_id,media,text,split,start,end", *rows, speaker_overlap="warn"

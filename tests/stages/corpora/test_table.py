@@ -68,7 +68,7 @@ def test_gender_age_and_topic_are_taken(
 @pytest.mark.parametrize("age", ["young", "-3", "2024-01-01", "31.5", "1000"])
 def test_an_age_that_is_none_stops(tmp_path: Path, age: str) -> None:
     columns = {"clip_id": ["a", "b"], "media": ["m"] * 2, "text": ["t"] * 2, "split": ["train"] * 2}
-    with pytest.raises(CorpusError, match=r"clips\.csv:3: age .* is no number of years"):
+    with pytest.raises(CorpusError, match=r"clips\.csv:3: age .* is not a number of years"):
         read_corpus(table(tmp_path, columns | {"age": ["40", age]}))
 
 
@@ -84,7 +84,7 @@ def test_parquet_of_numbers_and_nulls_is_read(tmp_path: Path) -> None:
         ({"clip_id": ["a"], "media": ["m"]}, "clips.parquet:1: header clip_id,media lacks text"),
         (
             {"clip_id": ["a"], "media": ["m"], "text": [["list"]]},
-            "clips.parquet:1: .*no Parquet table of strings",
+            "clips.parquet:1: .*not a Parquet table of strings",
         ),
         ({"clip_id": [None, "a"], "media": ["m"] * 2, "text": ["t"] * 2}, "clips.parquet:1: clip id ''"),
         ({"clip_id": ["a", "a"], "media": ["m"] * 2, "text": ["t"] * 2}, "clips.parquet:2: .*parquet:1"),
@@ -113,10 +113,10 @@ def test_parquet_with_broken_strings_or_bytes_stops(tmp_path: Path) -> None:
 def test_a_csv_table_with_a_doubled_column_or_none_stops(tmp_path: Path) -> None:
     (tmp_path / "clips.csv").write_text("clip_id,media,text,text\na,b,c,d\n")
     corpus = CorpusParams(kind="table", root=str(tmp_path))
-    with pytest.raises(CorpusError, match=r"clips.csv:1: column text stands twice"):
+    with pytest.raises(CorpusError, match=r"clips.csv:1: column text occurs twice"):
         read_corpus(corpus)
     (tmp_path / "clips.csv").unlink()
-    with pytest.raises(CorpusError, match=r"clips.csv is missing; corpus.table"):
+    with pytest.raises(CorpusError, match=r"clips.csv is missing; set corpus.table"):
         read_corpus(corpus)
 
 
@@ -149,7 +149,7 @@ ODD_TABLES = {
     ),
     "rows without their last fields": (
         [f"{HEADER},speaker,topic", ROWS[0], f"{ROWS[1]}, "],
-        "2 rows lack their last fields, which are taken as empty",
+        "2 rows lack their last fields, which are treated as empty",
     ),
 }
 
@@ -158,23 +158,23 @@ ODD_TABLES = {
 def test_what_spreadsheets_and_joining_leave_is_passed_over(
     tmp_path: Path, odd: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines, told = ODD_TABLES[odd]
+    lines, expected = ODD_TABLES[odd]
     (tmp_path / "clips.csv").write_text("\r\n".join([*lines, ""]), "utf-8")
     found = read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
     assert [(one.clip_id, one.media, one.text, one.split) for one in found] == [
         ("a", "a.mp4", "好", "train"),
         ("b", "b.mp4", "你", "valid"),
     ]
-    assert told in caplog.text and bool(told) == bool(caplog.text)
+    assert expected in caplog.text and bool(expected) == bool(caplog.text)
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "expected"),
     [
         ([f"{HEADER},,", f"{ROWS[0]},,note"], "2: 6 fields where the header has 4"),
         (
             ["clip_id,,media,text,split", "a,note,a.mp4,好,train"],
-            "2: 'note' stands in column 2, which has no name; name it in the header",
+            "2: 'note' is in column 2, which has no name; name the column in the header",
         ),
         ([HEADER, ROWS[0], "a.mp4,train"], "3: 2 fields where the header has 4"),
         ([HEADER, "a,a.mp4"], "2: 2 fields where the header has 4"),
@@ -193,14 +193,14 @@ def test_what_spreadsheets_and_joining_leave_is_passed_over(
                 "clip_id,text",
             )
         ),
-        ([f"{HEADER},text,,", f"{ROWS[0]},x,,"], "1: column text stands twice"),
+        ([f"{HEADER},text,,", f"{ROWS[0]},x,,"], "1: column text occurs twice"),
         (["clip_id,,media", "a,,m"], "1: header clip_id,media lacks text"),
         ([",,,", ",,,"], "1: the file is empty"),
     ],
 )
-def test_what_would_lose_a_value_is_named(tmp_path: Path, lines: list[str], told: str) -> None:
+def test_what_would_lose_a_value_is_named(tmp_path: Path, lines: list[str], expected: str) -> None:
     (tmp_path / "clips.csv").write_text("\n".join([*lines, ""]), "utf-8")
-    with pytest.raises(CorpusError, match=rf"clips\.csv:{re.escape(told)}"):
+    with pytest.raises(CorpusError, match=rf"clips\.csv:{re.escape(expected)}"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path)))
 
 
@@ -224,9 +224,9 @@ OTHER_FILES = {
 
 @pytest.mark.parametrize("name", OTHER_FILES)
 def test_a_table_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
-    content, told = OTHER_FILES[name]
+    content, expected = OTHER_FILES[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError, match=rf"{name} is {told}.*; save it as a plain CSV file in UTF-8"):
+    with pytest.raises(CorpusError, match=rf"{name} is {expected}.*; save it as a plain CSV file in UTF-8"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path), table=name))
 
 
@@ -240,7 +240,7 @@ def test_empty_rows_of_parquet_are_passed_over(tmp_path: Path, caplog: pytest.Lo
     }
     found = read_corpus(table(tmp_path, columns, "parquet"))
     assert [(one.clip_id, one.where.rpartition(":")[2]) for one in found] == [("a", "1"), ("b", "3")]
-    assert "2 empty rows are passed over" in caplog.text
+    assert "2 empty rows are skipped" in caplog.text
 
 
 GROUPS = st.dictionaries(st.text(max_size=4), st.integers(1, 40), min_size=3, max_size=60)
@@ -356,7 +356,7 @@ def test_an_absolute_path_below_the_root_is_the_file_there(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "expected"),
     [
         ("clip_id;media;text;split", r"separated by ';'; it must be commas"),
         ("clip_id\tmedia\ttext", r"separated by tabs; it must be commas"),
@@ -365,7 +365,9 @@ def test_an_absolute_path_below_the_root_is_the_file_there(tmp_path: Path) -> No
         ("id,media,text", r"lacks clip_id; needed are"),
     ],
 )
-def test_a_header_of_another_form_is_told_what_it_should_be(tmp_path: Path, header: str, told: str) -> None:
+def test_a_header_of_another_form_is_refused_with_the_expected_one(
+    tmp_path: Path, header: str, expected: str
+) -> None:
     (tmp_path / "clips.csv").write_text(f"{header}\na,b,c\n", "utf-8")
-    with pytest.raises(CorpusError, match=rf"clips\.csv:1: .*{told}"):
+    with pytest.raises(CorpusError, match=rf"clips\.csv:1: .*{expected}"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path)))

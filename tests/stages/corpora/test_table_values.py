@@ -63,29 +63,29 @@ def test_parquet_times_may_be_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "told"),
+    ("start", "end", "expected"),
     [
-        ("soon", "", "start 'soon' is no time"),
-        ("-1", "2", "start '-1' is no time"),
-        ("1,5", "2", "start '1,5' is no time"),
-        ("inf", "", "start 'inf' is no time"),
-        ("", "1e10", "end '1e10' is no time"),
-        ("", "1e999", "end '1e999' is no time"),
+        ("soon", "", "start 'soon' is not a time"),
+        ("-1", "2", "start '-1' is not a time"),
+        ("1,5", "2", "start '1,5' is not a time"),
+        ("inf", "", "start 'inf' is not a time"),
+        ("", "1e10", "end '1e10' is not a time"),
+        ("", "1e999", "end '1e999' is not a time"),
         ("", "9" * 5000, "end '9999"),
-        (".", "", "start '.' is no time"),
-        ("1_0", "", "start '1_0' is no time"),
-        ("٣", "", "start '٣' is no time"),
-        ("1:00:60", "", "start '1:00:60' is no time"),
+        (".", "", "start '.' is not a time"),
+        ("1_0", "", "start '1_0' is not a time"),
+        ("٣", "", "start '٣' is not a time"),
+        ("1:00:60", "", "start '1:00:60' is not a time"),
         ("0.1", "0.1000000001", "end 0.1000000001 is not after start 0.1"),
-        ("0:75", "", "start '0:75' is no time"),
-        ("1:60:00", "", "start '1:60:00' is no time"),
-        ("1:2:3:4", "", "is no time"),
+        ("0:75", "", "start '0:75' is not a time"),
+        ("1:60:00", "", "start '1:60:00' is not a time"),
+        ("1:2:3:4", "", "is not a time"),
         ("2", "1.5", "end 1.5 is not after start 2"),
         ("2", "2", "end 2 is not after start 2"),
         ("", "0", "end 0 is not after start 0"),
     ],
 )
-def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, told: str) -> None:
+def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, expected: str) -> None:
     columns = {
         "clip_id": ["a"],
         "media": ["m"],
@@ -94,7 +94,7 @@ def test_times_that_are_none_stop(tmp_path: Path, start: str, end: str, told: st
         "start": [start],
         "end": [end],
     }
-    with pytest.raises(CorpusError, match=rf"clips\.csv:2: .*{re.escape(told)}"):
+    with pytest.raises(CorpusError, match=rf"clips\.csv:2: .*{re.escape(expected)}"):
         read_corpus(table(tmp_path, columns))
 
 
@@ -141,7 +141,7 @@ def test_a_parquet_duration_of_whole_seconds_is_seconds(tmp_path: Path) -> None:
 def test_parquet_types_that_are_no_time_stop(tmp_path: Path, kind: pa.DataType, value: object) -> None:
     columns = PARTS | {"end_s": pa.array([value, None], kind)}
     with pytest.raises(
-        CorpusError, match=r"clips\.parquet: column end_s is of type .*; make it numbers of seconds"
+        CorpusError, match=r"clips\.parquet: column end_s is of type .*; convert it to seconds"
     ):
         read_corpus(table(tmp_path, columns, "parquet"))
 
@@ -159,7 +159,7 @@ def test_start_s_and_end_s_are_start_and_end(
     found = read_corpus(table(tmp_path, PARTS | {"start_s": ["", "1.5"], "end_s": ["1.5", "3"]}, suffix))
     assert [(one.start_s, one.end_s) for one in found] == [(None, 1.5), (1.5, 3.0)]
     assert caplog.text == ""
-    with pytest.raises(CorpusError, match=r":1: columns start and start_s are the same; leave one"):
+    with pytest.raises(CorpusError, match=r":1: columns start and start_s are the same; remove one"):
         read_corpus(table(tmp_path, PARTS | {"start": ["", "1"], "start_s": ["", "1"]}, suffix))
 
 
@@ -179,7 +179,7 @@ def test_start_s_and_end_s_are_start_and_end(
 )
 def test_names_like_start_and_end_stop(tmp_path: Path, name: str, meant: str) -> None:
     with pytest.raises(
-        CorpusError, match=rf":1: column {re.escape(name)} looks like the {meant} of .* start and end"
+        CorpusError, match=rf":1: column {re.escape(name)} may be the {meant} of .* start and end"
     ):
         read_corpus(table(tmp_path, PARTS | {name: ["0", "1"]}))
 
@@ -196,12 +196,12 @@ def test_a_start_with_a_duration_in_place_of_an_end_stops(tmp_path: Path) -> Non
     assert len(read_corpus(table(tmp_path, columns))) == 2
     assert len(read_corpus(table(tmp_path, columns | {"start": ["1", "2"], "end": ["2", "4"]}))) == 2
     with pytest.raises(
-        CorpusError, match=r":1: column duration looks like the length of .* columns start and end"
+        CorpusError, match=r":1: column duration may be the length of .* columns start and end"
     ):
         read_corpus(table(tmp_path, columns | {"start_s": ["1", "2"]}))
 
 
-def test_other_times_beside_start_and_end_are_only_ignored(
+def test_other_times_next_to_start_and_end_are_only_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     columns = {

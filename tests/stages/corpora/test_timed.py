@@ -101,67 +101,83 @@ SHORT_GRID = """"ooTextFile"
 """
 
 
-def told(name: str, text: str, encoding: str = "utf-8") -> list[tuple[float, float, str]]:
+def parsed(name: str, text: str, encoding: str = "utf-8") -> list[tuple[float, float, str]]:
     return [(u.start_s, u.end_s, u.text) for u in parse_timed(name, text.encode(encoding))]
 
 
 def test_align() -> None:
     text = "0 23750 sil\n23750 29500 bin\n\n29500 34000 blue\n34000 34000 sp\n34000 75000 again\n"
-    assert told("a.align", text) == [(0.95, 1.18, "bin"), (1.18, 1.36, "blue"), (1.36, 3.0, "again")]
+    assert parsed("a.align", text) == [(0.95, 1.18, "bin"), (1.18, 1.36, "blue"), (1.36, 3.0, "again")]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_subtitles(newline: str, encoding: str) -> None:
-    srt = told("a.SRT", SRT.replace("\n", newline), encoding)
+    srt = parsed("a.SRT", SRT.replace("\n", newline), encoding)
     assert srt == [(1.5, 4.0, "今天，天气 很好。"), (62.03, 3605.25, "Tom &amp; Jerry")]
-    vtt = told("a.vtt", VTT.replace("\n", newline), encoding)
+    vtt = parsed("a.vtt", VTT.replace("\n", newline), encoding)
     assert vtt == [(1.5, 4.0, "今天，天气 很好。"), (62.03, 3605.25, "Tom & Jerry")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
 def test_textgrids(encoding: str) -> None:
-    assert told("a.TextGrid", LONG_GRID, encoding) == [
+    assert parsed("a.TextGrid", LONG_GRID, encoding) == [
         (0.5, 1.25, '你 "好" 7 ! <b>'),
         (2.0, 3.5, "two lines"),
     ]
-    assert told("a.TextGrid", SHORT_GRID, encoding) == [(1.0, 3.5, "你好")]
+    assert parsed("a.TextGrid", SHORT_GRID, encoding) == [(1.0, 3.5, "你好")]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.align", "0 1 a\n5 x b\n", r"a.align:2: '5 x b' should be"),
+        ("a.align", "0 1 a\n5 x b\n", r"a.align:2: '5 x b' must be"),
         ("a.align", "0 1 a\n9 5 b\n", r"a.align:2: 'b' ends at 5"),
-        ("a.align", "5 9 a\n0 1 b\n", r"a.align:2: 'b' begins before what stands above it \(line 1\)"),
-        ("a.srt", "1\n00:00:01,0 --> 00:00:02,0\nx\n\n2\nhello\n", r"a.srt:5: '2' should begin a cue"),
+        ("a.align", "5 9 a\n0 1 b\n", r"a.align:2: 'b' begins before line 1; sort"),
+        ("a.srt", "1\n00:00:01,0 --> 00:00:02,0\nx\n\n2\nhello\n", r"a.srt:5: '2' must begin a cue"),
         ("a.srt", "00:00:05,0 --> 00:00:02,0\nx\n", r"a.srt:1: 'x' ends at 2 s"),
         ("a.srt", "1\n" * 9, r"a.srt:1: "),
         ("a.srt", "00:00:01,0 -> 00:00:02,0\nx\n", r"a.srt:1: "),
-        ("a.vtt", "WEBVTT\n\nhello\n", r"a.vtt:3: 'hello' should"),
-        ("a.TextGrid", "hello", r"a.TextGrid:1: the file ends where a text in quotes"),
-        ("a.TextGrid", SHORT_GRID.replace('"你好"', '"你好""'), r"a.TextGrid:12: \" stands where a text"),
-        ("a.TextGrid", LONG_GRID[:-30], r"a.TextGrid:48: the file ends where"),
-        ("a.TextGrid", LONG_GRID.replace("= 4", "= 999999"), r"a.TextGrid:49: the file ends"),
+        ("a.vtt", "WEBVTT\n\nhello\n", r"a.vtt:3: 'hello' must begin a cue"),
+        ("a.TextGrid", "hello", r"a.TextGrid:1: a text in quotes expected, found the end"),
+        (
+            "a.TextGrid",
+            SHORT_GRID.replace('"你好"', '"你好""'),
+            r"a.TextGrid:12: a text in quotes expected, found \"",
+        ),
+        ("a.TextGrid", LONG_GRID[:-30], r"a.TextGrid:48: .* expected, found the end of the file"),
+        (
+            "a.TextGrid",
+            LONG_GRID.replace("= 4", "= 999999"),
+            r"a.TextGrid:49: .* expected, found the end of the file",
+        ),
         (
             "a.TextGrid",
             LONG_GRID.replace("xmax = 1.25", "xmax = x"),
-            r"a.TextGrid:41: .*stands where a number",
+            r"a.TextGrid:41: a number expected, found",
         ),
-        ("a.TextGrid", LONG_GRID.replace("xmax = 1.25", "xmax = 1e99"), r"a.TextGrid:40: 1e\+99 is no time"),
-        ("a.TextGrid", LONG_GRID.replace('"words"', '"w"'), r"a.TextGrid:49: .*phones, w one must be"),
-        ("a.TextGrid", LONG_GRID.replace("size = 1", "size = 1.5"), r"a.TextGrid:14: 1.5 should be a whole"),
+        (
+            "a.TextGrid",
+            LONG_GRID.replace("xmax = 1.25", "xmax = 1e99"),
+            r"a.TextGrid:40: 1e\+99 is not a time",
+        ),
+        (
+            "a.TextGrid",
+            LONG_GRID.replace('"words"', '"w"'),
+            r"a.TextGrid:49: .*must be named words .*phones, w",
+        ),
+        ("a.TextGrid", LONG_GRID.replace("size = 1", "size = 1.5"), r"a.TextGrid:14: 1.5 must be a whole"),
     ],
 )
 def test_malformed_transcripts_stop_with_file_and_line(name: str, text: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
-        told(name, text)
+        parsed(name, text)
 
 
 def test_broken_encoding_stops_at_its_line() -> None:
-    with pytest.raises(CorpusError, match=r"a.srt:2: this is no UTF-8"):
+    with pytest.raises(CorpusError, match=r"a.srt:2: this is not UTF-8"):
         parse_timed("a.srt", b"1\n\xff\xfe --> x")
-    with pytest.raises(CorpusError, match=r"a.TextGrid:1: this is no UTF-1"):
+    with pytest.raises(CorpusError, match=r"a.TextGrid:1: this is not UTF-1"):
         parse_timed("a.TextGrid", b"\xff\xfea")
 
 

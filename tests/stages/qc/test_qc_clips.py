@@ -198,7 +198,7 @@ def test_clips_that_cannot_be_cut_again_are_reported(own: Corpus) -> None:
     shutil.rmtree(own.folder / "cache")
     (own.folder / "corpus" / "0.mp4").unlink()
     text = plain(own.page())
-    assert "clip m0 is not in the cache and cannot be cut again" in text
+    assert "clip m0 is not in the cache and cannot be cropped again" in text
     assert "usable clips without a film strip: 1" in text
     assert "usable clips without a film strip: 1" in str(own.summary)
     assert own.summary.num_rendered == 3
