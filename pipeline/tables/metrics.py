@@ -77,7 +77,7 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
         )
     if unwritable := metrics.get("num_unwritable"):
         console.print(
-            f"{unwritable} characters of the references are not in the model's character table; each counts as an error.",
+            f"{unwritable} characters of the references are not in the model's table; each counts as an error.",
             markup=False,
             highlight=False,
         )
