@@ -117,7 +117,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class QualityBin:
-    """Clips of similar quality: a quarter of the split by one column of crops.parquet (stages/statistics/quality.py)."""
+    """Clips of similar quality: a quarter of the split by a column of crops.parquet (stages/statistics/quality.py)."""
 
     low: float
     high: float

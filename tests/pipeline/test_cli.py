@@ -95,7 +95,7 @@ def test_preprocess_train_and_report_tell_what_they_made(workspace: Path, done: 
 def test_train_tells_of_values_that_preprocessing_owns(workspace: Path, done: dict[str, Done]) -> None:
     told = [line for line in done["train"].stderr.splitlines() if "pipeline preprocess" in line]
     assert len(told) == 1
-    assert told[0].startswith("crop.max_frames (900): not as in params.yaml")
+    assert told[0].startswith("crop.max_frames (900): differs from params.yaml")
     assert told[0].endswith("pipeline preprocess --config older.yaml")
     # told before the checkpoint that is not there ends it
     flags = ["--data_root", "my corpus", "--fps", "30", "--max-frames", "900", "--resume", "nowhere.pt"]
@@ -198,9 +198,9 @@ def test_stats_of_another_corpus_leave_the_older_tables_out(workspace: Path, tmp
         (["train", "--batch-size", "0"], 2, "train.batch_size: 0 is not allowed"),
         (["stats", "--config", "nowhere.yaml"], 2, "nowhere.yaml is missing"),
         (["query", "DROP TABLE clips"], 2, "one SELECT statement"),
-        (["inference"], 2, "name a video"),
+        (["inference"], 2, "pipeline inference VIDEO"),
         (["inference", "x.mp4", "--format", "pdf"], 2, "'pdf'"),
-        (["crop", "--job-index", "3"], 2, "--job-index and --num-jobs go together"),
+        (["crop", "--job-index", "3"], 2, "--job-index and --num-jobs must be given together"),
         (["crop", "--no-such"], 2, "`pipeline crop --help`"),
         (["cropp"], 2, "`pipeline --help`"),
         (["train", "--scheduler", "step"], 2, "train.scheduler: 'step' is not allowed"),

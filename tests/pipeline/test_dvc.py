@@ -40,7 +40,7 @@ def test_the_stages_call_verbs_that_exist() -> None:
 
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert tuple(DECLARED) == STAGES
-    assert f"The way of the data: {', '.join(STAGES)}." in str(app.info.help)
+    assert f"The stages, in order: {', '.join(STAGES)}." in str(app.info.help)
     for name, stage in DECLARED.items():
         assert stage.command == f"pipeline {name}"
         assert name in verbs

@@ -266,7 +266,7 @@ def test_a_learning_rate_with_an_exponent_is_taken_everywhere(params_file: Path,
         ("corpus.kind=lrs3", ("corpus.kind", "lrs3", "grid")),
         ("corpus.root=null", ("corpus.root", "None")),
         ("train.augment.flips=true", ("train.augment.flips",)),
-        ("train.freeze=frontend", ("train.freeze", "'frontend' is no list", "write [frontend]")),
+        ("train.freeze=frontend", ("train.freeze", "'frontend' is not a list", "write [frontend]")),
         ("train.freeze=frontend, encoder", ("write [frontend, encoder]",)),
     ],
 )
@@ -298,7 +298,7 @@ def test_an_input_that_leaves_the_resnet_one_pixel_is_refused(params_file: Path)
         ),
         ("trian.batch_size=4", r"^--set .*: trian: no such key.*did you mean train\?"),
         ("train.augment.flips=true", r"did you mean train\.augment\.flip\?"),
-        ("crop.zzzzzz=1", r"crop\.zzzzzz: no such key \(value 1\); look for a typing error"),
+        ("crop.zzzzzz=1", r"crop\.zzzzzz: no such key \(value 1\); check the spelling"),
         ("crop.size_px=1", r"^--set crop\.size_px=1: crop\.size_px: 1 is not allowed"),
         ("model.sizes.num_heads=3", r"^--set model\.sizes\.num_heads=3: model\.sizes"),
     ],
@@ -344,7 +344,7 @@ def test_a_missing_key_is_named(params_file: Path) -> None:
 
 def test_a_doubled_key_is_refused(params_file: Path) -> None:
     params_file.write_text(params_file.read_text("utf-8") + "\npack:\n  codec: raw\n", "utf-8")
-    with pytest.raises(ConfigError, match="'pack' stands twice"):
+    with pytest.raises(ConfigError, match="duplicate key 'pack'"):
         load_params(params_file)
 
 

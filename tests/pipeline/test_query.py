@@ -58,7 +58,7 @@ def test_views_are_read_and_joined(paths: PathsParams) -> None:
     ("view", "verb"), [("crops", "crop"), ("tracks", "crop"), ("samples", "pack"), ("Crops", "crop")]
 )
 def test_a_view_without_its_file_names_the_verb(paths: PathsParams, view: str, verb: str) -> None:
-    with pytest.raises(TableError, match=rf"{view.lower()}.parquet is missing; `pipeline {verb}` makes it"):
+    with pytest.raises(TableError, match=rf"{view.lower()}.parquet is missing; run `pipeline {verb}`"):
         ask(f"SELECT * FROM clips JOIN {view} USING (clip_id)", paths)
 
 

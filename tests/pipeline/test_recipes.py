@@ -123,7 +123,7 @@ def test_one_recipe_gives_way_to_another(params: Path) -> None:
 
 def test_a_damaged_file_is_not_overwritten(params: Path) -> None:
     params.write_text("corpus: [", "utf-8")
-    with pytest.raises(ConfigError, match=r"params\.yaml is no valid YAML"):
+    with pytest.raises(ConfigError, match=r"params\.yaml is not valid YAML"):
         write_recipe("demo", params, None, force=False)
     assert params.read_text("utf-8") == "corpus: ["
 

@@ -123,7 +123,7 @@ def test_the_command_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     corpus = Corpus(tmp_path)
     code, told = disturbed(corpus, lambda process: os.killpg(process.pid, signal.SIGINT), "--executor", "ray")
-    assert (code, "cropping mouths: stopped. What is done is kept" in told) == (1, True), told
+    assert (code, "cropping mouths: stopped. Finished work is kept" in told) == (1, True), told
     assert "Traceback" not in told
     num_cached = corpus.num_cached()
     assert f"; {num_cached} from the cache" in corpus.pipeline("crop", "--executor", "ray")

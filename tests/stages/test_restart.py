@@ -30,7 +30,7 @@ def check_the_rest(corpus: Corpus) -> None:
 def test_the_command_is_killed(corpus: Corpus, number: signal.Signals) -> None:
     code, told = disturbed(corpus, lambda process: process.send_signal(number))
     if number == signal.SIGTERM:
-        assert (code, "What is done is kept" in told) == (1, True), told
+        assert (code, "Finished work is kept" in told) == (1, True), told
     assert not (corpus.folder / "data" / "crops.parquet").exists()
     check_the_rest(corpus)
 
@@ -45,7 +45,7 @@ def test_ctrl_c_goes_to_the_whole_group(corpus: Corpus) -> None:
 
     code, told = disturbed(corpus, press)
     assert time.monotonic() - start < 5
-    assert (code, "cropping mouths: stopped. What is done is kept" in told) == (1, True), told
+    assert (code, "cropping mouths: stopped. Finished work is kept" in told) == (1, True), told
     assert "Traceback" not in told
     check_the_rest(corpus)
 

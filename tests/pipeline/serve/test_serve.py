@@ -391,7 +391,7 @@ def test_flags_that_exclude_each_other_and_a_missing_extra_are_told(monkeypatch:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else name)
     lacking = CliRunner().invoke(app, ["serve"])
     assert isinstance(lacking.exception, ConfigError)
-    assert "needs uvicorn; install the extra: pip install 'lip-pipeline[serve]'" in str(lacking.exception)
+    assert "needs uvicorn; install them: pip install 'lip-pipeline[serve]'" in str(lacking.exception)
 
 
 @pytest.mark.parametrize("verb", [["serve"], ["inference", str(ROOT / "README.md")], ["live"]])

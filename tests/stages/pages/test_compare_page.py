@@ -36,5 +36,5 @@ def test_the_interval_of_each_group_is_seen(browser: Browser, page_url: str, wid
     for row in page.locator("section:has(h2:text-is('By speaker')) tbody tr").all():
         shown = [cell for cell in row.locator("td, td span").all() if cell.is_visible()]
         assert any(" to " in cell.inner_text() and "†" in cell.inner_text() for cell in shown)
-    assert page.get_by_text("† Of fewer than 8 speakers: too narrow").is_visible()
+    assert page.get_by_text("† Fewer than 8 speakers: too narrow").is_visible()
     page.close()

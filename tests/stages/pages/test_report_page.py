@@ -27,7 +27,7 @@ pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(__file__).parents[3] / "docs" / "screenshots.py"
 
 HEADINGS = [
-    "What lips could show",
+    "What lips can show",
     "Training",
     "Confidence",
     "By speaker",
@@ -131,7 +131,7 @@ def test_every_section_of_a_mandarin_report(browser: Browser, pages: dict[str, s
     assert page.locator(".facts dd").nth(2).inner_text() == "ctc_beam, beam 10"
     # a long list is folded, and opens without a script
     assert not page.get_by_text("016", exact=True).is_visible()
-    page.get_by_text("2 more, read better").click()
+    page.get_by_text("2 more with a lower CER").click()
     assert page.get_by_text("016", exact=True).is_visible()
     page.close()
 
@@ -150,17 +150,17 @@ def test_english_has_words_and_says_why_there_are_no_visemes(browser: Browser, p
 def test_what_is_not_known_is_a_dash_with_a_reason(browser: Browser, pages: dict[str, str]) -> None:
     page, _, _ = opened(browser, pages["bare"])
     shown = {rate.locator("dt").inner_text(): rate.inner_text() for rate in page.locator(".rate").all()}
-    for name in ("Blind", "Chance", "Syllables", "Looks", "Visemes"):
+    for name in ("Blind", "Chance", "Syllables", "Look-alike classes", "Visemes"):
         assert "–" in shown[name] and "not known: " in shown[name], shown[name]
     assert "95 % interval none: " in page.locator(".interval").inner_text()
     said = page.locator("main").inner_text()
     for line in (
-        "No epochs are on record",
+        "There are no training curves",
         "Too few clips",
-        "The corpus does not say.",
-        "no character was read wrong",
+        "The corpus does not name the topic.",
+        "every character was read correctly",
         "No clip was rejected.",
-        "No figure of the ledger",
+        "No quality differs enough",
     ):
         assert line in said, line
     assert page.locator(".spikes").count() == 0

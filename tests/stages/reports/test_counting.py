@@ -141,8 +141,8 @@ def test_without_curves_speakers_rejections_or_blind(tmp_path: Path) -> None:
     assert metrics["blind_cer"] is None
     page = page_of(tmp_path)
     for line in (
-        "No epochs are on record",
-        "The corpus does not say.",
+        "There are no training curves",
+        "The corpus does not name the gender.",
         "No clip was rejected.",
         "not measured",
     ):
@@ -150,7 +150,7 @@ def test_without_curves_speakers_rejections_or_blind(tmp_path: Path) -> None:
 
 
 def test_empty_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"report\.split: 'test'"):
+    with pytest.raises(ConfigError, match=r"report\.split: split 'test'"):
         write_report([], [], made_context(), tmp_path)
 
 
@@ -167,7 +167,7 @@ def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) 
         assert metrics["num_rejected"] == number
         page = page_of(tmp_path)
         left_out = (
-            "Not among them: 3 clips of this split, rejected before reading (too short 2, turned away 1)"
+            "Not included: 3 clips of this split, rejected before reading (too short 2, turned away 1)"
         )
         assert (left_out in page) == bool(number)
         rows = re.findall(
@@ -176,12 +176,12 @@ def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) 
         assert rows[:2] == ["test", "train"]
         out = io.StringIO()
         print_metrics(metrics, Console(file=out, width=200))
-        assert ("3 clips of this split were rejected and not read: no part" in out.getvalue()) == bool(number)
+        assert ("3 clips of this split were rejected; these figures do not include" in out.getvalue()) == bool(number)
     write_report(clips, [], made_context(rejections=REJECTIONS, split="test"), tmp_path)
     data = page_of(tmp_path).split("<h2>Rejections</h2>")[1].split("</table>")[0]
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", data)]
     assert [row[:3] for row in cells] == [
-        ["rejected for", "this split", "all splits"],
+        ["reason", "this split", "all splits"],
         ["too short", "2", "3"],
         ["turned away", "1", "1"],
         ["no face", "0", "9"],
@@ -207,8 +207,8 @@ def test_every_print_of_the_figures_names_shared_speakers(tmp_path: Path, overla
     assert metrics == split_metrics(clips, blind_of(clips), "test", seed, overlap, num_rejected=1)
     out = io.StringIO()
     print_metrics(metrics, Console(file=out, width=200))
-    assert ("Trained on too: 2 of the speakers of split test" in out.getvalue()) == bool(overlap)
-    assert ("No speakers are named: whether split test" in out.getvalue()) == (overlap is None)
+    assert ("2 of the speakers of split test are in the training clips too" in out.getvalue()) == bool(overlap)
+    assert ("No speakers are named: the training clips may show people of split test" in out.getvalue()) == (overlap is None)
     # a metrics.json of before this figure was counted
     print_metrics({name: metrics[name] for name in metrics.keys() - {"speaker_overlap"}}, Console(file=out))
 
@@ -246,7 +246,7 @@ def test_letters_of_pinyin_are_not_called_characters(tmp_path: Path) -> None:
     metrics = write_report(clips, [], made_context(), tmp_path, ReportFacts("syllables"))
     share = f"{100 * metrics['syllable_error_rate']:.1f}"
     page = page_of(tmp_path)
-    assert "not to be compared with a CER of characters" in page and share in page
+    assert "do not compare this rate with a CER" in page and share in page
     for text in (
         "character error rate",
         "sounds, tones and meaning",
@@ -256,7 +256,7 @@ def test_letters_of_pinyin_are_not_called_characters(tmp_path: Path) -> None:
         assert text not in page, text
     out = io.StringIO()
     print_metrics(metrics, Console(file=out, width=200))
-    assert "counted by its letters: not to be compared with a CER of characters" in out.getvalue()
+    assert "counted by letter; do not compare this rate with a CER" in out.getvalue()
     write_report(made_clips(), [], made_context(), tmp_path, ReportFacts("ctc"))
     assert "sounds, tones and meaning" in page_of(tmp_path) and "letters" not in page_of(tmp_path)
 

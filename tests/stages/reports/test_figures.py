@@ -253,7 +253,7 @@ def test_files_for_plots_and_duckdb(tmp_path: Path) -> None:
     assert women["interval_over"] == "speakers"
     assert [row["interval_over"] for row in rows("by_speaker.csv")] == ["clips", "clips"]
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "of one speaker alone" in page
+    assert "of clips, if fewer than two speakers are known" in page
     assert [row["group"] for row in rows("by_age.csv")] == ["30–39"]
     assert {row["kind"] for row in rows("confusions.csv")} == {"character", "syllable"}
     assert sum(int(row["num_clips"]) for row in rows("calibration.csv")) == len(clips)
