@@ -1,4 +1,4 @@
-"""The documentation against the program: commands parse, keys and make targets exist, links lead somewhere."""
+"""Tests the documentation against the program: commands parse, keys and make targets exist, links work."""
 
 import importlib
 import re

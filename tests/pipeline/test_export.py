@@ -292,7 +292,9 @@ def test_the_card_says_where_its_interval_is_too_narrow(best: Path, params: Para
         assert f"25.00 % to 37.50 % by bootstrap {told} |" in card_of(best, params, tmp_path)
         assert interval_about("speakers", num_speakers) == told
     report_in(report, checkpoint=file_identity(best), cer_interval_over="clips", num_speakers=1)
-    assert "by bootstrap over clips, because fewer than two speakers are known" in card_of(best, params, tmp_path)
+    assert "by bootstrap over clips, because fewer than two speakers are known" in card_of(
+        best, params, tmp_path
+    )
 
 
 @pytest.mark.parametrize("end", [None, 0.0])
