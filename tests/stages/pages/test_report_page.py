@@ -148,7 +148,7 @@ def test_english_has_words_and_a_reason_for_missing_visemes(browser: Browser, pa
 def test_an_unknown_figure_is_a_dash_with_a_reason(browser: Browser, pages: dict[str, str]) -> None:
     page, _, _ = opened(browser, pages["bare"])
     shown = {rate.locator("dt").inner_text(): rate.inner_text() for rate in page.locator(".rate").all()}
-    for name in ("Blind", "Chance", "Syllables", "Look-alike classes", "Visemes"):
+    for name in ("Blind", "Chance", "Syllables", "Look-alikes", "Visemes"):
         assert "–" in shown[name] and "not known: " in shown[name], shown[name]
     assert "95 % interval none: " in page.locator(".interval").inner_text()
     said = page.locator("main").inner_text()
