@@ -124,9 +124,7 @@ def _write_qc_page(values: "Params", of_these_clips: bool) -> None:
 
 @app.command()
 def query(
-    sql: Annotated[
-        str, typer.Argument(help="SELECT statement over clips, crops, tracks, samples, predictions")
-    ],
+    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, predictions")],
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",

@@ -31,9 +31,7 @@ def train(
     context: typer.Context,
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    preset: Annotated[
-        str | None, typer.Option(help="parameters for a machine: cpu, 12gb or 24gb (of GPU memory)")
-    ] = None,
+    preset: Annotated[str | None, typer.Option(help="cpu, 12gb or 24gb of GPU memory")] = None,
     config: ConfigFile = None,
     resume: Annotated[
         Path | None, typer.Option(help="resume from this checkpoint_epoch_N.pt", metavar="FILE")
@@ -43,47 +41,30 @@ def train(
     ] = False,
     find_budget: Annotated[
         bool,
-        typer.Option(
-            "--find-budget", help="print the largest loader.frame_budget that fits in memory; do not train"
-        ),
+        typer.Option("--find-budget", help="print the largest loader.frame_budget that fits; do not train"),
     ] = False,
     data_root: DataRoot = None,
     checkpoint_dir: CheckpointDir = None,
-    max_frames: Annotated[
-        int | None, typer.Option(help="longest clip, frames; only preprocessing uses it")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="frame rate, frames/s; only preprocessing uses it")
-    ] = None,
+    max_frames: Annotated[int | None, typer.Option(help="longest clip, frames (preprocessing)")] = None,
+    fps: Annotated[float | None, typer.Option(help="frame rate, frames/s (preprocessing)")] = None,
     batch_size: Annotated[int | None, typer.Option(help="the largest number of clips in a batch")] = None,
     accumulation_steps: Annotated[int | None, typer.Option(help="batches for one optimizer step")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="peak learning rate, after the warm-up")] = None,
     num_epochs: Annotated[int | None, typer.Option(help="number of epochs")] = None,
-    warmup_epochs: Annotated[
-        float | None, typer.Option(help="epochs in which the learning rate rises")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="learning rate after the warm-up: cosine or constant")
-    ] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="warm-up of the learning rate, epochs")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="cosine or constant learning rate")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="weight decay of AdamW")] = None,
     gradient_clip: Annotated[float | None, typer.Option(help="the largest gradient norm")] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(help="label smoothing of the attention decoders, 0 to 1")
-    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="label smoothing, 0 to 1")] = None,
     teacher_forcing: Annotated[
         float | None,
         typer.Option(
-            "--teacher-forcing",
-            "--teacher-forcing-ratio",
-            help="share of true characters as decoder input in the first epoch, 0 to 1",
+            "--teacher-forcing", "--teacher-forcing-ratio", help="teacher forcing in the first epoch, 0 to 1"
         ),
     ] = None,
     mixed_precision: Annotated[
         bool | None,
-        typer.Option(
-            "--mixed-precision/--no-mixed-precision",
-            help="compute in bfloat16 (float16 on a GPU without bfloat16)",
-        ),
+        typer.Option("--mixed-precision/--no-mixed-precision", help="compute in bfloat16 or float16"),
     ] = None,
     frame_size: Annotated[int | None, typer.Option(help="input height and width, pixels")] = None,
     frame_height: Annotated[int | None, typer.Option(help="input height, pixels")] = None,
@@ -92,9 +73,7 @@ def train(
     num_lstm_layers: Annotated[int | None, typer.Option(help="number of LSTM layers of the encoder")] = None,
     dropout: Annotated[float | None, typer.Option(help="dropout probability between layers")] = None,
     num_workers: Annotated[int | None, typer.Option(help="number of loader threads")] = None,
-    prefetch_factor: Annotated[
-        int | None, typer.Option(help="batches that each loader thread keeps ready")
-    ] = None,
+    prefetch_factor: Annotated[int | None, typer.Option(help="batches ready in each loader thread")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = None,
 ) -> None:
     """Train a model on the shards; an interrupted run with the same parameters resumes automatically.

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 
 @app.command("import-weights")
 def import_weights(
-    file: Annotated[
-        Path, typer.Argument(help="weights to import: .pt, .pth, .ckpt or .safetensors", metavar="FILE")
-    ],
+    file: Annotated[Path, typer.Argument(help="weights: .pt, .pth, .ckpt or .safetensors", metavar="FILE")],
     format_: Annotated[
         Literal["auto_avsr", "cnvsrc2025"],
-        typer.Option("--format", help="project whose tensor names the file uses"),
+        typer.Option("--format", help="project of the tensor names"),
     ],
     vocabulary: Annotated[
         Path | None,

@@ -110,7 +110,7 @@ def test_show_and_test_print_the_figures_of_the_report(workspace: Path) -> None:
     assert metrics["speaker_overlap"] == 0
     shown = run(workspace, "show")
     assert shown.returncode == 0, shown.stderr
-    assert f"{100 * metrics['cer']:.1f} %" in shown.stdout and "trained on" not in shown.stdout
+    assert f"{100 * metrics['cer']:.1f} %" in shown.stdout and "in the training clips too" not in shown.stdout
     assert json.loads(run(workspace, "show", "--json").stdout) == metrics
     checkpoint = ["--checkpoint", "checkpoints/best_model.pt"]
     tested = run(workspace, "test", *checkpoint, "--json")
@@ -118,7 +118,7 @@ def test_show_and_test_print_the_figures_of_the_report(workspace: Path) -> None:
     assert json.loads(tested.stdout) == metrics
     flattered = run(workspace, "test", *checkpoint, "--split", "train")
     assert flattered.returncode == 0, flattered.stderr
-    assert "Trained on too: 1 of the speakers of split train" in " ".join(flattered.stdout.split())
+    assert "1 of the speakers of split train are in the training clips too" in " ".join(flattered.stdout.split())
 
 
 def test_inference_reads_videos_and_names_reasons_for_failures(workspace: Path) -> None:

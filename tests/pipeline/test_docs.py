@@ -87,7 +87,7 @@ def shell_words(line: str) -> Iterator[tuple[str, ...]]:
 
 
 def arguments_of(words: tuple[str, ...]) -> list[str] | None:
-    """Returns the arguments after `pipeline` or `-m pipeline`, or from `-m benchmarks.X` on; None for other programs."""
+    """Returns arguments after `pipeline` or `-m pipeline`, or from `-m benchmarks.X` on; None for other programs."""
     for place, (option, name) in enumerate(pairwise(words)):
         if option == "-m" and name.startswith("benchmarks."):
             return [name, *map(_with_value, words[place + 2 :])]
