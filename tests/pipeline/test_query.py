@@ -225,7 +225,7 @@ def test_damage_within_a_table_names_the_file(paths: PathsParams, places: slice)
 
 
 def test_an_unknown_format_is_refused(paths: PathsParams) -> None:
-    with pytest.raises(ConfigError, match="known are table, csv, json, parquet"):
+    with pytest.raises(ConfigError, match="--format must be one of table, csv, json, parquet"):
         write_answer("FROM clips", paths, "xml")
 
 
@@ -414,7 +414,7 @@ def test_a_printed_table_shows_values_as_they_are(
 
 def test_parquet_is_not_for_a_terminal(paths: PathsParams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with pytest.raises(ConfigError, match="name a file with --out"):
+    with pytest.raises(ConfigError, match="choose a file with --out"):
         write_answer("FROM clips", paths, "parquet")
 
 
