@@ -217,7 +217,7 @@ def test_the_verb(pack: Pack) -> None:
     pack.flip(pack.row("b")["clip_offset"] + 500)
     damaged = run("--split", "train")
     assert damaged.returncode == 1
-    assert "2 problems cost 1 samples" in damaged.stdout
+    assert "2 problems, 1 samples lost" in damaged.stdout
     told = json.loads(run("--json", "--decode").stdout)
     assert told["problems"][0] == {
         "shard": "train/train-000000.tar",
