@@ -118,7 +118,9 @@ def test_show_and_test_print_the_figures_of_the_report(workspace: Path) -> None:
     assert json.loads(tested.stdout) == metrics
     flattered = run(workspace, "test", *checkpoint, "--split", "train")
     assert flattered.returncode == 0, flattered.stderr
-    assert "1 of the speakers of split train are in the training clips too" in " ".join(flattered.stdout.split())
+    assert "1 of the speakers of split train are in the training clips too" in " ".join(
+        flattered.stdout.split()
+    )
 
 
 def test_inference_reads_videos_and_names_reasons_for_failures(workspace: Path) -> None:
