@@ -1,9 +1,9 @@
-# Two commands: `make demo` and `make test`. Both install what they need into .venv, once; so does `make test-slow`.
+# `make demo`, `make test` and `make test-slow` install what they need into .venv once.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := $(CURDIR)/.venv
-# DVC's stages call `pipeline` and `python` by name; `override` so that a PATH given to make keeps this in front
+# DVC's stages call `pipeline` and `python` by name; `override` so that .venv/bin stays first even if make is given a PATH
 override PATH := $(VENV)/bin:$(PATH)
 export PATH
 SHELL := /bin/bash
@@ -12,16 +12,16 @@ SHELL := /bin/bash
 .PHONY: help demo test test-avx2 test-slow lint format clean
 
 help:
-	@echo "make demo       draw a small corpus, run all seven stages, print the CER (7 minutes on two cores)"
+	@echo "make demo       draw a small corpus, run all seven stages and print the CER (7 minutes on two cores)"
 	@echo "make test       lint, type check and run all tests"
-	@echo "make test-avx2  run the tests that compute with torch as on a processor without AVX-512"
-	@echo "make test-slow  tests that need more: a Ray cluster on this machine (one minute)"
-	@echo "make lint       ruff, mypy and import-linter alone"
-	@echo "make format     let ruff write the layout"
-	@echo "make clean      remove what the stages made, caches and checkpoints included; .venv stays"
+	@echo "make test-avx2  run the tests that compute with torch as on a CPU without AVX-512"
+	@echo "make test-slow  run the tests that start a Ray cluster on this machine (1 minute)"
+	@echo "make lint       run only ruff, mypy and import-linter"
+	@echo "make format     format the code with ruff"
+	@echo "make clean      remove all outputs of the stages, caches and checkpoints; keep .venv"
 	@echo "PYTHON=python3.12 chooses the interpreter of .venv"
 
-# The stamps stand inside .venv: removing .venv removes them. Installing for development serves the demo too.
+# The stamp files are in .venv, so removing .venv removes them. The development install also counts for the demo.
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
 	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
@@ -48,7 +48,7 @@ demo: .venv/.installed
 test: lint
 	pytest -m 'not slow' $(PYTEST_ARGS)
 
-# Test files that import torch, but for those about processes that are stopped, files and reports: they compute nothing new.
+# Test files that import torch, except those about stopped processes, files and reports: they compute nothing else.
 # oneDNN reads the first variable and torch's own kernels the second, once, at their start.
 NOT_COMPUTING := resume|training_ends|scoring|shard_cache|stream|unfinished|metric_logger|restart|run_folder|ranks
 test-avx2: .venv/.installed-dev

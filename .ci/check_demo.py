@@ -1,4 +1,4 @@
-"""After `make demo`: its figures are what the README promises, a second one does nothing, git sees no change."""
+"""Checks after `make demo`: the figures match the README, a second run does nothing, and git sees no change."""
 
 import json
 import subprocess
@@ -9,11 +9,11 @@ from pathlib import Path
 AT_MOST = {"cer": 0.07}
 AT_LEAST = {"blind_cer": 0.60, "chance_cer": 0.60, "num_clips": 40, "num_chars": 300}
 SECOND_RUN_LIMIT_S = 60
-"""It takes about ten on an idle machine; a shared one takes longer, a stage that trains takes minutes."""
+"""About 10 s on an idle machine, longer on a shared one; training again would take minutes."""
 
 
 def main() -> list[str]:
-    """What is wrong, a line each."""
+    """Returns the problems, one line each."""
     metrics = json.loads(Path("report/metrics.json").read_text("utf-8"))
     wrong = [f"{key} {metrics[key]} is above {most}" for key, most in AT_MOST.items() if metrics[key] > most]
     wrong += [
@@ -27,9 +27,9 @@ def main() -> list[str]:
         wrong.append(f"a second `make demo` fails:\n{output}")
     for sign in ("Running stage", "pip install"):
         if sign in output:
-            wrong.append(f"a second `make demo` does work ({sign}):\n{output}")
+            wrong.append(f"a second `make demo` does work again ({sign}):\n{output}")
     if "up to date" not in again.stdout + again.stderr:
-        wrong.append(f"a second `make demo` does not say that nothing was to be done:\n{output}")
+        wrong.append(f"a second `make demo` does not say that everything is up to date:\n{output}")
     if seconds > SECOND_RUN_LIMIT_S:
         wrong.append(f"a second `make demo` takes {seconds:.0f} s")
     status = subprocess.run(

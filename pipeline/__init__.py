@@ -1,3 +1,3 @@
-"""The `pipeline` command, the typed view of params.yaml, the demo corpus, the doctor."""
+"""The `pipeline` command, the typed parameters, the demo corpus and the doctor."""
 
 __version__ = "0.1.0"

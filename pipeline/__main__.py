@@ -1,4 +1,4 @@
-"""`python -m pipeline`, as torchrun starts it: `torchrun --nproc-per-node 2 -m pipeline train`."""
+"""Runs `python -m pipeline`, which torchrun starts: `torchrun --nproc-per-node 2 -m pipeline train`."""
 
 from pipeline.cli import main
 

@@ -1,4 +1,4 @@
-"""The `pipeline` command: its entry point. The verbs stand in the modules *_verbs.py."""
+"""The entry point of the `pipeline` command. The verbs are in pipeline/commands."""
 
 import atexit
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shards.disk import WatchedFile
 
 # isort: off
-# imported for the verbs they add, which `--help` lists in this order
+# each import adds verbs; `--help` lists them in this order
 import pipeline.commands.data
 import pipeline.commands.look
 import pipeline.commands.lm
@@ -34,31 +34,29 @@ import pipeline.commands.export  # noqa: F401
 
 CRASHED = 1
 INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
+"""The exit code that typer gives to Ctrl-C."""
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""What is wrong with a command line, in the words of click or, as the version has it, of typer's own copy of it."""
+"""The error of a wrong command line: click's class, or that of typer's own copy of click, by typer's version."""
 
 
 def main() -> None:
-    """Entry point: older `--data_root` spellings are taken too; errors are one message and an exit code."""
+    """Runs the command; also accepts spellings such as `--data_root`. An error becomes one message and an exit code."""
     watched = run_under_watch()  # before anything else: libraries may fail while they are imported
     from shards.disk import FORBIDDEN, NOT_TAKEN, unwritable
     from shards.errors import ConfigError, Interrupted, PipelineError
 
     exit_code = [CRASHED]
-    atexit.register(
-        _leave, exit_code, watched
-    )  # registered first, so it runs after every other exit function
+    atexit.register(_leave, exit_code, watched)  # registered first, so it runs after all other exit functions
     stdout = _watched_stdout()
-    for stream in (sys.stdout, sys.stderr):  # as every file that we write, whatever the locale says
+    for stream in (sys.stdout, sys.stderr):  # UTF-8 as in all files that we write, in every locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
     arguments = _with_dashes(sys.argv[1:])
     if is_other_rank():
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (results are printed by the first)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (rank 0 prints the results)
     try:
         try:
-            # else typer ends the process itself, and tells its errors in a block of its own
+            # in standalone mode typer would end the process and format its errors itself
             try:
                 code = app(arguments or ["--help"], standalone_mode=False)
             except SystemExit as done:
@@ -74,7 +72,7 @@ def main() -> None:
                 _fail("stopped", 1)
             raise SystemExit(code or 0)
         except UsageError as error:
-            _fail(_usage_told(error), 2)
+            _fail(_usage_message(error), 2)
         except (typer.Abort, KeyboardInterrupt):
             _fail("stopped", 1)
         except PermissionError as error:
@@ -83,14 +81,14 @@ def main() -> None:
             _fail(error, 2)
         except Interrupted as error:
             if is_other_rank():
-                raise SystemExit(1) from None  # all were stopped together, and the first says so
+                raise SystemExit(1) from None  # all ranks were stopped together, and rank 0 reports it
             _fail(error, 1)
         except PipelineError as error:
             _fail(error, 1)
         except Exception as error:
             if stdout is not None and stdout.failure is not None:
                 if isinstance(stdout.failure, BrokenPipeError):
-                    raise SystemExit(CRASHED) from None  # whoever read it has gone
+                    raise SystemExit(CRASHED) from None  # the reader of the pipe has ended
                 _fail(unwritable("stdout", stdout.failure), 1)
             if isinstance(error, OSError) and error.errno in NOT_TAKEN:
                 _fail(unwritable(error.filename or "a file", error), 1)
@@ -101,48 +99,50 @@ def main() -> None:
 
 
 def _watched_stdout() -> "WatchedFile | None":
-    """Puts a stdout in place that tells why it could not be written; None where this process has another already.
+    """Replaces stdout by a stream that records why a write failed; None if this process already replaced stdout.
 
-    Of what was closed before the start, stdout fails when it is written, as it should, and stderr takes all: their
-    numbers must not become those of files that are opened later.
+    If stdout was closed before the start, writing to it fails, as it should; if stderr was, writes are discarded. Both
+    descriptors stay in use, so that files opened later do not get their numbers.
     """
     from shards.disk import WatchedFile
 
     if sys.stdout is not sys.__stdout__:
         return None
-    former = sys.stdout
+    previous = sys.stdout
     raw = WatchedFile(
-        os.open(os.devnull, os.O_RDONLY) if former is None else former.fileno(), "w", closefd=False
+        os.open(os.devnull, os.O_RDONLY) if previous is None else previous.fileno(), "w", closefd=False
     )
     sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(raw), errors=None if former is None else former.errors, line_buffering=raw.isatty()
+        io.BufferedWriter(raw),
+        errors=None if previous is None else previous.errors,
+        line_buffering=raw.isatty(),
     )
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
-        # else workers would be started with it closed
+        # otherwise workers would start with a closed stderr
         os.set_inheritable(sys.stderr.fileno(), True)
     return raw
 
 
 def _leave(exit_code: list[int], watched: int | None) -> None:
-    """Ends the process without the native libraries' destructors.
+    """Ends the process without running destructors of native libraries.
 
-    With torch, Arrow and OpenCV in one process these now and then abort it ("terminate called without an active
-    exception") when all is done and written; DVC would then throw a finished stage's results away.
+    With torch, Arrow and OpenCV in one process, these sometimes abort it ("terminate called without an active
+    exception") after all output is written; DVC would then discard the results of a finished stage.
     """
     code = exit_code[0]
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            code = code or CRASHED  # told, or nobody is there to be told
+            code = code or CRASHED  # the error was reported, or there is nobody to report it to
     if watched is not None:
         os.write(watched, b".")
     os._exit(code)
 
 
 def _with_dashes(arguments: list[str]) -> list[str]:
-    """Options as they are spelled here; what stands behind `--` is no option."""
+    """Writes options with dashes instead of underscores; arguments after `--` are not options."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [*map(_dashed, arguments[:end]), *arguments[end:]]
 
@@ -152,15 +152,15 @@ def _dashed(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def _usage_told(error: Any) -> str:
-    told = error.format_message().replace("Value error, ", "").rstrip(".")
-    return f"{told}; `{error.ctx.command_path if error.ctx else 'pipeline'} --help` lists what there is"
+def _usage_message(error: Any) -> str:
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    return f"{message}; run `{error.ctx.command_path if error.ctx else 'pipeline'} --help`"
 
 
 def _fail(error: BaseException | str, code: int) -> None:
-    who = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
-    with suppress(OSError):  # nothing can be said, but the exit code
-        typer.echo(f"{who}: {message_lines(error)}", err=True)
+    prefix = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
+    with suppress(OSError):  # the exit code still reports the error
+        typer.echo(f"{prefix}: {message_lines(error)}", err=True)
     raise SystemExit(code)
 
 

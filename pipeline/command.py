@@ -1,7 +1,4 @@
-"""What every verb shares: the app, its common options, parameters and progress.
-
-A folder for results, tried before hours of work go into them.
-"""
+"""What all verbs share: the app, common options, loading of parameters, progress, a check for writable folders."""
 
 import os
 import signal
@@ -21,41 +18,51 @@ import tempfile
 from shards.errors import ConfigError
 
 STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
-"""Of dvc.yaml, in its order; each is a verb."""
+"""The stages of dvc.yaml, in its order; each is a verb."""
 
 app = typer.Typer(
     name="pipeline",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Talking-face videos with transcripts become a lip reader and an honest report of its CER.\n\n"
-    f"The way of the data: {', '.join(STAGES)}. In a folder with dvc.yaml `dvc repro` runs them all.",
+    help="Train a lip reader from videos of speaking faces with transcripts, and report its character error rate "
+    f"(CER).\n\nThe stages, in order: {', '.join(STAGES)}. In a folder with dvc.yaml, `dvc repro` runs all of them.",
 )
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="parameters", metavar="FILE")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="file of parameters", metavar="FILE")]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", help="one value, e.g. train.batch_size=4; repeatable", metavar="SECTION.KEY=VALUE"),
+    typer.Option(
+        "--set", help="set one parameter, e.g. train.batch_size=4; repeatable", metavar="SECTION.KEY=VALUE"
+    ),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="values on top: sections, or an older flat config.yaml", metavar="FILE"),
+    typer.Option(
+        "--config",
+        help="file of parameters that override --params: sections, or a flat config.yaml of the older trainer",
+        metavar="FILE",
+    ),
 ]
-DataRoot = Annotated[str | None, typer.Option(help="folder of the corpus (corpus.root)", metavar="DIR")]
-ModelFile = Annotated[Path | None, typer.Option(help="default: the best one", metavar="FILE")]
+DataRoot = Annotated[
+    str | None, typer.Option(help="folder of the corpus; default: corpus.root", metavar="DIR")
+]
+ModelFile = Annotated[
+    Path | None, typer.Option(help="checkpoint; default: best_model.pt in paths.checkpoints", metavar="FILE")
+]
 CheckpointDir = Annotated[
-    str | None, typer.Option(help="where checkpoints are published (paths.checkpoints)", metavar="DIR")
+    str | None, typer.Option(help="folder of checkpoints; default: paths.checkpoints", metavar="DIR")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 PARAMS = Path("params.yaml")
 PREPROCESSING = ("corpus", "crop", "pack")
-"""Sections that train does not own."""
+"""Sections that train does not use."""
 
 
 def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
-    """Effective parameters.
+    """Returns the effective parameters.
 
-    `flags` are preset, config, names of the older trainer (pipeline/legacy_config.py), or others spelled section__key.
+    `flags`: preset, config, names of the older trainer (pipeline/legacy_config.py), or others written section__key.
     """
     from pipeline.console import show_logs
     from pipeline.legacy_config import OLDER_NAMES, keys_of_flags
@@ -69,18 +76,18 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
 
 
 def say(text: object) -> None:
-    """Prints a message on stdout, with control characters of a path or a name escaped."""
+    """Prints a message on stdout and escapes control characters, for example of a path."""
     typer.echo(message_lines(text))
 
 
 def is_other_rank() -> bool:
-    """Whether torchrun started this process beside a first one, which speaks for all (model/training/ranks.py)."""
+    """Returns whether this is a torchrun process other than rank 0; only rank 0 prints (model/training/ranks.py)."""
     return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 @contextmanager
 def shown(what: str, unit: str) -> Iterator[Any]:
-    """Yields a function of (done, total) that shows the progress; on the first rank alone.
+    """Yields a function of (done, total) that shows the progress; only rank 0 shows it.
 
     Ctrl-C and SIGTERM (a batch system's time limit) become a message and exit code 1.
     """
@@ -88,41 +95,46 @@ def shown(what: str, unit: str) -> Iterator[Any]:
     from shards.errors import Interrupted
 
     try:
-        with terminable(), nullcontext(_unseen) if is_other_rank() else progress(what, unit) as on_progress:
+        with (
+            terminable(),
+            nullcontext(_no_progress) if is_other_rank() else progress(what, unit) as on_progress,
+        ):
             yield on_progress
     except KeyboardInterrupt as error:
-        raise Interrupted(f"{what}: stopped. What is done is kept; the same command goes on") from error
+        raise Interrupted(
+            f"{what}: stopped. Finished work is kept; run the same command again to continue"
+        ) from error
 
 
-def _unseen(*_: object) -> None:
+def _no_progress(*_: object) -> None:
     pass
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM as if it were Ctrl-C, so that nothing this process started is left behind."""
+    """Treats SIGTERM like Ctrl-C, so that the processes that this one started end too."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    former = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def check_writable(folder: Path, key: str = "--out") -> None:
-    """Raises ConfigError, naming `key`, where no file can be written to `folder`; leaves nothing there.
+    """Raises ConfigError, naming `key`, if no file can be written to `folder`; leaves nothing there.
 
-    Of a folder that is yet to be made, the first above it that is there is tried.
+    If `folder` does not exist yet, this tries its nearest existing parent.
     """
     try:
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
+        existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"tried")
             file.flush()
     except OSError as error:
         raise ConfigError(
-            f"{key} {folder}: no file can be written there ({error.strerror}); make room, or give another folder"
+            f"{key} {folder}: cannot write to this folder ({error.strerror}); free disk space or choose another folder"
         ) from error

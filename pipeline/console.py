@@ -1,4 +1,4 @@
-"""What a person sees while a verb runs: progress on a terminal as a bar, elsewhere as lines; on stderr."""
+"""Shows progress and logs on stderr: a progress bar on a terminal, lines elsewhere."""
 
 import logging
 import os
@@ -22,16 +22,16 @@ from shards.safe_text import LogFormatter
 
 LINE_EVERY_S = 10.0
 RATE_OVER_LINES = 6
-"""The rate is that of the last minute: what a rerun finds in the cache says nothing of what is still to be done."""
+"""The rate covers the last minute: the rate of clips found in the cache says nothing about the remaining clips."""
 
 UNBROKEN_COLUMNS = 100_000
-"""Wider than any row; a table is drawn no wider than it needs."""
+"""Wider than any row; a table is never drawn wider than its content."""
 
 stderr = Console(stderr=True)
 
 
 def console_on(file: TextIO | None = None) -> Console:
-    """As wide as the terminal; what goes to a file or another program is neither cut nor broken.
+    """Returns a console as wide as the terminal; output to a file or another program is neither cut nor wrapped.
 
     `file` None: stdout.
     """
@@ -45,7 +45,7 @@ stdout = console_on()
 
 
 def show_logs() -> None:
-    """Sends log lines to stderr, above a progress bar where there is one."""
+    """Sends log lines to stderr, above the progress bar if there is one."""
     if stderr.is_terminal:
         handler: logging.Handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(LogFormatter("%(message)s"))
@@ -58,7 +58,7 @@ def show_logs() -> None:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is when a line comes: stages/mouths/native_stderr.py puts another in its place."""
+    """Writes to the current `sys.stderr`, which stages/mouths/native_stderr.py replaces for a while."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -67,74 +67,74 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
-        super().__init__(_whole())
+        super().__init__(_uncut_column())
         self.unit = unit
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.1f} {self.unit}/s", style="dim")
 
 
-def _whole() -> Column:
-    """A column that a narrow terminal does not cut: the bar and what stands beside it give way."""
+def _uncut_column() -> Column:
+    """Returns a column that a narrow terminal does not cut: the bar and the detail text become shorter instead."""
     return Column(no_wrap=True)
 
 
-class Shown(Protocol):
-    """Called with what is done of how much, and with what else is to be seen beside it."""
+class ShowProgress(Protocol):
+    """Shows how many units are done, and an optional detail text."""
 
-    def __call__(self, done: int, total: int, beside: str = "") -> None: ...
+    def __call__(self, done: int, total: int, detail: str = "") -> None: ...
 
 
 @contextmanager
-def progress(what: str, unit: str) -> Iterator[Shown]:
-    """Yields a function of (done, total) that shows how far `what` is, its rate and the time left."""
+def progress(what: str, unit: str) -> Iterator[ShowProgress]:
+    """Yields a function of (done, total) that shows the progress of `what`, its rate and the time left."""
     if stderr.is_terminal:
         columns = (
             TextColumn(what),
             BarColumn(bar_width=20),
-            MofNCompleteColumn(table_column=_whole()),
+            MofNCompleteColumn(table_column=_uncut_column()),
             _Rate(unit),
-            TimeLeft(table_column=_whole()),
-            TextColumn("{task.fields[beside]}", style="dim", table_column=Column()),
+            TimeLeft(table_column=_uncut_column()),
+            TextColumn("{task.fields[detail]}", style="dim", table_column=Column()),
         )
         with Progress(*columns, console=stderr) as bar:
-            task = bar.add_task(what, total=None, beside="")
+            task = bar.add_task(what, total=None, detail="")
 
-            def move(done: int, total: int, beside: str = "") -> None:
-                bar.update(task, completed=done, total=total, beside=beside)
+            def update(done: int, total: int, detail: str = "") -> None:
+                bar.update(task, completed=done, total=total, detail=detail)
 
-            yield move
+            yield update
         return
-    told = deque([(time.monotonic(), 0)], maxlen=RATE_OVER_LINES)
+    recent = deque([(time.monotonic(), 0)], maxlen=RATE_OVER_LINES)
 
-    def line(done: int, total: int, beside: str = "") -> None:
+    def line(done: int, total: int, detail: str = "") -> None:
         now = time.monotonic()
-        if now - told[-1][0] < LINE_EVERY_S and done < total:
+        if now - recent[-1][0] < LINE_EVERY_S and done < total:
             return
-        since, done_then = told[0]
-        told.append((now, done))
-        rate = (done - done_then) / max(now - since, 1e-9)
+        oldest, done_then = recent[0]
+        recent.append((now, done))
+        rate = (done - done_then) / max(now - oldest, 1e-9)
         left = timedelta(seconds=round((total - done) / rate)) if rate else "?"
-        figures = [f"{done}/{total} {unit}", f"{rate:.1f} {unit}/s", f"{left} left", *filter(None, [beside])]
-        with suppress(OSError):  # a full disk below stderr costs the line, not the run
+        figures = [f"{done}/{total} {unit}", f"{rate:.1f} {unit}/s", f"{left} left", *filter(None, [detail])]
+        with suppress(OSError):  # if stderr goes to a full disk, only the line is lost
             print(f"{what}: {', '.join(figures)}", file=sys.stderr, flush=True)  # noqa: T201
 
     yield line
 
 
-def over_epochs(on_progress: Shown, num_epochs: int) -> Callable[[int, int, int, float], None]:
-    """Progress over all epochs out of (epoch, batches done, batches, loss) of each; gives what is called with these.
+def over_epochs(on_progress: ShowProgress, num_epochs: int) -> Callable[[int, int, int, float], None]:
+    """Returns a function of (epoch, batches done, batches, loss) that shows the progress over all epochs.
 
-    Epochs may differ in length: those not seen are taken to be as long as the present one.
+    Epochs may differ in length; the remaining epochs are assumed to be as long as the current one.
     """
-    present, before, length = -1, 0, 0
+    current, before, length = -1, 0, 0
 
     def on_batch(epoch: int, done: int, total: int, loss: float) -> None:
-        nonlocal present, before, length
-        if epoch != present:
-            before = epoch * total if present < 0 else before + length
-            present, length = epoch, total
-        beside = f"epoch {epoch} of {num_epochs}, batch {done}/{total}, loss {loss:.3f}"
-        on_progress(before + done, before + (num_epochs - epoch) * total, beside)
+        nonlocal current, before, length
+        if epoch != current:
+            before = epoch * total if current < 0 else before + length
+            current, length = epoch, total
+        detail = f"epoch {epoch} of {num_epochs}, batch {done}/{total}, loss {loss:.3f}"
+        on_progress(before + done, before + (num_epochs - epoch) * total, detail)
 
     return on_batch

@@ -1,6 +1,6 @@
-"""Checks a machine: what the pipeline needs, what it found, and the command or package that mends it.
+"""Checks a machine for what the pipeline needs, and gives the command or package that fixes a fault.
 
-Whatever loads native code runs in a process of its own: a broken library is a finding, not the doctor's end.
+Native code is loaded in separate processes, so that a broken library is a finding and does not end the doctor.
 """
 
 import json
@@ -29,33 +29,33 @@ MIN_PYTHON = (3, 11)
 ADVISED_MEMORY_GB = 4
 ADVISED_DISK_GB = 5
 PROBE_LIMIT_S = 120
-"""A first import from a slow disk takes a minute; what takes longer hangs."""
+"""A first import from a slow disk takes a minute; a longer one hangs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `mend` is None where nothing is wrong; `is_fatal`: the demo cannot run without it."""
+    """One check. `fix` is None if nothing is wrong; `is_fatal`: the demo cannot run without it."""
 
     name: str
     value: str
-    mend: str | None = None
+    fix: str | None = None
     is_fatal: bool = False
 
 
 @dataclass(frozen=True)
 class SystemLibrary:
-    """A library that comes with the system, not with a wheel, and the packages that hold it."""
+    """A library that comes with the system, not with a wheel, and the packages that contain it."""
 
     needed_by: str
     debian: str
     fedora: str
 
     @property
-    def mend(self) -> str:
+    def fix(self) -> str:
         return f"apt-get install {self.debian} (Debian, Ubuntu) or dnf install {self.fedora} (Fedora)"
 
 
-# What cv2's and libmediapipe's ELF headers name, less what every glibc system has.
+# The libraries named in the ELF headers of cv2 and libmediapipe, except those that every glibc system has.
 SYSTEM_LIBRARIES = {
     "libEGL.so.1": SystemLibrary("mediapipe", "libegl1", "libglvnd-egl"),
     "libGLESv2.so.2": SystemLibrary("mediapipe", "libgles2", "libglvnd-gles"),
@@ -73,8 +73,8 @@ _IMPORTS = {
     "pyyaml": "yaml",
     "import-linter": "importlinter",
 }
-_TRIED = ("av", "duckdb", "numpy", "opencv-python", "pyarrow")
-"""Native packages that are imported; torch and mediapipe have a check of their own."""
+_IMPORT_CHECKS = ("av", "duckdb", "numpy", "opencv-python", "pyarrow")
+"""Native packages whose import is checked; torch and mediapipe have separate checks."""
 
 _TORCH = """
 import json, torch
@@ -87,7 +87,7 @@ print(json.dumps({
     "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB" for gpu in gpus],
 }))
 """
-# The stage's own way of opening either landmarker, so that what passes here passes there.
+# Opens both landmarkers as stage crop does, so that this check and the stage agree.
 _LANDMARKER = """
 import av, numpy
 from stages.mouths.landmarker import face_finder
@@ -100,11 +100,11 @@ for kind in ("litert", "mediapipe"):
 
 
 def examine() -> list[Finding]:
-    """Every finding, in the order a person mends them. Takes a few seconds, most of them torch's import."""
+    """Returns all findings, in the order in which to fix them. Takes a few seconds, mostly for the import of torch."""
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         torch = pool.submit(_probe, _TORCH)
         landmarker = pool.submit(_probe, _LANDMARKER)
-        imports = {name: pool.submit(_probe, f"import {_IMPORTS.get(name, name)}") for name in _TRIED}
+        imports = {name: pool.submit(_probe, f"import {_IMPORTS.get(name, name)}") for name in _IMPORT_CHECKS}
         findings = [
             _python(),
             *_machine(),
@@ -119,25 +119,25 @@ def examine() -> list[Finding]:
 
 
 def print_findings(findings: list[Finding], as_json: bool) -> None:
-    """A table on stdout, or JSON: a list of {name, value, mend, is_fatal}."""
+    """Prints a table on stdout, or JSON: a list of {name, value, fix, is_fatal}."""
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
         return
     console = Console(soft_wrap=False)
     table = Table(title="machine", title_justify="left")
     table.add_column("")
-    table.add_column("looked at", no_wrap=True)
+    table.add_column("check", no_wrap=True)
     table.add_column("found", overflow="fold")
     for finding in findings:
-        mark, style = ("ok", "green") if finding.mend is None else ("advice", "yellow")
-        if finding.mend is not None and finding.is_fatal:
+        mark, style = ("ok", "green") if finding.fix is None else ("advice", "yellow")
+        if finding.fix is not None and finding.is_fatal:
             mark, style = "FAULT", "bold red"
-        found = finding.value if finding.mend is None else f"{finding.value}\n-> {finding.mend}"
-        # Text, not markup: a path or message may hold brackets
+        found = finding.value if finding.fix is None else f"{finding.value}\n-> {finding.fix}"
+        # Text, not markup: a path or message may contain brackets
         table.add_row(Text(mark, style), Text(finding.name), Text(found))
     console.print(table)
-    faults = sum(finding.mend is not None and finding.is_fatal for finding in findings)
-    advice = sum(finding.mend is not None and not finding.is_fatal for finding in findings)
+    faults = sum(finding.fix is not None and finding.is_fatal for finding in findings)
+    advice = sum(finding.fix is not None and not finding.is_fatal for finding in findings)
     console.print(f"{faults} faults, {advice} pieces of advice", highlight=False)
 
 
@@ -149,7 +149,7 @@ class _Probe:
 
     @property
     def complaint(self) -> str:
-        """The last line of stderr that says something: an exception's message."""
+        """The last line of stderr that is not empty: the message of an exception."""
         lines = [line for line in self.stderr.splitlines() if line.strip()]
         if self.code < 0:
             return f"killed by signal {-self.code}"
@@ -157,7 +157,7 @@ class _Probe:
 
 
 def _probe(source: str) -> _Probe:
-    """Runs Python `source` in a process of its own, with what this one can import."""
+    """Runs Python `source` in a separate process with the same packages."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", source], capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False
@@ -171,50 +171,54 @@ def _python() -> Finding:
     bits = struct.calcsize("P") * 8
     value = f"{platform.python_version()}, {bits} bit, {platform.system()} {platform.machine()}"
     good = sys.version_info >= MIN_PYTHON and bits == 64
-    mend = None if good else "a 64-bit Python 3.11 or later: make PYTHON=python3.11"
-    return Finding("Python", value, mend, is_fatal=True)
+    fix = None if good else "use a 64-bit Python 3.11 or later: make PYTHON=python3.11"
+    return Finding("Python", value, fix, is_fatal=True)
 
 
 def _machine() -> Iterator[Finding]:
     memory_gb = psutil.virtual_memory().total / 2**30
     short = memory_gb < ADVISED_MEMORY_GB
-    mend = (
-        f"{ADVISED_MEMORY_GB} GB are advised; lower train.batch_size and machine.workers" if short else None
+    fix = (
+        f"{ADVISED_MEMORY_GB} GB are recommended; lower train.batch_size and machine.workers"
+        if short
+        else None
     )
-    yield Finding("memory", f"{memory_gb:.1f} GB", mend)
+    yield Finding("memory", f"{memory_gb:.1f} GB", fix)
     free_gb = shutil.disk_usage(Path.cwd()).free / 2**30
-    mend = (
-        f"{ADVISED_DISK_GB} GB are advised; free some, or work elsewhere"
+    fix = (
+        f"{ADVISED_DISK_GB} GB are recommended; free disk space or work in another folder"
         if free_gb < ADVISED_DISK_GB
         else None
     )
-    yield Finding("free disk", f"{free_gb:.0f} GB in {Path.cwd()}", mend)
+    yield Finding("free disk", f"{free_gb:.0f} GB in {Path.cwd()}", fix)
     yield Finding("CPU cores", str(usable_cores()))
 
 
 def _system_libraries() -> Iterator[Finding]:
-    """Each library of the table by loading it, then whatever else the loader itself misses."""
+    """Loads each library of the table, then lists further libraries that the loader does not find."""
     if not sys.platform.startswith("linux"):
-        return  # the wheels of other systems bring theirs
+        return  # on other systems the wheels contain these libraries
     missing = []
     for name, library in SYSTEM_LIBRARIES.items():
-        # loaded in a process of its own: initialising a broken driver has been known to abort
+        # in a separate process: initialising a broken driver can abort it
         probe = _probe(f"import ctypes; ctypes.CDLL({name!r})")
         if probe.code != 0:
             missing.append(name)
-        mend = None if probe.code == 0 else library.mend
+        fix = None if probe.code == 0 else library.fix
         value = (
-            f"for {library.needed_by}" if mend is None else f"{library.needed_by} needs it: {probe.complaint}"
+            f"for {library.needed_by}" if fix is None else f"{library.needed_by} needs it: {probe.complaint}"
         )
-        yield Finding(name, value, mend, is_fatal=True)
+        yield Finding(name, value, fix, is_fatal=True)
     for name, needed_by in sorted(_unresolved().items()):
         if name not in SYSTEM_LIBRARIES:
-            mend = f"install the package that holds {name} (apt-file search {name}, dnf provides '*/{name}')"
-            yield Finding(name, f"{needed_by} needs it, and it is not there", mend, is_fatal=True)
+            fix = (
+                f"install the package that contains {name} (apt-file search {name}, dnf provides '*/{name}')"
+            )
+            yield Finding(name, f"{needed_by} needs it, and it is missing", fix, is_fatal=True)
 
 
 def _unresolved() -> dict[str, str]:
-    """Libraries that `ldd` misses for OpenCV and mediapipe, and which of the two needs them."""
+    """Returns libraries that `ldd` does not find for OpenCV and mediapipe, and which of the two needs them."""
     ldd = shutil.which("ldd")
     if ldd is None:
         return {}
@@ -231,7 +235,7 @@ def _unresolved() -> dict[str, str]:
 
 
 def _packages(imports: dict[str, _Probe]) -> Iterator[Finding]:
-    """The direct dependencies: installed, importable where they are native, and of the tested versions."""
+    """Checks that the direct dependencies are installed, importable (native ones) and of the tested versions."""
     tested = _tested_versions()
     try:
         needed = _requirements()
@@ -246,29 +250,29 @@ def _packages(imports: dict[str, _Probe]) -> Iterator[Finding]:
             broken.append(Finding(name, "is not installed", _install(), is_fatal=True))
             continue
         versions.append(f"{name} {version}")
-        # a local tag (2.13.0+cpu) names a build of the same version
+        # a local tag (2.13.0+cpu) is a build of the same version
         wanted = tested.get(_canonical(name))
         if wanted is not None and version.partition("+")[0] != wanted:
             others.append(f"{name} {version} (tested: {wanted})")
         probe = imports.get(name)
         if probe is not None and probe.code != 0:
-            mend = "mend the system libraries first; if none is at fault, " + _install()
-            broken.append(Finding(name, f"cannot be imported: {probe.complaint}", mend, is_fatal=True))
+            fix = "fix the system libraries first; if they are correct: " + _install()
+            broken.append(Finding(name, f"cannot be imported: {probe.complaint}", fix, is_fatal=True))
     yield from broken
     if others:
-        yield Finding("other versions than tested", ", ".join(others), f"if something fails: {_install()}")
+        yield Finding("untested versions", ", ".join(others), f"if something fails: {_install()}")
     yield Finding("packages", ", ".join(versions))
 
 
 def _requirements() -> list[str]:
-    """Names of the direct dependencies, as pyproject.toml has them."""
+    """Returns the names of the direct dependencies in pyproject.toml."""
     listed = metadata.requires(DISTRIBUTION) or []
     matches = [re.match(r"[A-Za-z0-9._-]+", line) for line in listed if "extra ==" not in line]
     return [match[0] for match in matches if match]
 
 
 def _tested_versions() -> dict[str, str]:
-    """Versions of constraints.txt, by canonical name; empty where the program runs without its repository."""
+    """Returns the versions in constraints.txt by canonical name; empty if the program runs without its repository."""
     if not CONSTRAINTS.is_file():
         return {}
     pins = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", CONSTRAINTS.read_text("utf-8"), re.MULTILINE)
@@ -284,7 +288,7 @@ def _install() -> str:
 
 
 def _opencv_wheels() -> Finding:
-    """Two OpenCV wheels share the folder cv2: the one installed last wins, so their versions must agree."""
+    """Checks that all OpenCV wheels have one version: they share the folder cv2, and the last installed one wins."""
     wheels = (
         "opencv-python",
         "opencv-contrib-python",
@@ -299,50 +303,53 @@ def _opencv_wheels() -> Finding:
             continue
     value = ", ".join(f"{name} {version}" for name, version in found.items()) or "no wheel"
     good = bool(found) and len(set(found.values())) == 1
-    mend = (
-        "install all OpenCV wheels in one version: pip install --force-reinstall -c constraints.txt "
+    fix = (
+        "install all OpenCV wheels in the same version: pip install --force-reinstall -c constraints.txt "
         + " ".join(wheels[:2])
     )
-    return Finding("OpenCV wheels", value, None if good else mend, is_fatal=True)
+    return Finding("OpenCV wheels", value, None if good else fix, is_fatal=True)
 
 
 def _torch(probe: _Probe) -> Iterator[Finding]:
     if probe.code != 0:
         yield Finding("torch", f"cannot be imported: {probe.complaint}", _install(), is_fatal=True)
         return
-    told = json.loads(probe.stdout)
-    where = [name for name, has in (("CPU", told["cpu"]), ("GPU", told["cuda"])) if has]
+    facts = json.loads(probe.stdout)
+    where = [name for name, has in (("CPU", facts["cpu"]), ("GPU", facts["cuda"])) if has]
     yield Finding(
-        "bfloat16", f"in hardware on {' and '.join(where)}" if where else "not in hardware: slower training"
+        "bfloat16",
+        f"in hardware on {' and '.join(where)}" if where else "not in hardware; training is slower",
     )
-    yield Finding("GPU", "; ".join(told["gpus"]) or "none that torch sees; not needed for the demo")
+    yield Finding("GPU", "; ".join(facts["gpus"]) or "torch finds none; not needed for the demo")
 
 
 def _landmark_model(probe: _Probe) -> Finding:
-    """Either landmarker and the model, by looking at one black picture as the stage crop would."""
+    """Checks both landmarkers and the model file with one black picture, as stage crop runs them."""
     if probe.code == 0:
-        return Finding("face landmarker", "the shipped model is whole; LiteRT and mediapipe run it")
-    mend = (
-        "mend the faults above; if there are none, "
+        return Finding("face landmarker", "the model file is intact; LiteRT and mediapipe can run it")
+    fix = (
+        "fix the faults above; if there are none: "
         "pip install --force-reinstall -c constraints.txt mediapipe ai-edge-litert"
     )
-    return Finding("face landmarker", probe.complaint, mend, is_fatal=True)
+    return Finding("face landmarker", probe.complaint, fix, is_fatal=True)
 
 
 def _versioning() -> Iterator[Finding]:
     git = shutil.which("git")
-    mend = "apt-get install git or dnf install git; `make demo` also works without, from an archive"
-    yield Finding("git", git or "not found", None if git else mend)
+    fix = "apt-get install git or dnf install git; `make demo` also works without git, from an archive"
+    yield Finding("git", git or "not found", None if git else fix)
     if not Path("dvc.yaml").is_file():
         return
     if not Path(".dvc").is_dir():
-        yield Finding("DVC", "no folder .dvc here", "dvc init, or fetch the repository again", is_fatal=True)
+        yield Finding(
+            "DVC", "the folder .dvc is missing", "run dvc init, or clone the repository again", is_fatal=True
+        )
     elif git and _is_ignored(git, "dvc.lock"):
-        mend = "take dvc.lock out of .gitignore: DVC refuses to run"
-        yield Finding("DVC", "dvc.lock is git-ignored", mend, is_fatal=True)
+        fix = "remove dvc.lock from .gitignore; DVC does not run with it"
+        yield Finding("DVC", "dvc.lock is git-ignored", fix, is_fatal=True)
     elif shutil.which("dvc") is None or shutil.which("pipeline") is None:
-        mend = "put the environment's bin folder on PATH (make demo does): . .venv/bin/activate"
-        yield Finding("DVC", "the stages' commands are not on PATH", mend)
+        fix = "add the bin folder of the environment to PATH (make demo does this): . .venv/bin/activate"
+        yield Finding("DVC", "the programs dvc and pipeline are not on PATH", fix)
     else:
         yield Finding("DVC", "ready")
 

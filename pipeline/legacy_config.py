@@ -1,4 +1,4 @@
-"""The flat names of the trainer this replaces, mapped to the sections that own them now."""
+"""Maps the flat names of the older trainer to sections of params.yaml."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,15 +53,15 @@ SECTIONS = frozenset(
 
 
 def sections_of_older_config(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`values` with each flat older name moved to its section; sections stay as they are.
+    """Returns `values` with each flat name of the older trainer moved to its section; sections stay unchanged.
 
-    Raises ConfigError for a name that is neither.
+    Raises ConfigError for a key that is neither.
     """
     mapped: dict[str, Any] = {}
     for key, value in values.items():
         if key in SECTIONS:
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{name}: section '{key}' must hold keys and values, it holds {value!r}")
+                raise ConfigError(f"{name}: section '{key}' must contain keys with values (got {value!r})")
             mapped[key] = {**value, **mapped.get(key, {})}
             continue
         if key not in OLDER_NAMES:
@@ -79,9 +79,9 @@ def sections_of_older_config(values: Mapping[str, Any], name: str) -> dict[str, 
 
 
 def keys_of_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`section.key` to value for the flags that were given (are not None), spelled as older names.
+    """Returns `section.key` → value for flags with names of the older trainer that were given (are not None).
 
-    A side of the frame wins over the size of both.
+    frame_height and frame_width override frame_size.
     """
     keys: dict[str, Any] = {}
     for name, targets in OLDER_NAMES.items():

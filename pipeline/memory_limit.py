@@ -1,7 +1,7 @@
-"""Says what ended the command where the memory of its process is limited (`ulimit -v`, many batch systems).
+"""Reports that memory is used up if the memory of the process is limited (`ulimit -v`, many batch systems).
 
-Native libraries do not raise where an allocation or a thread is refused them: OpenBLAS, DuckDB, the C library's loader
-and abseil end the process, some without a word, and no handler in it can tell.
+If an allocation or a new thread fails, some native libraries (OpenBLAS, DuckDB, the C library's loader, abseil) end the
+process instead of raising, some without a message, and no handler in the process can report it.
 """
 
 import ctypes
@@ -12,11 +12,11 @@ from shards.errors import PipelineError
 from shards.machine import is_short, limit_bytes
 
 USED_UP = (
-    "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that of the batch "
-    "system)"
+    "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that of "
+    "the batch system)"
 )
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TOLD_BY = (
+_MEMORY_MESSAGES = (
     "failed to map segment",
     "can't start new thread",
     "Cannot allocate memory",
@@ -28,13 +28,13 @@ _TOLD_BY = (
     "Failed to launch worker thread",
     "Resource temporarily unavailable",
 )
-"""Of which one stands in an error that Python or a library raises where memory is refused."""
+"""Parts of the errors that Python and libraries raise if an allocation fails."""
 
 
 def is_about_memory(error: BaseException) -> bool:
-    """Whether memory is limited, and `error`, or what it was raised from, says that it was refused.
+    """Returns whether memory is limited and `error`, or one of its causes, says that an allocation failed.
 
-    Errors that are no message of ours need not say so near the limit: there Python finds faults in its own modules.
+    Near the limit every error counts that is not a PipelineError or OSError: Python then fails in its own modules.
     """
     if limit_bytes() is None:
         return False
@@ -42,47 +42,47 @@ def is_about_memory(error: BaseException) -> bool:
         return True
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError) or any(told in str(cause) for told in _TOLD_BY):
+        if isinstance(cause, MemoryError) or any(message in str(cause) for message in _MEMORY_MESSAGES):
             return True
         cause = cause.__cause__
     return False
 
 
 def run_under_watch() -> int | None:
-    """Where memory is limited, returns in a new process, whose end this one waits for; then ends as that one did.
+    """Returns in a new process if memory is limited; the first process waits for it and ends with its exit code.
 
-    Gives the descriptor to which the new process writes before it ends by itself; None where memory is not limited.
-    One that has not written was ended by a library: then this process says so, and exits with 1. Signals that come to
-    this process alone go on to the other; Ctrl-C reaches both from the terminal.
+    Returns the descriptor to which the new process must write before it ends by itself; None if memory is not limited.
+    If it did not write, a library ended it: the first process reports this and exits with 1. The first process forwards
+    signals that only it receives; Ctrl-C reaches both processes from the terminal.
     """
     if (limit := limit_bytes()) is None:
         return None
-    ended_by_itself, telling = os.pipe()
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPS, signal.SIGCHLD})
+    ended_by_itself, report = os.pipe()
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPS, signal.SIGCHLD})
     child = os.fork()
     if not child:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.close(ended_by_itself)
-        # its threads take 40 MB each, and where one cannot start it sends this process Ctrl-C
+        # OpenBLAS threads take 40 MB each; if one cannot start, OpenBLAS sends SIGINT to this process
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        return telling
-    os.close(telling)
+        return report
+    os.close(report)
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        came = signal.sigwaitinfo({*_STOPS, signal.SIGCHLD})
-        # of one that the terminal sent, by the kernel, the other has its own
-        if came.si_signo in _STOPS and came.si_code <= 0:
-            os.kill(child, came.si_signo)
+        received = signal.sigwaitinfo({*_STOPS, signal.SIGCHLD})
+        # si_code > 0: the kernel sent it for the terminal, and the new process got it too
+        if received.si_signo in _STOPS and received.si_code <= 0:
+            os.kill(child, received.si_signo)
     code = os.waitstatus_to_exitcode(ended[1])
     if -code in (*_STOPS, signal.SIGKILL):
         os._exit(128 - code)
     if not os.read(ended_by_itself, 1):
         how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        told = f"pipeline: {USED_UP}; a library ended it ({how}), its address space may have {limit / 1e6:,.0f} MB\n"
-        os.write(2, told.encode())
+        message = f"pipeline: {USED_UP}; a library ended it ({how}), its address space may have {limit / 1e6:,.0f} MB\n"
+        os.write(2, message.encode())
         code = 1
     os._exit(code)
 
 
 _PR_SET_PDEATHSIG = 1
-"""Of Linux: the signal that a process gets when the one that started it is gone."""
+"""Linux: option of prctl for the signal that a process gets when its parent ends."""

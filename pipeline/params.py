@@ -1,4 +1,4 @@
-"""The typed view of params.yaml: read, overlaid, checked, saved with every result.
+"""Reads, overlays and checks params.yaml as typed settings.
 
 Precedence, lowest first: params.yaml, preset, `--config`, `--set` and flags.
 """
@@ -26,11 +26,11 @@ from stages.reports.settings import ReportParams
 from stages.videos.settings import CropParams, InferenceParams
 
 MAX_SHOWN = 200
-"""Characters of a wrong value; whoever wrote more knows where."""
+"""Characters of a wrong value that a message shows."""
 
 
 class PathsParams(Section):
-    """Every path the stages write, relative to the working directory; dvc.yaml takes them from here."""
+    """Every path that the stages write, relative to the working directory; dvc.yaml uses them."""
 
     clips: str = "data/clips.parquet"
     crops: str = "data/crops.parquet"
@@ -41,12 +41,14 @@ class PathsParams(Section):
     stats: str = "stats"
     checkpoints: str = "checkpoints"
     logs: str = "logs"
-    runs: str = Field("runs", description="running state of training; survives a rerun, no out of DVC")
+    runs: str = Field(
+        "runs", description="state of training runs; must not be a DVC output, so that it survives a rerun"
+    )
     report: str = "report"
 
 
 class Params(Section):
-    """params.yaml, one field a section."""
+    """params.yaml, one field for each section."""
 
     corpus: CorpusParams
     text: TextParams
@@ -77,7 +79,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as everyone but YAML 1.1 reads it; a doubled key is an error."""
+    """YAML in which 1e-4 is a number (in YAML 1.1 it is text) and a duplicate key is an error."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -86,10 +88,10 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError(value.bit_length())
             return value
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            # what PyYAML's own readers of numbers, dates, truth values and keys raise
+            # raised by PyYAML for invalid numbers, dates, booleans and keys
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
-                None, None, f"this is no {kind} that can be read; a text stands in quotes", node.start_mark
+                None, None, f"this is not a valid {kind}; put text in quotes", node.start_mark
             ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -97,10 +99,10 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                break  # refused below, as what is no mapping is
+                break  # the base class refuses it
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' stands twice", key_node.start_mark
+                    None, None, f"duplicate key '{key}'", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -114,14 +116,14 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The YAML value of `text`; a ConfigError that names `name` and the line where it is none."""
+    """Returns the YAML value of `text`; raises ConfigError with `name` and the line if it is not valid YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is no valid YAML: {inner_lines(error)}") from error
+        raise ConfigError(f"{name} is not valid YAML: {inner_lines(error)}") from error
     except RecursionError:
         raise ConfigError(
-            f"{name} is nested too deep; sections hold keys, and keys values or lists"
+            f"{name} is nested too deep; a section contains keys, a key contains a value or a list"
         ) from None
 
 
@@ -130,12 +132,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} is missing; `pipeline init --recipe demo` writes a params.yaml") from None
+        raise ConfigError(f"{path} is missing; write one with `pipeline init --recipe demo`") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold sections (key: value), it holds {type(value).__name__}")
+        raise ConfigError(f"{path} must contain sections (key: value), but contains {type(value).__name__}")
     return value
 
 
@@ -147,11 +149,11 @@ def load_params(
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Params:
-    """The effective parameters.
+    """Returns the effective parameters.
 
-    `preset` names one of PRESETS, `config` a file of sections or of an older trainer's flat names,
+    `preset` names one of PRESETS, `config` a file of sections or of flat names of the older trainer,
     `assignments` are `section.key=value`, `flags` maps `section.key` to a value (None: not given).
-    Raises ConfigError naming the key, the value and what is allowed.
+    Raises ConfigError with the key, the value and what is allowed.
     """
     sources = [_Source(str(file), read_mapping(file))]
     if preset is not None:
@@ -176,7 +178,7 @@ def load_params(
 
 
 def changed_keys(params: Params, other: Params, sections: Sequence[str]) -> dict[str, Any]:
-    """`section.key` to its value in `params`, where `other` has another one."""
+    """Returns `section.key` → its value in `params`, for keys whose value differs in `other`."""
     values, others = params.model_dump(), other.model_dump()
     return {
         f"{name}.{key}": value
@@ -187,12 +189,12 @@ def changed_keys(params: Params, other: Params, sections: Sequence[str]) -> dict
 
 
 def check(values: Mapping[str, Any], name: str) -> Params:
-    """`values` as Params; raises a ConfigError that lists every wrong key, its value and the mend."""
+    """Returns `values` as Params; raises ConfigError with every wrong key, its value and the fix."""
     return _check([_Source(name, values)])
 
 
 class _Source(NamedTuple):
-    """Where values come from, as messages name it."""
+    """Where values come from; messages show `name`."""
 
     name: str
     values: Mapping[str, Any]
@@ -201,7 +203,7 @@ class _Source(NamedTuple):
         value: Any = self.values
         for key in keys:
             if not isinstance(value, Mapping):
-                break  # a list, or what stands in place of a section: it is all from here
+                break  # a list, or a value in place of a section: all of it comes from this source
             if key not in value:
                 return False
             value = value[key]
@@ -209,7 +211,7 @@ class _Source(NamedTuple):
 
 
 def _check(sources: Sequence[_Source]) -> Params:
-    """The values of `sources`, each laid over those before it. What is wrong is blamed on where it comes from."""
+    """Returns the parameters of `sources`, where later sources override earlier ones; errors name their source."""
     values: dict[str, Any] = {}
     for source in sources:
         values = _overlay(values, source.values)
@@ -222,12 +224,12 @@ def _check(sources: Sequence[_Source]) -> Params:
             raise ConfigError(
                 "wrong values:" + "".join(f"\n  {name}: {line}" for name, line in found)
             ) from error
-        told = found[0][1] if len(found) == 1 else "".join(f"\n  {line}" for _, line in found)
-        raise ConfigError(f"{found[0][0]}: {told}") from error
+        lines = found[0][1] if len(found) == 1 else "".join(f"\n  {line}" for _, line in found)
+        raise ConfigError(f"{found[0][0]}: {lines}") from error
 
 
 def _blamed(item: Any, sources: Sequence[_Source]) -> str:
-    """The source of a wrong value; of values that do not fit together, all that are laid over the first."""
+    """Returns the source of a wrong value; if values contradict each other, all sources above the first with them."""
     above = [source.name for source in sources[1:] if source.holds(_keys(item))]
     if not above:
         return sources[0].name
@@ -239,16 +241,17 @@ def _keys(item: Any) -> list[str | int]:
 
 
 def recipe_text(name: str) -> str:
-    """The params.yaml of a recipe, comments included."""
+    """Returns the params.yaml of a recipe with its comments."""
     if name not in RECIPES:
         raise ConfigError(f"recipe '{name}' is unknown; known are {', '.join(RECIPES)}")
     return (resources.files("recipes") / f"{name}.yaml").read_text("utf-8")
 
 
 def params_text(params: Params) -> str:
-    """The effective configuration as YAML that `load_params` reads back to the same values.
+    """Returns the effective configuration as YAML; `load_params` reads the same values from it.
 
-    Of model.sizes what differs from the preset's alone: who edits model.preset in it gets the sizes of that one.
+    It contains only those model.sizes that differ from the preset: after an edit of model.preset, the sizes of the new
+    preset apply.
     """
     values = params.model_dump(mode="json")
     of_preset = PRESET_SIZES[params.model.preset].model_dump(mode="json")
@@ -260,7 +263,9 @@ def params_text(params: Params) -> str:
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     if "preset" in above and ("sizes" in above or above["preset"] != below.get("preset")):
-        merged.pop("sizes", None)  # they were of the other preset, or all that differs from it is stated anew
+        merged.pop(
+            "sizes", None
+        )  # the sizes belong to another preset, or `above` gives all sizes that differ
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = (
@@ -286,13 +291,13 @@ def _explain(item: Any, values: Mapping[str, Any]) -> str:
         known = ", ".join(PRESET_SIZES[preset].model_dump())
         return f"{key}: not a size of model.preset {preset}; it has {known}"
     if item["type"] == "tuple_type" and isinstance(item["input"], str):
-        return f"{key}: {_shown(item['input'])} is no list; write [{_cut(item['input'])}]"
+        return f"{key}: {_shown(item['input'])} is not a list; write [{_cut(item['input'])}]"
     if item["type"] == "extra_forbidden":
         near = _near(loc)
-        mend = "look for a typing error" if near is None else f"did you mean {near}?"
-        return f"{key}: no such key (value {_shown(item['input'])}); {mend}"
+        fix = "check the spelling" if near is None else f"did you mean {near}?"
+        return f"{key}: no such key (value {_shown(item['input'])}); {fix}"
     if item["type"] == "missing":
-        return f"{key}: is missing; `pipeline init --recipe demo` shows every key with its meaning"
+        return f"{key}: is missing; `pipeline init --recipe demo` writes every key with its meaning"
     return f"{key}: {_shown(item['input'])} is not allowed: {message}"
 
 
@@ -305,7 +310,7 @@ def _cut(text: str) -> str:
 
 
 def _near(keys: Sequence[str | int]) -> str | None:
-    """The known key that is most like an unknown one."""
+    """Returns the known key that is most similar to an unknown one; None if no key is similar."""
     *sections, last = map(str, keys)
     model: type[BaseModel] = Params
     for section in sections:

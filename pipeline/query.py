@@ -1,6 +1,6 @@
-"""SQL over the tables: read-only views of the Parquet files, without access to other files or the network.
+"""Answers SQL over read-only views of the Parquet tables, without access to other files or the network.
 
-The answer to a query as a table, CSV, JSON or Parquet, written while it is read.
+Writes the answer as a table, CSV, JSON or Parquet while it is read.
 """
 
 import io
@@ -35,27 +35,27 @@ MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 10_000
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
 NESTED = ("list", "array", "struct", "map")
-"""DuckDB's names of the types that hold others."""
+"""DuckDB's names of the nested types."""
 _Done = TypeVar("_Done")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query gave: columns in the order of the SELECT, and rows that are read once, batch after batch."""
+    """The answer to a query: columns in the order of the SELECT, and rows that can be read once, in batches."""
 
     connection: duckdb.DuckDBPyConnection
     relation: duckdb.DuckDBPyRelation
     columns: tuple[str, ...]
-    """Two may share a name."""
+    """Two columns may have the same name."""
 
     def with_text_for(self, is_kept: Callable[[str], bool]) -> "Answer":
-        """The same answer, all values of other types as the text that DuckDB writes of them, in lists and structs too.
+        """Returns the answer with values of all types that are not kept as DuckDB's text, also in lists and structs.
 
-        `is_kept` is asked by DuckDB's name of a type ('hugeint', 'timestamp_ns', 'struct'). Neither Arrow nor Python
-        has all of its values: dates may be infinite, an interval has months, a UHUGEINT would become -1.
+        `is_kept` gets DuckDB's name of a type ('hugeint', 'timestamp_ns', 'struct'). Arrow and Python lack some of
+        its values: dates may be infinite, an interval has months, a UHUGEINT would become -1.
         """
         chosen = []
-        # by number, since names may be shared; what is chosen of those gets names of its own
+        # by number, because two columns may have the same name; DuckDB then renames the chosen ones
         for place, (name, kind) in enumerate(zip(self.columns, self.relation.types, strict=True), start=1):
             shown = _kept_or_text(kind, is_kept)
             chosen.append(
@@ -64,12 +64,12 @@ class Answer:
         return replace(self, relation=self.relation.project(", ".join(chosen)))
 
     def batches(self, batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """As `shards.catalogue.batches`."""
+        """Yields batches, as `shards.catalogue.batches` does."""
         return batches(self.relation, batch_rows)
 
 
 def _kept_or_text(kind: DuckDBPyType, is_kept: Callable[[str], bool]) -> str:
-    """The SQL name of the type as which values of `kind` are shown."""
+    """Returns the SQL name of the type in which values of `kind` are written."""
     if not is_kept(kind.id):
         return "VARCHAR"
     if kind.id not in NESTED:
@@ -88,8 +88,8 @@ def _quoted(name: str) -> str:
 
 
 def rows_of(answer: Answer, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
-    """A batch as tuples of the Python values that DuckDB gives; sums of integers are integers."""
-    # DuckDB turns them back: Arrow has a map as a list of pairs, and an interval as three numbers
+    """Returns a batch as tuples of DuckDB's Python values; sums of integers are integers."""
+    # back through DuckDB: in Arrow a map is a list of pairs, and an interval is three numbers
     found = answer.connection.cursor().from_arrow(pa.Table.from_batches([batch])).fetchall()
     wide = [i for i, kind in enumerate(batch.schema.types) if pa.types.is_decimal(kind) and kind.scale == 0]
     return [_with_integers(row, wide) for row in found] if wide else found
@@ -100,7 +100,7 @@ def _with_integers(row: tuple[Any, ...], places: list[int]) -> tuple[Any, ...]:
 
 
 def view_files(paths: PathsParams) -> dict[str, tuple[Path, str]]:
-    """View → its Parquet file and the command that makes it."""
+    """Returns view → its Parquet file and the command that writes it."""
     return {
         "clips": (Path(paths.clips), "pipeline ingest"),
         "crops": (Path(paths.crops), "pipeline crop"),
@@ -111,13 +111,13 @@ def view_files(paths: PathsParams) -> dict[str, tuple[Path, str]]:
 
 
 def query(sql: str, paths: PathsParams, use: Callable[[Answer], _Done]) -> _Done:
-    """What `use` makes of the answer to one SELECT (also FROM, WITH, DESCRIBE, SUMMARIZE, SHOW) over the views.
+    """Returns the result of `use` on the answer to one SELECT (also FROM, WITH, DESCRIBE, SUMMARIZE, SHOW).
 
-    Raises ConfigError with DuckDB's message where the SQL is wrong, TableError naming the verb to run where
-    it names a table that is not made yet or is damaged, Interrupted after Ctrl-C.
+    Raises ConfigError with DuckDB's message if the SQL is wrong, TableError with the verb to run if a table of the
+    query is missing or damaged, Interrupted after Ctrl-C.
     """
     files = view_files(paths)
-    with open_catalogue(files, MEMORY_LIMIT) as connection, _told(files):
+    with open_catalogue(files, MEMORY_LIMIT) as connection, _pipeline_errors(files):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             raise ConfigError(
@@ -132,8 +132,8 @@ def query(sql: str, paths: PathsParams, use: Callable[[Answer], _Done]) -> _Done
 
 
 @contextmanager
-def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
-    """DuckDB's errors as ours."""
+def _pipeline_errors(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
+    """Converts errors of DuckDB to errors of the pipeline."""
     try:
         yield
     except duckdb.CatalogException as error:
@@ -141,19 +141,19 @@ def _told(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         file, verb = files.get(named[1].lower() if named else "", (None, ""))
         if file is None or file.is_file():
             raise ConfigError(f"query: {inner_lines(error)}") from error
-        raise TableError(f"{file} is missing; `{verb}` makes it") from error
+        raise TableError(f"{file} is missing; run `{verb}`") from error
     except duckdb.OutOfMemoryException as error:
-        # what DuckDB proposes in the lines after the first is locked
+        # the options that DuckDB proposes after the first line are locked
         raise ConfigError(
-            f"query needs more than {MEMORY_LIMIT} of memory; aggregate or LIMIT it, or take fewer columns: "
+            f"query needs more than {MEMORY_LIMIT} of memory; aggregate, add a LIMIT or select fewer columns: "
             f"{str(error).splitlines()[0]}"
         ) from error
     except duckdb.Error as error:
         raise damage(error, files) or ConfigError(f"query: {inner_lines(error)}") from error
     except (pa.ArrowNotImplementedError, OverflowError) as error:
-        # a UNION, an interval of a million years: neither Arrow nor Python has the like
+        # a UNION, or an interval of a million years: Arrow and Python have no such values
         raise ConfigError(
-            f"query: a column cannot be shown ({inner_lines(error)}); cast it, as x::VARCHAR"
+            f"query: a column cannot be written ({inner_lines(error)}); cast it to text: x::VARCHAR"
         ) from error
 
 
@@ -164,31 +164,31 @@ _PLAIN = frozenset(
     | {"tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
 )
 _LOST = frozenset({"uhugeint", "bignum", "bit", "time with time zone"})
-"""Of these Arrow, by which Parquet is written, gets other values, or bytes that DuckDB alone can read."""
+"""Types that Arrow, which writes Parquet, changes or writes as bytes that only DuckDB can read."""
 _KEPT: Mapping[str, Callable[[str], bool]] = {
     "table": _PLAIN.__contains__,
     "csv": _PLAIN.__contains__,
     "json": (_PLAIN | {*NESTED}).__contains__,
     "parquet": lambda kind: kind not in _LOST,
 }
-"""Format → whether it gives values of a type as they are; others are given as text."""
+"""Format → whether it keeps the values of a type; other values are written as text."""
 
 
 def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path | None = None) -> None:
-    """Writes what `sql` gives to the file `out`, whole or not at all, or to stdout.
+    """Writes the answer to `sql` to stdout, or to the file `out`, which is written completely or not at all.
 
-    `table` shows the first MAX_PRINTED_ROWS rows and counts the rest on stderr, the others write all; in JSON, a list
-    with one object a line, values that are not finite are null. Memory does not grow with the rows. Numbers, truth
-    values and text are given as such, in JSON lists and structs of them too; all else as DuckDB writes it. Parquet
-    keeps the types that it has. Raises ConfigError for another format than FORMATS, where JSON or Parquet would lose a
-    column because another has its name, for Parquet on a terminal, and where `out` is one of the tables.
+    `table` prints the first MAX_PRINTED_ROWS rows and the number of the rest on stderr; other formats write all rows.
+    JSON is a list with one object on each line; values that are not finite are null. Memory does not grow with the
+    rows. Numbers, booleans and text keep their type, in JSON also inside lists and structs; other values are DuckDB's
+    text. Parquet keeps the types that it has. Raises ConfigError for a format not in FORMATS, if JSON or Parquet would
+    lose a column because two columns have the same name, for Parquet on a terminal, and if `out` is one of the tables.
     """
     if format not in FORMATS:
-        raise ConfigError(f"--format: '{format}' is not allowed; known are {', '.join(FORMATS)}")
+        raise ConfigError(f"--format must be one of {', '.join(FORMATS)} (got '{format}')")
     if out and any(file.exists() and out.exists() and out.samefile(file) for file, _ in _tables(paths)):
-        raise ConfigError(f"--out: {out} is one of the tables that queries read; name another file")
+        raise ConfigError(f"--out: {out} is one of the tables that queries read; choose another file")
     if format == "parquet" and not out and sys.stdout.isatty():
-        raise ConfigError("--format parquet is not for a terminal; name a file with --out")
+        raise ConfigError("--format parquet cannot be written to a terminal; choose a file with --out")
 
     def write(answer: Answer) -> None:
         answer = answer.with_text_for(_KEPT[format])
@@ -212,7 +212,7 @@ def _text_file(path: Path) -> Iterator[TextIO]:
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         yield text
-        # the file is synced and closed by its owner
+        # atomic_file syncs and closes the file
         text.detach()
 
 
@@ -224,15 +224,17 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
             for batch in batches:
                 writer.write_batch(batch)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"query: Parquet cannot hold a column ({error}); cast it, as x::VARCHAR") from error
+        raise ConfigError(
+            f"query: Parquet cannot hold a column ({error}); cast it to text: x::VARCHAR"
+        ) from error
 
 
 def _write_csv(answer: Answer, out: TextIO) -> None:
     rows: Iterable[Iterable[Any]] = chain(
-        [answer.columns], chain.from_iterable(rows_of(answer, one) for one in answer.batches())
+        [answer.columns], chain.from_iterable(rows_of(answer, batch) for batch in answer.batches())
     )
     if out.isatty():
-        # lists and structs are written as Python shows them, which has none
+        # Python writes lists and structs without control characters
         rows = ([one_line(value) if isinstance(value, str) else value for value in row] for row in rows)
     write_csv_rows(out, rows)
 
@@ -245,8 +247,8 @@ def _write_json(answer: Answer, out: TextIO) -> None:
             named = dict(zip(answer.columns, map(_json_value, row), strict=True))
             text = json.dumps(named, ensure_ascii=False, default=str)
             if not text.isprintable():
-                # json escapes the control characters of ASCII only
-                text = "".join(json.dumps(one)[1:-1] if is_control(one) else one for one in text)
+                # json escapes only the control characters of ASCII
+                text = "".join(json.dumps(char)[1:-1] if is_control(char) else char for char in text)
             out.write(between + text)
             between = ",\n"
     out.write("[]\n" if between == "[\n" else "\n]\n")
@@ -264,11 +266,11 @@ def _write_table(answer: Answer, out: TextIO) -> None:
         numeric = bool(shown) and isinstance(shown[0][index], int | float | Decimal)
         table.add_column(Text(one_line(column)), justify="right" if numeric else "left", overflow="fold")
     for row in shown:
-        # Text: a value such as [red] is no markup
+        # Text: a value such as [red] is not markup
         table.add_row(*(Text("" if value is None else one_line(value)) for value in row))
     console_on(out).print(table)
     if (rest := num_rows - len(shown)) > 0:
-        Console(stderr=True).print(f"{rest} more rows; --format csv, json or parquet writes them all")
+        Console(stderr=True).print(f"{rest} more rows; write all rows with --format csv, json or parquet")
 
 
 def _refuse_shared_names(answer: Answer) -> None:
@@ -279,9 +281,9 @@ def _refuse_shared_names(answer: Answer) -> None:
 
 
 def _json_value(value: Any) -> Any:
-    """`value` with lists and structs followed, decimals as floats, and NaN and infinities as None."""
+    """Converts `value`, also inside lists and structs: decimals to floats, NaN and infinities to None."""
     if isinstance(value, Decimal):
-        # a HUGEINT within a list is one of scale 0
+        # a HUGEINT within a list is a decimal of scale 0
         value = float(value) if value.as_tuple().exponent else int(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -1,4 +1,4 @@
-"""Choosing a recipe: writes params.yaml, and never overwrites an edited one unasked."""
+"""Writes a recipe as params.yaml; overwrites an edited file only if asked to."""
 
 import re
 import shlex
@@ -18,9 +18,9 @@ _ROOT_LINE = re.compile(r"^(  root: )(\S+)", re.MULTILINE)
 
 
 def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force: bool) -> str:
-    """Writes the recipe, with `corpus_root` in its place; a line that says what was done and what is next.
+    """Writes the recipe with `corpus_root` as corpus.root; returns a line with the result and the next commands.
 
-    Raises ConfigError where `params_file` was edited and `force` is false.
+    Raises ConfigError if `params_file` was edited and `force` is false.
     """
     text = recipe_text(recipe)
     if corpus_root is not None:
@@ -29,7 +29,7 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
     values = check(written, recipe)
     if params_file.exists() and not force and _is_edited(params_file, written):
         raise ConfigError(
-            f"{params_file} differs from every recipe: it holds settings of yours, if only corpus.root. "
+            f"{params_file} was edited: it differs from every recipe, at least in corpus.root. "
             "Move it away, or overwrite it with --force"
         )
     write_text(params_file, text)
@@ -41,7 +41,7 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
 
 
 def _next(recipe: str, params_file: Path) -> str:
-    """Commands that work where the file is: DVC's where there is a project of it, else the verbs themselves."""
+    """Returns the next commands: `dvc repro` if `params_file` is in a DVC project, else the verbs."""
     folder = params_file.absolute().parent
     has_dvc = (folder / "dvc.yaml").is_file() and any(
         (at / ".dvc").is_dir() for at in (folder, *folder.parents)
@@ -58,17 +58,17 @@ def _next(recipe: str, params_file: Path) -> str:
 
 
 def refuse_other_recipe(params_file: Path, recipe: str) -> None:
-    """ConfigError with advice where `params_file` is not exactly that recipe's values."""
+    """Raises ConfigError if the values of `params_file` are not exactly those of the recipe."""
     found = read_mapping(params_file)
     if found != parse_yaml(recipe_text(recipe), recipe):
         raise ConfigError(
-            f"{params_file} is not the {recipe}'s: nothing was touched. Keep a copy of it if you need it, then "
+            f"{params_file} is not the recipe {recipe}; nothing was changed. Copy the file if you need it, then run "
             f"`pipeline init --recipe {recipe} --force`"
         )
 
 
 def _is_edited(params_file: Path, to_write: Mapping[str, Any]) -> bool:
-    """Whether the file holds values that stand in no recipe, and not in what is to be written either."""
+    """Returns whether the file differs from every recipe and from `to_write`."""
     found = read_mapping(params_file)
     recipes = [parse_yaml(recipe_text(recipe), recipe) for recipe in RECIPES]
     return found not in [*recipes, to_write]
@@ -79,10 +79,10 @@ def _quoted(path: str) -> str:
 
 
 def show_dvc_lock(folder: Path, *, shown: bool) -> None:
-    """Shows dvc.lock of `folder` to git, or hides it: a demo's hashes are its machine's own, no experiment.
+    """Shows dvc.lock of `folder` to git, or hides it: the hashes of a demo differ between machines.
 
-    Where there is no git, DVC is told so instead. A program that is not on PATH is not called: without `git`
-    nothing shows in a status, and without `dvc` nothing reads its configuration.
+    Without a git repository, this sets DVC's option core.no_scm instead. It calls only programs that are on PATH:
+    without `git` nothing shows in a status, and without `dvc` nothing reads the option.
     """
     if not (folder / ".git").exists():
         if (folder / ".dvc").is_dir() and shutil.which("dvc"):
@@ -91,5 +91,5 @@ def show_dvc_lock(folder: Path, *, shown: bool) -> None:
     if not shutil.which("git"):
         return
     flag = "--no-skip-worktree" if shown else "--skip-worktree"
-    # fails where dvc.lock is not tracked: then there is nothing to show or hide
+    # fails if dvc.lock is not tracked; then there is nothing to show or hide
     subprocess.run(["git", "update-index", flag, "dvc.lock"], cwd=folder, check=False, capture_output=True)

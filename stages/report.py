@@ -1,4 +1,4 @@
-"""Stage report: a checkpoint reads a split, sighted and blind, and the report is written."""
+"""Stage report: a checkpoint reads a split normally and blind, and the stage writes the report."""
 
 import csv
 import logging
@@ -50,14 +50,14 @@ from stages.reports.train_test_leakage import seen_in_training
 from stages.statistics.quality import QUALITIES
 
 REPORT_VERSION = 4
-"""Raised where a report says something else of the same checkpoint and clips: decoders, figures or page."""
+"""Increased when a report of the same checkpoint and clips changes: decoders, figures or page."""
 SCORING_BATCH = 32
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReportJob:
-    """All that one report needs."""
+    """The inputs and settings of a report."""
 
     checkpoint: Path
     clips: Path
@@ -72,7 +72,7 @@ class ReportJob:
     decode: DecodeParams
     machine: MachineParams
     lm: Path | None = None
-    """Of the language model, which a beam search may ask."""
+    """The language model file for beam search."""
 
 
 def score_checkpoint(
@@ -87,17 +87,17 @@ def score_checkpoint(
     lm: Path | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[LipReader, list[ScoredClip], list[ScoredClip]]:
-    """The reader of a checkpoint, and every clip of `split` as it read it, sighted and blind."""
+    """Returns the reader of a checkpoint and every clip of `split` as read normally, and as read blind."""
     reader = LipReader.from_checkpoint(checkpoint, choose_device(machine.device))
     if lm is not None:
         reader.open_language_model(lm, decode)
-    if told := unused_weights(decode, reader.heads):
-        LOG.warning(told)
+    if warning := unused_weights(decode, reader.heads):
+        LOG.warning(warning)
     samples = read_samples(samples_path, split)
     passes = []
     for number, blind in enumerate((False, True)):
 
-        def tell(done: int, total: int, passed: int = number) -> None:
+        def on_clip(done: int, total: int, passed: int = number) -> None:
             if on_progress:
                 on_progress(passed * total + done, 2 * total)
 
@@ -110,14 +110,14 @@ def score_checkpoint(
             machine=machine,
             decode=decode,
             blind=blind,
-            on_progress=tell,
+            on_progress=on_clip,
         )
         passes.append(scored)
     return reader, passes[0], passes[1]
 
 
 def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Writes the report folder and returns what stands in metrics.json."""
+    """Writes the report folder and returns the contents of metrics.json."""
     reader, scored, blind = score_checkpoint(
         job.checkpoint,
         job.samples,
@@ -183,9 +183,9 @@ def write_report(
 ) -> dict[str, Any]:
     """Writes metrics.json, predictions.parquet, tables for plots (by_*.csv, …) and report.html, all or none.
 
-    `blind` holds the same clips read from their mean frame, or nothing where that was not done. Returns what
-    stands in metrics.json (`split_metrics`). Same input, same bytes: no date is written.
-    Raises ConfigError where the split has no clips.
+    `blind` contains the same clips read from their mean frame, or is empty if that was not done. Returns the contents
+    of metrics.json (`split_metrics`). The same input gives the same bytes: no date is written.
+    Raises ConfigError if the split has no clips.
     """
     figures = figures_of(scored, blind, context, facts)
     clips = counted_clips(scored)
@@ -230,13 +230,13 @@ def reading_facts(
     lm: Path | None = None,
     clips: Mapping[str, ClipFacts] | None = None,
 ) -> ReportFacts:
-    """What read the clips: its decoder and this one's settings, the units that it writes, the files it came from.
+    """Returns the decoder and its settings, the units that it writes, and the identities of its files.
 
-    And what normalised the references, where samples.parquet says it, and the labels that were learnt.
+    Also the normalisers of the references (if samples.parquet names it) and of the learnt labels.
     """
     decoder, vocabulary = reader.decoder(decode), reader.vocabulary
     table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
-    asked = file_identity(lm) if lm is not None and uses_language_model(decoder, decode) else None
+    language_model = file_identity(lm) if lm is not None and uses_language_model(decoder, decode) else None
     settings = used_settings(decoder, decode, reader.heads)
     return ReportFacts(
         decoder,
@@ -244,19 +244,19 @@ def reading_facts(
         clips or {},
         file_identity(checkpoint),
         settings,
-        asked,
+        language_model,
         normaliser_of(samples),
         reader.normaliser,
     )
 
 
 def normaliser_of(samples: Path) -> str | None:
-    """What made the labels of a samples.parquet, in a line; None where it does not say it."""
+    """Describes the normaliser of the labels of a samples.parquet in a line; None if the file does not name it."""
     return describe_stored_normaliser(pq.read_schema(samples).metadata, samples)
 
 
 def clip_facts(clips: pa.Table, crops: pa.Table, clip_ids: Collection[str]) -> dict[str, ClipFacts]:
-    """What the tables say of these clips."""
+    """Returns the facts of these clips in the tables."""
     rows = {row["clip_id"]: row for row in crops.to_pylist() if row["clip_id"] in clip_ids}
     facts = {}
     for clip in clips.select(["clip_id", "gender", "age"]).to_pylist():
@@ -269,11 +269,13 @@ def _qualities(crop: Mapping[str, Any]) -> dict[str, float]:
     values = dict(crop)
     if crop["landmarked_frames"] is not None and crop["source_frames"]:
         values["landmarked_share"] = crop["landmarked_frames"] / crop["source_frames"]
-    return {one.name: values[one.name] for one in QUALITIES if values.get(one.name) is not None}
+    return {
+        quality.name: values[quality.name] for quality in QUALITIES if values.get(quality.name) is not None
+    }
 
 
 def num_rejected(clips: Path, crops: Path, split: str, clip_ids: Iterable[str]) -> int | None:
-    """Clips of the split that the ledger rejected; None where the tables are not here, or not of `clip_ids`."""
+    """Counts the clips of the split that crop rejected; None if a table is missing or does not contain `clip_ids`."""
     if not (clips.exists() and crops.exists()):
         return None
     tables = (
@@ -287,11 +289,11 @@ def num_rejected(clips: Path, crops: Path, split: str, clip_ids: Iterable[str]) 
 
 
 def _rejections(clips: pa.Table, crops: pa.Table) -> Mapping[str, Mapping[str, int]]:
-    """Rejected clips by split and reason."""
+    """Counts rejected clips by split and reason."""
     splits = dict(zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True))
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for clip_id, reason in zip(crops["clip_id"].to_pylist(), crops["reason"].to_pylist(), strict=True):
-        # a ledger of other clips than the table's is possible for as long as crop has not run again
+        # crops.parquet may contain other clips than clips.parquet until crop runs again
         if reason is not None and clip_id in splits:
             counts[splits[clip_id]][reason] += 1
     return counts
@@ -304,7 +306,7 @@ def _usable_clips(clips: Any, crops: Any) -> Mapping[str, int]:
 
 
 def _read_curves(path: Path) -> list[dict[str, float | None]]:
-    """The training curves; none where the checkpoint came without them."""
+    """Reads the training curves; empty if the checkpoint came without them."""
     if not path.exists():
         return []
     refuse_pipe(path)

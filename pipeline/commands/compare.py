@@ -13,17 +13,21 @@ from pipeline.command import Json, app, say
 
 @app.command()
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="folder of a report, or its predictions.parquet")],
-    run_b: Annotated[Path, typer.Argument(help="the same of the other")],
-    html: Annotated[Path | None, typer.Option(help="write a page too", metavar="FILE")] = None,
-    num_clips: Annotated[int, typer.Option("--clips", min=0, help="changed clips that are printed")] = 3,
+    run_a: Annotated[Path, typer.Argument(help="report A: its folder, or its predictions.parquet")],
+    run_b: Annotated[Path, typer.Argument(help="report B: its folder, or its predictions.parquet")],
+    html: Annotated[
+        Path | None, typer.Option(help="also write an HTML page to this file", metavar="FILE")
+    ] = None,
+    num_clips: Annotated[
+        int, typer.Option("--clips", min=0, help="number of improved, and of worsened, clips to print")
+    ] = 3,
     resamples: Annotated[
-        int, typer.Option(min=100, max=100_000, help="of speakers, for the interval")
+        int, typer.Option(min=100, max=100_000, help="bootstrap resamples of speakers for the 95 % interval")
     ] = 2_000,
-    seed: Annotated[int, typer.Option(min=0, help="of the resamples")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the resamples")] = 0,
     json_: Json = False,
 ) -> None:
-    """Compare two reports of one split clip by clip: what got better, what worse, and whether by chance.
+    """Compare two reports of the same split clip by clip, and test whether the difference in CER may be chance.
 
     Example: pipeline compare report-ctc report-joint --html compare.html
     """

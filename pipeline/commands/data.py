@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 HasRights = Annotated[
     bool,
     typer.Option(
-        "--i-have-the-rights", help="write shards of a non-commercial, or unknown, licence to a remote place"
+        "--i-have-the-rights",
+        help="allow shards with a non-commercial or unknown licence to be written to remote storage",
     ),
 ]
 
 
 @app.command()
 def init(
-    recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))],
-    corpus_root: Annotated[str | None, typer.Option(help="folder of your corpus", metavar="DIR")] = None,
+    recipe: Annotated[str, typer.Option(help=f"one of {', '.join(RECIPES)}")],
+    corpus_root: Annotated[
+        str | None, typer.Option(help="folder of your corpus; default: as in the recipe", metavar="DIR")
+    ] = None,
     params: ParamsFile = PARAMS,
-    force: Annotated[bool, typer.Option("--force", help="overwrite an edited file")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite the file even if it was edited")] = False,
 ) -> None:
-    """Write a recipe's complete params.yaml.
+    """Write a complete params.yaml from a recipe.
 
     Example: pipeline init --recipe chinese_lips --corpus-root /data/Chinese-LiPS
     """
@@ -43,9 +46,9 @@ def init(
 def demo(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed of the drawn corpus")] = 0,
 ) -> None:
-    """Draw the demo corpus: a miniature Chinese-LiPS of animated faces.
+    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces.
 
     Example: pipeline demo && dvc repro
     """
@@ -73,7 +76,7 @@ def ingest(
     config: ConfigFile = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Read the corpus tables: one row a clip, in clips.parquet.
+    """Read the tables of the corpus and write clips.parquet with one row for each clip.
 
     Example: pipeline ingest --data-root /data/Chinese-LiPS
     """
@@ -86,26 +89,26 @@ def crop(
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
-    executor: Annotated[str | None, typer.Option(help="local or ray (machine.executor)")] = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray; default: machine.executor")] = None,
     job_index: Annotated[
-        int | None, typer.Option(help="crop one share of --num-jobs, counted from 0")
+        int | None, typer.Option(help="crop only this share of the clips, from 0 to --num-jobs minus 1")
     ] = None,
-    num_jobs: Annotated[int | None, typer.Option(help="shares in all", min=1)] = None,
+    num_jobs: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
     merge: Annotated[bool, typer.Option("--merge", help="join the tables of all shares")] = False,
 ) -> None:
-    """Find, follow and cut the mouth of every clip; crops.parquet tells what became of each.
+    """Find and track the mouth in every clip, cut it out, and write the result of each clip to crops.parquet.
 
     Example: pipeline crop --set crop.min_mouth_width_px=20
 
-    As a Slurm array of 16 jobs, with machine.cache_dir on shared storage:
-    pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID, and when all are done pipeline crop --merge
+    With a Slurm array of 16 jobs and machine.cache_dir on shared storage, each job runs:
+    pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID. After all jobs, run: pipeline crop --merge
     """
     from shards.errors import ConfigError
 
     if merge and job_index is not None:
-        raise ConfigError("--merge joins what the jobs have made; leave --job-index out")
+        raise ConfigError("--merge joins the tables of all jobs; remove --job-index")
     if not merge and (job_index is None) != (num_jobs is None):
-        raise ConfigError("--job-index and --num-jobs go together")
+        raise ConfigError("--job-index and --num-jobs must be given together")
     flags = {"machine__executor": executor}
     values = load(params, assignments, config=config, data_root=data_root, **flags)
     if merge:
@@ -122,12 +125,12 @@ def pack(
     data_root: DataRoot = None,
     i_have_the_rights: HasRights = False,
 ) -> None:
-    """Pack the mouth clips into WebDataset tar shards, with samples.parquet as their catalogue.
+    """Pack the mouth clips into WebDataset tar shards and list them in samples.parquet.
 
     Example: pipeline pack --set pack.codec=jpeg --set pack.shard_mb=512
     """
     values = load(params, assignments, config=config, data_root=data_root)
-    _check_pack_places(values)
+    _check_pack_outputs(values)
     _pack(values, i_have_the_rights)
 
 
@@ -139,7 +142,7 @@ def preprocess(
     data_root: DataRoot = None,
     i_have_the_rights: HasRights = False,
 ) -> None:
-    """Run ingest, crop and pack in one go, without DVC (`dvc commit` then tells DVC of it).
+    """Run ingest, crop and pack without DVC; run `dvc commit` afterwards to record the outputs in DVC.
 
     Example: pipeline preprocess --data-root /data/Chinese-LiPS
     """
@@ -147,22 +150,19 @@ def preprocess(
     from stages.cards.licences import refuse_unlicensed
 
     values = load(params, assignments, config=config, data_root=data_root)
-    # now, not after hours of cropping
+    # check before hours of cropping
     refuse_unlicensed(
         values.corpus.license, open_store(values.paths.shards, values.machine), i_have_the_rights
     )
-    _check_pack_places(values)
+    _check_pack_outputs(values)
     _ingest(values)
     _crop(values)
     _pack(values, i_have_the_rights)
 
 
-def _taken_as(clips_by_kind: Mapping[str, int], setting: str) -> str:
-    counts = [
-        f"{clips_by_kind.get(kind, 0)} {words}"
-        for kind, words in (("face", "as face videos"), ("mouth", "as ready mouth crops"))
-    ]
-    return f"taken {', '.join(counts)} (corpus.media_kind: {setting})"
+def _kinds_text(clips_by_kind: Mapping[str, int], setting: str) -> str:
+    faces, mouths = clips_by_kind.get("face", 0), clips_by_kind.get("mouth", 0)
+    return f"face videos: {faces}, ready mouth crops: {mouths} (corpus.media_kind: {setting})"
 
 
 def _ingest(values: "Params") -> None:
@@ -173,17 +173,17 @@ def _ingest(values: "Params") -> None:
     summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     say(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
-    typer.echo(f"  {_taken_as(summary.clips_by_kind, values.corpus.media_kind)}")
+    typer.echo(f"  {_kinds_text(summary.clips_by_kind, values.corpus.media_kind)}")
     if values.text.drop_annotations:
-        for found, told in (
-            (summary.annotations, "annotations are no part of the labels"),
-            (summary.kept_in_brackets, "texts in brackets are part of the labels"),
+        for found, meaning in (
+            (summary.annotations, "annotations were removed from the labels"),
+            (summary.kept_in_brackets, "texts in brackets were kept in the labels"),
         ):
-            most = ", ".join(f"{one} ({count})" for one, count in list(found.items())[:5])
+            most = ", ".join(f"{text} ({count})" for text, count in list(found.items())[:5])
             if most:
-                say(f"  {sum(found.values())} {told}: {most}")
+                say(f"  {sum(found.values())} {meaning}: {most}")
     if summary.num_split:
-        typer.echo(f"  {summary.num_split} long clips became {summary.num_parts} at pauses")
+        typer.echo(f"  {summary.num_split} long clips were split at pauses into {summary.num_parts}")
 
 
 def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
@@ -240,7 +240,7 @@ def _pack(values: "Params", has_rights: bool) -> None:
     say(f"{paths.samples}: {summary}")
 
 
-def _check_pack_places(values: "Params") -> None:
+def _check_pack_outputs(values: "Params") -> None:
     from pipeline.command import check_writable
     from shards.open_store import open_store
 

@@ -22,11 +22,13 @@ from pipeline.command import (
     shown,
 )
 
-Onnx = Annotated[Path | None, typer.Option(help="an exported model instead of a checkpoint", metavar="FILE")]
+Onnx = Annotated[
+    Path | None, typer.Option(help="exported ONNX model, instead of --checkpoint", metavar="FILE")
+]
 
 
 class OutFormat(StrEnum):
-    """How a reading is written."""
+    """Formats of the output."""
 
     TEXT = "text"
     JSON = "json"
@@ -38,18 +40,26 @@ class OutFormat(StrEnum):
 def inference(
     videos: Annotated[
         list[str] | None,
-        typer.Argument(help="video files, folders with all below them, patterns", metavar="VIDEO..."),
+        typer.Argument(
+            help="video files, folders (searched with all subfolders) or patterns", metavar="VIDEO..."
+        ),
     ] = None,
-    video_path: Annotated[list[str] | None, typer.Option(help="a video file, older spelling")] = None,
-    ground_truth: Annotated[str | None, typer.Option(help="what is said; prints the CER")] = None,
+    video_path: Annotated[
+        list[str] | None, typer.Option(help="a video file; the same as the argument VIDEO, for older scripts")
+    ] = None,
+    ground_truth: Annotated[
+        str | None, typer.Option(help="true text of the one video; also prints the CER")
+    ] = None,
     format_: Annotated[
-        OutFormat | None, typer.Option("--format", help="text (default), json, srt, vtt captions")
+        OutFormat | None, typer.Option("--format", help="text, json, srt or vtt captions; default: text")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="one file a video here instead of stdout", metavar="DIR")
+        Path | None,
+        typer.Option(help="write one file for each video to this folder, instead of stdout", metavar="DIR"),
     ] = None,
     burn_in: Annotated[
-        bool, typer.Option("--burn-in", help="with --out: also the video, mouth box and captions drawn in")
+        bool,
+        typer.Option("--burn-in", help="with --out: also write each video with the mouth box and captions"),
     ] = False,
     checkpoint: ModelFile = None,
     onnx: Onnx = None,
@@ -58,7 +68,7 @@ def inference(
     assignments: Assignments = None,
     json_: Json = False,
 ) -> None:
-    """Read videos of any length: the speaking face is found, its mouth is cut as in preprocessing, the text is printed.
+    """Read the lips in videos of any length: find the speaking face, crop its mouth and print the text.
 
     Example: pipeline inference me.mp4 holidays/ --format srt --out captions
     """
@@ -70,26 +80,29 @@ def inference(
 
     names = [*(videos or []), *(video_path or [])]
     if not names:
-        raise ConfigError("name a video: pipeline inference VIDEO")
+        raise ConfigError("no video is given; write: pipeline inference VIDEO")
     if json_ and format_ not in (None, OutFormat.JSON):
-        raise ConfigError(f"--json and --format {format_} are two formats; give one")
+        raise ConfigError(f"--json and --format {format_} cannot be used together; remove one of them")
     if burn_in and out is None:
-        raise ConfigError("--burn-in writes videos; say where with --out DIR")
+        raise ConfigError("--burn-in writes videos; add --out DIR to choose the folder")
     paths, skipped = find_videos(names)
     if skipped:
-        told = ", ".join(map(one_line, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-        typer.echo(f"skipped, no video file or captioned here: {told} ({len(skipped)})", err=True)
+        names_text = ", ".join(map(one_line, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        typer.echo(
+            f"skipped {len(skipped)} files that are not videos, or that this command wrote: {names_text}",
+            err=True,
+        )
     if not paths:
-        raise ConfigError(f"no video in {', '.join(names)}")
+        raise ConfigError(f"no video found in {', '.join(names)}; name video files or folders with videos")
     if ground_truth is not None and len(paths) > 1:
-        raise ConfigError("--ground-truth is for one video")
+        raise ConfigError(f"--ground-truth needs exactly one video, {len(paths)} are given")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     kind = OutFormat.JSON if json_ else format_ or OutFormat.TEXT
     outputs = Outputs(kind.value, out, burn_in)
     model = model_of(checkpoint, onnx, values)
-    # text on stdout shows by itself how far it is, and a bar would swallow it
-    is_told = len(paths) > 1 and (out is not None or kind is OutFormat.JSON)
-    with shown("videos", "videos") if is_told else nullcontext(lambda *_: None) as on_progress:
+    # text on stdout shows the progress itself, and a progress bar would overwrite it
+    has_progress = len(paths) > 1 and (out is not None or kind is OutFormat.JSON)
+    with shown("videos", "videos") if has_progress else nullcontext(lambda *_: None) as on_progress:
         readings = run_inference(paths, model, values, outputs, ground_truth, on_progress)
     if out is None and kind is OutFormat.JSON:
         print_json(readings)
@@ -99,11 +112,12 @@ def inference(
 
 @app.command()
 def live(
-    camera: Annotated[int | None, typer.Option(min=0, help="number of the camera; default 0")] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="number of the camera; default: 0")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="a video, played at its own speed", metavar="VIDEO")
+        Path | None,
+        typer.Option(help="read this video at its own speed, instead of a camera", metavar="VIDEO"),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="stop after so long; 0: at Ctrl-C")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0, help="stop after this many seconds; 0: at Ctrl-C")] = 0.0,
     checkpoint: ModelFile = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
@@ -111,7 +125,7 @@ def live(
     assignments: Assignments = None,
     json_: Json = False,
 ) -> None:
-    """Read a camera as it sees, or a file as if live: text as it settles, and how long after its pictures.
+    """Read the lips in a live camera picture, or in a file played as if live; print the text and its delay.
 
     Example: pipeline live --camera 0
     """
@@ -120,10 +134,10 @@ def live(
     from shards.errors import ConfigError
 
     if camera is not None and file is not None:
-        raise ConfigError("--camera and --file are two sources; give one")
+        raise ConfigError("--camera and --file cannot be used together; remove one of them")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     source = file if file is not None else camera or 0
     summary = run_live(source, model_of(checkpoint, onnx, values), values, seconds, json_)
-    # as inference: nobody spoke is no fault, somebody could not be read is one
+    # as in inference: a video without speech is not an error, speech that could not be read is one
     if summary.num_gaps and not summary.settled:
         raise SystemExit(1)

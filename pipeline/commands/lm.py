@@ -17,11 +17,13 @@ def lm(
     assignments: Assignments = None,
     text: Annotated[
         str | None,
-        typer.Option(help="learn from a text file, a sentence a line (lm.text_file)", metavar="FILE"),
+        typer.Option(
+            help="text to learn from, one sentence on each line; default: lm.text_file", metavar="FILE"
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Train the character language model that beam searches may ask, and tell how it foresees valid.
+    """Train the character language model for beam search and print its perplexity on split valid.
 
     Example: pipeline lm --text novels.txt --set lm.order=5
     """

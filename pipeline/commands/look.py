@@ -1,4 +1,4 @@
-"""Verbs that look: stats, qc, query and verify at the data, doctor at the machine.
+"""Verbs that inspect: stats, qc, query and verify the data, doctor the machine.
 
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
@@ -35,10 +35,10 @@ def stats(
     data_root: DataRoot = None,
     json_: Json = False,
 ) -> None:
-    """Tell what the corpus holds, split by split; also of a corpus that is only ingested.
+    """Print the contents of the corpus by split; works after ingest, and shows more after crop and pack.
 
-    With --data-root, a corpus that is not even ingested: its tables are read, its videos looked for, and nothing
-    is written (hours and frames come with `pipeline crop`). The same with --config while there is no clips.parquet.
+    With --data-root, or with --config while clips.parquet does not exist, stats reads the tables of a corpus before
+    ingest, checks that its videos exist and writes nothing. Hours and frames need `pipeline crop`.
 
     Example: pipeline stats --data-root /data/Chinese-LiPS
     """
@@ -62,7 +62,7 @@ def stats(
             Path(paths.stats),
             leave_out_others=True,
         )
-        _page_beside_stats(values, of_these_clips=summary["splits"]["total"]["ok"] is not None)
+        _write_qc_page(values, of_these_clips=summary["splits"]["total"]["ok"] is not None)
     else:
         from stages.ingest import ingest as read
 
@@ -82,16 +82,18 @@ def qc(
     assignments: Assignments = None,
     out: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="the page; default: qc.html in paths.stats", metavar="FILE"),
+        typer.Option(
+            dir_okay=False, help="HTML page to write; default: qc.html in paths.stats", metavar="FILE"
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the random clips and speakers")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the chosen clips and speakers")] = 0,
     clips: Annotated[
-        int, typer.Option(min=1, max=48, help="random clips shown; the other lists go with it")
+        int, typer.Option(min=1, max=48, help="number of random clips; the other lists grow with it")
     ] = 12,
 ) -> None:
-    """Draw a page to look at what came out: film strips, figures against their limits, rejected clips.
+    """Write a quality control page: film strips, measurements with their limits, rejected clips.
 
-    Example: pipeline qc --seed 7 --clips 24 --out look.html
+    Example: pipeline qc --seed 7 --clips 24 --out qc.html
     """
     from pipeline.command import check_writable
 
@@ -111,8 +113,8 @@ def _qc(values: "Params", page: Path, **choice: Any) -> str:
         )
 
 
-def _page_beside_stats(values: "Params", of_these_clips: bool) -> None:
-    """The page of `pipeline qc` where crop has run on these clips; an older one of others goes."""
+def _write_qc_page(values: "Params", of_these_clips: bool) -> None:
+    """Writes the page of `pipeline qc` if crop has run on these clips, and removes an outdated page otherwise."""
     page = Path(values.paths.stats) / QC_PAGE
     if of_these_clips and Path(values.paths.tracks).exists():
         _qc(values, page)
@@ -122,15 +124,16 @@ def _page_beside_stats(values: "Params", of_these_clips: bool) -> None:
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="over clips, crops, tracks, samples, predictions")],
+    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, predictions")],
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
     out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="write here, not to stdout", metavar="FILE")
+        Path | None,
+        typer.Option(dir_okay=False, help="write to this file, instead of stdout", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Ask the tables in SQL (DuckDB), read only.
+    """Query the tables of the pipeline in SQL (DuckDB), read-only.
 
     Example: pipeline query "SELECT reason, count(*) FROM crops GROUP BY reason"
     """
@@ -143,13 +146,13 @@ def query(
 def verify(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    split: Annotated[str | None, typer.Option(help="one split; default: all")] = None,
-    decode: Annotated[bool, typer.Option("--decode", help="decode every clip too")] = False,
+    split: Annotated[str | None, typer.Option(help="split to check; default: all")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="also decode every clip")] = False,
     json_: Json = False,
 ) -> None:
-    """Compare every byte of the shards with their index and samples.parquet; name what is damaged and what it costs.
+    """Check every byte of the shards against their index and samples.parquet; list damage and lost samples.
 
-    Shards of a remote pack are all fetched anew, whatever this machine keeps of them.
+    Remote shards are all downloaded again, even if this machine has cached copies.
 
     Example: pipeline verify --split train --decode
     """
@@ -175,7 +178,7 @@ def verify(
 
 @app.command()
 def doctor(json_: Json = False) -> None:
-    """Check the machine: Python, memory, disk, packages, system libraries; say what would mend it.
+    """Check Python, memory, disk, packages and system libraries of this machine, and print fixes.
 
     Example: pipeline doctor
     """
@@ -183,5 +186,5 @@ def doctor(json_: Json = False) -> None:
 
     findings = examine()
     print_findings(findings, as_json=json_)
-    if any(finding.mend for finding in findings if finding.is_fatal):
+    if any(finding.fix for finding in findings if finding.is_fatal):
         raise SystemExit(1)

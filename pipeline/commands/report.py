@@ -1,4 +1,4 @@
-"""Verbs about what a model reads of a split: report, show.
+"""Verbs about the score of a split: report, show.
 
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
@@ -16,7 +16,9 @@ def report(
     assignments: Assignments = None,
     checkpoint: ModelFile = None,
 ) -> None:
-    """Score a split, sighted and blind, and write metrics.json, predictions.parquet and report.html.
+    """Score a split and write metrics.json, predictions.parquet and report.html.
+
+    The model reads each clip twice: normally, and blind (only the mean frame of the clip, without motion).
 
     Example: pipeline report --set report.split=valid
     """
@@ -29,7 +31,7 @@ def report(
     values = load(params, assignments)
     paths = values.paths
     check_writable(Path(paths.report), "paths.report")
-    with shown("reading sighted, then blind", "readings") as on_progress:
+    with shown("reading normally, then blind", "readings") as on_progress:
         warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode)
         metrics = run(
             ReportJob(
@@ -58,7 +60,7 @@ def report(
 
 @app.command()
 def show(params: ParamsFile = PARAMS, assignments: Assignments = None, json_: Json = False) -> None:
-    """Print the figures of the last report, and where its page is.
+    """Print the figures of the last report and the path of its page.
 
     Example: pipeline show
     """
@@ -75,9 +77,9 @@ def show(params: ParamsFile = PARAMS, assignments: Assignments = None, json_: Js
     try:
         metrics = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise TableError(f"{file} is missing; `pipeline report` makes it") from None
+        raise TableError(f"{file} is missing; run `pipeline report`") from None
     except ValueError as error:
-        raise TableError(f"{file} is damaged ({error}); `pipeline report` makes it again") from error
+        raise TableError(f"{file} is damaged ({error}); run `pipeline report` again") from error
     if json_:
         typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
     else:

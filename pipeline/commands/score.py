@@ -28,19 +28,19 @@ def test(
     assignments: Assignments = None,
     checkpoint: ModelFile = None,
     checkpoint_dir: CheckpointDir = None,
-    split: Annotated[str | None, typer.Option(help="default: report.split")] = None,
+    split: Annotated[str | None, typer.Option(help="split to score; default: report.split")] = None,
     data_root: DataRoot = None,
     decoder: Annotated[
         list[str] | None,
         typer.Option(
             help="compare decoders in one table: ctc, ctc_beam, attention, attention_beam, joint_beam, syllables, "
-            "pinyin, all; repeatable"
+            "pinyin, auto, all; repeatable"
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="taken for older scripts; changes no result")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="has no effect; accepted for older scripts")] = None,
     json_: Json = False,
 ) -> None:
-    """Score a checkpoint on a split and print the figures; writes nothing.
+    """Score a checkpoint on a split and print the figures; write no file.
 
     Example: pipeline test --checkpoint checkpoints/best_model.pt --split valid --decoder ctc --decoder ctc_beam
     """
@@ -71,11 +71,11 @@ def test(
         else:
             print_decoders(rows, values.report.split, stdout)
         return
-    # tables are asked first: a damaged one is told before the work
+    # read the tables first: a damaged one is reported before the work
     seen = seen_in_training(Path(paths.samples), values.report.split)
     clip_ids = read_samples(Path(paths.samples), values.report.split)["clip_id"].to_pylist()
     rejected = num_rejected(Path(paths.clips), Path(paths.crops), values.report.split, clip_ids)
-    with shown("reading sighted, then blind", "readings") as on_progress:
+    with shown("reading normally, then blind", "readings") as on_progress:
         warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode)
         reader, scored, blind = score_checkpoint(
             checkpoint,

@@ -15,25 +15,25 @@ from pipeline.command import PARAMS, Assignments, CheckpointDir, ModelFile, Para
 def serve(
     checkpoint: ModelFile = None,
     onnx: Annotated[
-        Path | None, typer.Option(help="an exported model, in place of it", metavar="FILE")
+        Path | None, typer.Option(help="exported ONNX model, instead of --checkpoint", metavar="FILE")
     ] = None,
     checkpoint_dir: CheckpointDir = None,
-    host: Annotated[str, typer.Option(help="address to listen at; others than 127.0.0.1 let others in")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free")] = 8765,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="larger uploads are refused")] = 100.0,
-    max_video_s: Annotated[float, typer.Option(min=1, help="longer videos are refused")] = 60.0,
-    timeout_s: Annotated[float, typer.Option(min=1, help="a video that takes longer is given up")] = 120.0,
-    max_places: Annotated[int, typer.Option(min=1, help="videos at a time, waiting ones included")] = 8,
-    pause_s: Annotated[float, typer.Option(min=1, help="who sends nothing for so long is hung up on")] = 10.0,
-    slowest_kb_s: Annotated[float, typer.Option(min=0.1, help="slower uploads are given up")] = 50.0,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; any but 127.0.0.1 gives other machines access")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="port to listen on; 0: any free port")] = 8765,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="refuse larger uploads, MB")] = 100.0,
+    max_video_s: Annotated[float, typer.Option(min=1, help="refuse longer videos, s")] = 60.0,
+    timeout_s: Annotated[float, typer.Option(min=1, help="stop reading a video after this time, s")] = 120.0,
+    max_places: Annotated[int, typer.Option(min=1, help="most videos in work and waiting")] = 8,
+    pause_s: Annotated[float, typer.Option(min=1, help="close connections silent for this time, s")] = 10.0,
+    slowest_kb_s: Annotated[float, typer.Option(min=0.1, help="stop slower uploads, kB/s")] = 50.0,
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
 ) -> None:
-    """Open a page on this machine to try the model: drop a video or use the camera.
+    """Serve a web page on this machine to try the model with a video file or the camera.
 
-    Nothing is kept of the videos. Ctrl-C stops it. Needs the extra `serve`.
+    The server does not keep videos. Ctrl-C stops it. Needs the extra `serve`.
 
     Example: pipeline serve --checkpoint checkpoints/best_model.pt --port 8765
     """
@@ -44,7 +44,7 @@ def serve(
     missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"pipeline serve needs {', '.join(missing)}; install the extra: pip install 'lip-pipeline[serve]'"
+            f"pipeline serve needs {', '.join(missing)}; install them: pip install 'lip-pipeline[serve]'"
         )
     from pipeline.inference.readers import model_of
     from pipeline.serve.limits import Limits

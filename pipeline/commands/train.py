@@ -31,51 +31,54 @@ def train(
     context: typer.Context,
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    preset: Annotated[str | None, typer.Option(help="cpu, 12gb or 24gb")] = None,
+    preset: Annotated[str | None, typer.Option(help="cpu, 12gb or 24gb of GPU memory")] = None,
     config: ConfigFile = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on from this checkpoint_epoch_N.pt", metavar="FILE")
+        Path | None, typer.Option(help="resume from this checkpoint_epoch_N.pt", metavar="FILE")
     ] = None,
     accept_new_plan: Annotated[
-        bool, typer.Option("--accept-new-plan", help="with --resume: though its batches were others")
+        bool, typer.Option("--accept-new-plan", help="with --resume: resume even if the epoch plan changed")
     ] = False,
     find_budget: Annotated[
         bool,
-        typer.Option("--find-budget", help="train nothing: print the largest loader.frame_budget that fits"),
+        typer.Option("--find-budget", help="print the largest loader.frame_budget that fits; do not train"),
     ] = False,
     data_root: DataRoot = None,
     checkpoint_dir: CheckpointDir = None,
-    max_frames: Annotated[int | None, typer.Option(help="longest clip; of preprocessing")] = None,
-    fps: Annotated[float | None, typer.Option(help="frame rate; of preprocessing")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="clips in a batch")] = None,
-    accumulation_steps: Annotated[int | None, typer.Option(help="batches for one step")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="peak learning rate")] = None,
-    num_epochs: Annotated[int | None, typer.Option(help="epochs in all")] = None,
-    warmup_epochs: Annotated[float | None, typer.Option(help="rise of the learning rate")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="cosine or constant")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="of AdamW")] = None,
-    gradient_clip: Annotated[float | None, typer.Option(help="largest norm of the gradient")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="share of the other characters")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="longest clip, frames (preprocessing)")] = None,
+    fps: Annotated[float | None, typer.Option(help="frame rate, frames/s (preprocessing)")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="the largest number of clips in a batch")] = None,
+    accumulation_steps: Annotated[int | None, typer.Option(help="batches for one optimizer step")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="peak learning rate, after the warm-up")] = None,
+    num_epochs: Annotated[int | None, typer.Option(help="number of epochs")] = None,
+    warmup_epochs: Annotated[float | None, typer.Option(help="warm-up of the learning rate, epochs")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="cosine or constant learning rate")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="weight decay of AdamW")] = None,
+    gradient_clip: Annotated[float | None, typer.Option(help="the largest gradient norm")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="label smoothing, 0 to 1")] = None,
     teacher_forcing: Annotated[
         float | None,
         typer.Option(
-            "--teacher-forcing", "--teacher-forcing-ratio", help="share of given characters, at first"
+            "--teacher-forcing", "--teacher-forcing-ratio", help="teacher forcing in the first epoch, 0 to 1"
         ),
     ] = None,
     mixed_precision: Annotated[
-        bool | None, typer.Option("--mixed-precision/--no-mixed-precision", help="bfloat16 where it is fast")
+        bool | None,
+        typer.Option("--mixed-precision/--no-mixed-precision", help="compute in bfloat16 or float16"),
     ] = None,
     frame_size: Annotated[int | None, typer.Option(help="input height and width, pixels")] = None,
     frame_height: Annotated[int | None, typer.Option(help="input height, pixels")] = None,
     frame_width: Annotated[int | None, typer.Option(help="input width, pixels")] = None,
-    hidden_dim: Annotated[int | None, typer.Option(help="of the LSTMs")] = None,
-    num_lstm_layers: Annotated[int | None, typer.Option(help="of the encoder")] = None,
-    dropout: Annotated[float | None, typer.Option(help="between layers")] = None,
-    num_workers: Annotated[int | None, typer.Option(help="loader threads")] = None,
-    prefetch_factor: Annotated[int | None, typer.Option(help="batches ready in each of them")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1")] = None,
+    hidden_dim: Annotated[int | None, typer.Option(help="hidden size of the LSTMs")] = None,
+    num_lstm_layers: Annotated[int | None, typer.Option(help="number of LSTM layers of the encoder")] = None,
+    dropout: Annotated[float | None, typer.Option(help="dropout probability between layers")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="number of loader threads")] = None,
+    prefetch_factor: Annotated[int | None, typer.Option(help="batches ready in each loader thread")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = None,
 ) -> None:
-    """Train on the shards; goes on by itself where an interrupted run of the same parameters stood.
+    """Train a model on the shards; an interrupted run with the same parameters resumes automatically.
+
+    Options without a default take their value from the params file.
 
     Example: pipeline train --preset 12gb --num-epochs 50
     """
@@ -89,10 +92,12 @@ def train(
     from stages.train import train as run
 
     if accept_new_plan and resume is None:
-        raise ConfigError("--accept-new-plan is for --resume FILE; without it each plan has a run of its own")
+        raise ConfigError(
+            "--accept-new-plan needs --resume FILE; without --resume a changed epoch plan starts a new run"
+        )
     flags = {name: context.params[name] for name in OLDER_NAMES if name in context.params}
     values = load(params, assignments, preset=preset, config=config, **flags)
-    _tell_of_packed(values, params, config)
+    _warn_of_preprocessing(values, params, config)
     if find_budget:
         _find_budget(values)
         return
@@ -107,11 +112,11 @@ def train(
             on_batch=over_epochs(on_progress, values.train.num_epochs),
         )
         summary = run(job)
-    best = "no valid CER to choose by: the last model"
+    best = "the model of the last epoch, because no CER on valid was measured"
     if summary.best_val_cer is not None:
         best = f"best valid CER {summary.best_val_cer:.1%} in epoch {summary.best_epoch}"
     if summary.already_done:
-        typer.echo("this run was finished before; nothing to do")
+        typer.echo("this run has already finished; nothing to do")
     say(
         f"{paths.checkpoints}: {summary.num_parameters:,} parameters, {summary.epochs} epochs, {best}, "
         f"{summary.seconds:.0f} s of training"
@@ -127,8 +132,8 @@ def _find_budget(values: "Params") -> None:
     print_budget(find_budget(job_of(values)), stdout)
 
 
-def _tell_of_packed(values: "Params", params: Path, config: Path | None) -> None:
-    """One line where values are given to train that are preprocessing's: the shards are packed already."""
+def _warn_of_preprocessing(values: "Params", params: Path, config: Path | None) -> None:
+    """Prints one line if train is given values that only preprocessing uses: the shards are packed already."""
     import shlex
 
     from pipeline.params import changed_keys, load_params
@@ -143,9 +148,9 @@ def _tell_of_packed(values: "Params", params: Path, config: Path | None) -> None
         options.append(
             f"--data-root {shlex.quote(value)}" if is_root else f"--set {shlex.quote(f'{key}={value}')}"
         )
-    told = ", ".join(f"{key} ({value})" for key, value in given.items())
+    changed = ", ".join(f"{key} ({value})" for key, value in given.items())
     typer.echo(
-        f"{told}: not as in {params}; train reads shards that are packed already, preprocessing takes it: "
-        f"pipeline preprocess {' '.join(options)}",
+        f"{changed}: differs from {params} and has no effect on train, which reads shards that are packed already; "
+        f"to apply it run: pipeline preprocess {' '.join(options)}",
         err=True,
     )

@@ -1,4 +1,4 @@
-"""Verb import-weights: a public lip reader's checkpoint becomes one of ours."""
+"""The verb import-weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,31 +14,37 @@ if TYPE_CHECKING:
 
 @app.command("import-weights")
 def import_weights(
-    file: Annotated[Path, typer.Argument(help=".pt, .pth, .ckpt or .safetensors", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="weights: .pt, .pth, .ckpt or .safetensors", metavar="FILE")],
     format_: Annotated[
-        Literal["auto_avsr", "cnvsrc2025"], typer.Option("--format", help="whose names its tensors have")
+        Literal["auto_avsr", "cnvsrc2025"],
+        typer.Option("--format", help="project of the tensor names"),
     ],
     vocabulary: Annotated[
-        Path | None, typer.Option(help='its table of "character index" lines', metavar="char_units.txt")
+        Path | None,
+        typer.Option(
+            help='file with the characters of the model, lines "character index"', metavar="char_units.txt"
+        ),
     ] = None,
     part: Annotated[
         Literal["whole", "frontend", "encoder"],
-        typer.Option(help="what is taken over; encoder: with the frontend below it"),
+        typer.Option(help="part to import; encoder includes the frontend"),
     ] = "whole",
-    out: Annotated[Path, typer.Option(help="the checkpoint", metavar="FILE")] = Path("imported.pt"),
+    out: Annotated[Path, typer.Option(help="checkpoint to write", metavar="FILE")] = Path("imported.pt"),
     params: Annotated[
         Path,
-        typer.Option("--params", help="parameters, of which text and paths.samples count", metavar="FILE"),
+        typer.Option(
+            "--params", help="file of parameters; only text and paths.samples are used", metavar="FILE"
+        ),
     ] = PARAMS,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="one value of text, or paths.samples; repeatable", metavar="SECTION.KEY=VALUE"
+            "--set", help="set paths.samples or one value of text; repeatable", metavar="SECTION.KEY=VALUE"
         ),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Turn a public lip reader's weights into a checkpoint that test and inference read and train.init_from takes.
+    """Convert weights of a public lip reader into a checkpoint for test, inference and train.init_from.
 
     Example: pipeline import-weights vsr.pth --format cnvsrc2025 --vocabulary char_units.txt
     """
@@ -51,12 +57,12 @@ def import_weights(
     from shards.errors import ConfigError
 
     if out.resolve() == file.resolve():
-        raise ConfigError(f"--out {out} is the file that is read; name another one")
+        raise ConfigError(f"--out {out} is the input file; choose another file")
     for assignment in assignments or ():
         if not assignment.strip().startswith(("text.", "paths.samples=")):
             raise ConfigError(
-                f"--set {assignment}: import-weights asks for text and paths.samples alone; sizes are the file's, "
-                "the rest is for train"
+                f"--set {assignment}: import-weights uses only text and paths.samples; sizes come from the file; set "
+                "other values for train"
             )
     values = load(params, assignments) if params.exists() or params != PARAMS or assignments else None
     checkpoint, report = run(
@@ -75,7 +81,7 @@ def import_weights(
 
 
 def _packed_characters(values: "Params") -> "Tokenizer | None":
-    """Those that training would learn; None where nothing is packed yet."""
+    """Returns the characters of the packed training split; None if there is no samples.parquet yet."""
     from model.vocabulary import Vocabulary
     from shards.enums import TRAIN_SPLIT
     from shards.samples import sample_pieces

@@ -1,4 +1,4 @@
-"""A comparison of two readings, for people at a terminal."""
+"""Prints a comparison of two reports as a table."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from stages.reports.figures import INTERVALS_NOTE
 
 NAMES_SHOWN = 5
 GROUPS_SHOWN = 12
-"""Of a kind; of more, those that changed most either way."""
+"""Largest number of groups of a kind in the table; of more, it shows those with the largest changes."""
 
 
 def print_comparison(comparison: Comparison, num_clips: int, console: Console) -> None:
-    """The verdict, groups, and the `num_clips` clips that got better, and worse, by most errors."""
+    """Prints the verdict, groups, and the `num_clips` clips that improved, and worsened, by most errors."""
     whole, unit = comparison.whole, comparison.unit
 
     def say(text: str) -> None:
@@ -38,7 +38,7 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
         for name, found in _shown(groups):
             table.add_row(Text(one_line(f"{kind} {name}")), *_cells(found))
         if len(groups) > GROUPS_SHOWN:
-            table.add_row(f"… {len(groups) - GROUPS_SHOWN} between them")
+            table.add_row(f"… {len(groups) - GROUPS_SHOWN} more groups with smaller changes")
         table.add_section()
     for letter, name, read_by in (
         ("A", comparison.name_a, comparison.read_by_a),
@@ -46,26 +46,26 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
     ):
         say(f"{letter}: {name}" + (f" ({read_by})" if read_by else ""))
     console.print(table)
-    say(f"Changes are percentage points of {unit.rate}, B less A. {INTERVALS_NOTE}")
+    say(f"Changes are percentage points of {unit.rate}, B minus A. {INTERVALS_NOTE}")
     if unit.note:
         say(unit.note)
     say(verdict(whole)[1])
     say(
         f"Fewer errors in B: {len(comparison.better)} clips; more: {len(comparison.worse)}; "
-        f"as many: {comparison.num_same}."
+        f"equally many: {comparison.num_same}."
     )
-    for where, clip_ids in (("A", comparison.only_a), ("B", comparison.only_b)):
+    for letter, clip_ids in (("A", comparison.only_a), ("B", comparison.only_b)):
         if clip_ids:
             more = ", …" if len(clip_ids) > NAMES_SHOWN else ""
             say(
-                f"Only in {where}, not counted: {len(clip_ids)} clips ({', '.join(clip_ids[:NAMES_SHOWN])}{more})"
+                f"Only in {letter}, not counted: {len(clip_ids)} clips ({', '.join(clip_ids[:NAMES_SHOWN])}{more})"
             )
     for title, clips in (("Better in B", comparison.better), ("Worse in B", comparison.worse)):
         for clip in clips[:num_clips]:
             say(f"{title}: {clip.clip_id}, {clip.counts_a.errors} -> {clip.counts_b.errors} errors")
-            say(f"  said: {clip.reference}")
-            say(f"  A:    {clip.hypothesis_a}")
-            say(f"  B:    {clip.hypothesis_b}")
+            say(f"  reference: {clip.reference}")
+            say(f"  A:         {clip.hypothesis_a}")
+            say(f"  B:         {clip.hypothesis_b}")
 
 
 def _shown(groups: Sequence[tuple[str, Difference]]) -> Sequence[tuple[str, Difference]]:

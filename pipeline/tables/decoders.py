@@ -1,4 +1,4 @@
-"""`pipeline test --decoder …`: one checkpoint read by several decoders, side by side."""
+"""Compares several decoders on one checkpoint: `pipeline test --decoder …`."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ LOG = logging.getLogger("pipeline.test")
 def compare_decoders(
     checkpoint: Path, params: Params, names: Sequence[str], on_progress: Progress | None = None
 ) -> list[dict[str, Any]]:
-    """The figures of each decoder on split report.split, the clips encoded once for all.
+    """Returns the figures of each decoder on split report.split; the clips are encoded once for all decoders.
 
-    `names`: of decoders, or `all` for every one that the model has learnt. Seconds are of this machine, decoding
-    apart from encoding. Raises ConfigError for a name that is no decoder's, or of one that was not learnt.
+    `names`: decoders, or `all` for all that the model has learnt. Seconds are those of this machine, separate for
+    encoding and decoding. Raises ConfigError for an unknown decoder, or one that the model has not learnt.
     """
     reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
     decodes = [
@@ -44,10 +44,12 @@ def compare_decoders(
     ]
     for decode in decodes:
         reader.open_language_model(Path(params.paths.lm), decode)
-    # a greedy decoder beside beam searches is what is to be compared
-    warnings = [unused_weights(one, reader.heads) for one in decodes if reader.decoder(one) not in GREEDY]
-    for told in dict.fromkeys(filter(None, warnings)):
-        LOG.warning(told)
+    # no warning for greedy decoders: to compare them with beam searches is the purpose
+    warnings = [
+        unused_weights(decode, reader.heads) for decode in decodes if reader.decoder(decode) not in GREEDY
+    ]
+    for warning in dict.fromkeys(filter(None, warnings)):
+        LOG.warning(warning)
     samples = read_samples(Path(params.paths.samples), params.report.split)
     seen = seen_in_training(Path(params.paths.samples), params.report.split)
     scores, encode_s = score_decoders(
@@ -65,17 +67,21 @@ def compare_decoders(
         "normaliser": normaliser_of(Path(params.paths.samples)),
         "checkpoint_normaliser": reader.normaliser,
     }
-    return [{**_figures(one, encode_s, params), **shared} for one in scores]
+    return [{**_figures(score, encode_s, params), **shared} for score in scores]
 
 
 def _named(names: Sequence[str], reader: LipReader, decode: DecodeParams) -> list[str]:
     if unknown := [name for name in names if name not in (*HEADS_OF_DECODER, "auto", ALL)]:
-        raise ConfigError(f"--decoder {unknown[0]}: known are {', '.join(HEADS_OF_DECODER)}, auto, {ALL}")
+        raise ConfigError(
+            f"--decoder must be one of {', '.join(HEADS_OF_DECODER)}, auto, {ALL} (got {unknown[0]})"
+        )
     named: list[str] = []
     for name in names:
         named += learnt_decoders(reader.heads) if name == ALL else [name]
     if "pinyin" in named and "pinyin" not in names and decode.lm_weight == 0:
-        LOG.warning("pinyin is left out: it asks the language model, and decode.lm_weight is 0")
+        LOG.warning(
+            "decoder pinyin is left out: it needs the language model, but decode.lm_weight is 0; set it above 0"
+        )
         named.remove("pinyin")
     return list(dict.fromkeys(named))
 
@@ -106,14 +112,14 @@ def _figures(scores: DecoderScores, encode_s: float, params: Params) -> dict[str
 
 
 def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Console) -> None:
-    """One line a decoder."""
+    """Prints one line for each decoder."""
     encode_ms = 1e3 * rows[0]["encode_s_per_clip"]
     table = Table(
         title=f"split {split}: {rows[0]['num_clips']} clips, encoded once in {encode_ms:.1f} ms a clip",
         title_justify="left",
-        caption="ECE: calibration error of the confidence; clips/s: from frames to text",
+        caption="ECE: expected calibration error of the confidence; clips/s: from frames to text",
         caption_justify="left",
-        padding=(0, 1, 0, 0),  # so that nothing is cut at 80 columns
+        padding=(0, 1, 0, 0),  # so that 80 columns are enough
     )
     table.add_column("decoder", no_wrap=True)
     with_words = any("wer" in row for row in rows)
@@ -133,14 +139,14 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
             f"{1e3 * row['decode_s_per_clip']:,.1f}",
         )
     console.print(table)
-    told = {row["cer_interval_over"] for row in rows}
-    for over in told - {None}:
+    interval_kinds = {row["cer_interval_over"] for row in rows}
+    for over in interval_kinds - {None}:
         console.print(
             f"95 % interval: bootstrap {interval_about(over, rows[0]['num_speakers'])}", style="dim"
         )
-    if None in told:
+    if None in interval_kinds:
         console.print(f"95 % interval –: {why_no_interval(rows[0]['num_clips'])}", style="dim")
     print_normalisers(rows[0], console)
     print_overlap(rows[0]["speaker_overlap"], split, console)
     if any(row["decoder"] == "syllables" for row in rows):
-        console.print("syllables: against the labels' syllables, toneless and spaced", style="dim")
+        console.print("syllables: compared with the labels as toneless pinyin with spaces", style="dim")

@@ -1,4 +1,4 @@
-"""What `pipeline train --find-budget` prints."""
+"""Prints the result of `pipeline train --find-budget`."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,8 +7,8 @@ from model.training.find_budget import MARGIN, FoundBudget
 
 
 def print_budget(found: FoundBudget, console: Console) -> None:
-    """A row for each budget tried, and the line to set."""
-    title = f"training steps in {found.memory_mb:,.0f} MB, of which {MARGIN:.0%} stay free"
+    """Prints a row for each budget that was tried, and the option to set."""
+    title = f"training steps in {found.memory_mb:,.0f} MB, with {MARGIN:.0%} kept free"
     table = Table(title=title, title_justify="left")
     for name in ("loader.frame_budget", "clips × frames", "peak, MB", "frames/s", "fits"):
         table.add_column(name, justify="right")
@@ -21,23 +21,25 @@ def print_budget(found: FoundBudget, console: Console) -> None:
             "yes" if trial.fits else "no",
         )
     console.print(table)
-    for line in _told(found):
+    for line in _advice(found):
         console.print(line, markup=False, highlight=False)
 
 
-def _told(found: FoundBudget) -> list[str]:
-    told = []
+def _advice(found: FoundBudget) -> list[str]:
+    lines = []
     if found.speed_change:
-        told.append(
-            f"train.augment.speed_change {found.speed_change} makes clips longer than they count in the budget; "
-            "they were tried so."
+        lines.append(
+            f"train.augment.speed_change {found.speed_change} makes clips longer than the budget counts; "
+            "the steps were tried with the longer clips."
         )
     if found.fits_all:
-        told.append(
-            "Every batch of train.batch_size clips fits: a larger budget would change nothing, a larger "
-            "train.batch_size would."
+        lines.append(
+            "Every batch of train.batch_size clips fits. A larger frame budget has no effect; a larger "
+            "train.batch_size has one."
         )
-    told.append(f"the present {found.current} {'fits' if found.current_fits else 'is too much'}")
+    lines.append(
+        f"the current loader.frame_budget {found.current} {'fits' if found.current_fits else 'does not fit'}"
+    )
     if not found.current_fits or found.current < found.frame_budget:
-        told.append(f"--set loader.frame_budget={found.frame_budget}")
-    return told
+        lines.append(f"--set loader.frame_budget={found.frame_budget}")
+    return lines

@@ -1,4 +1,4 @@
-"""What `pipeline import-weights` made of a file, for people."""
+"""Prints the result of `pipeline import-weights`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ SHOWN = 20
 
 
 def print_import(report: ImportReport, out: Path, console: Console) -> None:
-    """What became of each part, of the characters, and of what the format does not know."""
+    """Prints the imported tensors of each part, the characters, and tensors that the format does not have."""
     table = Table(
         title=Text(one_line(f"{report.file} ({report.format}), {report.part}")), title_justify="left"
     )
@@ -31,37 +31,39 @@ def print_import(report: ImportReport, out: Path, console: Console) -> None:
 
 def _lines(report: ImportReport, out: Path) -> list[str]:
     lines = [
-        "matched: tensors taken over; left: not asked for; new: fresh, they mean nothing before training"
+        "matched: imported tensors; left: tensors that were not requested; new: random tensors, to be trained"
     ]
-    where = [f"under {report.nested_under}"] if report.nested_under else []
-    where += [f"behind {report.prefix}"] if report.prefix else []
-    if where:
-        lines.append(f"the names stand {', '.join(where)}")
+    place = [f"under the key {report.nested_under}"] if report.nested_under else []
+    place += [f"with the prefix {report.prefix}"] if report.prefix else []
+    if place:
+        lines.append(f"tensor names: {', '.join(place)}")
     sizes = ", ".join(f"{key} {value}" for key, value in report.sizes.items())
     lines.append(f"sizes: {report.preset} with {sizes}")
     if report.left:
-        lines.append(f"not of the format and left, {len(report.left)}: {_some(report.left)}")
+        lines.append(
+            f"tensors that the format does not have, left out ({len(report.left)}): {_some(report.left)}"
+        )
     lines.append(f"characters: {report.num_characters}, from {report.table}")
     if report.rows_kept:
-        told = f", new: {', '.join(report.rows_new)} (probability 0)" if report.rows_new else ""
-        lines.append(f"rows kept: {report.rows_kept}, of the characters, blank, start and end{told}")
+        new_rows = f", new: {', '.join(report.rows_new)} (probability 0)" if report.rows_new else ""
+        lines.append(f"output rows kept: {report.rows_kept} (characters, blank, start and end){new_rows}")
     if report.rewritten:
         pairs = [f"{theirs} as {ours!r}" for theirs, ours in report.rewritten]
-        lines.append(f"written as labels are, {len(pairs)}: {_some(pairs)}")
+        lines.append(f"characters rewritten as in labels ({len(pairs)}): {_some(pairs)}")
     if report.not_in_labels:
         lines.append(
-            f"in no label of this normaliser, {len(report.not_in_labels)}: {_some(report.not_in_labels)}; "
-            "what is read of them counts as an error"
+            f"characters that this normaliser removes from labels ({len(report.not_in_labels)}): "
+            f"{_some(report.not_in_labels)}; each one that is read counts as an error"
         )
     if report.not_in_table is not None:
         unknown = f": {_some(report.not_in_table)}" if report.not_in_table else ""
         lines.append(
-            f"characters of the packed train clips that it cannot read, {len(report.not_in_table)}{unknown}"
+            f"characters of the packed train clips that the model cannot read ({len(report.not_in_table)}){unknown}"
         )
     fresh = [part.part for part in report.parts if part.new]
     if fresh:
         lines.append(
-            f"{', '.join(fresh)} fresh: this checkpoint is for train.init_from, it reads nothing yet"
+            f"{', '.join(fresh)}: not trained yet; use this checkpoint for train.init_from, not for reading"
         )
     lines.append(f"{out}: heads {', '.join(report.heads)}")
     return lines

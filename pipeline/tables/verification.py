@@ -1,4 +1,4 @@
-"""What `pipeline verify` found, for people."""
+"""Prints the result of `pipeline verify`."""
 
 from rich.console import Console
 from rich.table import Table
@@ -12,25 +12,25 @@ EXAMPLES = 3
 
 
 def print_verification(result: Verification, console: Console) -> None:
-    """The problems as a table, and one line that sums up."""
+    """Prints the problems as a table, and a summary line."""
     if result.problems:
         table = Table(title="Problems", title_justify="left")
         table.add_column("file", overflow="fold")
-        table.add_column("what is wrong", overflow="fold")
-        table.add_column("samples it costs", overflow="fold")
+        table.add_column("problem", overflow="fold")
+        table.add_column("lost samples", overflow="fold")
         for problem in result.problems[:MAX_ROWS]:
-            # as text: a name out of a damaged tar may look like rich's markup
+            # Text, not markup: a name in a damaged tar may contain brackets
             table.add_row(
-                *(Text(one_line(told)) for told in (problem.shard, problem.what, _samples(problem)))
+                *(Text(one_line(cell)) for cell in (problem.shard, problem.what, _samples(problem)))
             )
         console.print(table)
         if len(result.problems) > MAX_ROWS:
             console.print(f"and {len(result.problems) - MAX_ROWS} more; --json lists them all")
     megabytes = result.num_bytes / 1e6
     found = (
-        f"{len(result.problems)} problems cost {result.num_lost} samples"
+        f"{len(result.problems)} problems, {result.num_lost} samples lost"
         if result.problems
-        else "all is well"
+        else "no problems"
     )
     console.print(
         f"{result.num_shards} shards, {result.num_samples} samples, {megabytes:.0f} MB in {result.seconds:.1f} s "

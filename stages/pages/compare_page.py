@@ -1,6 +1,6 @@
 """The page of `pipeline compare`: the difference and its interval, groups, and the clips that changed most.
 
-Two texts under each other, character by character, as a page shows them.
+Also aligns two texts character by character for a page.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from stages.reports.compare import Comparison, Difference
 from stages.reports.figures import INTERVALS_NOTE, why_no_interval
 
 NUM_CLIPS = 20
-"""Shown of those that got better, and of those that got worse."""
+"""Largest number of improved, and of worsened, clips on the page."""
 
 
 def compare_page(comparison: Comparison) -> str:
-    """The page as HTML text. It loads nothing, runs no script, and escapes every text that came from outside."""
+    """Returns the page as HTML text. It loads nothing, runs no script and escapes every text from outside."""
     return rendered(
         "compare.html.j2",
         comparison=comparison,
@@ -34,7 +34,7 @@ def compare_page(comparison: Comparison) -> str:
 
 
 def verdict(found: Difference) -> tuple[str, str]:
-    """Whether one of the two is shown to be better: ("good", "bad" or "open", a sentence for people)."""
+    """Returns whether B is better, worse or neither, as "good", "bad" or "open", with a sentence."""
     if found.interval is None or found.better_share is None:
         return (
             "open",
@@ -45,17 +45,17 @@ def verdict(found: Difference) -> tuple[str, str]:
     if found.num_speakers < ENOUGH_SPEAKERS:
         known = f"{found.num_speakers} speaker{'' if found.num_speakers == 1 else 's'}"
         return "open", (
-            f"Too few to tell a difference from chance: {known} known, and with fewer than {ENOUGH_SPEAKERS} the "
+            f"Too few speakers to exclude chance: {known} known; with fewer than {ENOUGH_SPEAKERS} the "
             f"interval is too narrow ({middle}; {share})."
         )
     if not found.is_shown:
-        return "open", f"No difference is shown: the interval holds 0 ({middle}; {share})."
+        return "open", f"No difference is shown: the interval contains 0 ({middle}; {share})."
     better = found.interval.high < 0
     return ("good" if better else "bad"), f"B is {'better' if better else 'worse'} ({middle}; {share})."
 
 
 def signed(share: float) -> str:
-    """A difference of two shares in percentage points, with its sign where it is not 0."""
+    """Returns a difference of two shares in percentage points, with its sign if it is not 0."""
     text = f"{100 * share:+.1f}".replace("-", "−")
     return "0.0" if text[1:] == "0.0" else text
 
@@ -66,7 +66,7 @@ def points(share: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One column of the aligned texts: a character over a character, either of them "" where it is missing."""
+    """One column of two aligned texts: a character of each, or "" if it is missing."""
 
     op: Op
     reference: str
@@ -78,6 +78,6 @@ def aligned_cells(reference: str, hypothesis: str) -> list[Cell]:
     for part in align(reference, hypothesis):
         for index in range(max(len(part.reference), len(part.hypothesis))):
             # slices, not indices: one side of a deletion or an insertion is empty
-            one = slice(index, index + 1)
-            cells.append(Cell(part.op, part.reference[one], part.hypothesis[one]))
+            place = slice(index, index + 1)
+            cells.append(Cell(part.op, part.reference[place], part.hypothesis[place]))
     return cells

@@ -1,4 +1,4 @@
-"""Histograms of one figure: usable clips above the axis, rejected ones below it, limits as lines."""
+"""Histograms of one quality: usable clips above the axis, rejected clips below it, limits as lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +13,19 @@ from stages.videos.settings import CropParams
 
 NUM_BINS = 32
 TAILS = 0.005
-"""Share of clips at either end that may lie in the outermost bins, so that one outlier cannot flatten the rest."""
+"""Share of clips at each end that may be in the outermost bins, so that one outlier cannot flatten the others."""
 REACH = 3.0
-"""A limit this many times the data's spread away is named at the edge instead of drawn to scale."""
+"""A limit further away than this multiple of the data's range is written at the edge, not drawn to scale."""
 
-# The view box, px: usable clips stand between TOP and AXIS, rejected ones hang down to BOTTOM, each to its own scale.
+# The view box, px: bars of usable clips are between TOP and AXIS, of rejected clips between AXIS and BOTTOM; each kind
+# has its own scale.
 WIDTH, HEIGHT = 460, 216
 LEFT, RIGHT, TOP, AXIS, BOTTOM = 6, 454, 32, 144, 190
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Clips in each of the bins between `edges` (one more than bins); the outer bins hold what lies beyond."""
+    """Clips in each bin between `edges` (one more than bins); the outer bins include clips beyond them."""
 
     edges: NDArray[np.float64]
     ok: tuple[int, ...]
@@ -45,7 +46,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class LimitLine:
-    """A limit at `x`, with the zone that it turns down; one too far away (`is_beyond`) stands as a word at the edge."""
+    """A limit at `x` with the zone that it rejects; if it is too far away (`is_beyond`), text at the edge names it."""
 
     x: float
     is_beyond: bool
@@ -57,7 +58,7 @@ class LimitLine:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """One figure drawn; positions in pixels of the view box, ticks are (position, text)."""
+    """A drawn histogram; positions in pixels of the view box, ticks are (position, text)."""
 
     quality: Quality
     counts: Counts
@@ -68,7 +69,7 @@ class Histogram:
 
     @property
     def description(self) -> str:
-        """What a person hears who cannot see it."""
+        """Text for screen readers."""
         limits = ", ".join(line.label for line in self.lines) or "none"
         return (
             f"{self.quality.title}: {sum(self.counts.ok):,} usable clips, {self.summary}; "
@@ -79,7 +80,7 @@ class Histogram:
 def histograms(
     connection: duckdb.DuckDBPyConnection, qualities: Sequence[Quality], crop: CropParams
 ) -> list[Histogram]:
-    """One histogram for each quality that was measured, of the view `ledger` (status, and the qualities' names)."""
+    """Draws a histogram for each measured quality, from the view `ledger` (status and the names of the qualities)."""
     drawn = []
     for quality in qualities:
         ((num, low, high, ok_5, ok_50, ok_95),) = connection.execute(
@@ -97,10 +98,10 @@ def histograms(
         limits = quality.limits(crop)
         low, high = quality.bounds or (low, high)
         counts = count(connection, quality.name, bin_edges(low, high, limits, quality.bounds is not None))
-        summary = "measured in rejected clips only"
+        summary = "measured only in rejected clips"
         if ok_50 is not None:
             spread = f"{quality.text(ok_5)} to {quality.text(ok_95)}"
-            summary = f"median {quality.text(ok_50)}, nine in ten usable clips {spread}"
+            summary = f"median {quality.text(ok_50)}, 90 % of the usable clips {spread}"
         drawn.append(_placed(Histogram(quality, counts, summary), limits))
     return drawn
 
@@ -108,7 +109,7 @@ def histograms(
 def bin_edges(
     low: float, high: float, limits: Sequence[Limit] = (), is_exact: bool = False
 ) -> NDArray[np.float64]:
-    """NUM_BINS + 1 edges over the range, unless exact widened to round numbers and to the limits within REACH of it."""
+    """Returns NUM_BINS + 1 edges over the range; unless exact, widened to round numbers and to limits within REACH."""
     if not is_exact:
         if low == high:
             low, high = low - 0.05 * max(abs(low), 1), high + 0.05 * max(abs(high), 1)
@@ -120,7 +121,7 @@ def bin_edges(
 
 
 def count(connection: duckdb.DuckDBPyConnection, name: str, edges: NDArray[np.float64]) -> Counts:
-    """What numpy.histogram counts of the values clipped to the edges, ok and rejected clips apart."""
+    """Counts like numpy.histogram the values clipped to the edges, separately for ok and rejected clips."""
     rows = connection.execute(
         f"""
         WITH bins AS (SELECT unnest($edges::DOUBLE[]) AS edge, generate_subscripts($edges::DOUBLE[], 1) - 1 AS bin),
@@ -130,7 +131,7 @@ def count(connection: duckdb.DuckDBPyConnection, name: str, edges: NDArray[np.fl
             )
         SELECT status, bin, count(*) FROM figures ASOF JOIN bins ON figures.value >= bins.edge GROUP BY ALL
         """,
-        # the last bin holds its upper edge, so no bin begins there
+        # the last bin includes its upper edge, so no bin begins there
         {"edges": edges[:-1].tolist(), "low": float(edges[0]), "high": float(edges[-1])},
     ).fetchall()
     counts = {"ok": [0] * (len(edges) - 1), "rejected": [0] * (len(edges) - 1)}
@@ -154,7 +155,7 @@ def _placed(plain: Histogram, limits: Sequence[Limit]) -> Histogram:
         for bin_, number in enumerate(values):
             if number:
                 begin, end = (float(edge) for edge in counts.edges[bin_ : bin_ + 2])
-                # a single clip among 30,000 must not vanish
+                # a single clip among 30,000 must stay visible
                 height = round(max(2.0, number / max(values) * room), 1)
                 y = round(AXIS - height, 1) if word == "usable" else float(AXIS)
                 span = f"{quality.text(begin)} to {quality.text(end)}"

@@ -1,4 +1,4 @@
-"""What our HTML pages share: each is one file with its pictures and charts in it, loads nothing and runs no script."""
+"""Shared code of the HTML pages: each page is one file with its pictures, loads nothing and runs no script."""
 
 import base64
 from typing import Any
@@ -14,28 +14,28 @@ JPEG_QUALITY = 88
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The page as HTML text; every text that came from outside is escaped, its control characters too."""
+    """Returns the page as HTML text; escapes every text from outside and its control characters."""
     environment = Environment(
         loader=PackageLoader("stages.pages"),
         autoescape=True,
         undefined=StrictUndefined,
-        # what macros give has passed here already
+        # the results of macros were escaped already
         finalize=lambda value: one_line(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, thousands=lambda number: f"{number:,}")
-    # the template's macros leave blank lines behind
+    # macros leave blank lines at the start
     return environment.get_template(template).render(**values).lstrip()
 
 
 def percent(share: float | None) -> str:
-    """A share as per cent with one decimal; a dash where it is not known."""
+    """Returns a share in per cent with one decimal, or a dash if it is not known."""
     return "–" if share is None else f"{100 * share:.1f}\u202f%"
 
 
 def film_strip(clip_THW: NDArray[np.uint8], num_frames: int, frames_per_picture: int) -> list[str]:
-    """Frames spread evenly over the clip, first and last among them, as JPEG data: URIs of so many frames each."""
+    """Returns evenly spaced frames, including the first and last, as JPEG data: URIs of `frames_per_picture` frames."""
     count = min(num_frames, len(clip_THW))
     frames = clip_THW[np.linspace(0, len(clip_THW) - 1, count).round().astype(int)]
     return [
@@ -45,7 +45,7 @@ def film_strip(clip_THW: NDArray[np.uint8], num_frames: int, frames_per_picture:
 
 
 def jpeg_uri(picture: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> str:
-    """A picture, gray or BGR, as a data: URI."""
+    """Returns a gray or BGR picture as a data: URI."""
     done, payload = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, "a uint8 picture can always be written as JPEG"
     return "data:image/jpeg;base64," + base64.b64encode(payload.tobytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""The report's charts as positions in pixels of a view box; the templates draw them as SVG."""
+"""Computes the charts of the report in pixels of a view box; the templates draw them as SVG."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A bin of the calibration: its place, the radius by its share of the characters, its tooltip."""
+    """A bin of the calibration: its position, a radius by its share of the characters, its tooltip."""
 
     x: float
     y: float
@@ -49,7 +49,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Confidence to the right, accuracy upwards, both 0 to 1 over the same length; the diagonal is honest."""
+    """Confidence on the x axis, accuracy on the y axis, both 0 to 1 and equally long; the diagonal is ideal."""
 
     dots: tuple[Dot, ...]
     ticks: tuple[float, ...]
@@ -66,7 +66,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A quarter of the clips: its bar's height as a share of the chart's, the CER over it, its ends under it."""
+    """A quarter of the clips: its bar height as a share of the chart, its CER, its lowest and highest value."""
 
     height: float
     cer: str
@@ -77,7 +77,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class QualityChart:
-    """CER by quarters of one column of the ledger."""
+    """CER by quarters of one column of crops.parquet."""
 
     title: str
     unit: str
@@ -86,7 +86,7 @@ class QualityChart:
 
 
 def training_charts(curves: Sequence[Mapping[str, float | None]]) -> tuple[Chart, Chart]:
-    """Loss and CER by epoch; a chart without lines where nothing of it was measured."""
+    """Returns the charts of loss and CER by epoch; a chart has no lines if nothing was measured."""
     return (
         _chart("Loss", curves, {"train_loss": "train", "val_loss": "valid"}, lambda value: f"{value:.4g}"),
         _chart("CER", curves, {"val_cer": "valid"}, lambda value: f"{100 * value:.3g}\u202f%"),
@@ -100,10 +100,10 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> Calibration:
         Dot(
             chart.x_of(one.confidence),
             chart.y_of(one.accuracy),
-            # the area tells the weight; the smallest can still be seen
+            # the area is the weight; the smallest dot stays visible
             round(3 + 5 * math.sqrt(one.num_chars / most), 1),
-            f"{one.num_clips:,} clips of {one.num_chars:,} characters: {percent(one.confidence)} sure, "
-            f"{percent(one.accuracy)} right",
+            f"{one.num_clips:,} clips of {one.num_chars:,} characters: confidence {percent(one.confidence)}, "
+            f"accuracy {percent(one.accuracy)}",
         )
         for one in bins
     )
@@ -111,7 +111,7 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> Calibration:
 
 
 def quality_charts(qualities: Mapping[str, Sequence[QualityBin]]) -> list[QualityChart]:
-    """One chart a column that has two quarters to compare, in the ledger's order, all to one scale."""
+    """Returns a chart for each quality with at least two bins, in the order of QUALITIES, all with one scale."""
     highest = max((one.counts.cer for bins in qualities.values() for one in bins), default=0.0) or 1.0
     charts = []
     for quality in QUALITIES:
@@ -122,8 +122,8 @@ def quality_charts(qualities: Mapping[str, Sequence[QualityBin]]) -> list[Qualit
             Column(
                 one.counts.cer / highest,
                 percent(one.counts.cer),
-                _bare(quality, one.low),
-                _bare(quality, one.high),
+                _without_unit(quality, one.low),
+                _without_unit(quality, one.high),
                 one.num_clips,
             )
             for one in bins
@@ -132,7 +132,7 @@ def quality_charts(qualities: Mapping[str, Sequence[QualityBin]]) -> list[Qualit
     return charts
 
 
-def _bare(quality: Quality, value: float) -> str:
+def _without_unit(quality: Quality, value: float) -> str:
     return quality.text(value).removesuffix(quality.unit).rstrip()
 
 

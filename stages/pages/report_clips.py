@@ -1,7 +1,6 @@
-"""A clip as the report shows it: pieces of film, and under each what a CTC head said when.
+"""A clip in the report: its film strip, and the output of a CTC head over time under it.
 
-Positions are pixels along the whole strip, in which a frame is TILE wide: a moment stands under the frame that
-shows it.
+Positions are pixels along the whole strip, in which a frame is TILE wide: a moment is under its frame.
 """
 
 from collections.abc import Sequence
@@ -17,19 +16,19 @@ from stages.pages.page import film_strip
 from stages.reports.figures import CountedClip
 from stages.statistics.axis_ticks import nice_ticks
 
-# Two pictures of 8 frames: side by side they make one strip, on a phone the second moves under the first.
+# Two pictures of 8 frames: one strip on a wide screen; on a phone the second is below the first.
 STRIP_FRAMES, FRAMES_PER_PICTURE = 16, 8
 TILE = 48
-# A probability of 1 reaches up to FULL, one of 0 stays at AXIS; characters stand over it, seconds under it.
+# y of probability 1 (FULL) and 0 (AXIS); characters are above, seconds below.
 FULL, AXIS, HEIGHT = 36, 84, 102
-# Room that a text takes: Latin letters are narrow, Han characters wide. Where its row is taken, it moves up by ROW.
+# Width of a text: Latin letters are narrow, Han characters wide. A text that would overlap moves up by ROW.
 LETTER, HAN, GAP, ROW = 7.5, 12, 3, 15
 MAX_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """One spike: a line up to `y`, its character or syllable over it; `is_right`: the reference has it there."""
+    """One spike: a line up to `y` with its character or syllable; `is_right`: the reference has the same there."""
 
     x: float
     y: float
@@ -42,7 +41,7 @@ class Stem:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One picture and the spikes under it; `blank` outlines the blank's probability, "" where there is no CTC."""
+    """One picture and the spikes under it; `blank` is the outline of the blank's probability, "" without a CTC head."""
 
     picture: str
     left: int
@@ -62,18 +61,18 @@ class ShownClip:
 
 @dataclass(frozen=True, slots=True)
 class TimeAxis:
-    """Where a moment of a clip stands along its strip, whose frames are spread evenly from first to last."""
+    """Maps moments of a clip to positions on its strip, whose frames are evenly spaced from first to last."""
 
     num_frames: int
     num_shown: int
     fps: float
 
     def x_of_frame(self, frame: float) -> float:
-        """Of the middle of a frame, counted from 0."""
+        """Returns x of the middle of a frame, counted from 0."""
         return TILE * (0.5 + frame * (self.num_shown - 1) / max(self.num_frames - 1, 1))
 
     def x_of_step(self, step: int, num_steps: int) -> float:
-        """Of the middle of an encoder step."""
+        """Returns x of the middle of an encoder step."""
         return self.x_of_frame((step + 0.5) * self.num_frames / num_steps - 0.5)
 
     def x_of_second(self, second: float) -> float:
@@ -81,7 +80,7 @@ class TimeAxis:
 
     @property
     def seconds(self) -> list[float]:
-        """Round times within the clip."""
+        """Round times within the clip, s."""
         duration_s = self.num_frames / self.fps
         step = nice_ticks(0, duration_s / 2)[1]
         return [index * step for index in range(int(duration_s / step + 1e-6) + 1)]
@@ -90,12 +89,12 @@ class TimeAxis:
 def shown_clip(
     counted: CountedClip, clip_THW: NDArray[np.uint8], spikes: Spikes | None, fps: float
 ) -> ShownClip:
-    """The clip's film strip, its spikes where a CTC head gave some, and its aligned texts."""
+    """Returns the clip's film strip, the spikes of its CTC head if there is one, and its aligned texts."""
     clip = counted.clip
     num_shown = min(STRIP_FRAMES, len(clip_THW))
     axis = TimeAxis(len(clip_THW), num_shown, fps)
     stems = [] if spikes is None else _stems(spikes, axis, clip.reference)
-    # as high as the highest character, the same for all pieces
+    # the top of the highest character, the same for all pieces
     top = min((stem.text_y for stem in stems), default=FULL) - 14
     pieces = []
     for index, picture in enumerate(film_strip(clip_THW, STRIP_FRAMES, FRAMES_PER_PICTURE)):
@@ -132,7 +131,7 @@ def _stems(spikes: Spikes, axis: TimeAxis, reference: str) -> list[Stem]:
     for spike, right in zip(spikes.spikes, is_right, strict=True):
         x = round(axis.x_of_step(spike.step, len(spikes.blank_S)), 1)
         y = _y_of(spike.probability)
-        half = (sum(LETTER if one.isascii() else HAN for one in spike.text) + GAP) / 2
+        half = (sum(LETTER if char.isascii() else HAN for char in spike.text) + GAP) / 2
         text_x = _within_picture(x, half, axis)
         free = (row for row, end in enumerate(taken_to) if text_x - half >= end)
         row = next(free, MAX_ROWS - 1)
@@ -153,7 +152,7 @@ def _stems(spikes: Spikes, axis: TimeAxis, reference: str) -> list[Stem]:
 
 
 def _within_picture(x: float, half: float, axis: TimeAxis) -> float:
-    """The middle of a text of that half width over `x`, moved so that it ends within the picture that holds `x`."""
+    """Returns the middle of a text at `x` with that half width, moved so that it stays within the picture of `x`."""
     width = TILE * FRAMES_PER_PICTURE
     left = x // width * width
     right = min(left + width, TILE * axis.num_shown)
@@ -161,7 +160,7 @@ def _within_picture(x: float, half: float, axis: TimeAxis) -> float:
 
 
 def _blank_outline(spikes: Spikes, axis: TimeAxis, left: int, right: int) -> str:
-    """An SVG path from `left` to `right`, no further than the clip runs."""
+    """Returns an SVG path from `left` to `right`, limited to the clip."""
     left_x = max(left, axis.x_of_frame(-0.5))
     right_x = min(right, axis.x_of_frame(axis.num_frames - 0.5))
     steps_x = np.array([axis.x_of_step(step, len(spikes.blank_S)) for step in range(len(spikes.blank_S))])

@@ -1,4 +1,4 @@
-"""The report's page: the verdict, and what the templates draw from the figures."""
+"""Renders the page of the report from its figures, with a verdict."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from stages.pages.report_charts import calibration_chart, quality_charts, traini
 from stages.pages.report_clips import ShownClip, shown_clip
 from stages.reports.figures import (
     NARROW_NOTE,
+    NO_INTERVAL_NOTE,
     NORMALISER_UNKNOWN,
-    NOTHING_NOTE,
     CountedClip,
     Figures,
     ReportContext,
@@ -26,15 +26,15 @@ from stages.reports.groups import confidence_of
 from stages.statistics.axis_ticks import nice_ticks
 from stages.statistics.quality import EXPLAINED
 
-# Of the blind and of the chance CER: the CER has to be below both, and the end of its interval, where there is one
-# (a choice of ours).
+# The CER, and the upper end of its interval if there is one, must be below this share of the blind and the chance CER
+# (our choice).
 FAR_BELOW = 0.8
-# Without an error there is no interval; of so many clips and more, none wrong is word enough.
+# Without an error there is no interval; from this number of clips on, a CER of 0 is accepted without one.
 ENOUGH_CLIPS = 30
 
 
 def render_page(figures: Figures, context: ReportContext) -> str:
-    """The page as HTML text. It loads nothing, runs no script, and escapes every text that came from outside."""
+    """Returns the page as HTML text. It loads nothing, runs no script and escapes every text from outside."""
 
     def shown(counted: CountedClip) -> ShownClip:
         clip_id = counted.clip.clip_id
@@ -52,7 +52,7 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         has_interval=has_interval,
         normaliser_unknown=NORMALISER_UNKNOWN,
         narrow_note=NARROW_NOTE,
-        nothing_note=NOTHING_NOTE,
+        no_interval_note=NO_INTERVAL_NOTE,
         interval_about=interval_about(metrics.get("cer_interval_over"), metrics.get("num_speakers")),
         charts=[chart for chart in training_charts(context.curves) if chart.lines],
         splits=split_rows(context),
@@ -60,7 +60,7 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         calibration=calibration_chart(figures.calibration),
         qualities=quality_charts(figures.qualities),
         unit=unit_of(metrics.get("decoder")),
-        heard="syllable" if spiking_head(metrics.get("decoder")) == "syllables" else "character",
+        ctc_unit="syllable" if spiking_head(metrics.get("decoder")) == "syllables" else "character",
         explained=EXPLAINED,
         shown=shown,
         confidence_of=confidence_of,
@@ -70,14 +70,14 @@ def render_page(figures: Figures, context: ReportContext) -> str:
 
 
 def split_rows(context: ReportContext) -> list[tuple[str, int, int]]:
-    """Split, its usable clips, its rejected ones; of splits that have either."""
+    """Returns (split, usable clips, rejected clips) for splits that have either."""
     splits = dict.fromkeys([*context.clip_totals, *context.rejections])
     rejected = {split: sum(context.rejections.get(split, {}).values()) for split in splits}
     return [(split, context.clip_totals.get(split, 0), rejected[split]) for split in splits]
 
 
 def rejection_rows(context: ReportContext) -> list[tuple[str, int, int]]:
-    """Reason, rejected clips of the reported split, of all splits; what costs the reported split most first."""
+    """Returns (reason, rejected clips of the reported split, of all splits), the most frequent first."""
     ours: Mapping[str, int] = context.rejections.get(context.split, {})
     total: Counter[str] = sum(map(Counter, context.rejections.values()), Counter())
     rows = [(reason, ours.get(reason, 0), number) for reason, number in total.items()]
@@ -85,9 +85,9 @@ def rejection_rows(context: ReportContext) -> list[tuple[str, int, int]]:
 
 
 def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether the figures show lip reading: ("good", "bad" or "open", a sentence for people).
+    """Returns whether the figures show lip reading, as "good", "bad" or "open", with a sentence.
 
-    The sentence says what is compared with what, and no more: how much was read from the lips no CER tells.
+    The sentence states only the comparison: no CER can say how much was read from the lips.
     """
     cer, low, high = metrics["cer"], metrics.get("cer_low"), metrics.get("cer_high")
     rivals = {name: metrics[f"{name}_cer"] for name in ("blind", "chance")}
@@ -102,17 +102,17 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
         )
         return (
             "open",
-            f"The {missing[0]} CER is not known ({cause}), so this figure alone shows no lip reading.",
+            f"The {missing[0]} CER is not known ({cause}), so the CER does not show lip reading.",
         )
     below = f"Its CER of {percent(cer)} is below {_limits(known, list(known))}"
     if cer == 0 and metrics["num_clips"] >= ENOUGH_CLIPS:
         return "good", f"{below}: not one error in {metrics['num_clips']} clips."
     if not has_interval(low, high):
-        return "open", f"{below}, but it has no interval: how far other clips would be from it is open."
+        return "open", f"{below}, but it has no interval: the CER of other clips may differ by any amount."
     if missed := [name for name, rival in known.items() if high >= FAR_BELOW * rival]:
         return "open", (
             f"{below}, but the upper end of its interval, {percent(high)}, is not below {_limits(known, missed)}: "
-            "this split leaves it open whether the model reads lips."
+            "this split does not show whether the model reads lips."
         )
     return "good", (
         f"This model needs the moving mouth of the right clip: its CER of {percent(cer)} and the upper end of its "
@@ -121,7 +121,7 @@ def verdict(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _limits(rivals: Mapping[str, float], names: Sequence[str]) -> str:
-    """What a CER was held against: a share of each of these."""
+    """Returns the text of the limits: a share of each of these rivals."""
     limits = " and ".join(percent(FAR_BELOW * rivals[name]) for name in names)
     rates = " and of the ".join(f"{name} CER ({percent(rivals[name])})" for name in names)
     return f"{limits}, {100 * FAR_BELOW:.0f}\u202f% of the {rates}"

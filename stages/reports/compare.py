@@ -1,4 +1,4 @@
-"""Two readings of one split, clip by clip: what got better, what got worse, and whether that is more than chance."""
+"""Compares two reports of one split clip by clip, and tests whether the difference may be chance."""
 
 import json
 from collections import Counter, defaultdict
@@ -47,25 +47,25 @@ class ComparedClip:
 
     @property
     def change(self) -> int:
-        """Errors that B makes more; fewer is negative."""
+        """Errors of B minus errors of A; negative if B is better."""
         return self.counts_b.errors - self.counts_a.errors
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """CER of B less that of A, over some clips; negative where B is better."""
+    """CER of B minus CER of A over some clips; negative if B is better."""
 
     num_clips: int
     num_speakers: int
-    """Those that are known."""
+    """Number of known speakers."""
     counts_a: EditCounts
     counts_b: EditCounts
     interval: Interval | None
-    """The middle 95 % of the paired bootstrap; None where there is one clip only, or all that is drawn is alike."""
+    """The middle 95 % of the paired bootstrap; None for a single clip, or if all resamples have the same difference."""
     over: Over
-    """What was drawn."""
+    """What the bootstrap draws: speakers or clips."""
     better_share: float | None
-    """Of the resamples, those in which B is better; equals count half."""
+    """Share of resamples in which B is better; equal ones count half."""
 
     @property
     def change(self) -> float:
@@ -73,12 +73,12 @@ class Difference:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether its interval is too narrow for other speakers."""
+        """Whether the interval is too narrow for other speakers."""
         return self.interval is not None and self.num_speakers < ENOUGH_SPEAKERS
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval leaves out that there is none, over speakers enough to believe it."""
+        """Whether the interval excludes 0 and covers enough speakers."""
         if self.interval is None or self.is_narrow:
             return False
         return not self.interval.low <= 0 <= self.interval.high
@@ -86,7 +86,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two readings of the clips that both have."""
+    """The comparison of the clips that both reports contain."""
 
     name_a: str
     name_b: str
@@ -94,17 +94,17 @@ class Comparison:
     unit: CountedUnit
     whole: Difference
     groups: Mapping[str, Sequence[tuple[str, Difference]]]
-    """By "speaker", "gender", "age", "topic", where the corpus says it; what got most better first."""
+    """By "speaker", "gender", "age", "topic", if the corpus has it; the largest improvement first."""
     better: Sequence[ComparedClip]
     """Clips with fewer errors in B, the largest change first."""
     worse: Sequence[ComparedClip]
     num_same: int
-    """Clips with as many errors."""
+    """Number of clips with equally many errors."""
     only_a: Sequence[str]
-    """clip_ids that B lacks."""
+    """clip_ids that are missing in B."""
     only_b: Sequence[str]
     read_by_a: str | None
-    """Checkpoint, decoder and language model; None where no metrics.json lies beside the predictions."""
+    """Checkpoint, decoder and language model; None if there is no metrics.json next to the predictions."""
     read_by_b: str | None
 
     def as_json(self) -> dict[str, Any]:
@@ -129,10 +129,10 @@ class Comparison:
 
 
 def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
-    """B against A, over the clips that both read; each a report's folder or its predictions.parquet.
+    """Compares B with A over the clips of both; each is the folder of a report or its predictions.parquet.
 
-    Raises TableError where one cannot be read, ConfigError where they are of other splits or references, or one is of
-    pinyin and the other of characters.
+    Raises TableError if one cannot be read, ConfigError if their splits or references differ, or if one is in pinyin
+    and the other in characters.
     """
     (read_by_a, decoder_a), (read_by_b, decoder_b) = _read_by(run_a), _read_by(run_b)
     unit = _one_unit(run_a, decoder_a, run_b, decoder_b)
@@ -140,7 +140,9 @@ def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
     split = _one_split(run_a, rows_a, run_b, rows_b)
     common = sorted(rows_a.keys() & rows_b.keys())
     if not common:
-        raise ConfigError(f"{run_a} and {run_b} have no clip in common; compare two reports of one split")
+        raise ConfigError(
+            f"{run_a} and {run_b} have no clip in common; compare two reports of the same split"
+        )
     _refuse_other_references(run_a, rows_a, run_b, rows_b, common)
     clips = [_compared(rows_a[clip_id], rows_b[clip_id]) for clip_id in common]
     changed = sorted((clip for clip in clips if clip.change), key=lambda clip: (clip.change, clip.clip_id))
@@ -163,9 +165,9 @@ def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
 
 
 def paired_difference(clips: Sequence[ComparedClip], resamples: int, seed: int) -> Difference:
-    """The difference over `clips` with a paired bootstrap: A and B are counted on the same drawn speakers.
+    """Returns the difference over `clips` with a paired bootstrap: each resample has the same speakers for A and B.
 
-    Bisani and Ney 2004, section 4, drawn by speaker. At least one clip.
+    Bisani and Ney 2004, section 4, drawn by speaker. Needs at least one clip.
     """
     speakers = [clip.speaker for clip in clips]
     groups_N, over = groups_of(speakers)
@@ -188,42 +190,44 @@ def _rows(run: Path) -> dict[str, dict[str, Any]]:
     file = run / PREDICTIONS_FILE if run.is_dir() else run
     rows = read_table(file, PREDICTIONS, "pipeline report").to_pylist()
     if not rows:
-        raise TableError(f"{file} holds no clip; run `pipeline report` on a split that has some")
+        raise TableError(f"{file} contains no clips; run `pipeline report` on a split with clips")
     counted = Counter(row["clip_id"] for row in rows)
     clip_id, times = counted.most_common(1)[0]
     if times > 1:
-        raise TableError(f"{file} holds clip {clip_id} {times} times; run `pipeline report` again")
+        raise TableError(f"{file} contains clip {clip_id} {times} times; run `pipeline report` again")
     return {row["clip_id"]: row for row in rows}
 
 
 def _read_by(run: Path) -> tuple[str | None, str | None]:
-    """What read a report, in a line for people, and its decoder; None where no metrics.json says it."""
+    """Returns a line with checkpoint, decoder and language model, and the decoder; None without metrics.json."""
     file = (run if run.is_dir() else run.parent) / METRICS_FILE
     refuse_pipe(file)
     try:
         metrics = json.loads(file.read_text("utf-8"))
         settings = metrics.get("decode") or {"decoder": metrics.get("decoder") or "unknown"}
         parts = [f"checkpoint {metrics.get('checkpoint') or 'unknown'}", describe_settings(settings)]
-        asked = metrics.get("language_model")
+        language_model = metrics.get("language_model")
     except FileNotFoundError:
         return None, None
     except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise TableError(f"{file} is damaged ({error!r}); `pipeline report` makes it again") from error
-    told = "; ".join([*parts, f"language model {asked}"] if asked else parts)
-    return told, str(settings["decoder"])
+        raise TableError(f"{file} is damaged ({error!r}); run `pipeline report` again") from error
+    line = "; ".join([*parts, f"language model {language_model}"] if language_model else parts)
+    return line, str(settings["decoder"])
 
 
 def _one_unit(run_a: Path, decoder_a: str | None, run_b: Path, decoder_b: str | None) -> CountedUnit:
-    """What both count. Where one does not say it, its references do: they have to be the other's."""
-    told = {run: decoder for run, decoder in ((run_a, decoder_a), (run_b, decoder_b)) if decoder is not None}
-    units = {unit_of(decoder) for decoder in told.values()}
+    """Returns the unit that both count. If one does not name its decoder, its references must equal the other's."""
+    decoders = {
+        run: decoder for run, decoder in ((run_a, decoder_a), (run_b, decoder_b)) if decoder is not None
+    }
+    units = {unit_of(decoder) for decoder in decoders.values()}
     if len(units) > 1:
         kinds = (
-            f"{run} holds {'toneless pinyin' if unit_of(decoder) == LETTERS else 'characters'} (decoder {decoder})"
-            for run, decoder in told.items()
+            f"{run} contains {'toneless pinyin' if unit_of(decoder) == LETTERS else 'characters'} (decoder {decoder})"
+            for run, decoder in decoders.items()
         )
         raise ConfigError(
-            f"{', '.join(kinds)}: their error rates count other units and cannot be compared; report both with "
+            f"{', '.join(kinds)}: their error rates count different units and cannot be compared; report both with "
             "decode.decoder syllables, or both with decoders that write characters"
         )
     return units.pop() if units else unit_of(None)
@@ -235,7 +239,7 @@ def _one_split(run_a: Path, rows_a: Mapping[str, Any], run_b: Path, rows_b: Mapp
     )
     if splits_a != splits_b:
         raise ConfigError(
-            f"{run_a} is of split {splits_a}, {run_b} of split {splits_b}: compare two reports of one split "
+            f"{run_a} is of split {splits_a}, {run_b} of split {splits_b}: compare two reports of the same split "
             "(report.split)"
         )
     return splits_a
@@ -248,12 +252,15 @@ def _refuse_other_references(
     rows_b: Mapping[str, Any],
     common: Sequence[str],
 ) -> None:
-    other = [one for one in common if rows_a[one]["reference"] != rows_b[one]["reference"]]
-    if other:
+    different = [
+        clip_id for clip_id in common if rows_a[clip_id]["reference"] != rows_b[clip_id]["reference"]
+    ]
+    if different:
+        first = different[0]
         raise ConfigError(
-            f"{len(other)} of {len(common)} clips have another reference in {run_b} than in {run_a}, the first is "
-            f"{other[0]}: '{rows_b[other[0]]['reference']}', not '{rows_a[other[0]]['reference']}'. Their CERs cannot "
-            "be compared; report both with one normaliser (section text) and decoders that write characters"
+            f"{len(different)} of {len(common)} clips have different references in {run_a} and {run_b}, first "
+            f"{first}: '{rows_a[first]['reference']}' and '{rows_b[first]['reference']}'. Their CERs cannot be "
+            "compared; report both with the same normaliser (section text) and decoders that write characters"
         )
 
 
@@ -287,8 +294,8 @@ def _groups(
             if (name := key(clip)) is not None:
                 members[name].append(clip)
         if members:
-            made = [(name, paired_difference(some, resamples, seed)) for name, some in members.items()]
-            found[kind] = sorted(made, key=lambda one: (one[1].change, one[0]))
+            differences = [(name, paired_difference(some, resamples, seed)) for name, some in members.items()]
+            found[kind] = sorted(differences, key=lambda group: (group[1].change, group[0]))
     return found
 
 

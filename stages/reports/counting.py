@@ -1,4 +1,4 @@
-"""Counts what a scored split got right and writes the report: metrics, tables, curves and the page."""
+"""Computes the figures of a report from a scored split."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ def figures_of(
     context: ReportContext,
     facts: ReportFacts = NO_FACTS,
 ) -> Figures:
-    """What the report says; raises ConfigError where the split has no clips."""
+    """Returns the figures of the report; raises ConfigError if the split has no clips."""
     metrics = split_metrics(
         scored,
         blind,
@@ -92,22 +92,21 @@ def split_metrics(
     facts: ReportFacts = NO_FACTS,
     num_rejected: int | None = None,
 ) -> dict[str, Any]:
-    """What stands in metrics.json: shares (not per cent) and counts, null where they cannot be known.
+    """Returns the contents of metrics.json: shares (not per cent) and counts, null if they cannot be known.
 
-    `decode` holds the settings that the decoder used, `language_model` the identity of the file that it asked.
-    `cer_low` to `cer_high` holds 95 % of the resamples over `cer_interval_over`, all three null where that would say
-    nothing (`why_no_interval`). `chance_cer` is the mean of `chance_pairings`, whatever the seed. `normaliser` made
-    the references, `checkpoint_normaliser` the labels that were learnt. `speaker_overlap` counts the speakers that
-    were also trained on, `num_unwritable` the characters of the references that the model has no token for; they are
-    errors. `wer` is there only for text with words, `mer` (Han characters and words of other scripts) where there are
-    both, the rates of syllables, of their looks and of visemes are null unless half of the text is Han, or it is
-    pinyin that was read. `num_rejected` counts the clips of the split that have no part in anything here, for the
-    ledger rejected them: a CER falls where hard clips go. `num_without_confidence` clips have no score, and no part in
-    `calibration_error`.
-    Raises ConfigError where the split has no clips.
+    `decode`: the settings that the decoder used. `language_model`: the identity of the file that it used.
+    `cer_low` to `cer_high` contains 95 % of the resamples over `cer_interval_over`; all three are null if an interval
+    would mean nothing (`why_no_interval`). `chance_cer`: the mean of `chance_pairings`, independent of the seed.
+    `normaliser` made the references, `checkpoint_normaliser` the learnt labels. `speaker_overlap`: speakers that were
+    also trained on. `num_unwritable`: characters of the references that the model has no token for; they are errors.
+    `wer` exists only for text with words, `mer` (Han characters and words of other scripts) only for text with both.
+    The rates of syllables, look-alike classes and visemes are null unless half of the text is Han, or pinyin was read.
+    `num_rejected`: clips of the split that crop rejected and that no other figure contains; a CER falls if hard clips
+    are rejected. `num_without_confidence`: clips without a score; `calibration_error` does not contain them.
+    Raises ConfigError if the split has no clips.
     """
     if not scored:
-        raise ConfigError(f"report.split: {split!r} has no clips to report on; name a packed split")
+        raise ConfigError(f"report.split: split {split!r} has no clips; choose a packed split")
     assert not blind or {clip.clip_id for clip in blind} == {clip.clip_id for clip in scored}
     clips = counted_clips(scored)
     pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
@@ -138,7 +137,7 @@ def split_metrics(
         "insertions": counts.insertions,
         "num_unwritable": None if facts.table is None else _num_unwritable(references, facts.table),
         "syllable_error_rate": unit_error_rate(pairs, sounds.syllables) if sounds else None,
-        "look_error_rate": unit_error_rate(pairs, sounds.looks) if sounds else None,
+        "look_error_rate": unit_error_rate(pairs, sounds.look_alike_classes) if sounds else None,
         "viseme_error_rate": unit_error_rate(pairs, sounds.visemes) if sounds else None,
         "calibration_error": calibration_error(calibration_of(clips)),
         "num_without_confidence": sum(math.isnan(counted.clip.score) for counted in clips),
@@ -155,22 +154,22 @@ def split_metrics(
 
 
 class _Sounds(NamedTuple):
-    """What makes syllables, their looks, and visemes, of a text."""
+    """Functions that split a text into syllables, look-alike classes and visemes."""
 
     syllables: Callable[[str], Sequence[str]]
-    looks: Callable[[str], Sequence[str]]
+    look_alike_classes: Callable[[str], Sequence[str]]
     visemes: Callable[[str], Sequence[str]]
 
 
 def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
-    """None where little of the text is Mandarin."""
+    """Returns None if little of the text is Mandarin."""
     if decoder == "syllables":
         return _Sounds(str.split, look_alike_units_of_pinyin, visemes_of_pinyin)
     return _Sounds(syllables_of, look_alike_units, viseme_units) if is_mandarin(references) else None
 
 
 def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:
-    """In a fixed order, so that chance CER and files do not depend on how the clips were batched."""
+    """Counts the errors of the clips, in a fixed order: chance CER and files do not depend on batches."""
     return [
         CountedClip(clip, edit_counts(clip.reference, clip.hypothesis))
         for clip in sorted(scored, key=lambda clip: clip.clip_id)
@@ -185,13 +184,13 @@ def _num_unwritable(references: Sequence[str], table: Tokenizer) -> int:
 def _examples(
     clips: Sequence[CountedClip], wanted: int
 ) -> tuple[Sequence[CountedClip], Sequence[CountedClip], Sequence[CountedClip]]:
-    """The worst, the median and the best clips, each clip at most once; of equals the one with more text is shown."""
+    """Returns the worst, median and best clips, each clip at most once; of equal clips those with more text."""
     num = min(wanted, -(-len(clips) // 3))
     worst_first = sorted(clips, key=lambda c: (-c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
     worst = worst_first[:num]
     best_first = sorted(worst_first[num:], key=lambda c: (c.counts.cer, -c.counts.num_chars, c.clip.clip_id))
     best = best_first[:num]
     between = best_first[num:]
-    # with as many left out at either end, the middle of the rest is the middle of all
+    # equally many clips are left out at both ends, so the middle of the rest is the median
     start = (len(between) - min(wanted, len(between))) // 2
     return worst, between[start : start + wanted][::-1], best

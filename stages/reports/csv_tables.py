@@ -1,4 +1,4 @@
-"""The figures of a report as CSV files, for `dvc plots` and other tools."""
+"""Writes the figures of a report as CSV files, for `dvc plots` and other tools."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,6 @@ CURVE_COLUMNS = (
     "skipped",
     "flop_utilisation",
 )
-
-
 GROUP_COLUMNS = ("group", "clips", "characters", "cer", "cer_low", "cer_high", "interval_over", "speakers")
 CALIBRATION_COLUMNS = ("low", "high", "num_clips", "num_chars", "confidence", "accuracy")
 CONFUSION_COLUMNS = ("kind", "reference", "hypothesis", "count", "num_reference", "look_alike")
@@ -31,7 +29,7 @@ QUALITY_COLUMNS = ("quality", "low", "high", "clips", "characters", "cer")
 
 
 def csv_tables(figures: Figures, curves: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """CSV files of the figures, for `dvc plots` and others."""
+    """Returns file name → CSV text of the figures."""
     tables = {f"by_{name}.csv": _groups_csv(groups) for name, groups in figures.groups.items()}
     kinds = {"character": figures.characters, "word": figures.words, "syllable": figures.syllables}
     confusions = [

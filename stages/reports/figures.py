@@ -1,6 +1,6 @@
-"""What a report says in figures: computed in one place, shown in another (stages/pages/report_page.py).
+"""The figures of a report; stages/pages/report_page.py shows them.
 
-Shares are 0 to 1, never per cent. What cannot be known is None, never 0.
+Shares are 0 to 1, never per cent. A figure that cannot be known is None, never 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +17,20 @@ from model.metrics import EditCounts
 from model.text import Tokenizer, without_version
 
 UNKNOWN_GROUP = "(unknown)"
-NORMALISER_UNKNOWN = (
-    "not known, the table of samples does not say it; `pipeline preprocess` makes one that does"
-)
+NORMALISER_UNKNOWN = "not known: samples.parquet does not name it; run `pipeline preprocess` to write it"
 
 
 @dataclass(frozen=True, slots=True)
 class CountedUnit:
-    """What an error rate counts."""
+    """The unit that an error rate counts."""
 
     name: str
     names: str
     rate: str
     short: str
-    """Of the rate, for the head of a column."""
+    """Short name of the rate, for a column title."""
     note: str = ""
-    """What to beware of, a sentence."""
+    """A warning about the unit, one sentence."""
 
 
 CHARACTERS = CountedUnit("character", "characters", "character error rate", "CER")
@@ -41,12 +39,12 @@ LETTERS = CountedUnit(
     "letters of pinyin",
     "error rate of pinyin’s letters",
     "letters’ error rate",
-    "Read as toneless pinyin and counted by its letters: not to be compared with a CER of characters.",
+    "The model writes toneless pinyin and errors are counted by letter; do not compare this rate with a CER.",
 )
 
 
 def unit_of(decoder: str | None) -> CountedUnit:
-    """What is counted of a reading by `decoder`; None is an older report's, which was of characters."""
+    """Returns the unit of texts by `decoder`; None: characters, as in older reports, which do not name it."""
     return LETTERS if decoder == "syllables" else CHARACTERS
 
 
@@ -68,21 +66,21 @@ class CountedClip:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The clips of one speaker, topic, age …; name None where the corpus does not say."""
+    """The clips of one speaker, topic, age …; name None if the corpus does not have it."""
 
     name: str | None
     num_clips: int
     counts: EditCounts
     interval: Interval | None = None
-    """Of the CER; None where it was not made."""
+    """95 % interval of the CER; None if there is none."""
     over: Over = "clips"
-    """What was drawn for it."""
+    """What the bootstrap draws."""
     num_speakers: int = 0
-    """Those that are known."""
+    """Number of known speakers."""
 
     @property
     def is_narrow(self) -> bool:
-        """Whether its interval is too narrow for other speakers."""
+        """Whether the interval is too narrow for other speakers."""
         return self.interval is not None and (self.over == "clips" or self.num_speakers < ENOUGH_SPEAKERS)
 
     @property
@@ -92,7 +90,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """What was read instead of what was said, most frequent first in a list; "" where nothing was (said, or read)."""
+    """A unit that was said and a unit that was read, "" if added or missed; the most frequent first."""
 
     reference: str
     hypothesis: str
@@ -100,12 +98,12 @@ class Confusion:
     num_reference: int
     """How often the unit was said in all."""
     look_alike: bool | None
-    """Whether both look the same on the lips (homophenes); None where that is not known of one of them."""
+    """Whether both are the same on the lips (homophenes); None if that is not known for one of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Clips of like confidence: a sure reader should be right as often as it is sure."""
+    """Clips of similar confidence; for a well calibrated model, confidence equals accuracy."""
 
     low: float
     high: float
@@ -119,7 +117,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class QualityBin:
-    """Clips of like quality: a quarter of the split by one column of the ledger (stages/statistics/quality.py)."""
+    """Clips of similar quality: a quarter of the split by a column of crops.parquet (stages/statistics/quality.py)."""
 
     low: float
     high: float
@@ -129,48 +127,48 @@ class QualityBin:
 
 @dataclass(frozen=True, slots=True)
 class ClipFacts:
-    """What the tables say of a clip."""
+    """Facts of a clip in the tables."""
 
     gender: str | None = None
     age: int | None = None
     """Years."""
     qualities: Mapping[str, float] = field(default_factory=dict)
-    """By the name of a Quality; those that were measured."""
+    """By the name of a Quality; only measured ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFacts:
-    """What the figures are made of beside the texts; a score without tables knows none of it."""
+    """Facts for the figures other than the texts; all unknown in a score without tables."""
 
     decoder: str | None = None
     table: Tokenizer | None = None
-    """What the model can write."""
+    """The units that the model can write."""
     clips: Mapping[str, ClipFacts] = field(default_factory=dict)
     """By clip_id."""
     checkpoint: str | None = None
-    """What was read with: by it an export's card knows the report on its model."""
+    """Identity of the checkpoint; the card of an export finds the report of its model by it."""
     decode: Mapping[str, Any] | None = None
-    """The decoder's settings, those that it used."""
+    """The settings that the decoder used."""
     language_model: str | None = None
-    """The identity of its file; None where none was asked."""
+    """The identity of its file; None if none was used."""
     normaliser: str | None = None
-    """What made the references, in a line; None where their table does not say it."""
+    """The normaliser of the references, in a line; None if their table does not name it."""
     checkpoint_normaliser: str | None = None
-    """What made the labels that were learnt, in a line."""
+    """The normaliser of the learnt labels, in a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A report's content, without pictures."""
+    """The contents of a report, without pictures."""
 
     metrics: Mapping[str, Any]
-    """What stands in metrics.json."""
+    """The contents of metrics.json."""
     groups: Mapping[str, Sequence[Group]]
-    """By "speaker", "gender", "age", "topic", "length" (s); where the corpus does not say, the group None alone."""
+    """By "speaker", "gender", "age", "topic", "length" (s); only the group None if the corpus does not have it."""
     characters: Sequence[Confusion]
     """The most frequent confusions of characters."""
     syllables: Sequence[Confusion]
-    """The same of toneless pinyin; empty where little of the text is Han."""
+    """The same for toneless pinyin; empty if little of the text is Han."""
     calibration: Sequence[CalibrationBin]
     qualities: Mapping[str, Sequence[QualityBin]]
     """By the name of a Quality."""
@@ -178,83 +176,83 @@ class Figures:
     median: Sequence[CountedClip]
     best: Sequence[CountedClip]
     look_alikes: Sequence[Sequence[str]] = ()
-    """Characters of the split that look the same on the lips, a group each, the most frequent group first."""
+    """Groups of characters of the split that are the same on the lips, the most frequent group first."""
     words: Sequence[Confusion] = ()
-    """The largest confusions of words, where the text has words with spaces."""
+    """The most frequent confusions of words, if the text has words with spaces."""
 
 
 def read_by(metrics: Mapping[str, Any]) -> str | None:
-    """The decoder and what it read by, in a line; of an older report its name alone, None where it names none."""
+    """Describes the decoder and its settings in a line; older reports give only its name, or None."""
     settings = metrics.get("decode")
     return metrics.get("decoder") if settings is None else describe_settings(settings)
 
 
 def interval_about(over: Over | None, num_speakers: int | None) -> str:
-    """What the interval was drawn over, and whether that is enough; an older report does not count its speakers."""
+    """Says what the interval was drawn over, and whether that is enough; num_speakers is None in older reports."""
     if over != "speakers":
-        return "over clips, for fewer than two speakers are known: too narrow for other speakers"
+        return "over clips, because fewer than two speakers are known: too narrow for other speakers"
     if num_speakers is None or num_speakers >= ENOUGH_SPEAKERS:
         return "over speakers"
     return f"over {num_speakers} speakers: with fewer than {ENOUGH_SPEAKERS} it is too narrow"
 
 
 def why_no_interval(num_clips: int, rate: str = "error rate") -> str:
-    """Why no interval stands beside a figure of so many clips."""
+    """Says why a figure of so many clips has no interval."""
     if num_clips < 2:
-        return "none: from one clip nothing follows for others"
-    return f"none: all speakers, or clips, have the same {rate}, so drawing them anew tells nothing of others"
+        return "none: one clip says nothing about other clips"
+    return f"none: all speakers, or clips, have the same {rate}, so resampling says nothing about others"
 
 
 def has_interval(low: float | None, high: float | None) -> bool:
-    """Whether there is one to show; an older report gave one without width where all was alike."""
+    """Returns whether there is an interval to show; older reports wrote one without width if all rates were equal."""
     return low is not None and high is not None and low < high
 
 
-NOTHING_NOTE = "of one clip, or of clips or speakers that are all alike, nothing follows for others"
+NO_INTERVAL_NOTE = "one clip, or clips or speakers with equal error rates, say nothing about others"
 INTERVALS_NOTE = (
-    "Intervals are over speakers, over clips where fewer than two are known. † Of fewer than "
-    f"{ENOUGH_SPEAKERS} speakers: too narrow. – None: {NOTHING_NOTE}."
+    "Intervals are over speakers, or over clips if fewer than two speakers are known. † Fewer than "
+    f"{ENOUGH_SPEAKERS} speakers: too narrow. – No interval: {NO_INTERVAL_NOTE}."
 )
 NARROW_NOTE = (
-    f"too narrow for other speakers: drawn over fewer than {ENOUGH_SPEAKERS} of them, or over clips where fewer than "
-    "two are known"
+    f"too narrow for other speakers: drawn over fewer than {ENOUGH_SPEAKERS} speakers, or over clips because fewer "
+    "than two speakers are known"
 )
 
 
 def normaliser_warning(metrics: Mapping[str, Any]) -> str | None:
-    """A sentence where the references were normalised by other options than the labels that were learnt.
+    """Returns a warning if the references and the learnt labels were normalised with different options.
 
-    Versions alone differ in rare texts only: they are named beside each other, and not warned of.
+    Different versions with the same options differ only in rare texts: both are shown, without a warning.
     """
     references, learnt = metrics.get("normaliser"), metrics.get("checkpoint_normaliser")
     if references is None or learnt is None or without_version(references) == without_version(learnt):
         return None
     return (
-        "The references were made by another normaliser than the labels that this model learnt. What differs counts as "
+        "The references and the labels that this model learnt have different normalisers. The differences count as "
         "errors: run `pipeline preprocess` with the model's section text, or train again."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What read the clips."""
+    """The model that read the clips."""
 
     preset: str
     num_parameters: int
     epoch: int
     decoder: str
-    """Its name and settings, in a line for people."""
+    """Its name and settings, in a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
     """Everything in the report that does not come from the hypotheses.
 
-    `warnings` stand at the top of the page; `speaker_overlap` counts the speakers of the split that were also
-    trained on, None where no speaker is named. `curves` has a row an epoch: epoch, train_loss, val_loss, val_cer,
-    learning_rate, clips_per_s, data_wait; None where not measured. `rejections` counts crops.parquet by split and
-    reason, `clip_totals` the usable clips by split. `clip_of` gives a clip's mouth crops, uint8, frames × height ×
-    width, `spikes_of` what a CTC head says of them over time, None where the model has none.
+    `warnings` are at the top of the page. `speaker_overlap`: speakers of the split that were also trained on, None if
+    no speaker is named. `curves` has a row for each epoch: epoch, train_loss, val_loss, val_cer, learning_rate,
+    clips_per_s, data_wait; None if not measured. `rejections`: clips in crops.parquet by split and reason.
+    `clip_totals`: usable clips by split. `clip_of` returns a clip's mouth crops, uint8, frames × height × width;
+    `spikes_of` the output of its CTC head over time, None if the model has none.
     """
 
     corpus: str

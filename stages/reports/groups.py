@@ -1,4 +1,4 @@
-"""Clips of a report put together: by what the corpus says, by length, by confidence, by quality."""
+"""Groups the clips of a report by the columns of the corpus, length, confidence and quality."""
 
 import math
 from collections import defaultdict
@@ -27,9 +27,9 @@ def total(clips: Iterable[CountedClip]) -> EditCounts:
 
 
 def cer_interval(clips: Sequence[CountedClip], resamples: int, seed: int) -> tuple[Interval | None, Over]:
-    """95 % interval of the CER of `clips`, over their speakers or, where fewer than two are known, over the clips.
+    """Returns the 95 % interval of the CER, over speakers, or over clips if fewer than two speakers are known.
 
-    None where that would say nothing (`why_no_interval`).
+    None if an interval would mean nothing (`why_no_interval`).
     """
     found, over = rate_interval(
         [counted.counts.errors for counted in clips],
@@ -44,26 +44,26 @@ def cer_interval(clips: Sequence[CountedClip], resamples: int, seed: int) -> tup
 def groups_of_split(
     clips: Sequence[CountedClip], facts: ClipFactsById, fps: float, resamples: int, seed: int
 ) -> dict[str, list[Group]]:
-    """Groups by speaker, gender, age (decades), topic and length (s); clips of which it is not known come last."""
+    """Groups by speaker, gender, age (decades), topic and length (s); the group of unknown clips is last."""
     step_s = _length_step(clips, fps)
 
     def facts_of(counted: CountedClip) -> ClipFacts:
         return facts.get(counted.clip.clip_id, UNKNOWN)
 
-    def made(key: Callable[[CountedClip], Any], name: Callable[[Any], str] = str) -> list[Group]:
+    def grouped(key: Callable[[CountedClip], Any], name: Callable[[Any], str] = str) -> list[Group]:
         members: dict[Any, list[CountedClip]] = defaultdict(list)
         for counted in clips:
             members[key(counted)].append(counted)
-        keys = sorted(members, key=lambda one: (one is None, one))
+        keys = sorted(members, key=lambda value: (value is None, value))
         return [
             Group(
-                None if one is None else name(one),
-                len(members[one]),
-                total(members[one]),
-                *cer_interval(members[one], resamples, seed),
-                num_speakers=len({counted.clip.speaker for counted in members[one]} - {None}),
+                None if value is None else name(value),
+                len(members[value]),
+                total(members[value]),
+                *cer_interval(members[value], resamples, seed),
+                num_speakers=len({counted.clip.speaker for counted in members[value]} - {None}),
             )
-            for one in keys
+            for value in keys
         ]
 
     def decade(counted: CountedClip) -> int | None:
@@ -71,11 +71,11 @@ def groups_of_split(
         return None if age is None else age // 10
 
     return {
-        "speaker": made(lambda counted: counted.clip.speaker),
-        "gender": made(lambda counted: facts_of(counted).gender),
-        "age": made(decade, decade_name),
-        "topic": made(lambda counted: counted.clip.topic),
-        "length": made(
+        "speaker": grouped(lambda counted: counted.clip.speaker),
+        "gender": grouped(lambda counted: facts_of(counted).gender),
+        "age": grouped(decade, decade_name),
+        "topic": grouped(lambda counted: counted.clip.topic),
+        "length": grouped(
             lambda counted: math.floor(counted.clip.num_frames / fps / step_s + 1e-9),
             lambda number: f"{number * step_s:g}–{(number + 1) * step_s:g}\u202fs",
         ),
@@ -83,24 +83,24 @@ def groups_of_split(
 
 
 def decade_name(decade: int) -> str:
-    """The ages of a decade of life, the first is 0."""
+    """Returns the ages of a decade of life, e.g. 20–29 for decade 2."""
     return f"{10 * decade}–{10 * decade + 9}"
 
 
 def _length_step(clips: Sequence[CountedClip], fps: float) -> float:
-    """Seconds of a group of like length: a round number that gives some four of them, half a second at least."""
+    """Returns the width of a length group, s: a round number for about four groups, at least half a second."""
     lengths_s = [counted.clip.num_frames / fps for counted in clips]
     ticks = nice_ticks(min(lengths_s), max(lengths_s))
     return max(ticks[1] - ticks[0], SHORTEST_STEP_S)
 
 
 def confidence_of(counted: CountedClip) -> float:
-    """exp(score), 0 to 1: the geometric mean of the probabilities of what was read, a character."""
+    """Returns exp(score), 0 to 1: the geometric mean of the probabilities of the characters read."""
     return math.exp(min(counted.clip.score, 0.0))
 
 
 def calibration_of(clips: Sequence[CountedClip]) -> list[CalibrationBin]:
-    """Up to ten bins of as many clips each, the least confident first; clips without a score are left out."""
+    """Returns up to ten bins of equally many clips, the least confident first, without clips that have no score."""
     scored = [counted for counted in clips if not math.isnan(counted.clip.score)]
     surest_last = sorted(scored, key=lambda counted: (confidence_of(counted), counted.clip.clip_id))
     num_bins = min(CALIBRATION_BINS, len(scored))
@@ -123,20 +123,20 @@ def calibration_of(clips: Sequence[CountedClip]) -> list[CalibrationBin]:
 
 
 def calibration_error(bins: Sequence[CalibrationBin]) -> float | None:
-    """Expected calibration error: mean distance of confidence and accuracy, a clip; None without any.
+    """Returns the expected calibration error: mean distance of confidence and accuracy over clips; None without bins.
 
-    Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning", with bins of equal clips.
+    Naeini et al. 2015, "Obtaining well calibrated probabilities using Bayesian binning"; bins of equally many clips.
     """
     if not bins:
         return None
-    distances = [one.num_clips * abs(one.confidence - one.accuracy) for one in bins]
-    return sum(distances) / sum(one.num_clips for one in bins)
+    distances = [each.num_clips * abs(each.confidence - each.accuracy) for each in bins]
+    return sum(distances) / sum(each.num_clips for each in bins)
 
 
 def quality_bins(clips: Sequence[CountedClip], facts: ClipFactsById) -> dict[str, list[QualityBin]]:
-    """Quarters of the clips by each figure of the ledger; equal values stay together, so there may be fewer.
+    """Returns quarters of the clips by each quality in crops.parquet; fewer bins if values are equal.
 
-    A figure that was not measured, or in which all clips are alike, is left out.
+    Leaves out a quality that was not measured or is equal in all clips.
     """
     found = {}
     for quality in QUALITIES:
@@ -156,7 +156,7 @@ def _quarters(measured: Sequence[tuple[float, CountedClip]]) -> list[QualityBin]
     if len(different) < 2:
         return []
     edges = np.quantile(values, np.arange(1, QUALITY_BINS) / QUALITY_BINS)
-    # where most clips share the largest value, they are one bin and the rest another
+    # if most clips have the largest value, they are one bin and the rest another
     edges = np.unique(np.minimum(edges, different[-2]))
     number_of = np.searchsorted(edges, values)  # a value on an edge belongs below it
     bins = []

@@ -6,11 +6,13 @@ from shards.settings import Section
 
 
 class ReportParams(Section):
-    """What the report shows."""
+    """Contents of the report."""
 
     split: str = Field("test", description="split that is scored")
-    seed: int = Field(0, ge=0, description="permutation of the chance CER")
+    seed: int = Field(0, ge=0, description="random seed of the bootstrap")
     num_examples: int = Field(
-        6, ge=1, le=100, description="worst, median and best clips shown as film strips"
+        6, ge=1, le=100, description="clips in each of the lists worst, median and best"
     )
-    resamples: int = Field(2_000, ge=100, le=100_000, description="of speakers, for the 95 % interval")
+    resamples: int = Field(
+        2_000, ge=100, le=100_000, description="bootstrap resamples of speakers for the 95 % interval"
+    )

@@ -1,4 +1,4 @@
-"""Who and what of a split was trained on too: a score on them flatters, or says nothing."""
+"""Finds speakers and clips of a split that are in the training split too, which makes a score too good."""
 
 import logging
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class SeenInTraining:
-    """Speakers of a split, by name, and clips of it, by id, that were packed for training too.
+    """Names of speakers and ids of clips of a split that are in the training split too.
 
-    `speakers` is None where the split or the training clips name nobody. A clip is seen where a training clip has
-    the same pictures, whatever its id; of the training split itself none are told.
+    `speakers` is None if the split or the training clips name no speaker. `clips` are those whose pictures equal those
+    of a training clip, whatever its id; empty for the training split itself.
     """
 
     split: str
@@ -32,38 +32,39 @@ class SeenInTraining:
     def num_speakers(self) -> int | None:
         return None if self.speakers is None else len(self.speakers)
 
-    def of_clips(self) -> str | None:
+    def clip_warning(self) -> str | None:
         if not self.clips:
             return None
         return (
-            f"Learnt by heart: {len(self.clips)} of the {self.num_clips} clips of split {self.split} were "
-            f"trained on too, the same pictures ({_some(self.clips)}). Their CER says nothing of other videos."
+            f"Clips in training: {len(self.clips)} of the {self.num_clips} clips of split {self.split} have the "
+            f"same pictures as training clips ({_some(self.clips)}). Their CER says nothing about other videos."
         )
 
     def warnings(self) -> list[str]:
-        """For the head of a report."""
-        told = [of_clips] if (of_clips := self.of_clips()) else []
+        """Returns the warnings for the top of a report."""
+        warnings = [warning] if (warning := self.clip_warning()) else []
         if self.speakers is None:
-            told.append(
-                f"No speakers are named: whether split {self.split} and the training clips share people cannot be "
-                "told. The CER on people the model has never seen may be higher."
+            warnings.append(
+                f"No speakers are named: the training clips may show people of split {self.split}. "
+                "The CER on people the model has never seen may be higher."
             )
         elif self.speakers:
-            told.append(
-                f"Seen in training too: {len(self.speakers)} of the speakers of split {self.split} "
-                f"({_some(self.speakers)}). The CER on people the model has never seen will be higher."
+            warnings.append(
+                f"Speakers in training: {len(self.speakers)} of the speakers of split {self.split} "
+                f"({_some(self.speakers)}) are in the training clips too. The CER on people "
+                "the model has never seen will be higher."
             )
-        return told
+        return warnings
 
 
 def seen_in_training(samples_path: Path, split: str) -> SeenInTraining:
-    """What of `split` stands in the training split of samples.parquet too; logs a warning where clips do.
+    """Finds speakers and clips of `split` in the training split of samples.parquet; logs a warning for clips.
 
-    Raises TableError where the table is missing or damaged.
+    Raises TableError if the table is missing or damaged.
     """
     table = read_table(samples_path, schema.SAMPLES, "pipeline pack")
     ours, learnt = (table.filter(pc.equal(table["split"], name)) for name in (split, TRAIN_SPLIT))
-    speakers, known = (set(one["speaker"].drop_null().to_pylist()) for one in (ours, learnt))
+    speakers, known = (set(rows["speaker"].drop_null().to_pylist()) for rows in (ours, learnt))
     clips: list[str] = []
     if split != TRAIN_SPLIT:
         clips = ours.filter(pc.is_in(ours["sha256"], learnt["sha256"].combine_chunks()))[
@@ -75,8 +76,8 @@ def seen_in_training(samples_path: Path, split: str) -> SeenInTraining:
         speakers=tuple(sorted(speakers & known)) if speakers and known else None,
         clips=tuple(sorted(clips)),
     )
-    if told := seen.of_clips():
-        _log.warning(told)
+    if warning := seen.clip_warning():
+        _log.warning(warning)
     return seen
 
 

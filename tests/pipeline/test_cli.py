@@ -1,4 +1,4 @@
-"""The verbs as a person types them, on a tiny drawn corpus and a tiny model, each in a process of its own."""
+"""Tests the verbs from the command line, on a tiny drawn corpus and a tiny model, each in its own process."""
 
 import atexit
 import json
@@ -46,7 +46,7 @@ def run(folder: Path, *arguments: str) -> Done:
 
 @pytest.fixture(scope="module")
 def done() -> dict[str, Done]:
-    """What the verbs of `workspace` printed."""
+    """The output of the verbs of `workspace`."""
     return {}
 
 
@@ -78,7 +78,7 @@ def video_of(workspace: Path) -> tuple[str, str]:
     return str(Path("data/demo") / media), text
 
 
-def test_preprocess_train_and_report_tell_what_they_made(workspace: Path, done: dict[str, Done]) -> None:
+def test_preprocess_train_and_report_print_their_results(workspace: Path, done: dict[str, Done]) -> None:
     assert "9 clips (train 5, valid 2, test 2)" in done["preprocess"].stdout
     assert "9 of 9 clips ok" in done["preprocess"].stdout
     assert "parameters, 1 epochs" in done["train"].stdout
@@ -92,12 +92,12 @@ def test_preprocess_train_and_report_tell_what_they_made(workspace: Path, done: 
     assert saved["crop"]["max_frames"] == 900
 
 
-def test_train_tells_of_values_that_preprocessing_owns(workspace: Path, done: dict[str, Done]) -> None:
-    told = [line for line in done["train"].stderr.splitlines() if "pipeline preprocess" in line]
-    assert len(told) == 1
-    assert told[0].startswith("crop.max_frames (900): not as in params.yaml")
-    assert told[0].endswith("pipeline preprocess --config older.yaml")
-    # told before the checkpoint that is not there ends it
+def test_train_warns_of_values_that_only_preprocessing_uses(workspace: Path, done: dict[str, Done]) -> None:
+    message = [line for line in done["train"].stderr.splitlines() if "pipeline preprocess" in line]
+    assert len(message) == 1
+    assert message[0].startswith("crop.max_frames (900): differs from params.yaml")
+    assert message[0].endswith("pipeline preprocess --config older.yaml")
+    # the warning comes before the error of the missing checkpoint
     flags = ["--data_root", "my corpus", "--fps", "30", "--max-frames", "900", "--resume", "nowhere.pt"]
     again = run(workspace, "train", *flags)
     assert again.returncode == 1
@@ -110,7 +110,7 @@ def test_show_and_test_print_the_figures_of_the_report(workspace: Path) -> None:
     assert metrics["speaker_overlap"] == 0
     shown = run(workspace, "show")
     assert shown.returncode == 0, shown.stderr
-    assert f"{100 * metrics['cer']:.1f} %" in shown.stdout and "trained on" not in shown.stdout
+    assert f"{100 * metrics['cer']:.1f} %" in shown.stdout and "in the training clips too" not in shown.stdout
     assert json.loads(run(workspace, "show", "--json").stdout) == metrics
     checkpoint = ["--checkpoint", "checkpoints/best_model.pt"]
     tested = run(workspace, "test", *checkpoint, "--json")
@@ -118,14 +118,16 @@ def test_show_and_test_print_the_figures_of_the_report(workspace: Path) -> None:
     assert json.loads(tested.stdout) == metrics
     flattered = run(workspace, "test", *checkpoint, "--split", "train")
     assert flattered.returncode == 0, flattered.stderr
-    assert "Trained on too: 1 of the speakers of split train" in " ".join(flattered.stdout.split())
+    assert "1 of the speakers of split train are in the training clips too" in " ".join(
+        flattered.stdout.split()
+    )
 
 
-def test_inference_reads_what_it_can_and_says_why_not(workspace: Path) -> None:
+def test_inference_reads_videos_and_names_reasons_for_failures(workspace: Path) -> None:
     video, text = video_of(workspace)
     garbage = workspace / "garbage.mp4"
     garbage.write_bytes(bytes(range(256)) * 40)
-    # one process for both: a verb that reads several files fails where one of them does
+    # one process for both: a verb that reads several files fails if one of them fails
     found = run(workspace, "inference", "--json", video, "--video_path", "garbage.mp4")
     assert found.returncode == 1
     good, bad = json.loads(found.stdout)
@@ -160,13 +162,13 @@ def test_the_five_documented_queries_give_the_same_in_plain_duckdb(
         assert found.returncode == 0, found.stderr
         relation = duckdb.sql(plain)
         rows = [dict(zip(relation.columns, row, strict=True)) for row in relation.fetchall()]
-        # ties may come in any order
+        # equal rows may be in any order
         assert Counter(map(str, json.loads(found.stdout))) == Counter(map(str, rows)), ours
         assert rows or "rejected" in plain
 
 
 def test_the_other_documented_queries_run(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one process: the five are those of the command."""
+    """In one process; the test above runs the command."""
     monkeypatch.chdir(workspace)
     texts = [path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")]
     found = {sql for text in texts for sql in re.findall(r'^pipeline query "(.*?)"', text, re.MULTILINE)}
@@ -177,7 +179,7 @@ def test_the_other_documented_queries_run(workspace: Path, monkeypatch: pytest.M
         assert query(sql, paths, lambda answer: answer.columns)
 
 
-def test_stats_of_another_corpus_leave_the_older_tables_out(workspace: Path, tmp_path: Path) -> None:
+def test_stats_of_another_corpus_ignore_older_tables(workspace: Path, tmp_path: Path) -> None:
     table = "clip_id,media,text,split\na,a.mp4,你好,train\n"
     (tmp_path / "clips.csv").write_text(table, "utf-8")
     other = ["--set", "corpus.kind=table", "--data-root", str(tmp_path), "--set", "paths.clips=other.parquet"]
@@ -188,8 +190,8 @@ def test_stats_of_another_corpus_leave_the_older_tables_out(workspace: Path, tmp
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["splits"]["total"]["clips"] == 1
     assert json.loads(found.stdout)["splits"]["total"]["ok"] is None
-    told = [line for line in found.stderr.splitlines() if "is not of these clips" in line]
-    assert len(told) == len(found.stderr.splitlines()) == 2
+    message = [line for line in found.stderr.splitlines() if "is not of these clips" in line]
+    assert len(message) == len(found.stderr.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,9 +200,9 @@ def test_stats_of_another_corpus_leave_the_older_tables_out(workspace: Path, tmp
         (["train", "--batch-size", "0"], 2, "train.batch_size: 0 is not allowed"),
         (["stats", "--config", "nowhere.yaml"], 2, "nowhere.yaml is missing"),
         (["query", "DROP TABLE clips"], 2, "one SELECT statement"),
-        (["inference"], 2, "name a video"),
+        (["inference"], 2, "pipeline inference VIDEO"),
         (["inference", "x.mp4", "--format", "pdf"], 2, "'pdf'"),
-        (["crop", "--job-index", "3"], 2, "--job-index and --num-jobs go together"),
+        (["crop", "--job-index", "3"], 2, "--job-index and --num-jobs must be given together"),
         (["crop", "--no-such"], 2, "`pipeline crop --help`"),
         (["cropp"], 2, "`pipeline --help`"),
         (["train", "--scheduler", "step"], 2, "train.scheduler: 'step' is not allowed"),
@@ -235,33 +237,34 @@ def test_flags_of_the_older_trainer_reach_their_owners() -> None:
     assert keys_of_flags({"mixed_precision": False}) == {"train.mixed_precision": False}
 
 
-def test_nothing_asked_for_is_told_what_there_is(tmp_path: Path) -> None:
-    alone = run(tmp_path)
-    assert (alone.returncode, alone.stderr) == (0, "")
-    assert alone.stdout == run(tmp_path, "--help").stdout and "ingest" in alone.stdout
+def test_without_arguments_the_help_is_printed(tmp_path: Path) -> None:
+    without_arguments = run(tmp_path)
+    assert (without_arguments.returncode, without_arguments.stderr) == (0, "")
+    help_text = run(tmp_path, "--help").stdout
+    assert without_arguments.stdout == help_text and "ingest" in help_text
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (lambda *_: bytearray(1 << 60), "memory is used up: lower machine.workers"),
         (lambda *_: signal.raise_signal(signal.SIGINT), "stopped"),
         (lambda *_: os.open("/nowhere", os.O_RDONLY), None),
     ],
 )
-def test_what_the_machine_does_to_a_verb_is_one_message(
+def test_a_machine_error_in_a_verb_is_one_message(
     fault: Callable[..., Any],
-    told: str | None,
+    message: str | None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("pipeline.query.write_answer", fault)
     monkeypatch.setattr(sys, "argv", ["pipeline", "query", "SELECT 1", "--params", str(ROOT / "params.yaml")])
     monkeypatch.setattr(atexit, "register", lambda *_: None)
-    if told is None:
-        with pytest.raises(FileNotFoundError):  # a fault of ours keeps its traceback
+    if message is None:
+        with pytest.raises(FileNotFoundError):  # a bug keeps its traceback
             cli.main()
         return
     with pytest.raises(SystemExit) as done:
         cli.main()
-    assert (done.value.code, capsys.readouterr().err.strip().startswith(f"pipeline: {told}")) == (1, True)
+    assert (done.value.code, capsys.readouterr().err.strip().startswith(f"pipeline: {message}")) == (1, True)

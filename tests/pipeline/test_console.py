@@ -1,4 +1,4 @@
-"""What goes to the terminal and what to native.log, once native code's stderr is sent there."""
+"""Tests what goes to the terminal and what to native.log while stderr of native code is redirected."""
 
 import io
 import subprocess
@@ -21,7 +21,7 @@ show_logs()
 for number in (1, 2):
     native_stderr_to(Path("logs") / f"{number}.log")
     os.write(2, f"native {number}\\n".encode())
-    logging.getLogger("stages.any").info("told %d", number)
+    logging.getLogger("stages.any").info("output %d", number)
     print("printed", number, file=sys.stderr)
 raise SystemError("traceback")
 """
@@ -31,17 +31,17 @@ def test_only_native_code_is_sent_to_the_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SOURCE]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    for line in ("told 1", "printed 1", "told 2", "printed 2", "SystemError: traceback"):
+    for line in ("output 1", "printed 1", "output 2", "printed 2", "SystemError: traceback"):
         assert line in done.stderr
     assert "native" not in done.stderr
     for number in (1, 2):
         assert (tmp_path / "logs" / f"{number}.log").read_text("utf-8") == f"native {number}\n"
 
 
-def test_lines_tell_the_rate_of_late_and_the_time_left(
+def test_lines_show_the_recent_rate_and_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Where stderr is no terminal: a line every 10 s; clips found in the cache do not colour the rate for long."""
+    """If stderr is not a terminal: a line every 10 s; clips found in the cache affect the rate only briefly."""
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     with console.progress("cropping", "clips") as on_progress:
@@ -59,7 +59,7 @@ def test_lines_tell_the_rate_of_late_and_the_time_left(
 def test_progress_never_jumps_though_epochs_differ_in_length(first_epoch: int) -> None:
     lengths = [3, 7, 10, 10]
     shown: list[tuple[int, int]] = []
-    on_batch = console.over_epochs(lambda done, total, beside="": shown.append((done, total)), len(lengths))
+    on_batch = console.over_epochs(lambda done, total, detail="": shown.append((done, total)), len(lengths))
     for epoch in range(first_epoch, len(lengths)):
         for done in range(1, lengths[epoch] + 1):
             on_batch(epoch, done, lengths[epoch], 0.5)
@@ -69,7 +69,7 @@ def test_progress_never_jumps_though_epochs_differ_in_length(first_epoch: int) -
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_training_tells_epoch_batch_and_loss(
+def test_training_shows_epoch_batch_and_loss(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], is_terminal: bool
 ) -> None:
     terminal = io.StringIO()
@@ -79,13 +79,13 @@ def test_training_tells_epoch_batch_and_loss(
         on_batch = console.over_epochs(on_progress, 2)
         for done in range(1, 6):
             on_batch(1, done, 5, 2.5 - 0.25 * done)
-    told = terminal.getvalue() if is_terminal else capfd.readouterr().err
+    output = terminal.getvalue() if is_terminal else capfd.readouterr().err
     for figure in ("training", "10/10", "batches/s", "epoch 1 of 2, batch 5/5, loss 1.250"):
-        assert figure in told
+        assert figure in output
 
 
-def test_where_no_terminal_is_nothing_is_cut_for_the_width_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent to a file or to grep has lines of its own length; on a terminal a word is broken, not lost."""
+def test_output_to_a_file_is_not_cut_to_a_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output to a file or to grep has lines of any length; on a terminal a word is wrapped, not lost."""
     monkeypatch.delenv("COLUMNS", raising=False)
     table = {f"characters of column {i}": f"{'long' * 10}-{i}" for i in range(8)}
     sent = io.StringIO()

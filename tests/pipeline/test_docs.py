@@ -1,4 +1,4 @@
-"""The documentation against the program: commands parse, keys and make targets exist, links lead somewhere."""
+"""Tests the documentation against the program: commands parse, keys and make targets exist, links work."""
 
 import importlib
 import re
@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 GUIDES = (README, *sorted((ROOT / "docs").glob("*.md")))
 LINKED = (*GUIDES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
 HISTORY = {"decisions.md"}
-"""Names commands and keys of earlier versions, outside of code blocks."""
+"""May name commands and keys of earlier versions, outside of code blocks."""
 MAX_README_WORDS = 1_200
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -36,26 +36,26 @@ _BETWEEN_COMMANDS = re.compile(r"[;&|()<>]+")
 
 
 class Command(NamedTuple):
-    """A command of a document, as the shell splits it."""
+    """A command in a document, as the shell splits it."""
 
     where: str
     words: tuple[str, ...]
     is_whole: bool
-    """Of a code block, to be pasted; within a line it may lack its arguments."""
+    """From a code block, to be pasted; a command within a line may lack its arguments."""
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The code blocks that a reader may paste into a shell."""
+    """Returns the code blocks that a reader may paste into a shell."""
     return (code for language, code in _BLOCK.findall(text) if language not in _NO_SHELL)
 
 
 def spans(text: str) -> list[str]:
-    """Code within lines."""
+    """Returns code within lines."""
     return _INLINE.findall(_BLOCK.sub("", text))
 
 
 def commands(path: Path) -> Iterator[Command]:
-    """All commands of a document: of its code blocks, and those of `pipeline` and `make` within lines."""
+    """Returns all commands of a document: in code blocks, and those of `pipeline` and `make` within lines."""
     text = path.read_text("utf-8")
     lines = [(line, True) for code in blocks(text) for line in code.replace("\\\n", " ").splitlines()]
     if path.name not in HISTORY:
@@ -72,7 +72,7 @@ def commands(path: Path) -> Iterator[Command]:
 
 
 def shell_words(line: str) -> Iterator[tuple[str, ...]]:
-    """The commands of a line; of one within quotes (sbatch --wrap '…') its own too."""
+    """Returns the commands of a line, including commands in quotes (sbatch --wrap '…')."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
@@ -87,7 +87,7 @@ def shell_words(line: str) -> Iterator[tuple[str, ...]]:
 
 
 def arguments_of(words: tuple[str, ...]) -> list[str] | None:
-    """What follows `pipeline` or `-m pipeline`, and of `-m benchmarks.X` from there on; None for another program."""
+    """Returns arguments after `pipeline` or `-m pipeline`, or from `-m benchmarks.X` on; None for other programs."""
     for place, (option, name) in enumerate(pairwise(words)):
         if option == "-m" and name.startswith("benchmarks."):
             return [name, *map(_with_value, words[place + 2 :])]
@@ -99,7 +99,7 @@ def arguments_of(words: tuple[str, ...]) -> list[str] | None:
 
 
 def _with_value(word: str) -> str:
-    # variables of the shell are numbers in these documents; options may be spelled as the older trainer's
+    # shell variables are numbers in these documents; options may have the spelling of the older trainer
     name, equals, value = re.sub(r"\$\{?\w+\}?", "0", word).partition("=")
     return (name.replace("_", "-") if name.startswith("--") else name) + equals + value
 
@@ -114,7 +114,7 @@ def _command(module: str = "pipeline") -> Any:
 
 
 def fault(arguments: list[str], is_whole: bool) -> str | None:
-    """What is wrong with the arguments of a command: all of them, or the names of verb and options alone."""
+    """Returns the error of a command: of all its arguments, or only of the names of verb and options."""
     is_benchmark = bool(arguments) and arguments[0].startswith("benchmarks.")
     command = _command(arguments.pop(0)) if is_benchmark else _command()
     while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
@@ -131,13 +131,13 @@ def fault(arguments: list[str], is_whole: bool) -> str | None:
     try:
         command.make_context("pipeline", arguments)
     except UsageError as error:
-        # the folders of a document are the reader's
+        # folders in a document are those of the reader
         return None if "does not exist" in str(error) else str(error)
     return None
 
 
 def known_keys() -> set[str]:
-    """`section.key` and `section.key.inner` of params.yaml."""
+    """Returns `section.key` and `section.key.inner` of params.yaml."""
     return set(_dotted(read_mapping(ROOT / PARAMS)))
 
 
@@ -149,7 +149,7 @@ def _dotted(values: dict[str, Any], before: str = "") -> Iterator[str]:
 
 
 def is_known(key: str, known: set[str]) -> bool:
-    # what model.sizes may hold depends on the preset
+    # the keys of model.sizes depend on the preset
     return key in known or key.startswith("model.sizes.")
 
 
@@ -183,13 +183,13 @@ def test_a_wrong_command_is_found(line: str) -> None:
 
 
 def test_every_value_that_a_command_sets_is_allowed() -> None:
-    """Where it is a command to be pasted; within a line, its key is in params.yaml."""
+    """In commands to be pasted; for commands within a line only the key is checked."""
     known, wrong = known_keys(), []
     for path in GUIDES:
         for where, words, is_whole in commands(path):
             values = [value for option, value in pairwise(words) if option in ("--set", "-S")]
             wrong += [(where, value) for value in values if not is_known(value.partition("=")[0], known)]
-            # W stands for a number of the reader's
+            # W is a number that the reader chooses
             allowed = [value for value in values if is_whole and not re.search("=[A-Z]+$", value)]
             try:
                 if allowed:
@@ -222,7 +222,7 @@ def test_every_make_target_of_the_documents_exists() -> None:
 
 
 def headings(path: Path) -> set[str]:
-    """Anchors as GitHub makes them."""
+    """Returns anchors as GitHub makes them."""
     found = re.findall(r"^#+ (.+)$", _BLOCK.sub("", path.read_text("utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
@@ -255,7 +255,7 @@ def test_the_guide_lists_every_reason() -> None:
 
 
 def test_contributing_lists_every_version_constant() -> None:
-    """With the file it is in."""
+    """With its file."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     assert len(text.splitlines()) <= 60
     found = {

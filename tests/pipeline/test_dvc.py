@@ -1,4 +1,4 @@
-"""dvc.yaml is tied to the code: each stage declares the parameters and files that its verb really reads.
+"""Tests that each stage of dvc.yaml declares the parameters and files that its verb really reads.
 
 Every verb runs here on a tiny drawn corpus, in a process that records which values of params.yaml it takes and
 which files below the working directory it opens. What native code opens by itself (videos, by FFmpeg) is not seen.
@@ -21,10 +21,10 @@ from tests.support.dvc_stages import DECLARED, ROOT, SMALL, params_of
 from tests.support.recorded_verb import OPENS, Recorded
 
 FREE_SECTIONS = frozenset(["machine", "paths"])
-"""Sections that are no part of DVC's params: one changes no result, the other stands in deps and outs."""
-# A part of the declaration that this run cannot show: pack and stats open a video again, and stats its track, only
-# where the cache lost its clip; stats also shows the first picture of rejected ones, and none is rejected here.
-# The language model is asked only where decode.lm_weight says so; a text file is normalised only where there is one.
+"""Sections that are not in DVC's params: machine changes no result, paths is in deps and outs."""
+# Declared items that this run does not read: pack and stats open a video again, and stats its track, only if the clip
+# is missing in the cache; stats also shows the first picture of rejected clips, and here no clip is rejected.
+# The language model is read only if decode.lm_weight is above 0; a text file is normalised only if there is one.
 UNSEEN_DEPS = {
     "pack": {"corpus.root"},
     "stats": {"corpus.root", "paths.tracks"},
@@ -40,7 +40,7 @@ def test_the_stages_call_verbs_that_exist() -> None:
 
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert tuple(DECLARED) == STAGES
-    assert f"The way of the data: {', '.join(STAGES)}." in str(app.info.help)
+    assert f"The stages, in order: {', '.join(STAGES)}." in str(app.info.help)
     for name, stage in DECLARED.items():
         assert stage.command == f"pipeline {name}"
         assert name in verbs
@@ -61,7 +61,7 @@ def test_constants_that_are_parameters_are_literals_of_their_file(stage: str) ->
 
 
 def test_git_sees_the_lock_and_ignores_every_out() -> None:
-    """A git-ignored dvc.lock is fatal to DVC; an out that git sees makes `make demo` leave a mess."""
+    """DVC fails on a git-ignored dvc.lock; an output that git sees would be left over after `make demo`."""
     lines = (ROOT / ".gitignore").read_text("utf-8").splitlines()
     ignored = {line.strip() for line in lines if not line.startswith("#")}
     assert "dvc.lock" not in ignored
@@ -70,7 +70,7 @@ def test_git_sees_the_lock_and_ignores_every_out() -> None:
             assert f"/{Path(out).parts[0]}/" in ignored, out
 
 
-def test_no_out_holds_what_must_survive_a_rerun() -> None:
+def test_no_output_contains_what_must_survive_a_rerun() -> None:
     params = params_of(ROOT / "params.yaml")
     for kept in (params["paths"]["runs"], params["machine"]["cache_dir"], params["corpus"]["root"]):
         for stage in DECLARED.values():
@@ -84,7 +84,7 @@ def test_every_dep_is_an_out_of_another_stage_or_the_corpus() -> None:
         assert stage.deps <= outs | {root}, name
 
 
-# --- what the verbs really do ---------------------------------------------------------------------------
+# --- recorded verbs ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def record(workplace: Path) -> Callable[[str], Recorded]:
-    """Runs a verb and those before it, each once."""
+    """Runs a verb and the verbs before it, each once."""
 
     @functools.cache
     def run(verb: str) -> Recorded:
@@ -112,7 +112,7 @@ def record(workplace: Path) -> Callable[[str], Recorded]:
         for earlier in before:
             run(earlier)
         log = workplace.parent / f"{workplace.name}.{verb}.log"
-        # the recorder's folder holds a sitecustomize, which Python imports in child processes too
+        # the recorder's folder contains a sitecustomize, which Python imports in child processes too
         recorder = workplace.parent / f"{workplace.name}.recorder"
         recorder.mkdir(exist_ok=True)
         (recorder / "sitecustomize.py").write_text(OPENS, "utf-8")
@@ -132,9 +132,9 @@ def record(workplace: Path) -> Callable[[str], Recorded]:
         for line in log.read_text("utf-8").splitlines():
             kind, _, name = line.partition(" ")
             {"key": keys, "read": read, "write": written}[kind].add(name)
-        # the import system tries names that are no files, and folders are opened to be synced
+        # the import system tries names that do not exist, and folders are opened to be synced
         read = {name for name in read if (workplace / name).is_file()}
-        # a folder is tried with a file that has no name
+        # a file without a name tests whether a folder is writable
         written = {name for name in written if not (workplace / name).is_dir()}
         return Recorded(frozenset(keys), frozenset(read), frozenset(written))
 
@@ -185,9 +185,9 @@ def below(path: str, folder: str) -> bool:
 
 
 def _among(name: str, places: frozenset[str] | set[str]) -> bool:
-    """Whether `name` is one of `places`, below one, or the temporary file that is renamed to one."""
+    """Returns whether `name` is one of `places`, below one, or the partial file that is renamed to one."""
     path = Path(name)
     if path.suffix == ".tmp" and path.name.startswith("."):
-        # shards/files.py: .<final name>.<random>.tmp beside the final name
+        # shards/files.py: .<final name>.<random>.tmp next to the final name
         path = path.with_name(path.name[1:-4].rpartition(".")[0])
     return any(below(str(path), place) for place in places)

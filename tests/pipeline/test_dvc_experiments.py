@@ -1,4 +1,4 @@
-"""The dvc program on dvc.yaml: it reads the file, runs experiments, shows and compares them."""
+"""Tests dvc on dvc.yaml: it reads the file, runs experiments, shows and compares them."""
 
 import json
 import subprocess
@@ -23,12 +23,12 @@ def test_dvc_itself_reads_the_file_and_the_committed_lock(tmp_path: Path) -> Non
             (tmp_path / file).write_bytes((ROOT / file).read_bytes())
     dvc(tmp_path, "init", "--no-scm")
     assert tuple(dvc(tmp_path, "stage", "list", "--name-only").split()) == STAGES
-    # status looks every parameter up; one that is not there would be told as deleted
+    # status reads every parameter and reports a missing one as deleted
     status = json.loads(dvc(tmp_path, "status", "--json"))
     changes = [
         change
-        for told in status.values()
-        for item in told
+        for changes in status.values()
+        for item in changes
         if isinstance(item, dict)
         for change in item.values()
     ]
@@ -50,7 +50,7 @@ def start_repository(folder: Path) -> None:
 
 
 def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
-    """`dvc exp run -S`, `dvc exp show` and `dvc plots diff` in a git repository with packed clips of its own."""
+    """`dvc exp run -S`, `dvc exp show` and `dvc plots diff` in a git repository with its own packed clips."""
     from tests.support.packed import pack_clips, toy_clips
 
     params = params_of(ROOT / "params.yaml")
@@ -71,8 +71,8 @@ def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
     rates = {"high": 1e-2, "low": 2e-4}
     for name, rate in rates.items():
         dvc(tmp_path, "exp", "run", "-n", name, "-S", f"train.learning_rate={rate:g}")
-    told = json.loads(dvc(tmp_path, "exp", "show", "--json", "--no-pager"))
-    (base,) = [entry for entry in told if entry["rev"] != "workspace"]
+    entries = json.loads(dvc(tmp_path, "exp", "show", "--json", "--no-pager"))
+    (base,) = [entry for entry in entries if entry["rev"] != "workspace"]
     shown = {entry["name"]: entry["revs"][0]["data"] for entry in base["experiments"]}
     assert shown.keys() == rates.keys()
     for name, data in shown.items():
@@ -94,7 +94,7 @@ def test_experiments_are_run_shown_and_compared(tmp_path: Path) -> None:
 
 
 def test_two_reports_are_compared_by_their_metrics_and_plots(tmp_path: Path) -> None:
-    """`dvc metrics diff` and `dvc plots diff` between a commit and what a newer checkpoint reads."""
+    """`dvc metrics diff` and `dvc plots diff` between a commit and the report of a newer checkpoint."""
     whole = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
     stage = {"cmd": "true", **{key: whole["stages"]["report"][key] for key in ("outs", "metrics")}}
     drawn = [plot for plot in whole["plots"] if "report/" in str(next(iter(plot.values())).get("y"))]

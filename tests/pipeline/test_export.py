@@ -270,7 +270,9 @@ def test_the_card_says_if_its_interval_is_too_narrow(best: Path, params: Params,
         assert f"25.00 % to 37.50 % by bootstrap {about} |" in card_of(best, params, tmp_path)
         assert interval_about("speakers", num_speakers) == about
     report_in(report, checkpoint=file_identity(best), cer_interval_over="clips", num_speakers=1)
-    assert "by bootstrap over clips, for fewer than two speakers are known" in card_of(best, params, tmp_path)
+    assert "by bootstrap over clips, because fewer than two speakers are known" in card_of(
+        best, params, tmp_path
+    )
 
 
 @pytest.mark.parametrize("end", [None, 0.0])
@@ -291,7 +293,7 @@ def test_the_card_of_a_pinyin_reader_names_its_unit(best: Path, params: Params, 
     for line in (
         "(3 clips, 9 letters of pinyin, decoder syllables):",
         "| error rate of pinyin’s letters | 30.00 %,",
-        "not to be compared with a CER of characters",
+        "do not compare this rate with a CER",
     ):
         assert line in card
     assert "(CER)" not in card

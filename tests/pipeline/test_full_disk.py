@@ -1,4 +1,4 @@
-"""A training whose disk is full: a real one, small and its own."""
+"""Tests training on a full disk: a real, small disk."""
 
 import re
 import sys
@@ -39,7 +39,7 @@ except MachineError as error:
 else:
     sys.exit("it was not full")
 (folder,) = job.runs.iterdir()
-assert not list(folder.glob(".*.tmp")), "a torso was left"
+assert not list(folder.glob(".*.tmp")), "a partial file was left"
 state, path = load_last(RunFolder(job.runs, folder.name))
 position = state["progress"]["epoch"], state["progress"]["batches_done"]
 print("kept", path.name, position, len(steps), flush=True)
@@ -56,10 +56,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 
 @pytest.mark.parametrize("where", ["runs", "elsewhere"])
-def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_stays(
+def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, packed: Packed, on_small_disk: OnSmallDisk, where: str
 ) -> None:
-    """A real one: of the run, or of what is published alone. With more room the same command goes on."""
+    """On the disk of the run, or only of the published files. With more space the same command resumes."""
     train(job_in(tmp_path / "whole", packed, ema_decay=0.9))
     size = (tmp_path / "whole/checkpoints/checkpoint_epoch_2.pt").stat().st_size
     small = tmp_path / "small"
@@ -67,13 +67,13 @@ def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_stays(
     done = on_small_disk(small, str(int(1.5 * size)), [*command, str(tmp_path / "kept")], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
-    told, kept = done.stdout.splitlines()
-    assert re.search(r"the disk is full: \S+ cannot be written, \d+\.\d MB are needed", told)
+    message, kept = done.stdout.splitlines()
+    assert re.search(r"the disk is full: \S+ cannot be written, \d+\.\d MB are needed", message)
     if where == "runs":
-        assert "/last.pt cannot" in told and kept.startswith("kept last.pt")
-        needed = float(re.findall(r"(\d+\.\d) MB", told)[0])
+        assert "/last.pt cannot" in message and kept.startswith("kept last.pt")
+        needed = float(re.findall(r"(\d+\.\d) MB", message)[0])
         assert needed == pytest.approx(size / 1e6, rel=0.3)
     else:
-        assert f"{small}/checkpoints/" in told
+        assert f"{small}/checkpoints/" in message
     for name in ("best_model.pt", "checkpoint_epoch_2.pt"):
         assert_same_weights(tmp_path / "whole/checkpoints" / name, tmp_path / "kept" / name)

@@ -1,4 +1,4 @@
-"""Every verb that writes, on a full disk: one message that names the file, and the former results left whole.
+"""Tests every verb that writes on a full disk: one message that names the file, and intact previous results.
 
 A real disk, small and its own, holds all that the verbs write; they run in one process of their own.
 """
@@ -24,19 +24,19 @@ from pathlib import Path
 
 from pipeline.cli import main
 
-atexit.register = lambda *_: None  # else the first verb's exit code would be this process's
+atexit.register = lambda *_: None  # otherwise the first verb would end this process
 small = Path("small")
 
 
 def run(line):
-    told, sys.argv = io.StringIO(), ["pipeline", *line.split(" | ")]
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+    output, sys.argv = io.StringIO(), ["pipeline", *line.split(" | ")]
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             main()
         except SystemExit as done:
-            return done.code, told.getvalue()
+            return done.code, output.getvalue()
         except Exception:
-            return 1, told.getvalue() + traceback.format_exc()
+            return 1, output.getvalue() + traceback.format_exc()
     raise AssertionError(line)
 
 
@@ -49,7 +49,7 @@ def results():
 
 
 def leave_pages(count):
-    # of 4 kB, as a file system counts
+    # pages of 4 kB, as a file system counts
     with (small / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
             pass
@@ -72,13 +72,13 @@ for line in first["made"]:
     if line == "checkpoint":
         checkpoint()
         continue
-    code, told = run(line)
-    assert code == 0, (line, told)
+    code, output = run(line)
+    assert code == 0, (line, output)
 for pages, line in first["full"]:
     leave_pages(pages)
     before = results()
-    code, told = run(line)
-    answers.append({"line": line, "code": code, "told": told, "same": results() == before})
+    code, output = run(line)
+    answers.append({"line": line, "code": code, "output": output, "same": results() == before})
     (small / "filler").unlink()
 print(json.dumps({"answers": answers, "files": list(results())}))
 """
@@ -107,9 +107,9 @@ VERBS = {
     "export": ("export | --format | safetensors | --out | small/export", "small/export/"),
     "inference": ("inference | corpus/a0.mp4 | --format | json | --out | small/read", "--out small/read"),
 }
-"""Command lines, and what their message names."""
+"""Command lines, and the file that their message names."""
 NO_PAGE = ("crop", "pack", "inference")
-"""Their results would fit into the page that the others find, or into the room of those that pack takes away."""
+"""Their results would fit into the free page of the others, or into the space of the shards that pack removes."""
 
 
 @pytest.fixture(scope="module")
@@ -150,15 +150,15 @@ def answers(
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "checkpoint"])
-def test_it_is_one_message_and_nothing_is_lost(answers: dict[str, dict[str, Any]], verb: str) -> None:
+def test_a_full_disk_is_one_message_and_loses_nothing(answers: dict[str, dict[str, Any]], verb: str) -> None:
     answer = answers[verb]
-    last = answer["told"].splitlines()[-1]
+    last = answer["output"].splitlines()[-1]
     if verb in NO_PAGE:
         assert answer["code"] == 2
         wanted = rf"pipeline: {re.escape(VERBS[verb][1])}: no file can be written there \(No space left.*make room.*"
     else:
         assert answer["code"] == 1
         wanted = rf"pipeline: the disk is full: {re.escape(VERBS[verb][1])}\S* cannot be written.*Free some space.*"
-    assert re.fullmatch(wanted, last), answer["told"]
-    assert "Traceback" not in answer["told"]
+    assert re.fullmatch(wanted, last), answer["output"]
+    assert "Traceback" not in answer["output"]
     assert answer["same"]

@@ -1,4 +1,4 @@
-"""Walls between the parts: who imports whom, what runs without torch or mediapipe, and a quick `--help`."""
+"""Tests the imports between packages, what runs without torch or mediapipe, and a fast `--help`."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """Median of five warm runs. Processor time: a shared machine stretches the clock, and --help waits for nothing."""
+    """Median of five warm runs, in processor time, because wall time is longer on a shared machine."""
     seconds = []
     for _ in range(6):
         with Path(os.devnull).open("wb") as nowhere:
@@ -135,7 +135,7 @@ def test_the_verbs_of_the_design_exist() -> None:
 
 
 def doctor(broken: Path | None = None) -> tuple[int, dict[str, dict[str, object]]]:
-    """Exit code and findings by name; `broken` is a folder whose modules hide the true ones."""
+    """Returns exit code and findings by name; `broken` is a folder whose modules hide the real ones."""
     environment = os.environ | ({"PYTHONPATH": str(broken)} if broken else {})
     command = [str(SCRIPTS / "pipeline"), "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
@@ -143,15 +143,15 @@ def doctor(broken: Path | None = None) -> tuple[int, dict[str, dict[str, object]
     return done.returncode, {finding["name"]: finding for finding in json.loads(done.stdout)}
 
 
-def test_the_doctor_finds_this_machine_fit() -> None:
+def test_the_doctor_finds_no_fault_on_this_machine() -> None:
     code, findings = doctor()
     assert code == 0
     assert {"Python", "memory", "free disk", "face landmarker", "GPU", "OpenCV wheels"} <= findings.keys()
-    assert not [name for name, finding in findings.items() if finding["is_fatal"] and finding["mend"]]
+    assert not [name for name, finding in findings.items() if finding["is_fatal"] and finding["fix"]]
 
 
-def test_the_doctor_survives_what_it_checks(tmp_path: Path) -> None:
-    """A library that cannot be loaded, and one that takes its process down, are findings with a mend."""
+def test_a_broken_library_does_not_end_the_doctor(tmp_path: Path) -> None:
+    """A library that cannot be loaded, and one that ends its process, are findings with a fix."""
     (tmp_path / "cv2.py").write_text(
         "raise ImportError('libGL.so.1: cannot open shared object file')", "utf-8"
     )
@@ -162,4 +162,4 @@ def test_the_doctor_survives_what_it_checks(tmp_path: Path) -> None:
     assert "signal 6" in str(findings["torch"]["value"])
     for name in ("opencv-python", "torch", "face landmarker"):
         assert findings[name]["is_fatal"]
-        assert findings[name]["mend"]
+        assert findings[name]["fix"]

@@ -1,4 +1,4 @@
-"""A limited address space (`ulimit -v`): an end in time, a message that names memory, and no verdict on a clip."""
+"""Tests a limited address space (`ulimit -v`): the command ends, names memory and rejects no clip."""
 
 import resource
 import signal
@@ -45,25 +45,25 @@ def limited(mebibytes: int, command: list[str]) -> subprocess.Popen[str]:
 
 
 def ended(end: str, mebibytes: int = 4096) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command that does `end`."""
+    """Returns exit code, stdout and stderr of a command that does `end`."""
     process = limited(mebibytes, [sys.executable, "-c", ENDS.format(end=end)])
-    out, told = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, out, told
+    out, errors = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, out, errors
 
 
 @pytest.mark.parametrize("mebibytes", [150, 300, 500, 700, 900, 1000])
 def test_a_verb_under_any_limit_answers_or_says_that_memory_is_used_up(mebibytes: int) -> None:
-    """It died of SIGSEGV without a word, or with the loader's; Python itself needs 100 MiB to say anything."""
+    """It ended with SIGSEGV without a message, or with that of the loader; Python itself needs 100 MiB."""
     process = limited(
         mebibytes, [sys.executable, "-m", "pipeline", "query", "SELECT 42 AS x", "--format", "csv"]
     )
-    out, told = process.communicate(timeout=PATIENCE_S)
+    out, errors = process.communicate(timeout=PATIENCE_S)
     if process.returncode == 0:
-        assert (out, told) == ("x\n42\n", "")
+        assert (out, errors) == ("x\n42\n", "")
     else:
         assert process.returncode == 1
-        assert "pipeline: memory is used up: " in told and "raise the limit (ulimit -v" in told
-        assert "Traceback" not in told
+        assert "pipeline: memory is used up: " in errors and "raise the limit (ulimit -v" in errors
+        assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_a_verb_under_any_limit_answers_or_says_that_memory_is_used_up(mebibytes
         ("os._exit(0)", "exit code 0"),
     ],
 )
-def test_what_a_library_ends_is_told(end: str, how: str) -> None:
-    code, out, told = ended(end)
+def test_a_process_ended_by_a_library_is_reported(end: str, how: str) -> None:
+    code, out, errors = ended(end)
     assert (code, out) == (1, "")
-    assert told.startswith("pipeline: memory is used up: ") and f"a library ended it ({how})" in told
+    assert errors.startswith("pipeline: memory is used up: ") and f"a library ended it ({how})" in errors
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "told"),
+    ("end", "code", "errors"),
     [
         ("print('done'); return 0", 0, ""),
         ("raise SystemExit(2)", 2, ""),
@@ -96,12 +96,12 @@ def test_what_a_library_ends_is_told(end: str, how: str) -> None:
         ('raise RuntimeError("can\'t start new thread")', 1, f"pipeline: {memory_limit.USED_UP}\n"),
     ],
 )
-def test_what_ends_by_itself_ends_as_without_a_limit(end: str, code: int, told: str) -> None:
-    assert ended(end) == (code, "done\n" if code == 0 else "", told)
+def test_a_process_that_ends_by_itself_ends_as_without_a_limit(end: str, code: int, errors: str) -> None:
+    assert ended(end) == (code, "done\n" if code == 0 else "", errors)
 
 
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_signals_reach_the_command_and_none_is_left_behind(way: signal.Signals) -> None:
+def test_signals_reach_the_command_and_no_process_is_left(way: signal.Signals) -> None:
     process = limited(4096, [sys.executable, "-c", ENDS.format(end=WAITS)])
     assert process.stdout is not None
     process.stdout.readline()
@@ -114,7 +114,7 @@ def test_signals_reach_the_command_and_none_is_left_behind(way: signal.Signals) 
     assert alive == []
 
 
-def test_only_what_tells_of_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_memory_errors_are_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = OSError("Failed to launch worker thread: Resource temporarily unavailable")
     try:
         raise TableError("clips.parquet is no readable Parquet file") from thread
@@ -126,10 +126,10 @@ def test_only_what_tells_of_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) -
     assert not is_about_memory(TableError("clips.parquet is missing"))
 
 
-def test_a_video_that_ffmpeg_had_no_memory_for_is_not_called_damaged(
+def test_a_video_is_not_called_damaged_if_ffmpeg_lacks_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FFmpeg says "Invalid data" then; the clip would be lost for good, since the cache keeps its verdicts."""
+    """FFmpeg then says "Invalid data"; the clip would be lost forever, because the cache keeps rejections."""
     path = write_video(tmp_path / "cut.mkv", [numbered(index) for index in range(30)])
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ClipRejected):
@@ -139,7 +139,7 @@ def test_a_video_that_ffmpeg_had_no_memory_for_is_not_called_damaged(
         list(video.decode(path, CropParams()))
 
 
-def test_ffmpegs_own_word_for_it_is_no_fault_of_the_file_either(
+def test_ffmpegs_own_memory_error_is_not_a_fault_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_video(tmp_path / "whole.mkv", [numbered(0)] * 5)

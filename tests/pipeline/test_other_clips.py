@@ -1,4 +1,4 @@
-"""A model meets clips of another frame rate or size than it has learnt from: it would read them, and be wrong."""
+"""Tests that a model refuses clips whose frame rate or size differs from those of its training."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,7 @@ OTHERS: dict[str, Callable[[Path], Packed]] = {
     "50 frames/s and 96 px": lambda folder: pack_clips(folder, CLIPS, fps=50.0),
     "25 frames/s and 80 px": lambda folder: pack_clips(folder, SMALLER),
 }
-"""Packs that a model of 25 frames/s and 96 px has not learnt from."""
+"""Crop settings other than the 25 frames/s and 96 px of the model."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ def score(checkpoint: Path, packed: Packed) -> tuple[LipReader, int]:
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_pack_of_others_is_not_scored(tmp_path: Path, packed: Packed, checkpoint: Path, other: str) -> None:
+def test_shards_with_other_crop_settings_are_not_scored(
+    tmp_path: Path, packed: Packed, checkpoint: Path, other: str
+) -> None:
     assert score(checkpoint, packed)[1] == 3
     there = OTHERS[other](tmp_path)
     learnt = "learnt from clips of 25 frames/s and 96 px"
@@ -73,13 +75,13 @@ def test_a_pack_of_others_is_not_scored(tmp_path: Path, packed: Packed, checkpoi
         compare_decoders(checkpoint, values, ["ctc"])
 
 
-def test_videos_are_not_cut_into_others(checkpoint: Path) -> None:
-    for flags, told in (
+def test_videos_are_not_cut_with_other_crop_settings(checkpoint: Path) -> None:
+    for flags, message in (
         ({"crop.target_fps": 50.0}, "50 frames/s and 96 px"),
         ({"crop.size_px": 64}, "64 px"),
     ):
         with pytest.raises(
-            CheckpointError, match=rf"{told}: set crop\.target_fps to 25 and crop\.size_px to 96"
+            CheckpointError, match=rf"{message}: set crop\.target_fps to 25 and crop\.size_px to 96"
         ):
             open_reader(checkpoint, load_params(ROOT / "params.yaml", flags=flags))
     opened = open_reader(checkpoint, load_params(ROOT / "params.yaml", flags={"machine.device": "cpu"}))
@@ -87,8 +89,10 @@ def test_videos_are_not_cut_into_others(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_training_does_not_go_on_with_others(tmp_path: Path, packed: Packed, other: str) -> None:
-    """Not even where it is told to go on by another plan: `train.init_from` starts from the weights."""
+def test_training_does_not_resume_with_other_crop_settings(
+    tmp_path: Path, packed: Packed, other: str
+) -> None:
+    """Not even with --accept-new-plan; `train.init_from` starts from the weights."""
     last = stopped_in(tmp_path / "first", packed)
     there = OTHERS[other](tmp_path / "other")
     job = replace(

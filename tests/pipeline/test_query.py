@@ -1,4 +1,4 @@
-"""`pipeline query`: views over the tables, and nothing else within reach."""
+"""Tests `pipeline query`: it reads views of the tables and nothing else."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ CLIPS = {"clip_id": ["a", "b", "c"], "split": ["train", "train", "test"], "num_c
 
 @pytest.fixture
 def paths(tmp_path: Path) -> PathsParams:
-    # a name that SQL and globbing would each misread
+    # a name that is special in SQL and in globs
     folder = tmp_path / "o'dd [a]*"
     folder.mkdir()
     pq.write_table(pa.table(CLIPS), folder / "clips.parquet")
@@ -58,12 +58,12 @@ def test_views_are_read_and_joined(paths: PathsParams) -> None:
     ("view", "verb"), [("crops", "crop"), ("tracks", "crop"), ("samples", "pack"), ("Crops", "crop")]
 )
 def test_a_view_without_its_file_names_the_verb(paths: PathsParams, view: str, verb: str) -> None:
-    with pytest.raises(TableError, match=rf"{view.lower()}.parquet is missing; `pipeline {verb}` makes it"):
+    with pytest.raises(TableError, match=rf"{view.lower()}.parquet is missing; run `pipeline {verb}`"):
         ask(f"SELECT * FROM clips JOIN {view} USING (clip_id)", paths)
 
 
 def test_a_damaged_table_is_named(paths: PathsParams) -> None:
-    Path(paths.crops).write_bytes(b"torso")
+    Path(paths.crops).write_bytes(b"partial")
     with pytest.raises(TableError, match=r"crops.parquet is no readable Parquet file .*run `pipeline crop`"):
         ask("FROM clips", paths)
 
@@ -80,7 +80,7 @@ def test_a_damaged_table_is_named(paths: PathsParams) -> None:
         ("SELECT ?", "parameter"),
     ],
 )
-def test_wrong_sql_is_a_config_error_with_duckdbs_words(paths: PathsParams, sql: str, message: str) -> None:
+def test_wrong_sql_is_a_config_error_with_duckdbs_message(paths: PathsParams, sql: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?i){message}"):
         ask(sql, paths)
 
@@ -126,7 +126,7 @@ HOSTILE = [
     "ATTACH '{other}' (TYPE sqlite)",
     "CREATE TABLE t AS FROM '{other}'",
     "CALL enable_logging(storage='file', storage_path='{new}')",
-    # the tables by the name that DuckDB reads them under: no other, and not for writing
+    # DuckDB's own names of the tables: only those, and read-only
     "FROM read_parquet('catalogue://tracks')",
     "FROM read_text('catalogue://{other}')",
     "FROM read_text('catalogue://clips/../../{other}')",
@@ -160,7 +160,7 @@ def fill(sql: str, paths: PathsParams, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("sql", HOSTILE)
-def test_no_file_and_no_setting_is_within_reach(paths: PathsParams, tmp_path: Path, sql: str) -> None:
+def test_a_query_reaches_no_file_and_no_setting(paths: PathsParams, tmp_path: Path, sql: str) -> None:
     (tmp_path / "other.csv").write_text("secret\n1\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError):
@@ -169,8 +169,8 @@ def test_no_file_and_no_setting_is_within_reach(paths: PathsParams, tmp_path: Pa
 
 
 @pytest.mark.parametrize("sql", [sql for sql in HOSTILE if "{" in sql or "catalogue:" in sql])
-def test_the_connection_itself_is_shut_off(paths: PathsParams, tmp_path: Path, sql: str) -> None:
-    """Without the check that a query is one SELECT: the lock alone must hold."""
+def test_the_connection_itself_is_locked(paths: PathsParams, tmp_path: Path, sql: str) -> None:
+    """Without the check that a query is one SELECT: the locked settings must be enough."""
     (tmp_path / "other.csv").write_text("secret\n1\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with open_catalogue(view_files(paths)) as connection, pytest.raises(duckdb.Error):
@@ -178,7 +178,7 @@ def test_the_connection_itself_is_shut_off(paths: PathsParams, tmp_path: Path, s
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_settings_are_locked_and_python_variables_out_of_reach(paths: PathsParams) -> None:
+def test_settings_are_locked_and_python_variables_unreachable(paths: PathsParams) -> None:
     own_table = pa.table({"secret": [1]})
     with open_catalogue(view_files(paths)) as connection:
         with pytest.raises(duckdb.InvalidInputException, match="locked"):
@@ -189,8 +189,8 @@ def test_settings_are_locked_and_python_variables_out_of_reach(paths: PathsParam
     assert own_table.num_rows == 1
 
 
-def test_threads_that_share_a_table_read_it_right(tmp_path: Path) -> None:
-    """Many row groups and columns, so that DuckDB's threads seek and read in one file at once."""
+def test_threads_that_share_a_table_read_it_correctly(tmp_path: Path) -> None:
+    """Many row groups and columns, so that DuckDB's threads seek and read in one file at the same time."""
     numbers = pa.array(range(200_000))
     columns = {f"c{i}": numbers for i in range(8)} | {"text": numbers.cast(pa.string())}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=2_000)
@@ -200,7 +200,7 @@ def test_threads_that_share_a_table_read_it_right(tmp_path: Path) -> None:
     assert found == [(*[199_999 * 100_000] * 8, 200_000)]
 
 
-def test_a_table_replaced_meanwhile_is_read_as_it_was(paths: PathsParams) -> None:
+def test_a_table_replaced_during_a_query_is_read_unchanged(paths: PathsParams) -> None:
     with open_catalogue(view_files(paths)) as connection:
         other = Path(paths.clips).with_name("other")
         pq.write_table(pa.table({"clip_id": ["z"]}), other)
@@ -225,7 +225,7 @@ def test_damage_within_a_table_names_the_file(paths: PathsParams, places: slice)
 
 
 def test_an_unknown_format_is_refused(paths: PathsParams) -> None:
-    with pytest.raises(ConfigError, match="known are table, csv, json, parquet"):
+    with pytest.raises(ConfigError, match="--format must be one of table, csv, json, parquet"):
         write_answer("FROM clips", paths, "xml")
 
 
@@ -249,13 +249,13 @@ def test_an_unknown_format_is_refused(paths: PathsParams) -> None:
         "SELECT row(1, DATE '2024-01-01') AS x",
     ],
 )
-def test_odd_types_are_shown_or_refused_in_words(paths: PathsParams, sql: str, format: str) -> None:
+def test_odd_types_are_written_or_refused_with_a_message(paths: PathsParams, sql: str, format: str) -> None:
     out = Path(paths.report) / "out"
     try:
         write_answer(sql, paths, format, out)
     except ConfigError as error:
         assert str(error).startswith("query: ")
-    # what the message advises
+    # the fix in the message
     write_answer(f"SELECT x::VARCHAR AS x FROM ({sql})", paths, format, out)
     assert out.stat().st_size
 
@@ -272,7 +272,7 @@ ROWS = "FROM (VALUES ('[red]你好,\n', 1.5::DOUBLE), ('b', NULL), ('c', 'nan'))
 
 
 def printed(sql: str, paths: PathsParams, format: str) -> str:
-    """What is written to a file; stdout gets the same, see the tests of it."""
+    """Returns what is written to a file; stdout gets the same (tested separately)."""
     out = Path(paths.report) / "out"
     write_answer(sql, paths, format, out)
     return out.read_bytes().decode()
@@ -317,7 +317,7 @@ def test_csv_and_json_are_read_back(paths: PathsParams) -> None:
         ("union_value(a := DATE 'infinity')", "infinity"),
     ],
 )
-def test_a_value_that_python_has_not_is_the_same_text_in_all_formats(
+def test_a_value_that_python_lacks_is_the_same_text_in_all_formats(
     paths: PathsParams, value: str, text: str
 ) -> None:
     """Infinite dates became the last of Python's years, months 30 days, the largest UHUGEINT -1."""
@@ -347,7 +347,9 @@ def test_numbers_stay_numbers_in_lists_too(paths: PathsParams, value: str, text:
 @pytest.mark.parametrize(
     "value", ["340282366920938463463374607431768211455::UHUGEINT", "'0101'::BIT", "TIMETZ '12:00:00+01'"]
 )
-def test_parquet_has_text_of_what_arrow_would_lose(paths: PathsParams, tmp_path: Path, value: str) -> None:
+def test_parquet_has_text_for_values_that_arrow_would_lose(
+    paths: PathsParams, tmp_path: Path, value: str
+) -> None:
     out = tmp_path / "out.parquet"
     write_answer(f"SELECT {value} AS x, [{value}] AS l, DATE 'infinity' AS d", paths, "parquet", out)
     text = value.split("::")[0].removeprefix("TIMETZ ").strip("'")
@@ -368,19 +370,19 @@ def test_parquet_is_read_back_and_the_same_twice(paths: PathsParams) -> None:
 
 
 @pytest.mark.parametrize("format", ["json", "parquet"])
-def test_two_columns_of_one_name_are_refused(paths: PathsParams, format: str) -> None:
+def test_two_columns_with_one_name_are_refused(paths: PathsParams, format: str) -> None:
     with pytest.raises(ConfigError, match="share a name; rename one with AS"):
         printed("SELECT 1 AS a, 2 AS a", paths, format)
     assert not (Path(paths.report) / "out").exists()
 
 
-def test_a_column_that_parquet_cannot_hold_is_told(paths: PathsParams) -> None:
+def test_a_column_that_parquet_cannot_hold_is_refused(paths: PathsParams) -> None:
     with pytest.raises(ConfigError, match=r"Parquet cannot hold a column .*cast it"):
         printed("SELECT INTERVAL 1 DAY AS x", paths, "parquet")
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "parquet", "table"])
-def test_a_query_that_fails_half_way_leaves_the_former_file(paths: PathsParams, format: str) -> None:
+def test_a_query_that_fails_halfway_keeps_the_previous_file(paths: PathsParams, format: str) -> None:
     out = Path(paths.report) / "out"
     out.write_text("former")
     half_way = "SELECT CASE WHEN range < 100000 THEN range ELSE error('late') END AS x FROM range(200000)"
@@ -390,7 +392,7 @@ def test_a_query_that_fails_half_way_leaves_the_former_file(paths: PathsParams, 
     assert not list(out.parent.glob(".out*"))
 
 
-def test_the_tables_are_no_place_for_an_answer(paths: PathsParams) -> None:
+def test_an_answer_does_not_overwrite_a_table(paths: PathsParams) -> None:
     before = Path(paths.clips).read_bytes()
     link = Path(paths.report) / "link"
     link.hardlink_to(paths.clips)
@@ -412,11 +414,11 @@ def test_a_printed_table_shows_values_as_they_are(
 
 def test_parquet_is_not_for_a_terminal(paths: PathsParams, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with pytest.raises(ConfigError, match="name a file with --out"):
+    with pytest.raises(ConfigError, match="choose a file with --out"):
         write_answer("FROM clips", paths, "parquet")
 
 
-def test_a_long_table_is_cut_and_says_so(paths: PathsParams, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_table_is_cut_with_a_note(paths: PathsParams, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed("SELECT range AS n FROM range(31003)", paths, "table")
     assert " 999 " in text and "1000" not in text
     assert "30003 more rows" in capsys.readouterr().err
@@ -441,7 +443,7 @@ def test_ctrl_c_ends_a_long_query_and_leaves_no_file(paths: PathsParams, sql: st
         str(out),
         *places,
     ]
-    # in a shell's background job Ctrl-C would be ignored, and with it by what it starts
+    # a background job of a shell, and its children, would ignore Ctrl-C
     with subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -453,14 +455,14 @@ def test_ctrl_c_ends_a_long_query_and_leaves_no_file(paths: PathsParams, sql: st
             time.sleep(0.05)
         time.sleep(0.3)
         os.kill(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=10)
     assert process.returncode == 1
-    assert told.decode().strip() == "pipeline: query: stopped"
+    assert errors.decode().strip() == "pipeline: query: stopped"
     assert not list(out.parent.glob("*out*"))
 
 
 def test_memory_does_not_grow_with_the_rows(paths: PathsParams) -> None:
-    """500,000 rows of 800 characters are 400 MB. 50,000 are five batches: as many as are ever held are held by then."""
+    """500,000 rows of 800 characters are 400 MB. 50,000 rows are five batches, more than are in memory at once."""
     program = """
 import sys
 from pathlib import Path
@@ -481,8 +483,8 @@ print(status_mb("VmHWM"))
     assert peaks_mb[1] - peaks_mb[0] < 40, peaks_mb
 
 
-def test_a_table_in_a_file_breaks_no_value(paths: PathsParams) -> None:
-    """An id in two lines is found by no search."""
+def test_a_table_in_a_file_wraps_no_value(paths: PathsParams) -> None:
+    """No search finds an id that is wrapped over two lines."""
     ids = [f"{letter * 60}" for letter in "abc"]
     table = printed("SELECT " + ", ".join(f"'{one}' AS {one[:1]}" for one in ids), paths, "table")
     assert all(one in table for one in ids)

@@ -1,4 +1,4 @@
-"""`pipeline init`: a recipe is written whole, an edited params.yaml is kept, and git sees or hides dvc.lock."""
+"""Tests `pipeline init`: recipes are written unchanged, an edited params.yaml is kept, git sees or hides dvc.lock."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ def params(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_written_as_it_stands(recipe: str, params: Path) -> None:
+def test_a_recipe_is_written_unchanged(recipe: str, params: Path) -> None:
     line = write_recipe(recipe, params, None, force=False)
     assert params.read_text("utf-8") == recipe_text(recipe)
     assert recipe in line
 
 
-def test_every_recipe_is_known_and_stands_in_the_help() -> None:
+def test_every_recipe_is_known_and_in_the_help() -> None:
     import recipes
 
     files = Path(recipes.__file__).parent.glob("*.yaml")
@@ -93,7 +93,7 @@ def test_any_corpus_root_survives_the_file(root: str, params: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [("root: data/demo", "root: /mine"), ("shard_mb: 64.0", "shard_mb: 65.0")]
 )
-def test_an_edited_file_is_overwritten_by_force_alone(old: str, new: str, params: Path) -> None:
+def test_an_edited_file_is_overwritten_only_by_force(old: str, new: str, params: Path) -> None:
     edited = recipe_text("demo").replace(old, new)
     assert edited != recipe_text("demo")
     params.write_text(edited, "utf-8")
@@ -115,7 +115,7 @@ def test_a_corpus_root_is_kept_unless_it_is_given_again(params: Path) -> None:
     assert load_params(params).corpus.root == "/mine"
 
 
-def test_one_recipe_gives_way_to_another(params: Path) -> None:
+def test_a_recipe_replaces_another_recipe(params: Path) -> None:
     for recipe in (*RECIPES, RECIPES[0]):
         write_recipe(recipe, params, None, force=False)
         assert params.read_text("utf-8") == recipe_text(recipe)
@@ -123,12 +123,12 @@ def test_one_recipe_gives_way_to_another(params: Path) -> None:
 
 def test_a_damaged_file_is_not_overwritten(params: Path) -> None:
     params.write_text("corpus: [", "utf-8")
-    with pytest.raises(ConfigError, match=r"params\.yaml is no valid YAML"):
+    with pytest.raises(ConfigError, match=r"params\.yaml is not valid YAML"):
         write_recipe("demo", params, None, force=False)
     assert params.read_text("utf-8") == "corpus: ["
 
 
-def test_the_demo_refuses_other_values_than_its_own(params: Path) -> None:
+def test_the_demo_refuses_values_of_other_recipes(params: Path) -> None:
     write_recipe("demo", params, None, force=False)
     refuse_other_recipe(params, "demo")
     write_recipe("demo", params, "elsewhere", force=True)
@@ -171,9 +171,7 @@ def test_the_lock_of_a_demo_is_hidden_from_git_and_that_of_an_experiment_shown(r
 
 
 @pytest.mark.parametrize("kind", [".git", ".dvc", "neither"])
-def test_programs_that_are_not_there_are_not_called(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_programs_are_not_called(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind != "neither":
         (tmp_path / kind).mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
@@ -181,7 +179,7 @@ def test_programs_that_are_not_there_are_not_called(
     show_dvc_lock(tmp_path, shown=True)
 
 
-def test_without_git_dvc_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_dvc_gets_no_scm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".dvc").mkdir()
     programs = tmp_path / "bin"
     programs.mkdir()

@@ -1,4 +1,4 @@
-"""`pipeline test --decoder …`: every decoder's figures from one encoding, as if each had read alone."""
+"""Tests `pipeline test --decoder …`: all decoders use one encoding and give the figures of separate runs."""
 
 import json
 import math
@@ -78,7 +78,7 @@ class Counting(LipReader):
         return super().encode(video_BTHW, num_frames_B, blind)
 
 
-def test_decoders_share_one_encoding_and_read_as_each_alone(workplace: Path) -> None:
+def test_decoders_share_one_encoding_and_read_as_separately(workplace: Path) -> None:
     reader = Counting.from_checkpoint(workplace / "checkpoints" / "best_model.pt", torch.device("cpu"))
     assert isinstance(reader, Counting)
     packed = Packed.at(workplace / "data")
@@ -89,9 +89,9 @@ def test_decoders_share_one_encoding_and_read_as_each_alone(workplace: Path) -> 
     assert [one.decoder for one in together] == DECODERS
     assert encode_s > 0 and all(one.decode_s > 0 for one in together)
     for decode, one in zip(decodes, together, strict=True):
-        alone = score_split(reader, samples, packed.store, decode=decode, **HOW)  # type: ignore[arg-type]
-        assert one.clips == alone
-        assert all(bool(clip.candidates) == decode.decoder.endswith("beam") for clip in alone)
+        separate = score_split(reader, samples, packed.store, decode=decode, **HOW)  # type: ignore[arg-type]
+        assert one.clips == separate
+        assert all(bool(clip.candidates) == decode.decoder.endswith("beam") for clip in separate)
 
 
 def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
         )
         counted = jiwer.process_characters([c.reference for c in clips], [c.hypothesis for c in clips])
         assert row["cer"] == counted.cer
-        # which of the three an error is may be told in more than one way: jiwer's are held against the sum
+        # an alignment may not be unique, so jiwer's three counts are compared only by their sum
         assert row["substitutions"] + row["deletions"] + row["insertions"] == (
             counted.substitutions + counted.deletions + counted.insertions
         )
@@ -131,7 +131,7 @@ def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
             assert row["cer_interval_over"] == "speakers" and row["cer_low"] <= row["cer"] <= row["cer_high"]
         else:
             assert row["cer_interval_over"] is row["cer_low"] is row["cer_high"] is None
-        # five clips make five bins of one; jiwer is the referee of what each had right
+        # five clips make five bins of one clip; jiwer gives the reference accuracy of each
         right = [max(0.0, 1 - jiwer.cer(clip.reference, clip.hypothesis)) for clip in clips]
         apart = [abs(math.exp(clip.score) - one) for clip, one in zip(clips, right, strict=True)]
         assert row["calibration_error"] == pytest.approx(sum(apart) / 5, abs=1e-6)
@@ -140,7 +140,7 @@ def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
         assert row["clips_per_s"] == pytest.approx(1 / (row["encode_s_per_clip"] + row["decode_s_per_clip"]))
 
 
-def test_references_of_another_normaliser_are_warned_of(workplace: Path, tmp_path: Path) -> None:
+def test_references_of_another_normaliser_get_a_warning(workplace: Path, tmp_path: Path) -> None:
     """Labels made with digits as Chinese characters, read by a model that learnt digits."""
     other = tmp_path / "samples.parquet"
     mark = normaliser_metadata(TextParams(digits="chinese"))
@@ -152,15 +152,18 @@ def test_references_of_another_normaliser_are_warned_of(workplace: Path, tmp_pat
             done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             said = " ".join(done.stdout.split())
-            assert ("Warning: The references were made by another normaliser" in said) == warns
+            assert (
+                "Warning: The references and the labels that this model learnt have different normalisers"
+                in said
+            ) == warns
             assert (
                 f"digits as Chinese characters, one by one (version {NORMALISER_VERSION})" in said
             ) == warns
             assert ("Normaliser of the references and of the model's labels: NFKC" in said) != warns
 
 
-def test_pinyin_joins_in_with_a_language_model(workplace: Path) -> None:
-    """And one decoder twice is one row; the table is for people."""
+def test_decoder_pinyin_needs_a_language_model(workplace: Path) -> None:
+    """Also: a decoder given twice is one row."""
     made = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     names = ["--decoder", "pinyin", "--decoder", "joint_beam", "--decoder", "pinyin"]
@@ -169,7 +172,7 @@ def test_pinyin_joins_in_with_a_language_model(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Trained on too: 2 of the speakers of split valid" in done.stdout
     assert "with fewer than 8 it is too narrow" in done.stdout
-    assert "ECE: calibration error of the confidence" in done.stdout
+    assert "ECE: expected calibration error of the confidence" in done.stdout
     assert [done.stdout.count(name) for name in ("pinyin", "joint_beam", "split valid: 5 clips")] == [1, 1, 1]
 
 
@@ -178,7 +181,7 @@ def unstated(field: pa.Field) -> object:
 
 
 def report_by(workplace: Path, *assignments: str) -> tuple[dict[str, Any], str, str]:
-    """What `pipeline report` writes into metrics.json, its page, and what it logs."""
+    """Runs `pipeline report`; returns metrics.json, the page and the log."""
     rejected = [
         {"clip_id": f"gone_{split}", "split": split, "reason": "no_face"} for split in ("test", "train")
     ]
@@ -194,7 +197,7 @@ def report_by(workplace: Path, *assignments: str) -> tuple[dict[str, Any], str, 
 
 
 def spikes_by_clip(page: str) -> dict[str, list[str]]:
-    """The texts over the spikes of each clip that a report shows, in time's order."""
+    """Returns the texts over the spikes of each clip in a report, in order of time."""
     articles = [part.split("</article>")[0] for part in page.split('<article class="clip">')[1:]]
     return {
         re.findall(r'<bdi class="id">(.*?)</bdi>', one)[0]: re.findall(
@@ -204,12 +207,12 @@ def spikes_by_clip(page: str) -> dict[str, list[str]]:
     }
 
 
-def test_what_a_syllable_head_heard_stands_under_the_film(workplace: Path) -> None:
-    """Of a greedy reading the spikes are the reading; a beam over pinyin shows the same spikes."""
+def test_the_output_of_a_syllable_head_is_under_the_film_strip(workplace: Path) -> None:
+    """With a greedy decoder the spikes are the text; decoder pinyin shows the same spikes."""
     state = load_checkpoint(workplace / "checkpoints" / "best_model.pt")
     first = len(SPECIAL_TOKENS)
     for head in ("ctc_head", "syllable_head"):
-        # heads that say much
+        # heads that output many units
         state["model_state_dict"][f"{head}.bias"][:first] -= 1
         weight = state["model_state_dict"][f"{head}.weight"]
         weight[first:].normal_(0, 20, generator=torch.Generator().manual_seed(0))
@@ -219,7 +222,7 @@ def test_what_a_syllable_head_heard_stands_under_the_film(workplace: Path) -> No
     assert made.returncode == 0, made.stderr
     metrics, page, _ = report_by(workplace, "decode.decoder=syllables", "paths.checkpoints=loud")
     assert metrics["decode"] == {"decoder": "syllables"}
-    assert "not to be compared with a CER of characters" in page and "a spike is a syllable" in page
+    assert "do not compare this rate with a CER" in page and "A spike: a syllable" in page
     read = read_table(workplace / "report/predictions.parquet", PREDICTIONS, "pipeline report").to_pylist()
     heard = spikes_by_clip(page)
     assert any(heard.values()) and len(heard) == len(read)
@@ -234,11 +237,11 @@ def test_what_a_syllable_head_heard_stands_under_the_film(workplace: Path) -> No
     assert "a spike is a character" in page
 
 
-def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
+def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
     made = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     weights = ("decode.lm_weight=0.5", "decode.syllable_weight=0.2")
-    metrics, page, told = report_by(workplace, "decode.decoder=ctc_beam", *weights)
+    metrics, page, output = report_by(workplace, "decode.decoder=ctc_beam", *weights)
     assert metrics["decode"] == {
         "decoder": "ctc_beam",
         "beam": 10,
@@ -250,29 +253,29 @@ def test_a_report_says_by_what_it_was_read(workplace: Path) -> None:
     assert metrics["num_rejected"] == 1 and "Not among them: 1 clip of this split" in page, (
         "of the split alone"
     )
-    assert metrics["language_model"] in page and "nothing:" not in told
-    # the tables of another corpus tell nothing of these clips
+    assert metrics["language_model"] in page and "nothing:" not in output
+    # tables of another corpus say nothing about these clips
     clips, crops = (str(workplace / f"data/{name}.parquet") for name in ("clips", "crops"))
     assert num_rejected(Path(clips), Path(crops), "test", ["a stranger"]) is None
-    # by a language model of another text than params.yaml names
+    # with a language model of another text than in params.yaml
     (workplace / "novel.txt").write_text("一二三\n", "utf-8")
     novel = "lm.text_file=novel.txt"
-    _, _, told = report_by(workplace, "decode.decoder=ctc_beam", *weights, novel)
-    assert told.count("was made from another text (samples.parquet, split train)") == 1
+    _, _, output = report_by(workplace, "decode.decoder=ctc_beam", *weights, novel)
+    assert output.count("was made from another text (samples.parquet, split train)") == 1
     for decoder in (["--decoder", "ctc_beam"], ["--set", "decode.decoder=ctc_beam"]):
         command = [PIPELINE, "test", "--set", weights[0], "--set", novel, *decoder]
         done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and done.stderr.count("was made from another text") == 1, done.stderr
-    metrics, page, told = report_by(workplace, *weights, novel)
-    assert "another text" not in told
+    metrics, page, output = report_by(workplace, *weights, novel)
+    assert "another text" not in output
     assert metrics["language_model"] is None and "beam" not in metrics["decode"]
-    assert told.count("decode.lm_weight and decode.syllable_weight change nothing: attention is greedy") == 1
+    assert (
+        output.count("decode.lm_weight and decode.syllable_weight change nothing: attention is greedy") == 1
+    )
     assert "language model</dt>" not in page
 
 
-def test_a_decoder_that_is_none_or_not_learnt_is_told(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_or_unlearnt_decoder_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     params = load_params(Path("params.yaml"))
     with pytest.raises(ConfigError, match="--decoder beam: known are attention, ctc"):
@@ -281,14 +284,12 @@ def test_a_decoder_that_is_none_or_not_learnt_is_told(
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["pinyin"])
 
 
-def test_inference_is_told_of_weights_that_change_nothing(
-    workplace: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_inference_warns_of_weights_without_effect(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = workplace / "checkpoints/best_model.pt"
     for assignments in ((), ("decode.length_bonus=0.5",)):
         params = load_params(workplace / "params.yaml", assignments=assignments)
         open_reader(checkpoint, params)
-        told = [record.message for record in caplog.records]
-        assert len(told) == len(assignments) and all(
-            "decode.length_bonus changes nothing" in one for one in told
+        output = [record.message for record in caplog.records]
+        assert len(output) == len(assignments) and all(
+            "decode.length_bonus changes nothing" in line for line in output
         )

@@ -1,4 +1,4 @@
-"""A stdout that is full, closed, or read no further: one message or none, an exit code, and never a traceback."""
+"""Tests a stdout that is full, closed or not read further: at most one message, an exit code and no traceback."""
 
 import os
 import subprocess
@@ -32,8 +32,8 @@ def run(arguments: tuple[str, ...], redirected: str) -> "subprocess.CompletedPro
 def test_a_full_stdout_is_one_message(tmp_path: Path, kind: str) -> None:
     done = run(TO_STDOUT[kind], f"> {device(tmp_path / 'full', FULL)}")
     assert done.returncode == 1
-    told = "pipeline: the disk is full: stdout cannot be written; what was saved before is kept. Free some space, "
-    assert done.stderr == f"{told}then the same command goes on\n"
+    message = "pipeline: the disk is full: stdout cannot be written; what was saved before is kept. Free some space, "
+    assert done.stderr == f"{message}then the same command goes on\n"
 
 
 CLOSED = (
@@ -51,19 +51,19 @@ def test_a_closed_stdout_is_one_message_and_no_other_file_takes_its_place(kind: 
 @pytest.mark.parametrize(
     ("out", "redirected"), [("/dev/stdout", ">&-"), ("/dev/fd/1", ">&-"), ("/dev/fd/99", "")]
 )
-def test_so_is_a_closed_one_that_is_named(out: str, redirected: str) -> None:
+def test_a_closed_stdout_that_is_named_is_one_message(out: str, redirected: str) -> None:
     done = run(("query", "SELECT 1", "--out", out), redirected)
     assert (done.returncode, done.stderr) == (1, f"pipeline: {out} {CLOSED}\n")
 
 
-def test_what_prints_nothing_needs_no_stdout_and_no_stderr(tmp_path: Path) -> None:
+def test_a_verb_that_prints_nothing_needs_no_stdout_and_no_stderr(tmp_path: Path) -> None:
     out = tmp_path / "many.csv"
     done = run((*TO_STDOUT["csv"], "--out", str(out)), ">&- 2>&-")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(out.read_text().splitlines()) == 100_001
 
 
-def test_processes_start_where_stderr_is_closed() -> None:
+def test_processes_start_if_stderr_is_closed() -> None:
     child = "[sys.executable, '-c', 'import os; os.fstat(2)']"
     program = (
         "import subprocess, sys; from pipeline import cli; cli._watched_stdout(); "
@@ -74,7 +74,7 @@ def test_processes_start_where_stderr_is_closed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
-def test_a_reader_who_has_seen_enough_is_no_fault(kind: str) -> None:
+def test_a_pipe_closed_by_its_reader_is_not_an_error(kind: str) -> None:
     done = run(TO_STDOUT[kind], "| head -c 20 > /dev/null; exit ${PIPESTATUS[0]}")
     assert (done.returncode, done.stderr) == (1, "")
 

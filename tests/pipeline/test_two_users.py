@@ -1,4 +1,4 @@
-"""Two users of one machine: what one has made stops the other only where it must, and says whose it is."""
+"""Tests two users of one machine: files of one user stop the other only if necessary, with a message."""
 
 import atexit
 import logging
@@ -34,7 +34,7 @@ def shared() -> Iterator[Path]:
 
 
 def crop_nothing(folder: Path, cache: Path) -> None:
-    """All of a crop but clips: the workers of another user would need a Python that is open to him."""
+    """Runs crop without clips: workers of another user would need a Python that this user can read."""
     folder.mkdir()
     write_table(folder / "clips.parquet", table_from_rows([], schema.CLIPS), schema.CLIPS)
     tables = [folder / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
@@ -61,7 +61,7 @@ def refusal(holder: str) -> ShardError:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
-def test_anothers_lock_file_keeps_out_only_while_it_is_held(shared: Path, mode: int) -> None:
+def test_a_lock_file_of_another_user_blocks_only_while_held(shared: Path, mode: int) -> None:
     shared.chmod(mode)
     lock = shared / ".lock"
     with held(lock, refusal):
@@ -92,34 +92,34 @@ def test_a_lock_that_cannot_be_opened_is_named(shared: Path) -> None:
 
 @pytest.fixture
 def closed(shared: Path) -> Path:
-    """A file of root's that no other may open."""
+    """A file of root that no other user can open."""
     file = shared / "closed"
     file.write_bytes(b"PAR1")
     file.chmod(0o600)
     return file
 
 
-def test_a_table_of_anothers_is_not_called_damaged(shared: Path, closed: Path) -> None:
-    told = rf"{closed} may not be opened by this user"
+def test_a_table_of_another_user_is_not_called_damaged(shared: Path, closed: Path) -> None:
+    message = rf"{closed} may not be opened by this user"
     paths = PathsParams(clips=str(closed), report=str(shared))
     write_answer("SELECT 1 AS x", PathsParams(report=str(shared)), "csv", shared / "imported")
     with as_nobody():
-        with pytest.raises(MachineError, match=told):
+        with pytest.raises(MachineError, match=message):
             read_table(closed, schema.CLIPS, "pipeline ingest")
-        with pytest.raises(MachineError, match=told):
+        with pytest.raises(MachineError, match=message):
             check_table(closed, schema.CLIPS, "pipeline ingest")
-        with pytest.raises(MachineError, match=told):
+        with pytest.raises(MachineError, match=message):
             list(read_table_in_pieces(closed, schema.CLIPS, "pipeline ingest", ["clip_id"], 10))
-        with pytest.raises(MachineError, match=told):
+        with pytest.raises(MachineError, match=message):
             write_answer("FROM clips", paths, "csv", shared / "out")
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             load_checkpoint(closed)
         with pytest.raises(ConfigError, match=rf"{closed} cannot be read.*Permission denied"):
             read_mapping(closed)
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "told"),
+    ("what", "code", "message"),
     [
         ("corpus", 1, r"pipeline: \S+/corpus/clips\.csv may not be opened by this user: .*"),
         ("corpus/clips.csv", 1, r"pipeline: \S+/corpus/clips\.csv cannot be read: Permission denied"),
@@ -132,15 +132,15 @@ def test_a_table_of_anothers_is_not_called_damaged(shared: Path, closed: Path) -
         (".", 2, r"pipeline: params\.yaml cannot be read: .*Permission denied.*"),
     ],
 )
-def test_a_corpus_of_anothers_is_told_of(
+def test_a_corpus_of_another_user_is_reported(
     shared: Path,
     what: str,
     code: int,
-    told: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One message and exit code 1, or, where videos alone are closed, a warning that names them."""
+    """One message and exit code 1; if only videos cannot be opened, a warning that names them."""
     root = shared / "corpus"
     (root / "videos").mkdir(parents=True)
     write_mouth(root / "videos" / "a.mp4", 12)
@@ -161,4 +161,4 @@ def test_a_corpus_of_anothers_is_told_of(
     with as_nobody(), pytest.raises(SystemExit) as done:
         cli.main()
     found = capsys.readouterr().err.splitlines()[-1]
-    assert done.value.code == code and re.fullmatch(told, found), found
+    assert done.value.code == code and re.fullmatch(message, found), found

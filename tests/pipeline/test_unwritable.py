@@ -1,4 +1,4 @@
-"""A place that cannot be written is one message, and comes before the work that would be lost."""
+"""Tests that an unwritable output is one message, before the work that would be lost."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
         write_text(tmp_path / "file" / "deep" / "x.json", "{}")
 
 
-def test_a_folder_in_the_files_place_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_file_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "x.json").mkdir()
     with pytest.raises(MachineError, match=r"x\.json cannot be written \(Is a directory\)"):
         write_text(tmp_path / "x.json", "{}")
@@ -51,10 +51,10 @@ def test_a_folder_in_the_files_place_is_named_and_nothing_is_left(tmp_path: Path
         ("train", "paths.logs"),
     ],
 )
-def test_verbs_look_before_they_read(
+def test_verbs_check_their_outputs_before_they_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, key: str
 ) -> None:
-    """Nothing is there that they could read, and it is not what they tell of first."""
+    """Their inputs are missing too, but the unwritable output is reported first."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
     monkeypatch.chdir(tmp_path)
     assert load_params(Path("params.yaml"))
@@ -66,7 +66,7 @@ def test_verbs_look_before_they_read(
 
 
 @pytest.mark.parametrize("place", ["file/cache", "file"])
-def test_a_cache_that_cannot_be_made_is_told_before_any_worker_starts(tmp_path: Path, place: str) -> None:
+def test_an_unwritable_cache_is_reported_before_any_worker_starts(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     clips, crops, tracks = (tmp_path / f"{name}.parquet" for name in ("clips", "crops", "tracks"))
     write_clips(clips, [clip_row("a", "nowhere.mp4")])
@@ -75,10 +75,10 @@ def test_a_cache_that_cannot_be_made_is_told_before_any_worker_starts(tmp_path: 
         crop(CorpusParams(root=str(tmp_path)), CropParams(), machine, clips, crops, tracks)
 
 
-def test_a_full_disk_that_nobody_foresaw_is_one_message(
+def test_an_unexpected_full_disk_is_one_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A lock, a folder, a library's own file: what is written past `atomic_file`."""
+    """Files that are not written by `atomic_file`: a lock, a folder, the file of a library."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/some/file")

@@ -125,7 +125,7 @@ def test_the_command_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> None:
     code, output = disturbed(
         corpus, lambda process: os.killpg(process.pid, signal.SIGINT), "--executor", "ray"
     )
-    assert (code, "cropping mouths: stopped. What is done is kept" in output) == (1, True), output
+    assert (code, "cropping mouths: stopped. Finished work is kept" in output) == (1, True), output
     assert "Traceback" not in output
     num_cached = corpus.num_cached()
     assert f"; {num_cached} from the cache" in corpus.pipeline("crop", "--executor", "ray")

@@ -35,7 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def test_the_command_is_killed(corpus: Corpus, number: signal.Signals) -> None:
     code, output = disturbed(corpus, lambda process: process.send_signal(number))
     if number == signal.SIGTERM:
-        assert (code, "What is done is kept" in output) == (1, True), output
+        assert (code, "Finished work is kept" in output) == (1, True), output
     assert not (corpus.folder / "data" / "crops.parquet").exists()
     check_the_rest(corpus)
 
@@ -50,7 +50,7 @@ def test_ctrl_c_goes_to_the_whole_group(corpus: Corpus) -> None:
 
     code, output = disturbed(corpus, press)
     assert time.monotonic() - start < 5
-    assert (code, "cropping mouths: stopped. What is done is kept" in output) == (1, True), output
+    assert (code, "cropping mouths: stopped. Finished work is kept" in output) == (1, True), output
     assert "Traceback" not in output
     check_the_rest(corpus)
 

@@ -1,4 +1,4 @@
-"""The stages as dvc.yaml declares them, and the dvc program."""
+"""The stages of dvc.yaml, and the dvc program."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Declared:
-    """One stage of dvc.yaml, its `${…}` filled in."""
+    """A stage of dvc.yaml with its `${…}` filled in."""
 
     command: str
     deps: frozenset[str]
@@ -45,7 +45,7 @@ def params_of(file: Path) -> dict[str, Any]:
 
 
 def declared(params: dict[str, Any]) -> dict[str, Declared]:
-    """The stages of dvc.yaml by name, with `params` filled in."""
+    """Returns the stages of dvc.yaml by name, with `params` filled in."""
     text = (ROOT / "dvc.yaml").read_text("utf-8")
     for section in ("corpus", "paths"):
         for key, value in params[section].items():
@@ -70,7 +70,7 @@ DECLARED = declared(params_of(ROOT / "params.yaml"))
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """stdout of DVC in `folder`; its own environment is as make sets it up."""
+    """Runs DVC in `folder` with the PATH that make sets, and returns its stdout."""
     environment = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
     command = [str(SCRIPTS / "dvc"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)

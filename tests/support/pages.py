@@ -1,4 +1,4 @@
-"""Shared by tests: pages."""
+"""Opens pages in a browser for tests."""
 
 from playwright.sync_api import Browser, Page
 
@@ -11,7 +11,7 @@ OVERFLOW_PX = "document.documentElement.scrollWidth - document.documentElement.c
 def opened(
     browser: Browser, url: str, width: int = 1280, scheme: str = "light"
 ) -> tuple[Page, list[str], list[str]]:
-    """The page without a network, what its console complained of, and what it asked for."""
+    """Opens a page offline; returns it with the messages of its console and its requests."""
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True)  # type: ignore[arg-type]
     complaints: list[str] = []
     requests: list[str] = []

@@ -1,6 +1,6 @@
-"""A verb in a process that records which values of params.yaml it takes and which files it opens.
+"""Runs a verb in a process that records which values of params.yaml it reads and which files it opens.
 
-Run as a program, with the verb as its argument.
+Run as a program with the verb as its argument.
 """
 
 import os
@@ -28,7 +28,7 @@ sys.addaudithook(_hook)
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a verb did: `section.key` it read, files it read and files it wrote below the working directory."""
+    """The `section.key` that a verb read, and the files that it read and wrote below the working directory."""
 
     keys: frozenset[str]
     read: frozenset[str]
@@ -36,13 +36,13 @@ class Recorded:
 
 
 def run_recorded(verb: str) -> None:
-    """Runs `pipeline verb` in this process, telling RECORD_TO of every value of params.yaml that it takes."""
+    """Runs `pipeline verb` in this process and records every value of params.yaml that it reads in RECORD_TO."""
     import pipeline.params
     from pipeline.cli import app
     from pipeline.params import Params
     from shards.settings import Section
 
-    owners: dict[int, tuple[str, Section]] = {}  # the section too, so that its id is not used again
+    owners: dict[int, tuple[str, Section]] = {}  # keeps the section, so that its id is not reused
     plain = Section.__getattribute__
     load, whole_dump, muted = pipeline.params.load_params, Params.model_dump, False
     with Path(os.environ["RECORD_TO"]).open("a", encoding="utf-8") as log:
@@ -52,7 +52,7 @@ def run_recorded(verb: str) -> None:
             if owner is None or muted:
                 return
             fields = type(section).model_fields
-            # a dump takes every value
+            # a dump reads every value
             names = list(fields) if name in ("model_dump", "model_dump_json", "__dict__") else [name]
             for field in names:
                 if field in fields:
@@ -79,7 +79,7 @@ def run_recorded(verb: str) -> None:
             return section
 
         def dump(self: Params, *arguments: Any, **more: Any) -> dict[str, Any]:
-            # the effective configuration that is saved beside a result decides nothing
+            # the effective configuration is only saved next to a result
             nonlocal muted
             muted = True
             try:

@@ -1,4 +1,4 @@
-"""Made-up figures of a report, as a corpus of Mandarin or of English would give them, and hostile ones."""
+"""Synthetic figures of a report for a corpus of Mandarin or of English, and hostile figures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,7 +57,7 @@ def group(
 
 
 def made_figures(read: Sequence[tuple[str, str]] = HAN, **changes: Any) -> Figures:
-    """Of Mandarin, unless `read` is something else."""
+    """Makes Mandarin clips, unless `read` is given."""
     clips = counted_clips(read)
     counts = sum((one.counts for one in clips), EditCounts())
     is_han = read[0][0] > "z"
@@ -137,7 +137,7 @@ def made_figures(read: Sequence[tuple[str, str]] = HAN, **changes: Any) -> Figur
 
 
 def hostile_figures() -> Figures:
-    """All that strains a layout: long ids and names, long unbroken texts, and texts that would be markup."""
+    """Makes a report that strains the layout: long ids and names, long unbroken texts, and texts with markup."""
     read = [*HAN, ("x" * 200, "y" * 180), (HOSTILE, "嘴"), ("今" * 300, "")]
     clips = counted_clips(read, clip_id=f"{'L' * 100}_clip", speaker="S" * 60, topic=HOSTILE)
     figures = made_figures()
@@ -156,7 +156,7 @@ def hostile_figures() -> Figures:
 
 
 def bare_figures() -> Figures:
-    """One clip of a corpus that says nothing, read without a mistake: all that can be unknown is."""
+    """Makes a report of one clip without errors and without optional columns: every optional figure is unknown."""
     figures = made_figures([("好", "好")])
     unknown = ("cer_low", "cer_high", "cer_interval_over", "blind_cer", "chance_cer", "syllable_error_rate")
     unknown += ("look_error_rate", "viseme_error_rate", "num_unwritable", "calibration_error")
@@ -178,7 +178,7 @@ def bare_figures() -> Figures:
 
 
 def mouth_of(clip_id: str) -> np.ndarray:
-    """A dark mouth on a light face that opens and closes, 75 frames."""
+    """Draws a dark mouth on a light face that opens and closes, 75 frames."""
     frames = np.full((75, 96, 96), 180, np.uint8)
     for index, frame in enumerate(frames):
         cv2.ellipse(frame, (48, 48), (22, 4 + index % 8), 0, 0, 360, 60, -1)
@@ -186,7 +186,7 @@ def mouth_of(clip_id: str) -> np.ndarray:
 
 
 def spikes_of(clip_id: str) -> Spikes:
-    """A character every fifth step, of 38."""
+    """Makes spikes at every fifth of 38 steps."""
     spikes = [
         Spike(step, text, 0.95 - 0.01 * step)
         for step, text in zip(range(3, 38, 5), "今天夭气很好了", strict=True)

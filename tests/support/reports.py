@@ -1,4 +1,4 @@
-"""Shared by tests: reports."""
+"""Synthetic clips and report contexts for tests."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ def made_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
 
 
 def mouth_of(clip_id: str) -> np.ndarray:
-    """A dark mouth on a light face that opens and closes."""
+    """Draws a dark mouth on a light face that opens and closes."""
     frames = np.full((30, 96, 96), 180, np.uint8)
     for index, frame in enumerate(frames):
         cv2.ellipse(frame, (48, 48), (22, 4 + index % 8), 0, 0, 360, 60, -1)

@@ -221,15 +221,15 @@ def test_the_command_prints_a_report_and_uses_the_characters_of_packed_clips(
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     packed = pack_clips(tmp_path / "data", toy_clips(6, 2))
     printed = verb(tmp_path, capsys, file, "auto_avsr", part="encoder")
-    assert "not of the format and left, 1: lm.weight" in printed
+    assert "tensors that the format does not have, left out (1): lm.weight" in printed
     assert "characters: 4, from the labels of the packed train clips" in printed
-    assert "ctc_head fresh: this checkpoint is for train.init_from" in printed
+    assert "ctc_head: not trained yet; use this checkpoint for train.init_from" in printed
     printed = verb(tmp_path, capsys, file, "auto_avsr", table_file(tmp_path, SMALL))
-    assert "packed train clips that it cannot read, 3: 三 二 四" in printed
+    assert "packed train clips that the model cannot read (3): 三 二 四" in printed
     scored = read_test_clips(LipReader.from_checkpoint(tmp_path / "imported.pt", CPU), packed)
     assert [clip.clip_id for clip in scored] == ["test_000", "test_001"]
     for assignment in ("model.window_px=64", "paths.shards=elsewhere", "text"):
-        with pytest.raises(ConfigError, match=f"--set {assignment}: .* text and paths.samples alone"):
+        with pytest.raises(ConfigError, match=f"--set {assignment}: .* only text and paths.samples"):
             verb(tmp_path, capsys, file, "auto_avsr", part="encoder", assignments=[assignment])
     printed = verb(
         tmp_path,
@@ -239,8 +239,8 @@ def test_the_command_prints_a_report_and_uses_the_characters_of_packed_clips(
         table_file(tmp_path, ["B", *SMALL[1:]]),
         assignments=["text.case_fold=false"],
     )
-    assert "written as labels are" not in printed
-    with pytest.raises(ConfigError, match="is the file that is read"):
+    assert "rewritten as in labels" not in printed
+    with pytest.raises(ConfigError, match="is the input file"):
         verb(tmp_path, capsys, file, "auto_avsr", out=file)
 
 

@@ -225,7 +225,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         (("--job-index", "0"), "go together"),
         (("--num-jobs", "2"), "go together"),
         (("--num-jobs", "0", "--job-index", "0"), "--num-jobs"),
-        (("--merge", "--job-index", "0"), "leave --job-index out"),
+        (("--merge", "--job-index", "0"), "remove --job-index"),
         (("--executor", "dask"), "machine.executor"),
     ):
         code, text = crop(*wrong)

@@ -1,4 +1,4 @@
-"""The page of `pipeline compare` in a real browser: what it cautions of is there on a phone too."""
+"""Tests the page of `pipeline compare` in a real browser: its warnings are visible on a phone too."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ OVERFLOW_PX = "document.documentElement.scrollWidth - document.documentElement.c
 
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A against B, of two speakers with long names."""
+    """Compares A with B, with two speakers with long names."""
     folder = tmp_path_factory.mktemp("compared")
     before = [replace(c, speaker=f"{c.speaker}{'S' * 60}{HOSTILE}") for c in made_clips(READ * 3)]
     after = [replace(c, hypothesis=c.reference) if i % 3 else c for i, c in enumerate(before)]
@@ -29,12 +29,12 @@ def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])
-def test_the_interval_of_each_group_is_seen(browser: Browser, page_url: str, width: int) -> None:
+def test_the_interval_of_each_group_is_visible(browser: Browser, page_url: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 844}, offline=True)
     page.goto(page_url)
     assert page.evaluate(OVERFLOW_PX) == 0
     for row in page.locator("section:has(h2:text-is('By speaker')) tbody tr").all():
         shown = [cell for cell in row.locator("td, td span").all() if cell.is_visible()]
         assert any(" to " in cell.inner_text() and "†" in cell.inner_text() for cell in shown)
-    assert page.get_by_text("† Of fewer than 8 speakers: too narrow").is_visible()
+    assert page.get_by_text("† Fewer than 8 speakers: too narrow").is_visible()
     page.close()

@@ -1,4 +1,4 @@
-"""The report's pictures in figures: charts, film strips, spikes under them, and the verdict."""
+"""Tests the pictures of the report: charts, film strips, spikes under them, and the verdict."""
 
 import base64
 import itertools
@@ -22,7 +22,7 @@ from tests.support.report_figures import counted_clips, made_context, mouth_of, 
 
 
 def levels_of(uris: list[str]) -> np.ndarray:
-    """The gray level in the middle of each frame of a film strip."""
+    """Returns the gray level in the middle of each frame of a film strip."""
     pictures: list[Any] = [
         cv2.imdecode(np.frombuffer(base64.b64decode(uri.split(",")[1]), np.uint8), cv2.IMREAD_UNCHANGED)
         for uri in uris
@@ -31,7 +31,7 @@ def levels_of(uris: list[str]) -> np.ndarray:
 
 
 def rising_clip(num_frames: int) -> np.ndarray:
-    """Each frame of one gray level, 3 more than the one before."""
+    """Makes frames of one gray level each, 3 more than the previous frame."""
     return np.repeat(np.arange(num_frames, dtype=np.uint8)[:, None, None] * 3, 96, axis=1).repeat(96, axis=2)
 
 
@@ -55,8 +55,8 @@ def test_cells_hold_one_character_each() -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 7, 16, 17, 75, 80])
-def test_a_moment_stands_under_the_frame_that_shows_it(num_frames: int) -> None:
-    """The strip's pixels are the referee: each frame's gray level tells which moment of the clip it shows."""
+def test_a_moment_is_under_its_frame(num_frames: int) -> None:
+    """The pixels of the strip are the referee: the gray level of a frame identifies its moment in the clip."""
     shown = levels_of(film_strip(rising_clip(num_frames), 16, 8)) / 3
     axis = TimeAxis(num_frames, min(16, num_frames), fps=25.0)
     one_frame = axis.x_of_frame(1) - axis.x_of_frame(0)
@@ -70,7 +70,7 @@ def test_a_moment_stands_under_the_frame_that_shows_it(num_frames: int) -> None:
     assert axis.seconds[0] == 0 and axis.seconds[-1] <= num_frames / 25 + 1e-6
 
 
-def test_spikes_stand_in_the_piece_whose_frames_show_them() -> None:
+def test_spikes_are_in_the_piece_of_their_frames() -> None:
     (counted,) = counted_clips([("今天天气很好", "今天天气很好")])
     shown = shown_clip(counted, mouth_of(""), spikes_of(""), 25.0)
     assert [piece.left for piece in shown.pieces] == [0, 8 * TILE]
@@ -82,11 +82,11 @@ def test_spikes_stand_in_the_piece_whose_frames_show_them() -> None:
         assert all(piece.left <= stem.x < piece.left + piece.width for stem in piece.stems)
         outline = np.array(re.findall(r"[\d.]+", piece.blank), float).reshape(-1, 2)
         assert piece.left <= outline[:, 0].min() and outline[:, 0].max() <= piece.left + piece.width
-        # where a character is heard, the blank falls: as far below 1 as the character is above 0
+        # at a character, the blank is as far below 1 as the character is above 0
         for stem in piece.stems:
             (blank_y,) = outline[np.abs(outline[:, 0] - stem.x) < 0.11, 1]
             assert FULL + AXIS - blank_y == pytest.approx(stem.y, abs=0.11)
-    # what the reference does not hold is marked, though the hypothesis is right
+    # a spike that the reference does not have is marked, even if the hypothesis is correct
     assert [stem.text for piece in shown.pieces for stem in piece.stems if not stem.is_right] == ["夭", "了"]
     assert [text for piece in shown.pieces for _, text in piece.seconds] == [
         "0",
@@ -119,13 +119,13 @@ def test_crowded_characters_take_two_rows_and_a_clip_without_ctc_has_none() -> N
     assert all(stem.is_right for stem in stems)
     plain = shown_clip(counted, mouth_of(""), None, 25.0)
     assert all(not piece.blank and not piece.stems for piece in plain.pieces)
-    # a head that was never sure of anything but the blank
+    # a head whose most probable unit is always the blank
     silent = shown_clip(counted, mouth_of("")[:1], Spikes((1.0,), ()), 25.0)
     assert len(silent.pieces) == 1 and silent.pieces[0].blank
 
 
-def test_syllables_are_held_against_syllables_and_have_room() -> None:
-    """The reference in characters and the head in pinyin, as decoder pinyin has them: zhuang for chang is one error."""
+def test_syllables_are_compared_with_syllables_and_do_not_overlap() -> None:
+    """The reference in characters, the head in pinyin, as with decoder pinyin: zhuang for chang is one error."""
     (counted,) = counted_clips([("今天长城", "今天长城")])
     read = ["jin", "tian", "zhuang", "cheng", "zhuang"]
     spikes = Spikes(
@@ -137,7 +137,7 @@ def test_syllables_are_held_against_syllables_and_have_room() -> None:
     stems = [stem for piece in pieces for stem in piece.stems]
     assert [stem.text for stem in stems] == read
     assert [stem.is_right for stem in stems] == [True, True, False, True, False]
-    # 12 px high letters of about half that width; the picture's edges are the page's on a phone
+    # letters are 12 px high and half as wide; on a phone the picture is as wide as the page
     boxes = [(stem.text_x - 3 * len(stem.text), stem.text_x + 3 * len(stem.text)) for stem in stems]
     for piece in pieces:
         for stem, (left, right) in zip(stems, boxes, strict=True):
@@ -168,7 +168,7 @@ def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
     assert nice_ticks(low, high) == ticks
 
 
-def test_an_honest_reader_lies_on_the_diagonal() -> None:
+def test_a_calibrated_model_is_on_the_diagonal() -> None:
     bins = [CalibrationBin(0.1 * i, 0.1 * i, 5, 10 * i, 0.1 * i, 0.1 * i) for i in range(1, 11)]
     chart = calibration_chart(bins)
     for dot in chart.dots:
@@ -178,7 +178,7 @@ def test_an_honest_reader_lies_on_the_diagonal() -> None:
     assert sure.dots[0].y == chart.y_of(0) and calibration_chart([]).dots == ()
 
 
-def test_quarters_share_one_scale_and_keep_the_ledgers_order() -> None:
+def test_quarters_share_one_scale_and_the_order_of_qualities() -> None:
     def bins(*errors: int) -> list[QualityBin]:
         return [
             QualityBin(10.0 * i, 10.0 * i + 10, 4, EditCounts(count, 0, 0, 100))

@@ -1,4 +1,4 @@
-"""The report in a real browser: it shows, fits a phone, prints, and asks the network for nothing."""
+"""Tests the report in a real browser: it fits a phone, prints, and makes no network requests."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.browser
 SCREENSHOTS = Path(__file__).parents[3] / "docs" / "screenshots.py"
 
 HEADINGS = [
-    "What lips could show",
+    "What lips can show",
     "Training",
     "Confidence",
     "By speaker",
@@ -105,9 +105,7 @@ def test_intervals_of_groups_are_read_without_a_mouse(
 
 
 @pytest.mark.parametrize("name", ["han", "hostile"])
-def test_nothing_sticks_out_of_its_card_on_a_phone(
-    browser: Browser, pages: dict[str, str], name: str
-) -> None:
+def test_nothing_overflows_its_card_on_a_phone(browser: Browser, pages: dict[str, str], name: str) -> None:
     page, _, _ = opened(browser, pages[name], 390)
     outside = page.evaluate(
         "[...document.querySelectorAll('main *:not(.unseen):not(.unseen *)')].filter(e => {"
@@ -129,14 +127,14 @@ def test_every_section_of_a_mandarin_report(browser: Browser, pages: dict[str, s
     assert page.locator(".spikes").count() == 2 * page.locator("article.clip").count()
     assert page.locator(".cell.substitute i").first.is_visible()
     assert page.locator(".facts dd").nth(2).inner_text() == "ctc_beam, beam 10"
-    # a long list is folded, and opens without a script
+    # a long list is folded and opens without a script
     assert not page.get_by_text("016", exact=True).is_visible()
-    page.get_by_text("2 more, read better").click()
+    page.get_by_text("2 more with a lower CER").click()
     assert page.get_by_text("016", exact=True).is_visible()
     page.close()
 
 
-def test_english_has_words_and_says_why_there_are_no_visemes(browser: Browser, pages: dict[str, str]) -> None:
+def test_english_has_words_and_a_reason_for_missing_visemes(browser: Browser, pages: dict[str, str]) -> None:
     page, _, _ = opened(browser, pages["english"])
     words = [heading.replace("syllables", "words") for heading in HEADINGS]
     assert page.locator("h2").all_inner_texts() == words
@@ -147,20 +145,20 @@ def test_english_has_words_and_says_why_there_are_no_visemes(browser: Browser, p
     page.close()
 
 
-def test_what_is_not_known_is_a_dash_with_a_reason(browser: Browser, pages: dict[str, str]) -> None:
+def test_an_unknown_figure_is_a_dash_with_a_reason(browser: Browser, pages: dict[str, str]) -> None:
     page, _, _ = opened(browser, pages["bare"])
     shown = {rate.locator("dt").inner_text(): rate.inner_text() for rate in page.locator(".rate").all()}
-    for name in ("Blind", "Chance", "Syllables", "Looks", "Visemes"):
+    for name in ("Blind", "Chance", "Syllables", "Look-alikes", "Visemes"):
         assert "–" in shown[name] and "not known: " in shown[name], shown[name]
     assert "95 % interval none: " in page.locator(".interval").inner_text()
     said = page.locator("main").inner_text()
     for line in (
-        "No epochs are on record",
+        "There are no training curves",
         "Too few clips",
-        "The corpus does not say.",
-        "no character was read wrong",
+        "The corpus does not name the topic.",
+        "every character was read correctly",
         "No clip was rejected.",
-        "No figure of the ledger",
+        "No quality differs enough",
     ):
         assert line in said, line
     assert page.locator(".spikes").count() == 0
@@ -177,8 +175,8 @@ def test_hostile_text_stays_text(browser: Browser, pages: dict[str, str]) -> Non
     page.close()
 
 
-def test_spikes_stand_under_their_frames(browser: Browser, pages: dict[str, str]) -> None:
-    """In pixels of the screen: the time axis begins and ends with the film above it."""
+def test_spikes_are_under_their_frames(browser: Browser, pages: dict[str, str]) -> None:
+    """In screen pixels: the time axis begins and ends with the film strip above it."""
     for width in (1280, 390):
         page, _, _ = opened(browser, pages["han"], width)
         for piece in page.locator(".reel > div").all()[:2]:
@@ -195,9 +193,9 @@ def test_page_prints(browser: Browser, pages: dict[str, str], tmp_path: Path) ->
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 31, 36)"
-    # what is folded on the screen stands on paper
+    # folded content is printed
     assert page.get_by_text("016", exact=True).is_visible()
-    # no heading, and nothing that leads over to the first clip, ends a page
+    # a printed page does not end with a heading or the introduction of the first clip
     kept = (
         "[...document.querySelectorAll('h2, h2 + p, .examples > p')].map(e => getComputedStyle(e).breakAfter)"
     )

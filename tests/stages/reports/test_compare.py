@@ -1,4 +1,4 @@
-"""`pipeline compare`: the paired bootstrap against a slow loop and closed forms, refusals, the table and the page."""
+"""Tests `pipeline compare`: the bootstrap against a slow loop and closed forms, refusals, table and page."""
 
 import json
 import os
@@ -75,14 +75,14 @@ def test_the_difference_agrees_with_a_slow_loop() -> None:
 
 
 def test_two_speakers_have_a_closed_form() -> None:
-    # the three ways of drawing two of two: a twice, both (twice as likely), b twice
+    # drawing two of two speakers: a twice, both (twice as likely), b twice
     found = paired_difference([compared(5, 1, speaker="a"), compared(5, 7, speaker="b")], 40_000, seed=0)
     assert found.interval and (found.interval.low, found.interval.high) == pytest.approx((-0.4, 0.2))
     assert found.better_share == pytest.approx(3 / 4, abs=0.01)
 
 
-def test_pairing_sees_what_two_intervals_would_hide() -> None:
-    # speakers differ much, B is a little better on each of them
+def test_pairing_finds_a_difference_that_two_intervals_hide() -> None:
+    # speakers differ much; B is slightly better for each speaker
     clips = [compared(number, number - 1, 40, f"s{number}") for number in range(1, 40)]
     found = paired_difference(clips, 2_000, seed=0)
     assert found.is_shown and found.better_share == 1.0
@@ -112,7 +112,7 @@ def test_one_clip_and_equal_readings_show_nothing() -> None:
 
 
 @pytest.mark.parametrize("num_speakers", [1, 2, 7, 8, 20])
-def test_few_speakers_leave_it_open(num_speakers: int) -> None:
+def test_few_speakers_show_no_difference(num_speakers: int) -> None:
     def clips(errors_b: int) -> list[ComparedClip]:
         return [
             compared(10, errors_b + (number < 13), 50, f"s{number % num_speakers}") for number in range(40)
@@ -133,7 +133,7 @@ def test_few_speakers_leave_it_open(num_speakers: int) -> None:
             assert (kind, found.is_shown) == (wins, True) and text.startswith("B is ")
 
 
-def test_unknown_speakers_leave_it_open_too() -> None:
+def test_unknown_speakers_show_no_difference() -> None:
     found = paired_difference([compared(10, 9, 50) for _ in range(40)], 200, seed=0)
     assert (found.num_speakers, found.over, verdict(found)[0]) == (0, "clips", "open")
 
@@ -141,7 +141,7 @@ def test_unknown_speakers_leave_it_open_too() -> None:
 # -- two reports -------------------------------------------------------------------------------------------
 
 
-def test_what_got_better_and_worse_clip_by_clip(tmp_path: Path) -> None:
+def test_improved_and_worsened_clips_are_listed(tmp_path: Path) -> None:
     clips = made_clips()
     others = made_clips([*BETTER[:4], (READ[4][0], "吃")])
     found = compare(report_of(tmp_path / "a", clips), report_of(tmp_path / "b", others), 200, seed=0)
@@ -161,7 +161,7 @@ def test_what_got_better_and_worse_clip_by_clip(tmp_path: Path) -> None:
     assert "gender" not in found.groups, "the corpus does not say"
 
 
-def test_a_file_will_do_and_clips_in_one_only_are_named(tmp_path: Path) -> None:
+def test_a_predictions_file_is_accepted_and_unmatched_clips_are_named(tmp_path: Path) -> None:
     clips = made_clips()
     run_a, run_b = report_of(tmp_path / "a", clips[1:]), report_of(tmp_path / "b", clips[:4])
     found = compare(run_a / "predictions.parquet", run_b, 200, seed=0)
@@ -169,7 +169,7 @@ def test_a_file_will_do_and_clips_in_one_only_are_named(tmp_path: Path) -> None:
     assert "Only in A, not counted: 1 clips (clip_004)" in run(run_a, run_b).stdout
 
 
-def test_another_split_or_reference_is_refused(tmp_path: Path) -> None:
+def test_different_splits_or_references_are_refused(tmp_path: Path) -> None:
     clips = made_clips()
     run_a = report_of(tmp_path / "a", clips)
     valid = report_of(tmp_path / "valid", [replace(clip, split="valid") for clip in clips])
@@ -177,7 +177,7 @@ def test_another_split_or_reference_is_refused(tmp_path: Path) -> None:
         compare(run_a, valid, 200, 0)
     other = report_of(tmp_path / "other", [replace(clips[0], reference="今天"), *clips[1:]])
     with pytest.raises(
-        ConfigError, match=r"1 of 5 clips have another reference .* clip_000: '今天', not '今天天气很好'"
+        ConfigError, match=r"1 of 5 clips have different references .* clip_000: '今天天气很好' and '今天'"
     ):
         compare(run_a, other, 200, 0)
     renamed = report_of(tmp_path / "renamed", [replace(clip, clip_id=f"x{clip.clip_id}") for clip in clips])
@@ -185,9 +185,9 @@ def test_another_split_or_reference_is_refused(tmp_path: Path) -> None:
         compare(run_a, renamed, 200, 0)
 
 
-def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_report_is_refused(tmp_path: Path) -> None:
     run_a = report_of(tmp_path / "a", made_clips())
-    with pytest.raises(TableError, match=r"nowhere is missing; `pipeline report`"):
+    with pytest.raises(TableError, match=r"nowhere is missing; .*`pipeline report`"):
         compare(run_a, tmp_path / "nowhere", 200, 0)
     with pytest.raises(TableError, match=r"predictions.parquet is missing"):
         compare(tmp_path, run_a, 200, 0)
@@ -196,14 +196,14 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
         compare(tmp_path / "text", run_a, 200, 0)
     rows = read_table(run_a / "predictions.parquet", PREDICTIONS, "pipeline report")
     write_table(tmp_path / "empty.parquet", rows.slice(0, 0), PREDICTIONS)
-    with pytest.raises(TableError, match="holds no clip"):
+    with pytest.raises(TableError, match="contains no clips"):
         compare(run_a, tmp_path / "empty.parquet", 200, 0)
     write_table(tmp_path / "twice.parquet", rows.take([0, 0, 1]), PREDICTIONS)
     with pytest.raises(TableError, match="clip_000 2 times"):
         compare(run_a, tmp_path / "twice.parquet", 200, 0)
 
 
-def test_what_read_each_is_told_where_its_metrics_lie_beside(tmp_path: Path) -> None:
+def test_the_decoder_is_named_if_metrics_are_next_to_the_predictions(tmp_path: Path) -> None:
     clips = made_clips()
     settings = used_settings("ctc_beam", DecodeParams(lm_weight=0.5, length_bonus=-2), ("ctc",))
     facts = ReportFacts("ctc_beam", checkpoint="c0ffee", decode=settings, language_model="1234abcd")
@@ -212,8 +212,8 @@ def test_what_read_each_is_told_where_its_metrics_lie_beside(tmp_path: Path) -> 
     read_by_a = (
         "checkpoint c0ffee; ctc_beam, beam 10, length_bonus -2, lm_weight 0.5; language model 1234abcd"
     )
-    told = run(tmp_path / "a", tmp_path / "b" / "predictions.parquet").stdout
-    assert f"A: {tmp_path / 'a'} ({read_by_a})" in told and "(checkpoint c0ffee; ctc, greedy)" in told
+    output = run(tmp_path / "a", tmp_path / "b" / "predictions.parquet").stdout
+    assert f"A: {tmp_path / 'a'} ({read_by_a})" in output and "(checkpoint c0ffee; ctc, greedy)" in output
     found = compare(tmp_path / "a", tmp_path / "b", 200, 0)
     assert found.as_json()["read_by_a"] == read_by_a and read_by_a in compare_page(found)
     (tmp_path / "b" / "metrics.json").unlink()
@@ -240,67 +240,63 @@ def pinyin_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
     ]
 
 
-def test_two_readings_of_pinyin_are_told_to_count_letters(tmp_path: Path) -> None:
+def test_two_reports_in_pinyin_are_counted_in_letters(tmp_path: Path) -> None:
     for name, read in (("a", READ), ("b", BETTER)):
         facts = ReportFacts(
             "syllables", checkpoint="c0ffee", decode=used_settings("syllables", DecodeParams(), ())
         )
         write_report(pinyin_clips(read), [], made_context(), tmp_path / name, facts)
     page_file = tmp_path / "page.html"
-    told = run(tmp_path / "a", tmp_path / "b", "--html", page_file).stdout
+    output = run(tmp_path / "a", tmp_path / "b", "--html", page_file).stdout
     page = page_file.read_text("utf-8")
-    for text in (told, page, (tmp_path / "a" / "report.html").read_text("utf-8")):
-        assert (
-            "error rate of pinyin’s letters" in text and "not to be compared with a CER of characters" in text
-        )
+    for text in (output, page, (tmp_path / "a" / "report.html").read_text("utf-8")):
+        assert "error rate of pinyin’s letters" in text and "do not compare this rate with a CER" in text
     num_letters = sum(len(clip.reference) for clip in pinyin_clips())
-    assert f"{num_letters} letters of pinyin" in told and f"{num_letters} letters of pinyin" in page
-    assert "character error rate" not in told + page and "CER</th>" not in page
+    assert f"{num_letters} letters of pinyin" in output and f"{num_letters} letters of pinyin" in page
+    assert "character error rate" not in output + page and "CER</th>" not in page
     assert compare(tmp_path / "a", tmp_path / "b", 200, 0).as_json()["unit"] == "letters of pinyin"
-    # one that lost its metrics.json reads by the same references
+    # without metrics.json the unit follows from equal references
     (tmp_path / "b" / "metrics.json").unlink()
     assert compare(tmp_path / "a", tmp_path / "b", 200, 0).unit.name == "letter"
 
 
 def test_pinyin_is_not_compared_with_characters(tmp_path: Path) -> None:
-    """Even where both have the same references: labels without Han characters are their own syllables, less spaces."""
+    """Even with equal references: labels without Han characters equal their syllables without spaces."""
     clips = [replace(clip, reference="a b", hypothesis="a") for clip in made_clips()]
     for name, decoder in (("a", "syllables"), ("b", "pinyin")):
         write_report(clips, [], made_context(), tmp_path / name, ReportFacts(decoder))
-    told = (
-        r"a holds toneless pinyin \(decoder syllables\), .*b holds characters \(decoder pinyin\).*report both"
-    )
-    with pytest.raises(ConfigError, match=told):
+    error = r"a contains toneless pinyin \(decoder syllables\), .*b contains characters \(decoder pinyin\).*report both"
+    with pytest.raises(ConfigError, match=error):
         compare(tmp_path / "a", tmp_path / "b", 200, 0)
-    with pytest.raises(ConfigError, match=r"b holds characters .*a holds toneless pinyin"):
+    with pytest.raises(ConfigError, match=r"b contains characters .*a contains toneless pinyin"):
         compare(tmp_path / "b", tmp_path / "a", 200, 0)
 
 
-# -- what people get ---------------------------------------------------------------------------------------
+# -- output ---------------------------------------------------------------------------------------
 
 
 def test_json_and_table(tmp_path: Path) -> None:
     run_a, run_b = report_of(tmp_path / "a", made_clips()), report_of(tmp_path / "b", made_clips(BETTER))
-    told = json.loads(run(run_a, run_b, "--json").stdout)
-    assert told["unit"] == "characters"
-    assert (told["cer_a"], told["cer_b"], told["difference"]) == (0.4, 0, -0.4)
-    assert told["num_speakers"] == 2 and told["groups"]["speaker"][0]["num_speakers"] == 1
-    assert told["difference_over"] == "speakers" and told["better_share"] == 1.0
-    assert told["difference_low"] <= -0.4 <= told["difference_high"] < 0
-    assert {clip["clip_id"]: clip["errors_b"] for clip in told["better"]} == {
+    output = json.loads(run(run_a, run_b, "--json").stdout)
+    assert output["unit"] == "characters"
+    assert (output["cer_a"], output["cer_b"], output["difference"]) == (0.4, 0, -0.4)
+    assert output["num_speakers"] == 2 and output["groups"]["speaker"][0]["num_speakers"] == 1
+    assert output["difference_over"] == "speakers" and output["better_share"] == 1.0
+    assert output["difference_low"] <= -0.4 <= output["difference_high"] < 0
+    assert {clip["clip_id"]: clip["errors_b"] for clip in output["better"]} == {
         f"clip_00{n}": 0 for n in (1, 2, 3, 4)
     }
-    assert told["worse"] == [] and told["groups"]["speaker"][0]["num_clips"] == 2
-    assert json.loads(run(run_a, run_b, "--json").stdout) == told, "seeded"
+    assert output["worse"] == [] and output["groups"]["speaker"][0]["num_clips"] == 2
+    assert json.loads(run(run_a, run_b, "--json").stdout) == output, "seeded"
     table = run(run_a, run_b, "--clips", 1).stdout
-    assert "Too few to tell a difference from chance: 2 speakers known" in table
-    assert "Fewer errors in B: 4 clips" in table and "clips where fewer than two are known" in table
+    assert "Too few speakers to exclude chance: 2 speakers known" in table
+    assert "Fewer errors in B: 4 clips" in table and "clips if fewer than two speakers are known" in table
     assert re.search(r"−\d+\.\d†", table), "each interval of few speakers is marked"
-    assert table.count("said:") == 1
+    assert table.count("reference:") == 1
 
 
-def test_a_terminal_of_ascii_alone_gets_utf8(tmp_path: Path) -> None:
-    """What a locale says of the terminal stops no verb whose work is done."""
+def test_an_ascii_terminal_gets_utf8(tmp_path: Path) -> None:
+    """The locale of the terminal does not stop a verb after its work."""
     run_a = report_of(tmp_path / "a", made_clips())
     locale = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "pipeline", "compare", str(run_a), str(run_a)]
@@ -309,13 +305,13 @@ def test_a_terminal_of_ascii_alone_gets_utf8(tmp_path: Path) -> None:
     assert "No difference is shown" in done.stdout.decode("utf-8")
 
 
-def test_names_are_no_markup_of_the_terminal(tmp_path: Path) -> None:
+def test_names_are_not_terminal_markup(tmp_path: Path) -> None:
     clips = [replace(clip, speaker=f"[red]{clip.speaker}[/nonsense]") for clip in made_clips()]
     run_a = report_of(tmp_path / "a", clips)
     assert "[red]012[/nonsense]" in run(run_a, run_a).stdout
 
 
-def test_the_page_is_whole_escaped_and_quiet(tmp_path: Path) -> None:
+def test_the_page_is_complete_and_escaped_and_loads_nothing(tmp_path: Path) -> None:
     clips = [replace(clip, speaker=HOSTILE, topic=HOSTILE, hypothesis=HOSTILE) for clip in made_clips()]
     run_a = report_of(tmp_path / "a", clips)
     run_b = report_of(tmp_path / "b", [replace(clip, hypothesis=clip.reference[1:]) for clip in clips])
@@ -325,7 +321,7 @@ def test_the_page_is_whole_escaped_and_quiet(tmp_path: Path) -> None:
     assert "<script" not in page and "&lt;script&gt;" in page and "default-src &#39;none&#39;" not in page
     assert "content=\"default-src 'none'" in page
     assert page == compare_page(compare(run_a, run_b, 2_000, 0))
-    for text in ("By speaker", "By topic", "Better in B: 5 clips", "Too few to tell", "−"):
+    for text in ("By speaker", "By topic", "Better in B: 5 clips", "Too few speakers", "−"):
         assert text in page, text
     assert "Worse in B" not in page
 
@@ -356,7 +352,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any, scheme: str) -> Non
         page.close()
 
 
-def test_the_headline_says_in_words_that_nothing_is_shown(tmp_path: Path) -> None:
+def test_the_headline_says_that_no_difference_is_shown(tmp_path: Path) -> None:
     clips = [replace(clip, speaker=f"s{i}") for i, clip in enumerate(made_clips(READ * 3))]
     run_a = report_of(tmp_path / "a", [replace(clip, hypothesis="") for clip in clips])
     better = [replace(clip, hypothesis=clip.reference[: 1 + i % 2]) for i, clip in enumerate(clips)]

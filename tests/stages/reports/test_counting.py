@@ -1,4 +1,4 @@
-"""The report's files: figures against jiwer, tables under their schemas, a page that holds all it needs."""
+"""Tests the files of the report: figures against jiwer, tables with their schemas, a self-contained page."""
 
 import csv
 import io
@@ -102,7 +102,7 @@ def test_page_fetches_nothing(tmp_path: Path) -> None:
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 2 * len(clips)
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    # base64 may spell anything, // too
+    # base64 may contain //
     rest = re.sub(r'src="[^"]*"', "", page)
     assert not re.search(r"https?:|//|@import|<script|<link|<iframe|href|url\(", rest)
 
@@ -119,7 +119,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(&#39;嘴&#39;)" in page
 
 
-def test_empty_hypothesis_is_said(tmp_path: Path) -> None:
+def test_an_empty_hypothesis_is_mentioned(tmp_path: Path) -> None:
     clips = made_clips([(reference, "") for reference, _ in READ])
     metrics = write_report(clips, clips, made_context(), tmp_path)
     assert metrics["cer"] == metrics["blind_cer"] == metrics["chance_cer"] == 1.0
@@ -141,8 +141,8 @@ def test_without_curves_speakers_rejections_or_blind(tmp_path: Path) -> None:
     assert metrics["blind_cer"] is None
     page = page_of(tmp_path)
     for line in (
-        "No epochs are on record",
-        "The corpus does not say.",
+        "There are no training curves",
+        "The corpus does not name the gender.",
         "No clip was rejected.",
         "not measured",
     ):
@@ -150,15 +150,15 @@ def test_without_curves_speakers_rejections_or_blind(tmp_path: Path) -> None:
 
 
 def test_empty_split_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"report\.split: 'test'"):
+    with pytest.raises(ConfigError, match=r"report\.split: split 'test'"):
         write_report([], [], made_context(), tmp_path)
 
 
 REJECTIONS = {"train": {"no_face": 9, "too_short": 1}, "test": {"too_short": 2, "turned_away": 1}}
 
 
-def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) -> None:
-    """A CER falls where hard clips are rejected; those of other splits say nothing of it."""
+def test_rejected_clips_of_the_split_are_counted(tmp_path: Path) -> None:
+    """A CER falls if hard clips are rejected; rejected clips of other splits do not matter."""
     clips = made_clips()
     cases: list[tuple[dict[str, dict[str, int]], int]] = [(REJECTIONS, 3), ({"train": {"no_face": 9}}, 0)]
     for rejections, number in cases:
@@ -166,9 +166,7 @@ def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) 
         metrics = write_report(clips, [], context, tmp_path, ReportFacts("ctc"))
         assert metrics["num_rejected"] == number
         page = page_of(tmp_path)
-        left_out = (
-            "Not among them: 3 clips of this split, rejected before reading (too short 2, turned away 1)"
-        )
+        left_out = "Not included: 3 clips of this split, rejected before reading (too short 2, turned away 1)"
         assert (left_out in page) == bool(number)
         rows = re.findall(
             r'<tr><th scope="row"[^>]*>(?:<bdi>)?(.*?)<.*?</tr>', page.split("<h2>Data</h2>")[1]
@@ -176,12 +174,14 @@ def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) 
         assert rows[:2] == ["test", "train"]
         out = io.StringIO()
         print_metrics(metrics, Console(file=out, width=200))
-        assert ("3 clips of this split were rejected and not read: no part" in out.getvalue()) == bool(number)
+        assert (
+            "3 clips of this split were rejected; these figures do not include" in out.getvalue()
+        ) == bool(number)
     write_report(clips, [], made_context(rejections=REJECTIONS, split="test"), tmp_path)
     data = page_of(tmp_path).split("<h2>Rejections</h2>")[1].split("</table>")[0]
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", data)]
     assert [row[:3] for row in cells] == [
-        ["rejected for", "this split", "all splits"],
+        ["reason", "this split", "all splits"],
         ["too short", "2", "3"],
         ["turned away", "1", "1"],
         ["no face", "0", "9"],
@@ -189,7 +189,7 @@ def test_clips_of_the_split_that_its_cer_leaves_out_are_counted(tmp_path: Path) 
     assert split_metrics(clips, [], "test", 0)["num_rejected"] is None
 
 
-def test_warnings_stand_above_the_figures(tmp_path: Path) -> None:
+def test_warnings_are_above_the_figures(tmp_path: Path) -> None:
     clips = made_clips()
     write_report(
         clips, blind_of(clips), made_context(warnings=["speaker 047 is in train and test"]), tmp_path
@@ -207,9 +207,13 @@ def test_every_print_of_the_figures_names_shared_speakers(tmp_path: Path, overla
     assert metrics == split_metrics(clips, blind_of(clips), "test", seed, overlap, num_rejected=1)
     out = io.StringIO()
     print_metrics(metrics, Console(file=out, width=200))
-    assert ("Trained on too: 2 of the speakers of split test" in out.getvalue()) == bool(overlap)
-    assert ("No speakers are named: whether split test" in out.getvalue()) == (overlap is None)
-    # a metrics.json of before this figure was counted
+    assert ("2 of the speakers of split test are in the training clips too" in out.getvalue()) == bool(
+        overlap
+    )
+    assert ("No speakers are named: the training clips may show people of split test" in out.getvalue()) == (
+        overlap is None
+    )
+    # an older metrics.json without this figure
     print_metrics({name: metrics[name] for name in metrics.keys() - {"speaker_overlap"}}, Console(file=out))
 
 
@@ -222,10 +226,10 @@ def test_each_clip_is_shown_once_at_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_speakers", "is_told"), [(0, True), (1, True), (2, True), (7, True), (8, False)]
+    ("num_speakers", "is_narrow"), [(0, True), (1, True), (2, True), (7, True), (8, False)]
 )
-def test_an_interval_of_few_speakers_is_told_to_be_too_narrow(
-    tmp_path: Path, num_speakers: int, is_told: bool
+def test_an_interval_of_few_speakers_is_called_too_narrow(
+    tmp_path: Path, num_speakers: int, is_narrow: bool
 ) -> None:
     clips = [
         replace(clip, speaker=f"s{index % num_speakers}" if num_speakers else None)
@@ -237,7 +241,7 @@ def test_an_interval_of_few_speakers_is_told_to_be_too_narrow(
     print_metrics(metrics, Console(file=out, width=200))
     headline = page_of(tmp_path).split('<p class="interval')[1].split("</p>")[0]
     for text in (headline, out.getvalue()):
-        assert ("too narrow" in text) == is_told
+        assert ("too narrow" in text) == is_narrow
         assert (f"over {num_speakers} speakers: with fewer than 8" in text) == (2 <= num_speakers < 8)
 
 
@@ -246,7 +250,7 @@ def test_letters_of_pinyin_are_not_called_characters(tmp_path: Path) -> None:
     metrics = write_report(clips, [], made_context(), tmp_path, ReportFacts("syllables"))
     share = f"{100 * metrics['syllable_error_rate']:.1f}"
     page = page_of(tmp_path)
-    assert "not to be compared with a CER of characters" in page and share in page
+    assert "do not compare this rate with a CER" in page and share in page
     for text in (
         "character error rate",
         "sounds, tones and meaning",
@@ -256,12 +260,12 @@ def test_letters_of_pinyin_are_not_called_characters(tmp_path: Path) -> None:
         assert text not in page, text
     out = io.StringIO()
     print_metrics(metrics, Console(file=out, width=200))
-    assert "counted by its letters: not to be compared with a CER of characters" in out.getvalue()
+    assert "counted by letter; do not compare this rate with a CER" in out.getvalue()
     write_report(made_clips(), [], made_context(), tmp_path, ReportFacts("ctc"))
     assert "sounds, tones and meaning" in page_of(tmp_path) and "letters" not in page_of(tmp_path)
 
 
-def test_what_is_printed_of_a_report_of_others_making_steers_no_terminal(tmp_path: Path) -> None:
+def test_a_foreign_report_cannot_control_the_terminal(tmp_path: Path) -> None:
     clips = made_clips()
     metrics = write_report(clips, blind_of(clips), made_context(), tmp_path, ReportFacts("ctc"))
     hostile = "\x1b[31mx\u202e\nforged"
@@ -273,8 +277,8 @@ def test_what_is_printed_of_a_report_of_others_making_steers_no_terminal(tmp_pat
     assert not any(line.startswith("forged") for line in out.getvalue().split("\n"))
 
 
-def test_a_report_that_cannot_be_finished_leaves_the_former_one_whole(tmp_path: Path) -> None:
-    """The page is larger than a file may be here, and the tables are smaller."""
+def test_a_report_that_fails_keeps_the_previous_one(tmp_path: Path) -> None:
+    """Here the page exceeds the largest file size, and the tables do not."""
     clips = made_clips()
     write_report(clips, blind_of(clips), made_context(), tmp_path)
     former = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""What the report counts: the interval, sounds, confusions, calibration, groups, quality, and which clips it shows."""
+"""Tests the figures of the report: interval, sounds, confusions, calibration, groups, quality, example clips."""
 
 import csv
 import math
@@ -37,12 +37,12 @@ def by_name(confusions: list[Confusion]) -> dict[tuple[str, str], Confusion]:
 # -- metrics -----------------------------------------------------------------------------------------------
 
 
-def test_the_interval_holds_the_cer_and_says_what_was_drawn() -> None:
+def test_the_interval_contains_the_cer_and_names_its_units() -> None:
     clips = made_clips()
     metrics = split_metrics(clips, [], "test", seed=0)
     assert metrics["cer_interval_over"] == "speakers" and metrics["num_speakers"] == 2
     assert metrics["cer_low"] <= metrics["cer"] <= metrics["cer_high"]
-    # two speakers drawn with replacement: one of them twice, or both
+    # two speakers drawn with replacement: one twice, or both
     rates = [
         total_counts((c.reference, c.hypothesis) for c in clips if c.speaker == s).cer for s in ("012", "047")
     ]
@@ -69,8 +69,8 @@ def test_characters_outside_the_vocabulary_are_errors_and_are_counted() -> None:
     )
 
 
-def test_sounds_are_rated_where_the_text_is_mandarin() -> None:
-    # 爸 and 怕 look alike, 她 sounds like 他
+def test_sounds_are_counted_if_the_text_is_mandarin() -> None:
+    # 爸 and 怕 look alike; 她 sounds like 他
     metrics = split_metrics(made_clips([("爸爸他好", "怕爸她好")]), [], "test", 0)
     assert (metrics["cer"], metrics["syllable_error_rate"], metrics["viseme_error_rate"]) == (1 / 2, 1 / 4, 0)
     english = split_metrics(made_clips([("bin blue", "bin red")]), [], "test", 0)
@@ -105,13 +105,13 @@ def test_confusions_are_counted_and_homophenes_marked() -> None:
     assert by_name(syllable_confusions([("好", "发")]))["hao", "fa"].look_alike is False
 
 
-def test_a_character_looks_as_it_is_read_in_its_sentence() -> None:
-    # 行 is hang in 银行, which looks like 航; xing elsewhere, which does not
+def test_the_class_of_a_character_depends_on_its_sentence() -> None:
+    # 行 is hang in 银行, in the class of 航; elsewhere it is xing, in another class
     assert by_name(character_confusions([("银行", "银航")]))["行", "航"].look_alike is True
     assert by_name(character_confusions([("步行", "步航")]))["行", "航"].look_alike is False
 
 
-def test_letters_and_words_have_no_look() -> None:
+def test_letters_and_words_have_no_look_alike_class() -> None:
     assert by_name(character_confusions([("bin a", "pin a")]))["b", "p"].look_alike is None
     assert word_confusions([("bin blue now", "bin red now")]) == [Confusion("blue", "red", 1, 1, None)]
 
@@ -121,7 +121,7 @@ texts = st.text(alphabet="今天气很好爸怕ab ", max_size=10)
 
 @given(st.lists(st.tuples(texts, texts), max_size=6))
 def test_confusions_are_the_errors(pairs: list[tuple[str, str]]) -> None:
-    # so few characters that no list is cut
+    # few characters, so that no list is cut
     counts = total_counts(pairs)
     found = character_confusions(pairs)
     substituted = sum(one.count for one in found if one.reference and one.hypothesis)
@@ -137,7 +137,7 @@ def test_confusions_are_the_errors(pairs: list[tuple[str, str]]) -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-9, 0.1), st.integers(0, 10)), min_size=1, max_size=60))
-def test_calibration_bins_hold_every_clip_once_in_order(clips: list[tuple[float, int]]) -> None:
+def test_calibration_bins_contain_every_clip_once_in_order(clips: list[tuple[float, int]]) -> None:
     made = [counted(number, errors, score=score) for number, (score, errors) in enumerate(clips)]
     bins = calibration_of(made)
     assert sum(one.num_clips for one in bins) == len(clips)
@@ -147,11 +147,13 @@ def test_calibration_bins_hold_every_clip_once_in_order(clips: list[tuple[float,
     assert 0 <= calibration_error(bins) <= 1
 
 
-def test_a_reader_as_sure_as_it_is_right_is_calibrated() -> None:
-    honest = [counted(index, errors=index % 10, score=math.log(1 - index % 10 / 10)) for index in range(100)]
-    assert calibration_error(calibration_of(honest)) == pytest.approx(0, abs=1e-12)
-    boastful = [replace(one, clip=replace(one.clip, score=0.0)) for one in honest]
-    assert calibration_error(calibration_of(boastful)) == pytest.approx(0.45)
+def test_confidence_equal_to_accuracy_is_calibrated() -> None:
+    calibrated = [
+        counted(index, errors=index % 10, score=math.log(1 - index % 10 / 10)) for index in range(100)
+    ]
+    assert calibration_error(calibration_of(calibrated)) == pytest.approx(0, abs=1e-12)
+    overconfident = [replace(one, clip=replace(one.clip, score=0.0)) for one in calibrated]
+    assert calibration_error(calibration_of(overconfident)) == pytest.approx(0.45)
     hopeless = [counted(0, errors=30, score=-5.0)]
     assert calibration_of(hopeless)[0].accuracy == 0, "more wrong than said is still none right"
 
@@ -159,7 +161,7 @@ def test_a_reader_as_sure_as_it_is_right_is_calibrated() -> None:
 # -- groups ------------------------------------------------------------------------------------------------
 
 
-def test_groups_by_what_the_corpus_says() -> None:
+def test_groups_follow_the_columns_of_the_corpus() -> None:
     clips = [
         counted(0, 5, speaker="a", topic="KJ", num_frames=20),
         counted(1, 0, speaker="b", topic="LY", num_frames=60),
@@ -195,7 +197,7 @@ def test_clips_of_one_length_are_one_group() -> None:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=50))
-def test_quarters_hold_every_clip_and_keep_equals_together(values: list[int]) -> None:
+def test_quarters_contain_every_clip_and_keep_equal_values_together(values: list[int]) -> None:
     clips = [counted(number, number % 7) for number in range(len(values))]
     facts = {
         f"c{number:03d}": ClipFacts(qualities={"sharpness": value}) for number, value in enumerate(values)
@@ -253,7 +255,7 @@ def test_files_for_plots_and_duckdb(tmp_path: Path) -> None:
     assert women["interval_over"] == "speakers"
     assert [row["interval_over"] for row in rows("by_speaker.csv")] == ["clips", "clips"]
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert "of one speaker alone" in page
+    assert "of clips, if fewer than two speakers are known" in page
     assert [row["group"] for row in rows("by_age.csv")] == ["30–39"]
     assert {row["kind"] for row in rows("confusions.csv")} == {"character", "syllable"}
     assert sum(int(row["num_clips"]) for row in rows("calibration.csv")) == len(clips)
@@ -267,7 +269,7 @@ def test_files_for_plots_and_duckdb(tmp_path: Path) -> None:
     assert answer[0] == (metrics["cer"], pytest.approx(0, abs=1e-6), 31, "F", 2)
 
 
-def test_the_tables_say_what_they_know_of_a_clip() -> None:
+def test_facts_of_a_clip_come_from_the_tables() -> None:
     clips = pa.table(
         {"clip_id": ["a", "b", "x"], "gender": ["F", None, "M"], "age": pa.array([30, None, 5], pa.int32())}
     )

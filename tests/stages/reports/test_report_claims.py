@@ -1,4 +1,4 @@
-"""What a report may claim: nothing that hangs on a seed, no certainty out of too few, no normaliser that was not."""
+"""Tests the claims of a report: independent of seeds, no verdict from too few clips, correct normalisers."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def printed(metrics: dict[str, Any]) -> str:
 
 
 def half_read(num_clips: int = 33) -> list[ScoredClip]:
-    """Of short sentences in few words: much is right by chance, and how much hangs on the pairing."""
+    """Makes short sentences of few words: much is correct by chance, and how much depends on the pairing."""
     draw = random.Random(0)
     made = ["".join(draw.choices("今天气很好一二三", k=6)) for _ in range(num_clips)]
     clips = made_clips([(sentence, sentence[:3] + "很好") for sentence in made])
@@ -50,7 +50,7 @@ def read_without_error(num_clips: int = 40, num_speakers: int = 10) -> list[Scor
 # -- chance and the verdict --------------------------------------------------------------------------------
 
 
-def test_the_seed_changes_neither_chance_nor_verdict() -> None:
+def test_the_seed_changes_neither_chance_cer_nor_verdict() -> None:
     clips = half_read()
     found = [split_metrics(clips, blind_of(clips), "test", seed) for seed in range(8)]
     assert len({metrics["chance_cer"] for metrics in found}) == 1
@@ -78,13 +78,11 @@ def figures(
         (figures(0.0, None, None, 0.9, 0.7, num_clips=30), "good"),
         (figures(0.01, None, None, 0.9, 0.7, num_clips=30), "open"),
         (figures(1.0, None, None, 0.95, None), "bad"),
-        (figures(0.0, None, None, 0.0, 0.9, num_clips=40), "bad"),  # it reads as well with its eyes shut
+        (figures(0.0, None, None, 0.0, 0.9, num_clips=40), "bad"),  # it reads equally well blind
         (figures(0.4, 0.3, 0.56, 0.9, 0.7), "open"),
     ],
 )
-def test_the_verdict_is_good_only_where_the_whole_interval_is_below(
-    metrics: dict[str, Any], kind: str
-) -> None:
+def test_the_verdict_is_good_only_if_the_whole_interval_is_below(metrics: dict[str, Any], kind: str) -> None:
     found, text = verdict(metrics)
     assert found == kind
     for claim in ("most of what", "Much of what", "Far below"):
@@ -102,7 +100,7 @@ def test_the_verdict_names_what_it_compares() -> None:
 # -- intervals ---------------------------------------------------------------------------------------------
 
 
-def test_no_error_is_no_certainty(tmp_path: Path) -> None:
+def test_a_few_clips_without_errors_give_no_verdict(tmp_path: Path) -> None:
     clips = read_without_error()
     metrics = write_report(clips, blind_of(clips), made_context(), tmp_path)
     assert metrics["cer"] == 0
@@ -114,20 +112,20 @@ def test_no_error_is_no_certainty(tmp_path: Path) -> None:
     assert "0.0 to 0.0" not in page_of(tmp_path).replace("\u202f", " ")
 
 
-def test_an_older_reports_interval_without_width_is_not_shown() -> None:
+def test_an_interval_without_width_of_an_older_report_is_not_shown() -> None:
     metrics = split_metrics(read_without_error(), [], "test", 0)
     older = metrics | {"cer_low": 0.0, "cer_high": 0.0, "cer_interval_over": "speakers"}
     assert "0.0 % to 0.0 %" not in printed(older)
 
 
-def test_groups_of_few_speakers_are_marked_in_the_open(tmp_path: Path) -> None:
-    """Not in a tooltip, which neither a phone nor paper shows."""
+def test_groups_of_few_speakers_are_marked_visibly(tmp_path: Path) -> None:
+    """Not in a tooltip, which a phone and paper do not show."""
     write_report(half_read(), [], made_context(), tmp_path)
     topics = page_of(tmp_path).split("<h2>By topic</h2>")[1].split("</section>")[0]
     assert "†" not in topics, "11 speakers each"
     speakers = page_of(tmp_path).split("<h2>By speaker</h2>")[1].split("</section>")[0]
     assert "title=" not in speakers
-    assert "† too narrow for other speakers: drawn over fewer than 8 of them" in speakers
+    assert "† too narrow for other speakers: drawn over fewer than 8 speakers" in speakers
     assert speakers.count("%†") + speakers.count("\u202f%†") >= 5
     rows = (tmp_path / "by_topic.csv").read_text().splitlines()
     assert rows[0].endswith("interval_over,speakers") and rows[1].endswith("speakers,11")
@@ -139,7 +137,7 @@ def test_groups_of_few_speakers_are_marked_in_the_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("references", "learnt", "warns"), [(OURS, OURS, False), (OTHERS, OURS, True), (None, OURS, False)]
 )
-def test_both_normalisers_are_named_and_a_difference_is_warned_of(
+def test_both_normalisers_are_named_with_a_warning_if_they_differ(
     tmp_path: Path, references: str | None, learnt: str, warns: bool
 ) -> None:
     clips = half_read()
@@ -151,24 +149,24 @@ def test_both_normalisers_are_named_and_a_difference_is_warned_of(
     made = page.split("<dt>normaliser</dt>")[1].split("</dd>")[0]
     for text in (made, printed(metrics)):
         assert learnt in text or (text == made and references == learnt)
-        assert (references or "the table of samples does not say it") in text
+        assert (references or "samples.parquet does not name it") in text
     for text in (page.split("<h1>")[0], printed(metrics)):
-        assert ("What differs counts as errors: run `pipeline preprocess` with" in text) == warns
+        assert ("The differences count as errors: run `pipeline preprocess` with" in text) == warns
         assert "\n" not in (normaliser_warning(metrics) or "")
 
 
 # -- sounds, confidence ------------------------------------------------------------------------------------
 
 
-def test_the_step_to_looks_is_that_of_homophenes_alone(tmp_path: Path) -> None:
-    # 爸 and 怕 look alike; 先 for 也 is right in part by visemes, and all wrong as a look
+def test_the_step_to_look_alike_classes_is_that_of_homophenes(tmp_path: Path) -> None:
+    # 爸 and 怕 look alike; 先 for 也 is partly correct by visemes, and in another look-alike class
     clips = made_clips([("爸爸也好", "怕爸先好"), ("今天很好", "今天很好")])
     metrics = write_report(clips, [], made_context(), tmp_path)
     assert (metrics["syllable_error_rate"], metrics["look_error_rate"]) == (2 / 8, 1 / 8)
     page = page_of(tmp_path).replace("\u202f", " ")
-    assert "of the 25.0 %, 12.5 points go away once homophenes count as one" in page
+    assert "of the 25.0 %, 12.5 points disappear if homophenes count as equal" in page
     assert "what only language could tell" not in page
-    assert "a wrong neighbour can change the reading of a right character" in page and "地" in page
+    assert "change the pronunciation of a right character" in page and "地" in page
 
 
 def test_clips_without_a_score_are_left_out_of_the_calibration_and_counted(tmp_path: Path) -> None:
@@ -178,14 +176,14 @@ def test_clips_without_a_score_are_left_out_of_the_calibration_and_counted(tmp_p
     rest = split_metrics(clips[3:], [], "test", 0)
     assert metrics["num_without_confidence"] == 3
     assert metrics["calibration_error"] == rest["calibration_error"] and rest["num_without_confidence"] == 0
-    assert "Left out, for their score is no number: 3 clips" in page_of(tmp_path)
+    assert "Left out, because they have no score: 3 clips" in page_of(tmp_path)
     none = split_metrics([replace(clip, score=math.nan) for clip in clips], [], "test", 0)
     assert none["calibration_error"] is None
     assert "NaN" not in (tmp_path / "metrics.json").read_text("utf-8")
 
 
-def test_other_options_of_the_normaliser_are_warned_of_and_other_versions_are_not() -> None:
-    """No preprocessing makes labels of an older version, so that warning would have no mend."""
+def test_other_normaliser_options_get_a_warning_and_other_versions_do_not() -> None:
+    """Preprocessing cannot make labels of an older version, so such a warning would have no fix."""
     plain = TextParams()
     with_digits = plain.model_copy(update={"digits": "chinese"})
 

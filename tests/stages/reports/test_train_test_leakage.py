@@ -1,4 +1,4 @@
-"""What a split shares with the training clips: people, and the very same pictures."""
+"""Tests for speakers and pictures that a split shares with the training clips."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ Clips = list[tuple[str, str | None, str]]
 
 
 def samples(folder: Path, clips: Clips) -> Path:
-    """Of (split, speaker, pictures); ids are c0, c1, …."""
+    """Writes samples from (split, speaker, pictures); ids are c0, c1, …."""
     numbers: dict[str, object] = {
         name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames", "chars"))
     }
@@ -34,8 +34,8 @@ def test_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
     found = {split: seen_in_training(path, split).speakers for split in ("test", "valid", "train")}
     assert found == {"test": ("a", "b"), "valid": (), "train": ("a", "b")}
     assert seen_in_training(path, "valid").warnings() == []
-    (told,) = seen_in_training(path, "test").warnings()
-    assert told.startswith("Seen in training too: 2 of the speakers of split test (a, b)")
+    (warning,) = seen_in_training(path, "test").warnings()
+    assert warning.startswith("Speakers in training: 2 of the speakers of split test (a, b)")
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
         [("train", None, "1"), ("test", "a", "2")],
     ],
 )
-def test_speakers_that_are_not_named_are_unknown_and_not_none_shared(tmp_path: Path, clips: Clips) -> None:
+def test_unnamed_speakers_are_unknown_and_not_unshared(tmp_path: Path, clips: Clips) -> None:
     seen = seen_in_training(samples(tmp_path, clips), "test")
     assert seen.speakers is None and seen.num_speakers is None
-    (told,) = seen.warnings()
-    assert "cannot be told" in told
+    (warning,) = seen.warnings()
+    assert "the training clips may show people of split" in warning
 
 
-def test_clips_of_the_same_pictures_are_told_whoever_is_said_to_speak(
+def test_clips_with_the_same_pictures_are_found_for_any_speaker(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clips: Clips = [
@@ -67,8 +67,8 @@ def test_clips_of_the_same_pictures_are_told_whoever_is_said_to_speak(
     path = samples(tmp_path, clips)
     seen = seen_in_training(path, "test")
     assert (seen.clips, seen.num_clips, seen.num_speakers) == (("c4", "c5"), 3, 0)
-    (told,) = seen.warnings()
-    assert told.startswith("Learnt by heart: 2 of the 3 clips of split test") and "(c4, c5)" in told
-    assert [record.getMessage() for record in caplog.records] == [told]
+    (warning,) = seen.warnings()
+    assert warning.startswith("Clips in training: 2 of the 3 clips of split test") and "(c4, c5)" in warning
+    assert [record.getMessage() for record in caplog.records] == [warning]
     assert seen_in_training(path, "valid").clips == ()
     assert seen_in_training(path, "train").clips == ()
