@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import print_progress
+from benchmarks.options import print_progress, run
 from benchmarks.synthetic_catalogue import write_catalogue
 from benchmarks.versions import machine_facts
 from shards.files import write_json
@@ -135,4 +135,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.crop_peers import auto_avsr_like, decode_only, mediapipe_loop
 from benchmarks.material import lengthened, upscaled, videos_of
-from benchmarks.options import Rounds, folder_argument, print_progress
+from benchmarks.options import Rounds, folder_argument, print_progress, run
 from benchmarks.versions import machine_facts
 from shards import schema
 from shards.files import read_table, table_from_rows, write_json, write_table, write_text
@@ -350,4 +350,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)

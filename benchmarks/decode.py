@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from benchmarks.options import print_progress
+from benchmarks.options import print_progress, run
 from benchmarks.tables import figures_table
 from benchmarks.train import CONFORMERS, LARGE, SMALL
 from benchmarks.versions import machine_facts
@@ -274,4 +274,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)

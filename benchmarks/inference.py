@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.material import lengthened, videos_of
-from benchmarks.options import folder_argument, print_progress
+from benchmarks.options import folder_argument, print_progress, run
 from benchmarks.versions import machine_facts
 from shards.files import write_json
 
@@ -157,4 +157,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.loader_material import CODECS, Material, prepare
 from benchmarks.loader_measure import Figures, Task
-from benchmarks.options import Rounds, folder_argument, print_progress
+from benchmarks.options import Rounds, folder_argument, print_progress, run
 from benchmarks.tables import figures_table
 from benchmarks.versions import machine_facts
 from shards.files import write_json
@@ -300,4 +300,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import print_progress
+from benchmarks.options import print_progress, run
 from benchmarks.synthetic_catalogue import REJECTED_SHARE, SPLIT_SHARES, write_catalogue
 from benchmarks.versions import machine_facts
 from shards.enums import TRAIN_SPLIT
@@ -200,4 +200,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.options import Rounds, print_progress
+from benchmarks.options import Rounds, print_progress, run
 from benchmarks.tables import figures_table
 from benchmarks.train_material import write_pack
 from benchmarks.train_measure import BAD_CONFIG, Figures, Task, task_to_json
@@ -318,4 +318,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    run(command)
