@@ -196,8 +196,8 @@ def _measure_variants(
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
-        for name, run in variants.items():
-            seconds[name].append(run())
+        for name, measure in variants.items():
+            seconds[name].append(measure())
             progress(f"round {turn + 1} of {rounds}, {name}: {seconds[name][-1]:.1f} s")
     result.seconds = {name: statistics.median(taken) for name, taken in seconds.items()}
 

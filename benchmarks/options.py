@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shards.errors import PipelineError
+from shards.errors import ConfigError, PipelineError
 
 Rounds = Annotated[int, typer.Option(min=1, help="number of rounds of every variant; the median is reported")]
 
@@ -26,4 +26,4 @@ def run(command: Callable[..., None]) -> None:
         typer.run(command)
     except PipelineError as error:
         print_progress(f"benchmark: {error}")
-        sys.exit(error.exit_code)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
