@@ -51,6 +51,14 @@ def test_the_catalogue_says_what_normalised_its_labels(own: Packing) -> None:
     assert own.rows("new") == own.rows("older")
 
 
+@pytest.fixture(scope="module")
+def packing(tmp_path_factory: pytest.TempPathFactory) -> Packing:
+    packing = make(tmp_path_factory.mktemp("pack"), 8)
+    packing.summary = packing.pack("shards")  # type: ignore[attr-defined]
+    packing.first_progress = packing.progress  # type: ignore[attr-defined]
+    return packing
+
+
 def test_every_ok_clip_is_one_sample(packing: Packing) -> None:
     crops = pq.read_table(packing.tables[1]).to_pylist()
     ok = {row["clip_id"]: row for row in crops if row["status"] == "ok"}

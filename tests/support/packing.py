@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from shards import schema
 from shards.files import read_table
 from shards.settings import MachineParams, PackParams
@@ -77,17 +75,10 @@ def make(folder: Path, num_mouths: int) -> Packing:
     return packing
 
 
-@pytest.fixture(scope="module")
-def packing(tmp_path_factory: pytest.TempPathFactory) -> Packing:
-    packing = make(tmp_path_factory.mktemp("pack"), 8)
-    packing.summary = packing.pack("shards")  # type: ignore[attr-defined]
-    packing.first_progress = packing.progress  # type: ignore[attr-defined]
-    return packing
-
-
 SLOW_PACK = """
 import sys, time
 from pathlib import Path
+from tests.support.packing import Packing
 def linger(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".npz"):
         time.sleep(0.1)
