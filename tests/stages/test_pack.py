@@ -196,7 +196,9 @@ def test_a_ledger_of_other_videos_labels_or_times_is_refused(own: Packing, chang
     else:
         one["start_s"], one["end_s"] = 0.1, 0.9
     write_table(own.tables[0], table_from_rows(rows, schema.CLIPS), schema.CLIPS)
-    with pytest.raises(TableError, match="videos, times or labels differ; run `pipeline crop` again"):
+    with pytest.raises(
+        TableError, match="videos, times or labels of clips differ; run `pipeline crop` again"
+    ):
         own.pack("shards")
     assert not (own.folder / "shards").exists()
 
