@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from shards.errors import Interrupted, TableError
-from shards.files import DAMAGED, unreadable
+from shards.files import READ_ERRORS, unreadable
 from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 
@@ -53,7 +53,7 @@ def open_catalogue(
                     opened[view] = stack.enter_context(file.open("rb"))
                     # DuckDB would tell of damage in words about its own name of the file
                     pq.read_metadata(opened[view])
-                except DAMAGED as error:
+                except READ_ERRORS as error:
                     raise unreadable(file, error, verb) from error
         connection = stack.enter_context(duckdb.connect(":memory:"))
         connection.register_filesystem(_OpenTables(opened))
@@ -112,7 +112,7 @@ def batches(relation: duckdb.DuckDBPyRelation, batch_rows: int) -> Iterator[pa.R
         yield batch
 
 
-def damage(error: duckdb.Error, files: Mapping[str, tuple[Path, str]]) -> TableError | None:
+def damaged_table_error(error: duckdb.Error, files: Mapping[str, tuple[Path, str]]) -> TableError | None:
     """What `error` tells of a damaged table, in words about its file; None where it tells of something else."""
     text = str(error).splitlines()[0]
     if named := re.search(rf'Failed to read file "{_PROTOCOL}://(\w+)"', text):
@@ -132,7 +132,7 @@ def _fault(file: Path) -> str:
     try:
         for _ in pq.ParquetFile(file).iter_batches():
             pass
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         return str(error)
     return ""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MB = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_TAKEN = (*FULL, errno.EFBIG, errno.EROFS)
+WRITE_ERRORS = (*FULL, errno.EFBIG, errno.EROFS)
 """Errors that only writing meets."""
 FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another place"
 """What is to be said of a PermissionError."""

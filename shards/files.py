@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from shards.disk import FORBIDDEN, WatchedFile, disk_errors_reported, unwritable
 from shards.errors import MachineError, PipelineError, TableError
-from shards.locks import is_at, is_locked, tried_lock
-from shards.pipes import is_stream, open_already, opened_stream, refuse_pipe
+from shards.locks import is_name_of, try_flock, try_lock
+from shards.pipes import is_stream, open_stream, own_descriptor, refuse_pipe
 from shards.schema import SCHEMA_VERSION
 
 HASH_BLOCK_BYTES = 1 << 20
@@ -38,11 +38,11 @@ def atomic_file(path: Path, needed_bytes: int = 0) -> Iterator[BinaryIO]:
     """
     with disk_errors_reported(path, needed_bytes):
         temporary = None
-        if (descriptor := open_already(path)) is not None:
+        if (descriptor := own_descriptor(path)) is not None:
             # of the same opening, so at its offset, and at the end where it appends
             raw = WatchedFile(os.dup(descriptor), "w")
         elif is_stream(path):
-            raw = opened_stream(path)
+            raw = open_stream(path)
         else:
             path = _made_place(path)
             _sweep(path.parent)
@@ -95,7 +95,7 @@ def _locked_temporary(path: Path) -> tuple[Path, WatchedFile]:
         # not so where a sweep came in between; a file system without locks is never swept
         is_ours = True
         with suppress(OSError):
-            is_ours = is_locked(descriptor) and is_at(Path(name), descriptor)
+            is_ours = try_flock(descriptor) and is_name_of(Path(name), descriptor)
         if is_ours:
             return Path(name), WatchedFile(descriptor, "w")
         os.close(descriptor)
@@ -129,7 +129,7 @@ def _sweep(folder: Path) -> None:
         return
     _swept.add(place)
     for left in place.glob(f".*.{_TEMPORARY}-*.tmp"):
-        with suppress(OSError, MachineError), tried_lock(left) as is_ours:
+        with suppress(OSError, MachineError), try_lock(left) as is_ours:
             if is_ours:
                 left.unlink()
 
@@ -159,7 +159,7 @@ def sweep_temporaries(folder: Path, older_than_s: float) -> int:
     return num_removed
 
 
-def of_this_user(path: Path) -> Path:
+def writable_by_this_user(path: Path) -> Path:
     """`path`, or one beside it of this user's own where another's stands there that cannot be written."""
     if not path.exists() or os.access(path, os.W_OK, effective_ids=True):
         return path
@@ -171,7 +171,7 @@ def write_bytes(path: Path, payload: bytes) -> None:
         file.write(payload)
 
 
-def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_all_or_none(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes all of `files` (name → content) or none: no file is renamed before every byte of all is on the disk."""
     with ExitStack() as opened:
         for name, content in files.items():
@@ -233,7 +233,7 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
             table = pq.ParquetFile(file).read(use_threads=False)
     except FileNotFoundError:
         raise _missing(path, made_by) from None
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error, made_by) from error
     _refuse_other_schema(path, table.schema, schema, made_by)
     _refuse_nulls(path, {name: table[name].null_count for name in schema.names}, schema, made_by)
@@ -256,7 +256,7 @@ def read_table_in_pieces(
                     yield piece
     except FileNotFoundError:
         raise _missing(path, made_by) from None
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error, made_by) from error
 
 
@@ -269,13 +269,13 @@ def check_table(path: Path, schema: pa.Schema, made_by: str) -> None:
         null_counts = _null_counts(metadata)
     except FileNotFoundError:
         raise _missing(path, made_by) from None
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         raise unreadable(path, error, made_by) from error
     _refuse_other_schema(path, found, schema, made_by)
     _refuse_nulls(path, null_counts, schema, made_by)
 
 
-DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a Parquet file raises where bytes of it are wrong: by Arrow's parts, and by its wrapper in Python."""
 
 

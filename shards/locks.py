@@ -15,7 +15,7 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
+def hold_lock(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
     """Holds `file`, whose folder is there. Raises what `refusal` makes of the holder's name where another holds it.
 
     On this machine or another. A file system that has no locks (NFS, where its server keeps none) is no reason to
@@ -33,7 +33,7 @@ def _opened(file: Path) -> int:
     """Never removed, since another may have opened it."""
     try:
         # to be written, else NFS grants no lock of it
-        return opened(file, os.O_CREAT)
+        return open_lock_file(file, os.O_CREAT)
     except PermissionError:
         # another user's: it is locked as well where it may only be read
         try:
@@ -66,23 +66,23 @@ def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) 
 
 
 @contextmanager
-def tried_lock(path: Path, flags: int = 0) -> Iterator[bool]:
+def try_lock(path: Path, flags: int = 0) -> Iterator[bool]:
     """Whether the lock of the file at `path` could be taken, now; it is held within.
 
     Nobody's where the file is gone, or renamed or removed by the last holder while it was opened here.
     """
     try:
-        descriptor = opened(path, flags)
+        descriptor = open_lock_file(path, flags)
     except FileNotFoundError:
         yield False
         return
     try:
-        yield is_locked(descriptor) and is_at(path, descriptor)
+        yield try_flock(descriptor) and is_name_of(path, descriptor)
     finally:
         os.close(descriptor)
 
 
-def opened(path: Path, flags: int) -> int:
+def open_lock_file(path: Path, flags: int) -> int:
     """Each opening is a holder of its own, so that threads shut each other out as processes do.
 
     MachineError where a link, a device or the like stands in the file's place: its target would be written.
@@ -96,7 +96,7 @@ def opened(path: Path, flags: int) -> int:
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
 
 
-def is_locked(descriptor: int) -> bool:
+def try_flock(descriptor: int) -> bool:
     """Whether the lock could be taken, now."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +105,7 @@ def is_locked(descriptor: int) -> bool:
     return True
 
 
-def is_at(path: Path, descriptor: int) -> bool:
+def is_name_of(path: Path, descriptor: int) -> bool:
     """Whether `path` is still the name of the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))

@@ -24,7 +24,7 @@ def usable_cores() -> int:
 _STATUS = Path("/proc/self/status")
 
 
-SHORT = 0.9
+NEAR_LIMIT_SHARE = 0.9
 """Share of the limit from which on an allocation may have been refused: libraries ask for 64 MB at a time."""
 
 
@@ -34,10 +34,10 @@ def limit_bytes() -> int | None:
     return None if limit == resource.RLIM_INFINITY or not _STATUS.exists() else limit
 
 
-def is_short() -> bool:
+def is_address_space_short() -> bool:
     """Whether the address space has come so near to its limit that what failed may have failed for want of it."""
     limit = limit_bytes()
-    return limit is not None and status_mb("VmPeak") * 1e6 > SHORT * limit
+    return limit is not None and status_mb("VmPeak") * 1e6 > NEAR_LIMIT_SHARE * limit
 
 
 def status_mb(name: str) -> float:

@@ -24,14 +24,14 @@ def refuse_pipe(path: Path) -> None:
     except OSError:
         # whoever opens it tells
         return
-    if is_pipe and open_already(path) is None:
+    if is_pipe and own_descriptor(path) is None:
         raise MachineError(
             f"{path} is a named pipe, and whoever opens it may wait for ever; give a file, or what comes out of the "
             "pipe as /dev/stdin"
         )
 
 
-def opened_stream(path: Path) -> WatchedFile:
+def open_stream(path: Path) -> WatchedFile:
     """The pipe or device open for writing. OSError where nobody reads the pipe within READER_WAIT_S."""
     until_s = time.monotonic() + READER_WAIT_S
     while True:
@@ -46,7 +46,7 @@ def opened_stream(path: Path) -> WatchedFile:
             return WatchedFile(descriptor, "w")
 
 
-def open_already(path: Path) -> int | None:
+def own_descriptor(path: Path) -> int | None:
     """The descriptor that `path` leads to, as /dev/stdout and /dev/fd/6 do; None for every other path.
 
     Its link reads as a path, which the open file may no longer have. MachineError for another process's open file.

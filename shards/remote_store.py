@@ -19,10 +19,10 @@ from shards.errors import DiskError, MachineError, PipelineError, ShardError
 from shards.fetch_ahead import FetchAhead
 from shards.files import fingerprint, sweep_temporaries, write_text
 from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
-from shards.remote_files import Patience, RemoteFiles
+from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.settings import MachineParams
 from shards.shard_cache import ShardCache
-from shards.store import OWNER, ShardStore, refuse_climbing
+from shards.store import OWNER, ShardStore, refuse_outside_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class RemoteStore(ShardStore):
     """The pack at `url`. Threads may share one; all processes of the machine share the cache below `cache_dir`.
 
     A shard is fetched whole, in ranges, and compared with the size and sha256 of `<split>/index.json`, which is
-    read once. Failures that pass are waited for as `patience` says, then they are a MachineError; ShardError is
+    read once. Failures that pass are waited for as `retries` says, then they are a MachineError; ShardError is
     only for what is wrong with the pack.
     """
 
@@ -47,14 +47,14 @@ class RemoteStore(ShardStore):
         self,
         url: str,
         machine: MachineParams,
-        patience: Patience | None = None,
+        retries: RetryPolicy | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
-        self._patience = patience or Patience()
-        self._files = RemoteFiles(url, self._patience)
+        self._retries = retries or RetryPolicy()
+        self._files = RemoteFiles(url, self._retries)
         cache_dir = Path(machine.cache_dir)
         self._cache = ShardCache(
-            cache_dir / "shards", int(machine.shard_cache_gb * 1e9), grace_s, self._patience.total_s
+            cache_dir / "shards", int(machine.shard_cache_gb * 1e9), grace_s, self._retries.total_s
         )
         self._folder = self._cache.folder / fingerprint(self._files.url)[:16]
         self._uploads = cache_dir / "uploads"
@@ -90,7 +90,7 @@ class RemoteStore(ShardStore):
         began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         ours = f"{catalogue}, process {os.getpid()} of {socket.gethostname()}, begun {began}"
         content = f"{file.read_text('utf-8').strip()}\n{ours}\n".encode()
-        found = self._files.put_first(OWNER, content)
+        found = self._files.put_if_absent(OWNER, content)
         if found == content:
             return
         their_id, _, theirs = found[:1000].decode(errors="replace").strip().partition("\n")
@@ -105,7 +105,7 @@ class RemoteStore(ShardStore):
 
     def local(self, name: str) -> Path:
         """As for every store; MachineError where the cache cannot hold it. A file that is no tar is read anew."""
-        refuse_climbing(name)
+        refuse_outside_name(name)
         if not name.endswith(".tar"):
             return self._read_anew(name)
         shard = self._indexed(name)
@@ -143,7 +143,7 @@ class RemoteStore(ShardStore):
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """As for every store: a file of this machine, uploaded when it is whole."""
-        refuse_climbing(name)
+        refuse_outside_name(name)
         with self._on_disk():
             self._uploads.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(self._uploads, _UPLOAD_LEFT_S)
@@ -162,13 +162,13 @@ class RemoteStore(ShardStore):
         self._forget_index(name)
 
     def remove(self, name: str) -> None:
-        refuse_climbing(name)
+        refuse_outside_name(name)
         self._files.remove(name)
         self._forget_index(name)
 
     def close(self) -> None:
         """Stops fetching ahead and ends the connections; the end of the process does it too."""
-        self._ahead.stop(self._patience.request_s)
+        self._ahead.stop(self._retries.request_s)
         self._files.close()
 
     def _path(self, shard: IndexedShard) -> Path:
@@ -198,7 +198,7 @@ class RemoteStore(ShardStore):
 
     def _read_anew(self, name: str) -> Path:
         content, path = self._files.read_small(name), self._folder / name
-        with self._on_disk(), self._cache.alone(path), self._cache.making(path, len(content)) as file:
+        with self._on_disk(), self._cache.exclusive(path), self._cache.new_file(path, len(content)) as file:
             file.write(content)
         return path
 
@@ -227,7 +227,7 @@ class RemoteStore(ShardStore):
 
     def _fetch(self, shard: IndexedShard, is_anew: bool = False) -> None:
         path = self._path(shard)
-        with self._on_disk(), self._cache.alone(path):
+        with self._on_disk(), self._cache.exclusive(path):
             if not is_anew and self._cache.has(path, shard.num_bytes):
                 return  # another process was quicker
             for is_last in (False, True):
@@ -246,8 +246,8 @@ class RemoteStore(ShardStore):
                     logger.warning("%s came with sha256 %s; fetched again", self.place(shard.name), error)
 
     def _download(self, shard: IndexedShard, path: Path) -> None:
-        digest, step = hashlib.sha256(), self._patience.range_bytes
-        with self._cache.making(path, shard.num_bytes, self._ahead.expected_around(shard)) as file:
+        digest, step = hashlib.sha256(), self._retries.range_bytes
+        with self._cache.new_file(path, shard.num_bytes, self._ahead.expected_around(shard)) as file:
             for start in range(0, shard.num_bytes, step):
                 block = self._files.read_range(shard.name, start, min(start + step, shard.num_bytes))
                 digest.update(block)

@@ -34,7 +34,7 @@ def message_lines(text: object) -> str:
     return "\n  ".join(map(one_line, str(text).split("\n  ")))
 
 
-def inner_lines(text: object) -> str:
+def indented_lines(text: object) -> str:
     """Another program's message of several lines, to stand in one of ours."""
     return str(text).replace("\n", "\n  ")
 

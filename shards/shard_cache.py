@@ -14,11 +14,11 @@ from typing import BinaryIO, NamedTuple
 
 from shards.errors import MachineError
 from shards.files import atomic_file
-from shards.locks import opened, tried_lock
+from shards.locks import open_lock_file, try_lock
 
 _WAIT_S = 0.05
 _FOLDERS_LOCK = ".lock"
-_MAKERS_PATIENCE = 4
+_MAKER_WAIT_FACTOR = 4
 """Times the patience with one request: how long another process may take for a whole shard."""
 
 
@@ -41,9 +41,9 @@ class ShardCache:
     by then. An open file stays readable when its name goes. Threads may share one.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, grace_s: float, patience_s: float) -> None:
+    def __init__(self, folder: Path, max_bytes: int, grace_s: float, max_wait_s: float) -> None:
         self.folder, self.max_bytes = folder, max_bytes
-        self._grace_s, self._patience_s = grace_s, patience_s
+        self._grace_s, self._max_wait_s = grace_s, max_wait_s
         self._used: dict[Path, float] = {}
         """When this process last told the folder that it uses a file; clock of time.monotonic."""
 
@@ -66,12 +66,12 @@ class ShardCache:
         return True
 
     @contextmanager
-    def alone(self, path: Path) -> Iterator[None]:
+    def exclusive(self, path: Path) -> Iterator[None]:
         """Waits until no other process or thread makes this file; MachineError where that takes unlikely long."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lock, began = path.with_name(f".{path.name}.lock"), time.monotonic()
         while True:
-            with tried_lock(lock, os.O_CREAT) as is_ours:
+            with try_lock(lock, os.O_CREAT) as is_ours:
                 if is_ours:
                     try:
                         yield
@@ -79,7 +79,7 @@ class ShardCache:
                         # a file for every shard that was ever here would be walked at each download
                         lock.unlink(missing_ok=True)
                     return
-            if time.monotonic() - began > _MAKERS_PATIENCE * self._patience_s:
+            if time.monotonic() - began > _MAKER_WAIT_FACTOR * self._max_wait_s:
                 raise MachineError(
                     f"{path.name} has been in the making by another process for {time.monotonic() - began:.0f} s; "
                     f"end that one if it hangs or is stopped (it holds {lock})"
@@ -87,11 +87,13 @@ class ShardCache:
             time.sleep(_WAIT_S)
 
     @contextmanager
-    def making(self, path: Path, num_bytes: int, expected: Expected = NOTHING_EXPECTED) -> Iterator[BinaryIO]:
+    def new_file(
+        self, path: Path, num_bytes: int, expected: Expected = NOTHING_EXPECTED
+    ) -> Iterator[BinaryIO]:
         """The file to be filled with `num_bytes`, within `alone`; it appears under its name when it is whole.
 
         What has to go goes in the order of use, as far as `expected` lets it. Raises MachineError where it finds
-        no room in `patience_s`.
+        no room in `max_wait_s`.
         """
         if num_bytes > self.max_bytes:
             raise MachineError(
@@ -129,7 +131,7 @@ class ShardCache:
                 if excess <= 0:
                     file.truncate(num_bytes)
                     return
-            if waited_s > self._patience_s:
+            if waited_s > self._max_wait_s:
                 raise MachineError(
                     f"{self.folder} is full of shards in use, {self.max_bytes / 1e9:g} GB; "
                     "raise machine.shard_cache_gb, or lower loader.window_shards"
@@ -164,7 +166,7 @@ class ShardCache:
     def _locked(self) -> Iterator[None]:
         """Alone with the folder, for a moment."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = opened(self.folder / _FOLDERS_LOCK, os.O_CREAT)
+        descriptor = open_lock_file(self.folder / _FOLDERS_LOCK, os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -178,7 +180,7 @@ def _is_removed_as_left_behind(path: Path, num_bytes: int) -> bool:
     # one without its size is about to be locked
     if not path.name.startswith(".") or not (is_lock or (path.suffix == ".tmp" and num_bytes)):
         return False
-    with tried_lock(path) as is_ours:
+    with try_lock(path) as is_ours:
         if is_ours:
             path.unlink()
         return is_ours

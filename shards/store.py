@@ -12,7 +12,7 @@ from shards.files import TEMPORARY_NAME, atomic_file, sync_folder
 
 OWNER = ".pack_owner"
 """In a remote store: whose pack it holds."""
-LEFT_BEHIND = re.compile(
+LEFTOVER_NAMES = re.compile(
     rf"([^/]+/)?{TEMPORARY_NAME}|[A-Za-z0-9_-]+/\.[A-Za-z0-9_-]+(-\d{{6}}\.tar|\.json)\..*\.tmp"
     r"|\.{1,2}(README\.md|metadata\.json|pack_owner)\..*\.tmp"
 )
@@ -63,7 +63,7 @@ class ShardStore(ABC):
         """Removes a file that is there, for good: it does not come back after a power cut."""
 
 
-def refuse_climbing(name: str) -> None:
+def refuse_outside_name(name: str) -> None:
     """Names come from tables and tars of other people's making; ShardError for one that leaves the store."""
     if name.startswith("/") or ".." in name.split("/"):
         raise ShardError(f"'{name}' is no name of a shard; run `pipeline pack` again")
@@ -86,7 +86,7 @@ class FolderStore(ShardStore):
         )
 
     def local(self, name: str) -> Path:
-        refuse_climbing(name)
+        refuse_outside_name(name)
         path = self.folder / name
         if not path.is_file():
             raise ShardError(f"shard {path} is missing; `pipeline pack` makes it")

@@ -20,7 +20,7 @@ from shards.machine import usable_cores
 from shards.reading_threads import ReadingThreads
 from shards.samples import read_samples
 from shards.settings import MachineParams
-from shards.store import LEFT_BEHIND, OWNER, ShardStore
+from shards.store import LEFTOVER_NAMES, OWNER, ShardStore
 from shards.verify_shard import Problem, check_shard
 
 CARDS = frozenset({"README.md", "metadata.json", OWNER})
@@ -219,7 +219,7 @@ def _foreign(names: Sequence[str], known: Set[str]) -> list[Problem]:
         Problem(
             name,
             "was left by a pack that was killed (or is at work); the next `pipeline pack` removes it"
-            if LEFT_BEHIND.fullmatch(name)
+            if LEFTOVER_NAMES.fullmatch(name)
             else "is no file of this pack",
         )
         for name in names

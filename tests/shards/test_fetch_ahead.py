@@ -38,7 +38,7 @@ def test_a_shard_too_large_to_be_fetched_ahead_stops_nothing_behind_it() -> None
 
 
 def test_a_maker_that_never_ends_is_named(tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path, 1 << 20, grace_s=0, patience_s=0.05)
+    cache = ShardCache(tmp_path, 1 << 20, grace_s=0, max_wait_s=0.05)
     made = tmp_path / "train" / "train-000000.tar"
     made.parent.mkdir()
     with made.with_name(f".{made.name}.lock").open("ab+") as lock:
@@ -46,9 +46,9 @@ def test_a_maker_that_never_ends_is_named(tmp_path: Path) -> None:
         began = time.monotonic()
         with (
             pytest.raises(MachineError, match=r"train-000000\.tar has been in the making"),
-            cache.alone(made),
+            cache.exclusive(made),
         ):
             raise AssertionError("the lock is taken")
         assert time.monotonic() - began < 5
-    with cache.alone(made):
+    with cache.exclusive(made):
         pass

@@ -9,7 +9,7 @@ import pytest
 from shards import files
 from shards.errors import MachineError, ShardError
 from shards.files import write_bytes
-from shards.locks import held, tried_lock
+from shards.locks import hold_lock, try_lock
 from shards.shard_cache import ShardCache
 from tests.support.special_files import NULL, device, names
 
@@ -28,10 +28,10 @@ def test_what_is_no_file_is_refused_as_a_lock_and_named(tmp_path: Path, kind: st
     keep.write_bytes(b"precious")
     IN_ITS_PLACE[kind](lock)
     told = rf"the lock {lock} is no regular file \(.*\); remove it"
-    with pytest.raises(MachineError, match=told), held(lock, ShardError):
+    with pytest.raises(MachineError, match=told), hold_lock(lock, ShardError):
         pass
     for flags in (0, os.O_CREAT):
-        with pytest.raises(MachineError, match=told), tried_lock(lock, flags):
+        with pytest.raises(MachineError, match=told), try_lock(lock, flags):
             pass
     assert keep.read_bytes() == b"precious" and names(tmp_path) == [lock.name, "keep"]
 
@@ -43,7 +43,7 @@ def test_a_link_that_comes_in_between_is_not_followed(
     keep.write_bytes(b"precious")
     lock.symlink_to("keep")
     monkeypatch.setattr(Path, "lstat", Path.stat)
-    with pytest.raises(OSError, match="symbolic links"), held(lock, ShardError):
+    with pytest.raises(OSError, match="symbolic links"), hold_lock(lock, ShardError):
         pass
     assert keep.read_bytes() == b"precious"
 

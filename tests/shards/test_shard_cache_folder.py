@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 HASH = "0123456789abcdef"
 
 
-def opened(folder: Path, max_bytes: int = 1000, grace_s: float = 0.05, patience_s: float = 5.0) -> ShardCache:
-    return ShardCache(folder / "cache", max_bytes, grace_s, patience_s)
+def opened(folder: Path, max_bytes: int = 1000, grace_s: float = 0.05, max_wait_s: float = 5.0) -> ShardCache:
+    return ShardCache(folder / "cache", max_bytes, grace_s, max_wait_s)
 
 
 def shard(folder: Path, number: int, split: str = "train") -> Path:
@@ -27,7 +27,7 @@ def shard(folder: Path, number: int, split: str = "train") -> Path:
 
 
 def fetch(cache: ShardCache, path: Path, num_bytes: int, expected: Expected = Expected()) -> None:  # noqa: B008
-    with cache.alone(path), cache.making(path, num_bytes, expected) as file:
+    with cache.exclusive(path), cache.new_file(path, num_bytes, expected) as file:
         file.write(bytes(num_bytes))
 
 
@@ -43,7 +43,7 @@ def test_a_file_in_the_making_makes_no_room_for_another(tmp_path: Path, split: s
 
     def make_slowly() -> bool:
         cache = opened(tmp_path)
-        with cache.alone(first), cache.making(first, 700) as file:
+        with cache.exclusive(first), cache.new_file(first, 700) as file:
             file.write(bytes(300))
             file.flush()
             is_half.set()
@@ -68,7 +68,7 @@ def test_nothing_is_left_but_shards(tmp_path: Path) -> None:
     cache = opened(tmp_path, grace_s=0)
     for number in range(20):
         fetch(cache, shard(tmp_path, number), 400)
-    with pytest.raises(ZeroDivisionError), cache.alone(shard(tmp_path, 20)):
+    with pytest.raises(ZeroDivisionError), cache.exclusive(shard(tmp_path, 20)):
         _ = 1 / 0
     assert hidden(tmp_path) == []
     assert len(list((tmp_path / "cache").rglob("*.tar"))) == 2
@@ -79,7 +79,7 @@ import os, signal, sys
 from pathlib import Path
 from shards.shard_cache import ShardCache
 cache, path = ShardCache(Path(sys.argv[1]), 1000, 0.05, 5.0), Path(sys.argv[2])
-with cache.alone(path), cache.making(path, 700) as file:
+with cache.exclusive(path), cache.new_file(path, 700) as file:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -96,7 +96,7 @@ def test_one_at_a_time_makes_a_file_though_its_lock_comes_and_goes(tmp_path: Pat
     path, makers = shard(tmp_path, 0), []
 
     def make(_: int) -> None:
-        with opened(tmp_path).alone(path):
+        with opened(tmp_path).exclusive(path):
             makers.append(1)
             assert len(makers) == 1
             time.sleep(0.002)
@@ -109,7 +109,7 @@ def test_one_at_a_time_makes_a_file_though_its_lock_comes_and_goes(tmp_path: Pat
 
 def test_what_goes_first(tmp_path: Path) -> None:
     """By use; what is expected later only when waiting did not help, the latest first; what is sooner, never."""
-    cache = opened(tmp_path, 500, patience_s=0.5)
+    cache = opened(tmp_path, 500, max_wait_s=0.5)
     paths = [shard(tmp_path, number) for number in range(9)]
     sooner, later, much_later, old, older = paths[:5]
     for path in (sooner, later, much_later, older, old):
@@ -140,7 +140,7 @@ def test_what_is_expected_later_waits_for_what_is_in_use(tmp_path: Path) -> None
 
 def test_a_clock_that_was_set_back_fills_no_cache(tmp_path: Path) -> None:
     """Files of a time to come are older than what is used from now on."""
-    cache = opened(tmp_path, 400, patience_s=0.5)
+    cache = opened(tmp_path, 400, max_wait_s=0.5)
     future, later_future, now = (shard(tmp_path, number) for number in range(3))
     for path, ahead_s in ((now, 0), (future, 3600), (later_future, 3700)):
         fetch(cache, path, 100)
@@ -151,7 +151,7 @@ def test_a_clock_that_was_set_back_fills_no_cache(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_is_set_back_by_a_moment_takes_nobody_s_grace(tmp_path: Path) -> None:
-    cache = opened(tmp_path, 100, grace_s=0.5, patience_s=0.1)
+    cache = opened(tmp_path, 100, grace_s=0.5, max_wait_s=0.1)
     fetch(cache, path := shard(tmp_path, 0), 100)
     os.utime(path, (time.time() + 0.2,) * 2)
     with pytest.raises(MachineError, match="full of shards in use"):

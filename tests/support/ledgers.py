@@ -85,7 +85,7 @@ def cropped(folder: Path) -> Corpus:
     return corpus
 
 
-def with_made_up(corpus: Corpus, folder: Path, num_ok: int, a_reason: int, seed: int = 0) -> Corpus:
+def with_synthetic_clips(corpus: Corpus, folder: Path, num_ok: int, a_reason: int, seed: int = 0) -> Corpus:
     """The corpus with `num_ok` more usable clips, copies of its own with drawn figures, and so many a reason.
 
     Speakers, labels, details and paths of the made-up clips hold markup.

@@ -1,4 +1,4 @@
-"""A pack in a bucket behind a faulty proxy. Import the names that end in _fixture for packed, server, proxy, opened."""
+"""A pack in a bucket behind a faulty proxy. Import its fixtures by the names that end in _fixture."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.remote_files import Patience
+from shards.remote_files import RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 from tests.support.packed import Packed, pack_clips, toy_clips
@@ -20,10 +20,10 @@ from tests.support.s3_server import BUCKET, FaultyProxy, faulty_proxy, s3_server
 URL = f"s3://{BUCKET}/pack"
 ROOT = Path(__file__).parents[2]
 RANGE_BYTES = 1 << 18
-HASTY = Patience(
+QUICK_RETRIES = RetryPolicy(
     6, first_wait_s=0.005, total_s=20, connect_s=5, read_s=5, request_s=5, range_bytes=RANGE_BYTES
 )
-IMPATIENT = replace(HASTY, tries=9, read_s=0.3, request_s=0.6)
+SHORT_TIMEOUTS = replace(QUICK_RETRIES, tries=9, read_s=0.3, request_s=0.6)
 """For what hangs; on a busy machine it also retries what would have come."""
 GRACE_S = 0.25
 
@@ -61,16 +61,16 @@ def proxy_fixture(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> I
         yield proxy
 
 
-@pytest.fixture(name="opened")
-def opened_fixture(tmp_path: Path) -> Iterator[Callable[..., RemoteStore]]:
+@pytest.fixture(name="open_remote")
+def open_remote_fixture(tmp_path: Path) -> Iterator[Callable[..., RemoteStore]]:
     """Opens stores, and closes them."""
     stores: list[RemoteStore] = []
 
     def open_(
-        url: str = URL, cache_gb: float = 1.0, patience: Patience = HASTY, cache: str = "cache"
+        url: str = URL, cache_gb: float = 1.0, retries: RetryPolicy = QUICK_RETRIES, cache: str = "cache"
     ) -> RemoteStore:
         machine = MachineParams(cache_dir=str(tmp_path / cache), shard_cache_gb=cache_gb)
-        stores.append(RemoteStore(url, machine, patience, GRACE_S))
+        stores.append(RemoteStore(url, machine, retries, GRACE_S))
         return stores[-1]
 
     yield open_
