@@ -36,7 +36,7 @@ from shards.machine import usable_cores
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
-from shards.store import LEFTOVER_NAMES, OWNER, ShardStore
+from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore
 from shards.tar import shard_writer
 from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
@@ -49,7 +49,7 @@ from stages.videos.settings import CropParams
 
 # the owner's mark comes with a copy of a remote pack
 _OURS = re.compile(
-    rf"{LEFTOVER_NAMES.pattern}|[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{{6}}\.tar|index\.json)|{re.escape(OWNER)}"
+    rf"{PARTIAL_FILE_NAMES.pattern}|[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{{6}}\.tar|index\.json)|{re.escape(OWNER)}"
 )
 
 PACK_VERSION = 2

@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_run_and_the_last_good_checkpoint_stays(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
     told, kept = done.stdout.splitlines()
-    assert re.search(r"the disk is full: \S+ cannot be written, \d+\.\d MB are needed", told)
+    assert re.search(r"the disk is full: \S+ cannot be written \(\d+\.\d MB needed\)", told)
     if where == "runs":
         assert "/last.pt cannot" in told and kept.startswith("kept last.pt")
         needed = float(re.findall(r"(\d+\.\d) MB", told)[0])

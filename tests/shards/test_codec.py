@@ -118,7 +118,7 @@ def test_the_set_of_codecs_is_closed() -> None:
         lambda: clip_extension("pickle"),
         lambda: decode_clip(b"", "", 1),
     ):
-        with pytest.raises(ValueError, match="known are raw, jpeg, h264, ffv1"):
+        with pytest.raises(ValueError, match="use one of raw, jpeg, h264, ffv1"):
             use()
 
 

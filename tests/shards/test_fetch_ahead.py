@@ -31,7 +31,7 @@ def test_a_shard_too_large_to_be_fetched_ahead_stops_nothing_behind_it() -> None
     ahead.expect([shard("large", 8), *(shard(f"small{number}", 1) for number in range(4))])
     time.sleep(0.05)
     assert not fetched
-    ahead.note_asked("large")
+    ahead.note_requested("large")
     assert all_small.wait(5)
     assert fetched == {"small0", "small1", "small2", "small3"}
     ahead.stop(5)
@@ -45,7 +45,7 @@ def test_a_maker_that_never_ends_is_named(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         began = time.monotonic()
         with (
-            pytest.raises(MachineError, match=r"train-000000\.tar has been in the making"),
+            pytest.raises(MachineError, match=r"has been writing train-000000\.tar"),
             cache.exclusive(made),
         ):
             raise AssertionError("the lock is taken")

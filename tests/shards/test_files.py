@@ -30,21 +30,25 @@ def written(path: Path, column: str, values: pa.Array, row_group_rows: int = ROW
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 @pytest.mark.parametrize(
-    ("column", "values", "told"),
+    ("column", "values", "message"),
     [
-        ("num_frames", pa.array([str(i) for i in range(20)]), "column num_frames holds string.*reads int32"),
-        ("num_frames", pa.array(range(20), pa.int64()), "column num_frames holds int64.*reads int32"),
-        ("clip_size", pa.array([512.0] * 20), "column clip_size holds double.*reads int64"),
-        ("label", pa.array(range(20)), "column label holds int64.*reads string"),
+        (
+            "num_frames",
+            pa.array([str(i) for i in range(20)]),
+            "column num_frames has type string.*int32 is needed",
+        ),
+        ("num_frames", pa.array(range(20), pa.int64()), "column num_frames has type int64.*int32 is needed"),
+        ("clip_size", pa.array([512.0] * 20), "column clip_size has type double.*int64 is needed"),
+        ("label", pa.array(range(20)), "column label has type int64.*string is needed"),
         ("label", pa.array(["a"] * 19 + [None]), "column label is null in 1 rows"),
         ("num_frames", pa.array([None] + [9] * 19, pa.int32()), "column num_frames is null in 1 rows"),
     ],
 )
 def test_another_type_or_a_null_is_refused(
-    tmp_path: Path, read: Read, column: str, values: pa.Array, told: str
+    tmp_path: Path, read: Read, column: str, values: pa.Array, message: str
 ) -> None:
     path = written(tmp_path / "samples.parquet", column, values)
-    with pytest.raises(TableError, match=rf"samples\.parquet: {told}.*run `pipeline pack` again"):
+    with pytest.raises(TableError, match=rf"samples\.parquet: {message}.*run `pipeline pack` again"):
         read(path, ["clip_id", column])
 
 

@@ -67,7 +67,7 @@ def test_a_better_quality_is_larger_and_truer() -> None:
 
 def test_a_clip_that_fits_no_jpeg() -> None:
     for shape in ((1, 65_501, 1), (1, 1, 65_501), (2, 65_500, 40_000)):
-        with pytest.raises(ValueError, match=r"fits no JPEG|larger than"):
+        with pytest.raises(ValueError, match=r"does not fit a JPEG|larger than"):
             encode_clip(np.zeros(shape, np.uint8), JPEG)
 
 

@@ -27,7 +27,7 @@ def test_what_is_no_file_is_refused_as_a_lock_and_named(tmp_path: Path, kind: st
     keep, lock = tmp_path / "keep", tmp_path / ".samples.parquet.lock"
     keep.write_bytes(b"precious")
     IN_ITS_PLACE[kind](lock)
-    told = rf"the lock {lock} is no regular file \(.*\); remove it"
+    told = rf"the lock {lock} is not a regular file \(.*\); remove it"
     with pytest.raises(MachineError, match=told), hold_lock(lock, ShardError):
         pass
     for flags in (0, os.O_CREAT):
@@ -51,7 +51,7 @@ def test_a_link_that_comes_in_between_is_not_followed(
 def test_the_lock_of_a_shard_cache_is_no_link(tmp_path: Path) -> None:
     (shard := tmp_path / "a.tar").write_bytes(b"x")
     (tmp_path / ".lock").symlink_to("keep")
-    with pytest.raises(MachineError, match=r"the lock \S*/\.lock is no regular file"):
+    with pytest.raises(MachineError, match=r"the lock \S*/\.lock is not a regular file"):
         ShardCache(tmp_path, 1000, 0.05, 5.0).has(shard, 1)
     assert names(tmp_path) == [".lock", "a.tar"]
 

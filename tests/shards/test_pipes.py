@@ -88,7 +88,7 @@ def test_a_named_pipe_is_refused_wherever_a_file_is_read(tmp_path: Path, kind: s
     os.mkfifo(pipe)
     error = raised_by(lambda: READERS[kind](pipe), pipe)
     assert isinstance(error, MachineError), error
-    assert " is a named pipe, and whoever opens it may wait for ever; give a file" in str(error)
+    assert " is a named pipe, and opening it could block forever; give a file" in str(error)
     assert str(tmp_path) in str(error)
 
 

@@ -333,7 +333,9 @@ def test_a_clip_over_the_budget_is_named_before_a_curriculum_comes_to_it() -> No
 
 def test_a_curriculum_that_begins_below_every_clip_is_refused() -> None:
     params = LoaderParams(curriculum_epochs=10, curriculum_frames=100)
-    with pytest.raises(TrainingError, match=r"0 clips of at most 100 frames .* loader.curriculum_frames"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 0 has 0 clips of at most 100 frames.* loader\.curriculum_frames"
+    ):
         plan_epoch(table([101, 200]), params, 8, 0)
 
 

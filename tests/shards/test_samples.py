@@ -56,13 +56,13 @@ def test_a_split_without_samples_is_refused_with_those_there_are(path: Path) -> 
 
 
 def test_what_is_no_such_table_is_refused(tmp_path: Path, path: Path) -> None:
-    with pytest.raises(TableError, match=r"is missing; `pipeline pack` makes it"):
+    with pytest.raises(TableError, match=r"is missing; run `pipeline pack`"):
         read_samples(tmp_path / "none.parquet", "train")
     pq.write_table(pa.table({"clip_id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(TableError, match=r"schema version none .* run `pipeline pack` again"):
         splits_of(tmp_path / "other.parquet")
     (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TableError, match="no readable Parquet file"):
+    with pytest.raises(TableError, match="not a readable Parquet file"):
         read_plan_columns(tmp_path / "cut.parquet", "train")
 
 
@@ -160,16 +160,16 @@ def test_an_identity_survives_a_checkpoint_and_names_what_differs() -> None:
     assert there.plan_version == PLAN_VERSION and there.differences(there) == []
     here = plan_identity(table.slice(1), LoaderParams(seed=1, max_frames=300), 8, world_size=2)
     assert here.differences(there) == [
-        "other clips: samples.parquet was packed anew",
+        "the clips differ: samples.parquet was packed again",
         "loader.max_frames is 300, the checkpoint has 0",
         "loader.seed is 1, the checkpoint has 0",
-        "train.batch_size 8 here, 12 there",
-        "2 ranks here, 1 there",
+        "train.batch_size is 8, the checkpoint has 12",
+        "this run has 2 ranks, the checkpoint 1",
     ]
     older = PlanIdentity(1, there.samples, {"seed": 0}, 12, 1)
-    told = there.differences(older)
-    assert told[0].startswith(f"plan version {PLAN_VERSION} here, 1 there")
-    assert "loader.window_shards is 16, the checkpoint has none" in told
+    messages = there.differences(older)
+    assert messages[0].startswith(f"plan version is {PLAN_VERSION}, the checkpoint has 1")
+    assert "loader.window_shards is 16, the checkpoint has none" in messages
 
 
 def test_the_hash_of_an_identity_sees_each_part_but_no_tolerance_for_damage() -> None:

@@ -26,7 +26,7 @@ from tests.support.changed_packs import FIRST, Pack, only, pack_fixture  # noqa:
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
-OTHER_HASH = FIRST + "its sha256 is not that of index.json"
+OTHER_HASH = FIRST + "its sha256 differs from index.json"
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,12 @@ def test_an_unknown_speaker_is_empty_or_in_older_packs_null(
 PLACES: dict[str, tuple[Callable[[dict[str, Any]], int], str]] = {
     "payload": (
         lambda row: row["clip_offset"] + 500,
-        "the sha256 of the clip is not that of samples.parquet",
+        "the sha256 of the clip differs from samples.parquet",
     ),
     "npy header": (lambda row: row["clip_offset"] + 20, "the sha256 of the clip"),
     "tar header": (lambda row: row["sample_offset"], "the tar header at byte"),
     "size in it": (lambda row: row["sample_offset"] + 130, "the tar header at byte"),
-    "padding": (lambda row: row["clip_offset"] + row["clip_size"], "the padding behind member 'b.npy'"),
+    "padding": (lambda row: row["clip_offset"] + row["clip_size"], "the padding after member 'b.npy'"),
     "label": (lambda row: row["sample_offset"] + row["sample_size"] - 512 + 53, "its metadata"),
 }
 
@@ -95,7 +95,7 @@ def test_a_flipped_byte_that_costs_nothing(pack: Pack) -> None:
     pack.flip(at + 1)
     assert pack.found() == {
         OTHER_HASH
-        + "; yet every clip and label is as samples.parquet says, which knows nothing of what is damaged": set()
+        + "; all clips and labels match samples.parquet, so only bytes that it does not cover are damaged": set()
     }
 
 
@@ -112,7 +112,7 @@ def test_any_flipped_byte_is_found(made: Path, tmp_path: Path, data: st.DataObje
     at = data.draw(st.integers(0, pack.path(name).stat().st_size - 1))
     pack.flip(at, name, data.draw(st.integers(1, 255)))
     result = pack.verify()
-    assert f"{name}: its sha256 is not that of index.json" in " ".join(
+    assert f"{name}: its sha256 differs from index.json" in " ".join(
         f"{p.shard}: {p.what}" for p in result.problems
     )
     rows = [row for row in read_table(pack.samples, SAMPLES, "").to_pylist() if row["shard"] == name]
@@ -127,13 +127,13 @@ def test_a_cut_shard(pack: Pack) -> None:
     content = pack.path().read_bytes()
     pack.path().write_bytes(content[: row["clip_offset"] + 100])
     found = pack.found()
-    assert only(found, "is cut: it ends at byte") == {"b", "c"}
+    assert only(found, "is truncated: it ends at byte") == {"b", "c"}
     assert only(found, "index.json says") == set()
     assert len(found) == 3
     pack.path().write_bytes(content[: pack.row("c")["sample_offset"] + pack.row("c")["sample_size"] + 512])
     assert only(pack.found(), "the end of the tar is missing") == set()
     pack.path().write_bytes(b"")
-    assert only(pack.found(), "is cut") == {"a", "b", "c"}
+    assert only(pack.found(), "is truncated") == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("num_left", [0, 1, 100, 511, 512, 600])
@@ -155,9 +155,9 @@ def test_strangers(pack: Pack) -> None:
     pack.path("notes.txt").write_text("mine", "utf-8")
     pack.path("train/.train-000000.tar.abc.tmp").write_bytes(b"")
     assert pack.found() == {
-        **{f"{name}: is no file of this pack": set() for name in ("notes.txt", "train/train-000007.tar")},
-        "train/.train-000000.tar.abc.tmp: was left by a pack that was killed (or is at work); the next "
-        "`pipeline pack` removes it": set(),
+        **{f"{name}: is not a file of this pack": set() for name in ("notes.txt", "train/train-000007.tar")},
+        "train/.train-000000.tar.abc.tmp: is a partial file of a killed (or running) "
+        "`pipeline pack`; the next run removes it": set(),
     }
 
 
@@ -167,7 +167,7 @@ def test_swapped_samples(pack: Pack) -> None:
     pack.write(with_catalogue=False)
     found = pack.found()
     assert set.union(*found.values()) == {"a", "b"}
-    assert only(found, "are ['b.npy', 'b.json'], not ['a.npy', 'a.json']") == {"a"}
+    assert only(found, "are ['b.npy', 'b.json'] instead of ['a.npy', 'a.json']") == {"a"}
 
 
 def test_what_is_no_tar_at_all(pack: Pack) -> None:
@@ -190,7 +190,7 @@ def test_a_remote_pack(pack: Pack) -> None:
     pack.flip(pack.row("b")["clip_offset"])
     (problem,) = verify(open_store(url, machine), pack.samples, machine).problems
     assert problem.clip_ids == ("a", "b", "c")
-    assert f"{url}/train/train-000000.tar is not what index.json says" in problem.what
+    assert f"{url}/train/train-000000.tar does not match index.json" in problem.what
 
 
 def test_a_damaged_catalogue_is_an_error(pack: Pack) -> None:
@@ -221,7 +221,7 @@ def test_the_verb(pack: Pack) -> None:
     told = json.loads(run("--json", "--decode").stdout)
     assert told["problems"][0] == {
         "shard": "train/train-000000.tar",
-        "what": "the sha256 of the clip is not that of samples.parquet",
+        "what": "the sha256 of the clip differs from samples.parquet",
         "clip_ids": ["b"],
     }
     assert (told["num_problems"], told["num_lost"], told["num_samples"]) == (2, 1, 6)

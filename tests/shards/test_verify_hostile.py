@@ -29,12 +29,12 @@ HOSTILE: dict[str, tuple[Member, str]] = {
     "block": (member("b.npy", tarfile.BLKTYPE), "is a device"),
     "pipe": (member("b.npy", tarfile.FIFOTYPE), "is a pipe"),
     "folder": (member("b.npy", tarfile.DIRTYPE), "is a folder"),
-    "climbing": (("../../b.npy", b"x"), "is a name that climbs"),
-    "absolute": (("/etc/b.npy", b"x"), "is a name that climbs"),
+    "climbing": (("../../b.npy", b"x"), "is a name that leads out"),
+    "absolute": (("/etc/b.npy", b"x"), "is a name that leads out"),
     "pickle": (("b.pkl", PICKLE.getvalue()), "is a pickle"),
     "pyd": (("b.pyd", b"x"), "is a pickle"),
-    "other": (("b.txt", b"x"), "are ['b.npy', 'b.txt', 'b.json'], not ['b.npy', 'b.json']"),
-    "doubled": (("b.npy", b"{}"), "are ['b.npy', 'b.npy', 'b.json'], not"),
+    "other": (("b.txt", b"x"), "are ['b.npy', 'b.txt', 'b.json'] instead of ['b.npy', 'b.json']"),
+    "doubled": (("b.npy", b"{}"), "are ['b.npy', 'b.npy', 'b.json'] instead of"),
     "pax": (member("b.npy", tarfile.XHDTYPE), "is of tar type b'x'"),
 }
 
@@ -61,7 +61,7 @@ def test_a_hostile_member_is_named(pack: Pack, hostile: str, within: bool) -> No
         assert only(found, text) == {"b"}
     else:
         name = added.name if isinstance(added, tarfile.TarInfo) else added[0]
-        told = f"{FIRST}member {name!r} at byte {third} is in no sample of samples.parquet"
+        told = f"{FIRST}member {name!r} at byte {third} belongs to no sample of samples.parquet"
         assert only(found, told + (f", and {text}" if text.startswith(("is", "of")) else "")) == {"b"}
     assert len(found) == 1
 
@@ -70,7 +70,9 @@ def test_a_pickle_under_the_name_of_a_clip(pack: Pack) -> None:
     pack.shards["train/train-000000.tar"][2] = ("b.npy", PICKLE.getvalue())
     pack.write()
     for decode in (False, True):
-        assert only(pack.found(decode=decode), "the clip cannot be decoded: the payload is no .npy") == {"b"}
+        assert only(pack.found(decode=decode), "the clip cannot be decoded: the payload is not an .npy") == {
+            "b"
+        }
 
 
 def test_only_decoding_finds_what_no_hash_tells(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_what_follows_the_end(pack: Pack) -> None:
     for tail in (b"garbage", content):
         pack.path().write_bytes(content + tail)
         found = pack.found()
-        assert only(found, "behind the end of the tar, at byte") == set()
+        assert only(found, "after the end of the tar at byte") == set()
         assert only(found, "index.json says") == set()
     pack.path().write_bytes(content + bytes(512))
     assert len(pack.found()) == 2
@@ -112,7 +114,7 @@ def test_a_header_that_claims_eight_exabytes(pack: Pack) -> None:
     pack.write_indexes()
     assert pack.found() == {
         f"{FIRST}at bytes {row['sample_offset']} to {row['sample_offset'] + row['sample_size']}: member 'b.npy' "
-        f"claims {8 << 60} bytes, more than there are": {"b"}
+        f"claims {8 << 60} bytes, more than available": {"b"}
     }
 
 
@@ -155,22 +157,22 @@ def test_metadata_of_another_story(pack: Pack) -> None:
     assert only(found, "its metadata says label '别的', samples.parquet '一二a'") == {"a"}
     assert only(found, "num_frames 4, samples.parquet 3") == {"b"}
     assert only(found, "codec 'jpeg', samples.parquet 'raw'") == {"c"}
-    assert only(found, "its metadata is no JSON") == {"e"}
+    assert only(found, "its metadata is not valid JSON") == {"e"}
     assert len(found) == 4
 
 
 CATALOGUES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str, set[str]]] = {
-    "doubled": (lambda rows: rows.append(rows[5]), "has it more than once", {"e"}),
+    "doubled": (lambda rows: rows.append(rows[5]), "has this clip more than once", {"e"}),
     "hash": (lambda rows: rows[1].update(sha256="0" * 64), "the sha256 of the clip", {"b"}),
     "place": (lambda rows: rows[1].update(clip_offset=0), "samples.parquet says", {"b"}),
-    "nonsense": (lambda rows: rows[1].update(sample_size=-5), "where it cannot stand", {"b"}),
-    "exabytes": (lambda rows: rows[1].update(sample_size=7 << 60), "where it cannot stand", {"b"}),
-    "overlap": (lambda rows: rows[1].update(sample_offset=0), "where it cannot stand", {"b"}),
-    "beyond": (lambda rows: rows[2].update(sample_offset=1 << 40), "is cut", {"c"}),
+    "nonsense": (lambda rows: rows[1].update(sample_size=-5), "which is not possible", {"b"}),
+    "exabytes": (lambda rows: rows[1].update(sample_size=7 << 60), "which is not possible", {"b"}),
+    "overlap": (lambda rows: rows[1].update(sample_offset=0), "which is not possible", {"b"}),
+    "beyond": (lambda rows: rows[2].update(sample_offset=1 << 40), "is truncated", {"c"}),
     "codec": (lambda rows: rows[1].update(codec="x"), "codec 'x' is unknown", {"b"}),
     "climbing": (lambda rows: rows[1].update(shard="../../x.tar"), "../../x.tar: is missing", {"b"}),
     "gone": (lambda rows: rows.pop(1), "member 'b.npy' at byte", set()),
-    "elsewhere": (lambda rows: rows[1].update(split="valid"), "has them in another split", {"b"}),
+    "elsewhere": (lambda rows: rows[1].update(split="valid"), "has these clips in another split", {"b"}),
 }
 
 
@@ -187,9 +189,9 @@ def test_wrong_indexes(pack: Pack) -> None:
     index = pack.index("train")
     pack.write_index("train", index | {"num_samples": 9, "split": "test", "shards": index["shards"][:1]})
     found = pack.found()
-    assert only(found, "is of split 'test'") == set()
-    assert only(found, "says 9 samples, its shards have 3") == set()
-    assert only(found, "train-000001.tar: train/index.json does not know it") == set()
+    assert only(found, "is the index of split 'test'") == set()
+    assert only(found, "says 9 samples, but its shards have 3") == set()
+    assert only(found, "train-000001.tar: is not listed in train/index.json") == set()
     index["shards"][0]["num_samples"] = 2
     index["shards"].append({"name": "train-000009.tar", "num_samples": 0, "bytes": 0, "sha256": "0" * 64})
     pack.write_index("train", index | {"num_samples": 4})
@@ -199,4 +201,4 @@ def test_wrong_indexes(pack: Pack) -> None:
     pack.path("train/index.json").write_bytes(b"{}")
     assert only(pack.found(), "train/index.json is damaged") == set()
     pack.path("train/index.json").unlink()
-    assert only(pack.found(), "the split is no whole pack") == set()
+    assert only(pack.found(), "the split is incomplete") == set()

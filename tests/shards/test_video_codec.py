@@ -89,7 +89,7 @@ def test_what_was_encoded_before_leaves_no_trace(codec: str) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("num_frames", [len(CLIP) - 1, len(CLIP) + 1, 1, 10**6, 10**12, 0, -1])
 def test_exactly_the_catalogues_frames(codec: str, num_frames: int) -> None:
-    with pytest.raises(ValueError, match=r"catalogue|claims|hold no"):
+    with pytest.raises(ValueError, match=r"catalogue|claims|cannot hold"):
         decode_clip(PAYLOAD[codec], codec, num_frames)
 
 
@@ -190,7 +190,7 @@ def test_boxes_in_boxes_in_boxes_are_refused() -> None:
     nested = b""
     for _ in range(3_000):
         nested = box(b"moov", nested)
-    with pytest.raises(ValueError, match=r"no \.mp4 of ours"):
+    with pytest.raises(ValueError, match=r"not an \.mp4 of this program"):
         decode_video(nested, "h264", 1, 1 << 20)
 
 

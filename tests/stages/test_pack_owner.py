@@ -161,7 +161,7 @@ def test_a_mark_that_nobody_knows_is_refused_with_the_way_out(tmp_path: Path, ma
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / OWNER).write_bytes(mark)
     store = open_store((tmp_path / "there").as_uri(), MachineParams(cache_dir=str(tmp_path / "cache")))
-    with pytest.raises(ShardError, match=rf"remove \S+/there/{OWNER} and start again"):
+    with pytest.raises(ShardError, match=rf"remove \S+/there/{OWNER} and run the same command again"):
         store.claim(tmp_path / "a.parquet")
     assert (tmp_path / "there" / OWNER).read_bytes() == mark
 
@@ -224,8 +224,8 @@ def test_what_a_killed_pack_leaves_is_named_by_verify_and_removed_by_the_next(ow
     (left,) = [name for name in there.names() if name.endswith(".tmp")]
     samples.write_bytes(table)
     told = {problem.shard: problem.what for problem in verify(there, samples, own.machine).problems}
-    assert re.match(r"was left by a pack that was killed .*the next `pipeline pack` removes it", told[left])
-    assert "is no file of this pack" not in told.values()
+    assert re.match(r"is a partial file of a killed .*`pipeline pack`; the next run removes it", told[left])
+    assert "is not a file of this pack" not in told.values()
     assert content(pack_to(own, url, samples)) == whole
     assert not [name for name in there.names() if name.endswith(".tmp")]
     assert not verify(there, samples, own.machine).problems
