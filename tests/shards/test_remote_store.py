@@ -1,4 +1,4 @@
-"""Shards in a bucket come through a network that fails: whole, or with a clear error."""
+"""Shards in a bucket are read through a faulty network: completely, or with a clear error."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def test_all_bytes_come_through(
     assert all("; try " in record.message and URL in record.message for record in retried)
 
 
-def test_what_fails_always_ends_soon_and_leaves_no_torso(
+def test_a_permanent_failure_ends_soon_and_leaves_no_partial_file(
     packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
     store = open_remote()
@@ -73,7 +73,7 @@ def test_what_fails_always_ends_soon_and_leaves_no_torso(
         ):
             store.local(second)
         assert time.monotonic() - began < 5
-        # then it asks once for the size, lest the shard itself is short
+        # then it requests the size once, in case the shard itself is truncated
         assert [request.split()[0] for request in proxy.requests] == ["GET"] * 6 + ["HEAD"]
     assert [size for name, size in sizes(tmp_path / "cache").items() if "000001" in name] == []
 
@@ -109,7 +109,7 @@ def test_a_shard_that_is_shorter_in_its_bucket(
         open_remote(f"s3://{BUCKET}/short").local(name)
 
 
-def test_silence_is_no_hang(
+def test_a_silent_server_causes_a_timeout(
     packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
     store = open_remote(retries=replace(SHORT_TIMEOUTS, tries=2, read_s=0.3, request_s=0.6))
@@ -122,7 +122,7 @@ def test_silence_is_no_hang(
         assert time.monotonic() - began < 4
 
 
-def test_what_is_not_there_or_forbidden_is_not_tried_again(
+def test_missing_and_forbidden_files_are_not_retried(
     packed: Packed, proxy: FaultyProxy, server: tuple[str, int], open_remote: Callable[..., RemoteStore]
 ) -> None:
     client, name = s3_client(server), tars(packed)[1]
@@ -140,16 +140,14 @@ def test_what_is_not_there_or_forbidden_is_not_tried_again(
         open_remote("s3://nobucket/pack").local("train/train-000000.tar")
 
 
-def test_an_index_that_does_not_know_a_shard(
-    proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
-) -> None:
+def test_an_index_without_the_shard(proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]) -> None:
     with pytest.raises(ShardError, match=r"train/index\.json does not list this shard"):
         open_remote().local("train/train-000099.tar")
     with pytest.raises(ShardError, match=r"extra/index\.json: cannot read it"):
         open_remote().local("extra/extra-000000.tar")
 
 
-def test_other_bytes_are_fetched_once_more(
+def test_wrong_bytes_are_fetched_again_once(
     packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
     store, (first, second), numbers = open_remote(), tars(packed)[:2], count()
@@ -179,7 +177,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     }[request.param]
 
 
-def test_what_is_written_can_be_read_and_removed(
+def test_written_files_can_be_read_and_removed(
     place: str, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
     store: ShardStore = open_remote(place) if "://" in place else FolderStore(Path(place))
@@ -259,7 +257,7 @@ def test_a_missing_package_is_named() -> None:
     assert "pip install 'lip-pipeline[s3]'" in done.stderr
 
 
-def test_keys_that_are_not_there_are_told_at_once(
+def test_missing_keys_are_reported_immediately(
     proxy: FaultyProxy,
     open_remote: Callable[..., RemoteStore],
     monkeypatch: pytest.MonkeyPatch,
@@ -274,7 +272,7 @@ def test_keys_that_are_not_there_are_told_at_once(
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "train/../../x.tar", "/etc/x.tar"])
-def test_names_that_climb_are_refused(
+def test_names_outside_the_store_are_refused(
     open_remote: Callable[..., RemoteStore], tmp_path: Path, name: str
 ) -> None:
     for store in (open_remote("memory://x"), FolderStore(tmp_path)):
@@ -307,7 +305,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_a_broken_index_is_named(content: bytes) -> None:
+def test_a_broken_index_is_reported(content: bytes) -> None:
     with pytest.raises(ShardError, match=r"here/index\.json is damaged"):
         parse_index(content, "train", "here/index.json")
 

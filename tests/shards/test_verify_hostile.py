@@ -1,4 +1,4 @@
-"""`pipeline verify` on members that no pack has, and on metadata, catalogues and indexes that say something else."""
+"""`pipeline verify` with hostile tar members, and with metadata, catalogues and indexes that do not match."""
 
 import io
 import json
@@ -41,8 +41,8 @@ HOSTILE: dict[str, tuple[Member, str]] = {
 
 @pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_a_hostile_member_is_named(pack: Pack, hostile: str, within: bool) -> None:
-    """Within its sample, as the catalogue says, or between two that it knows."""
+def test_a_hostile_member_is_reported(pack: Pack, hostile: str, within: bool) -> None:
+    """Inside a sample of the catalogue, or between two samples."""
     added, text = HOSTILE[hostile]
     pack.shards["train/train-000000.tar"].insert(3 if within else 4, added)
     pack.write(with_catalogue=False)
@@ -61,8 +61,10 @@ def test_a_hostile_member_is_named(pack: Pack, hostile: str, within: bool) -> No
         assert only(found, text) == {"b"}
     else:
         name = added.name if isinstance(added, tarfile.TarInfo) else added[0]
-        told = f"{FIRST}member {name!r} at byte {third} belongs to no sample of samples.parquet"
-        assert only(found, told + (f", and {text}" if text.startswith(("is", "of")) else "")) == {"b"}
+        text_of_member = f"{FIRST}member {name!r} at byte {third} belongs to no sample of samples.parquet"
+        assert only(found, text_of_member + (f", and {text}" if text.startswith(("is", "of")) else "")) == {
+            "b"
+        }
     assert len(found) == 1
 
 
@@ -75,7 +77,7 @@ def test_a_pickle_under_the_name_of_a_clip(pack: Pack) -> None:
         }
 
 
-def test_only_decoding_finds_what_no_hash_tells(tmp_path: Path) -> None:
+def test_only_decoding_finds_damage_that_hashes_match(tmp_path: Path) -> None:
     pack = Pack(tmp_path, "jpeg")
     pack.shards["train/train-000000.tar"][2] = ("b.jpg", b"no picture")
     pack.write()
@@ -83,7 +85,7 @@ def test_only_decoding_finds_what_no_hash_tells(tmp_path: Path) -> None:
     assert only(pack.found(decode=True), "the clip cannot be decoded") == {"b"}
 
 
-def test_what_follows_the_end(pack: Pack) -> None:
+def test_data_after_the_end(pack: Pack) -> None:
     content = pack.path().read_bytes()
     for tail in (b"garbage", content):
         pack.path().write_bytes(content + tail)
@@ -118,8 +120,8 @@ def test_a_header_that_claims_eight_exabytes(pack: Pack) -> None:
     }
 
 
-def test_a_negative_size_costs_its_sample_alone(pack: Pack) -> None:
-    """In base 256, -1 is ff…ff: rounded up to blocks it is 0."""
+def test_a_negative_size_loses_only_its_sample(pack: Pack) -> None:
+    """In base 256, -1 is ff…ff; rounded up to blocks it is 0."""
     row = pack.row("b")
     at = row["clip_offset"] + -(-row["clip_size"] // 512) * 512
     content = bytearray(pack.path().read_bytes())
@@ -134,17 +136,17 @@ def test_a_negative_size_costs_its_sample_alone(pack: Pack) -> None:
     assert set().union(*found.values()) == {"b"}
 
 
-def test_names_that_no_terminal_takes_are_escaped(pack: Pack) -> None:
+def test_unprintable_names_are_escaped(pack: Pack) -> None:
     (pack.folder / "shards" / os.fsdecode(b"caf\xe9\x1b[31m.tar")).write_bytes(b"")
     result = pack.verify()
     assert [problem.shard for problem in result.problems] == [r"caf\udce9\x1b[31m.tar"]
     json.dumps(result.as_dict(), ensure_ascii=False).encode()
 
 
-# -- what says something else ----------------------------------------------------------------------------
+# -- mismatches ------------------------------------------------------------------------------------------
 
 
-def test_metadata_of_another_story(pack: Pack) -> None:
+def test_metadata_that_does_not_match(pack: Pack) -> None:
     name = "train/train-000000.tar"
     for number, changed in enumerate(({"label": "别的"}, {"num_frames": 4}, {"codec": "jpeg"})):
         pack.shards[name][2 * number + 1] = (
