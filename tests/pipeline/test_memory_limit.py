@@ -117,7 +117,7 @@ def test_signals_reach_the_command_and_none_is_left_behind(way: signal.Signals) 
 def test_only_what_tells_of_memory_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = OSError("Failed to launch worker thread: Resource temporarily unavailable")
     try:
-        raise TableError("clips.parquet is no readable Parquet file") from thread
+        raise TableError("clips.parquet is not a readable Parquet file") from thread
     except TableError as error:
         caused = error
     assert not is_about_memory(caused), "no limit, so another cause"

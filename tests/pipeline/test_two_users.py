@@ -84,7 +84,7 @@ def test_a_lock_that_cannot_be_opened_is_named(shared: Path) -> None:
         lock.chmod(0o600)
     with (
         as_nobody(),
-        pytest.raises(MachineError, match=rf"the lock {lock} is another user's"),
+        pytest.raises(MachineError, match=rf"the lock {lock} belongs to another user"),
         hold_lock(lock, refusal),
     ):
         pass
