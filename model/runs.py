@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shards.disk import NOT_TAKEN, disk_errors_reported
+from shards.disk import WRITE_ERRORS, disk_errors_reported
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.files import atomic_file, fingerprint, sweep_temporaries, write_json, write_text
-from shards.locks import held
+from shards.locks import hold_lock
 from shards.pipes import refuse_pipe
 from shards.safe_text import LogFormatter
 from shards.settings import Section
@@ -162,7 +162,7 @@ def training_log(run: RunFolder, logs_folder: Path) -> Iterator[None]:
     Raises MachineError if the disk is full, for anything inside the block.
     """
     # TensorBoard writes there too, with its own errors
-    with disk_errors_reported(f"{run.folder} or {logs_folder}", among=NOT_TAKEN):
+    with disk_errors_reported(f"{run.folder} or {logs_folder}", among=WRITE_ERRORS):
         run.folder.mkdir(parents=True, exist_ok=True)
         logs_folder.mkdir(parents=True, exist_ok=True)
         published = logs_folder / "training.log"
@@ -194,7 +194,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Locks `folder` with `shards.locks.held`. Raises TrainingError if another training is running there."""
+    """Locks `folder` with `shards.locks.hold_lock`. Raises TrainingError if another training is running there."""
 
     def refusal(holder: str) -> TrainingError:
         return TrainingError(
@@ -206,5 +206,5 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
     with ExitStack() as lock:
         with disk_errors_reported(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(held(folder / LOCK, refusal))
+            lock.enter_context(hold_lock(folder / LOCK, refusal))
         yield

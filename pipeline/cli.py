@@ -42,7 +42,7 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def main() -> None:
     """Runs the command; also accepts spellings such as `--data_root`. An error becomes one message and an exit code."""
     watched = run_under_watch()  # before anything else: libraries may fail while they are imported
-    from shards.disk import FORBIDDEN, NOT_TAKEN, unwritable
+    from shards.disk import FORBIDDEN, WRITE_ERRORS, unwritable
     from shards.errors import ConfigError, Interrupted, PipelineError
 
     exit_code = [CRASHED]
@@ -90,7 +90,7 @@ def main() -> None:
                 if isinstance(stdout.failure, BrokenPipeError):
                     raise SystemExit(CRASHED) from None  # the reader of the pipe has ended
                 _fail(unwritable("stdout", stdout.failure), 1)
-            if isinstance(error, OSError) and error.errno in NOT_TAKEN:
+            if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
                 _fail(unwritable(error.filename or "a file", error), 1)
             raise
     except SystemExit as done:

@@ -9,7 +9,7 @@ import os
 import signal
 
 from shards.errors import PipelineError
-from shards.machine import is_short, limit_bytes
+from shards.machine import is_address_space_short, limit_bytes
 
 USED_UP = (
     "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that of "
@@ -38,7 +38,7 @@ def is_about_memory(error: BaseException) -> bool:
     """
     if limit_bytes() is None:
         return False
-    if is_short() and not isinstance(error, PipelineError | OSError):
+    if is_address_space_short() and not isinstance(error, PipelineError | OSError):
         return True
     cause: BaseException | None = error
     while cause is not None:

@@ -19,7 +19,7 @@ from pipeline.legacy_config import sections_of_older_config
 from recipes import RECIPES
 from shards.errors import ConfigError
 from shards.pipes import refuse_pipe
-from shards.safe_text import inner_lines
+from shards.safe_text import indented_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
 from stages.corpora.settings import CorpusParams
 from stages.reports.settings import ReportParams
@@ -120,7 +120,7 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {inner_lines(error)}") from error
+        raise ConfigError(f"{name} is not valid YAML: {indented_lines(error)}") from error
     except RecursionError:
         raise ConfigError(
             f"{name} is nested too deep; a section contains keys, a key contains a value or a list"

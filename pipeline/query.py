@@ -26,10 +26,10 @@ from rich.text import Text
 
 from pipeline.console import console_on
 from pipeline.params import PathsParams
-from shards.catalogue import batches, damage, interruptible, open_catalogue
+from shards.catalogue import batches, damaged_table_error, interruptible, open_catalogue
 from shards.errors import ConfigError, TableError
 from shards.files import ROW_GROUP_ROWS, atomic_file
-from shards.safe_text import inner_lines, is_control, one_line, write_csv_rows
+from shards.safe_text import indented_lines, is_control, one_line, write_csv_rows
 
 MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 10_000
@@ -140,7 +140,7 @@ def _pipeline_errors(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         named = _MISSING_TABLE.search(str(error))
         file, verb = files.get(named[1].lower() if named else "", (None, ""))
         if file is None or file.is_file():
-            raise ConfigError(f"query: {inner_lines(error)}") from error
+            raise ConfigError(f"query: {indented_lines(error)}") from error
         raise TableError(f"{file} is missing; run `{verb}`") from error
     except duckdb.OutOfMemoryException as error:
         # the options that DuckDB proposes after the first line are locked
@@ -149,11 +149,11 @@ def _pipeline_errors(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
             f"{str(error).splitlines()[0]}"
         ) from error
     except duckdb.Error as error:
-        raise damage(error, files) or ConfigError(f"query: {inner_lines(error)}") from error
+        raise damaged_table_error(error, files) or ConfigError(f"query: {indented_lines(error)}") from error
     except (pa.ArrowNotImplementedError, OverflowError) as error:
         # a UNION, or an interval of a million years: Arrow and Python have no such values
         raise ConfigError(
-            f"query: a column cannot be written ({inner_lines(error)}); cast it to text: x::VARCHAR"
+            f"query: a column cannot be written ({indented_lines(error)}); cast it to text: x::VARCHAR"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Records, tables, tar shards, the epoch plan and the stream. Imports nothing else of ours."""
+"""Error types, tables, tar shards, the epoch plan and the batch stream. Imports no other package of this project."""

@@ -1,9 +1,9 @@
-"""The Parquet tables as SQL views, read only and with nothing else within reach: what query and stats ask.
+"""Opens the Parquet tables as read-only SQL views for `query` and `stats`, without access to other files.
 
-DuckDB reads the tables itself, so that it takes only the columns and row groups a question needs and its memory limit
-counts all that it holds: the same views over Arrow datasets took 5.2 GB where these take 0.6 (`SELECT *` of 10 million
-clips). It gets at them through a file system that knows their names alone and opens for reading alone. With its own
-right to the files instead, `WITH x AS (COPY … TO 'clips.parquet' (use_tmp_file false)) SELECT …` overwrites a table.
+DuckDB reads the tables itself: it loads only the columns and row groups that a query needs, and its memory limit
+counts all of its memory. The same views over Arrow datasets took 5.2 GB instead of 0.6 GB (`SELECT *` of 10 million
+clips). DuckDB opens the tables through a file system that knows only their names and opens them only for reading.
+With direct access, `WITH x AS (COPY … TO 'clips.parquet' (use_tmp_file false)) SELECT …` overwrites a table.
 """
 
 import io
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from shards.errors import Interrupted, TableError
-from shards.files import DAMAGED, unreadable
+from shards.files import READ_ERRORS, unreadable
 from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 
@@ -39,10 +39,10 @@ _Done = TypeVar("_Done")
 def open_catalogue(
     files: Mapping[str, tuple[Path, str]], memory_limit: str = MEMORY_LIMIT
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory connection with a view for each of `files` that exists, and access to nothing else.
+    """Opens an in-memory connection with a view for each existing file of `files`, and without access to other files.
 
-    `files`: view → its Parquet file and the command that makes it. A table that is replaced meanwhile is still
-    read as it was. Raises TableError where a file is no readable Parquet table.
+    `files`: view → its Parquet file and the command that writes it. If a table is replaced in the meantime, the
+    view still shows the old content. Raises TableError if a file is not a readable Parquet table.
     """
     with ExitStack() as stack:
         opened: dict[str, BinaryIO] = {}
@@ -51,9 +51,9 @@ def open_catalogue(
             if file.is_file():
                 try:
                     opened[view] = stack.enter_context(file.open("rb"))
-                    # DuckDB would tell of damage in words about its own name of the file
+                    # DuckDB would report damage under its own name of the file
                     pq.read_metadata(opened[view])
-                except DAMAGED as error:
+                except READ_ERRORS as error:
                     raise unreadable(file, error, verb) from error
         connection = stack.enter_context(duckdb.connect(":memory:"))
         connection.register_filesystem(_OpenTables(opened))
@@ -64,29 +64,29 @@ def open_catalogue(
         for view, place in places.items():
             connection.execute(f"CREATE VIEW {view} AS FROM read_parquet('{place}')")
         connection.execute(f"SET memory_limit = '{memory_limit}'")
-        # each holds a row group's columns: dozens of them would pass the limit by that alone
+        # each thread holds the columns of a row group: dozens of threads would exceed the memory limit
         connection.execute(f"SET threads = {min(usable_cores(), MOST_THREADS)}")
-        # without it a large query would spill to a folder in the working directory
+        # otherwise a large query would write temporary files to the working directory
         connection.execute("SET temp_directory = ''")
-        # it would be drawn on stdout, between the rows
+        # the bar would appear on stdout, between the rows
         connection.execute("SET enable_progress_bar = false")
-        # this also keeps SQL from naming Python variables of this process as tables
+        # this also prevents SQL from reading Python variables of this process as tables
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection
 
 
 def interruptible(connection: duckdb.DuckDBPyConnection, verb: str, work: Callable[[], _Done]) -> _Done:
-    """Returns `work()`, computed in a thread; raises Interrupted at once at Ctrl-C.
+    """Runs `work` in a thread and returns its result; raises Interrupted immediately on Ctrl-C.
 
-    In the main thread DuckDB may not notice Ctrl-C before it is done.
+    In the main thread DuckDB may not notice Ctrl-C before the query ends.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
             return future.result()
         except KeyboardInterrupt as error:
-            # again and again: one that comes between two steps of DuckDB is lost
+            # repeated: DuckDB loses an interrupt that comes between two of its steps
             while not future.done():
                 connection.interrupt()
                 wait([future], timeout=0.1)
@@ -94,9 +94,9 @@ def interruptible(connection: duckdb.DuckDBPyConnection, verb: str, work: Callab
 
 
 def batches(relation: duckdb.DuckDBPyRelation, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """Rows as Arrow has them, first an empty batch that tells the columns; the query runs while they are read.
+    """Yields the rows as Arrow batches, first an empty batch with the columns; the query runs while they are read.
 
-    Raises DuckDB's errors, also the ones that come after some rows.
+    Raises the errors of DuckDB, also those that occur after the first rows.
     """
     reader = relation.to_arrow_reader(batch_rows)
     yield pa.RecordBatch.from_pylist([], reader.schema)
@@ -106,21 +106,21 @@ def batches(relation: duckdb.DuckDBPyRelation, batch_rows: int) -> Iterator[pa.R
         except StopIteration:
             return
         except OSError as error:
-            # so Arrow hands on what DuckDB raises once rows have been given
+            # Arrow converts errors of DuckDB to OSError after the first rows
             text = str(error)
             raise (duckdb.OutOfMemoryException if _OUT_OF_MEMORY in text else duckdb.Error)(text) from error
         yield batch
 
 
-def damage(error: duckdb.Error, files: Mapping[str, tuple[Path, str]]) -> TableError | None:
-    """What `error` tells of a damaged table, in words about its file; None where it tells of something else."""
+def damaged_table_error(error: duckdb.Error, files: Mapping[str, tuple[Path, str]]) -> TableError | None:
+    """Returns an error that names the damaged file if `error` reports a damaged table, else None."""
     text = str(error).splitlines()[0]
     if named := re.search(rf'Failed to read file "{_PROTOCOL}://(\w+)"', text):
         file, verb = files[named[1]]
         return TableError(f"{file} is damaged ({text}); run `{verb}` again")
     if re.match(r"[\w ]+ Error: ", text) or "extension" in text:
         return None
-    # a bare message of the Parquet reader, which does not tell of which file
+    # the Parquet reader of DuckDB does not name the file
     for file, verb in files.values():
         if file.is_file() and (fault := _fault(file)):
             return TableError(f"{file} is damaged ({fault}); run `{verb}` again")
@@ -128,17 +128,17 @@ def damage(error: duckdb.Error, files: Mapping[str, tuple[Path, str]]) -> TableE
 
 
 def _fault(file: Path) -> str:
-    """What Arrow says of a damaged table, nothing of a sound one; reads all of it."""
+    """Reads the whole table and returns Arrow's message about damage; empty if the table is intact."""
     try:
         for _ in pq.ParquetFile(file).iter_batches():
             pass
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         return str(error)
     return ""
 
 
 class _OpenTables(AbstractFileSystem):
-    """What DuckDB may open: these files, for reading."""
+    """A file system that lets DuckDB open only these files, and only for reading."""
 
     protocol = _PROTOCOL
     cachable = False
@@ -149,7 +149,7 @@ class _OpenTables(AbstractFileSystem):
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> "_Reader":
         if mode != "rb":
-            raise PermissionError(f"the tables are read only, and {path} was to be opened as '{mode}'")
+            raise PermissionError(f"the tables are read-only; {path} cannot be opened with mode '{mode}'")
         return _Reader(self._file(path).fileno())
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
@@ -169,15 +169,15 @@ class _OpenTables(AbstractFileSystem):
 
 
 class _Reader(io.RawIOBase):
-    """Reads an open file from a position of each thread's own.
+    """Reads an open file, with one position for each thread.
 
-    DuckDB's threads share a reader, and each first seeks, then reads: with one position they read each other's bytes.
+    The threads of DuckDB share a reader, and each seeks before it reads. A shared position would give wrong bytes.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
-        # by the system's thread: DuckDB's have no lasting Python thread, and with it no threading.local
+        # by native thread id: threads of DuckDB keep no Python thread object, so threading.local does not work
         self._position_of_thread: dict[int, int] = {}
 
     def readable(self) -> bool:

@@ -1,17 +1,15 @@
-"""Mouth clips as bytes and back: a closed set of codecs.
+"""Encodes mouth clips as bytes and decodes them, with a closed set of codecs.
 
 | codec | member | payload |
 |---|---|---|
-| raw | .npy | numpy's own format, uint8, T×H×W: any reader gets the shape |
-| jpeg | .jpg | the whole clip as one tall gray image (shards/jpeg_codec.py) |
+| raw | .npy | numpy's own format, uint8, T×H×W: every reader knows the shape |
+| jpeg | .jpg | the whole clip as one tall gray image |
 | h264 | .mp4 | gray H.264 (shards/video_codec.py) |
 | ffv1 | .mkv | gray FFV1, lossless (shards/video_codec.py) |
 
-A mouth clip as one tall gray JPEG.
-
-Frames stand below each other. A JPEG ends at 65,500 rows, so a long clip goes on in further columns, all equally
-high; cells that are left over at the end of the last one repeat the last frame, since an edge to black would ring
-into it. The comment says `<frames>x<height>x<width>`: the size of the picture alone leaves it open how it is cut.
+Codec jpeg stacks the frames from top to bottom. A JPEG has at most 65,500 rows, so a long clip continues in more
+columns of equal height. Unused cells at the end of the last column repeat the last frame, because an edge to black
+would cause ringing in it. The JPEG comment is `<frames>x<height>x<width>`: the image size does not define the cells.
 """
 
 import io
@@ -27,11 +25,11 @@ from shards.settings import PackParams
 from shards.video_codec import decode_video, encode_video
 
 MAX_CLIP_BYTES = 1 << 28
-"""A compressed clip that claims more decoded bytes than this is refused: crop's largest, 1000 × 512 × 512, fits."""
+"""Limit of decoded bytes of a clip; larger ones are refused. The largest crop, 1000 × 512 × 512, fits."""
 
 _EXTENSIONS = {"raw": "npy", "jpeg": "jpg", "h264": "mp4", "ffv1": "mkv"}
 
-# The header that numpy writes for such an array, and no other: matched, not evaluated, since it is untrusted.
+# Matches only the header that numpy writes for a clip. It is not evaluated, because it is untrusted.
 _RAW_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?P<size>..)"
     rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d{1,9}), (\d{1,9}), (\d{1,9})\), \} *\n",
@@ -41,18 +39,18 @@ _PREAMBLE_BYTES = 10
 
 
 def clip_extension(codec: str) -> str:
-    """The tar member's extension; ValueError for a codec outside the set."""
+    """Returns the extension of the tar member; raises ValueError for an unknown codec."""
     if codec not in _EXTENSIONS:
-        raise ValueError(f"codec '{codec}' is unknown; known are {', '.join(_EXTENSIONS)}")
+        raise ValueError(f"codec '{codec}' is unknown; use one of {', '.join(_EXTENSIONS)}")
     return _EXTENSIONS[codec]
 
 
 def encode_clip(clip_THW: np.ndarray, params: PackParams) -> bytes:
-    """The payload of a clip, uint8, T×H×W: equal clips, equal bytes. ValueError for anything else."""
+    """Returns the payload of a uint8 clip, T×H×W; equal clips give equal bytes. Raises ValueError for other arrays."""
     _check_clip(clip_THW)
     if clip_THW.size > MAX_CLIP_BYTES:
         raise ValueError(
-            f"a clip of {clip_THW.shape} is larger than {MAX_CLIP_BYTES} bytes, the most that is read"
+            f"a clip of shape {clip_THW.shape} is larger than {MAX_CLIP_BYTES} bytes, the limit for decoding"
         )
     if params.codec == "raw":
         return encode_raw(clip_THW)
@@ -62,22 +60,22 @@ def encode_clip(clip_THW: np.ndarray, params: PackParams) -> bytes:
 
 
 def decode_clip(payload: bytes, codec: str, num_frames: int) -> np.ndarray:
-    """The clip, uint8, T×H×W, writable; ValueError where the payload is not exactly one clip of `num_frames`."""
+    """Returns the writable uint8 clip, T×H×W. Raises ValueError unless the payload is one clip of `num_frames`."""
     clip_extension(codec)
     if num_frames < 1:
-        raise ValueError(f"the catalogue says the clip has {num_frames} frames")
+        raise ValueError(f"the catalogue says the clip has {num_frames} frames; at least 1 is needed")
     if codec == "jpeg":
         return decode_jpeg(payload, num_frames, MAX_CLIP_BYTES)
     if codec != "raw":
         return decode_video(payload, codec, num_frames, MAX_CLIP_BYTES)
     clip_THW = decode_raw(payload)
     if len(clip_THW) != num_frames:
-        raise ValueError(f"the payload holds {len(clip_THW)} frames, the catalogue says {num_frames}")
+        raise ValueError(f"the payload has {len(clip_THW)} frames, but the catalogue says {num_frames}")
     return clip_THW
 
 
 def encode_raw(clip_THW: np.ndarray) -> bytes:
-    """The clip as .npy."""
+    """Returns the clip as an .npy file."""
     _check_clip(clip_THW)
     file = io.BytesIO()
     npy.write_array(file, np.ascontiguousarray(clip_THW), version=(1, 0), allow_pickle=False)
@@ -85,47 +83,49 @@ def encode_raw(clip_THW: np.ndarray) -> bytes:
 
 
 def decode_raw(payload: bytes) -> np.ndarray:
-    """The clip of an .npy, uint8, T×H×W, writable.
+    """Returns the clip of an .npy file (uint8, T×H×W, writable).
 
-    ValueError where the payload is not exactly one clip. Nothing is allocated by what a header claims: the
-    claim is compared with the bytes that are there first.
+    Raises ValueError unless the payload is exactly one clip. Compares the shape in the header with the number of
+    bytes before it allocates memory.
     """
     shape, first_pixel = parse_raw_header(payload)
     num_bytes = len(payload) - first_pixel
     if shape[0] * shape[1] * shape[2] != num_bytes:
-        raise ValueError(f"the header claims {shape}, {num_bytes} bytes follow")
+        raise ValueError(f"the header claims shape {shape}, but {num_bytes} bytes follow")
     return np.frombuffer(payload, np.uint8, offset=first_pixel).reshape(shape).copy()
 
 
 def parse_raw_header(head: bytes) -> tuple[tuple[int, int, int], int]:
-    """Shape and place of the first pixel that the head of an .npy claims; ValueError where it is no clip's."""
+    """Returns shape and offset of the first pixel from an .npy header; raises ValueError if it is not of a clip."""
     header = _RAW_HEADER.match(head)
     if header is None or int.from_bytes(header["size"], "little") != header.end() - _PREAMBLE_BYTES:
-        raise ValueError("the payload is no .npy of version 1.0 with uint8 on three axes in C order")
+        raise ValueError(
+            "the payload is not an .npy of version 1.0 with uint8 values on three axes in C order"
+        )
     num_frames, height, width = (int(number) for number in header.groups()[1:])
     if min(num_frames, height, width) < 1:
-        raise ValueError(f"the header claims {(num_frames, height, width)}")
+        raise ValueError(f"the header claims shape {(num_frames, height, width)}, which has an empty axis")
     return (num_frames, height, width), header.end()
 
 
 def _check_clip(clip_THW: np.ndarray) -> None:
     if clip_THW.dtype != np.uint8 or clip_THW.ndim != 3 or clip_THW.size == 0:
         raise ValueError(
-            f"a clip is uint8 with three axes, none of them empty; this is {clip_THW.dtype} {clip_THW.shape}"
+            f"a clip must be uint8 with three axes that are not empty (got {clip_THW.dtype} {clip_THW.shape})"
         )
 
 
 MAX_SIDE_PX = 65_500
-"""libjpeg writes and reads no longer side."""
+"""Limit of libjpeg for width and height."""
 
-# what every JFIF file begins with: SOI, and APP0 of 16 bytes; a comment may only follow it
+# every JFIF file begins with SOI and an APP0 segment of 16 bytes; the comment must follow them
 _JFIF_BYTES = 20
 _COMMENT = re.compile(rb"\xff\xfe(?P<size>..)(\d{1,6})x(\d{1,5})x(\d{1,5})", re.DOTALL)
 _LONGEST_COMMENT = 4 + 18
 
 
 class _Layout(NamedTuple):
-    """How the cells of a picture are arranged."""
+    """Numbers of columns and rows of cells in the JPEG."""
 
     columns: int
     rows: int
@@ -137,10 +137,12 @@ class _Layout(NamedTuple):
 
 
 def encode_jpeg(clip_THW: NDArray[np.uint8], quality: int) -> bytes:
-    """The clip as a tall gray JPEG with a comment. ValueError where it fits none."""
+    """Returns the clip as a tall gray JPEG with a comment. Raises ValueError if it does not fit."""
     num_frames, height, width = clip_THW.shape
     if height > MAX_SIDE_PX or _Layout.of(num_frames, height).columns * width > MAX_SIDE_PX:
-        raise ValueError(f"a clip of {clip_THW.shape} fits no JPEG of {MAX_SIDE_PX} rows and columns")
+        raise ValueError(
+            f"a clip of shape {clip_THW.shape} does not fit a JPEG of {MAX_SIDE_PX} rows and columns"
+        )
     columns, rows = _Layout.of(num_frames, height)
     padded = np.concatenate([clip_THW, *[clip_THW[-1:]] * (columns * rows - num_frames)])
     cells_CRHW = padded.reshape(columns, rows, height, width)
@@ -148,33 +150,39 @@ def encode_jpeg(clip_THW: NDArray[np.uint8], quality: int) -> bytes:
         rows * height, columns * width
     )
     payload = simplejpeg.encode_jpeg_yuv_planes(picture_HW, None, None, quality=quality)
-    told = f"{num_frames}x{height}x{width}".encode()
-    comment = b"\xff\xfe" + (len(told) + 2).to_bytes(2, "big") + told
+    shape = f"{num_frames}x{height}x{width}".encode()
+    comment = b"\xff\xfe" + (len(shape) + 2).to_bytes(2, "big") + shape
     return payload[:_JFIF_BYTES] + comment + payload[_JFIF_BYTES:]
 
 
 def decode_jpeg(payload: bytes, num_frames: int, max_bytes: int) -> NDArray[np.uint8]:
-    """The clip, uint8, T×H×W; ValueError where the payload is no such JPEG of `num_frames`.
+    """Returns the clip (uint8, T×H×W). Raises ValueError unless the payload is a JPEG by `encode_jpeg` of `num_frames`.
 
-    The header is compared with the comment, `num_frames` and `max_bytes` before anything is allocated.
+    Compares the header with the comment, `num_frames` and `max_bytes` before it allocates memory.
     """
     comment = _COMMENT.match(payload[_JFIF_BYTES : _JFIF_BYTES + _LONGEST_COMMENT])
     if comment is None or int.from_bytes(comment["size"], "big") != comment.end() - 2:
-        raise ValueError("the payload is no JPEG with a clip's shape as its comment")
-    told, height, width = (int(number) for number in comment.groups()[1:])
-    if told != num_frames:
-        raise ValueError(f"the payload says it holds {told} frames, the catalogue says {num_frames}")
+        raise ValueError("the payload is not a JPEG with the shape of a clip as its comment")
+    commented_frames, height, width = (int(number) for number in comment.groups()[1:])
+    if commented_frames != num_frames:
+        raise ValueError(
+            f"the comment of the payload says {commented_frames} frames, but the catalogue says {num_frames}"
+        )
     if not (0 < height <= MAX_SIDE_PX and width > 0):
-        raise ValueError(f"the payload says its frames are {height} x {width} px")
+        raise ValueError(
+            f"the comment of the payload says frames of {height} x {width} px, which no JPEG can hold"
+        )
     columns, rows = _Layout.of(num_frames, height)
     claimed = simplejpeg.decode_jpeg_header(payload)
     if claimed != (rows * height, columns * width, "Gray", "Gray"):
         raise ValueError(
-            f"the payload is a JPEG of {claimed}; {num_frames} gray frames of {height} x {width} px would be "
+            f"the payload is a JPEG of {claimed}; {num_frames} gray frames of {height} x {width} px need "
             f"{rows * height} x {columns * width}"
         )
     if rows * height * columns * width > max_bytes:
-        raise ValueError(f"the payload claims {rows * height * columns * width} pixels")
+        raise ValueError(
+            f"the payload claims {rows * height * columns * width} pixels, the limit is {max_bytes}"
+        )
     picture_HW = simplejpeg.decode_jpeg(payload, colorspace="GRAY")[:, :, 0]
     if columns == 1:
         return np.asarray(picture_HW.reshape(num_frames, height, width))

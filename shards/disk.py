@@ -1,4 +1,4 @@
-"""What a disk refuses, told as what it is: by file, and with what mends it."""
+"""Turns errors of the file system into messages that name the file and the fix."""
 
 import errno
 import io
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 MB = 1_000_000
 FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_TAKEN = (*FULL, errno.EFBIG, errno.EROFS)
-"""Errors that only writing meets."""
-FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another place"
-"""What is to be said of a PermissionError."""
-KEPT = "what was saved before is kept"
-_MENDS = {
-    errno.EACCES: "give another place, or make that one writable (chmod)",
-    errno.EPERM: "give another place, or lift its protection (lsattr shows it)",
-    errno.EROFS: "give another place: what is mounted there may only be read",
-    errno.EPIPE: "what reads it ended too soon: see why, or name a file",
+WRITE_ERRORS = (*FULL, errno.EFBIG, errno.EROFS)
+"""Error numbers that only writing causes."""
+FORBIDDEN = "may not be opened by this user: ask its owner to allow it (chmod), or name another file"
+"""End of the message for a PermissionError."""
+KEPT = "files saved earlier are kept"
+_FIXES = {
+    errno.EACCES: "give another path, or make this one writable (chmod)",
+    errno.EPERM: "give another path, or remove the protection of this one (lsattr shows it)",
+    errno.EROFS: "give another path: this file system is mounted read-only",
+    errno.EPIPE: "the program that reads the pipe ended too early: find out why, or name a file",
     errno.ENXIO: "no program reads this pipe: start the reader first, or name a file",
-    errno.EFBIG: "raise the limit (`ulimit -f` shows it), or give a place whose file system takes files so large",
-    errno.EBADF: "it is closed (>&-), or open for reading only (<): redirect it to a file or a pipe, or name a file",
-    errno.ESPIPE: "this kind needs a file: a pipe has no places to go back to",
-    errno.EISDIR: "a folder has that name: name a file in it",
-    errno.ENOTDIR: "a file stands where a folder is needed: remove it, or give another place",
-    errno.EEXIST: "a file stands where a folder is needed: remove it, or give another place",
-    errno.ENOENT: "make the folder it is to be in, or give another place",
-    errno.ELOOP: "its links lead in a circle: remove them, or give another place",
+    errno.EFBIG: "raise the limit (`ulimit -f` shows it), or give a path on a file system that allows such large files",
+    errno.EBADF: "it is closed (>&-) or open only for reading (<): redirect it to a file or a pipe, or name a file",
+    errno.ESPIPE: "this format needs a file, because a pipe cannot seek: name a file",
+    errno.EISDIR: "a folder has this name: name a file in it",
+    errno.ENOTDIR: "a file exists where a folder is needed: remove it, or give another path",
+    errno.EEXIST: "a file exists where a folder is needed: remove it, or give another path",
+    errno.ENOENT: "create its folder, or give another path",
+    errno.ELOOP: "its symbolic links form a loop: remove them, or give another path",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.EIO: "look at the disk (`dmesg` tells what failed), and give another place",
+    errno.EIO: "check the disk (`dmesg` shows the failure), and give another path",
 }
 
 
 class WatchedFile(io.FileIO):
-    """An unbuffered file that remembers why it could not be written.
+    """An unbuffered file that remembers the error of a failed write.
 
-    What writes through it (Arrow, torch, PyAV, a buffer) raises an error of its own instead, or none at all.
+    Libraries that write through it (Arrow, torch, PyAV, a buffer) raise another error instead, or none.
     """
 
     failure: OSError | None = None
@@ -55,24 +55,24 @@ class WatchedFile(io.FileIO):
 
 
 def unwritable(place: Path | str, error: OSError, needed_bytes: int = 0) -> DiskError:
-    """The message for `error`, met while `place` was written."""
+    """Returns the DiskError for `error`, which occurred while `place` was written."""
     if error.errno in FULL:
-        room = f", {needed_bytes / MB:.1f} MB are needed" if needed_bytes > MB / 10 else ""
+        room = f" ({needed_bytes / MB:.1f} MB needed)" if needed_bytes > MB / 10 else ""
         return DiskError(
             f"the disk is full: {place} cannot be written{room}; {KEPT}. Free some space, "
-            "then the same command goes on"
+            "then run the same command again"
         )
-    mend = _MENDS.get(error.errno or 0, "give another place")
-    return DiskError(f"{place} cannot be written ({error.strerror or error}); {mend}")
+    fix = _FIXES.get(error.errno or 0, "give another path")
+    return DiskError(f"{place} cannot be written ({error.strerror or error}); {fix}")
 
 
 @contextmanager
 def disk_errors_reported(
     place: Path | str, needed_bytes: int = 0, among: Collection[int] | None = None
 ) -> Iterator[None]:
-    """Raises DiskError naming `place` where it turns out that nothing can be written there.
+    """Raises DiskError that names `place` if the block raises an OSError.
 
-    `among` these numbers of errors: for a block that does more than write.
+    With `among` only for these error numbers: for a block that does more than write.
     """
     try:
         yield

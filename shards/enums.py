@@ -1,4 +1,4 @@
-"""The closed sets of words that the tables use. Imports nothing heavy, so that errors can name them."""
+"""The closed sets of values in the tables. Has no heavy imports, because `errors` uses it."""
 
 import re
 from enum import StrEnum
@@ -6,7 +6,7 @@ from enum import StrEnum
 CLIP_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
 TRAIN_SPLIT, VALID_SPLIT = "train", "valid"
-"""The splits that training learns from, and chooses its best model by; all others are only scored."""
+"""Training learns from `train` and selects the best model on `valid`; other splits are only scored."""
 
 
 class MediaKind(StrEnum):
@@ -15,7 +15,7 @@ class MediaKind(StrEnum):
 
 
 class Transfer(StrEnum):
-    """How a video's code values stand for light: SDR, or HDR by either curve of ITU-R BT.2100."""
+    """Transfer characteristics of a video: SDR, or one of the two HDR curves of ITU-R BT.2100."""
 
     SDR = "sdr"
     PQ = "pq"
@@ -28,7 +28,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a clip was rejected: the closed set that crops.parquet may hold."""
+    """Why a clip was rejected: the closed set of reasons in crops.parquet."""
 
     MISSING_FILE = "missing_file"
     UNREADABLE = "unreadable"

@@ -1,4 +1,4 @@
-"""One super-window of an epoch: its clips become equal numbers of batches for all ranks.
+"""Turns the clips of one super-window of an epoch into batches, the same number for every rank.
 
 Shapes: N clips, S steps, W ranks.
 """
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Clips are sorted by length times a random factor: neighbours vary from epoch to epoch, padding stays low.
+# Clips are sorted by length times a random factor: neighbours change between epochs, and padding stays low.
 LENGTH_NOISE = 0.08
 
 Batch = tuple[int, int]
-"""First position of a batch among the sorted clips of its super-window, and the one after its last."""
+"""First position of a batch in the sorted clips of its super-window, and the position after its last clip."""
 
 
 def plan_window(
@@ -23,7 +23,7 @@ def plan_window(
     budget: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`row_N` in a new order, and first, stop (positions in it) and longest clip of each batch, S×W."""
+    """Returns `row_N` in a new order, and for each batch first and stop position in it and the longest clip, S×W."""
     edge_W1 = part_edges(num_frames_N, world_size, batch_size, budget)
     part_N = np.repeat(np.arange(world_size), np.diff(edge_W1))
     noise_N = rng.uniform(1, 1 + LENGTH_NOISE, len(row_N))
@@ -44,16 +44,16 @@ def plan_window(
 
 
 def part_edges(num_frames_N: np.ndarray, world_size: int, batch_size: int, budget: int) -> np.ndarray:
-    """Edges that cut the clips into a run for each rank, of equal cost up to one clip, none of them empty.
+    """Returns edges that cut the clips into one run for each rank, of equal cost up to one clip, never empty.
 
-    A clip costs the share it takes of a batch of clips of its own length.
+    The cost of a clip is its share of a batch of clips of the same length.
     """
     num_clips = len(num_frames_N)
     cost_N = 1 / np.minimum(batch_size, budget // num_frames_N)
     end_N = np.cumsum(cost_N)
     wanted_W = np.arange(world_size) * (end_N[-1] / world_size)
     edge_W = np.searchsorted(end_N - cost_N / 2, wanted_W)
-    # at least one clip each: pushed up by the edge before, then down by the end
+    # at least one clip for each rank: the previous edge pushes up, then the end pushes down
     each_W = np.arange(world_size)
     edge_W = np.maximum.accumulate(edge_W - each_W) + each_W
     edge_W = np.minimum(edge_W, num_clips - world_size + each_W)
@@ -79,10 +79,11 @@ def cut(num_frames_N: np.ndarray, first: int, stop: int, batch_size: int, budget
 
 
 def even_out(of_rank: Sequence[list[Batch]], rng: np.random.Generator) -> list[list[Batch]]:
-    """As many batches for every rank, all clips in them but, where it comes to that, fewer than there are ranks.
+    """Gives every rank the same number of batches. Leaves out no clip, or in rare cases fewer clips than ranks.
 
-    Ranks with fewer batches halve their largest. Where a rank has not clips enough for that, the batches of all
-    are halved until they come out even, and dealt out anew; what is over when all hold one clip is left out.
+    Ranks with fewer batches halve their largest. If a rank has too few clips for that, the batches of all ranks
+    are halved until their number is a multiple of the ranks, and distributed again. If all batches have one clip
+    and their number is still no multiple, the remainder is left out.
     """
     num_steps = max(map(len, of_rank))
     if all(batches[-1][1] - batches[0][0] >= num_steps for batches in of_rank):
@@ -98,7 +99,7 @@ def even_out(of_rank: Sequence[list[Batch]], rng: np.random.Generator) -> list[l
 
 
 def _halved(batches: list[Batch], num_batches: int) -> list[Batch]:
-    """`batches`, those of most clips halved until there are `num_batches`."""
+    """Halves the batches with the most clips until there are `num_batches`; returns all, in order."""
     if len(batches) == num_batches:
         return batches
     by_size = [(first - stop, first, stop) for first, stop in batches]
@@ -106,14 +107,14 @@ def _halved(batches: list[Batch], num_batches: int) -> list[Batch]:
     while len(by_size) < num_batches:
         _, first, stop = by_size[0]
         middle = (first + stop) // 2
-        assert first < middle, "there are clips enough for so many batches"
+        assert first < middle, "there are enough clips for this number of batches"
         heapq.heapreplace(by_size, (first - middle, first, middle))
         heapq.heappush(by_size, (middle - stop, middle, stop))
     return sorted((first, stop) for _, first, stop in by_size)
 
 
 def _longest(num_frames_N: np.ndarray, first_WS: np.ndarray, stop_WS: np.ndarray) -> np.ndarray:
-    """Frames of the longest clip of each batch; what lies between two batches belongs to neither."""
+    """Returns the frames of the longest clip of each batch; clips between two batches belong to neither."""
     edges = np.stack([first_WS, stop_WS], axis=-1).ravel()
     padded = np.append(num_frames_N, 0)
     return np.maximum.reduceat(padded, edges)[::2].reshape(first_WS.shape)

@@ -1,25 +1,25 @@
-"""Every error a user may meet, drawn once. Each names its subject (clip, file, key) and the mend.
+"""All errors that a user may see. Each names its subject (clip, file, key) and the fix.
 
     PipelineError (ValueError)
     ├── ConfigError         params.yaml, --set, --config, a flag: exit code 2
-    ├── CorpusError         the transcript tables are untrue: wrong header, doubled id, broken encoding
-    ├── TableError          a Parquet table is missing, damaged or of another schema version; a language model too
+    ├── CorpusError         the transcript tables are wrong: header, duplicate id, broken encoding
+    ├── TableError          a Parquet table is missing, damaged or has another schema version; a language model too
     ├── ShardError          a tar shard or a sample in it is missing, damaged or refused
-    ├── CheckpointError     a checkpoint is damaged, or of another model, vocabulary or plan
-    ├── TrainingError       training cannot start or go on (no clips, non-finite loss)
-    ├── Interrupted         SIGTERM or Ctrl-C; the position was saved
-    ├── MachineError        the machine lacks something: a system library, memory, disk, the way to a bucket
-    │   └── DiskError       a file cannot be written: the disk is full, or nobody may write there
-    └── ClipRejected        one clip cannot be used; becomes a row of the ledger, never ends a run
+    ├── CheckpointError     a checkpoint is damaged, or has another model, vocabulary or epoch plan
+    ├── TrainingError       training cannot start or continue (no clips, non-finite loss)
+    ├── Interrupted         SIGTERM or Ctrl-C; the state was saved
+    ├── MachineError        the machine lacks something: a system library, memory, disk, access to a bucket
+    │   └── DiskError       a file cannot be written: the disk is full, or the user has no permission
+    └── ClipRejected        one clip cannot be used; it becomes a row of crops.parquet and never ends a run
 
-Broken invariants of our own are `assert`s, not errors of this tree.
+Broken invariants of our own code are `assert`s, not errors of this tree.
 """
 
 from shards.enums import Reason
 
 
 class PipelineError(ValueError):
-    """Base of the tree. `str(error)` is one message a person can act on."""
+    """Base class. `str(error)` is one message that a user can act on."""
 
 
 class ConfigError(PipelineError):
@@ -27,39 +27,39 @@ class ConfigError(PipelineError):
 
 
 class CorpusError(PipelineError):
-    """The corpus tables themselves are untrue; the message names file and line."""
+    """The corpus tables are wrong; the message names file and line."""
 
 
 class TableError(PipelineError):
-    """A Parquet table (or a language model's table of n-grams) is missing, damaged, or of another schema version."""
+    """A Parquet table (or a language model's table of n-grams) is missing, damaged, or has another schema version."""
 
 
 class ShardError(PipelineError):
-    """A shard or a sample of it is missing, damaged or refused; names the shard and the clips it costs."""
+    """A shard or a sample in it is missing, damaged or refused; the message names the shard and the lost clips."""
 
 
 class CheckpointError(PipelineError):
-    """A checkpoint is damaged or does not fit; names the difference."""
+    """A checkpoint is damaged or does not fit; the message names the difference."""
 
 
 class TrainingError(PipelineError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class Interrupted(PipelineError):
-    """SIGTERM or Ctrl-C came, and the position was saved; no fault, but the run is not finished."""
+    """SIGTERM or Ctrl-C stopped the run after its state was saved; not a failure, but the run is not finished."""
 
 
 class MachineError(PipelineError):
-    """The machine lacks something a stage needs, a way to its shards included; the message names what mends it."""
+    """The machine lacks something that a stage needs, for example access to its shards; the message names the fix."""
 
 
 class DiskError(MachineError):
-    """A file cannot be written; names it. Its cause is the OSError."""
+    """A file cannot be written; the message names it. `__cause__` is the OSError."""
 
 
 class ClipRejected(PipelineError):
-    """One clip cannot be used: a reason of the closed enum and a detail a person understands."""
+    """One clip cannot be used: a reason of the closed enum and a readable detail."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason.value}: {detail}")

@@ -1,4 +1,4 @@
-"""Threads that fetch the shards of an epoch before they are asked for, as far as a share of the cache allows."""
+"""Threads that fetch the shards of an epoch ahead, within a share of the cache."""
 
 import logging
 import threading
@@ -12,13 +12,13 @@ from shards.shard_cache import Expected
 logger = logging.getLogger(__name__)
 
 FETCHERS = 4
-"""Threads, a shard each: one connection rarely fills a network."""
+"""Number of threads, each with one shard: one connection rarely uses the whole bandwidth."""
 
 
 class FetchAhead:
-    """Calls `fetch` for each shard expected, in order, while those not yet asked for have at most `max_bytes`.
+    """Calls `fetch` for each expected shard, in order, while shards not yet requested have at most `max_bytes`.
 
-    `path_of` is where the cache keeps a shard.
+    `path_of` returns the path of a shard in the cache.
     """
 
     def __init__(
@@ -28,34 +28,34 @@ class FetchAhead:
         max_bytes: float,
     ) -> None:
         self._fetch, self._path_of, self._max_bytes = fetch, path_of, max_bytes
-        # all that follows changes under this lock
+        # this lock guards all fields below
         self._changed = threading.Condition()
         self._expected: Sequence[IndexedShard] = ()
         self._next = 0
-        self._asked: set[str] = set()
+        self._requested: set[str] = set()
         self._ahead: dict[str, int] = {}
-        """Number in `_expected` of each shard that is fetched ahead and not yet asked for."""
+        """Index in `_expected` of each shard that is fetched ahead and not yet requested."""
         self._num_threads = 0
 
     def expect(self, shards: Sequence[IndexedShard]) -> None:
-        """Replaces what was expected before."""
+        """Replaces the expected shards."""
         with self._changed:
             self._expected, self._next = shards, 0
-            self._asked, self._ahead = set(), {}
+            self._requested, self._ahead = set(), {}
             self._changed.notify_all()
             while self._num_threads < min(FETCHERS, len(shards)):
                 self._num_threads += 1
                 threading.Thread(target=self._work, name="shards ahead", daemon=True).start()
 
-    def note_asked(self, name: str) -> None:
-        """The shard is wanted now: it makes place for another one ahead."""
+    def note_requested(self, name: str) -> None:
+        """Records that the shard is needed now, so that another one can be fetched ahead."""
         with self._changed:
-            self._asked.add(name)
+            self._requested.add(name)
             self._ahead.pop(name, None)
             self._changed.notify_all()
 
     def expected_around(self, wanted: IndexedShard) -> Expected:
-        """What is ahead, before and after `wanted`; the latest of all is the first to go."""
+        """Returns the shards fetched ahead before and after `wanted`; `later` begins with the last one."""
         with self._changed:
             number_wanted = self._ahead.get(wanted.name, -1)
             numbers = sorted(self._ahead.values(), reverse=True)
@@ -66,7 +66,7 @@ class FetchAhead:
         )
 
     def stop(self, within_s: float) -> None:
-        """Waits until the threads have ended what they are at."""
+        """Waits until the threads have finished their current shards, at most `within_s`."""
         self.expect(())
         with self._changed:
             self._changed.wait_for(lambda: not self._num_threads, within_s)
@@ -77,8 +77,8 @@ class FetchAhead:
                 try:
                     self._fetch(shard)
                 except PipelineError as error:
-                    # whoever needs the shard tries again and gets the error
-                    logger.warning("fetching ahead: %s", error)
+                    # the thread that needs the shard tries again and gets the error
+                    logger.warning("fetching a shard ahead failed: %s", error)
                     with self._changed:
                         self._ahead.pop(shard.name, None)
                         self._changed.notify_all()
@@ -88,12 +88,12 @@ class FetchAhead:
                 self._changed.notify_all()
 
     def _take(self) -> IndexedShard | None:
-        """The next shard to fetch, when there is room; None when all have been fetched or asked for."""
+        """Waits for room and returns the next shard to fetch; None when all have been fetched or requested."""
         with self._changed:
             while self._next < len(self._expected):
                 shard = self._expected[self._next]
                 num_bytes = sum(self._expected[number].num_bytes for number in self._ahead.values())
-                if shard.name in self._asked:
+                if shard.name in self._requested:
                     self._next += 1
                 elif num_bytes + shard.num_bytes <= self._max_bytes:
                     self._ahead[shard.name] = self._next

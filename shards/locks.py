@@ -1,4 +1,4 @@
-"""A file that one process at a time holds; the kernel lets go of it when that process ends, however it ends."""
+"""Lock files that one process at a time holds; the kernel releases a lock when its process ends in any way."""
 
 import fcntl
 import logging
@@ -15,11 +15,11 @@ LOG = logging.getLogger(__name__)
 
 
 @contextmanager
-def held(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
-    """Holds `file`, whose folder is there. Raises what `refusal` makes of the holder's name where another holds it.
+def hold_lock(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
+    """Holds the lock `file`, whose folder must exist. Raises `refusal(name of the holder)` if another process holds it.
 
-    On this machine or another. A file system that has no locks (NFS, where its server keeps none) is no reason to
-    stop: it is said, and whoever starts two has been told.
+    The holder may run on this machine or another one. If the file system has no locks (some NFS servers), it logs a
+    warning and continues without a lock.
     """
     descriptor = _opened(file)
     try:
@@ -30,20 +30,20 @@ def held(file: Path, refusal: Callable[[str], PipelineError]) -> Iterator[None]:
 
 
 def _opened(file: Path) -> int:
-    """Never removed, since another may have opened it."""
+    """Opens the lock file. It is never removed, because another process may have opened it."""
     try:
-        # to be written, else NFS grants no lock of it
-        return opened(file, os.O_CREAT)
+        # opened for writing, because NFS needs that for an exclusive lock
+        return open_lock_file(file, os.O_CREAT)
     except PermissionError:
-        # another user's: it is locked as well where it may only be read
+        # another user's file: a lock also works if the file may only be read
         try:
             return os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
-            pass  # it is the folder that cannot be written
+            pass  # the folder cannot be written
         except PermissionError as error:
             raise MachineError(
-                f"the lock {file} is another user's and cannot be opened ({error.strerror}); ask its owner to let you "
-                f"read it (chmod a+r), or to remove it while nothing runs"
+                f"the lock {file} belongs to another user and cannot be opened ({error.strerror}); ask its owner to "
+                f"make it readable (chmod a+r), or to remove it while nothing runs"
             ) from error
         raise
 
@@ -52,10 +52,10 @@ def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise refusal(os.pread(descriptor, 200, 0).decode(errors="replace") or "it begins") from None
+        raise refusal(os.pread(descriptor, 200, 0).decode(errors="replace") or "just started") from None
     except OSError as error:
         LOG.warning(
-            "%s cannot be locked (%s): start the same command no second time meanwhile, both would write there",
+            "%s cannot be locked (%s): do not run this command twice at the same time, both would write the same files",
             file,
             error.strerror,
         )
@@ -66,38 +66,38 @@ def _lock(descriptor: int, file: Path, refusal: Callable[[str], PipelineError]) 
 
 
 @contextmanager
-def tried_lock(path: Path, flags: int = 0) -> Iterator[bool]:
-    """Whether the lock of the file at `path` could be taken, now; it is held within.
+def try_lock(path: Path, flags: int = 0) -> Iterator[bool]:
+    """Tries to lock the file at `path` without waiting; yields whether it is locked, and holds the lock in the block.
 
-    Nobody's where the file is gone, or renamed or removed by the last holder while it was opened here.
+    Yields False if the file is missing, or if its holder renamed or removed it while it was opened here.
     """
     try:
-        descriptor = opened(path, flags)
+        descriptor = open_lock_file(path, flags)
     except FileNotFoundError:
         yield False
         return
     try:
-        yield is_locked(descriptor) and is_at(path, descriptor)
+        yield try_flock(descriptor) and is_name_of(path, descriptor)
     finally:
         os.close(descriptor)
 
 
-def opened(path: Path, flags: int) -> int:
-    """Each opening is a holder of its own, so that threads shut each other out as processes do.
+def open_lock_file(path: Path, flags: int) -> int:
+    """Opens a lock file. Each open file holds its own lock, so locks also work between threads.
 
-    MachineError where a link, a device or the like stands in the file's place: its target would be written.
+    Raises MachineError if `path` is a link, a device or the like: otherwise its target would be written.
     """
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             raise MachineError(
-                f"the lock {path} is no regular file (a link, a pipe or another thing); remove it"
+                f"the lock {path} is not a regular file (but a link, a pipe or the like); remove it"
             )
-    # one that came in between is not followed, and a pipe not waited for
+    # O_NOFOLLOW for a link created since the check, O_NONBLOCK for a pipe
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o666)
 
 
-def is_locked(descriptor: int) -> bool:
-    """Whether the lock could be taken, now."""
+def try_flock(descriptor: int) -> bool:
+    """Takes the lock if it is free; returns whether it was."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -105,8 +105,8 @@ def is_locked(descriptor: int) -> bool:
     return True
 
 
-def is_at(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still the name of the open file."""
+def is_name_of(path: Path, descriptor: int) -> bool:
+    """Returns whether `path` is still the name of the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

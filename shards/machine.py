@@ -1,9 +1,4 @@
-"""How many processes or threads are worth starting.
-
-How much memory this process holds, and has held.
-
-How much more memory this process may take: of the machine, and of the control groups it runs in.
-"""
+"""Usable CPU cores, memory used by this process, and memory left on the machine and in its control groups."""
 
 import os
 import resource
@@ -15,7 +10,7 @@ import psutil
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine has where a container or a scheduler says so."""
+    """Returns the number of cores this process may use: a container or a scheduler may limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -24,34 +19,34 @@ def usable_cores() -> int:
 _STATUS = Path("/proc/self/status")
 
 
-SHORT = 0.9
-"""Share of the limit from which on an allocation may have been refused: libraries ask for 64 MB at a time."""
+NEAR_LIMIT_SHARE = 0.9
+"""Share of the limit above which an allocation may have failed: libraries allocate 64 MB at a time."""
 
 
 def limit_bytes() -> int | None:
-    """The limit of this process's address space (`ulimit -v`); None where none binds."""
+    """Returns the limit of the address space of this process (`ulimit -v`); None if there is no limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY or not _STATUS.exists() else limit
 
 
-def is_short() -> bool:
-    """Whether the address space has come so near to its limit that what failed may have failed for want of it."""
+def is_address_space_short() -> bool:
+    """Returns whether the address space came so close to its limit that an error may have this cause."""
     limit = limit_bytes()
-    return limit is not None and status_mb("VmPeak") * 1e6 > SHORT * limit
+    return limit is not None and status_mb("VmPeak") * 1e6 > NEAR_LIMIT_SHARE * limit
 
 
 def status_mb(name: str) -> float:
-    """VmRSS, VmHWM or VmPeak of this process as Linux tells it, MB."""
+    """Returns VmRSS, VmHWM or VmPeak of this process from /proc, MB."""
     for line in _STATUS.read_text("utf-8").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise AssertionError(f"Linux tells {name}")
+    raise AssertionError(f"/proc/self/status has {name}")
 
 
 def peak_mb() -> float:
-    """The most that was resident since the process began, MB."""
+    """Returns the peak resident memory of this process, MB."""
     if _STATUS.exists():
-        return status_mb("VmHWM")  # not getrusage: there a child starts with its parent's peak
+        return status_mb("VmHWM")  # not getrusage, where a child starts with the peak of its parent
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -61,51 +56,55 @@ _OWN = Path("/proc/self/cgroup")
 
 
 def available_mb() -> float:
-    """What the machine and the tightest limit of a control group (a container, a Slurm job) leave, MB."""
+    """Returns the memory left by the machine and by the tightest control group (a container, a Slurm job), MB."""
     of_groups = group_available_mb()
     of_machine = psutil.virtual_memory().available / 1e6
     return of_machine if of_groups is None else min(of_machine, of_groups)
 
 
 def group_available_mb(root: Path = _ROOT, own: Path = _OWN) -> float | None:
-    """What the limits of this process's groups and of those above leave, MB; None where there is no limit.
+    """Returns the memory left by the control groups of this process and their parents, MB; None without a limit.
 
-    Version 1 and 2 of control groups. Pages of files count as left: the kernel gives them up before it kills.
+    Supports versions 1 and 2. Inactive file pages count as free: the kernel drops them before it kills a process.
     """
     try:
         lines = own.read_text("utf-8").splitlines()
     except OSError:
-        return None  # no Linux
+        return None  # not Linux
     left = [
-        mb for folder, is_first in _folders(root, lines) if (mb := _left_mb(folder, is_first)) is not None
+        mb
+        for folder, is_version_1 in _folders(root, lines)
+        if (mb := _left_mb(folder, is_version_1)) is not None
     ]
     return min(left, default=None)
 
 
 def _folders(root: Path, lines: list[str]) -> Iterator[tuple[Path, bool]]:
-    """The folders of the groups, and whether they are of version 1; `lines` are id:controllers:path."""
+    """Yields the folders of the groups and whether they have version 1; `lines` are id:controllers:path."""
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        is_first = "memory" in controllers.split(",")
-        if controllers and not is_first:
+        is_version_1 = "memory" in controllers.split(",")
+        if controllers and not is_version_1:
             continue
-        top = root / "memory" if is_first else root
+        top = root / "memory" if is_version_1 else root
         group = top / path.lstrip("/")
-        # from inside a container the path may be the one outside, and only the top is there
-        yield from ((folder, is_first) for folder in (group, *group.parents) if folder.is_relative_to(top))
+        # in a container the path may be that of the host, and only `top` exists
+        yield from (
+            (folder, is_version_1) for folder in (group, *group.parents) if folder.is_relative_to(top)
+        )
 
 
-def _left_mb(folder: Path, is_first: bool) -> float | None:
-    limit, usage = ("limit_in_bytes", "usage_in_bytes") if is_first else ("max", "current")
+def _left_mb(folder: Path, is_version_1: bool) -> float | None:
+    limit, usage = ("limit_in_bytes", "usage_in_bytes") if is_version_1 else ("max", "current")
     try:
-        told = (folder / f"memory.{limit}").read_text("utf-8").strip()
+        limit_text = (folder / f"memory.{limit}").read_text("utf-8").strip()
         used = int((folder / f"memory.{usage}").read_text("utf-8"))
         statistics = dict(
             line.split() for line in (folder / "memory.stat").read_text("utf-8").splitlines() if line
         )
     except OSError:
         return None
-    if told == "max" or int(told) >= 1 << 60:
+    if limit_text == "max" or int(limit_text) >= 1 << 60:
         return None
-    of_files = int(statistics.get("total_inactive_file" if is_first else "inactive_file", 0))
-    return max(int(told) - used + of_files, 0) / 1e6
+    of_files = int(statistics.get("total_inactive_file" if is_version_1 else "inactive_file", 0))
+    return max(int(limit_text) - used + of_files, 0) / 1e6

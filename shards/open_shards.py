@@ -1,4 +1,4 @@
-"""Shards that are being read, kept open for any number of threads."""
+"""Keeps recently read shards open, for any number of threads."""
 
 import errno
 import logging
@@ -16,20 +16,18 @@ logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
-ADVICE = "`pipeline verify` names what is damaged, `pipeline pack` makes it again"
-_MAX_OPEN = 32  # two windows of 16; an open file keeps its disk though a remote store's cache removed it
+ADVICE = "`pipeline verify` lists the damage, `pipeline pack` writes the shards again"
+_MAX_OPEN = 32  # two windows of 16; an open file uses disk space even after the cache removed it
 
 
 class OpenShard:
-    """A shard's file, open for reading from any thread; closed when nobody holds it any more."""
+    """The open file of a shard, readable from any thread; closed when the object is deleted."""
 
     def __init__(self, store: ShardStore, name: str, is_renewed: bool = False) -> None:
         self.name, self.is_renewed = name, is_renewed
         self._descriptor = -1
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ShardError(
-                f"samples.parquet names the shard '{name}', which lies outside the pack; {ADVICE}"
-            )
+            raise ShardError(f"samples.parquet names the shard '{name}', which is outside the pack; {ADVICE}")
         self.place = store.place(name)
         try:
             self._descriptor = os.open(store.local(name), os.O_RDONLY | os.O_CLOEXEC)
@@ -42,14 +40,14 @@ class OpenShard:
             os.close(self._descriptor)
 
     def read_into(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
-        """Fills the buffers one after the other from `offset` on; the number of bytes that were there."""
+        """Fills the buffers in order from `offset`; returns the number of bytes read."""
         try:
             return os.preadv(self._descriptor, buffers, offset)
         except OSError as error:
             raise _unreadable(self.place, error) from error
 
     def read(self, num_bytes: int, offset: int) -> bytes:
-        """At most `num_bytes` from `offset` on."""
+        """Returns at most `num_bytes` bytes from `offset`."""
         try:
             return os.pread(self._descriptor, num_bytes, offset)
         except OSError as error:
@@ -57,7 +55,7 @@ class OpenShard:
 
 
 class OpenShards:
-    """Shards of a store that were lately read, kept open; for any number of threads."""
+    """Open files of the recently read shards of a store, for any number of threads."""
 
     def __init__(self, store: ShardStore) -> None:
         self._store = store
@@ -68,9 +66,9 @@ class OpenShards:
         self._renewing = threading.Lock()
 
     def __getitem__(self, name: str) -> OpenShard:
-        """Raises ShardError where the shard is missing or damaged: once tried, until `try_again`.
+        """Returns the open shard. Raises ShardError if it is missing or damaged, without a new try until `try_again`.
 
-        MachineError, where it cannot be reached, is raised as often as it is asked for.
+        Raises MachineError if it cannot be reached; the next call tries again.
         """
         is_renewed = name in self._renewed
         with self._lock:
@@ -80,7 +78,7 @@ class OpenShards:
                 self._open.move_to_end(name)
                 return self._open[name]
         try:
-            # not under the lock: a remote store fetches it now
+            # without the lock: a remote store downloads the shard here
             shard = OpenShard(self._store, name, is_renewed)
         except ShardError as error:
             with self._lock:
@@ -93,23 +91,23 @@ class OpenShards:
         return shard
 
     def read(self, shard: OpenShard, read: Callable[[OpenShard], _Result]) -> _Result:
-        """What `read` gives of `shard`; tried once more where a remote store's copy of it was damaged on this machine.
+        """Returns `read(shard)`; downloads the shard again and retries once if the local copy was damaged.
 
-        Raises what `read` raises, and as `[]` does.
+        Raises the errors of `read` and of `[]`.
         """
         try:
             return read(shard)
         except ShardError as error:
             if not self._renew(shard):
                 raise
-            logger.warning("%s; fetched anew, lest only this machine's copy is damaged", error)
+            logger.warning("%s; the shard was fetched again in case only the local copy is damaged", error)
         return read(self[shard.name])
 
     def _renew(self, shard: OpenShard) -> bool:
-        """Whether a newer copy than `shard` is there now."""
+        """Downloads the shard again; returns whether there is a newer copy than `shard`."""
         if shard.is_renewed:
             return False
-        with self._renewing:  # the threads that meet the same damage wait for the first
+        with self._renewing:  # other threads with the same damage wait for the first
             if shard.name not in self._renewed:
                 if not self._store.renew(shard.name):
                     return False
@@ -120,7 +118,7 @@ class OpenShards:
         return True
 
     def try_again(self) -> None:
-        """Forgets which shards could not be had."""
+        """Forgets which shards failed."""
         with self._lock:
             self._failed.clear()
 
@@ -129,13 +127,13 @@ _UNREACHABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
     | {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET}
 )
-"""What a folder of the network says when it is gone, or the rights are."""
+"""Error numbers of a network folder that is not mounted, or without permission."""
 
 
 def _unreadable(place: str, error: OSError) -> ShardError | MachineError:
     if error.errno in _UNREACHABLE:
         return MachineError(
-            f"shard {place} cannot be reached ({error}); check its rights, and whether its disk is mounted"
+            f"shard {place} cannot be reached ({error}); check its permissions, and whether its disk is mounted"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return MachineError(

@@ -1,4 +1,4 @@
-"""Where the shards are: a folder of this machine, or a remote place."""
+"""Opens the store of the shards: a local folder or a URL."""
 
 import re
 from pathlib import Path
@@ -12,19 +12,19 @@ _LACKS_A_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
 def open_store(place: str, machine: MachineParams) -> ShardStore:
-    """The store at `paths.shards`: a URL of any scheme that fsspec knows (s3://bucket/folder), or else a folder.
+    """Returns the store at `paths.shards`: a URL of a scheme that fsspec knows (s3://bucket/folder), or a folder.
 
-    Raises ConfigError where the scheme is unknown, or its package is not installed, or a URL lacks a slash.
+    Raises ConfigError if the scheme is unknown, its package is not installed, or the URL lacks a slash.
     """
     if lacking := _LACKS_A_SLASH.match(place):
         scheme, rest = lacking[1], place[lacking.end() :]
-        if scheme.lower() in ("file", "local", "hdfs"):  # without a host the path begins by a slash
+        if scheme.lower() in ("file", "local", "hdfs"):  # without a host the path begins with a slash
             rest = f"/{rest}"
         raise ConfigError(
-            f"paths.shards: {place} is no URL; write {scheme}://{rest}, or ./{place} for a folder of that name"
+            f"paths.shards: {place} is not a URL; write {scheme}://{rest}, or ./{place} for a folder with this name"
         )
     if _URL.match(place):
-        from shards.remote_store import RemoteStore  # with fsspec, which a folder does without
+        from shards.remote_store import RemoteStore  # imports fsspec, which a folder does not need
 
         return RemoteStore(place, machine)
     return FolderStore(Path(place))

@@ -1,4 +1,4 @@
-"""Pipes, devices and open files of this process: what a path may name that is no plain file."""
+"""Paths that are not regular files: pipes, devices and open files of this process."""
 
 import errno
 import os
@@ -11,28 +11,27 @@ from shards.disk import WatchedFile
 from shards.errors import MachineError
 
 READER_WAIT_S = 10.0
-"""For whoever is to read a pipe: it may be started after this command."""
+"""Wait for the reader of a pipe, which may start after this command."""
 
 
 def refuse_pipe(path: Path) -> None:
-    """MachineError where `path` is a named pipe, which is opened only when, and if ever, another opens it too.
+    """Raises MachineError if `path` is a named pipe: opening it blocks until another process opens the other end.
 
-    A pipe that this process was started with (/dev/stdin, /dev/fd/N, a shell's <(command)) is open, and let pass.
+    Accepts pipes that this process got open at its start (/dev/stdin, /dev/fd/N, <(command) of a shell).
     """
     try:
         is_pipe = stat.S_ISFIFO(path.stat().st_mode)
     except OSError:
-        # whoever opens it tells
-        return
-    if is_pipe and open_already(path) is None:
+        return  # opening the file reports the error
+    if is_pipe and own_descriptor(path) is None:
         raise MachineError(
-            f"{path} is a named pipe, and whoever opens it may wait for ever; give a file, or what comes out of the "
-            "pipe as /dev/stdin"
+            f"{path} is a named pipe, and opening it could block forever; give a file, or redirect the pipe to "
+            "standard input and give /dev/stdin"
         )
 
 
-def opened_stream(path: Path) -> WatchedFile:
-    """The pipe or device open for writing. OSError where nobody reads the pipe within READER_WAIT_S."""
+def open_stream(path: Path) -> WatchedFile:
+    """Opens the pipe or device for writing. Raises OSError if nobody reads the pipe within READER_WAIT_S."""
     until_s = time.monotonic() + READER_WAIT_S
     while True:
         try:
@@ -46,15 +45,16 @@ def opened_stream(path: Path) -> WatchedFile:
             return WatchedFile(descriptor, "w")
 
 
-def open_already(path: Path) -> int | None:
-    """The descriptor that `path` leads to, as /dev/stdout and /dev/fd/6 do; None for every other path.
+def own_descriptor(path: Path) -> int | None:
+    """Returns the descriptor of this process that `path` leads to (/dev/stdout, /dev/fd/6), None for other paths.
 
-    Its link reads as a path, which the open file may no longer have. MachineError for another process's open file.
+    The link target is not usable as a path, because the open file may be renamed or removed. Raises MachineError for
+    an open file of another process.
     """
     for _ in range(_MOST_LINKS):
         path = Path(os.path.realpath(path.parent), path.name)
         of_process = _DESCRIPTOR.fullmatch(str(path))
-        # one that is closed is no link, and no file to be made either
+        # a closed descriptor is not a link, and must not become a new file
         if of_process and int(of_process[1]) == os.getpid():
             return int(path.name)
         if not path.is_symlink():
@@ -63,19 +63,19 @@ def open_already(path: Path) -> int | None:
             if is_stream(path):
                 return None
             raise MachineError(
-                f"{path} is an open file of another process; give the file's own path, or /dev/stdout"
+                f"{path} is an open file of another process; give the path of the file itself, or /dev/stdout"
             )
         path = path.parent / path.readlink()
     return None
 
 
 _MOST_LINKS = 40
-"""As many as Linux follows."""
+"""Limit of Linux."""
 _DESCRIPTOR = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/\d+")
 
 
 def is_stream(path: Path) -> bool:
-    """Whether it is written as it comes, and never replaced; MachineError for what only root could write."""
+    """Returns whether `path` is a pipe or device, written directly. Raises MachineError for a disk or a socket."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The epoch plan: which clips stand in which batch of which rank, computed before a byte of video is read.
+"""The epoch plan: the clips of every batch of every rank, computed before any video is read.
 
-A pure function of (samples, seed, epoch, world size, loader parameters), so each rank computes its own and asks no
-other. A position in it (epoch, step) is all that resume needs.
+It is a pure function of samples, seed, epoch, world size and loader parameters, so each rank computes its own plan.
+To resume, a run needs only its position (epoch, step).
 
 Shapes: N clips, B batches, S steps, W ranks.
 """
@@ -28,11 +28,11 @@ class EpochPlan:
 
     batches: tuple[np.ndarray, ...]
     left_out: np.ndarray
-    """Rows in no batch of any rank: longer than this epoch's limit, or, rarely, more than come out even. int64."""
+    """Rows in no batch: longer than the limit of this epoch or, rarely, left over after equal batches. int64."""
     num_frames: int
     """Frames of the clips in all ranks' batches."""
     padded_frames: int
-    """The same with padding to the longest clip of each batch."""
+    """`num_frames` with padding to the longest clip of each batch."""
 
     @property
     def padding_share(self) -> float:
@@ -51,30 +51,30 @@ class EpochOrder:
     left_out: np.ndarray
 
     def batches(self, rank: int) -> tuple[np.ndarray, ...]:
-        """One rank's batches, step by step."""
+        """Returns the batches of one rank, in the order of the steps."""
         edges = zip(self.first_SW[:, rank].tolist(), self.stop_SW[:, rank].tolist(), strict=True)
-        # copies, or one batch would keep the order of the whole epoch in memory
+        # copies, because a view would keep the order of the whole epoch in memory
         return tuple(self.row_N[first:stop].copy() for first, stop in edges)
 
     @property
     def padded_SW(self) -> np.ndarray:
-        """Frames of each batch with its padding: what a step costs a rank."""
+        """Frames of each batch including padding: the cost of a step for a rank."""
         return self.longest_SW * (self.stop_SW - self.first_SW)
 
 
 def plan_identity(
     samples: pa.Table | Iterable[pa.RecordBatch], params: LoaderParams, batch_size: int, world_size: int = 1
 ) -> PlanIdentity:
-    """What the plans of all epochs depend on; `samples` as `samples_hash` takes them."""
+    """Returns everything that the plans of all epochs depend on; `samples` as for `samples_hash`."""
     loader = params.model_dump(mode="json", exclude={"max_bad_fraction"})
     return PlanIdentity(PLAN_VERSION, samples_hash(samples), loader, batch_size, world_size)
 
 
 def length_limit(params: LoaderParams, epoch: int, longest: int) -> int:
-    """Frames of the longest clip that takes part in `epoch`; `longest` is that of the longest there is.
+    """Returns the maximum number of frames of a clip in `epoch`; `longest` is the length of the longest clip.
 
-    Rises from curriculum_frames in epoch 0, evenly, to max_frames (or `longest`, where that is 0) in epoch
-    curriculum_epochs, and stays there.
+    Rises linearly from curriculum_frames in epoch 0 to max_frames (or to `longest` if max_frames is 0) in epoch
+    curriculum_epochs, then stays constant.
     """
     full = params.max_frames or longest
     if epoch >= params.curriculum_epochs or params.curriculum_frames >= full:
@@ -90,10 +90,10 @@ def plan_epoch(
     world_size: int = 1,
     rank: int = 0,
 ) -> EpochPlan:
-    """The batches of `rank` in `epoch`, in order; every rank gets the same number. See `order_epoch`.
+    """Returns the batches of `rank` in `epoch`, in order; every rank gets the same number. See `order_epoch`.
 
-    `samples` needs the columns clip_id, num_frames and shard. Raises TrainingError where a clip is longer than
-    the frame budget, in whatever epoch its turn would come, or there are fewer clips than ranks.
+    `samples` needs the columns clip_id, num_frames and shard. Raises TrainingError if a clip that takes part in any
+    epoch is longer than the frame budget, or if there are fewer clips than ranks.
     """
     assert 0 <= rank < world_size
     order = order_epoch(samples, params, batch_size, epoch, world_size)
@@ -109,13 +109,13 @@ def plan_epoch(
 def order_epoch(
     samples: pa.Table, params: LoaderParams, batch_size: int, epoch: int, world_size: int = 1
 ) -> EpochOrder:
-    """All ranks' batches of `epoch`.
+    """Returns the batches of all ranks in `epoch`.
 
-    Clips over the epoch's length limit are left out. The shards are shuffled and cut into super-windows of
-    about `window_shards` a rank. Within one, each rank gets a run of neighbouring shards that costs as many
-    batches as the others'; its clips are sorted by length up to a random factor and cut into batches of at
-    most `batch_size` clips and `frame_budget` padded frames; ranks with fewer batches halve their largest. Then
-    the steps are shuffled, in one way for all ranks, so that at each step all ranks have clips of like length.
+    Clips longer than the limit of the epoch are left out. The shards are shuffled and cut into super-windows of
+    about `window_shards` for each rank. In a super-window each rank gets a run of neighbouring shards, with about
+    the same number of batches for all. Its clips are sorted by length times a random factor and cut into batches of
+    at most `batch_size` clips and `frame_budget` padded frames. Ranks with fewer batches halve their largest. Then
+    the steps are shuffled in the same way for all ranks, so at each step all ranks have clips of similar length.
     """
     rng = np.random.default_rng([params.seed, epoch])
     num_frames_N = _lengths(samples)
@@ -125,7 +125,7 @@ def order_epoch(
     kept_N = num_frames_N <= limit
     if (num_kept := int(kept_N.sum())) < world_size:
         raise TrainingError(
-            f"{num_kept} clips of at most {limit} frames cannot be spread over {world_size} ranks in epoch {epoch}; "
+            f"epoch {epoch} has {num_kept} clips of at most {limit} frames, too few for {world_size} ranks; "
             "use fewer ranks, or raise loader.curriculum_frames or loader.max_frames"
         )
     rows, parts, left_out, base = [], [], [np.flatnonzero(~kept_N)], 0
@@ -146,7 +146,7 @@ def order_epoch(
 
 
 def plan_scoring(samples: pa.Table, params: LoaderParams, batch_size: int) -> tuple[np.ndarray, ...]:
-    """Batches for scoring: every clip of the split once, whatever its length, shortest first."""
+    """Returns batches for scoring: every clip of the split once, also long ones, shortest first."""
     num_frames_N = _lengths(samples)
     row_N = np.argsort(num_frames_N, kind="stable")
     batches = cut(num_frames_N[row_N], 0, len(row_N), batch_size, params.frame_budget)
@@ -167,13 +167,13 @@ def _refuse_over_budget(samples: pa.Table, num_frames_N: np.ndarray, limit: int,
         worst = over[np.argmax(num_frames_N[over])]
         raise TrainingError(
             f"{len(over)} clips are longer than loader.frame_budget {budget}, the longest is "
-            f"{samples['clip_id'][int(worst)].as_py()} with {num_frames_N[worst]} frames; raise the budget, "
-            "or leave such clips out with loader.max_frames"
+            f"{samples['clip_id'][int(worst)].as_py()} with {num_frames_N[worst]} frames; raise loader.frame_budget, "
+            "or leave out long clips with loader.max_frames"
         )
 
 
 def shard_numbers(samples: pa.Table) -> np.ndarray:
-    """Each row's shard as its place among the sorted names, however the column is encoded and chunked."""
+    """Returns the index of each row's shard in the sorted names, for any encoding and chunks of the column."""
     column = samples["shard"]
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
@@ -189,12 +189,12 @@ def shard_numbers(samples: pa.Table) -> np.ndarray:
 def _super_windows(
     shard_N: np.ndarray, kept_N: np.ndarray, window_shards: int, world_size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """The kept rows of each group of shuffled shards, shard after shard, in table order within a shard."""
+    """Yields the kept rows of each group of shuffled shards: shard by shard, in table order within a shard."""
     row_N = np.flatnonzero(kept_N)
     row_N = row_N[np.argsort(shard_N[row_N], kind="stable")]
     edges = np.concatenate([[0], np.cumsum(np.bincount(shard_N[row_N]))])
     shards = rng.permutation(np.flatnonzero(np.diff(edges)))
-    # groups as near to window_shards a rank as equal ones come, none of fewer shards than ranks unless all are
+    # equal groups, as close to window_shards for each rank as possible; as many shards as ranks, if there are enough
     wanted = round(len(shards) / (window_shards * world_size))
     num_windows = max(1, min(wanted, len(shards) // world_size))
     for window in np.array_split(shards, num_windows):

@@ -1,7 +1,7 @@
-"""Threads that read ahead, and that nobody ever waits for: neither who leaves early nor the interpreter's exit.
+"""Threads that read ahead without delaying an early stop or the exit of the interpreter.
 
-concurrent.futures joins its threads at exit only after all that is queued is done, which with shards in
-object storage can be minutes after a Ctrl-C.
+At exit concurrent.futures first finishes all queued tasks. With shards in object storage this can take minutes
+after Ctrl-C.
 """
 
 import atexit
@@ -17,18 +17,18 @@ Result = TypeVar("Result")
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 JOIN_S = 10.0
-"""At exit, for all of them together."""
+"""Longest wait at exit, for all threads together."""
 
 
 class ReadingThreads:
-    """`num_threads` threads; they end when this is collected, and at exit with the task at hand."""
+    """A pool of `num_threads` threads. They end when the pool is deleted, and at exit after the current task."""
 
     def __init__(self, num_threads: int) -> None:
         self.must_end = threading.Event()
-        """A long task looks at it now and then."""
+        """Set when the threads must end; a long task checks it from time to time."""
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
-        # daemons, so that the interpreter comes to `_end_all`; there they are joined, since a thread that wakes
-        # within a library's code after that can crash the process
+        # daemon threads, so that the interpreter reaches `_end_all`, which joins them: a thread that later resumes
+        # inside a library can crash the process
         self._threads = [
             threading.Thread(target=_work, args=(self._queue,), name=f"shards-{number}", daemon=True)
             for number in range(num_threads)
@@ -39,17 +39,17 @@ class ReadingThreads:
         _living.add(self)
 
     def submit(self, function: Callable[..., Result], *arguments: object) -> "Future[Result]":
-        """The result, or the exception, of `function(*arguments)`, run by the next free thread."""
+        """Runs `function(*arguments)` in the next free thread; the future gets its result or exception."""
         future: Future[Result] = Future()
         self._queue.put((future, function, arguments))
         return future
 
     def end(self) -> None:
-        """They end after the task at hand."""
+        """Makes the threads end after their current task."""
         _end(self._queue, self.must_end, len(self._threads))
 
     def join(self, deadline_s: float) -> None:
-        """Waits until they have ended, or time.monotonic() is `deadline_s`."""
+        """Waits until the threads have ended or time.monotonic() reaches `deadline_s`."""
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
@@ -75,7 +75,7 @@ def _end_all() -> None:
 def _work(queue: "SimpleQueue[_Task | None]") -> None:
     while (task := queue.get()) is not None:
         _do(*task)
-        del task  # or an idle thread would keep the last batch
+        del task  # otherwise an idle thread would keep the last batch in memory
 
 
 def _do(future: "Future[Any]", function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -83,7 +83,7 @@ def _do(future: "Future[Any]", function: Callable[..., Any], arguments: tuple[An
         return
     try:
         result = function(*arguments)
-    except BaseException as error:  # noqa: BLE001  (whoever asks for the result gets it)
+    except BaseException as error:  # noqa: BLE001  (the future passes it on)
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -1,4 +1,4 @@
-"""Files below a URL of any file system that fsspec opens: each request bounded in time, and tried again."""
+"""Files below a URL of any file system of fsspec: each request has a timeout and retries."""
 
 import errno
 import logging
@@ -20,58 +20,62 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"})
-"""Here a file appears whole or not at all, and a rename would copy it; elsewhere it is renamed when it is whole."""
+"""Here an upload is atomic, and a rename would copy the file; elsewhere a complete file is renamed."""
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
-"""What botocore and google.auth raise where the environment has no keys; named, since neither need be installed."""
+"""Errors of botocore and google.auth without keys in the environment; by name, as they may not be installed."""
 
 _SMALL_FILE_BYTES = 256 << 20
-"""An index.json of a million shards has 200 MB."""
+"""The index.json of a million shards has 200 MB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a remote file system is waited for, and how it is asked."""
+class RetryPolicy:
+    """Retries, timeouts and request size for a remote file system."""
 
     tries: int = 6
     first_wait_s: float = 0.5
-    """Before the second try; doubled before each further one, and varied by half, lest all ranks ask at once."""
+    """Wait before the second try; doubled for each further try, and varied by half to separate the ranks."""
     total_s: float = 300.0
-    """No new try after this time."""
+    """No new try starts after this time."""
     connect_s: float = 10.0
     read_s: float = 30.0
     """Silence on a connection (s3)."""
     request_s: float = 120.0
-    """One request of `range_bytes`, however slowly it trickles; for file systems with asyncio, as s3, gs and az."""
+    """Limit for one request of `range_bytes` in all; only for asynchronous file systems, such as s3, gs and az."""
     range_bytes: int = 16 << 20
 
 
 def open_file_system(url: str, key: str, **options: Any) -> tuple[Any, str]:
-    """fsspec's file system and the path in it; ConfigError, naming `key`, where there is none for `url`."""
+    """Returns the file system of fsspec and the path in it; raises ConfigError that names `key` if `url` has none."""
     try:
         files, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        mend = (
-            "pip install 'lip-pipeline[s3]'" if url.startswith(("s3:", "s3a:")) else "install what it names"
+        fix = (
+            "pip install 'lip-pipeline[s3]'"
+            if url.startswith(("s3:", "s3a:"))
+            else "install the package that it names"
         )
-        raise ConfigError(f"{key}: {url} cannot be opened ({error}); {mend}") from error
+        raise ConfigError(f"{key}: {url} cannot be opened ({error}); {fix}") from error
     except ValueError as error:
-        raise ConfigError(f"{key}: {url} cannot be opened ({error})") from error
+        raise ConfigError(
+            f"{key}: {url} cannot be opened ({error}); give a folder or a URL that fsspec knows"
+        ) from error
     return files, root
 
 
-def put_whole(files: Any, here: Path, there: str, **options: Any) -> None:
-    """Stores the file `here`; another reader sees all of it or nothing. `options` go to the transfer."""
+def upload_whole(files: Any, local_path: Path, remote_path: str, **options: Any) -> None:
+    """Uploads the file `local_path` atomically: readers see the complete file or none. `options` go to the transfer."""
     if _is_object_store(files):
-        files.put_file(str(here), there, **options)
+        files.put_file(str(local_path), remote_path, **options)
         return
-    folder, _, name = there.rpartition("/")
+    folder, _, name = remote_path.rpartition("/")
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"
     files.makedirs(folder, exist_ok=True)
     try:
-        files.put_file(str(here), temporary, **options)
-        files.mv(temporary, there)
+        files.put_file(str(local_path), temporary, **options)
+        files.mv(temporary, remote_path)
     except BaseException:
         if files.exists(temporary):
             files.rm_file(temporary)
@@ -79,21 +83,21 @@ def put_whole(files: Any, here: Path, there: str, **options: Any) -> None:
 
 
 class RemoteFiles:
-    """The files below `url`, named relative to it.
+    """The files below `url`, with names relative to it.
 
-    Every method raises MachineError naming the URL and the last error where the file cannot be reached: when
-    `patience` is at its end, and at once where the keys are missing or give no right. ShardError is for what is
-    certain of the file itself: it is not there, or too short. Threads may share one. Secrets come from where the
-    file system itself looks for them (for s3 the environment: AWS_…).
+    Every method raises MachineError with the URL and the last error if the file cannot be reached: after the last
+    try of `retries`, and immediately if keys are missing or have no permission. Raises ShardError if the file is
+    certainly missing or too short. Threads may share an instance. Keys come from the sources that the file system
+    uses (for s3 the environment variables AWS_…).
     """
 
-    def __init__(self, url: str, patience: Patience) -> None:
-        self.url, self.patience = url.rstrip("/"), patience
+    def __init__(self, url: str, retries: RetryPolicy) -> None:
+        self.url, self.retries = url.rstrip("/"), retries
         is_s3 = url.startswith(("s3://", "s3a://"))
         options: dict[str, Any] = {"skip_instance_cache": True}
         if is_s3:
-            # tried once by botocore and s3fs: the tries are ours alone
-            timeouts = {"connect_timeout": patience.connect_s, "read_timeout": patience.read_s}
+            # botocore and s3fs try once, because all retries are ours
+            timeouts = {"connect_timeout": retries.connect_s, "read_timeout": retries.read_s}
             options["config_kwargs"] = {**timeouts, "retries": {"total_max_attempts": 1}}
         self._files, root = open_file_system(url, "paths.shards", **options)
         self._root = root.rstrip("/")
@@ -104,66 +108,66 @@ class RemoteFiles:
         return f"{self.url}/{name}"
 
     def names(self) -> list[str]:
-        """Every file, sorted; none where there is no such folder."""
+        """Returns the names of all files, sorted; empty if the folder does not exist."""
 
         def find() -> list[str]:
             self._files.invalidate_cache()
             try:
-                return self._files.find(self._root, **self._within(self.patience.total_s))
+                return self._files.find(self._root, **self._timeout(self.retries.total_s))
             except FileNotFoundError:
                 return []
 
-        found = (path.removeprefix(f"{self._root}/") for path in self._tried("list", "", find))
+        found = (path.removeprefix(f"{self._root}/") for path in self._with_retries("list", "", find))
         return sorted(name for name in found if name and name != self._root)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of a file, exactly so many."""
+        """Returns exactly the bytes from `start` to `stop` of a file."""
 
         def read() -> bytes:
-            block: bytes = self._files.cat_file(self._path(name), start=start, end=stop, **self._within())
+            block: bytes = self._files.cat_file(self._path(name), start=start, end=stop, **self._timeout())
             if len(block) != stop - start:
-                raise EOFError(f"{len(block)} bytes came of {stop - start} from byte {start} on")
+                raise EOFError(f"received {len(block)} of {stop - start} bytes from byte {start}")
             return block
 
         try:
-            return self._tried("read", name, read)
+            return self._with_retries("read", name, read)
         except MachineError:
             num_bytes = self._num_bytes(name)
             if num_bytes is None or num_bytes >= stop:
                 raise
             raise ShardError(
-                f"{self.place(name)} is cut, or of another pack: it has {num_bytes} bytes, {INDEX} says more; "
-                "`pipeline pack` makes it anew"
+                f"{self.place(name)} is truncated or from another pack: it has {num_bytes} bytes, {INDEX} says more; "
+                "run `pipeline pack` again"
             ) from None
 
     def read_small(self, name: str) -> bytes:
-        """The whole of an index.json or the like."""
+        """Returns all bytes of a small file, such as an index.json."""
 
         def read() -> bytes:
-            return self._files.cat_file(self._path(name), start=0, end=_SMALL_FILE_BYTES, **self._within())
+            return self._files.cat_file(self._path(name), start=0, end=_SMALL_FILE_BYTES, **self._timeout())
 
-        return self._tried("read", name, read)
+        return self._with_retries("read", name, read)
 
     def put(self, name: str, file: Path) -> None:
-        """Stores a file of this machine under `name`, whole."""
+        """Uploads a local file as `name`, atomically."""
         num_bytes = file.stat().st_size
-        patience = self.patience
-        limit = self._within(patience.request_s * max(1.0, num_bytes / patience.range_bytes))
+        retries = self.retries
+        limit = self._timeout(retries.request_s * max(1.0, num_bytes / retries.range_bytes))
 
         def store() -> None:
-            put_whole(self._files, file, self._path(name), **limit)
+            upload_whole(self._files, file, self._path(name), **limit)
             self._files.invalidate_cache()
-            stored = self._files.info(self._path(name), **self._within())["size"]
+            stored = self._files.info(self._path(name), **self._timeout())["size"]
             if stored != num_bytes:
-                raise EOFError(f"{stored} bytes are there of {num_bytes}")
+                raise EOFError(f"{stored} of {num_bytes} bytes were stored")
 
-        self._tried("write", name, store)
+        self._with_retries("write", name, store)
 
-    def put_first(self, name: str, content: bytes) -> bytes:
-        """Stores `content` under `name` unless something lies there; gives what lies there then.
+    def put_if_absent(self, name: str, content: bytes) -> bytes:
+        """Stores `content` as `name` unless the file exists; returns the stored content.
 
-        Of two at once one is first where the store knows the condition (S3's If-None-Match, GCS, Azure); elsewhere
-        it is asked before, and what came last is given.
+        Atomic if the store supports the condition (If-None-Match of S3, GCS, Azure). Elsewhere it checks first, and
+        of two writers at the same time the last one wins.
         """
         path = self._path(name)
 
@@ -171,7 +175,7 @@ class RemoteFiles:
             if not _is_object_store(self._files):
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
-                self._files.pipe_file(path, content, mode="create", **self._within())
+                self._files.pipe_file(path, content, mode="create", **self._timeout())
             except FileExistsError:
                 pass
             except OSError as error:
@@ -179,78 +183,78 @@ class RemoteFiles:
                     raise
                 self._files.invalidate_cache()
                 if not self._files.exists(path):
-                    self._files.pipe_file(path, content, **self._within())
+                    self._files.pipe_file(path, content, **self._timeout())
 
-        self._tried("write", name, store)
+        self._with_retries("write", name, store)
         return self.read_small(name)
 
     def remove(self, name: str) -> None:
-        self._tried("remove", name, lambda: self._files.rm_file(self._path(name), **self._within()))
+        self._with_retries("remove", name, lambda: self._files.rm_file(self._path(name), **self._timeout()))
 
     def close(self) -> None:
-        """Ends the connections; the end of the process does it too."""
+        """Closes the connections; the end of the process closes them too."""
         if hasattr(self._files, "s3"):
-            fsspec.asyn.sync(self._files.loop, self._files.s3.close, timeout=self.patience.connect_s)
+            fsspec.asyn.sync(self._files.loop, self._files.s3.close, timeout=self.retries.connect_s)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _within(self, seconds: float | None = None) -> dict[str, float]:
-        """A limit in time for one call, where the file system knows of such; others have limits of their own."""
-        return {"timeout": seconds or self.patience.request_s} if self._files.async_impl else {}
+    def _timeout(self, seconds: float | None = None) -> dict[str, float]:
+        """Returns the timeout option of a call if the file system supports it; others have their own timeouts."""
+        return {"timeout": seconds or self.retries.request_s} if self._files.async_impl else {}
 
     def _num_bytes(self, name: str) -> int | None:
-        """The size that the file system tells; None where it tells none, asked once."""
+        """Returns the size of a file, with one try; None if it is unknown."""
 
         def ask() -> int | None:
             self._files.invalidate_cache()
-            size: int | None = self._files.info(self._path(name), **self._within())["size"]
+            size: int | None = self._files.info(self._path(name), **self._timeout())["size"]
             return size
 
         try:
-            return self._tried("look at", name, ask, tries=1)
+            return self._with_retries("get the size of", name, ask, tries=1)
         except PipelineError:
-            return None  # the caller has an error to tell
+            return None  # the caller reports its own error
 
-    def _tried(
-        self, what: str, name: str, request: Callable[[], _Result], tries: int | None = None
+    def _with_retries(
+        self, verb: str, name: str, request: Callable[[], _Result], tries: int | None = None
     ) -> _Result:
-        """What `request` gives, tried as `patience` allows; MachineError, or ShardError where nothing is there."""
-        place, patience, began = self.place(name), self.patience, time.monotonic()
-        tries = tries or patience.tries
+        """Returns `request()`, with retries. Raises ShardError if the file is missing, else MachineError."""
+        place, retries, began = self.place(name), self.retries, time.monotonic()
+        tries = tries or retries.tries
         for number in range(1, tries + 1):
             try:
                 return request()
             except _ABSENT as error:
                 raise ShardError(
-                    f"{place}: cannot {what} it ({type(error).__name__}: {error}); check paths.shards"
+                    f"{place}: cannot {verb} it ({type(error).__name__}: {error}); check paths.shards"
                 ) from error
             except PermissionError as error:
                 raise MachineError(
-                    f"{place}: cannot {what} it ({type(error).__name__}: {error}); "
-                    "check paths.shards and the rights of the keys in use"
+                    f"{place}: cannot {verb} it ({type(error).__name__}: {error}); "
+                    "check paths.shards and the permissions of the keys"
                 ) from error
-            # every file system has errors of its own libraries, and no list of them is whole; nothing is passed
-            # over: the last one is told
+            # each file system raises errors of its own libraries, so no list can be complete; every error is
+            # logged or raised
             except Exception as error:
-                told = f"{type(error).__name__}: {error}"
-                wait_s = patience.first_wait_s * 2 ** (number - 1) * random.uniform(0.5, 1.5)
-                gone_s = time.monotonic() - began
+                message = f"{type(error).__name__}: {error}"
+                wait_s = retries.first_wait_s * 2 ** (number - 1) * random.uniform(0.5, 1.5)
+                elapsed_s = time.monotonic() - began
                 if type(error).__name__ in _NO_CREDENTIALS:
                     raise MachineError(
-                        f"{place}: cannot {what} it ({told}); set the keys in the environment (s3: "
+                        f"{place}: cannot {verb} it ({message}); set the keys in the environment (s3: "
                         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
                     ) from error
-                if number == tries or gone_s + wait_s > patience.total_s:
+                if number == tries or elapsed_s + wait_s > retries.total_s:
                     raise MachineError(
-                        f"{place}: cannot {what} it, tried {number} times in {gone_s:.0f} s ({told}); see whether "
-                        "the service and the network are up, then the same command goes on"
+                        f"{place}: cannot {verb} it, tried {number} times in {elapsed_s:.0f} s ({message}); check the "
+                        "service and the network, then run the same command again"
                     ) from error
                 logger.warning(
                     "%s: cannot %s it (%s); try %d of %d in %.1f s",
                     place,
-                    what,
-                    told,
+                    verb,
+                    message,
                     number + 1,
                     tries,
                     wait_s,

@@ -1,4 +1,4 @@
-"""Shards at a URL of any file system that fsspec opens, read through a bounded cache on this machine."""
+"""Shards at a URL of any file system of fsspec, read through a bounded cache on this machine."""
 
 import hashlib
 import logging
@@ -19,26 +19,26 @@ from shards.errors import DiskError, MachineError, PipelineError, ShardError
 from shards.fetch_ahead import FetchAhead
 from shards.files import fingerprint, sweep_temporaries, write_text
 from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
-from shards.remote_files import Patience, RemoteFiles
+from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.settings import MachineParams
 from shards.shard_cache import ShardCache
-from shards.store import OWNER, ShardStore, refuse_climbing
+from shards.store import OWNER, ShardStore, refuse_outside_name
 
 logger = logging.getLogger(__name__)
 
 AHEAD_SHARE = 0.5
-"""Of the cache, for shards not yet asked for, of all ranks of the machine; the rest holds those that are being read."""
+"""Share of the cache for shards fetched ahead by all ranks of the machine; the rest is for shards in use."""
 GRACE_S = 5.0
-"""From `local` until its path may go: time enough to open it."""
+"""Time from `local` until the cache may remove the file: enough to open it."""
 _UPLOAD_LEFT_S = 24 * 3600.0
 
 
 class RemoteStore(ShardStore):
-    """The pack at `url`. Threads may share one; all processes of the machine share the cache below `cache_dir`.
+    """The pack at `url`. Threads may share it; all processes of the machine share the cache below `cache_dir`.
 
-    A shard is fetched whole, in ranges, and compared with the size and sha256 of `<split>/index.json`, which is
-    read once. Failures that pass are waited for as `patience` says, then they are a MachineError; ShardError is
-    only for what is wrong with the pack.
+    Downloads complete shards, in ranges, and compares them with the size and sha256 of `<split>/index.json`, which
+    it reads once. Temporary failures are retried by `retries`, then raise MachineError; only a faulty pack raises
+    ShardError.
     """
 
     is_remote = True
@@ -47,14 +47,14 @@ class RemoteStore(ShardStore):
         self,
         url: str,
         machine: MachineParams,
-        patience: Patience | None = None,
+        retries: RetryPolicy | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
-        self._patience = patience or Patience()
-        self._files = RemoteFiles(url, self._patience)
+        self._retries = retries or RetryPolicy()
+        self._files = RemoteFiles(url, self._retries)
         cache_dir = Path(machine.cache_dir)
         self._cache = ShardCache(
-            cache_dir / "shards", int(machine.shard_cache_gb * 1e9), grace_s, self._patience.total_s
+            cache_dir / "shards", int(machine.shard_cache_gb * 1e9), grace_s, self._retries.total_s
         )
         self._folder = self._cache.folder / fingerprint(self._files.url)[:16]
         self._uploads = cache_dir / "uploads"
@@ -63,11 +63,11 @@ class RemoteStore(ShardStore):
         self._fetching: dict[str, Future[None]] = {}
         self._fetching_lock = threading.Lock()
         self._fetched: set[str] = set()
-        """In this epoch."""
-        self._is_told = False
-        """That one was fetched twice."""
+        """Shards downloaded in this epoch."""
+        self._has_warned = False
+        """Whether a second download in this epoch was reported."""
         self._renewed: set[str] = set()
-        # torchrun says how many ranks share the cache: each would take the half, and throw out what others need soon
+        # torchrun sets the number of ranks that share the cache: else each would take half, and evict shards of others
         share = AHEAD_SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._ahead = FetchAhead(self._fetch_if_missing, self._path, share * self._cache.max_bytes)
 
@@ -75,14 +75,14 @@ class RemoteStore(ShardStore):
         return self._files.place(name)
 
     def names(self) -> list[str]:
-        """As for every store, without its mark of the owner."""
+        """See ShardStore; without the owner file."""
         return [name for name in self._files.names() if name != OWNER]
 
     def claim(self, catalogue: Path) -> None:
-        """As for every store. The mark stays, so that a later pack of another catalogue is refused too.
+        """See ShardStore. The owner file stays, so a later pack of another catalogue is refused too.
 
-        Its first line is an id that lies beside the catalogue: that one may pack again, from whichever machine and
-        after whatever end, since it has a lock.
+        Its first line is an id that is also stored next to the catalogue. With the same id, `pack` may run again from
+        any machine and after any failure, because the catalogue has a lock.
         """
         file = catalogue.with_name(f".{catalogue.name}.id")
         if not file.exists():
@@ -90,34 +90,34 @@ class RemoteStore(ShardStore):
         began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         ours = f"{catalogue}, process {os.getpid()} of {socket.gethostname()}, begun {began}"
         content = f"{file.read_text('utf-8').strip()}\n{ours}\n".encode()
-        found = self._files.put_first(OWNER, content)
+        found = self._files.put_if_absent(OWNER, content)
         if found == content:
             return
         their_id, _, theirs = found[:1000].decode(errors="replace").strip().partition("\n")
         if their_id != content.decode().partition("\n")[0]:
             raise ShardError(
-                f"{self._files.url} holds another pack, at work or ended ({theirs or 'of nobody known'}); "
-                f"this one ({ours}) would replace it: give this one paths.shards of its own; or, where the other has "
-                f"ended and nobody reads it any more, remove {self.place(OWNER)} and start again"
+                f"{self._files.url} holds another pack, running or finished ({theirs or 'of an unknown owner'}); "
+                f"this one ({ours}) would replace it: set another paths.shards; or, if the other one has "
+                f"finished and nobody reads it any more, remove {self.place(OWNER)} and run the same command again"
             )
         with self.writing(OWNER) as mark:
             mark.write(content)
 
     def local(self, name: str) -> Path:
-        """As for every store; MachineError where the cache cannot hold it. A file that is no tar is read anew."""
-        refuse_climbing(name)
+        """See ShardStore; raises MachineError if the cache cannot hold it. Other files than tars are read each time."""
+        refuse_outside_name(name)
         if not name.endswith(".tar"):
-            return self._read_anew(name)
+            return self._download_small(name)
         shard = self._indexed(name)
         path = self._path(shard)
-        self._cache.has(path, shard.num_bytes)  # used now, before it makes place for another one
-        self._ahead.note_asked(name)
+        self._cache.has(path, shard.num_bytes)  # counts as used now, so it is not evicted for another one
+        self._ahead.note_requested(name)
         while not self._cache.has(path, shard.num_bytes):
             self._fetch_once(shard)
         return path
 
     def renew(self, name: str) -> bool:
-        """As for every store. The old copy stays until the new one is whole: another process may be opening it."""
+        """See ShardStore. Keeps the old copy until the new one is complete: another process may be opening it."""
         if not name.endswith(".tar"):
             return False
         shard = self._indexed(name)
@@ -125,25 +125,25 @@ class RemoteStore(ShardStore):
             if name in self._renewed:
                 return False
             self._renewed.add(name)
-        self._fetch(shard, is_anew=True)
+        self._fetch(shard, is_renewal=True)
         return True
 
     def expect(self, names: Sequence[str]) -> None:
-        """Fetches ahead in this order, as far as half of the cache; replaces what was expected before."""
+        """Fetches ahead in this order, up to half of the cache; replaces the expected shards."""
         expected = []
         for name in dict.fromkeys(names):
             try:
                 expected.append(self._indexed(name))
             except ShardError:
-                break  # whoever asks for it is told
+                break  # `local` raises the error
         with self._fetching_lock:
-            self._fetched, self._is_told = set(), False
+            self._fetched, self._has_warned = set(), False
         self._ahead.expect(expected)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """As for every store: a file of this machine, uploaded when it is whole."""
-        refuse_climbing(name)
+        """See ShardStore: a local file, uploaded when it is complete."""
+        refuse_outside_name(name)
         with self._on_disk():
             self._uploads.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(self._uploads, _UPLOAD_LEFT_S)
@@ -156,27 +156,27 @@ class RemoteStore(ShardStore):
             if error.errno not in FULL:
                 raise
             raise MachineError(
-                f"{self.place(name)} cannot be written: no space below {self._uploads}; free some, or set "
+                f"{self.place(name)} cannot be written: no space below {self._uploads}; free some space, or set "
                 "machine.cache_dir to another disk"
             ) from error
         self._forget_index(name)
 
     def remove(self, name: str) -> None:
-        refuse_climbing(name)
+        refuse_outside_name(name)
         self._files.remove(name)
         self._forget_index(name)
 
     def close(self) -> None:
-        """Stops fetching ahead and ends the connections; the end of the process does it too."""
-        self._ahead.stop(self._patience.request_s)
+        """Stops fetching ahead and closes the connections; the end of the process does it too."""
+        self._ahead.stop(self._retries.request_s)
         self._files.close()
 
     def _path(self, shard: IndexedShard) -> Path:
-        """In the cache: the hash is part of the name, so a later pack under the same names is not taken for it."""
+        """Returns the path in the cache; the name has the hash, so a later pack with the same names is no hit."""
         return self._folder / f"{shard.name.removesuffix('.tar')}.{shard.sha256[:16]}.tar"
 
     def _indexed(self, name: str) -> IndexedShard:
-        """What the index of its split says of a shard; ShardError where it knows no such."""
+        """Returns the entry of a shard in the index of its split; raises ShardError if there is none."""
         split = name.partition("/")[0]
         with self._index_lock:
             if split not in self._indexes:
@@ -185,8 +185,8 @@ class RemoteStore(ShardStore):
             shard = self._indexes[split].shards.get(name)
         if shard is None:
             raise ShardError(
-                f"{self.place(name)}: {split}/{INDEX} knows no such shard; it and samples.parquet are of different "
-                "packs: run `pipeline pack` again"
+                f"{self.place(name)}: {split}/{INDEX} does not list this shard; it and samples.parquet come from "
+                "different packs: run `pipeline pack` again"
             )
         return shard
 
@@ -196,9 +196,9 @@ class RemoteStore(ShardStore):
             with self._index_lock:
                 self._indexes.pop(split, None)
 
-    def _read_anew(self, name: str) -> Path:
+    def _download_small(self, name: str) -> Path:
         content, path = self._files.read_small(name), self._folder / name
-        with self._on_disk(), self._cache.alone(path), self._cache.making(path, len(content)) as file:
+        with self._on_disk(), self._cache.exclusive(path), self._cache.new_file(path, len(content)) as file:
             file.write(content)
         return path
 
@@ -207,7 +207,7 @@ class RemoteStore(ShardStore):
             self._fetch_once(shard)
 
     def _fetch_once(self, shard: IndexedShard) -> None:
-        """Fetches a shard, or waits for the thread that does; all of them get its error."""
+        """Downloads a shard, or waits for the thread that downloads it; all waiting threads get its error."""
         with self._fetching_lock:
             future = self._fetching.get(shard.name)
             is_mine = future is None
@@ -222,48 +222,52 @@ class RemoteStore(ShardStore):
                 with self._fetching_lock:
                     del self._fetching[shard.name]
                 if not future.done():
-                    future.set_result(None)  # also after Ctrl-C: whoever waited looks, and fetches it then
+                    future.set_result(None)  # also after Ctrl-C: a waiting thread then downloads it
         future.result()
 
-    def _fetch(self, shard: IndexedShard, is_anew: bool = False) -> None:
+    def _fetch(self, shard: IndexedShard, is_renewal: bool = False) -> None:
         path = self._path(shard)
-        with self._on_disk(), self._cache.alone(path):
-            if not is_anew and self._cache.has(path, shard.num_bytes):
-                return  # another process was quicker
+        with self._on_disk(), self._cache.exclusive(path):
+            if not is_renewal and self._cache.has(path, shard.num_bytes):
+                return  # another process was faster
             for is_last in (False, True):
                 try:
                     self._download(shard, path)
-                    if not is_anew:
+                    if not is_renewal:
                         self._count(shard)
                     return
-                except _OtherBytes as error:
+                except _WrongHash as error:
                     if is_last:
                         raise ShardError(
-                            f"{self.place(shard.name)} is not what {INDEX} says: sha256 {error} instead of "
-                            f"{shard.sha256}, also when fetched again; `pipeline verify` names what it costs, "
-                            "`pipeline pack` makes it anew"
+                            f"{self.place(shard.name)} does not match {INDEX}: sha256 {error} instead of "
+                            f"{shard.sha256}, also when fetched again; `pipeline verify` lists the lost clips, "
+                            "`pipeline pack` writes the shard again"
                         ) from None
-                    logger.warning("%s came with sha256 %s; fetched again", self.place(shard.name), error)
+                    logger.warning(
+                        "%s was received with the wrong sha256 %s; fetching it again",
+                        self.place(shard.name),
+                        error,
+                    )
 
     def _download(self, shard: IndexedShard, path: Path) -> None:
-        digest, step = hashlib.sha256(), self._patience.range_bytes
-        with self._cache.making(path, shard.num_bytes, self._ahead.expected_around(shard)) as file:
+        digest, step = hashlib.sha256(), self._retries.range_bytes
+        with self._cache.new_file(path, shard.num_bytes, self._ahead.expected_around(shard)) as file:
             for start in range(0, shard.num_bytes, step):
                 block = self._files.read_range(shard.name, start, min(start + step, shard.num_bytes))
                 digest.update(block)
                 file.write(block)
             if digest.hexdigest() != shard.sha256:
-                raise _OtherBytes(digest.hexdigest())
+                raise _WrongHash(digest.hexdigest())
 
     def _count(self, shard: IndexedShard) -> None:
         with self._fetching_lock:
-            is_first_again = shard.name in self._fetched and not self._is_told
+            is_first_repeat = shard.name in self._fetched and not self._has_warned
             self._fetched.add(shard.name)
-            self._is_told |= is_first_again
-        if is_first_again:
+            self._has_warned |= is_first_repeat
+        if is_first_repeat:
             logger.warning(
-                "%s is fetched a second time in one epoch: machine.shard_cache_gb %g is too small for the shards "
-                "that are read at once (loader.window_shards)",
+                "%s was fetched twice in one epoch: machine.shard_cache_gb %g is too small for the shards "
+                "that are read at the same time; raise it, or lower loader.window_shards",
                 self.place(shard.name),
                 self._cache.max_bytes / 1e9,
             )
@@ -279,5 +283,5 @@ class RemoteStore(ShardStore):
             ) from error
 
 
-class _OtherBytes(Exception):
-    """What came has this sha256, not the expected one."""
+class _WrongHash(Exception):
+    """The downloaded shard has this sha256 instead of the expected one."""

@@ -1,4 +1,4 @@
-"""Text of others' making (a corpus, a file's name, a checkpoint), made harmless where people look at it."""
+"""Makes foreign text (of a corpus, a file name, a checkpoint) safe to show in terminals and spreadsheets."""
 
 import csv
 import logging
@@ -8,19 +8,19 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 _JOINERS = "\u200c\u200d"
-"""They shape letters (Persian has one in many words) and hide nothing."""
+"""They join letters (many Persian words have one) and hide nothing."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|infinity)", re.ASCII | re.IGNORECASE)
 
 
 def is_control(character: str) -> bool:
-    """Whether it steers a terminal or turns the direction of what stands beside it, rather than being seen."""
+    """Returns whether the character controls a terminal or changes the text direction instead of being visible."""
     category = unicodedata.category(character)
     return category in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
 
 
 def one_line(text: object) -> str:
-    r"""`text` as it can be printed in a line, whatever characters are in it: a newline as \n, ESC as \x1b."""
+    r"""Returns `text` in one printable line, with control characters escaped: a newline as \n, ESC as \x1b."""
     plain = str(text)
     return plain if plain.isprintable() else "".join(map(_shown, plain))
 
@@ -30,17 +30,17 @@ def _shown(character: str) -> str:
 
 
 def message_lines(text: object) -> str:
-    """A message of ours, in which nothing foreign begins a line: those after the first begin with two spaces."""
+    """Returns one of our messages so that foreign text cannot begin a line: further lines begin with two spaces."""
     return "\n  ".join(map(one_line, str(text).split("\n  ")))
 
 
-def inner_lines(text: object) -> str:
-    """Another program's message of several lines, to stand in one of ours."""
+def indented_lines(text: object) -> str:
+    """Indents the lines of a foreign message, to be part of one of ours."""
     return str(text).replace("\n", "\n  ")
 
 
 class LogFormatter(logging.Formatter):
-    """Formats as `logging.Formatter`, with no foreign text in a line's beginning, or steering the terminal."""
+    """Formats as `logging.Formatter`; foreign text cannot begin a line or control the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = message_lines(record.message)
@@ -51,10 +51,10 @@ class LogFormatter(logging.Formatter):
 
 
 def csv_cell(value: Any) -> Any:
-    """`value` for a CSV that a spreadsheet may open, in which no text is run as a formula (OWASP, CSV injection).
+    """Returns `value` for a CSV file so that a spreadsheet runs no text as a formula (OWASP, CSV injection).
 
-    Text that begins as a formula gets an apostrophe in front, numbers stay. Where a cell begins with apostrophes and
-    then one of = + - @, a tab or a line break, a program takes one apostrophe away, and has the text again.
+    Text that begins like a formula gets a leading apostrophe, numbers stay. To restore the text, a program removes
+    one apostrophe if a cell begins with apostrophes followed by one of = + - @, a tab or a line break.
     """
     if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
         return f"'{value}"
@@ -62,12 +62,12 @@ def csv_cell(value: Any) -> Any:
 
 
 def write_csv_rows(out: TextIO, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes rows of `csv_cell`s, each ended by a line feed."""
+    """Writes rows of `csv_cell` values, each with a line feed at its end."""
     csv.writer(_LineFeeds(out), lineterminator="\r\n").writerows(map(csv_cell, row) for row in rows)
 
 
 class _LineFeeds:
-    """Ends a row as we do. For `csv` it ends with both breaks, since that quotes the breaks of its own end alone."""
+    """Writes rows with a line feed only. `csv` uses CR LF, because it quotes only the characters of its own row end."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out

@@ -1,7 +1,7 @@
 """Reads single samples out of tar shards.
 
-Neither a shard nor a catalogue is believed: an offset is compared with the file's size before anything is
-allocated, and what stands at it with what the catalogue says of it. Shapes: T frames, H and W px.
+Shards and the catalogue are untrusted: offsets are compared with the file size before memory is allocated, and the
+content with the catalogue. Shapes: T frames, H and W px.
 """
 
 import io
@@ -21,15 +21,15 @@ from shards.open_shards import ADVICE, OpenShard, OpenShards
 from shards.store import ShardStore
 
 MAX_SAMPLE_BYTES = 1 << 30
-"""116,000 raw frames of 96×96 px: more is no clip."""
-_RAW_HEAD_BYTES = 640  # a tar header, and what numpy writes before the pixels
+"""116,000 raw frames of 96×96 px; no clip is larger."""
+_RAW_HEAD_BYTES = 640  # a tar header and the header of an .npy
 _MEMBERS = 2
 _NAME_BYTES = 100
 _CHECKSUM = slice(148, 156)
 
 
 class CatalogueRow(NamedTuple):
-    """What samples.parquet says of where a clip stands; see shards/schema.py."""
+    """The place of a clip in its shard, from samples.parquet; see shards/schema.py."""
 
     clip_id: str
     shard: str
@@ -42,12 +42,12 @@ class CatalogueRow(NamedTuple):
 
     @classmethod
     def of(cls, record: Mapping[str, object]) -> "CatalogueRow":
-        """Of a row of the table as a dictionary."""
+        """Makes one from a row of the table as a dictionary."""
         return cls(*(record[name] for name in cls._fields))  # type: ignore[arg-type]
 
 
 class SampleRows:
-    """Rows of a samples table by number. Numbers and shard names are decoded once, texts when asked for."""
+    """Rows of a samples table by row number. Numbers and shard names are decoded once, texts on request."""
 
     def __init__(self, samples: pa.Table) -> None:
         shards = samples["shard"].dictionary_encode().unify_dictionaries()
@@ -76,7 +76,7 @@ class SampleRows:
         return label
 
     def shards_of(self, batches: Sequence[np.ndarray]) -> list[str]:
-        """The shards of these rows, in the order in which they are first needed."""
+        """Returns the shards of these rows in the order of their first use."""
         if not len(batches):
             return []
         shards, first = np.unique(self._shard_N[np.concatenate(batches)], return_index=True)
@@ -84,16 +84,16 @@ class SampleRows:
 
 
 def read_sample(store: ShardStore, row: Mapping[str, object]) -> tuple[np.ndarray, dict[str, object]]:
-    """The clip (uint8, T×H×W) and the metadata of one row of samples.parquet.
+    """Returns the clip (uint8, T×H×W) and the metadata of one row of samples.parquet.
 
-    Reads just the sample's bytes of its tar. Raises ShardError naming shard and clip where the file is
-    missing or cut, or what stands there is not that sample, MachineError where it cannot be reached.
+    Reads only the bytes of the sample. Raises ShardError that names shard and clip if the file is missing or
+    truncated or has another content at this place, MachineError if it cannot be reached.
     """
     return read_sample_of(OpenShards(store), row)
 
 
 def read_sample_of(shards: OpenShards, row: Mapping[str, object]) -> tuple[np.ndarray, dict[str, object]]:
-    """As `read_sample`, of shards that stay open."""
+    """Does the same as `read_sample` with open shards."""
     place = CatalogueRow.of(row)
     return shards.read(shards[place.shard], lambda shard: _sample(shard, place))
 
@@ -103,19 +103,19 @@ def _sample(shard: OpenShard, place: CatalogueRow) -> tuple[np.ndarray, dict[str
     try:
         metadata = json.loads(metadata_json)
     except (ValueError, RecursionError) as error:
-        raise _damaged(shard, place, f"its metadata is no JSON ({error})") from error
+        raise _damaged(shard, place, f"its metadata is not valid JSON ({error})") from error
     if not isinstance(metadata, dict) or "fps" not in metadata:
-        raise _damaged(shard, place, "its metadata lacks 'fps'")
+        raise _damaged(shard, place, "its metadata has no key 'fps'")
     return _decode(shard, place, payload), metadata
 
 
 def read_clip(shard: OpenShard, row: CatalogueRow) -> np.ndarray:
-    """The clip, uint8, T×H×W, of any codec; raises ShardError as `read_sample` does."""
+    """Returns the clip (uint8, T×H×W) of any codec; raises ShardError as `read_sample` does."""
     return _decode(shard, row, _members(shard, row)[0])
 
 
 def raw_frame_size(shard: OpenShard, row: CatalogueRow) -> tuple[int, int] | None:
-    """Height and width that a raw clip claims; None where `read_clip` must look at it."""
+    """Returns height and width from the header of a raw clip; None if only `read_clip` can decide."""
     if not holds_clip(shard, row):
         return None
     try:
@@ -126,7 +126,7 @@ def raw_frame_size(shard: OpenShard, row: CatalogueRow) -> tuple[int, int] | Non
 
 
 def holds_clip(shard: OpenShard, row: CatalogueRow) -> bool:
-    """Whether the file is long enough for what the catalogue says of the clip, and that makes sense."""
+    """Returns whether the offsets in the catalogue are consistent and the file is long enough for the clip."""
     return (
         0 <= row.sample_offset < row.clip_offset
         and 0 < row.num_frames <= row.clip_size <= MAX_SAMPLE_BYTES
@@ -135,10 +135,10 @@ def holds_clip(shard: OpenShard, row: CatalogueRow) -> bool:
 
 
 def read_raw_into(frames_THW: np.ndarray, shard: OpenShard, row: CatalogueRow) -> bool:
-    """Fills `frames_THW` (C order) with the raw clip of that shape in one read, straight from the file.
+    """Fills `frames_THW` (C order) with the raw clip of this shape in one read, directly from the file.
 
-    False where anything before the pixels differs from what our writer puts there, be it as lawful as a long
-    name: then `read_clip` gives the clip, or says what is wrong.
+    Returns False if the bytes before the pixels differ from those of our writer, also for a valid difference such
+    as a long name: then `read_clip` returns the clip or raises the error.
     """
     num_head_bytes = row.clip_offset + row.clip_size - frames_THW.nbytes - row.sample_offset
     if num_head_bytes != _RAW_HEAD_BYTES or row.clip_offset != row.sample_offset + tarfile.BLOCKSIZE:
@@ -150,7 +150,7 @@ def read_raw_into(frames_THW: np.ndarray, shard: OpenShard, row: CatalogueRow) -
 
 
 def _tar_header(name: str, num_bytes: int) -> bytes:
-    """What our writer puts before a plain file: `tarfile` would build it anew, in ten times the time."""
+    """Returns the tar header that our writer puts before a file; `tarfile` needs ten times as long."""
     before_sum, after_sum, sum_without_name = _tar_header_without_name(num_bytes)
     name_bytes = name.encode()
     return b"%b%b%06o\0 %b" % (
@@ -163,7 +163,7 @@ def _tar_header(name: str, num_bytes: int) -> bytes:
 
 @lru_cache(4096)
 def _tar_header_without_name(num_bytes: int) -> tuple[bytes, bytes, int]:
-    """Between name and checksum, after the checksum, and the checksum of a file without a name."""
+    """Returns the header between name and checksum, the part after the checksum, and the checksum without a name."""
     member = tarfile.TarInfo()
     member.size = num_bytes
     header = member.tobuf(tarfile.GNU_FORMAT)
@@ -172,22 +172,22 @@ def _tar_header_without_name(num_bytes: int) -> tuple[bytes, bytes, int]:
 
 @lru_cache(4096)
 def _raw_header(shape: tuple[int, int, int]) -> bytes:
-    """What numpy writes before the pixels of a clip of that shape."""
+    """Returns the .npy header of a clip of this shape."""
     header = io.BytesIO()
     npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return header.getvalue()
 
 
 def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
-    """The payloads of the sample's two members; raises ShardError unless they are just what they should be."""
+    """Returns the payloads of the two members of a sample; raises ShardError if they differ from the catalogue."""
     try:
         names = [f"{row.clip_id}.{clip_extension(row.codec)}", f"{row.clip_id}.json"]
     except ValueError as error:
         raise _damaged(shard, row, str(error)) from error
     if not holds_clip(shard, row) or row.sample_size > MAX_SAMPLE_BYTES:
         raise ShardError(
-            f"shard {shard.place} is cut, or of another pack: its {shard.num_bytes} bytes do not hold clip "
-            f"{row.clip_id}, bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}"
+            f"shard {shard.place} is truncated or from another pack: it has {shard.num_bytes} bytes and does not hold "
+            f"clip {row.clip_id} at bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}"
         )
     sample = memoryview(shard.read(row.sample_size, row.sample_offset))
     try:
@@ -196,25 +196,25 @@ def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
         raise _damaged(shard, row, str(error)) from error
     if [name for name, _ in members] != names:
         raise ShardError(
-            f"shard {shard.place}: where clip {row.clip_id} should stand are {[name for name, _ in members]}; the "
-            f"shard and samples.parquet are of different packs; {ADVICE}"
+            f"shard {shard.place}: at the place of clip {row.clip_id} are {[name for name, _ in members]}; the "
+            f"shard and samples.parquet come from different packs; {ADVICE}"
         )
     (_, clip), (_, metadata) = members
     if (row.sample_offset + clip.start, clip.stop - clip.start) != (row.clip_offset, row.clip_size):
-        raise _damaged(shard, row, "its place and size are not those of samples.parquet")
+        raise _damaged(shard, row, "its offset and size differ from samples.parquet")
     return sample[clip], bytes(sample[metadata])
 
 
 def _files_in(sample: memoryview) -> list[tuple[str, slice]]:
-    """Names and places of the files in a run of tar blocks.
+    """Returns names and slices of the files in a sequence of tar blocks.
 
-    ValueError or tarfile.HeaderError for anything else, such as a link or a device, and for a file that is cut.
+    Raises ValueError or tarfile.HeaderError for other members, such as a link or a device, and for a truncated file.
     """
     files: list[tuple[str, slice]] = []
     start, long_name = 0, ""
     while start < len(sample):
         if len(files) == _MEMBERS:
-            raise ValueError(f"there are more than {_MEMBERS} members")
+            raise ValueError(f"it has more than {_MEMBERS} members")
         header = tarfile.TarInfo.frombuf(
             bytes(sample[start : start + tarfile.BLOCKSIZE]), tarfile.ENCODING, "surrogateescape"
         )
@@ -228,7 +228,7 @@ def _files_in(sample: memoryview) -> list[tuple[str, slice]]:
             files.append((name, content))
             long_name = ""
         else:
-            raise ValueError(f"member {name!r} is of tar type {header.type!r}, no plain file")
+            raise ValueError(f"member {name!r} has tar type {header.type!r} and is not a regular file")
         start = content.start + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return files
 

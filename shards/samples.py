@@ -1,4 +1,4 @@
-"""samples.parquet: its rows by split, and the hash of what is learnt from, in pieces that fit in memory."""
+"""Reads the rows of a split of samples.parquet and hashes them, in pieces that fit in memory."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,31 +14,31 @@ from shards.errors import ConfigError
 from shards.files import read_table_in_pieces
 
 HASHED_COLUMNS = ("clip_id", "sha256", "num_frames", "label", "shard", "sample_offset")
-"""What decides the order of an epoch, and what is learnt in it."""
+"""Columns that decide the order of an epoch and its content."""
 PLAN_COLUMNS = ("clip_id", "num_frames", "shard")
-"""What `plan_epoch` and `plan_scoring` look at."""
+"""Columns that `plan_epoch` and `plan_scoring` read."""
 STREAM_COLUMNS = (
     *("clip_id", "label", "shard", "codec", "num_frames"),
     *("sample_offset", "sample_size", "clip_offset", "clip_size"),
 )
-"""What planning, and reading clips with their labels, look at."""
+"""Columns for planning and for reading clips with their labels."""
 _PIECE_ROWS = 1 << 16
 _MADE_BY = "pipeline pack"
 
 
 def read_samples(samples_path: Path, split: str, columns: Sequence[str] = schema.SAMPLES.names) -> pa.Table:
-    """The rows of one split in the order of the table; ConfigError where there are none."""
+    """Returns the rows of one split in the order of the table; raises ConfigError if there are none."""
     pieces = list(sample_pieces(samples_path, split, columns))
     fields = [schema.SAMPLES.field(name) for name in columns]
     return pa.Table.from_batches(pieces, pa.schema(fields, schema.SAMPLES.metadata))
 
 
 def read_plan_columns(samples_path: Path, split: str) -> pa.Table:
-    """`PLAN_COLUMNS` of `read_samples`, row by row the same, with shards as a dictionary: a sixth of the memory.
+    """Returns `PLAN_COLUMNS` of `read_samples`, the same rows, with dictionary-encoded shards: a sixth of the memory.
 
-    Enough for the epoch plans of a catalogue of millions (`python -m benchmarks.plan`); their identity comes from
-    `plan_identity(sample_pieces(path, split), ...)`. Training reads `STREAM_COLUMNS`: it also needs labels and
-    places.
+    Sufficient for epoch plans of millions of clips (`python -m benchmarks.plan`); their identity comes from
+    `plan_identity(sample_pieces(path, split), ...)`. Training reads `STREAM_COLUMNS`, because it also needs labels
+    and offsets.
     """
     fields = [schema.SAMPLES.field(name) for name in PLAN_COLUMNS]
     shard = PLAN_COLUMNS.index("shard")
@@ -54,9 +54,9 @@ def read_plan_columns(samples_path: Path, split: str) -> pa.Table:
 def sample_pieces(
     samples_path: Path, split: str, columns: Sequence[str] = HASHED_COLUMNS
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of one split in the order of the table, some ten thousand at a time; ConfigError where there are none.
+    """Yields the rows of one split in the order of the table, some ten thousand at a time.
 
-    TableError where the file is missing, damaged or of another schema version.
+    Raises ConfigError if there are none, TableError if the file is missing, damaged or has another schema version.
     """
     wanted = list(dict.fromkeys([*columns, "split"]))
     found: set[str] = set()
@@ -76,16 +76,16 @@ def sample_pieces(
 
 
 def splits_of(samples_path: Path) -> set[str]:
-    """The splits that have samples."""
+    """Returns the splits that have samples."""
     pieces = read_table_in_pieces(samples_path, schema.SAMPLES, _MADE_BY, ["split"], _PIECE_ROWS)
     return {split for piece in pieces for split in piece["split"].unique().to_pylist()}
 
 
 def samples_hash(samples: pa.Table | Iterable[pa.RecordBatch]) -> str:
-    """Hex sha256 of `HASHED_COLUMNS` in table order: equal rows, equal hash.
+    """Returns the hex sha256 of `HASHED_COLUMNS` in table order: equal rows give equal hashes.
 
-    However the table is cut into chunks and slices, and whether its strings are dictionaries. Takes the pieces
-    of a table too, so that nothing but one of them need be in memory.
+    Chunks, slices and dictionary encoding do not change it. Also accepts the pieces of a table, so that only one
+    piece must be in memory.
     """
     columns = {name: _ColumnHash() for name in HASHED_COLUMNS}
     for piece in samples.to_batches(_PIECE_ROWS) if isinstance(samples, pa.Table) else samples:
@@ -98,24 +98,24 @@ def samples_hash(samples: pa.Table | Iterable[pa.RecordBatch]) -> str:
 
 
 def without_null(value: Any) -> Any:
-    """`value` as a sample's JSON has it: empty where it is unknown.
+    """Returns `value` as in the JSON of a sample: an unknown value (None) is an empty string.
 
-    Readers that batch refuse a field that is null in some samples and a text in others.
+    Readers that build batches reject a field that is null in some samples and text in others.
     """
     return "" if value is None else value
 
 
 class _ColumnHash:
-    """Hash of one column, fed with its chunks: all lengths of the strings in one stream, all bytes in another.
+    """Hashes one column, chunk by chunk: the lengths of all strings in one stream, all bytes in another.
 
-    Two streams, since where a chunk ends must not show; lengths, since "ab", "c" is not "a", "bc".
+    Two streams, so that chunks do not change the hash; lengths, because "ab", "c" must differ from "a", "bc".
     """
 
     def __init__(self) -> None:
         self._lengths, self._values = hashlib.sha256(), hashlib.sha256()
 
     def add(self, column: pa.Array) -> None:
-        assert column.null_count == 0, "hashed columns have no nulls by their schema"
+        assert column.null_count == 0, "the schema allows no nulls in hashed columns"
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if pa.types.is_integer(column.type):

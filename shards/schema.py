@@ -1,4 +1,4 @@
-"""The Parquet tables: explicit, versioned Arrow schemas with units in the field metadata.
+"""The schemas of the Parquet tables: explicit and versioned, with units in the field metadata.
 
 | table | one row per | written by |
 |---|---|---|

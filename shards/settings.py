@@ -1,4 +1,4 @@
-"""Base of every params section, and the sections that `shards` owns."""
+"""Base class of all sections of params.yaml, and the sections of `shards`."""
 
 import math
 from typing import Any, Literal
@@ -7,23 +7,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
-    """One section of params.yaml: frozen, and an unknown key is an error."""
+    """One section of params.yaml: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*")
     @classmethod
     def _refuse_unusable(cls, value: Any) -> Any:
-        """What no file name, table or random generator can take, whatever the key's own limits are."""
+        """Refuses values that no file name, table or random generator can use, for every key."""
         if isinstance(value, str):
             if "\0" in value:
-                raise ValueError("it holds a NUL character, which no name or table can hold")
+                raise ValueError("it contains a NUL character, which names and tables cannot contain")
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise ValueError("it is no valid Unicode text") from None
+                raise ValueError("it is not valid Unicode text") from None
         elif isinstance(value, int) and abs(value) >= 2**63:
-            raise ValueError("it is beyond 64 bits")
+            raise ValueError("it does not fit 64 bits")
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError("it is not finite")
         elif isinstance(value, list | tuple):
@@ -33,61 +33,63 @@ class Section(BaseModel):
 
 
 class PackParams(Section):
-    """How mouth clips become tar shards."""
+    """How `pack` writes mouth clips to tar shards."""
 
     codec: Literal["raw", "jpeg", "h264", "ffv1"] = Field(
-        "raw", description="how the mouth clip is stored: raw (.npy), jpeg (.jpg), h264 (.mp4), ffv1 (.mkv)"
+        "raw", description="codec of stored mouth clips: raw (.npy), jpeg (.jpg), h264 (.mp4), ffv1 (.mkv)"
     )
-    jpeg_quality: int = Field(90, ge=50, le=100, description="codec jpeg: quality of libjpeg")
-    h264_crf: int = Field(18, ge=1, le=40, description="codec h264: constant rate factor; lower is better")
-    shard_mb: float = Field(
-        256, gt=0, le=65_536, description="a shard is closed when it passes this size, MB"
-    )
-    seed: int = Field(0, ge=0, description="order of the samples within a split")
+    jpeg_quality: int = Field(90, ge=50, le=100, description="quality of codec jpeg")
+    h264_crf: int = Field(18, ge=1, le=40, description="constant rate factor of codec h264; lower is better")
+    shard_mb: float = Field(256, gt=0, le=65_536, description="size after which a shard is closed, MB")
+    seed: int = Field(0, ge=0, description="seed for the order of samples in a split")
 
 
 class LoaderParams(Section):
-    """What decides the order and make-up of batches: part of the plan hash, but for `max_bad_fraction`."""
+    """Order and composition of batches: part of the hash of the epoch plan, except `max_bad_fraction`."""
 
-    seed: int = Field(0, ge=0, description="order of epochs, and augmentation")
-    frame_budget: int = Field(8_000, gt=0, description="padded frames in a batch, at most")
-    max_frames: int = Field(
-        0, ge=0, description="longer clips are left out of training epochs, counted; 0: none"
-    )
+    seed: int = Field(0, ge=0, description="seed for the order of epochs and for augmentation")
+    frame_budget: int = Field(8_000, gt=0, description="maximum number of padded frames in a batch")
+    max_frames: int = Field(0, ge=0, description="training skips and counts longer clips; 0: no limit")
     curriculum_epochs: int = Field(
-        0, ge=0, description="epochs over which the longest clip rises to max_frames; 0: all from the start"
+        0, ge=0, description="epochs until the length limit reaches max_frames; 0: no curriculum"
     )
-    curriculum_frames: int = Field(100, gt=0, description="longest clip of the first of those epochs, frames")
-    window_shards: int = Field(16, gt=0, description="shards whose samples are shuffled together, for a rank")
+    curriculum_frames: int = Field(100, gt=0, description="length limit in the first of these epochs, frames")
+    window_shards: int = Field(
+        16, gt=0, description="number of shards that are shuffled together, for each rank"
+    )
     max_bad_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of an epoch's clips that may be damaged and are then left out, counted; 0: none may",
+        description="share of clips of an epoch that may be damaged; they are skipped and counted; 0: none",
     )
 
 
 class MachineParams(Section):
-    """What may differ between machines: nothing in here changes a result by more than rounding."""
+    """Values that may differ between machines; they change results by rounding at most."""
 
-    workers: int = Field(0, ge=0, description="processes that crop, threads that pack; 0: one a core")
+    workers: int = Field(
+        0, ge=0, description="number of processes of crop and threads of pack; 0: one for each core"
+    )
     executor: Literal["local", "ray"] = Field(
-        "local", description="what hands clips to processes: this machine, or a Ray cluster"
+        "local", description="where clips are processed: on this machine or on a Ray cluster"
     )
     ray_address: str = Field(
-        "", description="Ray cluster, auto or host:port; empty: start one on this machine"
+        "", description="address of the Ray cluster, auto or host:port; empty: start one on this machine"
     )
-    num_workers: int = Field(2, ge=0, description="loader threads; 0: load in the trainer's own thread")
-    prefetch: int = Field(4, gt=0, description="batches each loader thread keeps ready")
+    num_workers: int = Field(2, ge=0, description="number of loader threads; 0: load in the main thread")
+    prefetch: int = Field(4, gt=0, description="batches that each loader thread loads ahead")
     shard_cache_gb: float = Field(
-        50.0, gt=0, description="disk for shards fetched from a remote paths.shards, GB"
+        50.0, gt=0, description="disk space for shards of a remote paths.shards, GB"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     threads: int = Field(
-        0, ge=0, description="CPU threads of a training step; 0: times a step and takes the faster"
+        0, ge=0, description="CPU threads of a training step; 0: measure a step and use the fastest number"
     )
-    cache_dir: str = Field(".cache/pipeline", description="landmarks and mouth clips, found by content")
+    cache_dir: str = Field(
+        ".cache/pipeline", description="folder of cached landmarks and mouth clips, keyed by content"
+    )
     share: str = Field(
         "",
-        description="fsspec URL that mirrors the cache for other machines, e.g. s3://bucket/cache; empty: none",
+        description="fsspec URL of a cache shared with other machines, for example s3://bucket/cache; empty: none",
     )

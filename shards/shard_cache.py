@@ -1,7 +1,7 @@
-"""A bounded folder of shards fetched from elsewhere, shared by all processes of a machine.
+"""A bounded folder of downloaded shards, shared by all processes of a machine.
 
-Nothing but the folder itself holds its state, so a process may be killed at any moment: sizes are those of the files,
-the order of use is their mtime, and a file in the making is held by a lock that dies with its maker.
+All state is in the folder, so a process may be killed at any time: sizes are the file sizes, the order of use is the
+mtime, and a partial file has a lock that ends with the process that writes it.
 """
 
 import fcntl
@@ -14,42 +14,42 @@ from typing import BinaryIO, NamedTuple
 
 from shards.errors import MachineError
 from shards.files import atomic_file
-from shards.locks import opened, tried_lock
+from shards.locks import open_lock_file, try_lock
 
 _WAIT_S = 0.05
 _FOLDERS_LOCK = ".lock"
-_MAKERS_PATIENCE = 4
-"""Times the patience with one request: how long another process may take for a whole shard."""
+_WRITER_WAIT_FACTOR = 4
+"""Another process may take this factor times `max_wait_s` for a whole shard."""
 
 
 class Expected(NamedTuple):
-    """Files that somebody will ask for soon, as whoever wants room for another one sees them."""
+    """Files that will be needed soon, relative to the file that needs room now."""
 
     sooner: frozenset[Path] = frozenset()
-    """Asked for before that one: they never go for it."""
+    """Needed before that file: never removed for it."""
     later: Sequence[Path] = ()
-    """Asked for after it: they go where waiting for others did not help, in this order."""
+    """Needed after it: removed in this order if waiting for other files did not help."""
 
 
 NOTHING_EXPECTED = Expected()
 
 
 class ShardCache:
-    """Files below `folder`, together at most `max_bytes`, those in the making included.
+    """Files below `folder`, together at most `max_bytes`, including partial files.
 
-    The least recently used go first, but none that was asked for within `grace_s`: whoever asked has opened it
-    by then. An open file stays readable when its name goes. Threads may share one.
+    Removes the least recently used files first, but none that was requested within `grace_s`, so that the caller can
+    open it. An open file stays readable after its removal. Threads may share an instance.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, grace_s: float, patience_s: float) -> None:
+    def __init__(self, folder: Path, max_bytes: int, grace_s: float, max_wait_s: float) -> None:
         self.folder, self.max_bytes = folder, max_bytes
-        self._grace_s, self._patience_s = grace_s, patience_s
+        self._grace_s, self._max_wait_s = grace_s, max_wait_s
         self._used: dict[Path, float] = {}
-        """When this process last told the folder that it uses a file; clock of time.monotonic."""
+        """Last time when this process updated the mtime of a file; clock of time.monotonic."""
 
     def has(self, path: Path, num_bytes: int) -> bool:
-        """Whether the file is here, with so many bytes; it counts as used now. One of another size is removed."""
-        # no system call for most samples: the file keeps three quarters of its grace
+        """Returns whether the file exists with this size, and marks it as used. Removes a file of another size."""
+        # avoids a system call for most samples: three quarters of the grace time remain
         if time.monotonic() - self._used.get(path, -self._grace_s) < self._grace_s / 4:
             return True
         if not path.exists():
@@ -66,48 +66,50 @@ class ShardCache:
         return True
 
     @contextmanager
-    def alone(self, path: Path) -> Iterator[None]:
-        """Waits until no other process or thread makes this file; MachineError where that takes unlikely long."""
+    def exclusive(self, path: Path) -> Iterator[None]:
+        """Waits until no other process or thread writes this file; raises MachineError if that takes far too long."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lock, began = path.with_name(f".{path.name}.lock"), time.monotonic()
         while True:
-            with tried_lock(lock, os.O_CREAT) as is_ours:
+            with try_lock(lock, os.O_CREAT) as is_ours:
                 if is_ours:
                     try:
                         yield
                     finally:
-                        # a file for every shard that was ever here would be walked at each download
+                        # otherwise lock files would accumulate, and each download lists all files
                         lock.unlink(missing_ok=True)
                     return
-            if time.monotonic() - began > _MAKERS_PATIENCE * self._patience_s:
+            if time.monotonic() - began > _WRITER_WAIT_FACTOR * self._max_wait_s:
                 raise MachineError(
-                    f"{path.name} has been in the making by another process for {time.monotonic() - began:.0f} s; "
-                    f"end that one if it hangs or is stopped (it holds {lock})"
+                    f"another process has been writing {path.name} for {time.monotonic() - began:.0f} s; "
+                    f"end it if it hangs or is stopped (it holds {lock})"
                 )
             time.sleep(_WAIT_S)
 
     @contextmanager
-    def making(self, path: Path, num_bytes: int, expected: Expected = NOTHING_EXPECTED) -> Iterator[BinaryIO]:
-        """The file to be filled with `num_bytes`, within `alone`; it appears under its name when it is whole.
+    def new_file(
+        self, path: Path, num_bytes: int, expected: Expected = NOTHING_EXPECTED
+    ) -> Iterator[BinaryIO]:
+        """Opens a new file of `num_bytes`, inside `exclusive`; it gets its name when it is complete.
 
-        What has to go goes in the order of use, as far as `expected` lets it. Raises MachineError where it finds
-        no room in `patience_s`.
+        Removes other files in the order of use, as far as `expected` allows. Raises MachineError if there is no room
+        within `max_wait_s`.
         """
         if num_bytes > self.max_bytes:
             raise MachineError(
-                f"machine.shard_cache_gb ({self.max_bytes / 1e9:g}) holds not even one shard: {path.name} has "
-                f"{num_bytes / 1e9:.3g} GB; raise it, or pack with a smaller pack.shard_mb"
+                f"machine.shard_cache_gb ({self.max_bytes / 1e9:g}) is smaller than the shard {path.name} "
+                f"({num_bytes / 1e9:.3g} GB); raise it, or pack with a smaller pack.shard_mb"
             )
-        # locked until it has its name: others take it for a killed process's without
+        # locked until it is renamed: otherwise others would remove it as the file of a killed process
         with atomic_file(path) as file:
             self._make_room(file, num_bytes, expected)
             yield file
-        # its grace begins now; a long fsync may have used it up
+        # starts its grace time, which a long fsync may have used up
         with self._locked(), suppress(FileNotFoundError):
             _touch(path)
 
     def _make_room(self, file: BinaryIO, num_bytes: int, expected: Expected) -> None:
-        """Gives the file its size, when so much is free; others see from it how much is taken."""
+        """Sets the size of the file when there is room; other processes count this size as used."""
         began = time.monotonic()
         while True:
             waited_s = time.monotonic() - began
@@ -118,9 +120,9 @@ class ShardCache:
                     excess -= sum(
                         sizes[path] for path in sizes if _is_removed_as_left_behind(path, sizes[path])
                     )
-                # within two graces all that is in use now is free, if nobody asks for it again
+                # after two grace times every file in use now is free, unless it is requested again
                 has_waited = waited_s > 2 * self._grace_s
-                for path in self._in_turn(sizes, expected, has_waited) if excess > 0 else ():
+                for path in self._removable(sizes, expected, has_waited) if excess > 0 else ():
                     path.unlink(missing_ok=True)
                     self._used.pop(path, None)
                     excess -= sizes[path]
@@ -129,42 +131,42 @@ class ShardCache:
                 if excess <= 0:
                     file.truncate(num_bytes)
                     return
-            if waited_s > self._patience_s:
+            if waited_s > self._max_wait_s:
                 raise MachineError(
-                    f"{self.folder} is full of shards in use, {self.max_bytes / 1e9:g} GB; "
+                    f"{self.folder} is full of shards in use ({self.max_bytes / 1e9:g} GB); "
                     "raise machine.shard_cache_gb, or lower loader.window_shards"
                 )
-            # a shard's grace ends, or another process has made what it makes
+            # until a grace time ends, or another process completes its file
             time.sleep(_WAIT_S)
 
     def _sizes(self) -> dict[Path, int]:
         while True:
             paths = [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
-            # a file that is whole takes its name without the lock: where a listed one is gone, it may be there unlisted
+            # completed files are renamed without the lock: a missing file may have a new name, so list again
             with suppress(FileNotFoundError):
-                # locks come and go all the time, and are empty
+                # lock files are empty, and may vanish at any time
                 return {path: 0 if path.suffix == ".lock" else path.stat().st_size for path in paths}
 
-    def _in_turn(self, paths: Iterable[Path], expected: Expected, has_waited: bool) -> list[Path]:
-        """The whole files that may go, first to go first. Called under the lock of the folder."""
+    def _removable(self, paths: Iterable[Path], expected: Expected, has_waited: bool) -> list[Path]:
+        """Returns the complete files that may be removed, in this order. Needs the lock of the folder."""
         now, used = time.time(), {}
         for path in paths:
             if path.name.startswith("."):
                 continue
             used_at = path.stat().st_mtime
             if abs(now - used_at) >= self._grace_s:
-                # of a time to come: used before the clock was set back, so before all that is used from now on
+                # a future mtime is from before the clock was set back, so the file is the oldest
                 used[path] = used_at if used_at < now else 0.0
-        in_turn = sorted(
+        removable = sorted(
             used.keys() - expected.sooner - set(expected.later), key=lambda path: (used[path], path)
         )
-        return in_turn + [path for path in expected.later if has_waited and path in used]
+        return removable + [path for path in expected.later if has_waited and path in used]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Alone with the folder, for a moment."""
+        """Holds the lock of the folder, for a short time."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = opened(self.folder / _FOLDERS_LOCK, os.O_CREAT)
+        descriptor = open_lock_file(self.folder / _FOLDERS_LOCK, os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -173,12 +175,12 @@ class ShardCache:
 
 
 def _is_removed_as_left_behind(path: Path, num_bytes: int) -> bool:
-    """Removes a lock, or a file in the making, that its holder can no more: whether it did."""
+    """Removes a lock or partial file if its process has ended; returns whether it did."""
     is_lock = path.suffix == ".lock" and path.name != _FOLDERS_LOCK
-    # one without its size is about to be locked
+    # a partial file without a size will be locked next
     if not path.name.startswith(".") or not (is_lock or (path.suffix == ".tmp" and num_bytes)):
         return False
-    with tried_lock(path) as is_ours:
+    with try_lock(path) as is_ours:
         if is_ours:
             path.unlink()
         return is_ours

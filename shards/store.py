@@ -1,4 +1,4 @@
-"""Where the shards of a pack lie: a folder here, or any place that fsspec opens."""
+"""The interface of shard stores, and shards in a local folder."""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,12 +11,12 @@ from shards.errors import ShardError
 from shards.files import TEMPORARY_NAME, atomic_file, sync_folder
 
 OWNER = ".pack_owner"
-"""In a remote store: whose pack it holds."""
-LEFT_BEHIND = re.compile(
+"""File in a remote store that identifies the owner of its pack."""
+PARTIAL_FILE_NAMES = re.compile(
     rf"([^/]+/)?{TEMPORARY_NAME}|[A-Za-z0-9_-]+/\.[A-Za-z0-9_-]+(-\d{{6}}\.tar|\.json)\..*\.tmp"
     r"|\.{1,2}(README\.md|metadata\.json|pack_owner)\..*\.tmp"
 )
-"""What a pack that was killed leaves in a folder, or in a remote store that is no object store."""
+"""Partial files that a killed `pack` leaves in a folder, or in a remote store that is not an object store."""
 
 
 class ShardStore(ABC):
@@ -26,51 +26,51 @@ class ShardStore(ABC):
 
     @abstractmethod
     def place(self, name: str) -> str:
-        """Path or URL of a file, for messages."""
+        """Returns the path or URL of a file, for messages."""
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Every file below, sorted; none where there is no pack."""
+        """Returns the names of all files, sorted; empty if there is no pack."""
 
     @abstractmethod
     def local(self, name: str) -> Path:
-        """The whole file on this machine, to be opened at once.
+        """Returns the path of the complete file on this machine; open it immediately.
 
-        Raises ShardError where it is missing or damaged, MachineError where it cannot be reached.
+        Raises ShardError if it is missing or damaged, MachineError if it cannot be reached.
         """
 
     @abstractmethod
     def renew(self, name: str) -> bool:
-        """Fetches a shard anew over the copy that this machine keeps of it; False where none is kept.
+        """Downloads a shard again and replaces the local copy; False if the store keeps no copies.
 
-        Done once a shard and store: False afterwards. Raises as `local` does.
+        Works once for each shard and store, then returns False. Raises as `local` does.
         """
 
     @abstractmethod
     def claim(self, catalogue: Path) -> None:
-        """Before a pack of `catalogue` is written: ShardError where a remote store holds another catalogue's."""
+        """Claims the store for a new pack of `catalogue`; raises ShardError if a remote store holds another one's."""
 
     @abstractmethod
     def expect(self, names: Sequence[str]) -> None:
-        """Shards that will be asked for, in this order: a remote store fetches them ahead as its cache allows."""
+        """Announces the shards that will be needed, in this order; a remote store fetches them ahead."""
 
     @abstractmethod
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file that appears under its name when it is whole; not at all after an error."""
+        """Opens a file for writing; it gets its name when it is complete, and is discarded after an error."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Removes a file that is there, for good: it does not come back after a power cut."""
+        """Removes an existing file; it stays removed after a power cut."""
 
 
-def refuse_climbing(name: str) -> None:
-    """Names come from tables and tars of other people's making; ShardError for one that leaves the store."""
+def refuse_outside_name(name: str) -> None:
+    """Raises ShardError for a name that leaves the store: names come from untrusted tables and tars."""
     if name.startswith("/") or ".." in name.split("/"):
-        raise ShardError(f"'{name}' is no name of a shard; run `pipeline pack` again")
+        raise ShardError(f"'{name}' is not a valid name of a shard; run `pipeline pack` again")
 
 
 class FolderStore(ShardStore):
-    """Shards in a folder of this machine."""
+    """Shards in a local folder."""
 
     is_remote = False
 
@@ -86,21 +86,21 @@ class FolderStore(ShardStore):
         )
 
     def local(self, name: str) -> Path:
-        refuse_climbing(name)
+        refuse_outside_name(name)
         path = self.folder / name
         if not path.is_file():
-            raise ShardError(f"shard {path} is missing; `pipeline pack` makes it")
+            raise ShardError(f"shard {path} is missing; run `pipeline pack`")
         return path
 
     def renew(self, name: str) -> bool:
-        """False: there is no other copy."""
+        """Returns False, because there is no other copy."""
         return False
 
     def claim(self, catalogue: Path) -> None:
-        """Nothing: a folder has a lock."""
+        """Does nothing, because `pack` locks a folder."""
 
     def expect(self, names: Sequence[str]) -> None:
-        """Nothing: they are here."""
+        """Does nothing, because the shards are local."""
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -108,7 +108,7 @@ class FolderStore(ShardStore):
             yield file
 
     def remove(self, name: str) -> None:
-        """Removes the file, and its folder where it was the last one in it."""
+        """Removes the file, and its folder if it is empty then."""
         path = self.folder / name
         folder = path.parent
         path.unlink()

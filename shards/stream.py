@@ -1,7 +1,7 @@
-"""Streams the batches of a plan out of the tar shards. The set is never in memory.
+"""Streams the batches of an epoch plan from the tar shards, without loading the whole data set.
 
-Threads read, not processes: reading a file and decoding a picture leave the interpreter to others, and a thread
-fills the batch where the consumer takes it. Shapes: B clips, T frames (padded), H and W px.
+It uses threads, not processes: file reads and decoders release the interpreter lock, and a thread fills the batch in
+the memory that the consumer uses. Shapes: B clips, T frames (padded), H and W px.
 """
 
 import threading
@@ -38,7 +38,7 @@ MAX_BATCH_BYTES = 1 << 33
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that a stream with quarantine left out of its batch."""
+    """A damaged sample that a stream with `quarantine` left out of its batch."""
 
     clip_id: str
     shard: str
@@ -47,10 +47,10 @@ class BadSample:
 
 @dataclass(frozen=True, slots=True)
 class ClipBatch:
-    """One batch as the stream hands it over; padding frames are 0. B is 0 where all of its samples are bad."""
+    """One batch of the stream; padding frames are 0. B is 0 if all of its samples are bad."""
 
     video_BTHW: torch.Tensor
-    """uint8; the stream fills its memory anew when nobody holds the tensor any more."""
+    """uint8; the stream reuses its memory when no reference to the tensor is left."""
     num_frames_B: torch.Tensor
     """int64"""
     clip_ids: tuple[str, ...]
@@ -61,11 +61,11 @@ class ClipBatch:
 
 
 class ShardStream:
-    """Reads planned batches of one split; its threads live on from epoch to epoch.
+    """Reads planned batches of one split; its threads stay alive between epochs.
 
-    With `quarantine` a bad sample is left out of its batch and told there; else it is a ShardError. A shard that
-    cannot be reached is a MachineError always. `frame_HW` is the size that every frame must have; None: that of
-    the first clip of its batch.
+    With `quarantine` a bad sample is left out of its batch and listed in `ClipBatch.bad`; otherwise it raises
+    ShardError. A shard that cannot be reached always raises MachineError. `frame_HW` is the required size of all
+    frames; None: the size of the first clip of the batch.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class ShardStream:
         self._threads = ReadingThreads(machine.num_workers) if machine.num_workers else None
 
     def batches(self, batches: Sequence[np.ndarray], first_step: int = 0) -> Iterator[ClipBatch]:
-        """`batches` from number `first_step` on, in order, whatever the number of threads.
+        """Yields `batches` from index `first_step` in order, for any number of threads.
 
-        Raises ShardError, unless with quarantine, at the batch that holds the bad sample. May be left at any time.
+        Without quarantine, the batch with a bad sample raises ShardError. The iterator may be abandoned at any time.
         """
         batches = batches[first_step:]
         self._store.expect(self._reader.table.shards_of(batches))
@@ -103,10 +103,10 @@ def _read_ahead(
     batches: Sequence[np.ndarray],
     buffers: "_Buffers",
 ) -> Iterator[ClipBatch]:
-    left, must_end = threading.Event(), threads.must_end
+    is_abandoned, must_end = threading.Event(), threads.must_end
 
     def is_unwanted() -> bool:
-        return left.is_set() or must_end.is_set()
+        return is_abandoned.is_set() or must_end.is_set()
 
     waiting: deque[Future[ClipBatch]] = deque()
     try:
@@ -117,7 +117,7 @@ def _read_ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        left.set()
+        is_abandoned.set()
         for future in waiting:
             future.cancel()
 
@@ -127,16 +127,16 @@ def _never() -> bool:
 
 
 class _Buffers:
-    """Memory of batches, used again when a batch is gone: a fresh page costs more than to fill it.
+    """Reuses the memory of deleted batches, because the first access to a new page costs more than filling it.
 
-    Batches of 66 MB of raw clips: 13,800 clips/s into used memory, 2,600 into what malloc maps anew.
+    Batches of 66 MB of raw clips: 13,800 clips/s into reused memory, 2,600 into new memory of malloc.
     """
 
     def __init__(self) -> None:
         self._free: deque[np.ndarray] = deque()
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 of that shape, its content undefined."""
+        """Returns a uint8 array of this shape with undefined content."""
         num_bytes = int(np.prod(shape))
         try:
             buffer = self._free.pop()
@@ -145,19 +145,19 @@ class _Buffers:
         if len(buffer) < num_bytes:
             buffer = np.empty(num_bytes, np.uint8)
         array = buffer[:num_bytes].reshape(shape)
-        # the tensor made of it keeps the array, and whoever uses its memory keeps the tensor's
+        # its tensor references the array, and every view of the memory references the tensor's storage
         weakref.finalize(array, self._free.append, buffer).atexit = False
         return array
 
 
 class _Found(NamedTuple):
-    """A clip on its way into a batch."""
+    """A clip to be copied into a batch."""
 
     row_number: int
     row: CatalogueRow
     shard: OpenShard
     clip_THW: np.ndarray | None
-    """None: raw pixels, to be read straight into the batch."""
+    """None: raw pixels, read directly into the batch."""
 
 
 class _BatchReader:
@@ -175,7 +175,7 @@ class _BatchReader:
         self._pin_memory, self._quarantine, self._frame_HW = pin_memory, quarantine, frame_HW
 
     def read(self, rows: np.ndarray, buffers: _Buffers, is_unwanted: Callable[[], bool]) -> ClipBatch:
-        """The batch of these row numbers; raises CancelledError between two clips where it is unwanted."""
+        """Returns the batch of these row numbers; raises CancelledError between two clips if it is unwanted."""
         bad: list[BadSample] = []
         found: list[_Found] = []
         frame_HW = self._frame_HW
@@ -185,7 +185,7 @@ class _BatchReader:
             try:
                 clip, frame_HW = self._find(number, row, frame_HW)
             except ShardError as error:
-                self._set_aside(row, error, bad)
+                self._quarantine_or_raise(row, error, bad)
             else:
                 found.append(clip)
         video_BTHW = self._allocate(found, frame_HW or (0, 0), buffers)
@@ -197,7 +197,7 @@ class _BatchReader:
             try:
                 self._fill(padded_THW[: clip.row.num_frames], clip)
             except ShardError as error:
-                self._set_aside(clip.row, error, bad)
+                self._quarantine_or_raise(clip.row, error, bad)
             else:
                 padded_THW[clip.row.num_frames :] = 0
                 read.append(clip)
@@ -217,7 +217,7 @@ class _BatchReader:
     def _find(
         self, number: int, row: CatalogueRow, frame_HW: tuple[int, int] | None
     ) -> tuple[_Found, tuple[int, int]]:
-        """The clip, decoded unless it is raw, and the frame size of the batch."""
+        """Returns the clip, decoded unless it is raw, and the frame size of the batch."""
         shard = self.shards[row.shard]
         if row.codec == "raw":
             frame_HW = frame_HW or raw_frame_size(shard, row)
@@ -246,14 +246,14 @@ class _BatchReader:
     ) -> torch.Tensor:
         longest = max((clip.row.num_frames for clip in found), default=0)
         shape = (len(found), longest, *frame_HW)
-        # each clip lies in a file long enough for it, or is decoded; padding alone can still blow a batch up
+        # the clips themselves were checked or decoded; only padding can still make a batch too large
         if np.prod(shape, dtype=np.float64) > MAX_BATCH_BYTES:
             raise ShardError(
-                f"a batch of {len(found)} clips, the longest {longest} frames of {frame_HW} px, would take more than "
+                f"a batch of {len(found)} clips, the longest with {longest} frames of {frame_HW} px, needs more than "
                 f"{MAX_BATCH_BYTES >> 30} GiB; lower loader.frame_budget or train.batch_size"
             )
         if self._pin_memory:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # torch keeps such memory itself
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)  # torch reuses such memory itself
         return torch.from_numpy(buffers.take(shape))
 
     def _same_size(
@@ -262,12 +262,12 @@ class _BatchReader:
         height, width = clip_THW.shape[1:]
         if frame_HW not in (None, (height, width)):
             raise ShardError(
-                f"clip {row.clip_id} in shard {self._store.place(row.shard)} has frames of {(height, width)} px, the "
-                f"others {frame_HW}; pack them again with one crop.size_px"
+                f"clip {row.clip_id} in shard {self._store.place(row.shard)} has frames of {(height, width)} px "
+                f"instead of {frame_HW}; crop and pack all clips again with one crop.size_px"
             )
         return height, width
 
-    def _set_aside(self, row: CatalogueRow, error: ShardError, bad: list[BadSample]) -> None:
+    def _quarantine_or_raise(self, row: CatalogueRow, error: ShardError, bad: list[BadSample]) -> None:
         if not self._quarantine:
             raise error
         bad.append(BadSample(row.clip_id, row.shard, str(error)))

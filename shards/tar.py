@@ -1,6 +1,6 @@
-"""Writes plain WebDataset tar shards: deterministic bytes, whole or not at all.
+"""Writes plain WebDataset tar shards with deterministic bytes.
 
-With the standard library, since `import webdataset` imports torch, which preprocessing does without.
+Uses the standard library, because `import webdataset` imports torch, which preprocessing does not need.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplePlace:
-    """Where a sample stands in its tar, in bytes; `clip_` is the payload of its first member."""
+    """Offsets and sizes of a sample in its tar, in bytes; `clip_` is the payload of its first member."""
 
     sample_offset: int
     sample_size: int
@@ -26,7 +26,7 @@ class SamplePlace:
 
 
 class ShardWriter:
-    """Adds samples to one open tar. Counts and hashes what goes by: a remote shard is not fetched for that again."""
+    """Adds samples to one open tar. Counts and hashes the bytes, so that a remote shard need not be read again."""
 
     def __init__(self, tar: tarfile.TarFile, hashed: "_Hashed") -> None:
         self._tar, self._hashed = tar, hashed
@@ -34,16 +34,16 @@ class ShardWriter:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tar so far; with its end once it is closed."""
+        """Size of the tar so far; includes the end of the tar after it is closed."""
         return self._hashed.num_bytes
 
     @property
     def sha256(self) -> str:
-        """Of the tar so far; with its end once it is closed."""
+        """Hash of the tar so far; includes the end of the tar after it is closed."""
         return self._hashed.digest.hexdigest()
 
     def add(self, clip_id: str, clip: tuple[str, bytes], metadata: tuple[str, bytes]) -> SamplePlace:
-        """Appends `<clip_id>.<extension>` for the clip, then for its metadata."""
+        """Appends `<clip_id>.<extension>` for the clip, then one for its metadata."""
         start = self._tar.offset
         self._add_member(f"{clip_id}.{clip[0]}", clip[1])
         clip_offset = self._tar.offset - _padded(len(clip[1]))
@@ -52,14 +52,14 @@ class ShardWriter:
         return SamplePlace(start, self._tar.offset - start, clip_offset, len(clip[1]))
 
     def _add_member(self, name: str, payload: bytes) -> None:
-        # a fresh TarInfo has time, owner and group 0 and mode 0644: nothing of this machine or day
+        # a new TarInfo has time, owner and group 0 and mode 0644, so the bytes do not depend on machine or date
         member = tarfile.TarInfo(name)
         member.size = len(payload)
         self._tar.addfile(member, io.BytesIO(payload))
 
 
 class _Hashed(io.RawIOBase):
-    """Writes on to `file`; counts and hashes on the way."""
+    """Writes to `file`, and counts and hashes the bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class _Hashed(io.RawIOBase):
 
 @contextmanager
 def shard_writer(file: BinaryIO) -> Iterator[ShardWriter]:
-    """A writer of one tar into the empty `file`, which stays open."""
+    """Opens a writer of one tar in the empty `file`, which stays open."""
     hashed = _Hashed(file)
-    # GNU format, since clip ids of more than 95 characters do not fit a USTAR name
+    # GNU format, because clip ids of more than 95 characters do not fit a USTAR name
     with tarfile.open(fileobj=hashed, mode="w", format=tarfile.GNU_FORMAT) as tar:
         yield ShardWriter(tar, hashed)
 

@@ -1,4 +1,4 @@
-"""Compares a pack with its catalogue and its indexes: each shard is read once, and each fault is told with its cost."""
+"""Compares a pack with its catalogue and indexes: reads each shard once and lists problems with lost samples."""
 
 import threading
 import time
@@ -20,16 +20,16 @@ from shards.machine import usable_cores
 from shards.reading_threads import ReadingThreads
 from shards.samples import read_samples
 from shards.settings import MachineParams
-from shards.store import LEFT_BEHIND, OWNER, ShardStore
+from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore
 from shards.verify_shard import Problem, check_shard
 
 CARDS = frozenset({"README.md", "metadata.json", OWNER})
-"""What pack writes beside the splits."""
+"""Files of `pack` outside the folders of the splits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at, and what is wrong with it."""
+    """What was checked, and the problems."""
 
     num_shards: int
     num_samples: int
@@ -39,7 +39,7 @@ class Verification:
 
     @property
     def num_lost(self) -> int:
-        """Samples that a problem costs."""
+        """Number of samples lost by problems."""
         return len({clip_id for problem in self.problems for clip_id in problem.clip_ids})
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,11 +65,11 @@ def verify(
     decode: bool = False,
     on_progress: Progress | None = None,
 ) -> Verification:
-    """Looks at every byte of the shards of `split` (None: of all), in several threads.
+    """Reads every byte of the shards of `split` (None: all splits), in several threads.
 
-    With `decode` every clip is decoded too. A remote store's shards are fetched anew, those in its cache too: what
-    counts is what lies there. `on_progress` counts megabytes. Raises TableError where samples.parquet itself is
-    damaged, ConfigError where it has no such split, MachineError where a shard cannot be reached.
+    With `decode` it also decodes every clip. Shards of a remote store are downloaded again, also those in the cache,
+    to check the remote files. `on_progress` counts megabytes. Raises TableError if samples.parquet is damaged,
+    ConfigError if it has no such split, MachineError if a shard cannot be reached.
     """
     began = time.monotonic()
     samples = (
@@ -88,14 +88,14 @@ def verify(
     def check(name: str) -> list[Problem]:
         return _check(store, name, indexed.get(name), shards.rows(name), decode, counted.add)
 
-    there = set(names)
-    present = [name for name in shards.names if name in there]
+    found = set(names)
+    present = [name for name in shards.names if name in found]
     problems += [
         Problem(name, "is missing", tuple(row["clip_id"] for row in shards.rows(name)))
         for name in shards.names
-        if name not in there
+        if name not in found
     ]
-    # not an executor, which after a Ctrl-C waits for the shards at hand, remote ones too
+    # not an executor, which after Ctrl-C waits for the current shards, also remote ones
     threads = ReadingThreads(machine.workers or usable_cores())
     checks = [threads.submit(check, name) for name in present]
     try:
@@ -111,7 +111,7 @@ def verify(
 
 
 class _Shards:
-    """The rows of each shard, in the order in which they stand in it."""
+    """The rows of each shard, in the order of the shard."""
 
     def __init__(self, samples: pa.Table) -> None:
         self._samples = samples.sort_by([("shard", "ascending"), ("sample_offset", "ascending")])
@@ -130,7 +130,7 @@ class _Shards:
 
 
 class _Counter:
-    """Bytes read by all threads, told in megabytes."""
+    """Counts the bytes read by all threads and reports them in megabytes."""
 
     def __init__(self, total_bytes: int, on_progress: Progress | None) -> None:
         self._total_bytes, self._on_progress, self._lock = total_bytes, on_progress, threading.Lock()
@@ -140,7 +140,7 @@ class _Counter:
         with self._lock:
             before, self.num_bytes = self.num_bytes, self.num_bytes + num_bytes
             if self._on_progress and before // 1_000_000 < self.num_bytes // 1_000_000:
-                # a shard may be longer than its index says
+                # a shard may be longer than in its index
                 self._on_progress(
                     self.num_bytes // 1_000_000, max(self.num_bytes, self._total_bytes) // 1_000_000
                 )
@@ -148,20 +148,23 @@ class _Counter:
 
 def _of_catalogue(samples: pa.Table) -> list[Problem]:
     counts = samples.group_by("clip_id").aggregate([("clip_id", "count")])
-    doubled = counts.filter(pc.greater(counts["clip_id_count"], 1))["clip_id"].to_pylist()
-    return [Problem("samples.parquet", "has it more than once", (clip_id,)) for clip_id in sorted(doubled)]
+    duplicates = counts.filter(pc.greater(counts["clip_id_count"], 1))["clip_id"].to_pylist()
+    return [
+        Problem("samples.parquet", "has this clip more than once", (clip_id,))
+        for clip_id in sorted(duplicates)
+    ]
 
 
 def _read_indexes(
     store: ShardStore, samples: pa.Table, names: Sequence[str], problems: list[Problem]
 ) -> Iterator[tuple[str, SplitIndex]]:
-    """The index of each split that has samples or an index; what is wrong with one goes to `problems`."""
+    """Yields the index of each split that has samples or an index; adds faults of an index to `problems`."""
     splits = set(samples["split"].unique().to_pylist())
     splits |= {name.removesuffix(f"/{INDEX}") for name in names if name.endswith(f"/{INDEX}")}
     for split in sorted(splits):
         name = f"{split}/{INDEX}"
         if name not in names:
-            problems.append(Problem(name, "is missing: the split is no whole pack"))
+            problems.append(Problem(name, "is missing: the split is incomplete"))
             continue
         try:
             yield split, parse_index(store.local(name).read_bytes(), split, store.place(name))
@@ -174,10 +177,10 @@ def _of_indexes(indexes: Mapping[str, SplitIndex], shards: _Shards, present: set
     for split, index in indexes.items():
         name = f"{split}/{INDEX}"
         if index.split != split:
-            problems.append(Problem(name, f"is of split {index.split!r}"))
+            problems.append(Problem(name, f"is the index of split {index.split!r}"))
         total = sum(shard.num_samples for shard in index.shards.values())
         if index.num_samples != total:
-            problems.append(Problem(name, f"says {index.num_samples} samples, its shards have {total}"))
+            problems.append(Problem(name, f"says {index.num_samples} samples, but its shards have {total}"))
         for shard in index.shards.values():
             if shard.num_samples != shards.num_rows(shard.name):
                 problems.append(
@@ -191,7 +194,7 @@ def _of_indexes(indexes: Mapping[str, SplitIndex], shards: _Shards, present: set
     for name in shards.names:
         split = name.partition("/")[0]
         if split in indexes and name not in indexes[split].shards:
-            problems.append(Problem(name, f"{split}/{INDEX} does not know it"))
+            problems.append(Problem(name, f"is not listed in {split}/{INDEX}"))
     return problems
 
 
@@ -209,8 +212,8 @@ def _check(
             problems = check_shard(file, name, indexed, rows, decode, on_bytes)
     except (ShardError, OSError) as error:
         return [Problem(name, f"cannot be read: {error}", tuple(str(row["clip_id"]) for row in rows))]
-    if strangers := tuple(str(row["clip_id"]) for row in rows if row["split"] != name.partition("/")[0]):
-        problems.append(Problem(name, "samples.parquet has them in another split", strangers))
+    if misplaced := tuple(str(row["clip_id"]) for row in rows if row["split"] != name.partition("/")[0]):
+        problems.append(Problem(name, "samples.parquet has these clips in another split", misplaced))
     return problems
 
 
@@ -218,9 +221,9 @@ def _foreign(names: Sequence[str], known: Set[str]) -> list[Problem]:
     return [
         Problem(
             name,
-            "was left by a pack that was killed (or is at work); the next `pipeline pack` removes it"
-            if LEFT_BEHIND.fullmatch(name)
-            else "is no file of this pack",
+            "is a partial file of a killed (or running) `pipeline pack`; the next run removes it"
+            if PARTIAL_FILE_NAMES.fullmatch(name)
+            else "is not a file of this pack",
         )
         for name in names
         if name not in known and name not in CARDS and not name.endswith(f"/{INDEX}")

@@ -1,8 +1,8 @@
-"""A mouth clip as gray video: H.264 in an .mp4, or FFV1, which loses nothing, in an .mkv.
+"""Encodes and decodes a mouth clip as gray video: H.264 in an .mp4, or lossless FFV1 in an .mkv.
 
-Encoding is deterministic: one thread, no dates, no random ids. Gray levels are 0..255 and tagged so, and every
-player shows the same ones. Payloads are untrusted: only the one container, codec and pixel layout that is
-written here is decoded, and sizes are checked before anything of that size is allocated.
+Encoding is deterministic: one thread, no dates, no random ids. Gray levels are 0..255 and tagged as full range, so
+every player shows the same levels. Payloads are untrusted: only the container, codec and pixel layout that are written
+here are decoded, and sizes are checked before memory is allocated.
 """
 
 import io
@@ -16,10 +16,10 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 MAX_SIDE_PX = 1024
-"""Of a picture; `crop.size_px` ends at 512."""
+"""Limit for width and height of a frame; `crop.size_px` is at most 512."""
 
 CONTAINER_FPS = 25
-"""Only players look at it: the true rate stands beside the clip, in its .json."""
+"""Only for video players: the true frame rate is in the .json of the clip."""
 
 
 class _Format(NamedTuple):
@@ -27,22 +27,22 @@ class _Format(NamedTuple):
     encoder: str
     decoder: str
     layouts: frozenset[str]
-    """FFmpeg's pixel layouts whose first plane is the clip."""
+    """Pixel layouts of FFmpeg whose first plane is the clip."""
     options: dict[str, str]
 
 
-# Measured on 75 frames of 96×96 (docs/benchmarks.md). h264: `psnr` spends bits on true gray levels, not on what
-# pleases the eye; `fastdecode` (no arithmetic coding, no deblocking) decodes 1.4 times as fast for 8 % more bytes;
-# with `mbtree` x264 (core 165) gave the same clip other bytes now and then where a side is no multiple of 16, 88 px
-# too, and it saves no more than a crf higher by one. ffv1: Golomb-Rice codes decode 1.5 times as fast as the range
-# coder; contexts kept over the whole clip (g) save 18 % of the bytes; `slicecrc` lets other tools tell damage
-# (FFmpeg itself only logs it, and shows the frame before: the catalogue's sha256 is what notices).
+# Measured on 75 frames of 96×96 (docs/benchmarks.md). h264: `psnr` optimises exact gray levels, not perceived
+# quality; `fastdecode` (no arithmetic coding, no deblocking) decodes 1.4 times as fast for 8 % more bytes. With
+# `mbtree`, x264 (core 165) sometimes gave different bytes for the same clip if a side is not a multiple of 16 (also
+# 88 px), and it saves no more than a crf higher by one. ffv1: Golomb-Rice codes decode 1.5 times as fast as the range
+# coder; contexts kept over the whole clip (g) save 18 % of the bytes; `slicecrc` lets other tools detect damage
+# (FFmpeg only logs it and shows the previous frame; the sha256 in the catalogue detects it).
 _FORMATS = {
     "h264": _Format(
         "mp4",
         "libx264",
         "h264",
-        # FFmpeg shows monochrome H.264 with two empty planes of colour
+        # FFmpeg decodes monochrome H.264 with two empty colour planes
         frozenset({"gray", "yuvj420p"}),
         {"preset": "medium", "tune": "psnr,fastdecode", "mbtree": "0"},
     ),
@@ -55,30 +55,28 @@ _FORMATS = {
     ),
 }
 _DECODING = {
-    "protocol_whitelist": "none",  # nothing outside the payload is opened
+    "protocol_whitelist": "none",  # FFmpeg opens no other file
     "max_pixels": str(MAX_SIDE_PX**2),
     "err_detect": "crccheck+explode",
 }
 
-# the boxes of an .mp4 as FFmpeg writes one track; those that hold others, and those that are not looked into
+# boxes of an .mp4 with one track by FFmpeg: boxes that contain boxes, and boxes that are not parsed
 _NESTS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl"})
 _LEAVES = frozenset(
     b"ftyp free mdat mvhd tkhd edts udta mdhd hdlr vmhd dinf stsd stts stss ctts stsc stsz stco".split()
 )
 _MAX_DEPTH = 5
 _MAX_EDITS_BYTES = 44
-"""A list of one edit, headers included: FFmpeg copies its table of samples for each."""
+"""Size of a list with one edit, including headers: FFmpeg copies its sample table for each edit."""
 
 
 def encode_video(clip_THW: NDArray[np.uint8], codec: str, crf: int) -> bytes:
-    """The clip as video; `crf` counts for h264 only. ValueError where the encoder refuses it."""
+    """Returns the clip as video; `crf` is only for h264. Raises ValueError if the encoder refuses the clip."""
     chosen = _FORMATS[codec]
     num_frames, height, width = clip_THW.shape
     if max(height, width) > MAX_SIDE_PX:
-        raise ValueError(
-            f"frames of {height} x {width} px are too large; a side has {MAX_SIDE_PX} px at most"
-        )
-    # one key frame: the clip is read as a whole
+        raise ValueError(f"frames of {height} x {width} px are too large; the limit is {MAX_SIDE_PX} px")
+    # one key frame, because the clip is always decoded completely
     options = chosen.options | {"g": str(num_frames)} | ({"crf": str(crf)} if codec == "h264" else {})
     file = io.BytesIO()
     try:
@@ -93,27 +91,29 @@ def encode_video(clip_THW: NDArray[np.uint8], codec: str, crf: int) -> bytes:
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
     except MemoryError:
-        raise  # FFmpeg's is an error of both kinds
+        raise  # the MemoryError of FFmpeg is also an FFmpegError
     except av.error.FFmpegError as error:
-        raise ValueError(f"a clip of {clip_THW.shape} cannot be encoded as {codec} ({error})") from error
+        raise ValueError(
+            f"a clip of shape {clip_THW.shape} cannot be encoded as {codec} ({error})"
+        ) from error
     return file.getvalue()
 
 
 def decode_video(payload: bytes, codec: str, num_frames: int, max_bytes: int) -> NDArray[np.uint8]:
-    """The clip, uint8, T×H×W; ValueError where the payload is not exactly such a video of `num_frames`."""
+    """Returns the uint8 clip, T×H×W. Raises ValueError unless the payload is such a video of `num_frames`."""
     chosen = _FORMATS[codec]
     if num_frames > len(payload):
-        raise ValueError(f"{len(payload)} bytes hold no {num_frames} frames")
+        raise ValueError(f"a payload of {len(payload)} bytes cannot hold {num_frames} frames")
     if chosen.container == "mp4":
         _check_boxes(payload, num_frames)
     else:
         _check_segment(payload)
     try:
-        # tags that are no UTF-8, which PyAV 18 refuses with a ValueError, are none of ours
+        # PyAV 18 raises ValueError for tags that are not UTF-8; our files have none
         with av.open(io.BytesIO(payload), format=chosen.container, options=_DECODING) as container:
             return _pictures(container, chosen, num_frames, max_bytes)
     except MemoryError:
-        raise  # FFmpeg's is an error of both kinds
+        raise  # the MemoryError of FFmpeg is also an FFmpegError
     except av.error.FFmpegError as error:
         raise ValueError(f"the payload cannot be decoded as {codec} ({error})") from error
 
@@ -123,17 +123,19 @@ def _pictures(
 ) -> NDArray[np.uint8]:
     kinds = [stream.type for stream in container.streams]
     if kinds != ["video"]:
-        raise ValueError(f"the payload holds {', '.join(kinds) or 'nothing'}, not one video alone")
+        raise ValueError(f"the payload has {', '.join(kinds) or 'no streams'} instead of exactly one video")
     stream = container.streams.video[0]
     context = stream.codec_context
     if context is None or context.name != chosen.decoder:
-        raise ValueError(f"the payload's video is not {chosen.decoder}")
+        raise ValueError(f"the video of the payload is not {chosen.decoder}")
     height, width = context.height, context.width
     if (
         not (0 < height <= MAX_SIDE_PX and 0 < width <= MAX_SIDE_PX)
         or height * width * num_frames > max_bytes
     ):
-        raise ValueError(f"the payload claims {num_frames} frames of {height} x {width} px")
+        raise ValueError(
+            f"the payload claims {num_frames} frames of {height} x {width} px, more than allowed"
+        )
     context.thread_count = 1
     context.options = {name: _DECODING[name] for name in ("max_pixels", "err_detect")}
     clip_THW = np.empty((num_frames, height, width), np.uint8)
@@ -145,40 +147,46 @@ def _pictures(
                 f"{height} x {width} of {', '.join(sorted(chosen.layouts))}"
             )
         if picture.is_corrupt or count == num_frames:
-            what = "is damaged" if picture.is_corrupt else f"is one more than the catalogue's {num_frames}"
+            what = (
+                "is damaged"
+                if picture.is_corrupt
+                else f"is more than the {num_frames} frames in the catalogue"
+            )
             raise ValueError(f"frame {count} {what}")
         plane = picture.planes[0]
-        # rows are padded: a line is longer than the picture is wide
+        # rows are padded: a line may be longer than the width
         clip_THW[count] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
         count += 1
     if count < num_frames:
-        raise ValueError(f"the payload ends after {count} frames, the catalogue says {num_frames}")
+        raise ValueError(f"the payload ends after {count} frames, but the catalogue says {num_frames}")
     return clip_THW
 
 
 def _check_boxes(payload: bytes, num_frames: int) -> None:
-    """ValueError where an .mp4 is not of one track with a table of `num_frames` samples.
+    """Raises ValueError unless an .mp4 has one track with a table of `num_frames` samples.
 
-    FFmpeg allocates that table by its count alone, which in a small hostile file may run to gigabytes; so do
-    fragments and compressed headers, which our files have none of.
+    FFmpeg allocates this table by its count, which can be gigabytes in a small hostile file. The same holds for
+    fragments and compressed headers, which our files do not have.
     """
     tables = [at for name, at in _boxes(payload, 0, len(payload), 0) if name == b"stsz"]
     if len(tables) != 1 or tables[0] + 12 > len(payload):
-        raise ValueError(f"the payload is no .mp4 of one track; it has {len(tables)}")
+        raise ValueError(f"the payload is not an .mp4 with one track; it has {len(tables)}")
     count = int.from_bytes(payload[tables[0] + 8 : tables[0] + 12], "big")
     if count != num_frames:
-        raise ValueError(f"the payload announces {count} frames, the catalogue says {num_frames}")
+        raise ValueError(f"the payload announces {count} frames, but the catalogue says {num_frames}")
 
 
 def _boxes(payload: bytes, start: int, end: int, depth: int) -> Iterator[tuple[bytes, int]]:
-    """Name and first byte within of every box between `start` and `end`."""
+    """Yields name and content offset of every box between `start` and `end`, including nested boxes."""
     while start < end:
         if start + 8 > end:
-            raise ValueError("the payload is a cut .mp4")
+            raise ValueError("the payload is a truncated .mp4")
         size, name = struct.unpack_from(">I4s", payload, start)
         is_ours = name in _LEAVES or (name in _NESTS and depth < _MAX_DEPTH)
         if not is_ours or size < 8 or start + size > end or (name == b"edts" and size > _MAX_EDITS_BYTES):
-            raise ValueError(f"the payload is no .mp4 of ours: a box {name!r} of {size} bytes")
+            raise ValueError(
+                f"the payload is not an .mp4 of this program: it has a box {name!r} of {size} bytes"
+            )
         yield name, start + 8
         if name in _NESTS:
             yield from _boxes(payload, start + 8, start + size, depth + 1)
@@ -186,10 +194,10 @@ def _boxes(payload: bytes, start: int, end: int, depth: int) -> Iterator[tuple[b
 
 
 def _check_segment(payload: bytes) -> None:
-    """ValueError where an .mkv does not end where it says: FFmpeg takes one that lost its end for a whole one."""
+    """Raises ValueError unless an .mkv has exactly the size in its header: FFmpeg accepts a truncated file."""
     start = 5 + (payload[4] & 0x7F) if payload.startswith(b"\x1a\x45\xdf\xa3") and len(payload) > 4 else 0
     head = payload[start : start + 12]
     size = int.from_bytes(head[5:], "big")
-    # the segment's id, and its size in eight bytes
+    # the id of the segment, and its size in eight bytes
     if not start or head[:5] != b"\x18\x53\x80\x67\x01" or start + len(head) + size != len(payload):
-        raise ValueError("the payload is no .mkv of one segment that ends where it says")
+        raise ValueError("the payload is not an .mkv with one segment that ends at the size in its header")

@@ -11,10 +11,10 @@ from shards import schema
 from shards.disk import disk_errors_reported
 from shards.files import (
     Progress,
-    of_this_user,
     read_table,
     sweep_temporaries,
     table_from_rows,
+    writable_by_this_user,
     write_table,
 )
 from shards.machine import usable_cores
@@ -143,7 +143,7 @@ def _done_by_id(
     sweep_temporaries(cache_folder, PARTIAL_FILE_AGE_S)
     # jobs of a Slurm array share the cache, and each its own log
     native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
-    native_log = of_this_user(native_log)
+    native_log = writable_by_this_user(native_log)
     refuse_pipe(native_log)
     # checked here: the workers cannot report it
     with disk_errors_reported(f"machine.cache_dir: {native_log}"):

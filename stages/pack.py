@@ -31,12 +31,12 @@ from shards.files import (
     write_table,
 )
 from shards.index import INDEX, IndexedShard
-from shards.locks import held
+from shards.locks import hold_lock
 from shards.machine import usable_cores
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
-from shards.store import LEFT_BEHIND, OWNER, ShardStore
+from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore
 from shards.tar import shard_writer
 from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
@@ -49,7 +49,7 @@ from stages.videos.settings import CropParams
 
 # a copy of a remote pack contains the owner's mark
 _OURS = re.compile(
-    rf"{LEFT_BEHIND.pattern}|[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{{6}}\.tar|index\.json)|{re.escape(OWNER)}"
+    rf"{PARTIAL_FILE_NAMES.pattern}|[A-Za-z0-9_-]+/([A-Za-z0-9_-]+-\d{{6}}\.tar|index\.json)|{re.escape(OWNER)}"
 )
 
 PACK_VERSION = 2
@@ -159,7 +159,7 @@ def _locked(store: ShardStore, samples_path: Path) -> Iterator[None]:
             place = written.resolve()
             with disk_errors_reported(written):
                 place.parent.mkdir(parents=True, exist_ok=True)
-                lock.enter_context(held(place.with_name(f".{place.name}.lock"), refusal))
+                lock.enter_context(hold_lock(place.with_name(f".{place.name}.lock"), refusal))
         yield
 
 

@@ -31,7 +31,7 @@ from shards.files import (
     read_table,
     table_bytes,
     table_from_rows,
-    write_together,
+    write_all_or_none,
 )
 from shards.pipes import refuse_pipe
 from shards.samples import read_samples
@@ -195,7 +195,7 @@ def write_report(
         "metrics.json": json_bytes(figures.metrics),
         "predictions.parquet": table_bytes(predictions, PREDICTIONS),
     }
-    write_together(report_folder, files)
+    write_all_or_none(report_folder, files)
     return dict(figures.metrics)
 
 

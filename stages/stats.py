@@ -8,9 +8,9 @@ from typing import Any
 
 import duckdb
 
-from shards.catalogue import MEMORY_LIMIT, damage, interruptible, open_catalogue
+from shards.catalogue import MEMORY_LIMIT, damaged_table_error, interruptible, open_catalogue
 from shards.errors import MachineError
-from shards.files import check_table, json_bytes, write_together
+from shards.files import check_table, json_bytes, write_all_or_none
 from stages.corpora.transcript import split_rank
 from stages.statistics.characters import (
     Characters,
@@ -71,7 +71,7 @@ def stats(
         "stats.parquet": stats_table(summary, characters),
         "stats.svg": stats_picture(summary, characters),
     }
-    write_together(stats_folder, files)
+    write_all_or_none(stats_folder, files)
     return summary
 
 
@@ -124,7 +124,7 @@ def _database_errors(files: Mapping[str, tuple[Path, str]]) -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         raise MachineError(f"stats of {files['clips'][0]} need more than {MEMORY_LIMIT}: {error}") from error
     except duckdb.Error as error:
-        if damaged := damage(error, files):
+        if damaged := damaged_table_error(error, files):
             raise damaged from error
         raise
 

@@ -1,4 +1,4 @@
-"""What a machine may lack: real videos, a browser, a GPU. A test that needs one skips, or fails where told to."""
+"""Fixtures for resources that a machine may lack: real videos, a browser, a GPU. Tests skip without them, or fail."""
 
 import importlib.util
 import os
@@ -17,8 +17,8 @@ OnSmallDisk = Callable[..., "subprocess.CompletedProcess[str]"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def _lacking(what: str, variable: str) -> None:
-    """Skips the test; fails it where `variable` is 1, so that CI notices what it no longer tests."""
+def _skip_or_fail(what: str, variable: str) -> None:
+    """Skips the test; fails it if `variable` is 1, so that CI notices tests that it no longer runs."""
     if os.environ.get(variable) == "1":
         pytest.fail(f"{what}, and {variable}=1")
     pytest.skip(what)
@@ -26,28 +26,28 @@ def _lacking(what: str, variable: str) -> None:
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
-    """The folder of real videos that PIPELINE_REALDATA names; it holds `grid`."""
+    """The folder of real videos in PIPELINE_REALDATA; it contains `grid`."""
     named = os.environ.get("PIPELINE_REALDATA", "")
     if not named or not Path(named).is_dir():
-        _lacking(
-            f"PIPELINE_REALDATA names no folder of real videos ({named or 'unset'})", "FAIL_WITHOUT_REALDATA"
+        _skip_or_fail(
+            f"PIPELINE_REALDATA is not a folder of real videos ({named or 'unset'})", "FAIL_WITHOUT_REALDATA"
         )
     return Path(named).resolve()
 
 
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
-    """A headless browser's program, for playwright's `executable_path`."""
+    """Path of a headless browser, for `executable_path` of playwright."""
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        _lacking(f"none of {', '.join(BROWSERS)} is on PATH", "FAIL_WITHOUT_BROWSER")
+        _skip_or_fail(f"none of {', '.join(BROWSERS)} is on PATH", "FAIL_WITHOUT_BROWSER")
     assert found is not None
     return found
 
 
 @pytest.fixture(scope="module")
 def browser(chromium_path: str) -> "Iterator[Browser]":
-    """Headless Chromium. playwright is imported here, so that collecting tests stays quick."""
+    """Headless Chromium. playwright is imported here to keep test collection fast."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -61,25 +61,25 @@ def browser(chromium_path: str) -> "Iterator[Browser]":
 
 @pytest.fixture(scope="session")
 def cuda() -> str:
-    """Name of a CUDA device. torch is imported here, so that collecting tests stays quick."""
+    """Name of a CUDA device. torch is imported here to keep test collection fast."""
     if importlib.util.find_spec("torch") is not None:
         import torch
 
         if torch.cuda.is_available():
             return "cuda"
-    _lacking("torch sees no CUDA device", "FAIL_WITHOUT_GPU")
+    _skip_or_fail("torch sees no CUDA device", "FAIL_WITHOUT_GPU")
     raise AssertionError("unreachable: the line above skips or fails")
 
 
 @pytest.fixture(scope="session")
 def on_small_disk() -> OnSmallDisk:
-    """Runs a command that finds a real file system of its own, `size` small, in the folder `place`.
+    """Runs a command with its own small file system of `size` mounted at the folder `place`.
 
-    Nobody else sees it, and it is gone with the command, which may make it larger:
+    Only this command sees it, and it ends with the command. The command may enlarge it:
     `mount -o remount,size=64m PLACE`.
     """
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
-        _lacking("no mounts of one's own here (unshare -rm)", "FAIL_WITHOUT_UNSHARE")
+        _skip_or_fail("this machine does not allow private mounts (unshare -rm)", "FAIL_WITHOUT_UNSHARE")
 
     def run(
         place: Path, size: str, command: Sequence[str], cwd: Path, environment: Mapping[str, str] = os.environ

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from shards.codec import encode_raw
 from shards.errors import ClipRejected
-from shards.files import atomic_file, fingerprint, of_this_user, sha256_of
+from shards.files import atomic_file, fingerprint, sha256_of, writable_by_this_user
 from shards.schema import MediaKind, Reason
 from stages.clips.entries import (
     DAMAGE,
@@ -161,7 +161,7 @@ class ClipCache:
         place = (name, status.st_size, status.st_mtime_ns)
         # one for each host: SQLite's locks are not reliable on a network file system
         host = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())
-        memo = of_this_user(self.folder / f"content-{host}.sqlite")
+        memo = writable_by_this_user(self.folder / f"content-{host}.sqlite")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             # one connection for each call: it costs far less than a clip, and processes never share one

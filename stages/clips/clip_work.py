@@ -12,7 +12,7 @@ import cv2
 
 from model.text import is_han
 from shards.errors import ClipRejected, PipelineError
-from shards.machine import is_short
+from shards.machine import is_address_space_short
 from shards.schema import MediaKind, Reason, Status
 from stages.clips.cache import ClipCache, Outcome
 from stages.clips.shared_cache import SharedCache
@@ -128,7 +128,7 @@ def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = ""
     except PipelineError:
         raise  # the machine's fault, not the clip's
     except DATA_ERRORS as error:
-        if is_short():
+        if is_address_space_short():
             raise MemoryError(str(error)) from error
         # a gap in our checks must not end a run of days; the log has the traceback, the ledger the clip
         log.exception("%s", place(clip))

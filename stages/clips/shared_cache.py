@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.errors import MachineError
 from shards.files import atomic_file
-from shards.remote_files import open_file_system, put_whole
+from shards.remote_files import open_file_system, upload_whole
 from stages.clips.cache import Keys
 from stages.clips.entries import MAX_MEMBER_BYTES
 
@@ -44,7 +44,7 @@ class SharedCache:
             # changed: it was made now, also where the one found was damaged
             if now is not None and (now != before[entry] or not self._has(entry)):
                 try:
-                    put_whole(self._files, self.folder / entry, self._place(entry))
+                    upload_whole(self._files, self.folder / entry, self._place(entry))
                 except (FileNotFoundError, PermissionError) as error:
                     # s3fs raises these for a missing bucket
                     raise MachineError(

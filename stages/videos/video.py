@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
-from shards.machine import is_short
+from shards.machine import is_address_space_short
 from shards.schema import Reason
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
@@ -348,7 +348,7 @@ def _opened(
             yield opened
     except ClipRejected as rejection:
         # FFmpeg reports invalid data if it has no memory to decode it
-        if is_short() or isinstance(rejection.__cause__, MemoryError):
+        if is_address_space_short() or isinstance(rejection.__cause__, MemoryError):
             raise MemoryError(str(rejection)) from rejection
         raise
 

@@ -68,7 +68,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
     message, kept = done.stdout.splitlines()
-    assert re.search(r"the disk is full: \S+ cannot be written, \d+\.\d MB are needed", message)
+    assert re.search(r"the disk is full: \S+ cannot be written \(\d+\.\d MB needed\)", message)
     if where == "runs":
         assert "/last.pt cannot" in message and kept.startswith("kept last.pt")
         needed = float(re.findall(r"(\d+\.\d) MB", message)[0])

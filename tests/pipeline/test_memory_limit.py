@@ -13,7 +13,7 @@ import pytest
 from pipeline import memory_limit
 from pipeline.memory_limit import is_about_memory
 from shards.errors import ClipRejected, TableError
-from shards.machine import is_short, status_mb
+from shards.machine import is_address_space_short, status_mb
 from stages.videos import video
 from stages.videos.settings import CropParams
 from tests.support.videos import numbered, write_video
@@ -117,7 +117,7 @@ def test_signals_reach_the_command_and_no_process_is_left(way: signal.Signals) -
 def test_only_memory_errors_are_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = OSError("Failed to launch worker thread: Resource temporarily unavailable")
     try:
-        raise TableError("clips.parquet is no readable Parquet file") from thread
+        raise TableError("clips.parquet is not a readable Parquet file") from thread
     except TableError as error:
         caused = error
     assert not is_about_memory(caused), "no limit, so another cause"
@@ -134,7 +134,7 @@ def test_a_video_is_not_called_damaged_if_ffmpeg_lacks_memory(
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ClipRejected):
         list(video.decode(path, CropParams()))
-    monkeypatch.setattr(video, "is_short", lambda: True)
+    monkeypatch.setattr(video, "is_address_space_short", lambda: True)
     with pytest.raises(MemoryError):
         list(video.decode(path, CropParams()))
 
@@ -153,12 +153,12 @@ def test_ffmpegs_own_memory_error_is_not_a_fault_of_the_file(
 
 
 def test_memory_is_short_only_near_a_limit() -> None:
-    assert not is_short()
+    assert not is_address_space_short()
     former = resource.getrlimit(resource.RLIMIT_AS)
     peak = int(status_mb("VmPeak") * 1e6)
     try:
         for limit, short in ((2 * peak, False), (peak + 1, True)):
             resource.setrlimit(resource.RLIMIT_AS, (limit, former[1]))
-            assert is_short() == short
+            assert is_address_space_short() == short
     finally:
         resource.setrlimit(resource.RLIMIT_AS, former)

@@ -64,7 +64,9 @@ def test_a_view_without_its_file_names_the_verb(paths: PathsParams, view: str, v
 
 def test_a_damaged_table_is_named(paths: PathsParams) -> None:
     Path(paths.crops).write_bytes(b"partial")
-    with pytest.raises(TableError, match=r"crops.parquet is no readable Parquet file .*run `pipeline crop`"):
+    with pytest.raises(
+        TableError, match=r"crops.parquet is not a readable Parquet file .*run `pipeline crop`"
+    ):
         ask("FROM clips", paths)
 
 

@@ -32,12 +32,12 @@ def run(arguments: tuple[str, ...], redirected: str) -> "subprocess.CompletedPro
 def test_a_full_stdout_is_one_message(tmp_path: Path, kind: str) -> None:
     done = run(TO_STDOUT[kind], f"> {device(tmp_path / 'full', FULL)}")
     assert done.returncode == 1
-    message = "pipeline: the disk is full: stdout cannot be written; what was saved before is kept. Free some space, "
-    assert done.stderr == f"{message}then the same command goes on\n"
+    message = "pipeline: the disk is full: stdout cannot be written; files saved earlier are kept. Free some space, "
+    assert done.stderr == f"{message}then run the same command again\n"
 
 
 CLOSED = (
-    "cannot be written (Bad file descriptor); it is closed (>&-), or open for reading only (<): redirect it to a file "
+    "cannot be written (Bad file descriptor); it is closed (>&-) or open only for reading (<): redirect it to a file "
     "or a pipe, or name a file"
 )
 

@@ -17,7 +17,7 @@ from pipeline.query import write_answer
 from shards import schema
 from shards.errors import CheckpointError, ConfigError, MachineError, ShardError
 from shards.files import check_table, read_table, read_table_in_pieces, table_from_rows, write_table
-from shards.locks import held
+from shards.locks import hold_lock
 from shards.settings import MachineParams
 from stages.clips.cache import ClipCache
 from stages.corpora.settings import CorpusParams
@@ -64,28 +64,28 @@ def refusal(holder: str) -> ShardError:
 def test_a_lock_file_of_another_user_blocks_only_while_held(shared: Path, mode: int) -> None:
     shared.chmod(mode)
     lock = shared / ".lock"
-    with held(lock, refusal):
+    with hold_lock(lock, refusal):
         assert lock.stat().st_mode & 0o777 == 0o644
         with (
             as_nobody(),
             pytest.raises(ShardError, match=f"at work: process {os.getpid()}"),
-            held(lock, refusal),
+            hold_lock(lock, refusal),
         ):
             pass
-    with as_nobody(), held(lock, refusal):
+    with as_nobody(), hold_lock(lock, refusal):
         os.seteuid(0)
-        with pytest.raises(ShardError, match="at work"), held(lock, refusal):
+        with pytest.raises(ShardError, match="at work"), hold_lock(lock, refusal):
             pass
 
 
 def test_a_lock_that_cannot_be_opened_is_named(shared: Path) -> None:
     lock = shared / ".lock"
-    with held(lock, refusal):
+    with hold_lock(lock, refusal):
         lock.chmod(0o600)
     with (
         as_nobody(),
-        pytest.raises(MachineError, match=rf"the lock {lock} is another user's"),
-        held(lock, refusal),
+        pytest.raises(MachineError, match=rf"the lock {lock} belongs to another user"),
+        hold_lock(lock, refusal),
     ):
         pass
 

@@ -90,5 +90,5 @@ def test_an_unexpected_full_disk_is_one_message(
         cli.main()
     assert done.value.code == 1
     assert capsys.readouterr().err.startswith(
-        "pipeline: the disk is full: cache/some/file cannot be written; what"
+        "pipeline: the disk is full: cache/some/file cannot be written; files saved earlier are kept"
     )

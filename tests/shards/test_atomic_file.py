@@ -1,4 +1,4 @@
-"""What stands where a file is written: a device and a pipe stay, a link is followed, torsos of the killed go."""
+"""Atomic writes: devices and pipes stay, links are followed, partial files of killed processes are removed."""
 
 import os
 import resource
@@ -38,14 +38,14 @@ MANY = np.arange(200_000)
 # -- devices and pipes ---------------------------------------------------------------------------------------
 
 
-def test_a_device_is_written_and_stays_one(tmp_path: Path) -> None:
+def test_a_device_is_written_and_not_replaced(tmp_path: Path) -> None:
     null = device(tmp_path / "null", NULL)
     write_text(null, "x" * 100_000)
     app(["query", "SELECT 1", "--out", str(null), "--params", "params.yaml"], standalone_mode=False)
     assert stat.S_ISCHR(null.stat().st_mode) and names(tmp_path) == ["null"]
 
 
-def test_a_pipe_is_written_as_it_comes_and_stays_one(tmp_path: Path) -> None:
+def test_a_pipe_is_written_directly_and_not_replaced(tmp_path: Path) -> None:
     pipe, link, came = tmp_path / "pipe", tmp_path / "link", []
     os.mkfifo(pipe)
     link.symlink_to(pipe)
@@ -58,10 +58,12 @@ def test_a_pipe_is_written_as_it_comes_and_stays_one(tmp_path: Path) -> None:
     assert pipe.is_fifo() and link.is_symlink() and names(tmp_path) == ["link", "pipe"]
 
 
-BROKEN = r"pipe cannot be written \(Broken pipe\); what reads it ended too soon: see why, or name a file$"
+BROKEN = (
+    r"pipe cannot be written \(Broken pipe\); the program that reads the pipe ended too early: .*name a file$"
+)
 
 
-def test_a_pipe_that_nobody_reads_any_more_is_told(tmp_path: Path) -> None:
+def test_a_pipe_whose_reader_has_ended_is_reported(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: pipe.open("rb").close())
@@ -71,9 +73,9 @@ def test_a_pipe_that_nobody_reads_any_more_is_told(tmp_path: Path) -> None:
         file.write(bytes(1_000_000))
 
 
-def test_a_file_above_the_limit_of_its_user_is_told(tmp_path: Path) -> None:
+def test_a_file_above_the_size_limit_of_the_user_is_reported(tmp_path: Path) -> None:
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python takes no notice of the signal
+    # Python ignores SIGXFSZ
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
     try:
         with pytest.raises(
@@ -85,22 +87,22 @@ def test_a_file_above_the_limit_of_its_user_is_told(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_name_that_no_file_can_have_is_told(tmp_path: Path) -> None:
+def test_an_impossible_file_name_is_reported(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"x")
-    for name, told in {
-        "folder": "a folder has that name",
-        "file/a": "a file stands where a folder is needed",
-        "file/a/b": "a file stands where a folder is needed",
+    for name, fix in {
+        "folder": "a folder has this name",
+        "file/a": "a file exists where a folder is needed",
+        "file/a/b": "a file exists where a folder is needed",
         "a" * 256: "give a shorter name",
     }.items():
-        with pytest.raises(DiskError, match=rf"{name} cannot be written \([A-Z].*\); {told}"):
+        with pytest.raises(DiskError, match=rf"{name} cannot be written \([A-Z].*\); {fix}"):
             write_bytes(tmp_path / name, b"x")
     assert names(tmp_path) == ["file", "folder"]
 
 
 def test_disks_and_sockets_are_refused(tmp_path: Path) -> None:
-    # a number that no disk has, should it be opened all the same
+    # a device number without a disk, in case it is opened by mistake
     disk = device(tmp_path / "disk", (240, 250), stat.S_IFBLK)
     with pytest.raises(MachineError, match=r"disk is a disk; name a file"):
         write_bytes(disk, b"x")
@@ -149,8 +151,8 @@ def _sound(file: BinaryIO) -> None:
         sound.writeframes(MANY.tobytes())
 
 
-def _hushed(file: BinaryIO) -> None:
-    """A library that takes no notice."""
+def _hides_errors(file: BinaryIO) -> None:
+    """Writes like a library that hides errors."""
     try:
         file.write(MANY.tobytes())
         file.flush()
@@ -168,17 +170,17 @@ WRITERS: dict[str, Callable[[BinaryIO], object]] = {
     "zipfile": _zip,
     "PyAV": _video,
     "wave": _sound,
-    "hushed": _hushed,
+    "hides errors": _hides_errors,
     "at the end": lambda file: file.write(b"x"),
 }
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_whatever_writes_a_full_disk_is_the_same_message(
+def test_every_writer_reports_a_full_disk_with_the_same_message(
     tmp_path: Path, write: Callable[[BinaryIO], object]
 ) -> None:
-    """Each of these raises errors of its own kind, or none."""
+    """Each library raises its own errors, or none."""
     full = device(tmp_path / "full", FULL)
     with (
         pytest.raises(DiskError, match=r"the disk is full: \S*/full cannot be written"),
@@ -207,8 +209,8 @@ def test_a_link_is_followed_to_its_target(tmp_path: Path) -> None:
     assert names(tmp_path / "far") == ["new", "target"]
 
 
-def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Path) -> None:
-    """The owner of a cache makes its files read-only (DVC does), and links to them: root could write all the same."""
+def test_a_broken_link_or_a_link_to_a_protected_file_is_reported(tmp_path: Path) -> None:
+    """DVC makes files of its cache read-only and links to them; root could still write them."""
     kept = tmp_path / "kept"
     kept.write_bytes(b"of a cache")
     kept.chmod(0o444)
@@ -226,12 +228,12 @@ def test_a_link_that_leads_nowhere_or_to_what_is_protected_is_told(tmp_path: Pat
     assert names(tmp_path) == ["kept", "loop", "lost", "protected"]
 
 
-# -- whose it is and who may read it -------------------------------------------------------------------------
+# -- owner and mode -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755, 0o444])
 def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
-    """Also without permission to write, as DVC leaves hard links to its cache: the other name keeps its bytes."""
+    """Also for a read-only file, such as a hard link to the DVC cache: the other name keeps its content."""
     file, cache, link = tmp_path / "file", tmp_path / "cache", tmp_path / "link"
     file.write_bytes(b"old")
     cache.hardlink_to(file)
@@ -245,13 +247,13 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> No
         assert (file.read_bytes(), file.stat().st_mode & 0o7777) == (b"newer", mode)
 
 
-def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
+def test_a_new_file_has_the_default_mode(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"x")
     (tmp_path / "b").write_bytes(b"x")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_whose_a_file_is_stays_so_where_root_replaces_it_and_another_has_it_as_his_own() -> None:
+def test_root_keeps_the_owner_of_a_replaced_file_and_another_user_becomes_its_owner() -> None:
     with open_folder() as folder:
         file = folder / "file"
         file.write_bytes(b"old")
@@ -295,10 +297,10 @@ except PipelineError as error:
         ("/dev/stdout", "| cat > log", b"answer"),
     ],
 )
-def test_a_path_of_an_open_file_is_written_where_that_file_stands(
+def test_a_path_of_an_open_descriptor_is_written_at_its_offset(
     tmp_path: Path, path: str, shell: str, left: bytes
 ) -> None:
-    """As the shell wrote it so far: appended to, at its offset, or without a name any more."""
+    """Appends, writes at the current offset, or writes to a removed file, as the shell opened it."""
     (tmp_path / "log").write_bytes(b"precious\n")
     (tmp_path / "link").symlink_to("/dev/stdout")
     opened, _, then = shell.partition("; ")
@@ -318,10 +320,10 @@ def written_by(script: str, path: str, folder: Path) -> "subprocess.CompletedPro
     )
 
 
-def test_another_processs_open_file_and_one_that_may_only_be_read_are_told(tmp_path: Path) -> None:
+def test_an_open_file_of_another_process_or_a_read_only_descriptor_is_reported(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"precious\n")
     done = written_by('exec 6>> log; "${@:1:3}" /proc/$$/fd/6 6>&-', "", tmp_path)
-    assert "is an open file of another process; give the file's own path" in done.stderr
+    assert "is an open file of another process; give the path of the file itself" in done.stderr
     done = written_by('"$@" 6< log', "/dev/fd/6", tmp_path)
     assert "/dev/fd/6 cannot be written (Bad file descriptor)" in done.stderr
     assert names(tmp_path) == ["log"] and (tmp_path / "log").read_bytes() == b"precious\n"
@@ -342,7 +344,7 @@ with atomic_file(Path(sys.argv[1])) as file:
 
 
 def begun(path: Path) -> "subprocess.Popen[str]":
-    """A process in the midst of writing `path`; it ends well when its stdin is closed."""
+    """Starts a process that is writing `path`; it completes the file when its stdin is closed."""
     command = [sys.executable, "-c", WRITING, str(path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
@@ -355,15 +357,19 @@ def test_the_next_run_removes_what_a_killed_process_left_and_nothing_else(
     killed, alive = begun(tmp_path / "stats.svg"), begun(tmp_path / "best_model.pt")
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=10)
-    # other programs' files of such names, and another machine's, whose locks this one may not see
+    # files of other programs with similar names, and of another machine, whose locks may be invisible here
     others = {".stats.svg.abc.tmp", ".notes.tmp", ".a.pipeline-00000000-abcdefgh.tmp", "a.pipeline-x.tmp"}
     for name in others:
         (tmp_path / name).write_bytes(b"theirs")
-    torsos = {name for name in names(tmp_path) if name.startswith((".stats.svg.p", ".best_model.pt.p"))}
-    assert len(torsos) == 2 and all((tmp_path / name).stat().st_size == 100_000 for name in torsos)
+    partial_files = {
+        name for name in names(tmp_path) if name.startswith((".stats.svg.p", ".best_model.pt.p"))
+    }
+    assert len(partial_files) == 2 and all(
+        (tmp_path / name).stat().st_size == 100_000 for name in partial_files
+    )
     monkeypatch.setattr(files, "_swept", set())
     write_bytes(tmp_path / "splits.json", b"{}")
-    (left,) = torsos & set(names(tmp_path))
+    (left,) = partial_files & set(names(tmp_path))
     assert left.startswith(".best_model.pt.")
     assert set(names(tmp_path)) == {*others, left, "splits.json"}
     alive.communicate(timeout=10)
@@ -372,10 +378,10 @@ def test_the_next_run_removes_what_a_killed_process_left_and_nothing_else(
     assert set(names(tmp_path)) == {*others, "splits.json", "best_model.pt"}
 
 
-def test_a_folder_is_swept_while_files_are_begun_in_it(
+def test_a_sweep_during_the_start_of_writes_loses_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the making of a temporary file and its lock another process may look: none is lost by it."""
+    """Another process may sweep between the creation of a temporary file and its lock; no file is lost."""
 
     class Never(set):  # type: ignore[type-arg]
         def __contains__(self, _: object) -> bool:

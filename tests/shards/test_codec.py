@@ -1,4 +1,4 @@
-"""Clip payloads: plain .npy that any reader takes, and hostile ones that cost nothing."""
+"""Clip payloads: plain .npy that every reader understands, and hostile payloads that allocate no memory."""
 
 import io
 import zipfile
@@ -14,7 +14,7 @@ from tests.support.crops import crop_like, mean_error
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")
 MEAN_ERROR = {"raw": 0.0, "jpeg": 2.0, "h264": 2.5, "ffv1": 0.0}
-"""Gray levels, of clips with grain; noise is what lossy codecs leave out."""
+"""Mean error in gray levels, for clips with grain; lossy codecs drop noise."""
 
 CLIP = np.random.default_rng(0).integers(0, 256, (7, 12, 10), dtype=np.uint8)
 
@@ -54,7 +54,7 @@ def test_only_clips_are_encoded(clip: np.ndarray) -> None:
 
 
 def with_shape(shape: str) -> bytes:
-    """A payload whose header claims `shape`, before the bytes of a real clip."""
+    """Returns a payload with `shape` in its header, followed by the bytes of a real clip."""
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (-(10 + len(header) + 1) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + CLIP.tobytes()
@@ -104,7 +104,7 @@ def test_every_single_byte_of_the_header_may_be_wrong() -> None:
             assert np.array_equal(clip_THW.ravel(), CLIP.ravel())
 
 
-def test_an_archive_is_no_clip() -> None:
+def test_an_archive_is_refused() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("clip.npy", encode_raw(CLIP))
@@ -118,7 +118,7 @@ def test_the_set_of_codecs_is_closed() -> None:
         lambda: clip_extension("pickle"),
         lambda: decode_clip(b"", "", 1),
     ):
-        with pytest.raises(ValueError, match="known are raw, jpeg, h264, ffv1"):
+        with pytest.raises(ValueError, match="use one of raw, jpeg, h264, ffv1"):
             use()
 
 
@@ -131,7 +131,7 @@ def test_the_set_of_codecs_is_closed() -> None:
     seed=st.integers(0, 9),
     is_noise=st.booleans(),
 )
-def test_any_clip_comes_back(
+def test_any_clip_is_decoded_again(
     codec: str, num_frames: int, height: int, width: int, seed: int, is_noise: bool
 ) -> None:
     if is_noise:
@@ -140,7 +140,9 @@ def test_any_clip_comes_back(
         clip_THW = crop_like(num_frames, height, width, seed)
     params = PackParams(codec=codec)
     payload = encode_clip(clip_THW, params)
-    assert payload == encode_clip(clip_THW[::-1][::-1], params), "equal clips, equal bytes, however they lie"
+    assert payload == encode_clip(clip_THW[::-1][::-1], params), (
+        "equal clips give equal bytes for any memory layout"
+    )
     decoded = decode_clip(payload, codec, num_frames)
     assert (decoded.shape, decoded.dtype) == (clip_THW.shape, np.uint8)
     assert decoded.flags.c_contiguous and decoded.flags.writeable
@@ -152,7 +154,7 @@ def test_any_clip_comes_back(
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("num_frames", [1, 2, 75, 683])
-def test_frames_come_back_in_their_order(codec: str, num_frames: int) -> None:
+def test_frames_keep_their_order(codec: str, num_frames: int) -> None:
     clip_THW = crop_like(num_frames, 24, 24)
     decoded = decode_clip(encode_clip(clip_THW, PackParams(codec=codec)), codec, num_frames)
     assert decoded.shape == clip_THW.shape
@@ -166,13 +168,13 @@ def test_frames_come_back_in_their_order(codec: str, num_frames: int) -> None:
     [CLIP.astype(np.int16), CLIP[0], CLIP[:0], CLIP[None], CLIP[:, :0]],
     ids=["int16", "one_frame", "no_frame", "four_axes", "no_rows"],
 )
-def test_no_codec_takes_what_is_no_clip(codec: str, clip: np.ndarray) -> None:
+def test_every_codec_refuses_other_arrays(codec: str, clip: np.ndarray) -> None:
     with pytest.raises(ValueError, match="three axes"):
         encode_clip(clip, PackParams(codec=codec))
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_no_codec_takes_anothers_payload(codec: str) -> None:
+def test_every_codec_refuses_payloads_of_other_codecs(codec: str) -> None:
     clip_THW = crop_like(5)
     for other in CODECS:
         payload = encode_clip(clip_THW, PackParams(codec=other))

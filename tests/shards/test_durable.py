@@ -1,4 +1,4 @@
-"""What outlives a power cut: bytes before their name, and what must be gone before what is built on its absence."""
+"""Order of disk operations: a power cut leaves complete files, and no new shards with an old catalogue."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.support.packing import PARAMS, Packing, make
 
 
 class Disk:
-    """What this process asks of the disk, in order; all of it is done too."""
+    """Records fsync, rename and remove calls of this process in order, and runs them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, Path, int]] = []
@@ -42,11 +42,11 @@ class Disk:
         return (path for what, path, _ in self.calls if what == kind)
 
     def place(self, kind: str, path: Path) -> int:
-        """Number of the first such call."""
+        """Returns the index of the first such call."""
         return next(i for i, call in enumerate(self.calls) if call[:2] == (kind, path))
 
 
-def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_it_counts(
+def test_a_file_is_synced_before_its_rename_and_the_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, path = Disk(monkeypatch), tmp_path / "table"
@@ -57,10 +57,10 @@ def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_it_counts(
     assert last[:2] == ("sync", tmp_path)
 
 
-def test_the_old_catalogue_and_indexes_are_gone_for_good_before_a_new_shard_has_a_name(
+def test_the_old_catalogue_and_indexes_are_removed_and_synced_before_a_new_shard_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Samples of a new pack would be read by the offsets of the old one, without a word."""
+    """Otherwise samples of the new pack would be read at offsets of the old one, without an error."""
     packing: Packing = make(tmp_path, 2)
     packing.pack("shards")
     store, samples = FolderStore(tmp_path / "shards"), tmp_path / "shards.parquet"
@@ -72,14 +72,14 @@ def test_the_old_catalogue_and_indexes_are_gone_for_good_before_a_new_shard_has_
     clips, crops, tracks = packing.tables
     disk = Disk(monkeypatch)
     pack(packing.corpus, PARAMS, PackParams(), packing.machine, clips, crops, tracks, store, samples)
-    # less what was written to see whether anything can be
+    # without the file that tests write access
     removed = [path for path in disk.of("remove") if path.suffix != ".tmp"]
     assert removed[0] == samples
     assert set(removed[1 : 1 + len(old["index.json"])]) == set(old["index.json"])
     assert set(old[".tar"]) <= set(removed)
     first_shard = min(disk.place("rename", path) for path in disk.of("rename") if path.suffix == ".tar")
     for path in [samples, *old["index.json"]]:
-        # a split without shards loses its folder, too
+        # the folder of a split without shards is removed too
         folders = {path.parent} if path == samples else {path.parent, store.folder}
         calls = disk.calls[disk.place("remove", path) : first_shard]
         assert any(what == "sync" and folder in folders for what, folder, _ in calls), path

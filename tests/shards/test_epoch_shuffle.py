@@ -1,4 +1,4 @@
-"""Within a super-window the ranks meet batches of the same place in their lengths' order."""
+"""In a super-window, batches of the same step have the same rank in the order of lengths."""
 
 from itertools import combinations
 
@@ -21,7 +21,7 @@ def test_no_step_is_longer_for_one_rank_and_shorter_for_another(world_size: int,
         assert not {1, -1} <= signs
 
 
-def test_the_steps_come_in_no_order_of_length() -> None:
+def test_the_steps_are_not_ordered_by_length() -> None:
     num_frames_N = np.random.default_rng(0).integers(50, 200, 300)
     *_, longest_SW = plan_window(np.arange(300), num_frames_N, 1, 3, 600, np.random.default_rng(0))
     rises = np.diff(longest_SW[:, 0]) > 0

@@ -1,4 +1,4 @@
-"""Tables that claim our schema but do not keep it are refused by column and file, however they are read."""
+"""Tables that violate their schema are refused with file and column, by every way to read them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ READS: dict[str, Read] = {
 
 
 def written(path: Path, column: str, values: pa.Array, row_group_rows: int = ROW_GROUP_ROWS) -> Path:
-    """A catalogue of 20 rows with our names and version, as another program would change a column of it."""
+    """Writes a catalogue of 20 rows with our schema version, in which another program replaced a column."""
     table = catalogue(["train"] * 20)
     table = table.set_column(table.column_names.index(column), column, values)
     pq.write_table(table.replace_schema_metadata(SAMPLES.metadata), path, row_group_size=row_group_rows)
@@ -30,29 +30,31 @@ def written(path: Path, column: str, values: pa.Array, row_group_rows: int = ROW
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 @pytest.mark.parametrize(
-    ("column", "values", "told"),
+    ("column", "values", "message"),
     [
-        ("num_frames", pa.array([str(i) for i in range(20)]), "column num_frames holds string.*reads int32"),
-        ("num_frames", pa.array(range(20), pa.int64()), "column num_frames holds int64.*reads int32"),
-        ("clip_size", pa.array([512.0] * 20), "column clip_size holds double.*reads int64"),
-        ("label", pa.array(range(20)), "column label holds int64.*reads string"),
+        (
+            "num_frames",
+            pa.array([str(i) for i in range(20)]),
+            "column num_frames has type string.*int32 is needed",
+        ),
+        ("num_frames", pa.array(range(20), pa.int64()), "column num_frames has type int64.*int32 is needed"),
+        ("clip_size", pa.array([512.0] * 20), "column clip_size has type double.*int64 is needed"),
+        ("label", pa.array(range(20)), "column label has type int64.*string is needed"),
         ("label", pa.array(["a"] * 19 + [None]), "column label is null in 1 rows"),
         ("num_frames", pa.array([None] + [9] * 19, pa.int32()), "column num_frames is null in 1 rows"),
     ],
 )
 def test_another_type_or_a_null_is_refused(
-    tmp_path: Path, read: Read, column: str, values: pa.Array, told: str
+    tmp_path: Path, read: Read, column: str, values: pa.Array, message: str
 ) -> None:
     path = written(tmp_path / "samples.parquet", column, values)
-    with pytest.raises(TableError, match=rf"samples\.parquet: {told}.*run `pipeline pack` again"):
+    with pytest.raises(TableError, match=rf"samples\.parquet: {message}.*run `pipeline pack` again"):
         read(path, ["clip_id", column])
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_nulls_are_counted_where_they_may_not_be_and_allowed_where_they_may(
-    tmp_path: Path, read: Read
-) -> None:
-    """Also by a writer that declares every column nullable; over row groups; nothing but the null is wrong."""
+def test_nulls_are_refused_unless_the_schema_allows_them(tmp_path: Path, read: Read) -> None:
+    """Also if the file declares every column nullable, and over several row groups."""
     speakers = pa.array([None] * 20, pa.string())
     read(written(tmp_path / "good.parquet", "speaker", speakers, 6), ["clip_id", "speaker"])
     read(written(tmp_path / "declared.parquet", "label", pa.array(["a"] * 20), 6), ["clip_id", "label"])
@@ -69,7 +71,7 @@ def test_lists_are_checked_by_type_and_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_an_empty_table_of_ours_is_fine(tmp_path: Path, name: str) -> None:
+def test_an_empty_table_is_accepted(tmp_path: Path, name: str) -> None:
     schema = TABLES[name]
     pq.write_table(schema.empty_table(), tmp_path / "empty.parquet")
     check_table(tmp_path / "empty.parquet", schema, "pipeline pack")

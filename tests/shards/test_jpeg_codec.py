@@ -1,4 +1,4 @@
-"""Clips as one tall JPEG: read by PIL as the same cells, and hostile files."""
+"""Clips as one tall JPEG: PIL reads the same cells, and hostile files are refused."""
 
 import io
 
@@ -15,23 +15,23 @@ CLIP = crop_like(20)
 PAYLOAD = encode_clip(CLIP, JPEG)
 
 
-def with_comment(payload: bytes, told: bytes) -> bytes:
-    """`payload` with another comment in place of its own."""
+def with_comment(payload: bytes, comment: bytes) -> bytes:
+    """Returns `payload` with its comment replaced."""
     size = int.from_bytes(payload[22:24], "big")
-    return payload[:20] + b"\xff\xfe" + (len(told) + 2).to_bytes(2, "big") + told + payload[22 + size :]
+    return payload[:20] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + payload[22 + size :]
 
 
-def other_jpeg(picture: np.ndarray, told: bytes) -> bytes:
-    """A JPEG as PIL writes it, said to be a clip."""
+def other_jpeg(picture: np.ndarray, comment: bytes) -> bytes:
+    """Returns a JPEG of PIL with the comment of a clip."""
     file = io.BytesIO()
     PIL.Image.fromarray(picture).save(file, "jpeg", comment=b"x")
-    return with_comment(file.getvalue(), told)
+    return with_comment(file.getvalue(), comment)
 
 
 @pytest.mark.parametrize(
     ("num_frames", "columns"), [(1, 1), (20, 1), (682, 1), (683, 2), (1000, 2), (1365, 3)]
 )
-def test_the_cells_are_where_the_card_says(num_frames: int, columns: int) -> None:
+def test_the_cells_have_the_documented_places(num_frames: int, columns: int) -> None:
     clip_THW = np.repeat(np.arange(num_frames, dtype=np.uint8)[:, None, None], 96, axis=1).repeat(96, axis=2)
     picture = PIL.Image.open(io.BytesIO(payload := encode_clip(clip_THW, JPEG)))
     rows = -(-num_frames // columns)
@@ -43,12 +43,12 @@ def test_the_cells_are_where_the_card_says(num_frames: int, columns: int) -> Non
         cell = picture_HW[96 * row : 96 * row + 96, 96 * column : 96 * column + 96]
         assert np.abs(cell.astype(int) - clip_THW[number]).max() <= 1
     last = picture_HW[-96:, -96:].astype(int)
-    assert np.abs(last - clip_THW[-1]).max() <= 1  # also where no frame is left for the last cell
+    assert np.abs(last - clip_THW[-1]).max() <= 1  # also if there is no frame for the last cell
     assert np.abs(decode_clip(payload, "jpeg", num_frames).astype(int) - clip_THW).max() <= 1
 
 
-def test_a_shape_that_the_size_of_the_picture_leaves_open() -> None:
-    """1,000 frames of 96×96 in two columns and of 48×192 in one make a picture of one size."""
+def test_a_shape_that_the_image_size_does_not_define() -> None:
+    """1,000 frames of 96×96 in two columns and of 48×192 in one column have the same image size."""
     for height, width in ((96, 96), (48, 192)):
         clip_THW = crop_like(1000, height, width)
         payload = encode_clip(clip_THW, JPEG)
@@ -58,16 +58,16 @@ def test_a_shape_that_the_size_of_the_picture_leaves_open() -> None:
         assert mean_error(decoded, clip_THW) < 2
 
 
-def test_a_better_quality_is_larger_and_truer() -> None:
+def test_higher_quality_is_larger_and_more_exact() -> None:
     payloads = [encode_clip(CLIP, PackParams(codec="jpeg", jpeg_quality=quality)) for quality in (95, 90, 60)]
     errors = [mean_error(decode_clip(payload, "jpeg", 20), CLIP) for payload in payloads]
     assert [len(p) for p in payloads] == sorted((len(p) for p in payloads), reverse=True)
     assert errors == sorted(errors)
 
 
-def test_a_clip_that_fits_no_jpeg() -> None:
+def test_a_clip_too_large_for_a_jpeg_is_refused() -> None:
     for shape in ((1, 65_501, 1), (1, 1, 65_501), (2, 65_500, 40_000)):
-        with pytest.raises(ValueError, match=r"fits no JPEG|larger than"):
+        with pytest.raises(ValueError, match=r"does not fit a JPEG|larger than"):
             encode_clip(np.zeros(shape, np.uint8), JPEG)
 
 
@@ -104,7 +104,7 @@ def test_the_forged_comment_is_well_formed() -> None:
     assert decode_clip(other_jpeg(picture, b"20x96x96"), "jpeg", 20).shape == CLIP.shape
 
 
-def test_no_memory_on_a_headers_word() -> None:
+def test_a_header_that_claims_too_much_allocates_no_memory() -> None:
     """A picture of 65,500 × 65,500 px would be 4 GB."""
     forged = bytearray(with_comment(PAYLOAD, b"1x65500x65500"))
     at = forged.index(b"\xff\xc0") + 5

@@ -1,4 +1,4 @@
-"""What stands where a lock file is to be: nothing but a file is opened, and no link is followed."""
+"""Lock files: only regular files are opened, and links are not followed."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from shards import files
 from shards.errors import MachineError, ShardError
 from shards.files import write_bytes
-from shards.locks import held, tried_lock
+from shards.locks import hold_lock, try_lock
 from shards.shard_cache import ShardCache
 from tests.support.special_files import NULL, device, names
 
@@ -23,42 +23,44 @@ IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", IN_ITS_PLACE)
-def test_what_is_no_file_is_refused_as_a_lock_and_named(tmp_path: Path, kind: str) -> None:
+def test_a_lock_that_is_not_a_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
     keep, lock = tmp_path / "keep", tmp_path / ".samples.parquet.lock"
     keep.write_bytes(b"precious")
     IN_ITS_PLACE[kind](lock)
-    told = rf"the lock {lock} is no regular file \(.*\); remove it"
-    with pytest.raises(MachineError, match=told), held(lock, ShardError):
+    message = rf"the lock {lock} is not a regular file \(.*\); remove it"
+    with pytest.raises(MachineError, match=message), hold_lock(lock, ShardError):
         pass
     for flags in (0, os.O_CREAT):
-        with pytest.raises(MachineError, match=told), tried_lock(lock, flags):
+        with pytest.raises(MachineError, match=message), try_lock(lock, flags):
             pass
     assert keep.read_bytes() == b"precious" and names(tmp_path) == [lock.name, "keep"]
 
 
-def test_a_link_that_comes_in_between_is_not_followed(
+def test_a_link_created_after_the_check_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep, lock = tmp_path / "keep", tmp_path / ".lock"
     keep.write_bytes(b"precious")
     lock.symlink_to("keep")
     monkeypatch.setattr(Path, "lstat", Path.stat)
-    with pytest.raises(OSError, match="symbolic links"), held(lock, ShardError):
+    with pytest.raises(OSError, match="symbolic links"), hold_lock(lock, ShardError):
         pass
     assert keep.read_bytes() == b"precious"
 
 
-def test_the_lock_of_a_shard_cache_is_no_link(tmp_path: Path) -> None:
+def test_a_link_as_lock_of_a_shard_cache_is_refused(tmp_path: Path) -> None:
     (shard := tmp_path / "a.tar").write_bytes(b"x")
     (tmp_path / ".lock").symlink_to("keep")
-    with pytest.raises(MachineError, match=r"the lock \S*/\.lock is no regular file"):
+    with pytest.raises(MachineError, match=r"the lock \S*/\.lock is not a regular file"):
         ShardCache(tmp_path, 1000, 0.05, 5.0).has(shard, 1)
     assert names(tmp_path) == [".lock", "a.tar"]
 
 
-def test_a_link_named_as_a_torso_stops_no_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torso = tmp_path / f".a.{files._TEMPORARY}-abcdefgh.tmp"
-    torso.symlink_to("keep")
+def test_a_link_named_like_a_partial_file_blocks_no_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial_file = tmp_path / f".a.{files._TEMPORARY}-abcdefgh.tmp"
+    partial_file.symlink_to("keep")
     monkeypatch.setattr(files, "_swept", set())
     write_bytes(tmp_path / "a", b"x")
-    assert names(tmp_path) == [torso.name, "a"]
+    assert names(tmp_path) == [partial_file.name, "a"]

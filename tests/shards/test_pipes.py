@@ -1,4 +1,4 @@
-"""Named pipes in place of files: refused in words, or written through; a pipe that is open already is read."""
+"""Named pipes instead of files: refused for reading, written directly; a pipe that is already open is read."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ from stages.mouths.native_stderr import native_stderr_to
 from stages.reports.compare import compare
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 10.0
+MAX_WAIT_S = 10.0
 
 
 def logged(pipe: Path) -> None:
@@ -62,39 +62,37 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 def raised_by(call: Callable[[], object], pipe: Path) -> Exception | None:
-    """What `call` raises; AssertionError where it is not done in time, and is then let go."""
+    """Returns the exception of `call`; AssertionError if it does not end in time, after unblocking it."""
     raised: list[Exception] = []
 
     def caught() -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001  (shown to the test)
+        except Exception as error:  # noqa: BLE001  (the test checks it)
             raised.append(error)
 
     thread = threading.Thread(target=caught, daemon=True)
     thread.start()
-    thread.join(PATIENCE_S)
+    thread.join(MAX_WAIT_S)
     is_late = thread.is_alive()
     for path in pipe.parent.rglob("*"):
         if is_late and path.is_fifo():
             os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
-    assert not is_late, "it waits for the pipe's other end"
+    assert not is_late, "it waits for the other end of the pipe"
     return raised[0] if raised else None
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_a_named_pipe_is_refused_wherever_a_file_is_read(tmp_path: Path, kind: str) -> None:
+def test_every_reader_refuses_a_named_pipe(tmp_path: Path, kind: str) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     error = raised_by(lambda: READERS[kind](pipe), pipe)
     assert isinstance(error, MachineError), error
-    assert " is a named pipe, and whoever opens it may wait for ever; give a file" in str(error)
+    assert " is a named pipe, and opening it could block forever; give a file" in str(error)
     assert str(tmp_path) in str(error)
 
 
-def test_a_pipe_that_nobody_reads_is_told_when_it_is_to_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writing_a_pipe_without_a_reader_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipes, "READER_WAIT_S", 0.2)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -108,21 +106,21 @@ def test_a_pipe_that_nobody_reads_is_told_when_it_is_to_be_written(
 def test_a_reader_that_comes_later_gets_all(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    came: list[str] = []
+    received: list[str] = []
 
     def read_later() -> None:
         time.sleep(0.3)
-        came.append(pipe.read_text())
+        received.append(pipe.read_text())
 
     reader = threading.Thread(target=read_later)
     reader.start()
     write_text(pipe, "text" * 100_000)
-    reader.join(PATIENCE_S)
-    assert came == ["text" * 100_000]
+    reader.join(MAX_WAIT_S)
+    assert received == ["text" * 100_000]
 
 
 def test_a_pipe_that_is_open_already_is_read(tmp_path: Path) -> None:
-    """As a shell gives it: /dev/stdin, and /dev/fd/63 for <(command)."""
+    """As opened by a shell: /dev/stdin, and /dev/fd/63 for <(command)."""
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as sender:
         sender.write("clip_id,media\n")
@@ -142,7 +140,7 @@ def test_a_pipe_that_is_open_already_is_read(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "x\n42\n", "")
 
 
-def test_files_devices_and_what_is_missing_are_let_pass(tmp_path: Path) -> None:
+def test_files_devices_and_missing_paths_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "missing", tmp_path, Path("/dev/null")):
         refuse_pipe(path)

@@ -1,4 +1,4 @@
-"""The epoch plan is a pure function that loses no clip, and gives every rank as much to do as the others."""
+"""The epoch plan is a pure function that loses no clip and gives all ranks equal work."""
 
 import hashlib
 import time
@@ -71,7 +71,7 @@ longs_only = st.lists(st.integers(150, 300), min_size=1, max_size=60)
     world_size=st.integers(1, 6),
     window=st.integers(1, 3),
 )
-def test_every_clip_stands_in_one_batch_of_one_rank_within_the_limits(
+def test_every_clip_is_in_one_batch_of_one_rank_within_the_limits(
     num_frames: list[int], clips_a_shard: int, batch_size: int, epoch: int, world_size: int, window: int
 ) -> None:
     samples = table(num_frames, clips_a_shard)
@@ -91,7 +91,7 @@ def test_every_clip_stands_in_one_batch_of_one_rank_within_the_limits(
     assert set(left_out) - uneven == set(range(len(num_frames))) - kept
     num_shards = len({row // clips_a_shard for row in kept})
     assert len(uneven) <= (world_size - 1) * max(1, round(num_shards / window / world_size))
-    # a super-window loses clips to evenness only once all its batches are down to one clip
+    # a super-window leaves out clips for equal batches only if all its batches have one clip
     assert not uneven or any(len(batch) == 1 for batch in batches)
     assert len({len(plan.batches) for plan in plans}) == 1
     for batch in batches:
@@ -102,7 +102,7 @@ def test_every_clip_stands_in_one_batch_of_one_rank_within_the_limits(
     assert {plan.padded_frames for plan in plans} == {padded}
 
 
-def test_what_does_not_come_out_even_is_left_out_of_one_epoch_and_not_of_the_next() -> None:
+def test_clips_left_out_for_equal_batches_differ_between_epochs() -> None:
     samples, params = table([200] * 10, clips_a_shard=10), LoaderParams(frame_budget=200)
     left_out = []
     for epoch in range(20):
@@ -114,18 +114,18 @@ def test_what_does_not_come_out_even_is_left_out_of_one_epoch_and_not_of_the_nex
 
 
 def test_ranks_with_few_long_clips_take_over_batches_of_the_others() -> None:
-    """One shard of two clips that fill a batch each, three of many short ones: no part has batches to halve."""
+    """One shard has two clips that fill a batch each, others only short clips: one rank cannot halve its batches."""
     samples = table([400, 400, *[10] * 12], clips_a_shard=2)
     plans = all_plans(samples, LoaderParams(frame_budget=400), 1, 0, world_size=2)
     assert [len(plan.batches) for plan in plans] == [7, 7]
     assert not len(plans[0].left_out)
 
 
-# -- referees ------------------------------------------------------------------------------------------------
+# -- references ----------------------------------------------------------------------------------------------
 
 
 def greedy(lengths: list[int], batch_size: int, budget: int) -> list[list[int]]:
-    """The cut as one would write it first."""
+    """A simple implementation of the cut."""
     batches: list[list[int]] = []
     for length in lengths:
         last = batches[-1] if batches else []
@@ -171,7 +171,7 @@ def halved(sizes: list[int], count: int) -> list[int]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_evening_out_halves_and_loses_nothing_it_need_not(sizes_of_rank: list[list[int]]) -> None:
+def test_evening_out_halves_batches_and_leaves_out_the_minimum(sizes_of_rank: list[list[int]]) -> None:
     at, of_rank = 0, []
     for sizes in sizes_of_rank:
         edges = np.cumsum([at, *sizes]).tolist()
@@ -184,7 +184,7 @@ def test_evening_out_halves_and_loses_nothing_it_need_not(sizes_of_rank: list[li
     assert sorted(set(after)) == sorted(after) and set(after) <= set(before)
     num_steps = max(map(len, sizes_of_rank))
     if all(sum(sizes) >= num_steps for sizes in sizes_of_rank):
-        # each rank keeps its own clips, and no step is made that is not needed
+        # each rank keeps its own clips, and there are no unnecessary steps
         assert len(evened[0]) == num_steps
         for batches, (first, _), sizes in zip(
             evened, (rank[0] for rank in of_rank), sizes_of_rank, strict=True
@@ -200,7 +200,7 @@ def test_evening_out_halves_and_loses_nothing_it_need_not(sizes_of_rank: list[li
 # -- purity ----------------------------------------------------------------------------------------------------
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     samples, params = table(list(range(20, 120))), LoaderParams()
     plan = listed(plan_epoch(samples, params, 8, epoch=3))
     np.random.seed(5)
@@ -210,7 +210,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert plan != listed(plan_epoch(samples, LoaderParams(seed=1), 8, epoch=3))
 
 
-def test_the_order_does_not_depend_on_how_arrow_holds_the_table() -> None:
+def test_the_order_does_not_depend_on_the_arrow_layout() -> None:
     whole = table(list(range(20, 120)))
     names = whole["shard"].to_pylist()
     strangely_ordered = ["unused", *sorted(set(names), reverse=True)]
@@ -227,7 +227,7 @@ def test_the_order_does_not_depend_on_how_arrow_holds_the_table() -> None:
             assert listed(expected) == listed(plan_epoch(other, LoaderParams(window_shards=2), 8, 0, 2, rank))
 
 
-def test_clips_meet_others_from_epoch_to_epoch() -> None:
+def test_batches_differ_between_epochs() -> None:
     samples = table(like_chinese_lips(1_000), 50)
     mates = [
         {frozenset(batch) for batch in listed(plan_epoch(samples, LoaderParams(), 8, epoch))}
@@ -271,7 +271,7 @@ def test_fewer_shards_than_ranks_are_shared_by_neighbours() -> None:
 
 @pytest.mark.parametrize(("num_shards", "window_shards", "most"), [(21, 4, 5), (17, 16, 17), (40, 16, 20)])
 def test_few_shards_are_open_at_once(num_shards: int, window_shards: int, most: int) -> None:
-    """Windows are nearly equal: no last one of a single shard, whose clips would only meet each other."""
+    """Windows are nearly equal: the last one is not a single shard, whose clips would not be mixed with others."""
     samples = table(like_chinese_lips(num_shards * 30), 30)
     plan = plan_epoch(samples, LoaderParams(window_shards=window_shards), 8, 0)
     steps = defaultdict(list)
@@ -313,7 +313,7 @@ def test_the_length_limit_rises_evenly_and_stays() -> None:
     assert [length_limit(begins_above, epoch, 900) for epoch in range(5)] == [500] * 5
 
 
-def test_a_curriculum_leaves_out_exactly_the_longer_clips_and_says_so() -> None:
+def test_a_curriculum_leaves_out_exactly_the_longer_clips_and_lists_them() -> None:
     lengths = np.arange(50, 550)
     params = LoaderParams(curriculum_epochs=5, curriculum_frames=100, max_frames=500)
     for epoch in range(8):
@@ -323,7 +323,7 @@ def test_a_curriculum_leaves_out_exactly_the_longer_clips_and_says_so() -> None:
         assert sorted(np.concatenate(plan.batches)) == np.flatnonzero(lengths <= limit).tolist()
 
 
-def test_a_clip_over_the_budget_is_named_before_a_curriculum_comes_to_it() -> None:
+def test_a_clip_over_the_budget_is_reported_before_a_curriculum_reaches_it() -> None:
     params = LoaderParams(frame_budget=400, curriculum_epochs=10, curriculum_frames=100)
     with pytest.raises(TrainingError, match="c1 with 500 frames"):
         plan_epoch(table([10, 500, 20]), params, 8, 0)
@@ -333,7 +333,9 @@ def test_a_clip_over_the_budget_is_named_before_a_curriculum_comes_to_it() -> No
 
 def test_a_curriculum_that_begins_below_every_clip_is_refused() -> None:
     params = LoaderParams(curriculum_epochs=10, curriculum_frames=100)
-    with pytest.raises(TrainingError, match=r"0 clips of at most 100 frames .* loader.curriculum_frames"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 0 has 0 clips of at most 100 frames.* loader\.curriculum_frames"
+    ):
         plan_epoch(table([101, 200]), params, 8, 0)
 
 
@@ -348,13 +350,13 @@ def test_padding_is_low_and_planning_quick_under_the_recipe_for_chinese_lips() -
     samples = table(lengths, 95)
     start = time.process_time()
     plan = plan_epoch(samples, recipe.loader, recipe.train.batch_size, epoch=0)
-    # processor time, since a shared machine stretches the clock; 0.02 s where this was written
+    # processor time, because wall time varies on a shared machine; measured: 0.02 s
     assert time.process_time() - start <= 0.5
     assert plan.padding_share <= 0.08 and not len(plan.left_out)
 
 
 def test_at_each_step_the_ranks_have_clips_of_like_length() -> None:
-    """A rank that is slower than the others at one step keeps all of them waiting."""
+    """All ranks wait for the slowest rank in each step."""
     order = order_epoch(table(like_chinese_lips(), 95), LoaderParams(), 8, 0, world_size=8)
     padded = order.padded_SW
     assert (padded.max(axis=1) / padded.mean(axis=1)).mean() <= 1.05
@@ -384,9 +386,9 @@ def test_scoring_reads_every_clip_once_even_over_the_budget(lengths: list[int], 
     [(1, "f9068d3f8e8e0133"), (3, "0cc626e52e47d6cd")],
 )
 def test_the_order_is_that_of_this_version(world_size: int, golden: str) -> None:
-    """Where this fails the order of every epoch has changed, by our code or numpy's: raise PLAN_VERSION.
+    """If this fails, our code or numpy changed the order of every epoch: raise PLAN_VERSION.
 
-    Checkpoints of the older order then refuse to go on, instead of reading some clips twice and others never.
+    Then runs do not resume from checkpoints of the old order, which would read some clips twice and others never.
     """
     samples = table(like_chinese_lips(2_000, seed=1), 50)
     params = LoaderParams(seed=3, frame_budget=4_000, window_shards=4)

@@ -1,4 +1,4 @@
-"""Shards of every codec, read by plain webdataset and Hugging Face datasets: the clips and labels that were packed."""
+"""Plain webdataset and Hugging Face datasets read the packed clips and labels of shards of every codec."""
 
 import io
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tests.support.crop_runs import clip_row, write_clips
 from tests.support.packing import Packing, make
 from tests.support.videos import write_mouth
 
-# webdataset leaves the closing of shards to the garbage collector
+# webdataset closes shards only by garbage collection
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 LOSSLESS = ("raw", "ffv1")
 MEMBER = {"raw": "npy", "jpeg": "jpg", "h264": "mp4", "ffv1": "mkv"}
@@ -40,7 +40,7 @@ def packing(tmp_path_factory: pytest.TempPathFactory) -> Packing:
 
 
 def cached_clips(crops: Path, cache: Path) -> dict[str, np.ndarray]:
-    """What went into the pack."""
+    """Returns the clips that were packed."""
     kept = {
         row["clip_id"]: ClipCache(cache).read_clip(row["clip_key"], (row["num_frames"], 96, 96))
         for row in pq.read_table(crops).to_pylist()
@@ -52,7 +52,7 @@ def cached_clips(crops: Path, cache: Path) -> dict[str, np.ndarray]:
 def check(
     samples: Iterator[Sample], codec: str, clips: dict[str, np.ndarray], rows: list[dict[str, Any]]
 ) -> None:
-    """The samples are those of `rows`, each once, and look like `clips`."""
+    """Asserts that the samples are those of `rows`, each once, with the content of `clips`."""
     by_id = {row["clip_id"]: row for row in rows}
     seen = []
     for clip_THW, about in samples:
@@ -71,7 +71,7 @@ def check(
 
 
 def clip_of(value: Any, codec: str, num_frames: int) -> np.ndarray:
-    """The clip as others see its member: an array, one tall picture, or bytes of a video."""
+    """Returns the clip from the member as other readers give it: an array, a tall image, or video bytes."""
     if codec == "raw":
         return np.asarray(value, np.uint8)
     if codec == "jpeg":
@@ -89,7 +89,7 @@ def test_plain_webdataset(packing: Packing, codec: str) -> None:
     assert len(shards) > 2
 
     def samples() -> Iterator[Sample]:
-        # its own decoders: .npy and .json by default, a picture by PIL as gray levels
+        # decoders of webdataset: .npy and .json by default, images by PIL as gray levels
         for sample in webdataset.WebDataset(shards, shardshuffle=False).decode("l8"):
             about = sample["json"]
             assert sample["__key__"] == about["clip_id"]
@@ -138,7 +138,7 @@ TYPES = {
     "split": str,
     "topic": str,
 }
-"""Of the fields of every sample's JSON."""
+"""Types of the fields in the JSON of a sample."""
 BATCH = 3
 
 
@@ -187,7 +187,7 @@ def test_hugging_face_datasets_where_the_first_samples_lack_a_topic(
         streaming=streaming,
         cache_dir=str(tmp_path),
     )
-    # what it makes out of the first five samples holds for all
+    # datasets derives the types from the first five samples
     kinds = {str: "string", int: "int64", float: "float64"}
     assert {name: kind.dtype for name, kind in loaded.features["json"].items()} == {
         name: kinds[kind] for name, kind in TYPES.items()
@@ -218,16 +218,16 @@ def test_torchs_loader_with_its_default_collate(half_known: Packing) -> None:
     samples = webdataset.WebDataset(shards_of(half_known), shardshuffle=False).decode()
     batches = list(torch.utils.data.DataLoader(samples, batch_size=BATCH))
     assert [tuple(batch["npy"].shape) for batch in batches] == [(BATCH, 12, 96, 96)] * 3
-    told = {name: [value for batch in batches for value in batch["json"][name]] for name in TYPES}
+    fields = {name: [value for batch in batches for value in batch["json"][name]] for name in TYPES}
     for row in half_known.rows("shards"):
-        place = told["clip_id"].index(row["clip_id"])
+        place = fields["clip_id"].index(row["clip_id"])
         for name in ("label", "speaker", "topic", "num_frames"):
-            assert told[name][place] == ("" if row[name] is None else row[name])
+            assert fields[name][place] == ("" if row[name] is None else row[name])
 
 
 @pytest.mark.realdata
 def test_real_mouths(realdata: Path, tmp_path: Path) -> None:
-    """GRID, three clips, through ingest, crop, pack and plain webdataset; errors as docs/benchmarks.md has them."""
+    """GRID, three clips, through ingest, crop, pack and plain webdataset; errors as in docs/benchmarks.md."""
     import webdataset
 
     videos = sorted((realdata / "grid" / "video").glob("*/*"))[::200][:3]

@@ -1,4 +1,4 @@
-"""Shards in a bucket come through a network that fails: whole, or with a clear error."""
+"""Shards in a bucket are read through a faulty network: completely, or with a clear error."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ from shards.store import FolderStore, ShardStore
 from tests.support.packed import Packed
 from tests.support.remote_packs import (  # noqa: F401
     FAULTS,
-    HASTY,
-    IMPATIENT,
+    QUICK_RETRIES,
     RANGE_BYTES,
     ROOT,
+    SHORT_TIMEOUTS,
     URL,
-    opened_fixture,
+    open_remote_fixture,
     packed_fixture,
     proxy_fixture,
     server_fixture,
@@ -43,13 +43,13 @@ from tests.support.s3_server import BUCKET, FaultyProxy, s3_client
 def test_all_bytes_come_through(
     packed: Packed,
     proxy: FaultyProxy,
-    opened: Callable[..., RemoteStore],
+    open_remote: Callable[..., RemoteStore],
     caplog: pytest.LogCaptureFixture,
     fault: str,
 ) -> None:
     proxy.fault = FAULTS[fault]
     is_silent = fault in ("hang", "trickle", "each")
-    store = opened(patience=IMPATIENT if is_silent else HASTY)
+    store = open_remote(retries=SHORT_TIMEOUTS if is_silent else QUICK_RETRIES)
     for name in tars(packed):
         assert store.local(name).read_bytes() == (packed.shards / name).read_bytes()
     retried = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -58,10 +58,10 @@ def test_all_bytes_come_through(
     assert all("; try " in record.message and URL in record.message for record in retried)
 
 
-def test_what_fails_always_ends_soon_and_leaves_no_torso(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], tmp_path: Path
+def test_a_permanent_failure_ends_soon_and_leaves_no_partial_file(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
-    store = opened()
+    store = open_remote()
     first, second = tars(packed)[:2]
     store.local(first)
     for fault in ("503", "cut"):
@@ -73,21 +73,21 @@ def test_what_fails_always_ends_soon_and_leaves_no_torso(
         ):
             store.local(second)
         assert time.monotonic() - began < 5
-        # then it asks once for the size, lest the shard itself is short
+        # then it requests the size once, in case the shard itself is truncated
         assert [request.split()[0] for request in proxy.requests] == ["GET"] * 6 + ["HEAD"]
     assert [size for name, size in sizes(tmp_path / "cache").items() if "000001" in name] == []
 
 
 @pytest.mark.parametrize("num_bytes", [0, RANGE_BYTES, 300_000])
 def test_a_shard_that_is_shorter_than_its_index_says(
-    packed: Packed, opened: Callable[..., RemoteStore], tmp_path: Path, num_bytes: int
+    packed: Packed, open_remote: Callable[..., RemoteStore], tmp_path: Path, num_bytes: int
 ) -> None:
     shutil.copytree(packed.shards, tmp_path / "there")
     os.truncate(tmp_path / "there" / tars(packed)[0], num_bytes)
     with pytest.raises(
-        ShardError, match=rf"000000\.tar is cut.* has {num_bytes} bytes, index\.json says more"
+        ShardError, match=rf"000000\.tar is truncated.* has {num_bytes} bytes, index\.json says more"
     ):
-        opened((tmp_path / "there").as_uri()).local(tars(packed)[0])
+        open_remote((tmp_path / "there").as_uri()).local(tars(packed)[0])
 
 
 @pytest.mark.parametrize("num_bytes", [0, RANGE_BYTES, 300_000])
@@ -95,7 +95,7 @@ def test_a_shard_that_is_shorter_in_its_bucket(
     packed: Packed,
     proxy: FaultyProxy,
     server: tuple[str, int],
-    opened: Callable[..., RemoteStore],
+    open_remote: Callable[..., RemoteStore],
     num_bytes: int,
 ) -> None:
     name, client = tars(packed)[0], s3_client(server)
@@ -105,12 +105,14 @@ def test_a_shard_that_is_shorter_in_its_bucket(
     }.items():
         client.put_object(Bucket=BUCKET, Key=f"short/{key}", Body=content)
     client.close()
-    with pytest.raises(ShardError, match=rf"000000\.tar is cut.* has {num_bytes} bytes"):
-        opened(f"s3://{BUCKET}/short").local(name)
+    with pytest.raises(ShardError, match=rf"000000\.tar is truncated.* has {num_bytes} bytes"):
+        open_remote(f"s3://{BUCKET}/short").local(name)
 
 
-def test_silence_is_no_hang(packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]) -> None:
-    store = opened(patience=replace(IMPATIENT, tries=2, read_s=0.3, request_s=0.6))
+def test_a_silent_server_causes_a_timeout(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
+) -> None:
+    store = open_remote(retries=replace(SHORT_TIMEOUTS, tries=2, read_s=0.3, request_s=0.6))
     store.local("train/index.json")
     for fault in ("hang", "trickle"):
         proxy.fault = lambda number, request, fault=fault: fault
@@ -120,35 +122,35 @@ def test_silence_is_no_hang(packed: Packed, proxy: FaultyProxy, opened: Callable
         assert time.monotonic() - began < 4
 
 
-def test_what_is_not_there_or_forbidden_is_not_tried_again(
-    packed: Packed, proxy: FaultyProxy, server: tuple[str, int], opened: Callable[..., RemoteStore]
+def test_missing_and_forbidden_files_are_not_retried(
+    packed: Packed, proxy: FaultyProxy, server: tuple[str, int], open_remote: Callable[..., RemoteStore]
 ) -> None:
     client, name = s3_client(server), tars(packed)[1]
     client.upload_file(str(packed.shards / "train/index.json"), BUCKET, "gone/train/index.json")
     client.close()
-    store = opened(f"s3://{BUCKET}/gone")
+    store = open_remote(f"s3://{BUCKET}/gone")
     with pytest.raises(ShardError, match=f"gone/{name}: cannot read it .*FileNotFoundError"):
         store.local(name)
     proxy.fault = lambda number, request: "403"
-    with pytest.raises(MachineError, match=r"000002\.tar: cannot read it .*PermissionError.*rights"):
+    with pytest.raises(MachineError, match=r"000002\.tar: cannot read it .*PermissionError.*permissions"):
         store.local("train/train-000002.tar")
     assert len(proxy.requests) == 4  # with the index, and the size of the last
     proxy.fault = lambda number, request: ""
     with pytest.raises(ShardError, match=r"nobucket"):
-        opened("s3://nobucket/pack").local("train/train-000000.tar")
+        open_remote("s3://nobucket/pack").local("train/train-000000.tar")
 
 
-def test_an_index_that_does_not_know_a_shard(proxy: FaultyProxy, opened: Callable[..., RemoteStore]) -> None:
-    with pytest.raises(ShardError, match=r"train/index\.json knows no such shard"):
-        opened().local("train/train-000099.tar")
+def test_an_index_without_the_shard(proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]) -> None:
+    with pytest.raises(ShardError, match=r"train/index\.json does not list this shard"):
+        open_remote().local("train/train-000099.tar")
     with pytest.raises(ShardError, match=r"extra/index\.json: cannot read it"):
-        opened().local("extra/extra-000000.tar")
+        open_remote().local("extra/extra-000000.tar")
 
 
-def test_other_bytes_are_fetched_once_more(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], tmp_path: Path
+def test_wrong_bytes_are_fetched_again_once(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
-    store, (first, second), numbers = opened(), tars(packed)[:2], count()
+    store, (first, second), numbers = open_remote(), tars(packed)[:2], count()
     store.local(first)
     proxy.requests.clear()
     proxy.fault = lambda number, request: "garbled" if next(numbers) == 2 else ""
@@ -157,7 +159,7 @@ def test_other_bytes_are_fetched_once_more(
     assert len(proxy.gets(second)) == 2 * num_ranges
     proxy.requests.clear()
     proxy.fault = lambda number, request: "garbled"
-    with pytest.raises(ShardError, match=r"000002\.tar is not what index\.json says"):
+    with pytest.raises(ShardError, match=r"000002\.tar does not match index\.json"):
         store.local("train/train-000002.tar")
     assert len(set(proxy.requests)) * 2 == len(proxy.requests)
     assert not [name for name in sizes(tmp_path / "cache") if "000002" in name]
@@ -175,10 +177,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     }[request.param]
 
 
-def test_what_is_written_can_be_read_and_removed(
-    place: str, opened: Callable[..., RemoteStore], tmp_path: Path
+def test_written_files_can_be_read_and_removed(
+    place: str, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
-    store: ShardStore = opened(place) if "://" in place else FolderStore(Path(place))
+    store: ShardStore = open_remote(place) if "://" in place else FolderStore(Path(place))
     assert store.is_remote == ("://" in place)
     assert store.names() == []
     content = os.urandom(700_000)
@@ -206,12 +208,12 @@ def test_what_is_written_can_be_read_and_removed(
 
 
 def test_a_faulty_network_is_written_through(
-    proxy: FaultyProxy, server: tuple[str, int], opened: Callable[..., RemoteStore]
+    proxy: FaultyProxy, server: tuple[str, int], open_remote: Callable[..., RemoteStore]
 ) -> None:
     content = os.urandom(700_000)
     faults = {"PUT": ["503", "hang"], "HEAD": ["503"]}
     proxy.fault = lambda number, request: faults[method].pop() if faults[method := request.split()[0]] else ""
-    with opened(f"s3://{BUCKET}/new", patience=IMPATIENT).writing("train/train-000009.tar") as file:
+    with open_remote(f"s3://{BUCKET}/new", retries=SHORT_TIMEOUTS).writing("train/train-000009.tar") as file:
         file.write(content)
     assert sorted(proxy.faults) == ["503", "503", "hang"]
     client = s3_client(server)
@@ -219,7 +221,7 @@ def test_a_faulty_network_is_written_through(
     proxy.fault = lambda number, request: "503"
     with (
         pytest.raises(MachineError, match="cannot write it, tried 6 times"),
-        opened().writing("train/x.tar") as file,
+        open_remote().writing("train/x.tar") as file,
     ):
         file.write(content)
     client.close()
@@ -235,7 +237,7 @@ def test_open_store_takes_urls_and_folders(tmp_path: Path) -> None:
         open_store("nosuch://x", machine)
     for place in ("s3:/bucket/pack", "S3:/bucket", "gs:/", "file:/data/shards"):
         with pytest.raises(
-            ConfigError, match=rf"paths\.shards: {place} is no URL; write {place}".replace(":/", ":/+")
+            ConfigError, match=rf"paths\.shards: {place} is not a URL; write {place}".replace(":/", ":/+")
         ):
             open_store(place, machine)
     for folder in ("./s3:/bucket", "C:/shards", "a:b/c"):
@@ -255,21 +257,26 @@ def test_a_missing_package_is_named() -> None:
     assert "pip install 'lip-pipeline[s3]'" in done.stderr
 
 
-def test_keys_that_are_not_there_are_told_at_once(
-    proxy: FaultyProxy, opened: Callable[..., RemoteStore], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_missing_keys_are_reported_immediately(
+    proxy: FaultyProxy,
+    open_remote: Callable[..., RemoteStore],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(MachineError, match="AWS_ACCESS_KEY_ID"):
-        opened().local("train/train-000000.tar")
+        open_remote().local("train/train-000000.tar")
     assert proxy.requests == []
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "train/../../x.tar", "/etc/x.tar"])
-def test_names_that_climb_are_refused(opened: Callable[..., RemoteStore], tmp_path: Path, name: str) -> None:
-    for store in (opened("memory://x"), FolderStore(tmp_path)):
-        with pytest.raises(ShardError, match="no name of a shard"):
+def test_names_outside_the_store_are_refused(
+    open_remote: Callable[..., RemoteStore], tmp_path: Path, name: str
+) -> None:
+    for store in (open_remote("memory://x"), FolderStore(tmp_path)):
+        with pytest.raises(ShardError, match="not a valid name of a shard"):
             store.local(name)
 
 
@@ -298,7 +305,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("content", BROKEN)
-def test_a_broken_index_is_named(content: bytes) -> None:
+def test_a_broken_index_is_reported(content: bytes) -> None:
     with pytest.raises(ShardError, match=r"here/index\.json is damaged"):
         parse_index(content, "train", "here/index.json")
 

@@ -1,4 +1,4 @@
-"""Text of others' making, where people look at it: no character steers a terminal, no cell is run as a formula."""
+"""Foreign text in output: no character controls a terminal, and no CSV cell is run as a formula."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # -- control characters --------------------------------------------------------------------------------------
 
 
-def test_no_character_of_unicode_steers_a_terminal_or_turns_a_line() -> None:
+def test_no_character_of_unicode_controls_a_terminal_or_the_direction() -> None:
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     shown = one_line(every)
     assert {c for c in shown if unicodedata.category(c) in STEERING} == {"\u200c", "\u200d"}
@@ -65,7 +65,7 @@ def test_nothing_in_a_log_begins_a_line_but_the_log(capsys: pytest.CaptureFixtur
     try:
         raise ValueError(HOSTILE)
     except ValueError:
-        logger.exception("while looking at %s", HOSTILE)
+        logger.exception("while reading %s", HOSTILE)
     lines = text.getvalue().split("\n")
     own = [line for line in lines if line and not line.startswith("  ")]
     assert [line.split(" - ")[1] for line in own] == ["WARNING", "WARNING", "ERROR"]
@@ -76,7 +76,7 @@ def test_nothing_in_a_log_begins_a_line_but_the_log(capsys: pytest.CaptureFixtur
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A table whose columns were filled in by somebody who means harm; its videos are missing."""
+    """A corpus table with hostile values; its videos are missing."""
     (tmp_path / "corpus").mkdir()
     with (tmp_path / "corpus" / "clips.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -101,7 +101,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_corpus_cannot_forge_a_line_or_steer_the_terminal(
     corpus: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Through tables, logs and messages of the verbs themselves."""
+    """In tables, logs and messages of real commands."""
     for command in (
         ["ingest", "--set", "corpus.speaker_overlap=warn"],
         ["stats"],
@@ -154,11 +154,11 @@ def test_no_page_holds_a_control_character(tmp_path: Path, corpus: Path) -> None
 )
 def test_a_character_table_that_would_steer_the_terminal_is_refused(unit: str) -> None:
     for units, joiner in ((["你", unit], ""), (["ni", f"ha{unit}o"], " ")):
-        told = {"special_tokens": list(SPECIAL_TOKENS), "characters": units, "joiner": joiner}
+        stored = {"special_tokens": list(SPECIAL_TOKENS), "characters": units, "joiner": joiner}
         with pytest.raises(
             CheckpointError, match=r"best\.pt: 'characters' holds '.*\\.*control character.*train again"
         ) as caught:
-            Tokenizer.from_json(told, "best.pt")
+            Tokenizer.from_json(stored, "best.pt")
         assert unit not in str(caught.value)
 
 
@@ -188,7 +188,7 @@ HARMLESS = ["-1.5", "+3", "-1e-9", ".5", "", "'tis", "你好", "a=b", "1-2", " =
 
 
 def read_back(cell: str) -> str:
-    """As docs/queries.md says: one apostrophe is removed where such text follows apostrophes."""
+    """Restores text as in docs/queries.md: removes one apostrophe if such text follows apostrophes."""
     rest = cell.lstrip("'")
     return cell[1:] if cell != rest and rest[:1] in tuple("=+-@\t\r\n＝＋－＠") else cell
 
@@ -210,20 +210,20 @@ def test_every_text_is_read_back(text: str) -> None:
 
 def test_a_query_as_csv_holds_no_formula(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_answer(
-        """SELECT '=1+1' AS "=cmd", -1.5 AS number, '-1.5' AS told, NULL AS nothing, ['=1'] AS list""",
+        """SELECT '=1+1' AS "=cmd", -1.5 AS number, '-1.5' AS text, NULL AS nothing, ['=1'] AS list""",
         PathsParams(),
         "csv",
         corpus / "out.csv",
     )
     with (corpus / "out.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
-            ["'=cmd", "number", "told", "nothing", "list"],
+            ["'=cmd", "number", "text", "nothing", "list"],
             ["'=1+1", "-1.5", "-1.5", "", "['=1']"],
         ]
 
 
 BREAKS = "a\r=cmd|calc"
-"""A carriage return begins a row where it stands without quotes: for spreadsheets, and for Python's own reader."""
+"""A carriage return without quotes begins a new row, in spreadsheets and in the csv module of Python."""
 
 
 def test_no_line_break_in_a_value_begins_a_row(corpus: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nothing in a shard or a catalogue is believed: damage and malice are named with shard and clip, at no cost."""
+"""Shards and the catalogue are untrusted: damage and attacks are reported with shard and clip, without large memory."""
 
 import io
 import shutil
@@ -43,7 +43,7 @@ def row_of(packed: Packed, number: int = 3) -> dict:
 
 
 def both_ways(packed: Packed, row: dict) -> list[np.ndarray | ShardError]:
-    """What `read_sample` gives, and the stream with and without the frame size known before; errors as values."""
+    """Returns results of `read_sample` and of the stream with and without known frame size; errors as values."""
     table = pa.Table.from_pylist([row], SAMPLES)
     got: list[np.ndarray | ShardError] = []
     try:
@@ -92,7 +92,7 @@ def test_damage_is_named_with_its_shard(copy: Callable[[str], Packed], codec: st
 
 
 def write_sample(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], row: dict) -> dict:
-    """A shard of just these members in place of the row's; the row as a catalogue would have it."""
+    """Replaces the shard of the row by one with only these members; returns the matching row."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for member, content in members:
             tar.addfile(member, io.BytesIO(content))
@@ -124,7 +124,7 @@ KINDS = {
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", [0, 1])
-def test_members_that_are_no_plain_files_are_refused(
+def test_members_that_are_not_regular_files_are_refused(
     copy: Callable[[str], Packed], codec: str, kind: str, which: int
 ) -> None:
     packed = copy(codec)
@@ -139,7 +139,7 @@ def test_members_that_are_no_plain_files_are_refused(
     content[start : start + 512] = header
     path.write_bytes(content)
     if which == 1 and codec == "raw":
-        # the stream reads the pixels alone; what stands after them is read_sample's
+        # the stream reads only the pixels; read_sample checks the metadata
         with pytest.raises(ShardError, match=path.name):
             read_sample(packed.store, row)
     else:
@@ -172,7 +172,7 @@ def test_a_pickle_in_place_of_a_clip_is_refused(copy: Callable[[str], Packed], c
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[" * 100_000, b'{"fps": 25', b"\xff"])
-def test_metadata_that_are_none_are_refused(copy: Callable[[str], Packed], content: bytes) -> None:
+def test_invalid_metadata_is_refused(copy: Callable[[str], Packed], content: bytes) -> None:
     packed = copy("raw")
     row = row_of(packed)
     clip, (metadata, _) = members_of(packed, row)
@@ -212,7 +212,7 @@ def test_a_hostile_catalogue_costs_no_memory(packs: dict[str, Packed], codec: st
 
 
 def test_a_header_that_claims_too_much_costs_no_memory(copy: Callable[[str], Packed]) -> None:
-    """Header, tar and catalogue agree on 300 TB; the file is short, or long of holes."""
+    """Header, tar and catalogue agree on 300 TB; the file is short, or large and sparse."""
     packed = copy("raw")
     row = row_of(packed)
     shape = (2**31 - 1, 384, 384)
@@ -238,10 +238,10 @@ def test_a_header_that_claims_too_much_costs_no_memory(copy: Callable[[str], Pac
 
 @settings(max_examples=300, deadline=None)
 @given(place=st.integers(0, 639), value=st.integers(0, 255), number=st.integers(0, 4))
-def test_the_quick_way_takes_just_what_the_careful_one_takes(
+def test_the_fast_reader_accepts_exactly_what_the_strict_reader_accepts(
     packs: dict[str, Packed], place: int, value: int, number: int
 ) -> None:
-    """Any byte of tar and .npy header changed, once as it is and once with the sum of the header made right."""
+    """Changes any byte of the tar and .npy headers, with the old and with the corrected header checksum."""
     packed = packs["raw"]
     row = row_of(packed, number)
     whole = packed.shards / row["shard"]
@@ -254,12 +254,12 @@ def test_the_quick_way_takes_just_what_the_careful_one_takes(
     moved = row | {"shard": "train/changed.tar", "sample_offset": 0, "clip_offset": 512}
     for changed in (content, summed):
         (packed.shards / moved["shard"]).write_bytes(changed)
-        careful, *quick = both_ways(packed, moved)
-        for got in quick:
-            if isinstance(careful, ShardError):
+        strict, *fast = both_ways(packed, moved)
+        for got in fast:
+            if isinstance(strict, ShardError):
                 assert isinstance(got, ShardError)
             else:
-                np.testing.assert_array_equal(got, careful)
+                np.testing.assert_array_equal(got, strict)
 
 
 @settings(max_examples=200, deadline=None)
@@ -274,7 +274,7 @@ def test_noise_is_a_shard_error_and_nothing_else(
     assert_refused(packed, row)
 
 
-def test_clips_of_another_size_are_named(tmp_path: Path) -> None:
+def test_clips_of_another_size_are_reported(tmp_path: Path) -> None:
     clips = [*CLIPS[:2], ("train_odd", "train", np.zeros((9, 80, 96), np.uint8), "一")]
     packed = pack_clips(tmp_path, clips)
     samples = read_samples(packed.samples, "train")

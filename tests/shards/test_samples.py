@@ -1,4 +1,4 @@
-"""samples.parquet is read by split and hashed in pieces; what a plan depends on is named when it differs."""
+"""samples.parquet is read by split and hashed in pieces; differences of plan identities are listed."""
 
 from pathlib import Path
 
@@ -55,14 +55,14 @@ def test_a_split_without_samples_is_refused_with_those_there_are(path: Path) -> 
             read(path, "dev")
 
 
-def test_what_is_no_such_table_is_refused(tmp_path: Path, path: Path) -> None:
-    with pytest.raises(TableError, match=r"is missing; `pipeline pack` makes it"):
+def test_other_tables_are_refused(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(TableError, match=r"is missing; run `pipeline pack`"):
         read_samples(tmp_path / "none.parquet", "train")
     pq.write_table(pa.table({"clip_id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(TableError, match=r"schema version none .* run `pipeline pack` again"):
         splits_of(tmp_path / "other.parquet")
     (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TableError, match="no readable Parquet file"):
+    with pytest.raises(TableError, match="not a readable Parquet file"):
         read_plan_columns(tmp_path / "cut.parquet", "train")
 
 
@@ -80,7 +80,7 @@ def test_wrong_bytes_end_in_a_table_error_or_are_read(tmp_path: Path, path: Path
     assert num_refused > 100
 
 
-def test_a_rank_that_reads_the_plan_columns_alone_plans_and_hashes_the_same(path: Path) -> None:
+def test_the_plan_columns_give_the_same_plan_and_hash(path: Path) -> None:
     whole, light = read_samples(path, "train"), read_plan_columns(path, "train")
     params = LoaderParams(window_shards=2)
     for rank in range(2):
@@ -97,7 +97,7 @@ texts = st.text(st.sampled_from("aé字"), max_size=3)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(texts, texts, st.integers(0, 3)), max_size=12), st.data())
-def test_equal_rows_have_equal_hashes_however_arrow_holds_them(
+def test_equal_rows_have_equal_hashes_for_any_arrow_layout(
     rows: list[tuple[str, str, int]], data: st.DataObject
 ) -> None:
     columns = {
@@ -152,7 +152,7 @@ def test_the_hash_sees_the_order_of_the_rows() -> None:
 # -- the identity --------------------------------------------------------------------------------------------
 
 
-def test_an_identity_survives_a_checkpoint_and_names_what_differs() -> None:
+def test_an_identity_is_restored_from_a_checkpoint_and_lists_differences() -> None:
     table, params = catalogue(["train"] * 9), LoaderParams()
     there = plan_identity(table, params, 12)
     assert PlanIdentity.from_dict(there.as_dict()) == there
@@ -160,19 +160,19 @@ def test_an_identity_survives_a_checkpoint_and_names_what_differs() -> None:
     assert there.plan_version == PLAN_VERSION and there.differences(there) == []
     here = plan_identity(table.slice(1), LoaderParams(seed=1, max_frames=300), 8, world_size=2)
     assert here.differences(there) == [
-        "other clips: samples.parquet was packed anew",
+        "the clips differ: samples.parquet was packed again",
         "loader.max_frames is 300, the checkpoint has 0",
         "loader.seed is 1, the checkpoint has 0",
-        "train.batch_size 8 here, 12 there",
-        "2 ranks here, 1 there",
+        "train.batch_size is 8, the checkpoint has 12",
+        "this run has 2 ranks, the checkpoint 1",
     ]
     older = PlanIdentity(1, there.samples, {"seed": 0}, 12, 1)
-    told = there.differences(older)
-    assert told[0].startswith(f"plan version {PLAN_VERSION} here, 1 there")
-    assert "loader.window_shards is 16, the checkpoint has none" in told
+    messages = there.differences(older)
+    assert messages[0].startswith(f"plan version is {PLAN_VERSION}, the checkpoint has 1")
+    assert "loader.window_shards is 16, the checkpoint has none" in messages
 
 
-def test_the_hash_of_an_identity_sees_each_part_but_no_tolerance_for_damage() -> None:
+def test_the_hash_of_an_identity_covers_all_fields_but_not_max_bad_fraction() -> None:
     table, params = catalogue(["train"] * 9), LoaderParams()
     identities = [
         plan_identity(table, params, 8),

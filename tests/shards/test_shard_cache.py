@@ -1,4 +1,4 @@
-"""The cache of a remote store: bounded all along, shared by threads and processes, filled ahead."""
+"""The cache of a remote store: always bounded, shared by threads and processes, filled ahead."""
 
 import logging
 import os
@@ -27,11 +27,11 @@ from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.remote_packs import (  # noqa: F401
     FAULTS,
     GRACE_S,
-    IMPATIENT,
     ROOT,
+    SHORT_TIMEOUTS,
     URL,
     cache_of,
-    opened_fixture,
+    open_remote_fixture,
     packed_fixture,
     proxy_fixture,
     server_fixture,
@@ -48,16 +48,16 @@ from tests.support.s3_server import BUCKET, FaultyProxy, upload
 def test_a_stream_gives_the_same_batches_from_anywhere(
     packed: Packed,
     proxy: FaultyProxy,
-    opened: Callable[..., RemoteStore],
+    open_remote: Callable[..., RemoteStore],
     tmp_path: Path,
     num_workers: int,
     scheme: str,
 ) -> None:
-    """Through a network with faults and a cache of two shards and a half; the cache keeps its bound all along."""
+    """With network faults and a cache of 2.5 shards, which never exceeds its limit."""
     proxy.fault = FAULTS["each"]
     samples = read_samples(packed.samples, "train")
     gigabytes = cache_of(packed, 2.5)
-    remote = opened(URL if scheme == "s3" else packed.shards.as_uri(), gigabytes, IMPATIENT)
+    remote = open_remote(URL if scheme == "s3" else packed.shards.as_uri(), gigabytes, SHORT_TIMEOUTS)
     machine = MachineParams(num_workers=num_workers)
     streams = [ShardStream(store, samples, machine) for store in (packed.store, remote)]
     with watched(tmp_path / "cache" / "shards") as totals:
@@ -75,25 +75,25 @@ def test_a_stream_gives_the_same_batches_from_anywhere(
         assert {"503", "cut", "hang"} == set(proxy.faults)
 
 
-def test_an_open_file_outlives_its_place_in_the_cache(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+def test_an_open_file_stays_readable_after_its_eviction(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
-    store, names = opened(cache_gb=cache_of(packed, 1.5)), tars(packed)
+    store, names = open_remote(cache_gb=cache_of(packed, 1.5)), tars(packed)
     path = store.local(names[0])
     with path.open("rb") as file:
         began = time.monotonic()
         for name in names[1:3]:
             store.local(name)
-        assert time.monotonic() - began >= 2 * GRACE_S * 0.9  # what was asked for just now is left alone
+        assert time.monotonic() - began >= 2 * GRACE_S * 0.9  # recently requested files are kept
         assert not path.exists()
         assert file.read() == (packed.shards / names[0]).read_bytes()
     assert store.local(names[0]).exists()
 
 
 def test_many_threads_fetch_a_shard_once(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
-    store, names = opened(), tars(packed)[:3]
+    store, names = open_remote(), tars(packed)[:3]
     store.expect(names)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(store.local, names * 8))
@@ -104,12 +104,12 @@ def test_many_threads_fetch_a_shard_once(
 
 READ_ALL = """
 import sys
-from shards.remote_files import Patience
+from shards.remote_files import RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 url, cache, *names = sys.argv[1:]
-patience = Patience(6, 0.01, 20, 5, 5, 5, 1 << 18)
-store = RemoteStore(url, MachineParams(cache_dir=cache), patience)
+retries = RetryPolicy(6, 0.01, 20, 5, 5, 5, 1 << 18)
+store = RemoteStore(url, MachineParams(cache_dir=cache), retries)
 print("ready", flush=True)
 for name in names:
     print(store.local(name), flush=True)
@@ -118,7 +118,7 @@ assert "torch" not in sys.modules
 
 
 def reader(cache: Path, names: list[str]) -> subprocess.Popen[str]:
-    """A process of its own that reads these shards."""
+    """Starts a process that reads these shards."""
     return subprocess.Popen(
         [sys.executable, "-c", READ_ALL, URL, str(cache), *names],
         cwd=ROOT,
@@ -140,8 +140,8 @@ def test_two_processes_fetch_a_shard_once(packed: Packed, proxy: FaultyProxy, tm
     assert proxy.gets(".tar") and len(proxy.gets(".tar")) == len(set(proxy.gets(".tar")))
 
 
-def test_what_a_killed_process_left_makes_room(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], tmp_path: Path
+def test_partial_files_of_a_killed_process_are_removed_for_room(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
     names = tars(packed)
     proxy.fault = lambda number, request: "hang" if number == 4 else ""
@@ -152,7 +152,7 @@ def test_what_a_killed_process_left_makes_room(
     process.communicate()
     left = sizes(tmp_path / "cache")
     assert list(left.values()) == [(packed.shards / names[0]).stat().st_size]
-    store = opened(cache_gb=cache_of(packed, 1.2))
+    store = open_remote(cache_gb=cache_of(packed, 1.2))
     assert store.local(names[1]).read_bytes() == (packed.shards / names[1]).read_bytes()
     assert not left.keys() & sizes(tmp_path / "cache").keys()
 
@@ -164,10 +164,10 @@ def waited_for(condition: Callable[[], bool], limit_s: float = 5) -> bool:
     return condition()
 
 
-def test_what_is_expected_is_fetched_ahead_as_far_as_half_of_the_cache(
-    proxy: FaultyProxy, server: tuple[str, int], opened: Callable[..., RemoteStore], tmp_path: Path
+def test_expected_shards_are_fetched_ahead_up_to_half_of_the_cache(
+    proxy: FaultyProxy, server: tuple[str, int], open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
-    """Shards of one size, in one range each, and a cache of four."""
+    """Shards of equal size, with one request each, and a cache of four shards."""
     folder, cache = tmp_path / "equal", tmp_path / "cache" / "shards"
     names = [f"train/train-{number:06d}.tar" for number in range(8)]
     for name in names:
@@ -175,7 +175,7 @@ def test_what_is_expected_is_fetched_ahead_as_far_as_half_of_the_cache(
         (folder / name).write_bytes(os.urandom(100_000))
     write_indexes(folder)
     upload(server, folder, "equal")
-    store = opened(f"s3://{BUCKET}/equal", cache_gb=400_000e-9)
+    store = open_remote(f"s3://{BUCKET}/equal", cache_gb=400_000e-9)
 
     def here() -> list[int]:
         found = [path for path in sizes(cache) if not path.endswith(".tmp")]
@@ -189,11 +189,11 @@ def test_what_is_expected_is_fetched_ahead_as_far_as_half_of_the_cache(
     assert here() == [0, 1]
     store.local(names[0])
     assert waited_for(lambda: here() == [0, 1, 2])
-    # another epoch, another order: 2 and 1 are there and come soon, so no more is fetched
+    # a new epoch with a new order: 2 and 1 are cached and needed soon, so nothing else is fetched
     store.expect([names[2], names[1], names[7]])
     time.sleep(GRACE_S)
     assert here() == [0, 1, 2]
-    # what nobody foretold takes the place of what was read before
+    # unexpected shards replace shards that were already read
     for number in (4, 5, 6):
         store.local(names[number])
     assert here() == [1, 2, 5, 6]
@@ -203,10 +203,10 @@ def test_what_is_expected_is_fetched_ahead_as_far_as_half_of_the_cache(
     assert [len(proxy.gets(name)) for name in names] == [1, 1, 1, 0, 1, 1, 1, 1]
 
 
-def test_fetching_ahead_fails_quietly_and_reading_tells(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+def test_a_failure_of_fetching_ahead_is_raised_only_by_reading(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
-    store, names = opened(), tars(packed)
+    store, names = open_remote(), tars(packed)
     proxy.fault = lambda number, request: "404" if names[1] in request else ""
     store.expect([*names[:3], "train/train-000099.tar"])
     assert waited_for(lambda: bool(proxy.gets(names[2])))
@@ -216,44 +216,46 @@ def test_fetching_ahead_fails_quietly_and_reading_tells(
 
 
 def test_a_cache_smaller_than_a_shard(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
-    store = opened(cache_gb=cache_of(packed, 0.5))
+    store = open_remote(cache_gb=cache_of(packed, 0.5))
     store.expect(tars(packed))
-    with pytest.raises(MachineError, match=r"machine\.shard_cache_gb .* not even one shard"):
+    with pytest.raises(
+        MachineError, match=r"machine\.shard_cache_gb .* smaller than the shard .*pack\.shard_mb"
+    ):
         store.local(tars(packed)[0])
 
 
 def test_a_disk_that_cannot_be_written(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], tmp_path: Path
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_bytes(b"a file, no folder")
     with pytest.raises(MachineError, match=r"cannot hold shards .*machine\.cache_dir"):
-        opened().local(tars(packed)[0])
+        open_remote().local(tars(packed)[0])
 
 
 def test_a_full_disk(packed: Packed, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
-    """A real one, of a process of its own."""
+    """With a real full disk, in a separate process."""
     url, cache, names = packed.shards.as_uri(), tmp_path / "cache", tars(packed)[:2]
     done = on_small_disk(cache, "1m", [sys.executable, "-c", READ_ALL, url, str(cache), *names], ROOT)
     assert len(done.stdout.split()) == 2, done.stderr  # the first was fetched
     assert "MachineError" in done.stderr and "free some space" in done.stderr
 
 
-def test_a_later_pack_under_the_same_names_is_no_hit(
-    packed: Packed, tmp_path: Path, opened: Callable[..., RemoteStore]
+def test_a_later_pack_with_the_same_names_is_not_a_cache_hit(
+    packed: Packed, tmp_path: Path, open_remote: Callable[..., RemoteStore]
 ) -> None:
     first = pack_clips(tmp_path / "there", toy_clips(num_train=4, num_valid=1, seed=0))
     write_indexes(first.shards)
     name = tars(first)[0]
-    assert opened(first.shards.as_uri()).local(name).read_bytes() == (first.shards / name).read_bytes()
+    assert open_remote(first.shards.as_uri()).local(name).read_bytes() == (first.shards / name).read_bytes()
     second = pack_clips(tmp_path / "there", toy_clips(num_train=4, num_valid=1, seed=1))
     write_indexes(second.shards)
-    assert opened(first.shards.as_uri()).local(name).read_bytes() == (second.shards / name).read_bytes()
+    assert open_remote(first.shards.as_uri()).local(name).read_bytes() == (second.shards / name).read_bytes()
 
 
-def spoilt_copy(store: RemoteStore, packed: Packed, shard: str) -> Path:
-    """Fetches a shard and spoils every tar header in the copy of this machine."""
+def damaged_copy(store: RemoteStore, packed: Packed, shard: str) -> Path:
+    """Fetches a shard and damages all tar headers in the local copy."""
     path = store.local(shard)
     with path.open("r+b") as file:
         for row in read_samples(packed.samples, "train").to_pylist():
@@ -268,13 +270,13 @@ def spoilt_copy(store: RemoteStore, packed: Packed, shard: str) -> Path:
 def test_a_copy_damaged_on_this_machine_is_fetched_once_more(
     packed: Packed,
     proxy: FaultyProxy,
-    opened: Callable[..., RemoteStore],
+    open_remote: Callable[..., RemoteStore],
     caplog: pytest.LogCaptureFixture,
     num_workers: int,
     quarantine: bool,
 ) -> None:
-    store, name = opened(), tars(packed)[1]
-    path = spoilt_copy(store, packed, name)
+    store, name = open_remote(), tars(packed)[1]
+    path = damaged_copy(store, packed, name)
     before = len(proxy.gets(name))
     samples, machine = read_samples(packed.samples, "train"), MachineParams(num_workers=num_workers)
     plan = plan_epoch(samples, LoaderParams(frame_budget=60, window_shards=2), 2, 1)
@@ -286,16 +288,16 @@ def test_a_copy_damaged_on_this_machine_is_fetched_once_more(
         assert torch.equal(a.video_BTHW, b.video_BTHW)
     assert path.read_bytes() == (packed.shards / name).read_bytes()
     assert len(proxy.gets(name)) == 2 * before
-    assert 1 <= sum("fetched anew" in record.message for record in caplog.records) <= 5
-    spoilt_copy(other := opened(), packed, name)
+    assert 1 <= sum("fetched again" in record.message for record in caplog.records) <= 5
+    damaged_copy(other := open_remote(), packed, name)
     row = samples.slice(5, 1).to_pylist()[0]
     assert row["shard"] == name and read_sample(other, row)[0].shape[0] == row["num_frames"]
 
 
-def test_what_is_damaged_in_the_pack_itself_is_fetched_once_more_and_then_believed(
-    tmp_path: Path, opened: Callable[..., RemoteStore]
+def test_damage_in_the_pack_itself_is_fetched_again_once_and_then_reported(
+    tmp_path: Path, open_remote: Callable[..., RemoteStore]
 ) -> None:
-    """A pack whose index vouches for broken samples."""
+    """The index of the pack matches its damaged samples."""
     packed = pack_clips(tmp_path / "there", toy_clips(num_train=10, num_valid=1))
     samples = read_samples(packed.samples, "train")
     name = tars(packed)[0]
@@ -319,21 +321,21 @@ def test_what_is_damaged_in_the_pack_itself_is_fetched_once_more_and_then_believ
     assert sorted(fetched) == [name, name, tars(packed)[1]]
 
 
-def test_a_copy_of_another_size_is_no_hit(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+def test_a_copy_of_another_size_is_not_a_cache_hit(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
     name = tars(packed)[0]
-    path = opened().local(name)
+    path = open_remote().local(name)
     for num_bytes in (0, 1000, path.stat().st_size + 1):
         os.truncate(path, num_bytes)
-        assert opened().local(name).read_bytes() == (packed.shards / name).read_bytes()
+        assert open_remote().local(name).read_bytes() == (packed.shards / name).read_bytes()
 
 
-def test_a_shard_is_whole_all_the_while_it_is_renewed(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+def test_a_shard_stays_complete_during_its_renewal(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
     """Another process may be about to open it."""
-    store, name = opened(), tars(packed)[0]
+    store, name = open_remote(), tars(packed)[0]
     path = store.local(name)
     inode = path.stat().st_ino
     with ThreadPoolExecutor(1) as pool:
@@ -344,14 +346,14 @@ def test_a_shard_is_whole_all_the_while_it_is_renewed(
     assert not store.renew(name)
 
 
-def test_verify_blames_no_pack_for_a_shard_that_cannot_be_reached(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+def test_verify_reports_an_unreachable_shard_as_a_machine_error(
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
     names = tars(packed)
     for fault in ("503", "403", "cut"):
         proxy.fault = lambda number, request, fault=fault: fault if names[2] in request else ""
         with pytest.raises(MachineError, match=names[2]):
-            verify(opened(), packed.samples, MachineParams(workers=2))
+            verify(open_remote(), packed.samples, MachineParams(workers=2))
     proxy.fault = lambda number, request: "404" if names[2] in request else ""
-    result = verify(opened(), packed.samples, MachineParams(workers=2), split="train")
+    result = verify(open_remote(), packed.samples, MachineParams(workers=2), split="train")
     assert [problem.shard for problem in result.problems if "cannot be read" in problem.what] == [names[2]]

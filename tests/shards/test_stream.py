@@ -1,4 +1,4 @@
-"""The stream hands over exactly the planned clips, whatever the number of threads, and is left without a trace."""
+"""The stream yields exactly the planned clips for any number of threads, and its threads end with it."""
 
 import gc
 import os
@@ -68,7 +68,7 @@ def test_each_clip_arrives_whole_with_its_label(packed: Packed) -> None:
     assert sorted(seen) == sorted(clip_id for clip_id, split, *_ in CLIPS if split == "train")
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # it leaves its files to the collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset closes its files by garbage collection
 def test_the_clips_are_those_that_plain_webdataset_reads(packed: Packed) -> None:
     paths = sorted(str(path) for path in (packed.shards / "train").glob("*.tar"))
     theirs = {s["__key__"]: s["npy"] for s in webdataset.WebDataset(paths, shardshuffle=False).decode()}
@@ -83,7 +83,9 @@ def test_the_clips_are_those_that_plain_webdataset_reads(packed: Packed) -> None
 
 
 @pytest.mark.parametrize(("num_workers", "prefetch"), [(1, 1), (2, 4), (5, 1)])
-def test_threads_and_a_later_start_change_no_batch(packed: Packed, num_workers: int, prefetch: int) -> None:
+def test_batches_do_not_depend_on_threads_or_the_first_step(
+    packed: Packed, num_workers: int, prefetch: int
+) -> None:
     plan = plan_of(packed)
     whole = list(stream_of(packed, 0).batches(plan))
     stream = stream_of(packed, num_workers, prefetch)
@@ -121,7 +123,7 @@ def test_names_that_fit_no_plain_tar_header_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("num_workers", "prefetch"), [(0, 1), (2, 1)])
-def test_memory_is_used_again_but_never_while_anyone_holds_it(
+def test_memory_is_reused_but_never_while_it_is_referenced(
     packed: Packed, num_workers: int, prefetch: int
 ) -> None:
     plan = plan_of(packed) * 8
@@ -130,7 +132,7 @@ def test_memory_is_used_again_but_never_while_anyone_holds_it(
         places.add(batch.video_BTHW.data_ptr())
         if number % 8 == 0:  # a slice keeps the memory of its batch
             held.append((batch.video_BTHW[:1, 2:], batch.video_BTHW[:1, 2:].clone()))
-    # beside those held: the batch at hand, the one before it, those ahead; and memory that was too small, at first
+    # in addition to held memory: the current and previous batch, batches ahead, and early buffers that were too small
     assert len(places) <= len(held) + 2 + 2 * num_workers * prefetch + 4 < len(plan)
     assert all(torch.equal(kept, copy) for kept, copy in held)
 
@@ -146,11 +148,11 @@ def test_pinned_batches_are_the_same(packed: Packed, cuda: str) -> None:
     assert_same_batches(pinned, list(stream_of(packed, 0).batches(plan)))
 
 
-# -- leaving -------------------------------------------------------------------------------------------
+# -- early stop----------------------------------------------------------------------------------------
 
 
 class SlowStore(FolderStore):
-    """Takes its time, and notes what it is asked for."""
+    """Waits before each request and records the requests."""
 
     def __init__(self, folder: Path, delay_s: float = 0.0) -> None:
         super().__init__(folder)
@@ -166,11 +168,11 @@ class SlowStore(FolderStore):
 
 
 def one_clip_shards(folder: Path, num_clips: int = 24) -> Packed:
-    """Each clip in a shard of its own, so that a store is asked for each."""
+    """Packs each clip in its own shard, so that the store gets a request for each."""
     return pack_clips(folder, [c for c in toy_clips(num_clips, 0) if c[1] == "train"], clips_a_shard=1)
 
 
-def test_an_iterator_that_is_left_reads_no_further_and_the_next_epoch_begins(tmp_path: Path) -> None:
+def test_an_abandoned_iterator_stops_reading_and_the_next_epoch_starts(tmp_path: Path) -> None:
     packed = one_clip_shards(tmp_path)
     store = SlowStore(packed.shards, delay_s=0.05)
     samples = read_samples(packed.samples, "train")
@@ -181,7 +183,7 @@ def test_an_iterator_that_is_left_reads_no_further_and_the_next_epoch_begins(tmp
     gc.collect()
     time.sleep(0.2)
     asked = len(store.asked)
-    assert asked < 10  # of the 17 that were queued, those that were begun
+    assert asked < 10  # of the 17 queued batches, only those that had started
     time.sleep(0.3)
     assert len(store.asked) == asked
     assert [batch.rows for batch in stream.batches(batches, 20)] == [(20,), (21,), (22,), (23,)]
@@ -203,7 +205,7 @@ def test_threads_end_with_their_stream(packed: Packed) -> None:
         assert not thread.is_alive()
 
 
-def test_the_store_is_told_which_shards_come_in_which_order(packed: Packed) -> None:
+def test_the_store_gets_the_order_of_the_needed_shards(packed: Packed) -> None:
     store = SlowStore(packed.shards)
     samples = read_samples(packed.samples, "train")
     plan = plan_of(packed)
@@ -213,7 +215,7 @@ def test_the_store_is_told_which_shards_come_in_which_order(packed: Packed) -> N
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_error_comes_with_its_batch(tmp_path: Path, num_workers: int) -> None:
+def test_an_error_is_raised_with_its_batch(tmp_path: Path, num_workers: int) -> None:
     packed = one_clip_shards(tmp_path, 12)
     samples = read_samples(packed.samples, "train")
     (packed.shards / samples["shard"][7].as_py()).unlink()
@@ -224,8 +226,8 @@ def test_an_error_comes_with_its_batch(tmp_path: Path, num_workers: int) -> None
         next(batches)
 
 
-def test_the_interpreter_ends_at_once_after_ctrl_c(tmp_path: Path) -> None:
-    """Threads are joined at exit: they must give up what is queued, here 32 batches of 0.3 s."""
+def test_the_interpreter_ends_immediately_after_ctrl_c(tmp_path: Path) -> None:
+    """Threads are joined at exit and must drop their queue, here 32 batches of 0.3 s."""
     one_clip_shards(tmp_path, 40)
     script = (
         "import os, pathlib, signal, sys, time\n"

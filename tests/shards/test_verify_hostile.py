@@ -1,4 +1,4 @@
-"""`pipeline verify` on members that no pack has, and on metadata, catalogues and indexes that say something else."""
+"""`pipeline verify` with hostile tar members, and with metadata, catalogues and indexes that do not match."""
 
 import io
 import json
@@ -29,20 +29,20 @@ HOSTILE: dict[str, tuple[Member, str]] = {
     "block": (member("b.npy", tarfile.BLKTYPE), "is a device"),
     "pipe": (member("b.npy", tarfile.FIFOTYPE), "is a pipe"),
     "folder": (member("b.npy", tarfile.DIRTYPE), "is a folder"),
-    "climbing": (("../../b.npy", b"x"), "is a name that climbs"),
-    "absolute": (("/etc/b.npy", b"x"), "is a name that climbs"),
+    "climbing": (("../../b.npy", b"x"), "is a name that leads out"),
+    "absolute": (("/etc/b.npy", b"x"), "is a name that leads out"),
     "pickle": (("b.pkl", PICKLE.getvalue()), "is a pickle"),
     "pyd": (("b.pyd", b"x"), "is a pickle"),
-    "other": (("b.txt", b"x"), "are ['b.npy', 'b.txt', 'b.json'], not ['b.npy', 'b.json']"),
-    "doubled": (("b.npy", b"{}"), "are ['b.npy', 'b.npy', 'b.json'], not"),
+    "other": (("b.txt", b"x"), "are ['b.npy', 'b.txt', 'b.json'] instead of ['b.npy', 'b.json']"),
+    "doubled": (("b.npy", b"{}"), "are ['b.npy', 'b.npy', 'b.json'] instead of"),
     "pax": (member("b.npy", tarfile.XHDTYPE), "is of tar type b'x'"),
 }
 
 
 @pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_a_hostile_member_is_named(pack: Pack, hostile: str, within: bool) -> None:
-    """Within its sample, as the catalogue says, or between two that it knows."""
+def test_a_hostile_member_is_reported(pack: Pack, hostile: str, within: bool) -> None:
+    """Inside a sample of the catalogue, or between two samples."""
     added, text = HOSTILE[hostile]
     pack.shards["train/train-000000.tar"].insert(3 if within else 4, added)
     pack.write(with_catalogue=False)
@@ -61,8 +61,10 @@ def test_a_hostile_member_is_named(pack: Pack, hostile: str, within: bool) -> No
         assert only(found, text) == {"b"}
     else:
         name = added.name if isinstance(added, tarfile.TarInfo) else added[0]
-        told = f"{FIRST}member {name!r} at byte {third} is in no sample of samples.parquet"
-        assert only(found, told + (f", and {text}" if text.startswith(("is", "of")) else "")) == {"b"}
+        text_of_member = f"{FIRST}member {name!r} at byte {third} belongs to no sample of samples.parquet"
+        assert only(found, text_of_member + (f", and {text}" if text.startswith(("is", "of")) else "")) == {
+            "b"
+        }
     assert len(found) == 1
 
 
@@ -70,10 +72,12 @@ def test_a_pickle_under_the_name_of_a_clip(pack: Pack) -> None:
     pack.shards["train/train-000000.tar"][2] = ("b.npy", PICKLE.getvalue())
     pack.write()
     for decode in (False, True):
-        assert only(pack.found(decode=decode), "the clip cannot be decoded: the payload is no .npy") == {"b"}
+        assert only(pack.found(decode=decode), "the clip cannot be decoded: the payload is not an .npy") == {
+            "b"
+        }
 
 
-def test_only_decoding_finds_what_no_hash_tells(tmp_path: Path) -> None:
+def test_only_decoding_finds_damage_that_hashes_match(tmp_path: Path) -> None:
     pack = Pack(tmp_path, "jpeg")
     pack.shards["train/train-000000.tar"][2] = ("b.jpg", b"no picture")
     pack.write()
@@ -81,12 +85,12 @@ def test_only_decoding_finds_what_no_hash_tells(tmp_path: Path) -> None:
     assert only(pack.found(decode=True), "the clip cannot be decoded") == {"b"}
 
 
-def test_what_follows_the_end(pack: Pack) -> None:
+def test_data_after_the_end(pack: Pack) -> None:
     content = pack.path().read_bytes()
     for tail in (b"garbage", content):
         pack.path().write_bytes(content + tail)
         found = pack.found()
-        assert only(found, "behind the end of the tar, at byte") == set()
+        assert only(found, "after the end of the tar at byte") == set()
         assert only(found, "index.json says") == set()
     pack.path().write_bytes(content + bytes(512))
     assert len(pack.found()) == 2
@@ -112,12 +116,12 @@ def test_a_header_that_claims_eight_exabytes(pack: Pack) -> None:
     pack.write_indexes()
     assert pack.found() == {
         f"{FIRST}at bytes {row['sample_offset']} to {row['sample_offset'] + row['sample_size']}: member 'b.npy' "
-        f"claims {8 << 60} bytes, more than there are": {"b"}
+        f"claims {8 << 60} bytes, more than available": {"b"}
     }
 
 
-def test_a_negative_size_costs_its_sample_alone(pack: Pack) -> None:
-    """In base 256, -1 is ff…ff: rounded up to blocks it is 0."""
+def test_a_negative_size_loses_only_its_sample(pack: Pack) -> None:
+    """In base 256, -1 is ff…ff; rounded up to blocks it is 0."""
     row = pack.row("b")
     at = row["clip_offset"] + -(-row["clip_size"] // 512) * 512
     content = bytearray(pack.path().read_bytes())
@@ -132,17 +136,17 @@ def test_a_negative_size_costs_its_sample_alone(pack: Pack) -> None:
     assert set().union(*found.values()) == {"b"}
 
 
-def test_names_that_no_terminal_takes_are_escaped(pack: Pack) -> None:
+def test_unprintable_names_are_escaped(pack: Pack) -> None:
     (pack.folder / "shards" / os.fsdecode(b"caf\xe9\x1b[31m.tar")).write_bytes(b"")
     result = pack.verify()
     assert [problem.shard for problem in result.problems] == [r"caf\udce9\x1b[31m.tar"]
     json.dumps(result.as_dict(), ensure_ascii=False).encode()
 
 
-# -- what says something else ----------------------------------------------------------------------------
+# -- mismatches ------------------------------------------------------------------------------------------
 
 
-def test_metadata_of_another_story(pack: Pack) -> None:
+def test_metadata_that_does_not_match(pack: Pack) -> None:
     name = "train/train-000000.tar"
     for number, changed in enumerate(({"label": "别的"}, {"num_frames": 4}, {"codec": "jpeg"})):
         pack.shards[name][2 * number + 1] = (
@@ -155,22 +159,22 @@ def test_metadata_of_another_story(pack: Pack) -> None:
     assert only(found, "its metadata says label '别的', samples.parquet '一二a'") == {"a"}
     assert only(found, "num_frames 4, samples.parquet 3") == {"b"}
     assert only(found, "codec 'jpeg', samples.parquet 'raw'") == {"c"}
-    assert only(found, "its metadata is no JSON") == {"e"}
+    assert only(found, "its metadata is not valid JSON") == {"e"}
     assert len(found) == 4
 
 
 CATALOGUES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str, set[str]]] = {
-    "doubled": (lambda rows: rows.append(rows[5]), "has it more than once", {"e"}),
+    "doubled": (lambda rows: rows.append(rows[5]), "has this clip more than once", {"e"}),
     "hash": (lambda rows: rows[1].update(sha256="0" * 64), "the sha256 of the clip", {"b"}),
     "place": (lambda rows: rows[1].update(clip_offset=0), "samples.parquet says", {"b"}),
-    "nonsense": (lambda rows: rows[1].update(sample_size=-5), "where it cannot stand", {"b"}),
-    "exabytes": (lambda rows: rows[1].update(sample_size=7 << 60), "where it cannot stand", {"b"}),
-    "overlap": (lambda rows: rows[1].update(sample_offset=0), "where it cannot stand", {"b"}),
-    "beyond": (lambda rows: rows[2].update(sample_offset=1 << 40), "is cut", {"c"}),
+    "nonsense": (lambda rows: rows[1].update(sample_size=-5), "which is not possible", {"b"}),
+    "exabytes": (lambda rows: rows[1].update(sample_size=7 << 60), "which is not possible", {"b"}),
+    "overlap": (lambda rows: rows[1].update(sample_offset=0), "which is not possible", {"b"}),
+    "beyond": (lambda rows: rows[2].update(sample_offset=1 << 40), "is truncated", {"c"}),
     "codec": (lambda rows: rows[1].update(codec="x"), "codec 'x' is unknown", {"b"}),
     "climbing": (lambda rows: rows[1].update(shard="../../x.tar"), "../../x.tar: is missing", {"b"}),
     "gone": (lambda rows: rows.pop(1), "member 'b.npy' at byte", set()),
-    "elsewhere": (lambda rows: rows[1].update(split="valid"), "has them in another split", {"b"}),
+    "elsewhere": (lambda rows: rows[1].update(split="valid"), "has these clips in another split", {"b"}),
 }
 
 
@@ -187,9 +191,9 @@ def test_wrong_indexes(pack: Pack) -> None:
     index = pack.index("train")
     pack.write_index("train", index | {"num_samples": 9, "split": "test", "shards": index["shards"][:1]})
     found = pack.found()
-    assert only(found, "is of split 'test'") == set()
-    assert only(found, "says 9 samples, its shards have 3") == set()
-    assert only(found, "train-000001.tar: train/index.json does not know it") == set()
+    assert only(found, "is the index of split 'test'") == set()
+    assert only(found, "says 9 samples, but its shards have 3") == set()
+    assert only(found, "train-000001.tar: is not listed in train/index.json") == set()
     index["shards"][0]["num_samples"] = 2
     index["shards"].append({"name": "train-000009.tar", "num_samples": 0, "bytes": 0, "sha256": "0" * 64})
     pack.write_index("train", index | {"num_samples": 4})
@@ -199,4 +203,4 @@ def test_wrong_indexes(pack: Pack) -> None:
     pack.path("train/index.json").write_bytes(b"{}")
     assert only(pack.found(), "train/index.json is damaged") == set()
     pack.path("train/index.json").unlink()
-    assert only(pack.found(), "the split is no whole pack") == set()
+    assert only(pack.found(), "the split is incomplete") == set()

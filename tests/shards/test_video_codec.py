@@ -1,4 +1,4 @@
-"""Clips as gray video: the gray levels that other players see too, the same bytes each time, and hostile files."""
+"""Clips as gray video: other players see the same gray levels, bytes are deterministic, hostile files are refused."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ PAYLOAD = {codec: encode_clip(CLIP, PackParams(codec=codec)) for codec in CODECS
 
 
 def other_video(container: str, codec: str, clip: np.ndarray, pix_fmt: str = "gray", **options: str) -> bytes:
-    """A video as somebody else would write it."""
+    """Encodes a video with other settings than ours."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=25, options=options)
@@ -52,7 +52,7 @@ def test_other_players_see_the_same_gray_levels(codec: str, tmp_path: Path) -> N
     assert np.array_equal(np.stack(grays), ours)
 
 
-def test_a_lower_crf_is_larger_and_truer() -> None:
+def test_a_lower_crf_is_larger_and_more_exact() -> None:
     sizes, errors = [], []
     for crf in (10, 18, 30):
         payload = encode_clip(CLIP, PackParams(codec="h264", h264_crf=crf))
@@ -77,8 +77,8 @@ for codec in ("jpeg", "h264", "ffv1"):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_what_was_encoded_before_leaves_no_trace(codec: str) -> None:
-    """x264's mbtree fails this in one of ten clips whose sides are no multiple of 16."""
+def test_earlier_clips_do_not_change_the_bytes(codec: str) -> None:
+    """With mbtree of x264 this fails for one in ten clips whose sides are not multiples of 16."""
     params = PackParams(codec=codec)
     rng = np.random.default_rng(0)
     for height, width in [*rng.integers(1, 50, (40, 2)).tolist(), (88, 88), (96, 96)]:
@@ -89,7 +89,7 @@ def test_what_was_encoded_before_leaves_no_trace(codec: str) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("num_frames", [len(CLIP) - 1, len(CLIP) + 1, 1, 10**6, 10**12, 0, -1])
 def test_exactly_the_catalogues_frames(codec: str, num_frames: int) -> None:
-    with pytest.raises(ValueError, match=r"catalogue|claims|hold no"):
+    with pytest.raises(ValueError, match=r"catalogue|claims|cannot hold"):
         decode_clip(PAYLOAD[codec], codec, num_frames)
 
 
@@ -112,7 +112,7 @@ OTHERS = {
 def test_only_our_container_codec_and_layout(name: str) -> None:
     codec, container, encoder, options = OTHERS[name]
     payload = other_video(container, encoder, CLIP, **options)
-    with av.open(io.BytesIO(payload)) as video:  # it is a sound video of as many frames
+    with av.open(io.BytesIO(payload)) as video:  # a valid video with the same number of frames
         assert len(list(video.decode(video=0))) == len(CLIP)
     with pytest.raises(ValueError, match=r"payload|frame"):
         decode_clip(payload, codec, len(CLIP))
@@ -127,8 +127,8 @@ def test_pictures_that_are_too_large() -> None:
             decode_clip(other_video(container, encoder, huge), codec, 1)
 
 
-def test_no_memory_on_a_headers_word() -> None:
-    """A catalogue that asks for more frames than a payload of that many bytes may become."""
+def test_a_claim_of_too_many_frames_allocates_no_memory() -> None:
+    """The catalogue asks for more frames than the limit for decoded bytes allows."""
     num_frames = MAX_CLIP_BYTES // (96 * 96) + 1
     payload = bytearray(PAYLOAD["ffv1"] + bytes(num_frames))
     at = payload.index(b"\x18\x53\x80\x67\x01") + 5
@@ -144,7 +144,7 @@ def test_no_memory_on_a_headers_word() -> None:
 
 
 @pytest.mark.parametrize(("codec", "container"), [("h264", "mp4"), ("ffv1", "matroska")])
-def test_nothing_stands_beside_the_video(codec: str, container: str) -> None:
+def test_other_streams_and_trailing_bytes_are_refused(codec: str, container: str) -> None:
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output, av.open(io.BytesIO(PAYLOAD[codec])) as ours:
         copies = [output.add_stream_from_template(ours.streams.video[0]) for _ in range(2)]
@@ -160,7 +160,7 @@ def test_nothing_stands_beside_the_video(codec: str, container: str) -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_damage_is_a_value_error_or_a_clip_of_that_length(codec: str) -> None:
-    """Cut at every 40th byte, and garbled by chance: never another exception, and never other frames than asked for."""
+    """Truncated at every 40th byte, and randomly changed: only ValueError, or a clip of the requested length."""
     payload = PAYLOAD[codec]
     for length in (*range(0, len(payload), len(payload) // 40), len(payload) - 1):
         with pytest.raises(ValueError):
@@ -190,12 +190,12 @@ def test_boxes_in_boxes_in_boxes_are_refused() -> None:
     nested = b""
     for _ in range(3_000):
         nested = box(b"moov", nested)
-    with pytest.raises(ValueError, match=r"no \.mp4 of ours"):
+    with pytest.raises(ValueError, match=r"not an \.mp4 of this program"):
         decode_video(nested, "h264", 1, 1 << 20)
 
 
 def test_a_long_list_of_edits_is_refused() -> None:
-    """FFmpeg copies its table of samples for each: 500 KB became 1.4 GB."""
+    """FFmpeg copies its sample table for each edit: 500 KB became 1.4 GB."""
     clip_THW = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
     payload = encode_video(clip_THW, "h264", 18)
     at = payload.index(b"edts") - 4

@@ -119,7 +119,7 @@ if __name__ == "__main__":
     tables = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "tracks")]
     machine = MachineParams(cache_dir=str(tmp_path / "cache"))
     made = (FolderStore(tmp_path / "shards"), tmp_path / "samples.parquet")
-    with pytest.raises(TableError, match=r"crops.parquet is missing; `pipeline crop` makes it"):
+    with pytest.raises(TableError, match=r"crops.parquet is missing; run `pipeline crop`"):
         pack(CorpusParams(root=str(run.root)), CropParams(), PackParams(), machine, *tables, *made)
     assert run().frames_made == 0
     assert run.tables() == whole

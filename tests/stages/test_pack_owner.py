@@ -20,7 +20,7 @@ from shards.store import OWNER, FolderStore
 from shards.verify import verify
 from stages.pack import pack
 from tests.support.packing import PARAMS, Packing, make
-from tests.support.remote_packs import HASTY, IMPATIENT
+from tests.support.remote_packs import QUICK_RETRIES, SHORT_TIMEOUTS
 from tests.support.s3_server import BUCKET, FaultyProxy, faulty_proxy, s3_client, s3_server
 
 
@@ -55,7 +55,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def pack_to(own: Packing, url: str, samples: Path, codec: str = "raw") -> RemoteStore:
-    store = RemoteStore(url, own.machine, HASTY)
+    store = RemoteStore(url, own.machine, QUICK_RETRIES)
     tables = (*own.tables, store, samples)
     pack(own.corpus, PARAMS, own.params(codec=codec), own.machine, *tables, has_rights=True)
     return store
@@ -91,7 +91,7 @@ def test_of_many_that_begin_at_once_one_goes_on(
     url, begin, ends = f"s3://{BUCKET}/race", threading.Barrier(6), []
 
     def claim(number: int) -> None:
-        store = RemoteStore(url, MachineParams(cache_dir=str(tmp_path / "cache")), HASTY)
+        store = RemoteStore(url, MachineParams(cache_dir=str(tmp_path / "cache")), QUICK_RETRIES)
         begin.wait()
         try:
             store.claim(tmp_path / f"{number}.parquet")
@@ -118,7 +118,7 @@ def test_a_store_that_knows_no_conditions_is_asked_before(
     tmp_path: Path, proxy: FaultyProxy, server: tuple[str, int]
 ) -> None:
     machine = MachineParams(cache_dir=str(tmp_path / "cache"))
-    store = RemoteStore(f"s3://{BUCKET}/plain", machine, HASTY)
+    store = RemoteStore(f"s3://{BUCKET}/plain", machine, QUICK_RETRIES)
     refused: list[str] = []
 
     def once(number: int, request: str) -> str:
@@ -146,7 +146,9 @@ def test_a_mark_that_was_stored_though_its_answer_was_lost(tmp_path: Path, proxy
             return "hang"
         return ""
 
-    store = RemoteStore(f"s3://{BUCKET}/lost", MachineParams(cache_dir=str(tmp_path / "cache")), IMPATIENT)
+    store = RemoteStore(
+        f"s3://{BUCKET}/lost", MachineParams(cache_dir=str(tmp_path / "cache")), SHORT_TIMEOUTS
+    )
     proxy.fault = once
     store.claim(tmp_path / "a.parquet")
     store.claim(tmp_path / "a.parquet")
@@ -159,7 +161,7 @@ def test_a_mark_that_nobody_knows_is_refused_with_the_way_out(tmp_path: Path, ma
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / OWNER).write_bytes(mark)
     store = open_store((tmp_path / "there").as_uri(), MachineParams(cache_dir=str(tmp_path / "cache")))
-    with pytest.raises(ShardError, match=rf"remove \S+/there/{OWNER} and start again"):
+    with pytest.raises(ShardError, match=rf"remove \S+/there/{OWNER} and run the same command again"):
         store.claim(tmp_path / "a.parquet")
     assert (tmp_path / "there" / OWNER).read_bytes() == mark
 
@@ -223,9 +225,9 @@ def test_what_a_killed_pack_leaves_is_named_by_verify_and_removed_by_the_next(ow
     samples.write_bytes(table)
     reported = {problem.shard: problem.what for problem in verify(there, samples, own.machine).problems}
     assert re.match(
-        r"was left by a pack that was killed .*the next `pipeline pack` removes it", reported[left]
+        r"is a partial file of a killed .*`pipeline pack`; the next run removes it", reported[left]
     )
-    assert "is no file of this pack" not in reported.values()
+    assert "is not a file of this pack" not in reported.values()
     assert content(pack_to(own, url, samples)) == whole
     assert not [name for name in there.names() if name.endswith(".tmp")]
     assert not verify(there, samples, own.machine).problems

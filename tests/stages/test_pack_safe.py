@@ -207,8 +207,8 @@ def test_a_full_disk_is_reported_before_the_former_pack_goes_or_as_what_it_cost(
     assert done.returncode == 0, done.stderr
     beforehand, midway, again = json.loads(done.stdout.splitlines()[-1])
     needed = re.fullmatch(
-        r"the disk is full: \S*/small/shards cannot be written, (\d\.\d) MB are needed; what was saved before "
-        r"is kept\. Free some space, .*",
+        r"the disk is full: \S*/small/shards cannot be written \((\d\.\d) MB needed\); files saved earlier "
+        r"are kept\. Free some space, .*",
         beforehand["message"],
     )
     assert needed, beforehand

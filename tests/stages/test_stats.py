@@ -355,7 +355,7 @@ def test_a_ledger_of_other_clips_is_refused(tmp_path: Path, crops: list[Row], me
 def test_samples_of_other_clips_are_refused_and_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"samples.parquet .* run `pipeline pack` again"):
         run(tmp_path, CLIP_ROWS, CROP_ROWS, [sample(clip("zz", "train", "好"))])
-    with pytest.raises(TableError, match=r"none.parquet is missing; `pipeline ingest` makes it"):
+    with pytest.raises(TableError, match=r"none.parquet is missing; run `pipeline ingest`"):
         stats(tmp_path / "none.parquet", None, None, tmp_path / "stats")
 
 

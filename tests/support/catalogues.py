@@ -1,4 +1,4 @@
-"""Shared by tests: catalogues."""
+"""A small catalogue for tests."""
 
 import pyarrow as pa
 
@@ -8,7 +8,7 @@ LABELS = ["我们", "", "a", "字" * 90, "旨在 搭建"]
 
 
 def catalogue(splits: list[str]) -> pa.Table:
-    """Rows whose splits are mixed as no pack of ours would mix them."""
+    """Returns rows with mixed splits, as `pack` would not write them."""
     n = len(splits)
     return pa.table(
         {

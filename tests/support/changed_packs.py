@@ -1,4 +1,4 @@
-"""A pack to change behind its indexes' back. Import the name that ends in _fixture for pack."""
+"""A pack that tests can damage or change. Import the fixture `pack` by its name that ends in _fixture."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ Member = tarfile.TarInfo | tuple[str, bytes]
 
 
 class Pack:
-    """Two shards of train, one of valid, by plain tarfile; its parts can be changed and written again."""
+    """Two shards of train and one of valid, written with tarfile; its members can be changed and written again."""
 
     def __init__(self, folder: Path, codec: Any = "raw") -> None:
         self.folder, self.codec = folder, codec
@@ -45,14 +45,14 @@ class Pack:
         self.write()
 
     def metadata(self, name: str, clip_id: str, **changed: Any) -> bytes:
-        told = {
+        metadata = {
             "clip_id": clip_id,
             "split": name.partition("/")[0],
             "label": "一二" + clip_id,
             "num_frames": 3,
         }
-        told |= {"codec": self.codec, "speaker": None, "topic": "KJ", "fps": 25.0}
-        return json.dumps(told | changed, ensure_ascii=False).encode()
+        metadata |= {"codec": self.codec, "speaker": None, "topic": "KJ", "fps": 25.0}
+        return json.dumps(metadata | changed, ensure_ascii=False).encode()
 
     def path(self, name: str = "train/train-000000.tar") -> Path:
         return self.folder / "shards" / name
@@ -62,7 +62,7 @@ class Pack:
         return self.folder / "samples.parquet"
 
     def write(self, with_catalogue: bool = True) -> None:
-        """Writes tars and indexes, and a catalogue that fits them."""
+        """Writes tars, their indexes, and a matching catalogue."""
         for name, members in self.shards.items():
             self.path(name).parent.mkdir(parents=True, exist_ok=True)
             with tarfile.open(self.path(name), "w", format=tarfile.GNU_FORMAT) as tar:
@@ -79,7 +79,7 @@ class Pack:
             write_table(self.samples, table_from_rows(rows, SAMPLES), SAMPLES)
 
     def write_indexes(self) -> None:
-        """Indexes that fit the tars as they are."""
+        """Writes indexes that match the current tars."""
         for split in ("train", "valid"):
             described = [
                 {
@@ -101,7 +101,7 @@ class Pack:
         self.path(f"{split}/index.json").write_text(json.dumps(index), "utf-8")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """What tarfile finds where each sample's two members stand together."""
+        """Returns the catalogue rows of samples whose two members tarfile finds next to each other."""
         rows = []
         with tarfile.open(self.path(name)) as tar:
             members = tar.getmembers()
@@ -138,7 +138,7 @@ class Pack:
         return verify(FolderStore(self.folder / "shards"), self.samples, MachineParams(workers=2), **options)
 
     def found(self, **options: Any) -> dict[str, set[str]]:
-        """The problems, each with its file, and the samples it costs."""
+        """Verifies the pack; returns each problem with its file, and its lost samples."""
         result = self.verify(**options)
         return {f"{problem.shard}: {problem.what}": set(problem.clip_ids) for problem in result.problems}
 
@@ -149,7 +149,7 @@ def pack_fixture(tmp_path: Path) -> Pack:
 
 
 def only(found: dict[str, set[str]], text: str) -> set[str]:
-    """What the one problem with `text` costs."""
+    """Returns the lost samples of the only problem with `text`."""
     (match,) = [problem for problem in found if text in problem]
     return found[match]
 

@@ -1,4 +1,4 @@
-"""Shared by tests: damage."""
+"""Damages samples for tests."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from tests.support.packed import Packed
 
 
 def damage(packed: Packed, rows: Sequence[int]) -> list[str]:
-    """Spoils the tar headers of these samples of train; their clip ids."""
+    """Damages the tar headers of these samples of train; returns their clip ids."""
     samples = read_samples(packed.samples, "train").to_pylist()
     for row in rows:
         with (packed.shards / samples[row]["shard"]).open("r+b") as file:

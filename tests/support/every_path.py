@@ -1,4 +1,4 @@
-"""Referees of the beam searches: CTC summed over every path, and a language model asked character by character."""
+"""References for beam searches: exact CTC sums over all paths, and language model scores character by character."""
 
 import itertools
 from collections import defaultdict
@@ -10,7 +10,7 @@ from model.text import BLANK_ID, END_ID, Tokenizer
 
 
 def scores(num_steps: int, num_tokens: int, seed: int, sharpness: float = 2.0) -> np.ndarray:
-    """Log-probabilities (S, V), float32 as a network gives them."""
+    """Returns random log-probabilities (S, V), float32 like those of a network."""
     logits = np.random.default_rng(seed).normal(0, sharpness, (num_steps, num_tokens))
     return (logits - np.logaddexp.reduce(logits, axis=1)[:, None]).astype(np.float32)
 
@@ -20,7 +20,7 @@ def collapsed(path: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def every_text(log_probs_SV: np.ndarray, table: Tokenizer) -> dict[str, float]:
-    """Exact log-probability of every text, by summing over every path."""
+    """Returns the exact log-probability of every text, summed over all paths."""
     sums: dict[str, list[float]] = defaultdict(list)
     num_steps, num_tokens = log_probs_SV.shape
     for path in itertools.product(range(num_tokens), repeat=num_steps):

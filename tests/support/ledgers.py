@@ -1,4 +1,4 @@
-"""A small cropped corpus, and made-up ledgers of any size over its clips, for the page of `pipeline qc`."""
+"""A small cropped corpus, and synthetic crops.parquet tables of any size, for the page of `pipeline qc`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Corpus:
-    """A folder with `corpus`, `cache` and the three tables; `clips` and `crops` are their rows."""
+    """A folder with `corpus`, `cache` and the three tables; `clips` and `crops` are rows of the tables."""
 
     folder: Path
     clips: list[Row]
@@ -66,7 +66,7 @@ class Corpus:
 
 
 def cropped(folder: Path) -> Corpus:
-    """A face, three ready mouths, a video of five frames and a file of garbage, as the crop stage leaves them."""
+    """Crops a face, three mouth videos, a video of five frames and a garbage file."""
     root = folder / "corpus"
     root.mkdir()
     write_face(root / "face.mp4", 12)
@@ -85,10 +85,10 @@ def cropped(folder: Path) -> Corpus:
     return corpus
 
 
-def with_made_up(corpus: Corpus, folder: Path, num_ok: int, a_reason: int, seed: int = 0) -> Corpus:
-    """The corpus with `num_ok` more usable clips, copies of its own with drawn figures, and so many a reason.
+def with_synthetic_clips(corpus: Corpus, folder: Path, num_ok: int, a_reason: int, seed: int = 0) -> Corpus:
+    """Adds `num_ok` usable clips, copies of existing ones with random values, and `a_reason` clips for each reason.
 
-    Speakers, labels, details and paths of the made-up clips hold markup.
+    Speakers, labels, details and paths of the synthetic clips contain markup.
     """
     rng = np.random.default_rng(seed)
     by_id = {row["clip_id"]: row for row in corpus.clips}

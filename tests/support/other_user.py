@@ -1,4 +1,4 @@
-"""The same process as another user, who may open only what is open to all."""
+"""Runs code of this process as another user, with access only to files that everyone may open."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ NOBODY = 65534
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """What is imported in here for the first time may not be found: the other user sees no home of root's."""
+    """Runs the block as user nobody. First imports in it may fail, because nobody cannot read the home of root."""
     groups, group = os.getgroups(), os.getegid()
     os.setgroups([])
     os.setegid(NOBODY)
@@ -29,9 +29,9 @@ def as_nobody() -> Iterator[None]:
 
 @contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder in which every user may write; pytest's own is shut to others. Skips where we are not root."""
+    """Yields a folder that every user may write, unlike that of pytest. Skips the test if the user is not root."""
     if os.geteuid() != 0:
-        pytest.skip("only root becomes another user")
+        pytest.skip("only root can become another user")
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     try:

@@ -1,4 +1,4 @@
-"""Packs made-up mouth clips with plain tarfile and numpy: the layout of DESIGN, not our writer."""
+"""Packs synthetic mouth clips with plain tarfile and numpy, without our writer."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ class Packed:
 
     @classmethod
     def at(cls, folder: Path) -> "Packed":
-        """What `pack_clips` left in `folder`."""
+        """Returns the pack that `pack_clips` wrote to `folder`."""
         return cls(FolderStore(folder / "shards"), folder / "samples.parquet")
 
     @property
@@ -36,7 +36,7 @@ class Packed:
 
 
 def toy_clip(label: str, seed: int, frames_a_char: int = 6) -> np.ndarray:
-    """A bar whose height is the character's: uint8, T×96×96. What a small network learns in seconds."""
+    """Returns a clip (uint8, T×96×96) of a bar at a height that encodes the character; a small network learns it."""
     rng = np.random.default_rng(seed)
     frames = []
     for character in label:
@@ -82,7 +82,7 @@ def pack_clips(
 
 
 def _payload(clip: np.ndarray, codec: Codec) -> bytes:
-    """Raw ones by numpy; the other codecs are ours."""
+    """Encodes raw clips with numpy, and other codecs with our encoder."""
     if codec != "raw":
         return encode_clip(clip, PackParams(codec=codec))
     file = io.BytesIO()
@@ -94,7 +94,7 @@ def _write_shard(
     path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]], codec: Codec, fps: float
 ) -> list[dict]:
     payloads = {}
-    # GNU names where they are too long for the older format
+    # GNU format if names are too long for USTAR
     is_long = any(len(clip_id) > 95 for clip_id, *_ in clips)
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if is_long else tarfile.USTAR_FORMAT) as tar:
         for clip_id, _, clip, label in clips:

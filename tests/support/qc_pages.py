@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.support.ledgers import Corpus, cropped, with_made_up
+from tests.support.ledgers import Corpus, cropped, with_synthetic_clips
 
 
 @pytest.fixture(scope="module", name="real")
@@ -28,7 +28,7 @@ def own_fixture(real: Corpus, tmp_path: Path) -> Corpus:
 @pytest.fixture(scope="module", name="synthetic")
 def synthetic_fixture(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, str]:
     """A corpus with every reason five times and 60 more usable clips, and its page."""
-    corpus = with_made_up(real, tmp_path_factory.mktemp("synthetic"), 60, 5)
+    corpus = with_synthetic_clips(real, tmp_path_factory.mktemp("synthetic"), 60, 5)
     return corpus, corpus.page()
 
 

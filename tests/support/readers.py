@@ -1,4 +1,4 @@
-"""Readers that need no network: what they say depends on the clip alone."""
+"""A lip reader without a network: its text depends only on the clip."""
 
 from dataclasses import dataclass, field
 from string import ascii_lowercase
@@ -13,23 +13,23 @@ from model.vocabulary import Vocabulary
 
 @dataclass
 class CountingReader:
-    """Says how many frames it was shown, and keeps the clips."""
+    """Returns the number of frames as text, and keeps the clips."""
 
     fps: float = 25.0
     crop_px: int = 96
     text: TextParams = field(default_factory=TextParams)
     clips: list[np.ndarray] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    """Said in turn instead, where there are any."""
+    """Texts to return in order instead, if any."""
     vocabulary: Vocabulary = field(
         default_factory=lambda: Vocabulary(Tokenizer.of_units(" 0123456789" + ascii_lowercase))
     )
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
         self.clips.append(clip_THW)
-        said = self.texts.pop(0) if self.texts else f"frames{len(clip_THW)}"
+        text = self.texts.pop(0) if self.texts else f"frames{len(clip_THW)}"
         score = float(np.log(0.5))
-        return Reading(said, score, (Candidate(said, score * len(said), 0.0), Candidate("x", -2.0, -2.0)))
+        return Reading(text, score, (Candidate(text, score * len(text), 0.0), Candidate("x", -2.0, -2.0)))
 
     def reference(self, label: str, params: DecodeParams) -> str:
         return label

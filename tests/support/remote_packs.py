@@ -1,4 +1,4 @@
-"""A pack in a bucket behind a faulty proxy. Import the names that end in _fixture for packed, server, proxy, opened."""
+"""A pack in a bucket behind a faulty proxy. Import its fixtures by the names that end in _fixture."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.remote_files import Patience
+from shards.remote_files import RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 from tests.support.packed import Packed, pack_clips, toy_clips
@@ -20,17 +20,17 @@ from tests.support.s3_server import BUCKET, FaultyProxy, faulty_proxy, s3_server
 URL = f"s3://{BUCKET}/pack"
 ROOT = Path(__file__).parents[2]
 RANGE_BYTES = 1 << 18
-HASTY = Patience(
+QUICK_RETRIES = RetryPolicy(
     6, first_wait_s=0.005, total_s=20, connect_s=5, read_s=5, request_s=5, range_bytes=RANGE_BYTES
 )
-IMPATIENT = replace(HASTY, tries=9, read_s=0.3, request_s=0.6)
-"""For what hangs; on a busy machine it also retries what would have come."""
+SHORT_TIMEOUTS = replace(QUICK_RETRIES, tries=9, read_s=0.3, request_s=0.6)
+"""For requests that hang; on a busy machine it also retries requests that are only slow."""
 GRACE_S = 0.25
 
 
 @pytest.fixture(name="packed", scope="module")
 def packed_fixture(tmp_path_factory: pytest.TempPathFactory) -> Packed:
-    """Shards of about 1 MB each: five of train, one of valid, one of test."""
+    """Shards of about 1 MB: five of train, one of valid, one of test."""
     packed = pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(num_train=24, num_valid=2))
     write_indexes(packed.shards)
     return packed
@@ -49,7 +49,7 @@ def write_indexes(shards_folder: Path) -> None:
 
 @pytest.fixture(name="server", scope="module")
 def server_fixture(packed: Packed) -> Iterator[tuple[str, int]]:
-    """A server with the pack in its bucket, under `pack`."""
+    """Starts a server with the pack in its bucket, under `pack`."""
     with s3_server() as server:
         upload(server, packed.shards, "pack")
         yield server
@@ -61,16 +61,16 @@ def proxy_fixture(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> I
         yield proxy
 
 
-@pytest.fixture(name="opened")
-def opened_fixture(tmp_path: Path) -> Iterator[Callable[..., RemoteStore]]:
-    """Opens stores, and closes them."""
+@pytest.fixture(name="open_remote")
+def open_remote_fixture(tmp_path: Path) -> Iterator[Callable[..., RemoteStore]]:
+    """Returns a function that opens stores; closes them after the test."""
     stores: list[RemoteStore] = []
 
     def open_(
-        url: str = URL, cache_gb: float = 1.0, patience: Patience = HASTY, cache: str = "cache"
+        url: str = URL, cache_gb: float = 1.0, retries: RetryPolicy = QUICK_RETRIES, cache: str = "cache"
     ) -> RemoteStore:
         machine = MachineParams(cache_dir=str(tmp_path / cache), shard_cache_gb=cache_gb)
-        stores.append(RemoteStore(url, machine, patience, GRACE_S))
+        stores.append(RemoteStore(url, machine, retries, GRACE_S))
         return stores[-1]
 
     yield open_
@@ -83,7 +83,7 @@ def tars(packed: Packed, split: str = "train") -> list[str]:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Every file with something in it below, by inode: one that is being renamed counts once."""
+    """Returns the sizes of all non-empty files below; by inode, so that a file during its rename counts once."""
     found: dict[int, tuple[str, int]] = {}
     for path in folder.rglob("*"):
         try:
@@ -97,14 +97,14 @@ def sizes(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def watched(folder: Path) -> Iterator[list[int]]:
-    """The total size of `folder`, over and over, whenever two looks in a row agree."""
+    """Measures the total size of `folder` repeatedly; keeps a total if two measurements in a row are equal."""
     totals: list[int] = []
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.is_set():
-            if (seen := sizes(folder)) == sizes(folder):
-                totals.append(sum(seen.values()))
+            if (measured := sizes(folder)) == sizes(folder):
+                totals.append(sum(measured.values()))
             time.sleep(0.001)
 
     thread = threading.Thread(target=watch)
@@ -131,5 +131,5 @@ FAULTS = {
 
 
 def cache_of(packed: Packed, num_shards: float) -> float:
-    """Gigabytes for that many of the largest shards."""
+    """Returns the size of this many of the largest shards, GB."""
     return num_shards * max((packed.shards / name).stat().st_size for name in tars(packed)) / 1e9

@@ -1,4 +1,4 @@
-"""A real S3-compatible server on this machine (moto's), and a proxy before it that fails as networks do."""
+"""A local S3-compatible server (moto), and a proxy in front of it that simulates network faults."""
 
 import http.client
 import socket
@@ -21,16 +21,16 @@ _HANG_AT_MOST_S = 30.0
 
 @dataclass
 class FaultyProxy:
-    """Passes requests on to `upstream`, but for what `fault` says of the n-th (from 1).
+    """Forwards requests to `upstream`, with the fault that `fault` returns for request number n (from 1).
 
-    It says "" (none), a status such as "503", "cut" (half of the body, then the connection ends), "garbled" (a byte
-    of the body is another), "hang" (no answer) or "trickle" (a byte now and then).
+    Faults: "" (none), a status such as "503", "cut" (half of the body, then the connection closes), "garbled" (one
+    byte of the body is changed), "hang" (no answer) or "trickle" (single bytes with pauses).
     """
 
     upstream: tuple[str, int]
     fault: Callable[[int, str], str] = lambda number, request: ""
     requests: list[str] = field(default_factory=list)
-    """Method, path and range of each."""
+    """Method, path and range of each request."""
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def gets(self, name: str) -> list[str]:
-        """The requests that read `name`."""
+        """Returns the requests that read `name`."""
         return [request for request in self.requests if request.startswith("GET") and name in request]
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class FaultyProxy:
                 try:
                     super().handle_one_request()
                 except ConnectionError:
-                    self.close_connection = True  # the client waits no longer
+                    self.close_connection = True  # the client has disconnected
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -125,7 +125,7 @@ class FaultyProxy:
 
 @contextmanager
 def s3_server() -> Iterator[tuple[str, int]]:
-    """Host and port of an S3 server with the empty `BUCKET`."""
+    """Starts an S3 server with the empty `BUCKET`; yields host and port."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
@@ -133,7 +133,7 @@ def s3_server() -> Iterator[tuple[str, int]]:
         client = s3_client(host_and_port)
         client.create_bucket(Bucket=BUCKET)
         yield host_and_port
-        # what moto holds lives on with the process
+        # moto keeps its objects until the process ends
         for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
             client.delete_object(Bucket=BUCKET, Key=entry["Key"])
         client.delete_bucket(Bucket=BUCKET)
@@ -144,10 +144,10 @@ def s3_server() -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def faulty_proxy(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy that has no fault yet; the environment has made-up keys and points to it."""
+    """Starts a proxy without faults; sets fake keys and its address in the environment."""
     for name, value in {
-        "AWS_ACCESS_KEY_ID": "made-up",
-        "AWS_SECRET_ACCESS_KEY": "made-up",
+        "AWS_ACCESS_KEY_ID": "fake",
+        "AWS_SECRET_ACCESS_KEY": "fake",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
@@ -163,13 +163,13 @@ def faulty_proxy(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> It
 
 
 def s3_client(server: tuple[str, int]) -> Any:
-    """A client of its own, by boto3: the referee of what lies in the bucket."""
+    """Returns an independent boto3 client, to check the content of the bucket."""
     return boto3.client(
         "s3",
         endpoint_url=f"http://{server[0]}:{server[1]}",
         region_name="us-east-1",
-        aws_access_key_id="made-up",
-        aws_secret_access_key="made-up",
+        aws_access_key_id="fake",
+        aws_secret_access_key="fake",
     )
 
 

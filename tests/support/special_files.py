@@ -1,4 +1,4 @@
-"""Shared by tests: special files."""
+"""Devices for tests."""
 
 import os
 import stat
@@ -7,19 +7,17 @@ from pathlib import Path
 import pytest
 
 NULL, FULL = (1, 3), (1, 7)
-
-
-"""Numbers of Linux's devices: one that takes everything, one that is always full."""
+"""Device numbers of Linux: /dev/null and /dev/full."""
 
 
 def device(path: Path, numbers: tuple[int, int], kind: int = stat.S_IFCHR) -> Path:
-    """A device of this test's own: those in /dev are everybody's, and tests may run as root."""
+    """Creates a device for this test: those in /dev are shared, and tests may run as root."""
     try:
         os.mknod(path, kind | 0o666, os.makedev(*numbers))
         if kind == stat.S_IFCHR:
             os.close(os.open(path, os.O_WRONLY))
     except PermissionError:
-        pytest.skip("no devices can be made here")
+        pytest.skip("devices cannot be created here")
     return path
 
 

@@ -28,9 +28,9 @@ from stages.train import train
 from tests.support.damage import damage
 from tests.support.packed import Codec, Packed, pack_clips, toy_clips
 from tests.support.remote_packs import (  # noqa: F401
-    HASTY,
-    IMPATIENT,
-    opened_fixture,
+    QUICK_RETRIES,
+    SHORT_TIMEOUTS,
+    open_remote_fixture,
     packed_fixture,
     proxy_fixture,
     server_fixture,
@@ -134,14 +134,14 @@ def test_a_lost_folder_is_never_a_bad_sample(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("fault", ["503", "403", "cut", "hang"])
 def test_an_outage_is_never_a_bad_sample(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore], num_workers: int, fault: str
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], num_workers: int, fault: str
 ) -> None:
     """At the start, and after the index and two shards were fetched."""
     samples = read_samples(packed.samples, "train")
-    patience = replace(IMPATIENT, tries=2) if fault == "hang" else HASTY
+    retries = replace(SHORT_TIMEOUTS, tries=2) if fault == "hang" else QUICK_RETRIES
     for is_fine in ((), ("index.json", "000000.tar", "000001.tar")):
         proxy.fault = lambda _, request, fine=is_fine: "" if any(name in request for name in fine) else fault
-        store = opened(patience=patience, cache=f"cache{len(is_fine)}")
+        store = open_remote(retries=retries, cache=f"cache{len(is_fine)}")
         stream = ShardStream(store, samples, MachineParams(num_workers=num_workers), quarantine=True)
         seen: list[ClipBatch] = []
         with pytest.raises(MachineError, match=r"s3://lips/pack/train/.*cannot read it"):
@@ -151,11 +151,11 @@ def test_an_outage_is_never_a_bad_sample(
 
 
 def test_a_shard_missing_in_its_bucket_makes_its_samples_bad(
-    packed: Packed, proxy: FaultyProxy, opened: Callable[..., RemoteStore]
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore]
 ) -> None:
     proxy.fault = lambda _, request: "404" if "000001.tar" in request else ""
     samples = read_samples(packed.samples, "train")
-    stream = ShardStream(opened(), samples, MachineParams(num_workers=2), quarantine=True)
+    stream = ShardStream(open_remote(), samples, MachineParams(num_workers=2), quarantine=True)
     bad = [sample for batch in stream.batches([np.arange(15)]) for sample in batch.bad]
     assert [sample.clip_id for sample in bad] == samples["clip_id"].to_pylist()[5:10]
 
@@ -295,16 +295,16 @@ def test_an_outage_ends_training_before_it_begins(
     tmp_path: Path,
     packed: Packed,
     proxy: FaultyProxy,
-    opened: Callable[..., RemoteStore],
+    open_remote: Callable[..., RemoteStore],
     fault: str,
     fine: str,
 ) -> None:
     """After the first shard, not after all shards."""
     proxy.fault = lambda _, request: "" if fine and fine in request else fault
     with pytest.raises(MachineError):
-        TrainingData(replace(tolerant(tmp_path, packed, 0.9), shards=opened()))
+        TrainingData(replace(tolerant(tmp_path, packed, 0.9), shards=open_remote()))
     assert not [request for request in proxy.requests if "000001.tar" in request]
-    assert len(proxy.requests) <= HASTY.tries + 2
+    assert len(proxy.requests) <= QUICK_RETRIES.tries + 2
 
 
 def test_the_first_clips_of_the_only_shard_may_be_bad(tmp_path: Path) -> None:

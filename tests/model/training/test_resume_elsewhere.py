@@ -41,8 +41,8 @@ def test_a_checkpoint_within_an_epoch_resumes_exactly_in_another_folder(
     [
         ({"loader": LoaderParams(frame_budget=200, seed=1)}, r"loader\.seed is 1, the checkpoint has 0"),
         ({"loader": LoaderParams(frame_budget=180)}, r"loader\.frame_budget is 180, the checkpoint has 200"),
-        ({"batch_size": 3}, r"train\.batch_size 3 here, 4 there"),
-        ({"clips": 22}, "other clips: samples.parquet"),
+        ({"batch_size": 3}, r"train\.batch_size is 3, the checkpoint has 4"),
+        ({"clips": 22}, "the clips differ: samples.parquet"),
     ],
 )
 def test_another_plan_is_rejected_with_its_differences_and_the_flag(

@@ -39,7 +39,7 @@ def test_a_new_run_reports_an_unfinished_run(
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job_in(tmp_path, fewer, num_epochs=1))
     (line,) = [message for message in caplog.messages if "starting a new run" in message]
-    assert "other clips" in line and line.endswith(f"--resume {last} --accept-new-plan")
+    assert "samples.parquet was packed again" in line and line.endswith(f"--resume {last} --accept-new-plan")
     caplog.clear()
     # after it is resumed and finished, it is no longer reported
     with caplog.at_level(logging.INFO, "pipeline.train"):
@@ -117,7 +117,7 @@ def test_the_reported_command_resumes_the_unfinished_run(
         "parameters": "train.learning_rate: 0.01 there, 0.5 here",
         "valid clips": "(other valid clips)",
         "program": "(by another version of the program)",
-        "train clips and model": "other clips: samples.parquet was packed anew",
+        "train clips and model": "the clips differ: samples.parquet was packed again",
         "vocabulary": "only there '', only here '五'",
         "crops": "model.window_px 96 is larger than the packed crops (80 px)",
     }

@@ -162,12 +162,12 @@ def test_tables_that_do_not_match_are_rejected(own: Corpus) -> None:
     own.tables[1].unlink()
     own.write(clips, crops)
     own.tables[1].unlink()
-    with pytest.raises(TableError, match=r"crops.parquet is missing; `pipeline crop` makes it"):
+    with pytest.raises(TableError, match=r"crops.parquet is missing; run `pipeline crop`"):
         own.page()
     write_table(own.tables[1], table_from_rows(crops, CROPS), CROPS)
     shutil.rmtree(own.folder / "cache")
     own.tables[2].unlink()
-    with pytest.raises(TableError, match=r"tracks.parquet is missing; `pipeline crop` makes it"):
+    with pytest.raises(TableError, match=r"tracks.parquet is missing; run `pipeline crop`"):
         own.page()
     assert not (own.folder / "qc.html").exists()
 

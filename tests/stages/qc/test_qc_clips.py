@@ -16,7 +16,7 @@ from stages.qc import pictures as pictures_module
 from stages.qc.pictures import PICTURE_BYTES
 from stages.statistics.quality import EXPLAINED, QUALITIES
 from tests.support.crop_runs import clip_row
-from tests.support.ledgers import Corpus, Row, with_made_up
+from tests.support.ledgers import Corpus, Row, with_synthetic_clips
 from tests.support.qc_pages import (  # noqa: F401
     ids,
     own_fixture,
@@ -208,7 +208,7 @@ def test_clips_that_cannot_be_cut_again_are_reported(own: Corpus) -> None:
 def test_a_large_corpus_gives_a_small_page(
     real: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = with_made_up(real, tmp_path, 5_000, 300)
+    corpus = with_synthetic_clips(real, tmp_path, 5_000, 300)
     rng = np.random.default_rng(0)
     read: list[str] = []
 

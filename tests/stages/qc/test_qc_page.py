@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.ledgers import PARAMS, cropped, with_made_up
+from tests.support.ledgers import PARAMS, cropped, with_synthetic_clips
 from tests.support.pages import BROKEN_IMAGES, OVERFLOW_PX, opened
 
 pytestmark = pytest.mark.browser
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A page that strains the layout: every reason, long names without a space, markup, a missing clip, a warning."""
     corpus = cropped(tmp_path_factory.mktemp("real"))
-    corpus = with_made_up(corpus, tmp_path_factory.mktemp("made"), 30, 2)
+    corpus = with_synthetic_clips(corpus, tmp_path_factory.mktemp("made"), 30, 2)
     for number, row in enumerate(corpus.clips):
         if number % 3 == 0:
             row |= {"speaker": f"{number}_{'S' * 90}", "label": "今" * 300}

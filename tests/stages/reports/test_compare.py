@@ -192,7 +192,7 @@ def test_a_path_without_a_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"predictions.parquet is missing"):
         compare(tmp_path, run_a, 200, 0)
     (tmp_path / "text").write_text("no parquet")
-    with pytest.raises(TableError, match="no readable Parquet"):
+    with pytest.raises(TableError, match="not a readable Parquet"):
         compare(tmp_path / "text", run_a, 200, 0)
     rows = read_table(run_a / "predictions.parquet", PREDICTIONS, "pipeline report")
     write_table(tmp_path / "empty.parquet", rows.slice(0, 0), PREDICTIONS)
