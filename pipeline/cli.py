@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 # each import adds verbs; `--help` lists them in this order
 import pipeline.commands.data
 import pipeline.commands.look
-import pipeline.commands.lm
 import pipeline.commands.train
-import pipeline.commands.score
-import pipeline.commands.report
-import pipeline.commands.compare
+import pipeline.commands.evaluate
 import pipeline.commands.inference
-import pipeline.commands.serve
-import pipeline.commands.weights
-import pipeline.commands.export  # noqa: F401
+import pipeline.commands.models  # noqa: F401
 # isort: on
 
 CRASHED = 1

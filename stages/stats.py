@@ -21,7 +21,7 @@ from stages.statistics.characters import (
 )
 from stages.statistics.join_tables import TABLES, UNKNOWN, copies_across_splits, join_tables, num_parts_of
 from stages.statistics.plots import stats_picture
-from stages.statistics.tidy_table import stats_table
+from stages.statistics.tables import stats_table
 
 FRAME_BIN = 10
 """Width of the bins of clip lengths, frames."""

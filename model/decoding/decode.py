@@ -16,8 +16,8 @@ from model.decoding.ngram import LanguageModel
 from model.decoding.posterior import with_posteriors
 from model.decoding.registry import GREEDY
 from model.decoding.result import Candidate, Reading
-from model.networks.masks import step_mask
 from model.networks.network import LipNetwork
+from model.networks.network_input import step_mask
 from model.settings import DecodeParams
 from model.text import BLANK_ID
 from model.vocabulary import Vocabulary

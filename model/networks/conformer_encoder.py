@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.networks.masks import step_mask
+from model.networks.network_input import step_mask
 from model.presets import ConformerSizes
 
 # For every layer norm. Tensors of the public encoders show this value: 1e-6 off, but 5e-5 off with torch's 1e-5.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.networks.masks import step_mask
+from model.networks.network_input import step_mask
 from model.presets import Cnn3dSizes, ConformerSizes
 
 

@@ -1,4 +1,6 @@
-"""Converts uint8 crops to the network's input: the central window, resized and normalised.
+"""Masks of the steps of a padded batch that belong to a clip.
+
+Converts uint8 crops to the network's input: the central window, resized and normalised.
 
 Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the resized window).
 """
@@ -8,8 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from model.networks.masks import step_mask
 from model.settings import ModelParams
+
+
+def step_mask(num_steps_B: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """Returns (B, num_steps) bool: true within each clip."""
+    return torch.arange(num_steps, device=num_steps_B.device) < num_steps_B[:, None]
+
 
 # A tenth of a gray level of 255, squared: avoids a division by 0 for a clip of a single gray level.
 SMALLEST_VARIANCE = (0.1 / 255) ** 2

@@ -47,7 +47,7 @@ def stats(
 
     from pipeline.command import check_writable
     from pipeline.console import stdout
-    from stages.statistics.shown import print_stats
+    from stages.statistics.tables import print_stats
     from stages.stats import stats as run
 
     values = load(params, assignments, config=config, data_root=data_root)
@@ -159,7 +159,7 @@ def verify(
     import json
 
     from pipeline.console import stdout
-    from pipeline.tables.verification import print_verification
+    from pipeline.tables.checks import print_verification
     from shards.open_store import open_store
     from shards.verify import verify as run
 

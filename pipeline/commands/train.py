@@ -1,6 +1,10 @@
 """The verb train.
 
 Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+
+The verb lm.
+
+Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
 """
 
 from pathlib import Path
@@ -24,6 +28,7 @@ from pipeline.command import (
 
 if TYPE_CHECKING:
     from pipeline.params import Params
+from pipeline.command import Json
 
 
 @app.command()
@@ -154,3 +159,28 @@ def _warn_of_preprocessing(values: "Params", params: Path, config: Path | None) 
         f"to apply it run: pipeline preprocess {' '.join(options)}",
         err=True,
     )
+
+
+@app.command()
+def lm(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="text to learn from, one sentence on each line; default: lm.text_file", metavar="FILE"
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Train the character language model for beam search and print its perplexity on split valid.
+
+    Example: pipeline lm --text novels.txt --set lm.order=5
+    """
+    import json
+
+    from stages.lm import make_language_model, summary_of
+
+    values = load(params, assignments, lm__text_file=text)
+    figures = make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
+    typer.echo(json.dumps(figures, ensure_ascii=False, indent=2) if json_ else summary_of(figures))

@@ -15,7 +15,7 @@ from model.device import choose_device
 from model.metrics import has_words, total_counts, word_error_rate
 from model.settings import DecodeParams
 from pipeline.params import Params
-from pipeline.tables.metrics import print_normalisers, print_overlap
+from pipeline.tables.evaluation import print_normalisers, print_overlap
 from shards.errors import ConfigError
 from shards.files import Progress
 from shards.open_store import open_store

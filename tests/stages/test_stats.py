@@ -27,7 +27,7 @@ from shards.errors import DiskError, Interrupted, TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
 from stages import stats as stats_module
-from stages.statistics.shown import print_stats
+from stages.statistics.tables import print_stats
 from stages.stats import FRAME_BIN, UNKNOWN, measure, stats
 
 JSON_FILES = (

@@ -13,7 +13,7 @@ from model.decoding.ctc_forward import ctc_log_probabilities, greedy_ctc
 from model.decoding.decode import padded_log_probs
 from model.decoding.kneser_ney import train
 from model.decoding.result import Candidate
-from model.networks.masks import step_mask
+from model.networks.network_input import step_mask
 from model.settings import DecodeParams
 from model.text import BLANK_ID, Tokenizer
 from model.vocabulary import Vocabulary

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.networks.conformer_encoder import ConformerEncoder
 from model.networks.frontends import ResNetFrontend
-from model.networks.masks import step_mask
+from model.networks.network_input import step_mask
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import PRESET_SIZES, ConformerSizes
 from model.pretrained.names import PublicFormat, our_name

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from model.checkpoints import KEYS, load_checkpoint, save_checkpoint, vocabulary_of
 from model.decoding.reader import LipReader
-from model.networks.masks import step_mask
+from model.networks.network_input import step_mask
 from model.pretrained.files import open_weights
 from model.pretrained.names import PublicFormat
 from model.pretrained.weights import import_weights
 from model.settings import DecodeParams
 from model.text import START_ID, UNKNOWN_ID, Tokenizer
-from pipeline.commands.weights import import_weights as verb_of_people
+from pipeline.commands.models import import_weights as verb_of_people
 from shards.errors import CheckpointError, ConfigError
 from tests.support.packed import pack_clips, toy_clips
 from tests.support.public_weights import (  # noqa: F401

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from model.pinyin import syllables_of
-from pipeline.tables.metrics import print_metrics
+from pipeline.tables.evaluation import print_metrics
 from shards.errors import ConfigError, DiskError
 from shards.files import read_table
 from shards.schema import PREDICTIONS

@@ -14,7 +14,7 @@ from rich.console import Console
 from model.decoding.result import ScoredClip
 from model.settings import TextParams
 from model.text import describe_normaliser
-from pipeline.tables.metrics import print_metrics
+from pipeline.tables.evaluation import print_metrics
 from stages.pages.report_page import verdict
 from stages.report import write_report
 from stages.reports.counting import split_metrics
