@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # isort: off
 # each import adds verbs; `--help` lists them in this order
 import pipeline.commands.data
-import pipeline.commands.look
+import pipeline.commands.inspect
 import pipeline.commands.train
 import pipeline.commands.evaluate
 import pipeline.commands.inference

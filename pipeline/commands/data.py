@@ -1,6 +1,6 @@
-"""Verbs that make data: init, demo, ingest, crop, pack, preprocess.
+"""The commands that make data: init, demo, ingest, crop, pack, preprocess.
 
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from collections.abc import Mapping

@@ -1,14 +1,6 @@
-"""The verb test.
+"""The commands test, report, show and compare.
 
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
-
-Verbs about the score of a split: report, show.
-
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
-
-The verb compare.
-
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from pathlib import Path

@@ -1,10 +1,6 @@
-"""The verbs inference and live.
+"""The commands inference, live and serve.
 
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
-
-The verb serve.
-
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from contextlib import nullcontext

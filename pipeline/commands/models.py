@@ -1,8 +1,6 @@
-"""The verb import-weights.
+"""The commands import-weights and export.
 
-The command export: a trained model for other programs.
-
-Heavy imports are inside the command, so that `pipeline --help` is fast.
+Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from pathlib import Path

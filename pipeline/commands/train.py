@@ -1,10 +1,6 @@
-"""The verb train.
+"""The commands train and lm.
 
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
-
-The verb lm.
-
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from pathlib import Path

@@ -265,3 +265,46 @@ def test_contributing_lists_every_version_constant() -> None:
         for name in re.findall(r"^([A-Z_]+_VERSION)(?:: \w+)? = \d+$", path.read_text("utf-8"), re.MULTILINE)
     }
     assert set(re.findall(r"^\| `(\w+_VERSION)`, `([\w/.]+)` \|", text, re.MULTILINE)) == found
+
+
+# split by a bar, so that this file does not contain them
+UNUSUAL_WORDS = (
+    "to|ld",
+    "me|nd",
+    "me|nds",
+    "me|nded",
+    "tor|so",
+    "tor|sos",
+    "be|side",
+    "be|sides",
+    "loo|ks",
+    "sigh|ted",
+)
+FOLDERS = (
+    "pipeline",
+    "stages",
+    "model",
+    "shards",
+    "benchmarks",
+    "tests",
+    "docs",
+    "recipes",
+    ".github",
+    ".ci",
+)
+TEXT_FILES = {".py", ".md", ".j2", ".yaml", ".yml", ".toml", ".html", ".js", ".css"}
+
+
+def test_no_text_has_the_words_that_newcomers_did_not_understand() -> None:
+    """Plain terms replace them: message, fix, partial file, next to, look-alike class, normal (as opposed to blind)."""
+    words = "|".join(word.replace("|", "", 1) for word in UNUSUAL_WORDS)
+    pattern = re.compile(rf"(?<![a-z])(?:{words}|the way of {'the data'})(?![a-z])", re.IGNORECASE)
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in TEXT_FILES]
+    files += [path for path in ROOT.iterdir() if path.suffix in TEXT_FILES or path.name == "Makefile"]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+    assert len(files) > 400 and found == []

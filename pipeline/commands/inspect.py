@@ -1,6 +1,6 @@
-"""Verbs that inspect: stats, qc, query and verify the data, doctor the machine.
+"""The commands that inspect data and machine: stats, qc, query, verify, doctor.
 
-Heavy imports stay inside the verbs, so that `pipeline --help` answers at once.
+Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from pathlib import Path
