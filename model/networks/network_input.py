@@ -1,6 +1,6 @@
-"""Masks of the steps of a padded batch that belong to a clip.
+"""Converts uint8 crops to the network's input: the central window, resized and normalised.
 
-Converts uint8 crops to the network's input: the central window, resized and normalised.
+Also masks the steps of a padded batch that belong to a clip.
 
 Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the resized window).
 """

@@ -36,7 +36,7 @@ from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import main_face
 from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams

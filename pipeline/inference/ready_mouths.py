@@ -12,7 +12,7 @@ from pipeline.inference.pauses import Piece, frame_step_s, gap_piece, longest_st
 from shards.errors import ClipRejected
 from shards.schema import Transfer
 from stages.mouths.cropping import Figures, cut_mouth
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame, Window
 from stages.videos.settings import CropParams, InferenceParams

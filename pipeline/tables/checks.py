@@ -1,7 +1,4 @@
-"""Prints the result of `pipeline verify`.
-
-Prints the result of `pipeline import-weights`.
-"""
+"""Prints the results of `pipeline verify` and `pipeline import-weights` as tables."""
 
 from collections.abc import Sequence
 from pathlib import Path

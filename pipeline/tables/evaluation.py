@@ -1,7 +1,4 @@
-"""Prints the figures of a scored split.
-
-Prints a comparison of two reports as a table.
-"""
+"""Prints the figures of a scored split, and the comparison of two reports, as tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

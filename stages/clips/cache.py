@@ -38,7 +38,7 @@ from stages.clips.entries import (
 from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.settings import CropParams
 from stages.videos.zips import find_member, member_sha256

@@ -19,7 +19,7 @@ from stages.mouths.landmarks import FaceTrack, Landmarks
 from stages.mouths.main_face import main_face
 from stages.mouths.media_kind import kind_hint
 from stages.mouths.motion import mouth_motion
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.videos.media import Media, source_of
 from stages.videos.picture import Window

@@ -29,7 +29,7 @@ from stages.mouths.flow import ANCHORS, HEAD, LIPS, Face, Flow
 from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices, mouth_inside, mouth_windows
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import KEPT, Landmarks, match_faces
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Media
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Media, source_of
 from stages.videos.picture import Window
 from stages.videos.settings import CropParams

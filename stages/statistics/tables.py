@@ -1,7 +1,4 @@
-"""Writes the figures of stage stats as one tidy table: one row for each figure, for SQL and data frames.
-
-Prints the figures of stage stats on the terminal.
-"""
+"""The figures of stage stats as tables: one tidy table for SQL and data frames, and tables on the terminal."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

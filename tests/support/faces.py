@@ -16,7 +16,7 @@ from stages.mouths.landmarks import (
     RIGHT_EYE_CORNERS,
     Landmarks,
 )
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Media
 from stages.videos.settings import CropParams
 

@@ -27,7 +27,7 @@ from shards.errors import ClipRejected, MachineError
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
 from stages.mouths.landmarker import face_finder
-from stages.mouths.patches import WholePictures
+from stages.mouths.mouth_pictures import WholePictures
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.video import decode

@@ -21,7 +21,7 @@ from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams

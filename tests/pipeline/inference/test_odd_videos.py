@@ -26,7 +26,7 @@ from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.face_search import Square
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
-from stages.mouths.patches import WholePictures
+from stages.mouths.mouth_pictures import WholePictures
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams

@@ -20,7 +20,7 @@ from pipeline.inference.ready_mouths import ReadyMouthStream
 from pipeline.inference.text_of_video import VideoReading, read_video
 from pipeline.params import Params
 from shards.schema import MediaKind
-from stages.mouths import patches
+from stages.mouths import mouth_pictures as mouth_pictures_module
 from stages.mouths.cropping import crop_video
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
@@ -251,7 +251,7 @@ def test_with_too_little_memory_pictures_are_decoded_again(
 ) -> None:
     video = lossless(tmp_path / "a.mkv", 110)
     expected = clips_of(pieces_of(video, WINDOWS.inference))
-    monkeypatch.setattr(patches, "KEPT_BYTES", 20 * 96 * 96)
+    monkeypatch.setattr(mouth_pictures_module, "KEPT_BYTES", 20 * 96 * 96)
     made = clips_of(pieces_of(video, WINDOWS.inference))
     assert len(made) == len(expected) == 3
     assert all(np.array_equal(one, other) for one, other in zip(made, expected, strict=True))

@@ -21,7 +21,7 @@ from stages.mouths.cropping import CODE_VERSION, MouthClip, crop_video
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import apply
 from stages.mouths.landmarks import KEPT, TRACK_VERSION, Landmarks
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.videos.media import Media
 from stages.videos.settings import CropParams

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from shards.schema import MediaKind
-from stages.mouths import patches as patches_module
+from stages.mouths import mouth_pictures as patches_module
 from stages.mouths import rendering
 from stages.mouths.cropping import crop_video
 from stages.mouths.face_tracking import track_faces
-from stages.mouths.patches import MouthPatches
+from stages.mouths.mouth_pictures import MouthPatches
 from stages.mouths.rendering import render_from_track
 from stages.videos.settings import CropParams
 from tests.support.videos import face_pictures, placed, set_rotation, write_mouth, write_video
