@@ -155,7 +155,8 @@ def test_a_full_disk_is_one_message_and_loses_nothing(answers: dict[str, dict[st
     last = answer["output"].splitlines()[-1]
     if verb in NO_PAGE:
         assert answer["code"] == 2
-        wanted = rf"pipeline: {re.escape(VERBS[verb][1])}: no file can be written there \(No space left.*make room.*"
+        place = re.escape(VERBS[verb][1])
+        wanted = rf"pipeline: {place}: cannot write to this folder \(No space left.*free disk space.*"
     else:
         assert answer["code"] == 1
         wanted = rf"pipeline: the disk is full: {re.escape(VERBS[verb][1])}\S* cannot be written.*Free some space.*"

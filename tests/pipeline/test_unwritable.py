@@ -58,9 +58,7 @@ def test_verbs_check_their_outputs_before_they_read(
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text("utf-8"), "utf-8")
     monkeypatch.chdir(tmp_path)
     assert load_params(Path("params.yaml"))
-    with pytest.raises(
-        ConfigError, match=rf"{key} .*params\.yaml.* no file can be written there \(Not a dir"
-    ):
+    with pytest.raises(ConfigError, match=rf"{key} .*params\.yaml.* cannot write to this folder \(Not a dir"):
         app([verb, "--set", f"{key}=params.yaml/x/y"], standalone_mode=False)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 

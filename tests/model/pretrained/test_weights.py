@@ -202,7 +202,9 @@ def test_lower_parts_need_no_public_table(tmp_path: Path, public: Weights, forma
         save_checkpoint(tmp_path / "part.pt", checkpoint)
         assert vocabulary_of(load_checkpoint(tmp_path / "part.pt"), tmp_path).characters == corpus
         alone, fresh = " and ".join(learnt), "every head" if part == "encoder" else "encoder and every head"
-        message = f"taken over {alone} alone .*, {fresh} in it is fresh .* train.init_from=.*part.pt first"
+        message = (
+            f"only imported weights of {alone} .*{fresh} is not trained.* train.init_from=.*part.pt first"
+        )
         with pytest.raises(CheckpointError, match=message):
             LipReader.from_checkpoint(tmp_path / "part.pt", CPU)
     # units of several characters only prevent the import of heads

@@ -238,16 +238,16 @@ def test_the_table_shows_every_trial_and_the_line_to_set() -> None:
     text = console.export_text()
     for part in ("2 × 48, 4 × 24", "812", "1,234", "out of memory", "--set loader.frame_budget=96", "10%"):
         assert part in text, part
-    assert "loader.frame_budget 8000 does not fit" in text
+    assert "the current loader.frame_budget 8000 does not fit" in text
     assert "train.batch_size" not in text and "speed_change" not in text
 
 
 @pytest.mark.parametrize(("current", "fits_all", "lines"), [
-    (95, False, ["loader.frame_budget 95 fits", "--set loader.frame_budget=96"]),
-    (97, False, ["loader.frame_budget 97 does not fit", "--set loader.frame_budget=96"]),
-    (95, True, ["Every batch", "loader.frame_budget 95 fits", "--set loader.frame_budget=96"]),
+    (95, False, ["the current loader.frame_budget 95 fits", "--set loader.frame_budget=96"]),
+    (97, False, ["the current loader.frame_budget 97 does not fit", "--set loader.frame_budget=96"]),
+    (95, True, ["Every batch", "the current loader.frame_budget 95 fits", "--set loader.frame_budget=96"]),
     # a smaller budget makes the same batches
-    (2_000, True, ["Every batch", "loader.frame_budget 2000 fits"]),
+    (2_000, True, ["Every batch", "the current loader.frame_budget 2000 fits"]),
 ])  # fmt: skip
 def test_the_advice_depends_on_the_current_budget(current: int, fits_all: bool, lines: list[str]) -> None:
     console = Console(width=200, record=True)

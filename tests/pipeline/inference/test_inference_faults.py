@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
     monkeypatch.setattr(inference_run, "open_reader", lambda *_: reader)
     (tmp_path / "notes.txt").write_text("a file")
     video = write_mouth(tmp_path / "a.mp4", 12)
-    with pytest.raises(ConfigError, match=r"--out .*no file can be written there"):
+    with pytest.raises(ConfigError, match=r"--out .*cannot write to this folder"):
         run(params, Outputs("text", tmp_path / out, False), video)
     assert reader.clips == []
     exported = subprocess.run(
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
         capture_output=True,
         text=True,
     )
-    assert exported.returncode == 2 and "no file can be written there" in exported.stderr
+    assert exported.returncode == 2 and "cannot write to this folder" in exported.stderr
     assert "Traceback" not in exported.stderr
 
 
