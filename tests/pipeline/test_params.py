@@ -280,7 +280,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
 def test_an_input_that_leaves_the_resnet_one_pixel_is_refused(params_file: Path) -> None:
     smallest = ["model.frame_height=16", "model.frame_width=16"]
     with pytest.raises(
-        ConfigError, match=r"not both be 16 with conformer_tiny: .* set one of them to 17 or more"
+        ConfigError, match=r"not both be 16 with conformer_tiny, .* set one of them to 17 or more"
     ):
         load_params(params_file, assignments=smallest)
     load_params(params_file, assignments=[smallest[0], "model.frame_width=17"])

@@ -170,7 +170,7 @@ def test_decoder_pinyin_needs_a_language_model(workplace: Path) -> None:
     command = [PIPELINE, "test", *names, "--set", "decode.lm_weight=0.3", "--split", "valid"]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Trained on too: 2 of the speakers of split valid" in done.stdout
+    assert "2 of the speakers of split valid are in the training clips" in done.stdout
     assert "with fewer than 8 it is too narrow" in done.stdout
     assert "ECE: expected calibration error of the confidence" in done.stdout
     assert [done.stdout.count(name) for name in ("pinyin", "joint_beam", "split valid: 5 clips")] == [1, 1, 1]
@@ -230,11 +230,11 @@ def test_the_output_of_a_syllable_head_is_under_the_film_strip(workplace: Path) 
     _, page, _ = report_by(
         workplace, "decode.decoder=pinyin", "decode.lm_weight=0.3", "paths.checkpoints=loud"
     )
-    assert spikes_by_clip(page) == heard and "a spike is a syllable" in page
+    assert spikes_by_clip(page) == heard and "A spike: a syllable" in page
     _, page, _ = report_by(workplace, "decode.decoder=ctc", "paths.checkpoints=loud")
     characters = {text for texts in spikes_by_clip(page).values() for text in texts}
     assert characters and characters <= set("一二三四")
-    assert "a spike is a character" in page
+    assert "A spike: a character" in page
 
 
 def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
@@ -250,9 +250,7 @@ def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
         "syllable_weight": 0.2,
     }
     assert metrics["language_model"] == file_identity(workplace / "data/lm.arpa")
-    assert metrics["num_rejected"] == 1 and "Not among them: 1 clip of this split" in page, (
-        "of the split alone"
-    )
+    assert metrics["num_rejected"] == 1 and "Not included: 1 clip of this split" in page, "of the split alone"
     assert metrics["language_model"] in page and "nothing:" not in output
     # tables of another corpus say nothing about these clips
     clips, crops = (str(workplace / f"data/{name}.parquet") for name in ("clips", "crops"))
@@ -278,7 +276,7 @@ def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
 def test_an_unknown_or_unlearnt_decoder_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     params = load_params(Path("params.yaml"))
-    with pytest.raises(ConfigError, match="--decoder beam: known are attention, ctc"):
+    with pytest.raises(ConfigError, match=r"--decoder must be one of attention, ctc.* \(got beam\)"):
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["beam"])
     with pytest.raises(ConfigError, match=r"decode\.lm_weight must be above 0.*decoder pinyin"):
         compare_decoders(Path("checkpoints/best_model.pt"), params, ["pinyin"])

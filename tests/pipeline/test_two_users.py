@@ -128,7 +128,7 @@ def test_a_table_of_another_user_is_not_called_damaged(shared: Path, closed: Pat
             0,
             r".*a file that cannot be read; .* videos/a\.mp4 may not be opened by this user: .*: a",
         ),
-        ("corpus/videos/a.mp4", 0, r".*a file that cannot be read; .* \(Permission denied\)\): a"),
+        ("corpus/videos/a.mp4", 0, r".*a file that cannot be read; .* \(Permission denied\).*: a"),
         (".", 2, r"pipeline: params\.yaml cannot be read: .*Permission denied.*"),
     ],
 )

@@ -222,8 +222,8 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
 
     for wrong, message in (
         (("--job-index", "2", "--num-jobs", "2"), "--job-index must be 0 to 1 with --num-jobs 2"),
-        (("--job-index", "0"), "go together"),
-        (("--num-jobs", "2"), "go together"),
+        (("--job-index", "0"), "must be given together"),
+        (("--num-jobs", "2"), "must be given together"),
         (("--num-jobs", "0", "--job-index", "0"), "--num-jobs"),
         (("--merge", "--job-index", "0"), "remove --job-index"),
         (("--executor", "dask"), "machine.executor"),

@@ -164,7 +164,7 @@ def test_where_memory_is_limited_clips_that_die_one_after_the_other_end_the_run(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_processes_that_cannot_even_start_are_no_clips_fault(tmp_path: Path) -> None:
     with pytest.raises(
-        MachineError, match=r"\(exit code 1\); where memory is short.*ulimit -v.*pipeline doctor"
+        MachineError, match=r"\(exit code 1\); if memory is short.*ulimit -v.*pipeline doctor"
     ):
         run(DiesAtStart(), some("a", "b"), tmp_path)
 
