@@ -58,7 +58,7 @@ _FIELDS = (
     ("speaker", "sc:Text", "speaker, empty where unknown"),
     ("topic", "sc:Text", "topic, empty where unknown"),
     ("num_frames", "sc:Integer", "frames of the clip"),
-    ("fps", "sc:Float", "frames a second"),
+    ("fps", "sc:Float", "frames per second"),
     ("codec", "sc:Text", "how the clip is stored"),
 )
 
@@ -78,7 +78,7 @@ def croissant(facts: PackFacts, name: str, description: str, extension: str) -> 
     ]
     shards = [{"@id": tar["@id"]} for tar in tars]
     members = [
-        _members("descriptions", "what is known of a clip", "application/json", "*.json", shards),
+        _members("descriptions", "the facts of a clip", "application/json", "*.json", shards),
         _members("clips", "the mouth clip", _MEDIA_TYPES[facts.codec], f"*.{extension}", shards),
     ]
     return {
@@ -101,7 +101,7 @@ def _members(
         "@type": "cr:FileSet",
         "@id": name,
         "name": name,
-        "description": f"{about}, one file a clip",
+        "description": f"{about}, one file per clip",
         "containedIn": shards,
         "encodingFormat": media_type,
         "includes": pattern,
@@ -119,7 +119,7 @@ def _samples() -> dict[str, Any]:
         )
         for name, kind, about in _FIELDS
     ]
-    return _record_set("sample", "one record a clip: what is known of it", "clip_id", fields)
+    return _record_set("sample", "one record per clip: its facts", "clip_id", fields)
 
 
 def _clips(extension: str) -> dict[str, Any]:
@@ -129,18 +129,18 @@ def _clips(extension: str) -> dict[str, Any]:
         "transform": {"regex": rf"^(.*)\.{extension}$"},
     }
     content = {"fileSet": {"@id": "clips"}, "extract": {"fileProperty": "content"}}
-    clip_id = _field("clip", "clip_id", "sc:Text", "the sample that it belongs to", from_name)
+    clip_id = _field("clip", "clip_id", "sc:Text", "the sample of the clip", from_name)
     fields = [
         clip_id | {"references": {"field": {"@id": "sample/clip_id"}}},
-        _field("clip", "content", "sc:Text", "the mouth clip, as it is stored", content),
+        _field("clip", "content", "sc:Text", "the mouth clip as stored", content),
     ]
-    return _record_set("clip", "the mouth clips themselves", "clip_id", fields)
+    return _record_set("clip", "the mouth clips", "clip_id", fields)
 
 
 def _splits(facts: PackFacts) -> dict[str, Any]:
     kinds = {"name": "sc:Text", "clips": "sc:Integer", "hours": "sc:Float", "speakers": "sc:Integer"}
     fields = [_field("split", name, kind, f"{name} of the split") for name, kind in kinds.items()]
-    return _record_set("split", "the splits, and what each holds", "name", fields) | {
+    return _record_set("split", "the splits and their sizes", "name", fields) | {
         "dataType": "cr:Split",
         "data": [
             {

@@ -200,9 +200,9 @@ def test_the_card_quotes_the_report_of_this_checkpoint(best: Path, params: Param
         "On split test (3 clips, 9 characters, decoder ctc):",
         "30.00 %, 95 % interval 25.00 % to 37.50 % by bootstrap over speakers",
         "mean frame | 90.00 % |",
-        "references | not measured |",
+        "references of other clips | not measured |",
         "3 speakers, 10.00 % to 40.00 %, median 25.00 %",
-        "**Trained on too: 2 of the speakers of split test",
+        "**Speakers in training: 2 of the speakers of split test",
     ):
         assert line in card
 
@@ -242,17 +242,17 @@ def test_the_card_says_which_parts_of_the_cer_are_not_exported(
     of_this: dict[str, object] = {"checkpoint": file_identity(best), "decoder": "ctc_beam", "num_rejected": 7}
     report_in(tmp_path / "report", **of_this, decode=beam, language_model="0123456789abcdef")
     card = card_of(best, params, tmp_path)
-    without_it = "without it the CER is another"
+    without_it = "Without it the CER differs"
     for line in (
         "9 characters, decoder ctc_beam, beam 10, length_bonus 1, lm_weight 0.5):",
-        "with a language model (weight 0.5) that is no part of this export: without it the CER is another.",
-        "Not among them: 7 clips of that split, which were rejected before reading.",
+        "used a language model (weight 0.5) that is not in this export. Without it the CER differs.",
+        "Not included: 7 clips of that split, which were rejected before reading.",
     ):
         assert line in card, card
     of_this["num_rejected"] = 0
     report_in(tmp_path / "report", **of_this, decode=beam | {"lm_weight": 0.0}, language_model=None)
     card = card_of(best, params, tmp_path)
-    assert without_it not in card and "Not among them" not in card
+    assert without_it not in card and "Not included" not in card
     report_in(tmp_path / "report", **of_this, decode=["ctc_beam"])
     with pytest.raises(TableError, match=r"metrics\.json is damaged .*`pipeline report`"):
         card_of(best, params, tmp_path)
@@ -306,7 +306,7 @@ def test_the_card_ignores_the_report_of_another_checkpoint(
         report_in(tmp_path / "report", **changes)
         card = card_of(best, params, tmp_path)
         assert "CER: not measured (there is no report of this checkpoint" in card
-        assert "30.00 %" not in card and "On people it has never seen: not measured" in card
+        assert "30.00 %" not in card and "CER on people it has never seen: not measured" in card
     (tmp_path / "report" / "metrics.json").write_text("[1", "utf-8")
     with pytest.raises(TableError, match=r"metrics\.json is damaged .*`pipeline report`"):
         card_of(best, params, tmp_path)
@@ -319,9 +319,9 @@ def test_the_card_has_data_licence_training_and_misuse(best: Path, params: Param
     assert card.startswith("---\nlicense: cc-by-nc-sa-4.0\nlanguage:\n- en\n")
     for line in (
         "Corpus: of kind grid. Licence: CC-BY-NC-SA-4.0. Trained on 16 clips, 0.00 h, speakers not stated.",
-        "the same uses only, its authors named, and not passed on beyond what that licence allows",
+        "use them only for the same purposes, name its authors, and share them only as that licence allows",
         "At most 2 epochs, AdamW with a peak learning rate of 0.01 (cosine),",
-        "CER of the valid split, by which it was chosen:",
+        "CER of the valid split, by which the checkpoint was chosen:",
         "**Do not read the lips of people who have not agreed to it.**",
         "Heads: ctc, decoder.",
         "no spaces next to Han characters",
@@ -337,15 +337,15 @@ def test_unknown_facts_are_not_invented(best: Path, params: Params, tmp_path: Pa
     paths = params.paths.model_copy(update={"samples": str(tmp_path / "samples.parquet")})
     card = card_of(alone, params.model_copy(update={"paths": paths}), tmp_path)
     assert "Corpus: not stated. Licence: unknown." in card
-    assert "not stated (the clips it was trained on are not here)" in card
+    assert "not stated (the training clips are not on this machine)" in card
     assert card.startswith("---\nlicense: unknown\npipeline_tag")
-    assert "do not pass them on" in card and "Language: not stated" in card
+    assert "do not share them" in card and "Language: not stated" in card
 
 
 def test_the_card_reports_a_decoder_that_the_graph_lacks(best: Path, params: Params, tmp_path: Path) -> None:
     facts = export(best, "onnx", tmp_path / "out", params)
     measured = Measured("test", "attention", 3, 9, 0.3, None, None, None, None, None, None, 0, ())
-    stays = "That decoder stays behind"
+    stays = "This file does not contain that decoder"
     assert stays in model_card(replace(facts, measured=measured))
     assert stays not in model_card(replace(facts, measured=replace(measured, decoder="ctc")))
     assert stays not in model_card(replace(facts, measured=measured, format="safetensors"))
@@ -355,7 +355,7 @@ def test_the_card_reports_a_decoder_that_the_graph_lacks(best: Path, params: Par
     )
     one = replace(measured, speaker_cers=(0.3,), speaker_overlap=1, num_speakers=1)
     of_one = replace(facts, measured=one, trained_on=TrainedOn(16, 1.0, 1))
-    for line in ("1.00 h, 1 speaker.", "| 1 speaker, 30.00 % |", "too: the one speaker of split test."):
+    for line in ("1.00 h, 1 speaker.", "| 1 speaker, 30.00 % |", "in training: the one speaker of split test."):
         assert line in model_card(of_one), line
     alike = "30.00 %, 95 % interval none: all speakers, or clips, have the same error rate"
     assert alike in model_card(replace(facts, measured=measured))

@@ -58,7 +58,7 @@ def value_of(row: Row, name: str) -> float:
 
 
 def test_equal_clips_have_no_worst_clip(own: Corpus) -> None:
-    assert "all measured clips have the same value" in part(own.page(), "Mouth least often seen")
+    assert "all measured clips have the same value" in part(own.page(), "Mouth least often detected")
 
 
 def test_random_clips_depend_on_the_seed_not_on_the_order_of_tables(synthetic: tuple[Corpus, str]) -> None:
