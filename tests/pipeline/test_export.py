@@ -355,7 +355,11 @@ def test_the_card_reports_a_decoder_that_the_graph_lacks(best: Path, params: Par
     )
     one = replace(measured, speaker_cers=(0.3,), speaker_overlap=1, num_speakers=1)
     of_one = replace(facts, measured=one, trained_on=TrainedOn(16, 1.0, 1))
-    for line in ("1.00 h, 1 speaker.", "| 1 speaker, 30.00 % |", "in training: the one speaker of split test."):
+    for line in (
+        "1.00 h, 1 speaker.",
+        "| 1 speaker, 30.00 % |",
+        "in training: the one speaker of split test.",
+    ):
         assert line in model_card(of_one), line
     alike = "30.00 %, 95 % interval none: all speakers, or clips, have the same error rate"
     assert alike in model_card(replace(facts, measured=measured))

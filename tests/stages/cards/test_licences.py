@@ -122,7 +122,9 @@ def test_a_remote_place_is_refused_and_nothing_of_it_touched(packing: Packing, t
 
 def test_a_folder_of_this_machine_takes_any(packing: Packing, tmp_path: Path) -> None:
     run(packing, "CC-BY-NC-SA-4.0", FolderStore(tmp_path / "shards"))
-    assert "only for the same purposes" in (tmp_path / "shards" / "README.md").read_text("utf-8").replace("\n", " ")
+    assert "only for the same purposes" in (tmp_path / "shards" / "README.md").read_text("utf-8").replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize("verb", ["pack", "preprocess"])
