@@ -10,15 +10,12 @@ from typing import Any
 from model.bootstrap import Over
 from stages.cards.licences import hub_licence
 from stages.cards.model_card_examples import ExportFormat, how_to_run
+from stages.cards.pack_facts import LANGUAGES
 from stages.cards.render import front_matter, render
 from stages.reports.figures import has_interval, interval_about, unit_of, why_no_interval
 
 CARD = "MODEL_CARD.md"
 MARK = "Made by `pipeline export`, which writes it anew each time."
-_LANGUAGES = {
-    "chinese_lips": ("zh", "Mandarin"),
-    "grid": ("en", "English, GRID's six-word commands"),
-}
 GRAPH_DECODERS = ("ctc", "ctc_beam", "syllables", "pinyin")
 """Decoders that can read an exported graph."""
 
@@ -102,7 +99,7 @@ class ExportFacts:
 
 def model_card(facts: ExportFacts) -> str:
     """Returns the card: same facts, same text."""
-    language = _LANGUAGES.get(facts.corpus or "")
+    language = LANGUAGES.get(facts.corpus or "")
     matter = {
         **hub_licence(facts.license),
         **({"language": [language[0]]} if language else {}),

@@ -4,7 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LANGUAGES = {"chinese_lips": "zh", "grid": "en"}
+LANGUAGES = {
+    "chinese_lips": ("zh", "Mandarin"),
+    "grid": ("en", "English, GRID's six-word commands"),
+}
+"""Language code and name of each corpus.kind; a table has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def facts_of(
         by_split[row["split"]].append(row)
     return PackFacts(
         license.strip(),
-        _LANGUAGES.get(kind, ""),
+        LANGUAGES[kind][0] if kind in LANGUAGES else "",
         codec,
         size_px,
         fps,
