@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +28,12 @@ from shards.samples import read_samples
 from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from shards.settings import LoaderParams, MachineParams
 from stages.report import num_rejected
+from tests.support.in_process import pipeline
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.resuming import state_of
 from tests.support.trainings import job_in
 
 ROOT = Path(__file__).parents[2]
-PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
 DECODERS = ["attention", "ctc", "syllables", "ctc_beam", "attention_beam", "joint_beam"]
 HOW = {"batch_size": 2, "loader": LoaderParams(), "machine": MachineParams(threads=1, device="cpu")}
 
@@ -95,8 +93,8 @@ def test_decoders_share_one_encoding_and_read_as_separately(workplace: Path) -> 
 
 
 def test_the_verb_prints_every_decoder_with_its_errors(workplace: Path) -> None:
-    command = [PIPELINE, "test", "--decoder", "all", "--json"]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    command = ["test", "--decoder", "all", "--json"]
+    done = pipeline(workplace, command)
     assert done.returncode == 0, done.stderr
     assert "pinyin is left out" in done.stderr
     rows = {row["decoder"]: row for row in json.loads(done.stdout)}
@@ -148,8 +146,8 @@ def test_references_of_another_normaliser_get_a_warning(workplace: Path, tmp_pat
     write_table(other, samples, SAMPLES.with_metadata(SAMPLES.metadata | mark))
     for decoder in ([], ["--decoder", "ctc"]):
         for path, warns in ((other, True), (workplace / "data" / "samples.parquet", False)):
-            command = [PIPELINE, "test", *decoder, "--set", f"paths.samples={path}"]
-            done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+            command = ["test", *decoder, "--set", f"paths.samples={path}"]
+            done = pipeline(workplace, command)
             assert done.returncode == 0, done.stderr
             said = " ".join(done.stdout.split())
             assert (
@@ -164,11 +162,11 @@ def test_references_of_another_normaliser_get_a_warning(workplace: Path, tmp_pat
 
 def test_decoder_pinyin_needs_a_language_model(workplace: Path) -> None:
     """Also: a decoder given twice is one row."""
-    made = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False)
+    made = pipeline(workplace, ["lm"])
     assert made.returncode == 0, made.stderr
     names = ["--decoder", "pinyin", "--decoder", "joint_beam", "--decoder", "pinyin"]
-    command = [PIPELINE, "test", *names, "--set", "decode.lm_weight=0.3", "--split", "valid"]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    command = ["test", *names, "--set", "decode.lm_weight=0.3", "--split", "valid"]
+    done = pipeline(workplace, command)
     assert done.returncode == 0, done.stderr
     assert "2 of the speakers of split valid are in the training clips" in done.stdout
     assert "with fewer than 8 it is too narrow" in done.stdout
@@ -189,8 +187,8 @@ def report_by(workplace: Path, *assignments: str) -> tuple[dict[str, Any], str, 
         rows = [{field.name: row.get(field.name, unstated(field)) for field in schema} for row in rejected]
         write_table(workplace / f"data/{name}.parquet", table_from_rows(rows, schema), schema)
     flags = [part for assignment in assignments for part in ("--set", assignment)]
-    command = [PIPELINE, "report", *flags]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    command = ["report", *flags]
+    done = pipeline(workplace, command)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((workplace / "report/metrics.json").read_text("utf-8"))
     return metrics, (workplace / "report/report.html").read_text("utf-8"), done.stderr
@@ -218,7 +216,7 @@ def test_the_output_of_a_syllable_head_is_under_the_film_strip(workplace: Path) 
         weight[first:].normal_(0, 20, generator=torch.Generator().manual_seed(0))
     (workplace / "loud").mkdir()
     save_checkpoint(workplace / "loud" / "best_model.pt", state)
-    made = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False)
+    made = pipeline(workplace, ["lm"])
     assert made.returncode == 0, made.stderr
     metrics, page, _ = report_by(workplace, "decode.decoder=syllables", "paths.checkpoints=loud")
     assert metrics["decode"] == {"decoder": "syllables"}
@@ -238,7 +236,7 @@ def test_the_output_of_a_syllable_head_is_under_the_film_strip(workplace: Path) 
 
 
 def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
-    made = subprocess.run([PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False)
+    made = pipeline(workplace, ["lm"])
     assert made.returncode == 0, made.stderr
     weights = ("decode.lm_weight=0.5", "decode.syllable_weight=0.2")
     metrics, page, output = report_by(workplace, "decode.decoder=ctc_beam", *weights)
@@ -261,8 +259,8 @@ def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
     _, _, output = report_by(workplace, "decode.decoder=ctc_beam", *weights, novel)
     assert output.count("was made from another text (samples.parquet, split train)") == 1
     for decoder in (["--decoder", "ctc_beam"], ["--set", "decode.decoder=ctc_beam"]):
-        command = [PIPELINE, "test", "--set", weights[0], "--set", novel, *decoder]
-        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+        command = ["test", "--set", weights[0], "--set", novel, *decoder]
+        done = pipeline(workplace, command)
         assert done.returncode == 0 and done.stderr.count("was made from another text") == 1, done.stderr
     metrics, page, output = report_by(workplace, *weights, novel)
     assert "another text" not in output

@@ -1,0 +1,36 @@
+"""Runs `pipeline` commands in this process: the same output and exit code, without a second or more of imports."""
+
+import logging
+import subprocess
+from collections.abc import Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from pipeline.cli import app
+from shards.errors import ConfigError, PipelineError
+
+
+def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Runs the command in `folder`. Restores the log handlers and the number of threads that it sets."""
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    handlers, level = root.handlers[:], root.level
+    output, errors = StringIO(), StringIO()
+    code = 0
+    try:
+        with chdir(folder), redirect_stdout(output), redirect_stderr(errors):
+            try:
+                code = app(list(arguments), standalone_mode=False) or 0
+            except SystemExit as done:
+                code = int(done.code or 0)
+            except PipelineError as error:
+                errors.write(f"pipeline: {error}\n")
+                code = 2 if isinstance(error, ConfigError) else 1
+    finally:
+        # the command replaces the handlers of pytest, which capture log lines
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(list(arguments), code, output.getvalue(), errors.getvalue())
