@@ -28,6 +28,7 @@ from stages.cards.model_card import Measured, TrainedOn, model_card
 from stages.cards.model_card_examples import FILES, ExportFormat, example
 from stages.reports.figures import interval_about
 from stages.train import train
+from tests.support.in_process import pipeline
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import job_in
 
@@ -401,9 +402,7 @@ def test_the_command_prints_what_it_wrote(workspace: Path, tmp_path: Path) -> No
     command += ["--set", f"paths.shards={workspace / 'shards'}"]
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, *command, *more], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        return pipeline(tmp_path, [*command[2:], *more])
 
     done = run()
     assert done.returncode == 0, done.stderr

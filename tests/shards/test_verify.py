@@ -23,6 +23,7 @@ from shards.schema import SAMPLES
 from shards.settings import MachineParams
 from shards.verify import verify
 from tests.support.changed_packs import FIRST, Pack, only, pack_fixture  # noqa: F401
+from tests.support.in_process import pipeline
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
@@ -207,9 +208,7 @@ def test_the_command(pack: Pack) -> None:
     (pack.folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PIPELINE, "verify", *arguments], cwd=pack.folder, capture_output=True, text=True, check=False
-        )
+        return pipeline(pack.folder, ["verify", *arguments])
 
     whole = run()
     assert whole.returncode == 0, whole.stderr

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import subprocess
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from shards.files import read_table, write_table
 from shards.schema import SAMPLES
 from stages.lm import make_language_model, warn_of_other_text
 from tests.support.exported import MODELS, random_reader
+from tests.support.in_process import pipeline
 from tests.support.packed import pack_clips, toy_clips
 
 ROOT = Path(__file__).parents[2]
@@ -52,8 +52,7 @@ def made(*assignments: str) -> dict[str, object]:
 
 
 def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
-    command = [PIPELINE, "lm", "--json", "--set", "lm.order=3"]
-    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    done = pipeline(workplace, ["lm", "--json", "--set", "lm.order=3"])
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     expected = train(labels("train"), 3)
@@ -66,9 +65,7 @@ def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:
     assert figures["ngrams"] == list(expected.counts)
     assert figures["valid"]["perplexity"] == round(perplexity(expected, labels("valid")).perplexity, 3)
     assert figures["valid"]["out_of_vocabulary_rate"] == 0
-    output = subprocess.run(
-        [PIPELINE, "lm"], cwd=workplace, capture_output=True, text=True, check=False
-    ).stdout
+    output = pipeline(workplace, ["lm"]).stdout
     assert "data/lm.arpa: 12 sentences" in output and "of order 4" in output and "valid: perplexity" in output
 
 

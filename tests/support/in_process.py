@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cli import app
+from pipeline.cli import UsageError, _usage_message, app
 from shards.errors import ConfigError, PipelineError
 
 
@@ -25,6 +25,9 @@ def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedPro
                 code = app(list(arguments), standalone_mode=False) or 0
             except SystemExit as done:
                 code = int(done.code or 0)
+            except UsageError as error:
+                errors.write(f"pipeline: {_usage_message(error)}\n")
+                code = 2
             except PipelineError as error:
                 errors.write(f"pipeline: {error}\n")
                 code = 2 if isinstance(error, ConfigError) else 1

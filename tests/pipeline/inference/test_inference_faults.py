@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pipeline.inference.found_videos import find_videos
 from pipeline.inference.inference_run import Outputs, print_json, run_inference
 from pipeline.params import Params, load_params
 from shards.errors import ConfigError, Interrupted, MachineError
+from tests.support.in_process import pipeline
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, placed, write_face, write_mouth
 from tests.support.videos_odd import with_early_sound, with_gaps
@@ -174,12 +174,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match=r"--out .*cannot write to this folder"):
         run(params, Outputs("text", tmp_path / out, False), video)
     assert reader.clips == []
-    exported = subprocess.run(
-        [sys.executable, "-m", "pipeline", "export", "--out", str(tmp_path / out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    exported = pipeline(ROOT, ["export", "--out", str(tmp_path / out)])
     assert exported.returncode == 2 and "cannot write to this folder" in exported.stderr
     assert "Traceback" not in exported.stderr
 

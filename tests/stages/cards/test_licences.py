@@ -1,6 +1,5 @@
 """Shards of a corpus that may not be shared stay on this machine, unless somebody says that he has the rights."""
 
-import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from shards.store import FolderStore
 from stages.cards.licences import hub_licence, why_not_shared
 from stages.corpora.settings import CorpusParams
 from stages.pack import pack
+from tests.support.in_process import pipeline
 from tests.support.packing import PARAMS, Packing, make
 
 PIPELINE = str(Path(sysconfig.get_path("scripts")) / "pipeline")
@@ -134,13 +134,11 @@ def test_the_command_says_why_and_names_the_flag(verb: str, tmp_path: Path) -> N
     changes = {"corpus.license": "CC-BY-NC-SA-4.0", "paths.shards": "memory://bucket/shards"}
     params = load_params(tmp_path / "params.yaml", flags=changes)
     (tmp_path / "params.yaml").write_text(params_text(params), "utf-8")
-    done = subprocess.run([PIPELINE, verb], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = pipeline(tmp_path, [verb])
     assert done.returncode == 2, done.stderr
     for word in ("memory://bucket/shards", "CC-BY-NC-SA-4.0", "--i-have-the-rights"):
         assert word in done.stderr
     assert done.stdout == ""
     # with the flag it is the missing tables, or corpus, that stop it
-    done = subprocess.run(
-        [PIPELINE, verb, "--i-have-the-rights"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = pipeline(tmp_path, [verb, "--i-have-the-rights"])
     assert (done.returncode, "rights" in done.stderr) == (1, False), done.stderr

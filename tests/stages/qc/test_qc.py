@@ -21,6 +21,7 @@ from stages.pages.histogram import NUM_BINS, bin_edges, count
 from stages.qc import pages as qc_stage
 from stages.statistics.quality import QUALITIES, Limit
 from tests.support.crop_runs import clip_row
+from tests.support.in_process import pipeline
 from tests.support.ledgers import HOSTILE, PARAMS, Corpus, Row
 from tests.support.qc_pages import own_fixture, plain, real_fixture, synthetic_fixture  # noqa: F401
 
@@ -183,10 +184,7 @@ def test_qc_and_stats_write_the_same_page(own: Corpus) -> None:
     (own.folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(PIPELINE), *arguments]
-        return subprocess.run(
-            command, cwd=own.folder, capture_output=True, text=True, check=False, timeout=120
-        )
+        return pipeline(own.folder, arguments)
 
     done = run("qc")
     assert done.returncode == 0, done.stderr
