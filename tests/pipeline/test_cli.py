@@ -24,6 +24,7 @@ from pipeline.demo.plan import CorpusSize
 from pipeline.legacy_config import OLDER_NAMES
 from pipeline.params import PathsParams, read_mapping
 from pipeline.query import query
+from tests.support.in_process import pipeline
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
@@ -39,6 +40,11 @@ Done = subprocess.CompletedProcess[str]
 
 
 def run(folder: Path, *arguments: str) -> Done:
+    return pipeline(folder, arguments)
+
+
+def run_process(folder: Path, *arguments: str) -> Done:
+    """Runs the installed command: `main` with its exit code."""
     return subprocess.run(
         [PIPELINE, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
@@ -237,10 +243,18 @@ def test_flags_of_the_older_trainer_reach_their_owners() -> None:
     assert keys_of_flags({"mixed_precision": False}) == {"train.mixed_precision": False}
 
 
+def test_the_installed_command_reports_errors_by_its_exit_code(tmp_path: Path) -> None:
+    for arguments, code in ((("cropp",), 2), (("pack",), 2), (("compare", "a", "b"), 1)):
+        found = run_process(tmp_path, *arguments)
+        in_process = run(tmp_path, *arguments)
+        assert (found.returncode, found.stdout) == (code, "")
+        assert (found.returncode, found.stderr) == (in_process.returncode, in_process.stderr)
+
+
 def test_without_arguments_the_help_is_printed(tmp_path: Path) -> None:
-    without_arguments = run(tmp_path)
+    without_arguments = run_process(tmp_path)
     assert (without_arguments.returncode, without_arguments.stderr) == (0, "")
-    help_text = run(tmp_path, "--help").stdout
+    help_text = run_process(tmp_path, "--help").stdout
     assert without_arguments.stdout == help_text and "ingest" in help_text
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cli import UsageError, _usage_message, app
+from pipeline.cli import UsageError, _usage_message, _with_dashes, app
 from shards.errors import ConfigError, PipelineError
 
 
@@ -22,7 +22,7 @@ def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedPro
     try:
         with chdir(folder), redirect_stdout(output), redirect_stderr(errors):
             try:
-                code = app(list(arguments), standalone_mode=False) or 0
+                code = app(_with_dashes(list(arguments)), prog_name="pipeline", standalone_mode=False) or 0
             except SystemExit as done:
                 code = int(done.code or 0)
             except UsageError as error:
