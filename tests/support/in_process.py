@@ -14,9 +14,11 @@ from shards.errors import ConfigError, PipelineError
 
 
 def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Runs the command in `folder`. Restores the log handlers and the number of threads that it sets."""
+    """Runs the command in `folder`. Restores log handlers, log levels and the number of threads."""
     root, threads = logging.getLogger(), torch.get_num_threads()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    loggers = [root, *map(logging.getLogger, ("pipeline", "stages", "model", "shards"))]
+    levels = [logger.level for logger in loggers]
     output, errors = StringIO(), StringIO()
     code = 0
     try:
@@ -34,6 +36,7 @@ def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedPro
     finally:
         # the command replaces the handlers of pytest, which capture log lines
         root.handlers[:] = handlers
-        root.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         torch.set_num_threads(threads)
     return subprocess.CompletedProcess(list(arguments), code, output.getvalue(), errors.getvalue())
