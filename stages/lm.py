@@ -112,12 +112,14 @@ def _labels_of(file: Path, params: TextParams, on_line: Callable[[bytes], None])
         raise ConfigError(f"lm.text_file: {file} cannot be read: {error}") from error
 
 
-def warn_of_other_text(lm: Path, text_file: str, decode: DecodeParams, decoders: Sequence[str] = ()) -> None:
+def warn_of_other_text(
+    lm: Path, params: LmParams, decode: DecodeParams, decoders: Sequence[str] = ()
+) -> None:
     """Logs a warning where a decoder (`decode.decoder` by default) uses a language model made from another text."""
     names = decoders or (decode.decoder,)
     # auto is greedy
     if any(name != "auto" and uses_language_model(name, decode) for name in names) and (
-        warning := other_text_warning(lm, text_file)
+        warning := other_text_warning(lm, params.text_file)
     ):
         LOG.warning(warning)
 

@@ -65,7 +65,7 @@ def test(
         from pipeline.tables.decoders import compare_decoders, print_decoders
 
         with shown("reading clips", "clips") as on_progress:
-            warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode, decoder)
+            warn_of_other_text(Path(values.paths.lm), values.lm, values.decode, decoder)
             rows = compare_decoders(checkpoint, values, decoder, on_progress)
         if json_:
             typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
@@ -77,7 +77,7 @@ def test(
     clip_ids = read_samples(Path(paths.samples), values.report.split)["clip_id"].to_pylist()
     rejected = num_rejected(Path(paths.clips), Path(paths.crops), values.report.split, clip_ids)
     with shown("reading normally, then blind", "readings") as on_progress:
-        warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode)
+        warn_of_other_text(Path(values.paths.lm), values.lm, values.decode)
         reader, scored, blind = score_checkpoint(
             checkpoint,
             Path(paths.samples),
@@ -128,7 +128,7 @@ def report(
     paths = values.paths
     check_writable(Path(paths.report), "paths.report")
     with shown("reading normally, then blind", "readings") as on_progress:
-        warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode)
+        warn_of_other_text(Path(values.paths.lm), values.lm, values.decode)
         metrics = run(
             ReportJob(
                 checkpoint=checkpoint or Path(paths.checkpoints) / "best_model.pt",

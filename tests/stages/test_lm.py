@@ -163,7 +163,7 @@ def test_a_model_of_another_text_is_reported(workplace: Path, caplog: pytest.Log
     def warnings_of(*assignments: str, decoders: Sequence[str] = ()) -> list[str]:
         caplog.clear()
         values = load_params(Path("params.yaml"), assignments=assignments)
-        warn_of_other_text(Path(values.paths.lm), values.lm.text_file, values.decode, decoders)
+        warn_of_other_text(Path(values.paths.lm), values.lm, values.decode, decoders)
         return [record.message for record in caplog.records]
 
     novel = "lm.text_file=novel.txt"
