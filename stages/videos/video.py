@@ -22,7 +22,8 @@ from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams
 from stages.videos.streams import select_video_stream
 from stages.videos.timestamps import Clock, timestamp_s
-from stages.videos.zips import MemberFile, find_member, opened_member
+from stages.videos.zip_directory import find_member
+from stages.videos.zip_member import MemberFile, opened_member
 
 TRUNCATION_TOLERANCE_S = 0.25
 """Headers round, and edit lists cut a few frames. A video that ends earlier than this lost a character."""
