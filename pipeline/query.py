@@ -26,12 +26,11 @@ from rich.text import Text
 
 from pipeline.console import console_on
 from pipeline.params import PathsParams
-from shards.catalogue import batches, damaged_table_error, interruptible, open_catalogue
+from shards.catalogue import MEMORY_LIMIT, batches, damaged_table_error, interruptible, open_catalogue
 from shards.errors import ConfigError, TableError
 from shards.files import ROW_GROUP_ROWS, atomic_file
 from shards.safe_text import indented_lines, is_control, one_line, write_csv_rows
 
-MEMORY_LIMIT = "2GB"
 BATCH_ROWS = 10_000
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
 NESTED = ("list", "array", "struct", "map")
@@ -150,11 +149,6 @@ def _pipeline_errors(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         ) from error
     except duckdb.Error as error:
         raise damaged_table_error(error, files) or ConfigError(f"query: {indented_lines(error)}") from error
-    except (pa.ArrowNotImplementedError, OverflowError) as error:
-        # a UNION, or an interval of a million years: Arrow and Python have no such values
-        raise ConfigError(
-            f"query: a column cannot be written ({indented_lines(error)}); cast it to text: x::VARCHAR"
-        ) from error
 
 
 FORMATS = ("table", "csv", "json", "parquet")
@@ -185,7 +179,8 @@ def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path 
     """
     if format not in FORMATS:
         raise ConfigError(f"--format must be one of {', '.join(FORMATS)} (got '{format}')")
-    if out and any(file.exists() and out.exists() and out.samefile(file) for file, _ in _tables(paths)):
+    tables = [file for file, _ in view_files(paths).values()]
+    if out and any(file.exists() and out.exists() and out.samefile(file) for file in tables):
         raise ConfigError(f"--out: {out} is one of the tables that queries read; choose another file")
     if format == "parquet" and not out and sys.stdout.isatty():
         raise ConfigError("--format parquet cannot be written to a terminal; choose a file with --out")
@@ -201,10 +196,6 @@ def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path 
                 write_text(answer, text)
 
     query(sql, paths, write)
-
-
-def _tables(paths: PathsParams) -> Iterable[tuple[Path, str]]:
-    return view_files(paths).values()
 
 
 @contextmanager
@@ -224,6 +215,7 @@ def _write_parquet(answer: Answer, file: BinaryIO) -> None:
             for batch in batches:
                 writer.write_batch(batch)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        # an INTERVAL or a UNION, or MAP {} and an infinite TIMESTAMP_S
         raise ConfigError(
             f"query: Parquet cannot hold a column ({error}); cast it to text: x::VARCHAR"
         ) from error
@@ -234,7 +226,6 @@ def _write_csv(answer: Answer, out: TextIO) -> None:
         [answer.columns], chain.from_iterable(rows_of(answer, batch) for batch in answer.batches())
     )
     if out.isatty():
-        # Python writes lists and structs without control characters
         rows = ([one_line(value) if isinstance(value, str) else value for value in row] for row in rows)
     write_csv_rows(out, rows)
 
@@ -245,7 +236,7 @@ def _write_json(answer: Answer, out: TextIO) -> None:
     for batch in answer.batches():
         for row in rows_of(answer, batch):
             named = dict(zip(answer.columns, map(_json_value, row), strict=True))
-            text = json.dumps(named, ensure_ascii=False, default=str)
+            text = json.dumps(named, ensure_ascii=False)
             if not text.isprintable():
                 # json escapes only the control characters of ASCII
                 text = "".join(json.dumps(char)[1:-1] if is_control(char) else char for char in text)

@@ -89,12 +89,13 @@ class RemoteStore(ShardStore):
             write_text(file, f"{uuid.uuid4().hex}\n")
         began = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         ours = f"{catalogue}, process {os.getpid()} of {socket.gethostname()}, begun {began}"
-        content = f"{file.read_text('utf-8').strip()}\n{ours}\n".encode()
+        our_id = file.read_text("utf-8").strip()
+        content = f"{our_id}\n{ours}\n".encode()
         found = self._files.put_if_absent(OWNER, content)
         if found == content:
             return
         their_id, _, theirs = found[:1000].decode(errors="replace").strip().partition("\n")
-        if their_id != content.decode().partition("\n")[0]:
+        if their_id != our_id:
             raise ShardError(
                 f"{self._files.url} holds another pack, running or finished ({theirs or 'of an unknown owner'}); "
                 f"this one ({ours}) would replace it: set another paths.shards; or, if the other one has "

@@ -41,7 +41,8 @@ from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.mouth_pictures import MouthPatches
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.settings import CropParams
-from stages.videos.zips import find_member, member_sha256
+from stages.videos.zip_directory import find_member
+from stages.videos.zip_member import member_sha256
 
 log = logging.getLogger(__name__)
 

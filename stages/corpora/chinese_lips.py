@@ -11,7 +11,7 @@ from pathlib import Path
 from shards.errors import ClipRejected, CorpusError
 from stages.corpora.csv_rows import read_csv
 from stages.corpora.transcript import Transcript, leaves_root, relative_media
-from stages.videos.zips import zip_members
+from stages.videos.zip_directory import zip_members
 
 _log = logging.getLogger(__name__)
 

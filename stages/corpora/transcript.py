@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.videos.zips import leaves_root
+from stages.videos.zip_directory import leaves_root
 
 _USUAL_SPLITS = ("train", "valid", "test")
 

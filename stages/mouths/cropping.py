@@ -24,7 +24,8 @@ from stages.mouths.rendering import render_from_track
 from stages.videos.media import Media, source_of
 from stages.videos.picture import Window
 from stages.videos.settings import CropParams
-from stages.videos.video import decode, mean_fps, read_header, resample
+from stages.videos.timestamps import mean_fps, resample
+from stages.videos.video import decode, read_header
 
 CODE_VERSION = 4
 """Raise it when the same video and parameters would give a different clip: it is part of every clip's cache key."""

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from shards.disk import FORBIDDEN
 from shards.errors import ClipRejected
 from shards.schema import Reason
-from stages.videos.zips import dangling_link, find_member, leaves_root, opened_member
+from stages.videos.zip_directory import dangling_link, find_member, leaves_root
+from stages.videos.zip_member import opened_member
 
 _IN_ZIP = re.compile(r"(.+?\.zip)!(.+)", re.IGNORECASE | re.DOTALL)
 

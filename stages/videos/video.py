@@ -2,8 +2,6 @@
 
 Files are untrusted: only plain local containers are opened. Picture size, duration and file size are limited before and
 during decoding. This module keeps no reference to a picture that it yielded.
-
-Shapes: H height, W width in displayed pixels; F source frames; T output frames.
 """
 
 import math
@@ -14,8 +12,6 @@ from itertools import chain, islice
 from typing import Any
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.machine import is_address_space_short
@@ -25,13 +21,12 @@ from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams
 from stages.videos.streams import select_video_stream
-from stages.videos.zips import MemberFile, find_member, opened_member
+from stages.videos.timestamps import Clock, timestamp_s
+from stages.videos.zip_directory import find_member
+from stages.videos.zip_member import MemberFile, opened_member
 
 TRUNCATION_TOLERANCE_S = 0.25
 """Headers round, and edit lists cut a few frames. A video that ends earlier than this lost a character."""
-
-DEFAULT_FPS = 25.0
-"""Frame rate for pictures without times in a file without a frame rate."""
 
 MAX_SOURCE_FPS = 1_000
 """More frames than `max_source_s` at this rate are an attack on memory, not a video."""
@@ -153,7 +148,7 @@ def _check_end(source: Source, announced_s: float | None, found_s: float, num_fr
 def _timed(
     source: Source,
     pictures: Iterator[av.VideoFrame],
-    clock: "_Clock",
+    clock: Clock,
     make_display: "_MakeDisplay",
     params: CropParams,
 ) -> Iterator[tuple[Display, av.VideoFrame, float, float]]:
@@ -197,7 +192,7 @@ _MakeDisplay = Callable[[av.VideoFrame], Display]
 @contextmanager
 def _opened_before(
     source: Source, params: CropParams, begin_s: float
-) -> Iterator[tuple[Header, "_Clock", _MakeDisplay, Iterator[av.VideoFrame]]]:
+) -> Iterator[tuple[Header, Clock, _MakeDisplay, Iterator[av.VideoFrame]]]:
     """Opens a file, and yields its header, clock, display and its pictures from some time before `begin_s` on.
 
     Jumps if the container has an index, otherwise decodes from the start.
@@ -208,13 +203,13 @@ def _opened_before(
             if jumped is not None:
                 origin_s, display, pictures = jumped
                 header = _header(source, container, stream)
-                yield header, _Clock(_step_s(header), origin_s), lambda _: display, pictures
+                yield header, Clock(header.fps, origin_s), lambda _: display, pictures
                 return
     with _opened(source, params) as (container, stream):
         header = _header(source, container, stream)
         # AVI stores no times of showing, and FFmpeg's guesses go back and forth; the pictures are in order
         is_avi = container.format.name == "avi"
-        clock = _Clock(_step_s(header), by_decoding=is_avi)
+        clock = Clock(header.fps, by_decoding=is_avi)
         yield header, clock, lambda first: Display(first, stream), container.decode(stream)
 
 
@@ -229,7 +224,7 @@ def _jump(
         return None
     try:
         first = next(container.decode(stream))
-        origin_s = _stamp_s(first)
+        origin_s = timestamp_s(first)
         if origin_s is None:
             return None
         display = Display(first, stream)
@@ -240,7 +235,7 @@ def _jump(
         landed = next((picture for picture in islice(pictures, _MAX_LEADING) if picture.key_frame), None)
     except (av.error.FFmpegError, StopIteration):
         return None
-    stamp_s = None if landed is None else _stamp_s(landed)
+    stamp_s = None if landed is None else timestamp_s(landed)
     if stamp_s is None or not origin_s <= stamp_s <= origin_s + begin_s:
         return None
     return origin_s, display, chain([landed], pictures)
@@ -253,85 +248,6 @@ def _check_gap(source: Source, gap_s: float, since_s: float, step_s: float, para
             f"{source.name} has no picture between {since_s:.2f} and {since_s + gap_s:.2f} s "
             f"(crop.max_gap_s is {params.max_gap_s:g}); get the file again",
         )
-
-
-class _Clock:
-    """Seconds since the first picture, always rising: a missing or backward timestamp counts as one step.
-
-    `origin_s` is the first picture's timestamp, for when another picture is read first. With `by_decoding`, timestamps
-    are times of decoding.
-    """
-
-    def __init__(self, step_s: float, origin_s: float | None = None, by_decoding: bool = False) -> None:
-        self.step_s = step_s
-        self._by_decoding = by_decoding
-        self.time_s: float | None = None
-        self.end_s = 0.0
-        """Time until which pictures are shown, by their own durations: the last picture may have a long one."""
-        self._origin_s = origin_s
-
-    def read(self, picture: av.VideoFrame) -> tuple[float, float]:
-        """Returns the time of `picture`, and the time since the previous picture (0 for the first)."""
-        time_s, gap_s = self._read(picture)
-        # some containers have no durations
-        shown_s = float(picture.duration * picture.time_base) if picture.duration else 0.0
-        # for every picture: mp4 gives the long duration to the last stored picture, which may be shown earlier
-        self.end_s = max(self.end_s, time_s + max(shown_s, self.step_s))
-        return time_s, gap_s
-
-    def _read(self, picture: av.VideoFrame) -> tuple[float, float]:
-        stamp_s = _stamp_s(picture, self._by_decoding)
-        if self._origin_s is None:
-            self._origin_s = stamp_s or 0.0
-        if self.time_s is None:
-            self.time_s = 0.0 if stamp_s is None else stamp_s - self._origin_s
-            return self.time_s, 0.0
-        expected_s = self.time_s + self.step_s
-        time_s = expected_s if stamp_s is None else stamp_s - self._origin_s
-        if time_s <= self.time_s:
-            # joined transport streams restart their clock: continue from here
-            self._origin_s += time_s - expected_s
-            time_s = expected_s
-        gap_s = time_s - self.time_s
-        self.time_s = time_s
-        return time_s, gap_s
-
-
-def _stamp_s(picture: av.VideoFrame, by_decoding: bool = False) -> float | None:
-    stamp = picture.dts if by_decoding else picture.pts
-    return None if stamp is None else float(stamp * picture.time_base)
-
-
-def _step_s(header: Header) -> float:
-    return 1 / header.fps if header.fps else 1 / DEFAULT_FPS
-
-
-def resample(times_s_F: NDArray[np.float64], target_fps: float) -> NDArray[np.int32]:
-    """Returns the source frame of each output frame k, at k / target_fps after the first: the nearest in time.
-
-    Returns T indices, int32, never falling. T / target_fps equals the duration within 1/25 s for sources of at least
-    12.5 fps; the last picture counts with the median interval.
-    """
-    assert len(times_s_F) > 0 and np.all(np.diff(times_s_F) > 0), "timestamps must rise"
-    times = times_s_F - times_s_F[0]
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / target_fps
-    # 1e-6: timestamps are ratios in floating point, and 75 frames at 25 fps must stay 75
-    num_by_duration = int(np.floor((times[-1] + step) * target_fps + 0.5 + 1e-6))
-    num_in_reach = int(np.floor((times[-1] + step / 2) * target_fps + 1e-6)) + 1
-    wanted = np.arange(max(1, min(num_by_duration, num_in_reach))) / target_fps
-    after = np.clip(np.searchsorted(times, wanted), 1, max(1, len(times) - 1))
-    if len(times) == 1:
-        return np.zeros(len(wanted), np.int32)
-    # of two equally near frames the earlier, independent of the last bit
-    nearer_before = wanted - times[after - 1] <= times[after] - wanted + 1e-6
-    return np.where(nearer_before, after - 1, after).astype(np.int32)
-
-
-def mean_fps(times_s_F: NDArray[np.float64]) -> float | None:
-    """Returns the mean frame rate of the source in 1/s; None for a single picture."""
-    if len(times_s_F) < 2:
-        return None
-    return float((len(times_s_F) - 1) / (times_s_F[-1] - times_s_F[0]))
 
 
 @contextmanager

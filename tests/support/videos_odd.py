@@ -7,7 +7,8 @@ import av
 import numpy as np
 
 from stages.videos.settings import CropParams
-from stages.videos.video import decode, resample
+from stages.videos.timestamps import resample
+from stages.videos.video import decode
 from tests.support.videos import (
     face_pictures,
     number_of,

@@ -14,7 +14,7 @@ from shards.errors import ClipRejected, CorpusError
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.settings import CorpusParams
 from stages.corpora.transcript import leaves_root, relative_media
-from stages.videos import zips
+from stages.videos import zip_directory
 from stages.videos.media import resolve_media
 from tests.support.corpora import HEADER, ID, chinese_lips, row
 
@@ -178,8 +178,8 @@ def test_each_zip_is_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ids = [f"012_25_F_KJ_{i:03d}" for i in range(50)]
     zipped(tmp_path / "train.zip", *(f"{name}.mp4" for name in ids))
     opened = []
-    directory = zips._directory
-    monkeypatch.setattr(zips, "_directory", lambda path: opened.append(path) or directory(path))
+    directory = zip_directory._directory
+    monkeypatch.setattr(zip_directory, "_directory", lambda path: opened.append(path) or directory(path))
     corpus = chinese_lips(tmp_path, train="".join(row(name) for name in ids))
     assert [t.media for t in read_corpus(corpus)] == [f"train.zip!{name}.mp4" for name in ids]
     assert len(opened) == 1

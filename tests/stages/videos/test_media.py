@@ -17,7 +17,7 @@ from stages.corpora.settings import CorpusParams
 from stages.ingest import ingest
 from stages.videos.media import resolve_media
 from stages.videos.settings import CropParams
-from stages.videos.zips import find_member, zip_members
+from stages.videos.zip_directory import find_member, zip_members
 from tests.support.corpora import ID, chinese_lips, row
 from tests.support.sources import pictures, rejection
 from tests.support.videos import write_mouth

@@ -15,7 +15,8 @@ from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.videos.media import Source
 from stages.videos.settings import CropParams
-from stages.videos.video import decode, read_header, resample
+from stages.videos.timestamps import resample
+from stages.videos.video import decode, read_header
 from tests.support.videos import (
     number_of,
     numbered,

@@ -14,6 +14,7 @@ import pytest
 from shards.schema import MediaKind, Reason
 from stages.clips.cache import ClipCache
 from stages.videos.media import Source, resolve_media
+from stages.videos.timestamps import Clock
 from stages.videos.video import decode, read_header
 from tests.support.sources import PARAMS, gray_HW, pictures, rejection, zipped
 from tests.support.videos import number_of, numbered, photograph, write_mouth, write_video
@@ -93,12 +94,10 @@ def test_adjacent_parts_have_every_picture_once(tmp_path: Path) -> None:
 
 def test_a_jump_decodes_few_pictures_before_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise all parts of a long video would take the square of its length."""
-    from stages.videos import video
-
     path = write_video(tmp_path / "a.mp4", moving(300), options=X264 | {"g": "25"})
     read = []
-    clock_read = video._Clock.read
-    monkeypatch.setattr(video._Clock, "read", lambda self, p: read.append(1) or clock_read(self, p))
+    clock_read = Clock.read
+    monkeypatch.setattr(Clock, "read", lambda self, p: read.append(1) or clock_read(self, p))
     assert len(pictures(Source(path, None, 9.0, 10.0))) == 25
     assert len(read) <= 25 + 3 * 25
 

@@ -12,11 +12,12 @@ import pytest
 
 from shards.schema import MediaKind, Reason
 from stages.clips.cache import ClipCache
-from stages.videos import zips
+from stages.videos import zip_directory, zip_member
 from stages.videos.media import Source, resolve_media
 from stages.videos.settings import CropParams
 from stages.videos.video import read_header
-from stages.videos.zips import find_member, member_sha256, zip_members
+from stages.videos.zip_directory import find_member, zip_members
+from stages.videos.zip_member import member_sha256
 from tests.support.sources import PARAMS, pictures, rejection, zip_info, zipped
 from tests.support.videos import numbered, write_audio, write_face, write_mouth, write_video
 
@@ -84,8 +85,8 @@ def test_a_zips_directory_is_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     payload = write_mouth(tmp_path / "a.mp4", 5).read_bytes()
     zipped(tmp_path / "b.zip", {f"{i}.mp4": payload for i in range(20)})
     read = []
-    directory = zips._directory
-    monkeypatch.setattr(zips, "_directory", lambda path: read.append(path) or directory(path))
+    directory = zip_directory._directory
+    monkeypatch.setattr(zip_directory, "_directory", lambda path: read.append(path) or directory(path))
     for i in range(20):
         read_header(resolve_media(tmp_path, f"b.zip!{i}.mp4"))
     assert len(read) == 1
@@ -203,14 +204,14 @@ def test_a_zip_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     zipped(tmp_path / "b.zip", {"bomb.mp4": bytes(60_000_000)}, zipfile.ZIP_DEFLATED)
     small = PARAMS.model_copy(update={"max_source_mb": 1.0})
     block_sizes = []
-    inflated = zips._inflated
+    inflated = zip_member._inflated
 
     def counted(*arguments):  # type: ignore[no-untyped-def]
         for block in inflated(*arguments):
             block_sizes.append(len(block))
             yield block
 
-    monkeypatch.setattr(zips, "_inflated", counted)
+    monkeypatch.setattr(zip_member, "_inflated", counted)
     source = resolve_media(tmp_path, "b.zip!bomb.mp4")
     cache = ClipCache(tmp_path / "cache")
     for act in (lambda: cache.keys(source, MediaKind.MOUTH, small), lambda: pictures(source, small)):
@@ -225,7 +226,7 @@ def test_a_zip_bomb_is_not_inflated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         block_sizes.clear()
         assert rejection(act).reason is Reason.OVERSIZED
         assert sum(block_sizes) <= 900_000
-    monkeypatch.setattr(zips, "MAX_INFLATED_MB", 0.5)
+    monkeypatch.setattr(zip_member, "MAX_INFLATED_MB", 0.5)
     error = rejection(lambda: pictures(source))
     assert error.reason is Reason.OVERSIZED
     assert "zip -0" in error.detail
@@ -267,8 +268,8 @@ def test_a_truncated_video_in_a_zip_is_truncated(tmp_path: Path) -> None:
 def test_a_damaged_zip_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.zip").write_bytes(b"garbage" * 99)
     read = []
-    directory = zips._directory
-    monkeypatch.setattr(zips, "_directory", lambda path: read.append(path) or directory(path))
+    directory = zip_directory._directory
+    monkeypatch.setattr(zip_directory, "_directory", lambda path: read.append(path) or directory(path))
     details = {rejection(lambda: find_member(tmp_path / "b.zip", "a.mp4")).detail for _ in range(5)}
     assert len(read) == len(details) == 1
     zipped(tmp_path / "b.zip", {"a.mp4": b"whole again"})
@@ -282,7 +283,7 @@ def test_a_zip_is_read_again_after_a_disk_error(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zips, "_CappedFile", fails)
+        patch.setattr(zip_directory, "_CappedFile", fails)
         assert rejection(lambda: find_member(path, "a.mp4")).reason is Reason.UNREADABLE
     assert find_member(path, "a.mp4").size == 1
 
@@ -290,9 +291,9 @@ def test_a_zip_is_read_again_after_a_disk_error(tmp_path: Path, monkeypatch: pyt
 def test_a_huge_directory_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {f"{i:04}.mp4": b"" for i in range(1_000)}
     zipped(tmp_path / "b.zip", members)
-    monkeypatch.setattr(zips, "MAX_DIRECTORY_BYTES", 40_000)
+    monkeypatch.setattr(zip_directory, "MAX_DIRECTORY_BYTES", 40_000)
     assert "directory" in rejection(lambda: zip_members(tmp_path / "b.zip")).detail
-    monkeypatch.setattr(zips, "MAX_DIRECTORY_BYTES", 80_000)
+    monkeypatch.setattr(zip_directory, "MAX_DIRECTORY_BYTES", 80_000)
     os.utime(tmp_path / "b.zip", (1, 1))
     assert len(zip_members(tmp_path / "b.zip")) == 1_000
 
@@ -304,6 +305,6 @@ def test_output_pending_after_the_last_block_is_not_lost(
     """With blocks so small that the packed bytes end when the output is full."""
     payloads = {f"{size}.mp4": bytes(size) for size in (0, 1, 22, 64, 258, 379, 386, 820, 834, 5_000)}
     zipped(tmp_path / "b.zip", payloads, zipfile.ZIP_DEFLATED)
-    monkeypatch.setattr(zips, "HASH_BLOCK_BYTES", limit)
+    monkeypatch.setattr(zip_member, "HASH_BLOCK_BYTES", limit)
     for name, payload in payloads.items():
         assert member_sha256(find_member(tmp_path / "b.zip", name)) == hashlib.sha256(payload).hexdigest()
