@@ -150,8 +150,9 @@ def _frequencies(axes: "Axes", characters: Characters, colours: Mapping[str, str
         return
     axes.set_xlabel("rank")
     axes.set_ylabel("% of the split's characters")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter("")
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        # within a factor of 10 there may be no major tick, and an axis without numbers
+        axis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend()

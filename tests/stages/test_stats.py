@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import statistics
@@ -455,6 +456,15 @@ def test_the_picture_is_an_svg_that_tells_what_is_not_known(tmp_path: Path) -> N
     # each text stands as a comment next to its outlines
     for text in ("Hours of video", "not known before `pipeline crop`", "train, mean 2", "odd-split"):
         assert text in picture
+
+
+def test_an_axis_within_a_factor_of_ten_has_numbers(tmp_path: Path) -> None:
+    """Character shares of 30 and 20 % lie between two powers of 10, the only major ticks of a logarithmic axis."""
+    run(tmp_path, [clip("a", "train", "一二三一二四一二一三", "s1")], None, None)
+    picture = (tmp_path / "stats" / "stats.svg").read_text("utf-8")
+    texts = re.findall(r"<!-- (.*?) -->", picture)
+    vertical = texts[texts.index("rank") + 1 : texts.index("% of the split's characters")]
+    assert [text for text in vertical if 20 <= float(text) <= 30] == ["20", "30"]
 
 
 @pytest.mark.parametrize("crops", [None, CROP_ROWS])
