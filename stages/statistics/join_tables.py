@@ -99,7 +99,7 @@ def is_of_clips(
     is_other = foreign or (is_whole and absent)
     if not is_other and not doubled:
         return True
-    message = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
+    message = f"{path} does not match the clips ({foreign} unknown, {doubled} duplicated"
     message += f", {absent} missing)" if is_whole else ")"
     if doubled or not leave_out:
         raise TableError(f"{message}; run `{verb}` again")
