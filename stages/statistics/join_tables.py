@@ -126,7 +126,7 @@ def _parts(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
 
 
 def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
-    """Makes the table `joined` with the columns that figures need, about 40 bytes a clip."""
+    """Makes the table `joined` with the columns that figures need, about 40 bytes per clip."""
     connection.execute("DROP TABLE IF EXISTS joined")
     for name, column in _WORDS.items():
         table = column.split(".")[0]
