@@ -322,7 +322,7 @@ def command(
     clips: Annotated[int, typer.Option(min=1, help="number of videos of each folder")] = 100,
     rounds: Rounds = 3,
     processes: Annotated[int, typer.Option(min=0, help="number of processes; 0: one per core")] = 0,
-    preset: Annotated[str, typer.Option(help="x264 preset of copies; slower ones decode slower")] = "medium",
+    preset: Annotated[str, typer.Option(help="x264 preset of copies; affects decoding speed")] = "medium",
     memory: Annotated[bool, typer.Option("--memory", help="measure memory on 10 minutes of 1080p")] = False,
 ) -> None:
     """Compare the crop stage at 720p with decoding only, landmarks on every frame, and the loops of other tools.

@@ -250,7 +250,7 @@ def command(
         str, typer.Option(help="a conformer; default: conformer_large on a GPU, conformer_tiny on a CPU")
     ] = "",
     batch: Annotated[int, typer.Option(min=1, help="number of clips read at once")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds of every decoder; the median counts")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of every decoder; reports the median")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="number of CPU threads; 0: one per core")] = 0,
 ) -> None:
     """Measure the seconds from the encoder output of a 10 s clip to its text: every decoder, beams of 1, 10 and 40.

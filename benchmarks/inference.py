@@ -138,7 +138,7 @@ def command(
     ),
     params: Annotated[Path, typer.Option(help="parameters", metavar="FILE")] = Path("params.yaml"),
     minutes: Annotated[
-        list[float] | None, typer.Option(min=0.1, help="length; may be repeated; default: 1 and 10")
+        list[float] | None, typer.Option(min=0.1, help="minutes of video; repeatable; default: 1 and 10")
     ] = None,
     out: Annotated[Path, typer.Option(help="results.json and the long videos", metavar="DIR")] = Path(
         "bench-inference"

@@ -286,7 +286,7 @@ def command(
         int, typer.Option(min=0, help="number of CPU threads; 0: one per core, slow on a busy machine")
     ] = 0,
     only: Annotated[
-        list[str] | None, typer.Option(help="training, inference, conformer or loop; may be repeated")
+        list[str] | None, typer.Option(help="training, inference, conformer or loop; repeatable")
     ] = None,
 ) -> None:
     """Compare the clips per second of training and reading with plain eager torch, on the GPU if any; also peak memory.

@@ -173,7 +173,7 @@ class RemoteStore(ShardStore):
         self._files.close()
 
     def _path(self, shard: IndexedShard) -> Path:
-        """Returns the path in the cache; the name has the hash, so a later pack with the same names is no hit."""
+        """Returns the path in the cache; the hash in the name separates packs with the same shard names."""
         return self._folder / f"{shard.name.removesuffix('.tar')}.{shard.sha256[:16]}.tar"
 
     def _indexed(self, name: str) -> IndexedShard:

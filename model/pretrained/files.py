@@ -93,9 +93,10 @@ def _opened(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors; reading it would run code from the file: {_reason(error)}. This program "
-            "never does that. If you trust the file, extract its weights on a machine without valuable data, then "
-            "import weights.pt:\n  import torch; state = torch.load('FILE', weights_only=False, map_location='cpu')\n"
+            f"{path} has objects other than tensors; reading it would run code from the file: {_reason(error)}. This "
+            "program never does that. If you trust the file, extract its weights on a machine without valuable data, "
+            "then import weights.pt:\n"
+            "  import torch; state = torch.load('FILE', weights_only=False, map_location='cpu')\n"
             "  torch.save(state['state_dict'], 'weights.pt')"
         ) from error
     except DAMAGED as error:

@@ -191,7 +191,7 @@ def compare(
         Path | None, typer.Option(help="also write an HTML page to this file", metavar="FILE")
     ] = None,
     num_clips: Annotated[
-        int, typer.Option("--clips", min=0, help="number of improved, and of worsened, clips to print")
+        int, typer.Option("--clips", min=0, help="number of improved and of worsened clips to print")
     ] = 3,
     resamples: Annotated[
         int, typer.Option(min=100, max=100_000, help="bootstrap resamples of speakers for the 95 % interval")

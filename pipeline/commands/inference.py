@@ -157,7 +157,7 @@ def serve(
     max_upload_mb: Annotated[float, typer.Option(min=0.001, help="refuse larger uploads, MB")] = 100.0,
     max_video_s: Annotated[float, typer.Option(min=1, help="refuse longer videos, s")] = 60.0,
     timeout_s: Annotated[float, typer.Option(min=1, help="stop reading a video after this time, s")] = 120.0,
-    max_places: Annotated[int, typer.Option(min=1, help="most videos in work and waiting")] = 8,
+    max_places: Annotated[int, typer.Option(min=1, help="videos at a time, waiting ones included")] = 8,
     pause_s: Annotated[float, typer.Option(min=1, help="close connections silent for this time, s")] = 10.0,
     slowest_kb_s: Annotated[float, typer.Option(min=0.1, help="stop slower uploads, kB/s")] = 50.0,
     params: ParamsFile = PARAMS,

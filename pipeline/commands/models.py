@@ -116,7 +116,7 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="default: export/<format>; holds one export, files of an older export are removed",
+            help="folder of one export; files of an older export there are removed; default: export/<format>",
             metavar="DIR",
         ),
     ] = None,

@@ -115,7 +115,7 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
     """Prints one line for each decoder."""
     encode_ms = 1e3 * rows[0]["encode_s_per_clip"]
     table = Table(
-        title=f"split {split}: {rows[0]['num_clips']} clips, encoded once in {encode_ms:.1f} ms a clip",
+        title=f"split {split}: {rows[0]['num_clips']} clips, encoded once in {encode_ms:.1f} ms per clip",
         title_justify="left",
         caption="ECE: expected calibration error of the confidence; clips/s: from frames to text",
         caption_justify="left",

@@ -33,7 +33,7 @@ def why_not_shared(license: str) -> str | None:
     parts = [part.strip() for part in re.split(r" AND | OR |[()]", license.strip().upper())]
     if any(parts) and all(_SHAREABLE.fullmatch(part) for part in parts if part):
         return None
-    return f"corpus.license is {license}, which does not let everybody share (or is not an SPDX name)"
+    return f"corpus.license is {license}, which does not allow everybody to share (or is not an SPDX name)"
 
 
 def refuse_unlicensed(license: str, store: ShardStore, has_rights: bool) -> None:

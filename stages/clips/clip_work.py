@@ -29,7 +29,7 @@ DATA_ERRORS = (cv2.error, ValueError, ArithmeticError, LookupError)
 """Errors of OpenCV and numpy for odd pixels and times. A TypeError or NameError is a bug: it ends the run."""
 
 FASTEST_SPEECH = 10.0
-"""Syllables a second that nobody speaks for long; usual are 5 to 8 (Pellegrino, Coupé, Marsico 2011)."""
+"""Syllables per second that nobody can speak for long; 5 to 8 are usual (Pellegrino, Coupé, Marsico 2011)."""
 
 _SYLLABIC = (
     "HIRAGANA LETTER",

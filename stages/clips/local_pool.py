@@ -106,7 +106,7 @@ class LocalPool:
 
     def _last_words(self, clip: Clip) -> str:
         return (
-            f"the process died while it read only {clip.media} ({self._death}); check the file, or leave it out "
+            f"the process crashed while it read {clip.media} ({self._death}); check the file, or leave it out "
             f"(see the end of {self.native_log})"
         )
 

@@ -142,7 +142,7 @@ def _only(clip_id: str, found: list[str], is_own: Callable[[str], bool], where: 
         found = [path for path in found if is_own(path)] or found
     if len(found) > 1:
         raise CorpusError(
-            f"{where}: {clip_id} matches {' and '.join(found)}; leave only one of them below corpus.root, "
+            f"{where}: {clip_id} matches {' and '.join(found)}; keep only one of them below corpus.root, "
             f"or give its path in the CSV"
         )
     return found[0] if found else None

@@ -120,7 +120,7 @@ def _record(
         raise CorpusError(
             f"{where}: {len(fields)} fields where the header has {len(header)}; "
             f'put a field with a comma or a line break into "quotes"'
-            + (f", and an empty {', '.join(lacking)} its comma" if lacking else "")
+            + (f"; an empty {', '.join(lacking)} needs its comma too" if lacking else "")
         )
     for number, (name, field) in enumerate(zip(header, fields, strict=False), start=1):
         if not name and field.strip():

@@ -48,7 +48,7 @@ def read_grid(root: Path) -> list[Transcript]:
         )
     if unnamed := sum(map(len, videos.values())):
         _log.warning(
-            "%s names no split for %d videos; they are left out; to use them, add them there",
+            "%s has no split for %d videos, so they are left out; to use them, add them there",
             root / "splits.csv",
             unnamed,
         )

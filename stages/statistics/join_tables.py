@@ -99,7 +99,7 @@ def is_of_clips(
     is_other = foreign or (is_whole and absent)
     if not is_other and not doubled:
         return True
-    message = f"{path} is not of these clips ({foreign} unknown, {doubled} doubled"
+    message = f"{path} does not match the clips ({foreign} unknown, {doubled} duplicated"
     message += f", {absent} missing)" if is_whole else ")"
     if doubled or not leave_out:
         raise TableError(f"{message}; run `{verb}` again")
@@ -126,7 +126,7 @@ def _parts(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
 
 
 def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
-    """Makes the table `joined` with the columns that figures need, about 40 bytes a clip."""
+    """Makes the table `joined` with the columns that figures need, about 40 bytes per clip."""
     connection.execute("DROP TABLE IF EXISTS joined")
     for name, column in _WORDS.items():
         table = column.split(".")[0]

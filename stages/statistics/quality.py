@@ -167,7 +167,7 @@ EXPLAINED = {
     Reason.UNREADABLE: "FFmpeg cannot read the file as a video: empty, damaged, or another kind of file.",
     Reason.UNSAFE_PATH: "The name leads out of the corpus, by “..”, an absolute path or a link; it was not opened.",
     Reason.NO_VIDEO: "The file holds sound or data, but no picture track.",
-    Reason.TRUNCATED: "The video ends too early or has missing pictures: a part of a video with a whole label.",
+    Reason.TRUNCATED: "The video ends too early or has missing pictures, so it does not show the whole label.",
     Reason.OVERSIZED: "Pictures, duration or file are larger than the limits that protect against hostile files.",
     Reason.NO_FACE: "No face was found in any of the frames that were searched.",
     Reason.LOW_DETECTION: "The mouth is hidden, or out of the picture, in too many frames or for too long at once.",
@@ -180,7 +180,7 @@ EXPLAINED = {
     Reason.TOO_SHORT: "Fewer frames than a syllable needs.",
     Reason.TOO_LONG: "More frames than one clip may have; transcripts with times can be cut at pauses.",
     Reason.EMPTY_TEXT: "Nothing is left of the transcript after normalising, so there is nothing to learn.",
-    Reason.LABEL_TOO_LONG: "Nobody speaks so many characters in that time: the video is another one, or truncated.",
+    Reason.LABEL_TOO_LONG: "Nobody can speak so many characters in that time: the video is wrong or truncated.",
     Reason.CRASHED: "The process that read the file crashed.",
     Reason.TIMEOUT: "The work on the clip took longer than crop.timeout_s and was stopped.",
 }

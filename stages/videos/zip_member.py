@@ -211,5 +211,5 @@ def _window(member: Member, file: BinaryIO) -> _Window:
         ):
             return _Window(member, file, start, member.packed_size)
     raise ClipRejected(
-        Reason.UNREADABLE, f"{member.title}: the zip is not what its directory says; get the zip again"
+        Reason.UNREADABLE, f"{member.title}: the zip differs from its own directory; get the zip again"
     )

@@ -196,7 +196,7 @@ def test_stats_of_another_corpus_ignore_older_tables(workspace: Path, tmp_path: 
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["splits"]["total"]["clips"] == 1
     assert json.loads(found.stdout)["splits"]["total"]["ok"] is None
-    message = [line for line in found.stderr.splitlines() if "is not of these clips" in line]
+    message = [line for line in found.stderr.splitlines() if "does not match the clips" in line]
     assert len(message) == len(found.stderr.splitlines()) == 2
 
 

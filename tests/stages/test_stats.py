@@ -343,9 +343,9 @@ def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("crops", "message"),
     [
-        (CROP_ROWS[1:], r"crops.parquet is not of these clips \(0 unknown, 0 doubled, 1 missing\)"),
+        (CROP_ROWS[1:], r"crops.parquet does not match the clips \(0 unknown, 0 duplicated, 1 missing\)"),
         ([*CROP_ROWS, crop("zz", 5)], r"1 unknown.*run `pipeline crop` again"),
-        ([*CROP_ROWS, CROP_ROWS[0]], r"1 doubled"),
+        ([*CROP_ROWS, CROP_ROWS[0]], r"1 duplicated"),
     ],
 )
 def test_a_ledger_of_other_clips_is_refused(tmp_path: Path, crops: list[Row], message: str) -> None:
@@ -373,7 +373,7 @@ def test_tables_of_another_corpus_can_be_left_out(tmp_path: Path, caplog: pytest
     assert [record.args[-1] for record in caplog.records] == ["pipeline crop", "pipeline pack"]  # type: ignore[index]
     doubled = table_from_rows([*CROP_ROWS, CROP_ROWS[0]], CROPS)
     write_table(paths[1], doubled, CROPS)
-    with pytest.raises(TableError, match="1 doubled"):
+    with pytest.raises(TableError, match="1 duplicated"):
         stats(paths[0], paths[1], None, tmp_path / "stats", leave_out_others=True)
 
 
@@ -411,10 +411,10 @@ def test_figures_do_not_depend_on_the_parts_that_are_joined_at_once(
     whole = run(tmp_path / "whole", CLIP_ROWS, CROP_ROWS, samples)
     monkeypatch.setattr("stages.statistics.join_tables.ROWS_A_PASS", 2)
     assert run(tmp_path / "parts", CLIP_ROWS, CROP_ROWS[::-1], samples) == whole
-    with pytest.raises(TableError, match=r"\(1 unknown, 1 doubled, 1 missing\)"):
+    with pytest.raises(TableError, match=r"\(1 unknown, 1 duplicated, 1 missing\)"):
         run(tmp_path, CLIP_ROWS, [*CROP_ROWS[1:], CROP_ROWS[-1], crop("zz", 5)], None)
     doubled = [*samples, samples[0]]
-    with pytest.raises(TableError, match=r"samples.parquet .*\(0 unknown, 1 doubled\)"):
+    with pytest.raises(TableError, match=r"samples.parquet .*\(0 unknown, 1 duplicated\)"):
         run(tmp_path, CLIP_ROWS, CROP_ROWS, doubled)
 
 

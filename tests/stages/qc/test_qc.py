@@ -148,14 +148,14 @@ def test_a_page_without_usable_clips_rejected_clips_or_speakers(own: Corpus) -> 
         kept = [row for row in crops if row["status"] == status]
         own.write([by_id[row["clip_id"]] for row in kept], kept)
         text = plain(own.page())
-        assert sentence in text and "The corpus does not say who speaks." in text
+        assert sentence in text and "The corpus does not name the speakers." in text
     assert "Nothing was measured" not in text, "the duration of the short clip was measured"
 
 
 def test_tables_that_do_not_match_are_rejected(own: Corpus) -> None:
     clips, crops = own.clips, own.crops
     own.write(clips[1:], crops)
-    with pytest.raises(TableError, match=r"crops.parquet is not of these clips .*`pipeline crop`"):
+    with pytest.raises(TableError, match=r"crops.parquet does not match the clips .*`pipeline crop`"):
         own.page()
     own.write([], [])
     with pytest.raises(TableError, match="holds no clip"):
@@ -206,4 +206,4 @@ def test_qc_and_stats_write_the_same_page(own: Corpus) -> None:
     assert run("stats").returncode == 0
     assert not (own.folder / "stats" / "qc.html").exists()
     refused = run("qc")
-    assert refused.returncode == 1 and "is not of these clips" in refused.stderr
+    assert refused.returncode == 1 and "does not match the clips" in refused.stderr
