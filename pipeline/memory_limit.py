@@ -9,7 +9,7 @@ import os
 import signal
 
 from shards.errors import PipelineError
-from shards.machine import is_address_space_short, limit_bytes
+from shards.machine import describe_exit, is_address_space_short, limit_bytes
 
 USED_UP = (
     "memory is used up: lower machine.workers or train.batch_size, or raise the limit (ulimit -v, or that of "
@@ -77,8 +77,8 @@ def run_under_watch() -> int | None:
     if -code in (*_STOPS, signal.SIGKILL):
         os._exit(128 - code)
     if not os.read(ended_by_itself, 1):
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        message = f"pipeline: {USED_UP}; a library ended it ({how}), its address space may have {limit / 1e6:,.0f} MB\n"
+        ended_how = f"a library ended the command ({describe_exit(code)})"
+        message = f"pipeline: {USED_UP}; {ended_how}, its address space is limited to {limit / 1e6:,.0f} MB\n"
         os.write(2, message.encode())
         code = 1
     os._exit(code)

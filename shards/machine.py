@@ -2,11 +2,21 @@
 
 import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+
+def describe_exit(code: int) -> str:
+    """Returns how a process ended: "exit code 1", or "signal SIGKILL" if `code` is negative."""
+    if code >= 0:
+        return f"exit code {code}"
+    # a real-time signal has no name
+    names = {one.value: one.name for one in signal.Signals}
+    return f"signal {names.get(-code, -code)}"
 
 
 def usable_cores() -> int:

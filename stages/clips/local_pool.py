@@ -23,7 +23,7 @@ from pathlib import Path
 import cv2
 
 from shards.errors import MachineError
-from shards.machine import limit_bytes
+from shards.machine import describe_exit, limit_bytes
 from shards.schema import Reason
 from stages.clips.clip_work import Clip, Done, Work, given_up, place
 from stages.mouths.native_stderr import native_stderr_to
@@ -215,7 +215,7 @@ class _Worker:
             return "it closed its pipe"
         if code == NO_MEMORY:
             return "memory ran out"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return describe_exit(code)
 
     def end(self) -> None:
         self.process.kill()

@@ -69,8 +69,8 @@ def test_a_verb_under_any_limit_answers_or_says_that_memory_is_used_up(mebibytes
 @pytest.mark.parametrize(
     ("end", "how"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
-        ("os.abort()", "SIGABRT"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "signal SIGSEGV"),
+        ("os.abort()", "signal SIGABRT"),
         ("os._exit(127)", "exit code 127"),
         ("os._exit(1)", "exit code 1"),
         ("os._exit(0)", "exit code 0"),
@@ -79,7 +79,10 @@ def test_a_verb_under_any_limit_answers_or_says_that_memory_is_used_up(mebibytes
 def test_a_process_ended_by_a_library_is_reported(end: str, how: str) -> None:
     code, out, errors = ended(end)
     assert (code, out) == (1, "")
-    assert errors.startswith("pipeline: memory is used up: ") and f"a library ended it ({how})" in errors
+    assert (
+        errors.startswith("pipeline: memory is used up: ")
+        and f"a library ended the command ({how})" in errors
+    )
 
 
 @pytest.mark.parametrize(
