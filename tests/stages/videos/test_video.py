@@ -16,6 +16,7 @@ from shards.schema import Reason
 from stages.videos.media import Source
 from stages.videos.settings import CropParams
 from stages.videos.video import decode, read_header, resample
+from tests.support.odd_videos import PARAMS, resampled_numbers, times_of, with_last_picture_for
 from tests.support.videos import (
     number_of,
     numbered,
@@ -26,7 +27,6 @@ from tests.support.videos import (
     write_mouth,
     write_video,
 )
-from tests.support.videos_odd import PARAMS, resampled_numbers, times_of, with_last_picture_for
 
 
 def opencv_gray(path: Path) -> list[np.ndarray]:
