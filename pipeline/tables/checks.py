@@ -14,6 +14,8 @@ from shards.verify import Problem, Verification
 MAX_ROWS = 50
 EXAMPLES = 3
 
+SHOWN = 20
+
 
 def print_verification(result: Verification, console: Console) -> None:
     """Prints the problems as a table, and a summary line."""
@@ -48,9 +50,6 @@ def _samples(problem: Problem) -> str:
     named = ", ".join(problem.clip_ids[:EXAMPLES])
     more = len(problem.clip_ids) - EXAMPLES
     return f"{named} and {more} more" if more > 0 else named or "-"
-
-
-SHOWN = 20
 
 
 def print_import(report: ImportReport, out: Path, console: Console) -> None:
