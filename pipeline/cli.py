@@ -4,9 +4,10 @@ import atexit
 import io
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -35,61 +36,71 @@ UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def main() -> None:
-    """Runs the command; also accepts spellings such as `--data_root`. An error becomes one message and an exit code."""
+    """Runs the command of this process and ends the process with its exit code."""
     watched = run_under_watch()  # before anything else: libraries may fail while they are imported
-    from shards.disk import FORBIDDEN, WRITE_ERRORS, unwritable
-    from shards.errors import ConfigError, Interrupted, PipelineError
-
     exit_code = [CRASHED]
     atexit.register(_leave, exit_code, watched)  # registered first, so it runs after all other exit functions
     stdout = _watched_stdout()
     for stream in (sys.stdout, sys.stderr):  # UTF-8 as in all files that we write, in every locale
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=stream.errors)
-    arguments = _with_dashes(sys.argv[1:])
     if is_other_rank():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (rank 0 prints the results)
     try:
-        try:
-            # in standalone mode typer would end the process and format its errors itself
-            try:
-                code = app(arguments or ["--help"], standalone_mode=False)
-            except SystemExit as done:
-                code = done.code
-            except (UsageError, typer.Abort):
-                raise
-            except Exception as error:
-                if isinstance(error, MemoryError) or is_about_memory(error):
-                    _fail(f"{error}\n  {USED_UP}" if isinstance(error, PipelineError) else USED_UP, 1)
-                raise
-            sys.stdout.flush()
-            if code == INTERRUPTED:
-                _fail("stopped", 1)
-            raise SystemExit(code or 0)
-        except UsageError as error:
-            _fail(_usage_message(error), 2)
-        except (typer.Abort, KeyboardInterrupt):
-            _fail("stopped", 1)
-        except PermissionError as error:
-            _fail(f"{error.filename or error} {FORBIDDEN}", 1)
-        except ConfigError as error:
-            _fail(error, 2)
-        except Interrupted as error:
-            if is_other_rank():
-                raise SystemExit(1) from None  # all ranks were stopped together, and rank 0 reports it
-            _fail(error, 1)
-        except PipelineError as error:
-            _fail(error, 1)
-        except Exception as error:
-            if stdout is not None and stdout.failure is not None:
-                if isinstance(stdout.failure, BrokenPipeError):
-                    raise SystemExit(CRASHED) from None  # the reader of the pipe has ended
-                _fail(unwritable("stdout", stdout.failure), 1)
-            if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
-                _fail(unwritable(error.filename or "a file", error), 1)
-            raise
+        run(sys.argv[1:], stdout=stdout)
     except SystemExit as done:
         exit_code[0] = done.code if isinstance(done.code, int) else int(done.code is not None)
+        raise
+
+
+def run(
+    arguments: Sequence[str], *, name: str | None = None, stdout: "WatchedFile | None" = None
+) -> NoReturn:
+    """Runs a command and raises SystemExit with its exit code; an error becomes one message on stderr.
+
+    Also accepts spellings such as `--data_root`. Raises errors that are not of the pipeline, for a traceback. `name` is
+    the name of the program in help and messages; default: as it was started.
+    """
+    from shards.disk import FORBIDDEN, WRITE_ERRORS, unwritable
+    from shards.errors import ConfigError, Interrupted, PipelineError
+
+    try:
+        # in standalone mode typer would end the process and format its errors itself
+        try:
+            code = app(_with_dashes(arguments) or ["--help"], prog_name=name, standalone_mode=False)
+        except SystemExit as done:
+            code = done.code
+        except (UsageError, typer.Abort):
+            raise
+        except Exception as error:
+            if isinstance(error, MemoryError) or is_about_memory(error):
+                _fail(f"{error}\n  {USED_UP}" if isinstance(error, PipelineError) else USED_UP, 1)
+            raise
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            _fail("stopped", 1)
+        raise SystemExit(code or 0)
+    except UsageError as error:
+        _fail(_usage_message(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped", 1)
+    except PermissionError as error:
+        _fail(f"{error.filename or error} {FORBIDDEN}", 1)
+    except ConfigError as error:
+        _fail(error, 2)
+    except Interrupted as error:
+        if is_other_rank():
+            raise SystemExit(1) from None  # all ranks were stopped together, and rank 0 reports it
+        _fail(error, 1)
+    except PipelineError as error:
+        _fail(error, 1)
+    except Exception as error:
+        if stdout is not None and stdout.failure is not None:
+            if isinstance(stdout.failure, BrokenPipeError):
+                raise SystemExit(CRASHED) from None  # the reader of the pipe has ended
+            _fail(unwritable("stdout", stdout.failure), 1)
+        if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
+            _fail(unwritable(error.filename or "a file", error), 1)
         raise
 
 
@@ -136,7 +147,7 @@ def _leave(exit_code: list[int], watched: int | None) -> None:
     os._exit(code)
 
 
-def _with_dashes(arguments: list[str]) -> list[str]:
+def _with_dashes(arguments: Sequence[str]) -> list[str]:
     """Writes options with dashes instead of underscores; arguments after `--` are not options."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [*map(_dashed, arguments[:end]), *arguments[end:]]
@@ -152,7 +163,7 @@ def _usage_message(error: Any) -> str:
     return f"{message}; run `{error.ctx.command_path if error.ctx else 'pipeline'} --help`"
 
 
-def _fail(error: BaseException | str, code: int) -> None:
+def _fail(error: BaseException | str, code: int) -> NoReturn:
     prefix = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
     with suppress(OSError):  # the exit code still reports the error
         typer.echo(f"{prefix}: {message_lines(error)}", err=True)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -9,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shards.errors import ConfigError, Interrupted
 from shards.safe_text import message_lines
 
 if TYPE_CHECKING:
     from pipeline.params import Params
-import tempfile
-
-from shards.errors import ConfigError
 
 STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
 """The stages of dvc.yaml, in its order; each is a verb."""
@@ -92,7 +91,6 @@ def shown(what: str, unit: str) -> Iterator[Any]:
     Ctrl-C and SIGTERM (a batch system's time limit) become a message and exit code 1.
     """
     from pipeline.console import progress
-    from shards.errors import Interrupted
 
     try:
         with (

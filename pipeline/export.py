@@ -46,6 +46,9 @@ INT8_FILE = "model_int8.onnx"
 EXPORT_FILES = frozenset({*FILES.values(), INT8_FILE, CONFIG_FILE, CARD, "model.torchscript.pt"})
 """Every file name that an export writes or once wrote. A new export removes those that it does not write itself."""
 
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError)
+"""Errors of reading a report file that was modified or truncated."""
+
 
 def export(
     checkpoint: Path,
@@ -257,10 +260,6 @@ def _speaker_cers(file: Path) -> tuple[float, ...]:
         return tuple(sorted(float(row["cer"]) for row in named))
     except (*_DAMAGED, csv.Error) as error:
         raise _damaged(file, error) from error
-
-
-_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError)
-"""Errors of reading a report file that was modified or truncated."""
 
 
 def _damaged(file: Path, error: Exception) -> TableError:

@@ -35,6 +35,22 @@ BATCH_ROWS = 10_000
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
 NESTED = ("list", "array", "struct", "map")
 """DuckDB's names of the nested types."""
+
+FORMATS = ("table", "csv", "json", "parquet")
+MAX_PRINTED_ROWS = 1_000
+_PLAIN = frozenset(
+    {"boolean", "varchar", "float", "double", "decimal"}
+    | {"tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
+)
+_LOST = frozenset({"uhugeint", "bignum", "bit", "time with time zone"})
+"""Types that Arrow, which writes Parquet, changes or writes as bytes that only DuckDB can read."""
+_KEPT: Mapping[str, Callable[[str], bool]] = {
+    "table": _PLAIN.__contains__,
+    "csv": _PLAIN.__contains__,
+    "json": (_PLAIN | {*NESTED}).__contains__,
+    "parquet": lambda kind: kind not in _LOST,
+}
+"""Format → whether it keeps the values of a type; other values are written as text."""
 _Done = TypeVar("_Done")
 
 
@@ -149,23 +165,6 @@ def _pipeline_errors(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         ) from error
     except duckdb.Error as error:
         raise damaged_table_error(error, files) or ConfigError(f"query: {indented_lines(error)}") from error
-
-
-FORMATS = ("table", "csv", "json", "parquet")
-MAX_PRINTED_ROWS = 1_000
-_PLAIN = frozenset(
-    {"boolean", "varchar", "float", "double", "decimal"}
-    | {"tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint"}
-)
-_LOST = frozenset({"uhugeint", "bignum", "bit", "time with time zone"})
-"""Types that Arrow, which writes Parquet, changes or writes as bytes that only DuckDB can read."""
-_KEPT: Mapping[str, Callable[[str], bool]] = {
-    "table": _PLAIN.__contains__,
-    "csv": _PLAIN.__contains__,
-    "json": (_PLAIN | {*NESTED}).__contains__,
-    "parquet": lambda kind: kind not in _LOST,
-}
-"""Format → whether it keeps the values of a type; other values are written as text."""
 
 
 def write_answer(sql: str, paths: PathsParams, format: str = "table", out: Path | None = None) -> None:

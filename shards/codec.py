@@ -37,6 +37,14 @@ _RAW_HEADER = re.compile(
 )
 _PREAMBLE_BYTES = 10
 
+MAX_SIDE_PX = 65_500
+"""Limit of libjpeg for width and height."""
+
+# every JFIF file begins with SOI and an APP0 segment of 16 bytes; the comment must follow them
+_JFIF_BYTES = 20
+_COMMENT = re.compile(rb"\xff\xfe(?P<size>..)(\d{1,6})x(\d{1,5})x(\d{1,5})", re.DOTALL)
+_LONGEST_COMMENT = 4 + 18
+
 
 def clip_extension(codec: str) -> str:
     """Returns the extension of the tar member; raises ValueError for an unknown codec."""
@@ -113,15 +121,6 @@ def _check_clip(clip_THW: np.ndarray) -> None:
         raise ValueError(
             f"a clip must be uint8 with three axes that are not empty (got {clip_THW.dtype} {clip_THW.shape})"
         )
-
-
-MAX_SIDE_PX = 65_500
-"""Limit of libjpeg for width and height."""
-
-# every JFIF file begins with SOI and an APP0 segment of 16 bytes; the comment must follow them
-_JFIF_BYTES = 20
-_COMMENT = re.compile(rb"\xff\xfe(?P<size>..)(\d{1,6})x(\d{1,5})x(\d{1,5})", re.DOTALL)
-_LONGEST_COMMENT = 4 + 18
 
 
 class _Layout(NamedTuple):

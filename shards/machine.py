@@ -9,6 +9,14 @@ from pathlib import Path
 
 import psutil
 
+_STATUS = Path("/proc/self/status")
+
+NEAR_LIMIT_SHARE = 0.9
+"""Share of the limit above which an allocation may have failed: libraries allocate 64 MB at a time."""
+
+_ROOT = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
+
 
 def describe_exit(code: int) -> str:
     """Returns how a process ended: "exit code 1", or "signal SIGKILL" if `code` is negative."""
@@ -24,13 +32,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-_STATUS = Path("/proc/self/status")
-
-
-NEAR_LIMIT_SHARE = 0.9
-"""Share of the limit above which an allocation may have failed: libraries allocate 64 MB at a time."""
 
 
 def limit_bytes() -> int | None:
@@ -59,10 +60,6 @@ def peak_mb() -> float:
         return status_mb("VmHWM")  # not getrusage, where a child starts with the peak of its parent
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-_ROOT = Path("/sys/fs/cgroup")
-_OWN = Path("/proc/self/cgroup")
 
 
 def available_mb() -> float:

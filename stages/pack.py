@@ -323,5 +323,5 @@ def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterato
 
 
 def _is_card_of_ours(store: ShardStore, name: str) -> bool:
-    """Whether `pack` wrote this file: other people write a README too."""
+    """Returns whether `pack` wrote this file: other people write a README too."""
     return name in (CARD, METADATA) and MARK.encode() in store.local(name).read_bytes()

@@ -18,6 +18,8 @@ from torch.nn import functional
 from model.networks.network_input import step_mask
 from model.presets import Cnn3dSizes, ConformerSizes
 
+STEM_KERNEL = (5, 7, 7)
+
 
 class ConvBlock(nn.Module):
     """3D convolution, batch normalisation, ReLU; the output is zero after each clip's end."""
@@ -68,9 +70,6 @@ class Cnn3dFrontend(nn.Module):
         if features.shape[3:] != (grid, grid):
             features = functional.adaptive_avg_pool3d(features, (S, grid, grid))
         return features.permute(0, 2, 1, 3, 4).reshape(B, S, self.num_features), num_steps_B
-
-
-STEM_KERNEL = (5, 7, 7)
 
 
 class Stem(nn.Module):

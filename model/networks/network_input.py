@@ -12,14 +12,13 @@ from torch.nn import functional
 
 from model.settings import ModelParams
 
+# A tenth of a gray level of 255, squared: avoids a division by 0 for a clip of a single gray level.
+SMALLEST_VARIANCE = (0.1 / 255) ** 2
+
 
 def step_mask(num_steps_B: torch.Tensor, num_steps: int) -> torch.Tensor:
     """Returns (B, num_steps) bool: true within each clip."""
     return torch.arange(num_steps, device=num_steps_B.device) < num_steps_B[:, None]
-
-
-# A tenth of a gray level of 255, squared: avoids a division by 0 for a clip of a single gray level.
-SMALLEST_VARIANCE = (0.1 / 255) ** 2
 
 
 def network_input(

@@ -94,7 +94,6 @@ RENAMES: Mapping[PublicFormat, Mapping[str, str]] = MappingProxyType(
 )
 """From public to our module or parameter name; # is any number, the same on both sides."""
 
-
 _PATTERNS = {
     format: [
         (re.compile(r"(\d{1,4})".join(map(re.escape, public.split("#"))) + _LEAF, re.ASCII), ours)

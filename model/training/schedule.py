@@ -14,6 +14,8 @@ from model.device import copy_of
 from model.networks.network import LipNetwork
 from model.settings import TrainParams
 
+_Tensors = list[torch.Tensor]
+
 
 def learning_rate(params: TrainParams, epochs_done: float) -> float:
     """Returns a linear warm-up over `warmup_epochs`, then constant or a half cosine down to 0 at `num_epochs`."""
@@ -30,9 +32,6 @@ def teacher_forcing(params: TrainParams, epoch: int) -> float:
     """Returns the share of true characters fed to the attention decoder: linear from first to last epoch."""
     progress = epoch / max(params.num_epochs - 1, 1)
     return params.teacher_forcing + (params.teacher_forcing_end - params.teacher_forcing) * progress
-
-
-_Tensors = list[torch.Tensor]
 
 
 class WeightAverage:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, ConfigFile, DataRoot, ParamsFile, app, load, say, shown
+from pipeline.command import (
+    PARAMS,
+    Assignments,
+    ConfigFile,
+    DataRoot,
+    ParamsFile,
+    app,
+    check_writable,
+    load,
+    say,
+    shown,
+)
 from recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -166,7 +177,6 @@ def _kinds_text(clips_by_kind: Mapping[str, int], setting: str) -> str:
 
 
 def _ingest(values: "Params") -> None:
-    from pipeline.command import check_writable
     from stages.ingest import ingest as run
 
     check_writable(Path(values.paths.clips).parent, "paths.clips")
@@ -187,7 +197,6 @@ def _ingest(values: "Params") -> None:
 
 
 def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
-    from pipeline.command import check_writable
     from stages.clips.job_shares import Part
     from stages.crop import crop as run
 
@@ -241,7 +250,6 @@ def _pack(values: "Params", has_rights: bool) -> None:
 
 
 def _check_pack_outputs(values: "Params") -> None:
-    from pipeline.command import check_writable
     from shards.open_store import open_store
 
     check_writable(Path(values.paths.samples).parent, "paths.samples")

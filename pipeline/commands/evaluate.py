@@ -17,6 +17,7 @@ from pipeline.command import (
     ModelFile,
     ParamsFile,
     app,
+    check_writable,
     load,
     say,
     shown,
@@ -118,7 +119,6 @@ def report(
 
     Example: pipeline report --set report.split=valid
     """
-    from pipeline.command import check_writable
     from shards.open_store import open_store
     from stages.lm import warn_of_other_text
     from stages.report import ReportJob

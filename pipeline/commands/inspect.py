@@ -16,6 +16,7 @@ from pipeline.command import (
     Json,
     ParamsFile,
     app,
+    check_writable,
     load,
     say,
     shown,
@@ -45,7 +46,6 @@ def stats(
     import json
     import tempfile
 
-    from pipeline.command import check_writable
     from pipeline.console import stdout
     from stages.statistics.tables import print_stats
     from stages.stats import stats as run
@@ -95,8 +95,6 @@ def qc(
 
     Example: pipeline qc --seed 7 --clips 24 --out qc.html
     """
-    from pipeline.command import check_writable
-
     values = load(params, assignments)
     check_writable(out.parent if out else Path(values.paths.stats), "--out" if out else "paths.stats")
     say(_qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips))

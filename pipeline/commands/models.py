@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.command import PARAMS, Json, app, load
+from pipeline.command import (
+    PARAMS,
+    Assignments,
+    CheckpointDir,
+    Json,
+    ModelFile,
+    ParamsFile,
+    app,
+    check_writable,
+    load,
+    say,
+    shown,
+)
 
 if TYPE_CHECKING:
     from model.text import Tokenizer
     from pipeline.params import Params
-from pipeline.command import (
-    Assignments,
-    CheckpointDir,
-    ModelFile,
-    ParamsFile,
-    say,
-    shown,
-)
 
 
 @app.command("import-weights")
@@ -135,7 +139,6 @@ def export(
     import json
     from dataclasses import asdict
 
-    from pipeline.command import check_writable
     from pipeline.export import export as run
 
     values = load(params, assignments, checkpoint_dir=checkpoint_dir, report__split=split)

@@ -15,8 +15,10 @@ from pipeline.command import (
     CheckpointDir,
     ConfigFile,
     DataRoot,
+    Json,
     ParamsFile,
     app,
+    check_writable,
     load,
     say,
     shown,
@@ -24,7 +26,6 @@ from pipeline.command import (
 
 if TYPE_CHECKING:
     from pipeline.params import Params
-from pipeline.command import Json
 
 
 @app.command()
@@ -85,7 +86,6 @@ def train(
     """
     from dataclasses import replace
 
-    from pipeline.command import check_writable
     from pipeline.console import over_epochs
     from pipeline.legacy_config import OLDER_NAMES
     from pipeline.training_job import job_of

@@ -51,6 +51,10 @@ MANIFEST_NAME: Final = "demo_corpus.json"
 # Clips that a process draws at a time: few, to distribute them evenly; more than one, to reuse the speaker's canvas.
 _BATCH_CLIPS: Final = 4
 
+WAV_HZ: Final = 8000
+# veryfast at CRF 21 made the files of a prototype a fifth of superfast's. One thread: the bytes depend on the number.
+_X264_OPTIONS: Final = {"preset": "veryfast", "crf": "21", "threads": "1"}
+
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
@@ -221,11 +225,6 @@ def build_demo_corpus(
     }
     _write_manifest(root, manifest)
     return _summary(manifest)
-
-
-WAV_HZ: Final = 8000
-# veryfast at CRF 21 made the files of a prototype a fifth of superfast's. One thread: the bytes depend on the number.
-_X264_OPTIONS: Final = {"preset": "veryfast", "crf": "21", "threads": "1"}
 
 
 def write_face_video(path: Path, frames: Iterable[Any]) -> int:

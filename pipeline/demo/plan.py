@@ -41,6 +41,16 @@ CHARACTERS: Final[str] = "".join(SLOTS.values())
 # Each pair has the same visemes but different slots, so only the neighbours distinguish it.
 HOMOPHENES: Final[tuple[str, ...]] = ("爸八", "吃十", "画花")
 
+CSV_HEADER: Final = ("ID", "TOPIC", "WAV", "PPT", "FACE", "TEXT")
+TOPICS: Final = ("DZJJ", "JKYS", "KJ", "LY", "QC", "RWLS", "TY", "YS", "ZX")
+# Chinese-LiPS has "valid" in the names of its CSVs and "val" as its folder.
+SPLIT_FOLDERS: Final = {"train": "train", "valid": "val", "test": "test"}
+_TOPICS_PER_SPEAKER: Final = 2
+_FIRST_SPEAKER_ID: Final = 101
+
+# Purposes of the random streams: more draws from one do not change the others.
+_SENTENCES, _SPEAKER, _CLIP, _IDENTITY = range(4)
+
 
 def _deck(fillers: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Yields fillers without end, each once per round: equal counts, so that none is too rare to learn."""
@@ -69,17 +79,6 @@ def draw_sentences(counts: Sequence[int], rng: np.random.Generator) -> list[list
             sentences.append("".join(words))
         lists.append(sentences)
     return lists
-
-
-CSV_HEADER: Final = ("ID", "TOPIC", "WAV", "PPT", "FACE", "TEXT")
-TOPICS: Final = ("DZJJ", "JKYS", "KJ", "LY", "QC", "RWLS", "TY", "YS", "ZX")
-# Chinese-LiPS has "valid" in the names of its CSVs and "val" as its folder.
-SPLIT_FOLDERS: Final = {"train": "train", "valid": "val", "test": "test"}
-_TOPICS_PER_SPEAKER: Final = 2
-_FIRST_SPEAKER_ID: Final = 101
-
-# Purposes of the random streams: more draws from one do not change the others.
-_SENTENCES, _SPEAKER, _CLIP, _IDENTITY = range(4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,11 @@ from shards.safe_text import one_line
 from shards.verify import Problem, Verification
 
 MAX_ROWS = 50
+"""Largest number of problems that `pipeline verify` prints."""
 EXAMPLES = 3
+"""Largest number of clip ids that it prints for a problem."""
+SHOWN = 20
+"""Largest number of items that `pipeline import-weights` prints of a list."""
 
 
 def print_verification(result: Verification, console: Console) -> None:
@@ -48,9 +52,6 @@ def _samples(problem: Problem) -> str:
     named = ", ".join(problem.clip_ids[:EXAMPLES])
     more = len(problem.clip_ids) - EXAMPLES
     return f"{named} and {more} more" if more > 0 else named or "-"
-
-
-SHOWN = 20
 
 
 def print_import(report: ImportReport, out: Path, console: Console) -> None:

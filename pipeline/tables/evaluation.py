@@ -26,6 +26,10 @@ from stages.reports.figures import (
 
 EXAMPLES = 3
 
+NAMES_SHOWN = 5
+GROUPS_SHOWN = 12
+"""Largest number of groups of a kind in the table; of more, it shows those with the largest changes."""
+
 
 def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     """Prints the CER, its errors, the blind CER and the chance CER."""
@@ -139,11 +143,6 @@ def print_examples(scored: Sequence[ScoredClip], console: Console) -> None:
 
 def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.1f} %"
-
-
-NAMES_SHOWN = 5
-GROUPS_SHOWN = 12
-"""Largest number of groups of a kind in the table; of more, it shows those with the largest changes."""
 
 
 def print_comparison(comparison: Comparison, num_clips: int, console: Console) -> None:

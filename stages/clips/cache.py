@@ -224,7 +224,7 @@ class _Replaced(Exception):
 
 
 def _is_of_content(rejection: ClipRejected) -> bool:
-    """Whether the same bytes would be rejected again; a file system that fails now may work later."""
+    """Returns whether the same bytes would be rejected again; a file system that fails now may work later."""
     # PyAV's I/O errors are OSErrors too, those about the data ValueErrors
     return rejection.reason not in NOT_OF_CONTENT and not isinstance(
         rejection.__cause__, OSError | MemoryError

@@ -204,7 +204,7 @@ class _Worker:
         return answer
 
     def is_late(self) -> bool:
-        """Whether its deadline has passed without an answer."""
+        """Returns whether its deadline has passed without an answer."""
         return self.deadline_s <= time.monotonic() and not self.pipe.poll()
 
     def death(self) -> str:

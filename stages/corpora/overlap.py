@@ -25,9 +25,11 @@ _log = logging.getLogger(__name__)
 NAMES_SHOWN = 5
 _NEEDED_SPLITS = (TRAIN_SPLIT, "valid")
 
+_SHARE = 0.5
+"""Share of the shorter of two parts. Neighbours may share less, for example the silence between them."""
+
 Shared = Mapping[str, tuple[str, ...]]
 """Speaker, or video, → its two or more splits."""
-
 
 _NAMES = TextParams(drop_punctuation=False)
 
@@ -106,10 +108,6 @@ def warn_of_splits(transcripts: Sequence[Transcript]) -> None:
         )
     if len(splits) > 1 and not any(one.speaker for one in transcripts):
         _log.warning("no clip names its speaker: it is not known whether %s share people", ", ".join(splits))
-
-
-_SHARE = 0.5
-"""Share of the shorter of two parts. Neighbours may share less, for example the silence between them."""
 
 
 def videos_of(corpus: CorpusParams, transcripts: Sequence[Transcript]) -> Mapping[str, str]:

@@ -49,6 +49,16 @@ _LIKE_TIMES = re.compile(
 )
 _UNSPLIT = "unsplit"
 
+# a column of ages with gaps may have become floating point
+_AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
+_SECONDS = re.compile(r"(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][-+]?\d{1,3})?", re.ASCII)
+_CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,30})?)", re.ASCII)
+_MAX_S = 1e9
+_UNKNOWN = frozenset({"", "nan", "nat", "none", "null", "na", "n/a", "<na>"})
+"""Values that programs write for an unknown number."""
+
+_UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
 
 def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     """Returns the rows of `corpus.table`; ignores and logs columns other than REQUIRED and OPTIONAL.
@@ -229,17 +239,6 @@ def _groups(transcripts: Sequence[Transcript], video_of: Mapping[str, str]) -> l
     return [first(name) for name in names]
 
 
-# a column of ages with gaps may have become floating point
-_AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
-_SECONDS = re.compile(r"(\d{1,30}(\.\d{0,30})?|\.\d{1,30})([eE][-+]?\d{1,3})?", re.ASCII)
-_CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,30})?)", re.ASCII)
-_MAX_S = 1e9
-_UNKNOWN = frozenset({"", "nan", "nat", "none", "null", "na", "n/a", "<na>"})
-"""Values that programs write for an unknown number."""
-
-_UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-
-
 def time_s(name: str, text: str, where: str) -> float | None:
     """Returns seconds, rounded to microseconds, since computed times differ in the last bit. Raises CorpusError."""
     if text.casefold() in _UNKNOWN:
@@ -270,7 +269,7 @@ def age(text: str, where: str) -> int | None:
 
 
 def is_time(kind: pa.DataType) -> bool:
-    """Whether values of a Parquet type can be times since the video's start: times, durations, numbers or texts."""
+    """Returns whether values of a Parquet type can be times in a video: times, durations, numbers or texts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     known = (

@@ -22,6 +22,19 @@ TRACK_VERSION = 6
 MIN_OVERLAP = 0.1
 """Least intersection over union of one face in neighbouring frames: heads move by less than their size."""
 
+RIGHT_EYE_CORNERS = (33, 133)  # points 36, 39: outer, inner. Corners, unlike eyelids, do not blink
+LEFT_EYE_CORNERS = (362, 263)  # points 42, 45: inner, outer
+NOSE_BASE = (98, 97, 2, 326, 327)  # points 31 to 35: under the nostrils; 2 is the foot of the septum
+MOUTH_CORNERS = (61, 291)  # points 48, 54
+OUTER_LIPS = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)  # points 48 to 59
+INNER_LIPS = (78, 81, 13, 311, 308, 402, 14, 178)  # points 60 to 67; 13 and 14 face each other across the gap
+LIP_GAP = (13, 14)
+KEPT = tuple(dict.fromkeys((*RIGHT_EYE_CORNERS, *LEFT_EYE_CORNERS, *NOSE_BASE, *OUTER_LIPS, *INNER_LIPS)))
+"""The landmarks that are stored: those that geometry needs, a fifteenth of the mesh."""
+
+KEPT_INDEX = {mesh_index: kept_index for kept_index, mesh_index in enumerate(KEPT)}
+"""Index of a landmark of the mesh among the kept landmarks."""
+
 
 @dataclass(frozen=True)
 class Landmarks:
@@ -76,17 +89,3 @@ def match_faces(boxes_A: Sequence[list[float]], boxes_B: Sequence[list[float]]) 
         if -i not in {a for a, _ in joined} and -j not in {b for _, b in joined}:
             joined.append((-i, -j))
     return joined
-
-
-RIGHT_EYE_CORNERS = (33, 133)  # points 36, 39: outer, inner. Corners, unlike eyelids, do not blink
-LEFT_EYE_CORNERS = (362, 263)  # points 42, 45: inner, outer
-NOSE_BASE = (98, 97, 2, 326, 327)  # points 31 to 35: under the nostrils; 2 is the foot of the septum
-MOUTH_CORNERS = (61, 291)  # points 48, 54
-OUTER_LIPS = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)  # points 48 to 59
-INNER_LIPS = (78, 81, 13, 311, 308, 402, 14, 178)  # points 60 to 67; 13 and 14 face each other across the gap
-LIP_GAP = (13, 14)
-KEPT = tuple(dict.fromkeys((*RIGHT_EYE_CORNERS, *LEFT_EYE_CORNERS, *NOSE_BASE, *OUTER_LIPS, *INNER_LIPS)))
-"""The landmarks that are stored: those that geometry needs, a fifteenth of the mesh."""
-
-KEPT_INDEX = {mesh_index: kept_index for kept_index, mesh_index in enumerate(KEPT)}
-"""Index of a landmark of the mesh among the kept landmarks."""

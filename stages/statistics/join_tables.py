@@ -23,6 +23,8 @@ ROWS_A_PASS = 4_000_000
 UNKNOWN = "(unknown)"
 """Replaces a topic that the corpus does not give."""
 
+EXAMPLES = 5
+
 TABLES = {
     "clips": (CLIPS, "pipeline ingest"),
     "crops": (CROPS, "pipeline crop"),
@@ -61,6 +63,19 @@ _COMPARE = """
     FULL JOIN (SELECT clip_id, count(*) AS num_rows FROM {table} WHERE {part} GROUP BY ALL) t USING (clip_id)
 """
 
+# content: hash of the cache key, table `joined`; parts of it, so that the groups fit into memory
+_CREATE_COPIED = "CREATE OR REPLACE TEMP TABLE copied (content UBIGINT)"
+_INSERT_COPIED = """
+    INSERT INTO copied SELECT content FROM joined
+    WHERE kept AND content IS NOT NULL AND content % {num_parts} = {number}
+    GROUP BY content HAVING min(split) <> max(split)
+"""
+_EXAMPLES = """
+    SELECT list(clip_id ORDER BY clip_id)[:{limit}] FROM crops
+    WHERE status = 'ok' AND hash(clip_key) IN (SELECT content FROM copied ORDER BY content LIMIT {limit})
+    GROUP BY clip_key ORDER BY ALL
+"""
+
 
 def join_tables(
     connection: duckdb.DuckDBPyConnection, paths: Mapping[str, Path | None], *, leave_out_others: bool
@@ -90,7 +105,7 @@ def join_tables(
 def is_of_clips(
     connection: duckdb.DuckDBPyConnection, name: str, path: Path, schema: pa.Schema, *, leave_out: bool
 ) -> bool:
-    """Whether table `name` is of the clips. Raises TableError if not, or empties it where `leave_out` is set."""
+    """Returns whether table `name` is of the clips. If not, raises TableError, or empties it if `leave_out` is set."""
     verb, is_whole = {"crops": ("pipeline crop", True), "samples": ("pipeline pack", False)}[name]
     foreign = absent = doubled = 0
     for part in _parts(connection):
@@ -142,7 +157,7 @@ def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
 
 
 def _is_whole(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> bool:
-    """Whether every row of every table is in `joined` exactly once."""
+    """Returns whether every row of every table is in `joined` exactly once."""
     num_clips, num_crops, num_samples = (_count(connection, name) for name in TABLES)
     ((rows, with_crop, packed),) = connection.execute(
         "SELECT count(*), count(is_ok), count(*) FILTER (packed) FROM joined"
@@ -150,22 +165,6 @@ def _is_whole(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> bool:
     return (rows, with_crop, packed) == (num_clips, num_clips if has_crops else 0, num_samples) and (
         num_crops == with_crop
     )
-
-
-EXAMPLES = 5
-
-# content: hash of the cache key, table `joined`; parts of it, so that the groups fit into memory
-_CREATE_COPIED = "CREATE OR REPLACE TEMP TABLE copied (content UBIGINT)"
-_INSERT_COPIED = """
-    INSERT INTO copied SELECT content FROM joined
-    WHERE kept AND content IS NOT NULL AND content % {num_parts} = {number}
-    GROUP BY content HAVING min(split) <> max(split)
-"""
-_EXAMPLES = """
-    SELECT list(clip_id ORDER BY clip_id)[:{limit}] FROM crops
-    WHERE status = 'ok' AND hash(clip_key) IN (SELECT content FROM copied ORDER BY content LIMIT {limit})
-    GROUP BY clip_key ORDER BY ALL
-"""
 
 
 def copies_across_splits(connection: duckdb.DuckDBPyConnection, num_parts: int) -> dict[str, Any]:

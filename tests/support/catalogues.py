@@ -1,4 +1,4 @@
-"""A small catalogue for tests."""
+"""A catalogue (samples.parquet) of any number of samples, without shards."""
 
 import pyarrow as pa
 

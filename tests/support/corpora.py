@@ -1,4 +1,4 @@
-"""Shared by tests: corpora."""
+"""Writes the tables of small corpora, in the layout of Chinese-LiPS or as one table; no videos."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from stages.corpora.settings import CorpusParams
 
 HEADER = "ID,TOPIC,WAV,PPT,FACE,TEXT"
-
 
 ID = "012_25_F_KJ_003"
 

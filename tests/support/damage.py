@@ -1,4 +1,4 @@
-"""Damages samples for tests."""
+"""Damages samples in the shards of a pack."""
 
 from collections.abc import Sequence
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cli import UsageError, _usage_message, _with_dashes, app
-from shards.errors import ConfigError, PipelineError
+from pipeline.cli import run
 
 
 def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
@@ -20,19 +19,11 @@ def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedPro
     loggers = [root, *map(logging.getLogger, ("pipeline", "stages", "model", "shards"))]
     levels = [logger.level for logger in loggers]
     output, errors = StringIO(), StringIO()
-    code = 0
     try:
         with chdir(folder), redirect_stdout(output), redirect_stderr(errors):
-            try:
-                code = app(_with_dashes(list(arguments)), prog_name="pipeline", standalone_mode=False) or 0
-            except SystemExit as done:
-                code = int(done.code or 0)
-            except UsageError as error:
-                errors.write(f"pipeline: {_usage_message(error)}\n")
-                code = 2
-            except PipelineError as error:
-                errors.write(f"pipeline: {error}\n")
-                code = 2 if isinstance(error, ConfigError) else 1
+            run(arguments, name="pipeline")
+    except SystemExit as done:
+        code = int(done.code or 0)
     finally:
         # the command replaces the handlers of pytest, which capture log lines
         root.handlers[:] = handlers

@@ -14,9 +14,9 @@ from stages.crop import crop
 from stages.qc.pages import QcSummary, qc
 from stages.videos.settings import CropParams
 from tests.support.crop_runs import clip_row, write_clips
+from tests.support.report_figures import HOSTILE
 from tests.support.videos import numbered, write_face, write_mouth, write_video
 
-HOSTILE = "<script>alert('嘴')</script>\"'&amp;"
 PARAMS = CropParams()
 FIGURES = {
     "detection_rate": (0.8, 1.0),

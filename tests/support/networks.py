@@ -1,4 +1,4 @@
-"""Small networks and readers for tests."""
+"""Small networks of both kinds with random weights, their readers, and augmentation with every option on."""
 
 import torch
 
@@ -12,9 +12,7 @@ from tests.support import exported
 
 LM = train(["一二三", "二二四五", "五四三二一", "三"], order=3)
 
-
 FRAMES = (23, 14, 9)
-
 
 NUM_FRAMES_B = torch.tensor(FRAMES)
 
@@ -40,7 +38,6 @@ SMALL = ModelParams(
     sizes={"channels": (4, 6, 8, 10), "hidden_dim": 16, "pool_grid": 2, "num_lstm_layers": 2},
 )
 
-
 SMALL_CONFORMER = ModelParams(
     preset="conformer_tiny",
     frame_height=32,
@@ -53,7 +50,6 @@ SMALL_CONFORMER = ModelParams(
         "conv_kernel": 7,
     },
 )
-
 
 VOCABULARY = Vocabulary(Tokenizer(tuple("一二三四五")), Tokenizer(("er", "san", "si", "wu", "yi"), " "))
 

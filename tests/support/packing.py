@@ -1,4 +1,4 @@
-"""Shared by tests: packing."""
+"""A small cropped corpus that the pack stage packs, also slowly, so that a test can kill it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from tests.support.crop_runs import clip_row, write_clips
 from tests.support.videos import write_face, write_mouth
 
 PARAMS = CropParams()
-
 
 LONG_ID = "x" * 120
 

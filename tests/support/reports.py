@@ -1,15 +1,13 @@
-"""Synthetic clips and report contexts for tests."""
+"""Synthetic scored clips, normal and blind, and the context of a report on them."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from model.decoding.result import ScoredClip
 from stages.reports.figures import ReportContext
 from tests.support import report_figures
+from tests.support.report_figures import mouth_of
 
 READ = [
     ("今天天气很好", "今天天气很好"),
@@ -18,9 +16,6 @@ READ = [
     ("科学家发现了新材料", ""),
     ("早上吃一个苹果", "晚上吃两个苹果"),
 ]
-
-
-HOSTILE = "<script>alert('嘴')</script>\"'&amp;"
 
 
 def made_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
@@ -39,16 +34,13 @@ def made_clips(read: list[tuple[str, str]] = READ) -> list[ScoredClip]:
     ]
 
 
-def mouth_of(clip_id: str) -> np.ndarray:
-    """Draws a dark mouth on a light face that opens and closes."""
-    frames = np.full((30, 96, 96), 180, np.uint8)
-    for index, frame in enumerate(frames):
-        cv2.ellipse(frame, (48, 48), (22, 4 + index % 8), 0, 0, 360, 60, -1)
-    return frames
-
-
 def made_context(**changes: Any) -> ReportContext:
-    own = {"resamples": 200, "clip_of": mouth_of, "spikes_of": lambda clip_id: None}
+    """Returns a context with short clips, few resamples and no spikes."""
+    own = {
+        "resamples": 200,
+        "clip_of": lambda clip_id: mouth_of(clip_id)[:30],
+        "spikes_of": lambda clip_id: None,
+    }
     return report_figures.made_context(**(own | changes))
 
 

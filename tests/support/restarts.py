@@ -1,4 +1,4 @@
-"""Shared by tests: restarts."""
+"""A small corpus, and `pipeline crop` on it as a process that a test disturbs, for example kills."""
 
 import os
 import shutil
@@ -15,15 +15,12 @@ from tests.support.videos import write_face, write_mouth
 
 ROOT = Path(__file__).parents[2]
 
-
 PIPELINE = str(Path(sysconfig.get_path("scripts")) / "pipeline")
-
 
 NUM_FACES, NUM_MOUTHS = 2, 14
 
-
 SOME = 4
-
+"""Number of cached clips after which crop is disturbed."""
 
 SLOW = """
 import os, sys, time
@@ -33,13 +30,11 @@ if "spawn_main" in " ".join(sys.orig_argv):
             time.sleep(0.25)
     sys.addaudithook(trap)
 """
-
-
-"""A sitecustomize.py that makes workers linger at each video."""
+"""A sitecustomize.py that delays workers at each video."""
 
 
 class Corpus:
-    """Videos, and what `pipeline preprocess` makes of them when nobody disturbs it."""
+    """Videos, and the outputs of `pipeline preprocess` on them when nothing disturbs it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -68,14 +63,14 @@ class Corpus:
         return self.folder / "cache"
 
     def made(self) -> dict[str, bytes]:
-        """Tables and shards."""
+        """Returns the tables and shards."""
         files = (
             path for path in (self.folder / "data").rglob("*") if path.suffix in (".parquet", ".tar", ".json")
         )
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
     def command(self, verb: str, *arguments: str, slow: bool = False) -> subprocess.Popen[str]:
-        """Starts it, in a session and process group of its own."""
+        """Starts the command in a session and process group of its own."""
         paths = [str(self.folder / "slow")] if slow else []
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)])}
         return subprocess.Popen(
@@ -109,7 +104,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def disturbed(
     corpus: Corpus, disturb: Callable[[subprocess.Popen[str]], None], *arguments: str
 ) -> tuple[int, str]:
-    """Runs crop from nothing, disturbs it in its midst; gives exit code and output. No process is left."""
+    """Runs crop without a cache and disturbs it after SOME clips; returns exit code and output. Leaves no process."""
     shutil.rmtree(corpus.cache, ignore_errors=True)
     for name in ("crops", "tracks"):
         (corpus.folder / "data" / f"{name}.parquet").unlink(missing_ok=True)

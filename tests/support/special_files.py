@@ -1,4 +1,4 @@
-"""Devices for tests."""
+"""Creates devices, such as a copy of /dev/full, and lists the names in a folder."""
 
 import os
 import stat

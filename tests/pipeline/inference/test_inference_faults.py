@@ -23,9 +23,9 @@ from pipeline.inference.inference_run import Outputs, print_json, run_inference
 from pipeline.params import Params, load_params
 from shards.errors import ConfigError, Interrupted, MachineError
 from tests.support.in_process import pipeline
+from tests.support.odd_videos import with_early_sound, with_gaps
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, placed, write_face, write_mouth
-from tests.support.videos_odd import with_early_sound, with_gaps
 
 ROOT = Path(__file__).parents[3]
 TEXT = "lay blue at f two now"

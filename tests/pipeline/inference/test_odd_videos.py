@@ -32,9 +32,9 @@ from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import read_header
 from tests.support.faces import face_points
+from tests.support.odd_videos import FPS, with_early_sound, with_gaps
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, placed, write_mouth, write_video
-from tests.support.videos_odd import FPS, with_early_sound, with_gaps
 
 ROOT = Path(__file__).parents[3]
 TICK_S = 0.2

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.browser import PATIENCE_MS, Visit
 from tests.support.serving import SAID, Serving, served
 from tests.support.videos import write_mouth
-from tests.support.visits import PATIENCE_MS, Visit
 
 pytestmark = pytest.mark.browser
 

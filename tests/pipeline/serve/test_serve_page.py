@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.pages import OVERFLOW_PX
+from tests.support.browser import OVERFLOW_PX, PATIENCE_MS, Visit
 from tests.support.serving import IS_SLOW, SAID, Serving, pipeline_serve, served, speaking_checkpoint
 from tests.support.videos import face_pictures, placed, write_face, write_mouth, write_video
-from tests.support.visits import PATIENCE_MS, Visit
 
 pytestmark = pytest.mark.browser
 

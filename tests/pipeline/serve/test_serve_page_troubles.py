@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
+from tests.support.browser import PATIENCE_MS, Visit
 from tests.support.serving import IS_SLOW, SAID, Serving, num_videos, post, served
 from tests.support.videos import write_mouth
-from tests.support.visits import PATIENCE_MS, Visit
 
 pytestmark = pytest.mark.browser
 

@@ -8,7 +8,8 @@ from playwright.sync_api import Browser
 from stages.pages.compare_page import compare_page
 from stages.report import write_report
 from stages.reports.compare import compare
-from tests.support.reports import HOSTILE, READ, made_clips, made_context
+from tests.support.report_figures import HOSTILE
+from tests.support.reports import READ, made_clips, made_context
 
 pytestmark = pytest.mark.browser
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from stages.pages.report_page import render_page
-from tests.support.pages import BROKEN_IMAGES, OVERFLOW_PX, opened
+from tests.support.browser import BROKEN_IMAGES, OVERFLOW_PX, opened
 from tests.support.report_figures import (
     ENGLISH,
     HOSTILE,

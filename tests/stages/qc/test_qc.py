@@ -22,8 +22,9 @@ from stages.qc import pages as qc_stage
 from stages.statistics.quality import QUALITIES, Limit
 from tests.support.crop_runs import clip_row
 from tests.support.in_process import pipeline
-from tests.support.ledgers import HOSTILE, PARAMS, Corpus, Row
+from tests.support.ledgers import PARAMS, Corpus, Row
 from tests.support.qc_pages import own_fixture, plain, real_fixture, synthetic_fixture  # noqa: F401
+from tests.support.report_figures import HOSTILE
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"

@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Browser
 
+from tests.support.browser import BROKEN_IMAGES, OVERFLOW_PX, opened
 from tests.support.ledgers import PARAMS, cropped, with_synthetic_clips
-from tests.support.pages import BROKEN_IMAGES, OVERFLOW_PX, opened
 
 pytestmark = pytest.mark.browser
 

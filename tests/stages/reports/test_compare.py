@@ -27,7 +27,8 @@ from stages.pages.compare_page import compare_page, verdict
 from stages.report import write_report
 from stages.reports.compare import ComparedClip, compare, paired_difference
 from stages.reports.figures import ReportFacts
-from tests.support.reports import HOSTILE, READ, made_clips, made_context
+from tests.support.report_figures import HOSTILE
+from tests.support.reports import READ, made_clips, made_context
 
 BETTER = [(reference, reference) for reference, _ in READ]
 

@@ -21,7 +21,8 @@ from shards.schema import PREDICTIONS
 from stages.report import write_report
 from stages.reports.counting import split_metrics
 from stages.reports.figures import ReportFacts
-from tests.support.reports import HOSTILE, READ, blind_of, made_clips, made_context, page_of
+from tests.support.report_figures import HOSTILE
+from tests.support.reports import READ, blind_of, made_clips, made_context, page_of
 
 FILES = [
     *(f"by_{name}.csv" for name in ("age", "gender", "length", "speaker", "topic")),

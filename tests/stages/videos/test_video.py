@@ -17,6 +17,7 @@ from stages.videos.media import Source
 from stages.videos.settings import CropParams
 from stages.videos.timestamps import resample
 from stages.videos.video import decode, read_header
+from tests.support.odd_videos import PARAMS, resampled_numbers, times_of, with_last_picture_for
 from tests.support.videos import (
     number_of,
     numbered,
@@ -27,7 +28,6 @@ from tests.support.videos import (
     write_mouth,
     write_video,
 )
-from tests.support.videos_odd import PARAMS, resampled_numbers, times_of, with_last_picture_for
 
 
 def opencv_gray(path: Path) -> list[np.ndarray]:

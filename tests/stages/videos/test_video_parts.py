@@ -16,9 +16,9 @@ from stages.clips.cache import ClipCache
 from stages.videos.media import Source, resolve_media
 from stages.videos.timestamps import Clock
 from stages.videos.video import decode, read_header
+from tests.support.odd_videos import with_last_picture_for
 from tests.support.sources import PARAMS, gray_HW, pictures, rejection, zipped
 from tests.support.videos import number_of, numbered, photograph, write_mouth, write_video
-from tests.support.videos_odd import with_last_picture_for
 
 X264 = {"preset": "veryfast", "crf": "20"}
 STREAMS = {
