@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
@@ -24,11 +22,11 @@ from model.training.quarantine import Quarantine
 from shards.errors import TrainingError
 from shards.stream import BadSample
 from stages.train import train
+from tests.support.forked import started
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import assert_same_weights, job_in
 
 DEADLINE_S = 60.0
-_PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +51,7 @@ def train_and_wait(job: TrainingJob, signal_file: Path) -> None:
 @contextmanager
 def another_training(job: TrainingJob, signal_file: Path) -> Iterator[BaseProcess]:
     """Runs a training in another process up to the middle of epoch 1."""
-    process = _PROCESSES.Process(target=train_and_wait, args=(job, signal_file))
-    with patch.dict(os.environ, {"PYTHONPATH": str(Path(__file__).parents[2])}):
-        process.start()
+    process = started(train_and_wait, job, signal_file)
     try:
         until = time.monotonic() + DEADLINE_S
         while not signal_file.exists():

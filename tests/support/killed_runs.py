@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
-from unittest.mock import patch
 
 import torch
 
@@ -22,12 +20,10 @@ from model.training.step import StepFigures, TrainingStep
 from shards.errors import Interrupted
 from shards.stream import ClipBatch
 from stages import train
+from tests.support.forked import started
 
 STEPS = "steps.jsonl"
 INTERRUPTED = 7
-_PROCESSES = multiprocessing.get_context("forkserver")
-# imported once for all processes: saves seconds each
-_PROCESSES.set_forkserver_preload([__name__, "torch._dynamo", "torch.utils.tensorboard"])
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,7 @@ class Kill:
 
 def run(job: TrainingJob, folder: Path, kill: Kill | None = None, save_every_s: float = -1) -> int:
     """Trains in a separate process; returns its exit status. Its steps are recorded in `folder`."""
-    process = _PROCESSES.Process(target=_train, args=(job, folder / STEPS, kill, save_every_s))
-    # Python 3.11's fork server does not keep sys.path, and would import torch again in every process
-    with patch.dict(os.environ, {"PYTHONPATH": str(Path(__file__).parents[2])}):
-        process.start()
+    process = started(_train, job, folder / STEPS, kill, save_every_s)
     process.join(120)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode

@@ -1,7 +1,6 @@
 """Several processes train one model: like one process with all their batches, and with safe stops."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -30,6 +29,7 @@ from shards.samples import read_samples
 from shards.store import FolderStore
 from stages import train as train_module
 from stages.train import train
+from tests.support.forked import PROCESSES, started
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import MODEL, assert_same_weights, job_in
 
@@ -39,11 +39,6 @@ STILL = {"learning_rate": 3e-3, "batch_size": 3, "teacher_forcing_end": 1.0, "nu
 """No random draws in the network: the weights do not depend on which rank reads a clip."""
 
 Task = Callable[..., object]
-# forked from a process with all imports: two ranks start quickly
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["tests.model.training.test_ranks", "torch._dynamo", "torch.utils.tensorboard"]
-)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +54,10 @@ def together(task: Task, *arguments: object) -> list[object]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pipes = [context.Pipe(duplex=False) for _ in range(WORLD_SIZE)]
+    pipes = [PROCESSES.Pipe(duplex=False) for _ in range(WORLD_SIZE)]
     processes = [
-        context.Process(target=_as_rank, args=(rank, port, sender, task, arguments))
-        for rank, (_, sender) in enumerate(pipes)
+        started(_as_rank, rank, port, sender, task, arguments) for rank, (_, sender) in enumerate(pipes)
     ]
-    for process in processes:
-        process.start()
     for _, sender in pipes:
         sender.close()  # else a crash of a rank would not be noticed
     try:
