@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Train a lip reader from videos of speaking faces with transcripts, and report its character error rate "
-    f"(CER).\n\nThe stages, in order: {', '.join(STAGES)}. In a folder with dvc.yaml, `dvc repro` runs all of them.",
+    f"(CER).\n\nThe stages, in order: {', '.join(STAGES)}. `pipeline run` runs those whose inputs changed.",
 )
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="file of parameters", metavar="FILE")]

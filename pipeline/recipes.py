@@ -41,19 +41,15 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
 
 
 def _next(recipe: str, params_file: Path) -> str:
-    """Returns the next commands: `dvc repro` if `params_file` is in a DVC project, else the verbs."""
-    folder = params_file.absolute().parent
-    has_dvc = (folder / "dvc.yaml").is_file() and any(
-        (at / ".dvc").is_dir() for at in (folder, *folder.parents)
-    )
+    """Returns the next commands: `pipeline run`, which reads only params.yaml of its folder, or the verbs."""
     named = "" if params_file == PARAMS else f" --params {shlex.quote(str(params_file))}"
     steps = [f"pipeline demo{named}"] if recipe == "demo" else []
-    if params_file.name == PARAMS.name and has_dvc:
-        steps.append("dvc repro")
-    else:
+    if named:
         # preprocess runs the stages up to pack
         after = STAGES[STAGES.index("pack") + 1 :]
         steps += [f"pipeline {verb}{named}" for verb in ("preprocess", *after)]
+    else:
+        steps.append("pipeline run")
     return " && ".join(steps)
 
 

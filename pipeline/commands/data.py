@@ -1,4 +1,4 @@
-"""The commands that make data: init, demo, ingest, crop, pack, preprocess.
+"""The commands that make data: init, demo, run, ingest, crop, pack, preprocess.
 
 Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
@@ -22,6 +22,7 @@ from pipeline.command import (
     shown,
 )
 from recipes import RECIPES
+from shards.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -42,7 +43,10 @@ def init(
         str | None, typer.Option(help="folder of your corpus; default: as in the recipe", metavar="DIR")
     ] = None,
     params: ParamsFile = PARAMS,
-    force: Annotated[bool, typer.Option("--force", help="overwrite the file even if it was edited")] = False,
+    dvc: Annotated[
+        bool, typer.Option("--dvc", help="also make this folder a DVC project, for `dvc repro`")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite files even if they were edited")] = False,
 ) -> None:
     """Write a complete params.yaml from a recipe.
 
@@ -50,7 +54,14 @@ def init(
     """
     from pipeline.recipes import write_recipe
 
-    typer.echo(write_recipe(recipe, params, corpus_root, force))
+    if dvc and params != PARAMS:
+        raise ConfigError(f"--dvc: DVC reads {PARAMS} of this folder, not {params}; remove --params")
+    line = write_recipe(recipe, params, corpus_root, force)
+    if dvc:
+        from pipeline.dvc_project import write_dvc_files
+
+        say(f"DVC project: {', '.join(write_dvc_files(Path.cwd(), force=force))}")
+    say(line)
 
 
 @app.command()
@@ -61,12 +72,14 @@ def demo(
 ) -> None:
     """Draw the demo corpus, a miniature Chinese-LiPS with animated faces.
 
-    Example: pipeline demo && dvc repro
+    Example: pipeline demo && pipeline run
     """
     from pipeline.demo.corpus import build_demo_corpus
-    from pipeline.recipes import refuse_other_recipe, show_dvc_lock
+    from pipeline.recipes import refuse_other_recipe, show_dvc_lock, write_recipe
     from shards.machine import usable_cores
 
+    if not params.exists():
+        say(write_recipe("demo", params, None, force=False))
     refuse_other_recipe(params, "demo")
     values = load(params, assignments)
     show_dvc_lock(params.absolute().parent, shown=False)
@@ -78,6 +91,22 @@ def demo(
         f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
         f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
     )
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def run(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="stages, default all, and options of `dvc repro`", metavar="[STAGE]..."),
+    ] = None,
+) -> None:
+    """Run the stages whose inputs changed, with DVC; works without git and without dvc.yaml.
+
+    Example: pipeline run; pipeline run stats; pipeline run --force report
+    """
+    from pipeline.dvc_project import run_stages
+
+    raise typer.Exit(run_stages(Path.cwd(), arguments or ()))
 
 
 @app.command()
@@ -114,8 +143,6 @@ def crop(
     With a Slurm array of 16 jobs and machine.cache_dir on shared storage, each job runs:
     pipeline crop --num-jobs 16 --job-index $SLURM_ARRAY_TASK_ID. After all jobs, run: pipeline crop --merge
     """
-    from shards.errors import ConfigError
-
     if merge and job_index is not None:
         raise ConfigError("--merge joins the tables of all jobs; remove --job-index")
     if not merge and (job_index is None) != (num_jobs is None):
