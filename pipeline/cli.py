@@ -4,6 +4,7 @@ import atexit
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from pipeline.command import app, is_other_rank
+from pipeline.command import app, is_other_rank, verbosity
 from pipeline.memory_limit import USED_UP, is_about_memory, run_under_watch
 from shards.safe_text import message_lines
 
@@ -148,9 +149,12 @@ def _leave(exit_code: list[int], watched: int | None) -> None:
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:
-    """Writes options with dashes instead of underscores; arguments after `--` are not options."""
+    """Writes options with dashes, not underscores, --quiet and --verbose first; after `--` nothing is an option."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    return [*map(_dashed, arguments[:end]), *arguments[end:]]
+    ours = [*map(_dashed, arguments[:end])]
+    # options of the program itself may also stand after the verb
+    first = [argument for argument in ours if argument in ("--quiet", "--verbose")]
+    return [*first, *(argument for argument in ours if argument not in first), *arguments[end:]]
 
 
 def _dashed(argument: str) -> str:
@@ -164,6 +168,8 @@ def _usage_message(error: Any) -> str:
 
 
 def _fail(error: BaseException | str, code: int) -> NoReturn:
+    if verbosity.shows_tracebacks and isinstance(error, BaseException):
+        traceback.print_exception(error)
     prefix = f"pipeline, rank {os.environ['RANK']}" if is_other_rank() else "pipeline"
     with suppress(OSError):  # the exit code still reports the error
         typer.echo(f"{prefix}: {message_lines(error)}", err=True)

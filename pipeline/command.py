@@ -1,14 +1,19 @@
 """What all verbs share: the app, common options, loading of parameters, progress, a check for writable folders."""
 
+import json
+import logging
 import os
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from shards.errors import ConfigError, Interrupted
 from shards.safe_text import message_lines
@@ -19,14 +24,73 @@ if TYPE_CHECKING:
 STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
 """The stages of dvc.yaml, in its order; each is a verb."""
 
+DATA, TRAINING, EVALUATION, READING, TOOLS = (
+    "Data", "Training", "Evaluation", "Reading lips", "Models and tools"
+)  # fmt: skip
+"""Panels of `--help`, in its order; each verb names its panel."""
+
+
+class VerbGroup(TyperGroup):
+    """Lists the verbs by task, each with its whole summary."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for panel in (DATA, TRAINING, EVALUATION, READING, TOOLS):
+            verbs = [verb for verb in self.commands.values() if verb.rich_help_panel == panel]  # type: ignore[attr-defined]
+            with formatter.section(panel):
+                formatter.write_dl([(verb.name, verb.get_short_help_str(1000)) for verb in verbs])
+
+
+@dataclass
+class Verbosity:
+    """What stderr shows: our log lines from `log_level` on, progress, tracebacks of known errors."""
+
+    log_level: int = logging.INFO
+
+    @property
+    def shows_progress(self) -> bool:
+        return self.log_level <= logging.INFO
+
+    @property
+    def shows_tracebacks(self) -> bool:
+        return self.log_level <= logging.DEBUG
+
+
+verbosity = Verbosity()
+
 app = typer.Typer(
     name="pipeline",
-    add_completion=False,
+    cls=VerbGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Train a lip reader from videos of speaking faces with transcripts, and report its character error rate "
     f"(CER).\n\nThe stages, in order: {', '.join(STAGES)}. `pipeline run` runs those whose inputs changed.",
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"lip-pipeline {version('lip-pipeline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit"),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="no progress and no notices, only warnings; also after the verb")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="debug messages, and tracebacks of all errors; also after the verb"),
+    ] = False,
+) -> None:
+    if quiet and verbose:
+        raise typer.BadParameter("use --quiet or --verbose, not both")
+    verbosity.log_level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="file of parameters", metavar="FILE")]
 Assignments = Annotated[
@@ -67,7 +131,7 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
     from pipeline.legacy_config import OLDER_NAMES, keys_of_flags
     from pipeline.params import load_params
 
-    show_logs()
+    show_logs(verbosity.log_level)
     preset, config = flags.pop("preset", None), flags.pop("config", None)
     dotted = {name.replace("__", "."): value for name, value in flags.items() if name not in OLDER_NAMES}
     dotted |= keys_of_flags(flags)
@@ -77,6 +141,16 @@ def load(params: Path, assignments: list[str] | None, **flags: Any) -> "Params":
 def say(text: object) -> None:
     """Prints a message on stdout and escapes control characters, for example of a path."""
     typer.echo(message_lines(text))
+
+
+def print_json(result: Any) -> None:
+    """Prints a result as indented JSON; paths become texts. The keys are documented in docs/scripting.md."""
+    typer.echo(json.dumps(result, ensure_ascii=False, indent=2, default=str))
+
+
+def figures_of(summary: Any, **files: object) -> dict[str, Any]:
+    """Returns the fields of a stage's summary and the files that it wrote, for `print_json`."""
+    return asdict(summary) | files
 
 
 def is_other_rank() -> bool:
@@ -92,10 +166,11 @@ def shown(what: str, unit: str) -> Iterator[Any]:
     """
     from pipeline.console import progress
 
+    shows_progress = verbosity.shows_progress and not is_other_rank()
     try:
         with (
             terminable(),
-            nullcontext(_no_progress) if is_other_rank() else progress(what, unit) as on_progress,
+            progress(what, unit) if shows_progress else nullcontext(_no_progress) as on_progress,
         ):
             yield on_progress
     except KeyboardInterrupt as error:

@@ -44,8 +44,8 @@ def console_on(file: TextIO | None = None) -> Console:
 stdout = console_on()
 
 
-def show_logs() -> None:
-    """Sends log lines to stderr, above the progress bar if there is one."""
+def show_logs(level: int = logging.INFO) -> None:
+    """Sends log lines to stderr, above the progress bar if there is one; our own ones from `level` on."""
     if stderr.is_terminal:
         handler: logging.Handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(LogFormatter("%(message)s"))
@@ -54,7 +54,7 @@ def show_logs() -> None:
         handler.setFormatter(LogFormatter(LOG_FORMAT, LOG_DATE_FORMAT))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for ours in ("pipeline", "stages", "model", "shards"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+        logging.getLogger(ours).setLevel(level)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

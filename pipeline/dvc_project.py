@@ -31,8 +31,8 @@ _CONFIG = """# No git, no usage reports, no update checks.
 def write_dvc_files(folder: Path, *, force: bool = False) -> list[str]:
     """Makes `folder` a project for `dvc repro`; returns the names of the written files.
 
-    Writes dvc.yaml, code_versions.yaml and, outside of a DVC project, .dvc/config for use without git. Raises ConfigError if
-    another dvc.yaml is there and `force` is false.
+    Writes dvc.yaml, code_versions.yaml and, outside of a DVC project, .dvc/config for use without git. Raises
+    ConfigError if another dvc.yaml is there and `force` is false.
     """
     files = {
         "dvc.yaml": _CODE_FILE.sub(rf"\1{VERSIONS}:\n          - \3", _dvc_yaml()),

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.command import (
+    DATA,
     PARAMS,
     Assignments,
     ConfigFile,
     DataRoot,
+    Json,
     ParamsFile,
     app,
     check_writable,
+    figures_of,
     load,
+    print_json,
     say,
     shown,
 )
@@ -36,7 +40,7 @@ HasRights = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def init(
     recipe: Annotated[str, typer.Option(help=f"one of {', '.join(RECIPES)}")],
     corpus_root: Annotated[
@@ -64,11 +68,12 @@ def init(
     say(line)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def demo(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     seed: Annotated[int, typer.Option(help="random seed of the drawn corpus")] = 0,
+    json_: Json = False,
 ) -> None:
     """Draw the demo corpus, a miniature Chinese-LiPS with animated faces.
 
@@ -79,13 +84,18 @@ def demo(
     from shards.machine import usable_cores
 
     if not params.exists():
-        say(write_recipe("demo", params, None, force=False))
+        notice = write_recipe("demo", params, None, force=False)
+        if not json_:
+            say(notice)
     refuse_other_recipe(params, "demo")
     values = load(params, assignments)
     show_dvc_lock(params.absolute().parent, shown=False)
     workers = values.machine.workers or usable_cores()
     with shown("drawing the demo corpus", "clips") as on_progress:
         summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
+    if json_:
+        print_json(figures_of(summary, corpus=values.corpus.root))
+        return
     counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
     say(
         f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
@@ -93,7 +103,7 @@ def demo(
     )
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(rich_help_panel=DATA, context_settings={"ignore_unknown_options": True})
 def run(
     arguments: Annotated[
         list[str] | None,
@@ -109,21 +119,22 @@ def run(
     raise typer.Exit(run_stages(Path.cwd(), arguments or ()))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def ingest(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
+    json_: Json = False,
 ) -> None:
     """Read the tables of the corpus and write clips.parquet with one row for each clip.
 
     Example: pipeline ingest --data-root /data/Chinese-LiPS
     """
-    _ingest(load(params, assignments, config=config, data_root=data_root))
+    _print_if(json_, _ingest(load(params, assignments, config=config, data_root=data_root), json_))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def crop(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
@@ -135,6 +146,7 @@ def crop(
     ] = None,
     num_jobs: Annotated[int | None, typer.Option(help="number of shares", min=1)] = None,
     merge: Annotated[bool, typer.Option("--merge", help="join the tables of all shares")] = False,
+    json_: Json = False,
 ) -> None:
     """Find and track the mouth in every clip, cut it out, and write the result of each clip to crops.parquet.
 
@@ -149,19 +161,18 @@ def crop(
         raise ConfigError("--job-index and --num-jobs must be given together")
     flags = {"machine__executor": executor}
     values = load(params, assignments, config=config, data_root=data_root, **flags)
-    if merge:
-        _merge(values, num_jobs)
-    else:
-        _crop(values, job_index, num_jobs)
+    done = _merge(values, num_jobs, json_) if merge else _crop(values, json_, job_index, num_jobs)
+    _print_if(json_, done)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def pack(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
     i_have_the_rights: HasRights = False,
+    json_: Json = False,
 ) -> None:
     """Pack the mouth clips into WebDataset tar shards and list them in samples.parquet.
 
@@ -169,16 +180,17 @@ def pack(
     """
     values = load(params, assignments, config=config, data_root=data_root)
     _check_pack_outputs(values)
-    _pack(values, i_have_the_rights)
+    _print_if(json_, _pack(values, json_, i_have_the_rights))
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def preprocess(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     config: ConfigFile = None,
     data_root: DataRoot = None,
     i_have_the_rights: HasRights = False,
+    json_: Json = False,
 ) -> None:
     """Run ingest, crop and pack without DVC; run `dvc commit` afterwards to record the outputs in DVC.
 
@@ -193,9 +205,14 @@ def preprocess(
         values.corpus.license, open_store(values.paths.shards, values.machine), i_have_the_rights
     )
     _check_pack_outputs(values)
-    _ingest(values)
-    _crop(values)
-    _pack(values, i_have_the_rights)
+    ingested, cropped = _ingest(values, json_), _crop(values, json_)
+    packed = _pack(values, json_, i_have_the_rights)
+    _print_if(json_, {"ingest": ingested, "crop": cropped, "pack": packed})
+
+
+def _print_if(json_: bool, done: Mapping[str, object]) -> None:
+    if json_:
+        print_json(done)
 
 
 def _kinds_text(clips_by_kind: Mapping[str, int], setting: str) -> str:
@@ -203,11 +220,15 @@ def _kinds_text(clips_by_kind: Mapping[str, int], setting: str) -> str:
     return f"face videos: {faces}, ready mouth crops: {mouths} (corpus.media_kind: {setting})"
 
 
-def _ingest(values: "Params") -> None:
+def _ingest(values: "Params", json_: bool) -> Mapping[str, object]:
+    """Runs the stage and returns its figures; prints them as text unless `json_`. So do the functions below."""
     from stages.ingest import ingest as run
 
     check_writable(Path(values.paths.clips).parent, "paths.clips")
     summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
+    done = figures_of(summary)
+    if json_:
+        return done
     counts = ", ".join(f"{split} {count}" for split, count in summary.clips_by_split.items())
     say(f"{values.paths.clips}: {sum(summary.clips_by_split.values())} clips ({counts})")
     typer.echo(f"  {_kinds_text(summary.clips_by_kind, values.corpus.media_kind)}")
@@ -221,9 +242,12 @@ def _ingest(values: "Params") -> None:
                 say(f"  {sum(found.values())} {meaning}: {most}")
     if summary.num_split:
         typer.echo(f"  {summary.num_split} long clips were split at pauses into {summary.num_parts}")
+    return done
 
 
-def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None = None) -> None:
+def _crop(
+    values: "Params", json_: bool, job_index: int | None = None, num_jobs: int | None = None
+) -> Mapping[str, object]:
     from stages.clips.job_shares import Part
     from stages.crop import crop as run
 
@@ -243,18 +267,22 @@ def _crop(values: "Params", job_index: int | None = None, num_jobs: int | None =
             part,
         )
     crops = Path(paths.crops) if part is None else part.path(Path(paths.crops))
-    say(f"{crops}: {summary}")
+    if not json_:
+        say(f"{crops}: {summary}")
+    return figures_of(summary, crops=crops)
 
 
-def _merge(values: "Params", num_jobs: int | None) -> None:
+def _merge(values: "Params", num_jobs: int | None, json_: bool) -> Mapping[str, object]:
     from stages.clips.job_shares import merge
 
     paths = values.paths
     merged = merge(values.crop, Path(paths.clips), Path(paths.crops), Path(paths.tracks), num_jobs)
-    say(f"{paths.crops}: {merged}")
+    if not json_:
+        say(f"{paths.crops}: {merged}")
+    return figures_of(merged, crops=paths.crops)
 
 
-def _pack(values: "Params", has_rights: bool) -> None:
+def _pack(values: "Params", json_: bool, has_rights: bool) -> Mapping[str, object]:
     from shards.open_store import open_store
     from stages.pack import pack as run
 
@@ -273,7 +301,9 @@ def _pack(values: "Params", has_rights: bool) -> None:
             on_progress,
             has_rights,
         )
-    say(f"{paths.samples}: {summary}")
+    if not json_:
+        say(f"{paths.samples}: {summary}")
+    return figures_of(summary, samples=paths.samples)
 
 
 def _check_pack_outputs(values: "Params") -> None:

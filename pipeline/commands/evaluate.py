@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.command import (
+    EVALUATION,
     PARAMS,
     Assignments,
     CheckpointDir,
@@ -19,12 +20,13 @@ from pipeline.command import (
     app,
     check_writable,
     load,
+    print_json,
     say,
     shown,
 )
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
 def test(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
@@ -46,7 +48,6 @@ def test(
 
     Example: pipeline test --checkpoint checkpoints/best_model.pt --split valid --decoder ctc --decoder ctc_beam
     """
-    import json
 
     from pipeline.console import stdout
     from pipeline.tables.evaluation import print_examples, print_metrics
@@ -69,7 +70,7 @@ def test(
             warn_of_other_text(Path(values.paths.lm), values.lm, values.decode, decoder)
             rows = compare_decoders(checkpoint, values, decoder, on_progress)
         if json_:
-            typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+            print_json(rows)
         else:
             print_decoders(rows, values.report.split, stdout)
         return
@@ -101,17 +102,18 @@ def test(
         num_rejected=rejected,
     )
     if json_:
-        typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
+        print_json(metrics)
     else:
         print_examples(scored, stdout)
         print_metrics(metrics, stdout)
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
 def report(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     checkpoint: ModelFile = None,
+    json_: Json = False,
 ) -> None:
     """Score a split and write metrics.json, predictions.parquet and report.html.
 
@@ -147,6 +149,9 @@ def report(
             ),
             on_progress,
         )
+    if json_:
+        print_json(metrics)
+        return
     from pipeline.console import stdout
     from pipeline.tables.evaluation import print_metrics
 
@@ -154,7 +159,7 @@ def report(
     say(Path(paths.report) / "report.html")
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
 def show(params: ParamsFile = PARAMS, assignments: Assignments = None, json_: Json = False) -> None:
     """Print the figures of the last report and the path of its page.
 
@@ -177,13 +182,13 @@ def show(params: ParamsFile = PARAMS, assignments: Assignments = None, json_: Js
     except ValueError as error:
         raise TableError(f"{file} is damaged ({error}); run `pipeline report` again") from error
     if json_:
-        typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
+        print_json(metrics)
     else:
         print_metrics(metrics, stdout)
         say(f"report: {folder / 'report.html'}")
 
 
-@app.command()
+@app.command(rich_help_panel=EVALUATION)
 def compare(
     run_a: Annotated[Path, typer.Argument(help="report A: its folder, or its predictions.parquet")],
     run_b: Annotated[Path, typer.Argument(help="report B: its folder, or its predictions.parquet")],
@@ -203,7 +208,6 @@ def compare(
 
     Example: pipeline compare report-ctc report-joint --html compare.html
     """
-    import json
 
     from pipeline.console import show_logs, stdout
     from pipeline.tables.evaluation import print_comparison
@@ -216,7 +220,7 @@ def compare(
     if html is not None:
         write_text(html, compare_page(comparison))
     if json_:
-        typer.echo(json.dumps(comparison.as_json(), ensure_ascii=False, indent=2))
+        print_json(comparison.as_json())
     else:
         print_comparison(comparison, num_clips, stdout)
         if html is not None:

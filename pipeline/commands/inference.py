@@ -12,6 +12,7 @@ import typer
 
 from pipeline.command import (
     PARAMS,
+    READING,
     Assignments,
     CheckpointDir,
     Json,
@@ -36,7 +37,7 @@ class OutFormat(StrEnum):
     VTT = "vtt"
 
 
-@app.command()
+@app.command(rich_help_panel=READING)
 def inference(
     videos: Annotated[
         list[str] | None,
@@ -110,7 +111,7 @@ def inference(
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=READING)
 def live(
     camera: Annotated[int | None, typer.Option(min=0, help="number of the camera; default: 0")] = None,
     file: Annotated[
@@ -143,7 +144,7 @@ def live(
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=READING)
 def serve(
     checkpoint: ModelFile = None,
     onnx: Annotated[

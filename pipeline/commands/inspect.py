@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.command import (
+    DATA,
     PARAMS,
+    TOOLS,
     Assignments,
     ConfigFile,
     DataRoot,
@@ -17,18 +19,21 @@ from pipeline.command import (
     ParamsFile,
     app,
     check_writable,
+    figures_of,
     load,
+    print_json,
     say,
     shown,
 )
 
 if TYPE_CHECKING:
     from pipeline.params import Params
+    from stages.qc.pages import QcSummary
 
 QC_PAGE = "qc.html"
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def stats(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
@@ -43,7 +48,6 @@ def stats(
 
     Example: pipeline stats --data-root /data/Chinese-LiPS
     """
-    import json
     import tempfile
 
     from pipeline.console import stdout
@@ -71,12 +75,12 @@ def stats(
             read(values.corpus, values.text, values.crop, clips)
             summary = run(clips, None, None, Path(folder))
     if json_:
-        typer.echo(json.dumps(summary, ensure_ascii=False, indent=2))
+        print_json(summary)
     else:
         print_stats(summary, stdout)
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def qc(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
@@ -90,6 +94,7 @@ def qc(
     clips: Annotated[
         int, typer.Option(min=1, max=48, help="number of random clips; the other lists grow with it")
     ] = 12,
+    json_: Json = False,
 ) -> None:
     """Write a quality control page: film strips, measurements with their limits, rejected clips.
 
@@ -97,17 +102,21 @@ def qc(
     """
     values = load(params, assignments)
     check_writable(out.parent if out else Path(values.paths.stats), "--out" if out else "paths.stats")
-    say(_qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips))
+    summary = _qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips)
+    if json_:
+        print_json(figures_of(summary))
+    else:
+        say(summary)
 
 
-def _qc(values: "Params", page: Path, **choice: Any) -> str:
+def _qc(values: "Params", page: Path, **choice: Any) -> "QcSummary":
     from stages.qc.pages import qc as run
 
     paths = values.paths
     tables = (Path(paths.clips), Path(paths.crops), Path(paths.tracks))
     with shown("drawing the page", "clips") as on_progress:
-        return str(
-            run(values.corpus, values.crop, values.machine, *tables, page, on_progress=on_progress, **choice)
+        return run(
+            values.corpus, values.crop, values.machine, *tables, page, on_progress=on_progress, **choice
         )
 
 
@@ -120,7 +129,7 @@ def _write_qc_page(values: "Params", of_these_clips: bool) -> None:
         page.unlink(missing_ok=True)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def query(
     sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, predictions")],
     params: ParamsFile = PARAMS,
@@ -140,7 +149,7 @@ def query(
     write_answer(sql, load(params, assignments).paths, format_, out)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def verify(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
@@ -154,8 +163,6 @@ def verify(
 
     Example: pipeline verify --split train --decode
     """
-    import json
-
     from pipeline.console import stdout
     from pipeline.tables.checks import print_verification
     from shards.open_store import open_store
@@ -167,14 +174,14 @@ def verify(
     with shown("verifying", "MB") as on_progress:
         found = run(store, Path(paths.samples), values.machine, split, decode, on_progress)
     if json_:
-        typer.echo(json.dumps(found.as_dict(), ensure_ascii=False, indent=2))
+        print_json(found.as_dict())
     else:
         print_verification(found, stdout)
     if found.problems:
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def doctor(json_: Json = False) -> None:
     """Check Python, memory, disk, packages and system libraries of this machine, and print fixes.
 

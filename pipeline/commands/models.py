@@ -10,6 +10,7 @@ import typer
 
 from pipeline.command import (
     PARAMS,
+    TOOLS,
     Assignments,
     CheckpointDir,
     Json,
@@ -18,6 +19,7 @@ from pipeline.command import (
     app,
     check_writable,
     load,
+    print_json,
     say,
     shown,
 )
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 
-@app.command("import-weights")
+@app.command("import-weights", rich_help_panel=TOOLS)
 def import_weights(
     file: Annotated[Path, typer.Argument(help="weights: .pt, .pth, .ckpt or .safetensors", metavar="FILE")],
     format_: Annotated[
@@ -63,8 +65,6 @@ def import_weights(
 
     Example: pipeline import-weights vsr.pth --format cnvsrc2025 --vocabulary char_units.txt
     """
-    import json
-
     from model.checkpoints import save_checkpoint
     from model.pretrained.weights import import_weights as run
     from pipeline.console import stdout
@@ -90,7 +90,7 @@ def import_weights(
     )
     save_checkpoint(out, checkpoint)
     if json_:
-        typer.echo(json.dumps(report.as_dict() | {"out": str(out)}, ensure_ascii=False, indent=2))
+        print_json(report.as_dict() | {"out": str(out)})
     else:
         print_import(report, out, stdout)
 
@@ -109,7 +109,7 @@ def _packed_characters(values: "Params") -> "Tokenizer | None":
     return Vocabulary.of_labels(labels, with_syllables=False).characters
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def export(
     format_: Annotated[
         Literal["onnx", "safetensors"],
@@ -136,7 +136,6 @@ def export(
 
     Example: pipeline export --format onnx --int8
     """
-    import json
     from dataclasses import asdict
 
     from pipeline.export import export as run
@@ -154,7 +153,7 @@ def export(
             on_progress=on_progress,
         )
     if json_:
-        typer.echo(json.dumps(asdict(facts) | {"out": str(folder)}, ensure_ascii=False, indent=2))
+        print_json(asdict(facts) | {"out": str(folder)})
         return
     for file in facts.files:
         line = f"{folder / file.name}: {file.num_bytes / 1e6:.1f} MB"

@@ -11,6 +11,7 @@ import typer
 from pipeline.command import (
     PARAMS,
     PREPROCESSING,
+    TRAINING,
     Assignments,
     CheckpointDir,
     ConfigFile,
@@ -19,7 +20,9 @@ from pipeline.command import (
     ParamsFile,
     app,
     check_writable,
+    figures_of,
     load,
+    print_json,
     say,
     shown,
 )
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def train(
     context: typer.Context,
     params: ParamsFile = PARAMS,
@@ -77,6 +80,7 @@ def train(
     num_workers: Annotated[int | None, typer.Option(help="number of loader threads")] = None,
     prefetch_factor: Annotated[int | None, typer.Option(help="batches ready in each loader thread")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")] = None,
+    json_: Json = False,
 ) -> None:
     """Train a model on the shards; an interrupted run with the same parameters resumes automatically.
 
@@ -100,7 +104,7 @@ def train(
     values = load(params, assignments, preset=preset, config=config, **flags)
     _warn_of_preprocessing(values, params, config)
     if find_budget:
-        _find_budget(values)
+        _find_budget(values, json_)
         return
     paths = values.paths
     for key in ("runs", "checkpoints", "logs"):
@@ -113,6 +117,9 @@ def train(
             on_batch=over_epochs(on_progress, values.train.num_epochs),
         )
         summary = run(job)
+    if json_:
+        print_json(figures_of(summary, checkpoints=paths.checkpoints))
+        return
     best = "the model of the last epoch, because no CER on valid was measured"
     if summary.best_val_cer is not None:
         best = f"best valid CER {summary.best_val_cer:.1%} in epoch {summary.best_epoch}"
@@ -124,13 +131,17 @@ def train(
     )
 
 
-def _find_budget(values: "Params") -> None:
+def _find_budget(values: "Params", json_: bool) -> None:
     from model.training.find_budget import find_budget
     from pipeline.console import stdout
     from pipeline.tables.frame_budget import print_budget
     from pipeline.training_job import job_of
 
-    print_budget(find_budget(job_of(values)), stdout)
+    found = find_budget(job_of(values))
+    if json_:
+        print_json(figures_of(found))
+    else:
+        print_budget(found, stdout)
 
 
 def _warn_of_preprocessing(values: "Params", params: Path, config: Path | None) -> None:
@@ -157,7 +168,7 @@ def _warn_of_preprocessing(values: "Params", params: Path, config: Path | None) 
     )
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def lm(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
@@ -173,10 +184,11 @@ def lm(
 
     Example: pipeline lm --text novels.txt --set lm.order=5
     """
-    import json
-
     from stages.lm import make_language_model, summary_of
 
     values = load(params, assignments, lm__text_file=text)
     figures = make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
-    typer.echo(json.dumps(figures, ensure_ascii=False, indent=2) if json_ else summary_of(figures))
+    if json_:
+        print_json(figures)
+    else:
+        say(summary_of(figures))

@@ -115,6 +115,7 @@ def _command(module: str = "pipeline") -> Any:
 
 def fault(arguments: list[str], is_whole: bool) -> str | None:
     """Returns the error of a command: of all its arguments, or only of the names of verb and options."""
+    arguments = [word for word in arguments if word not in ("--quiet", "--verbose")]  # allowed everywhere
     is_benchmark = bool(arguments) and arguments[0].startswith("benchmarks.")
     command = _command(arguments.pop(0)) if is_benchmark else _command()
     while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
@@ -126,7 +127,8 @@ def fault(arguments: list[str], is_whole: bool) -> str | None:
     for word in arguments:
         if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in {*options, "--help"}:
             return f"there is no option {word}"
-    if not is_whole or "--help" in arguments:
+    # these act at once, even while the command line is only parsed
+    if not is_whole or {"--help", "--version", "--install-completion"} & set(arguments):
         return None
     try:
         command.make_context("pipeline", arguments)
