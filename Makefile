@@ -35,8 +35,9 @@ help:
 	@touch $@
 
 .venv/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
-	  "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; found = sys.version.split()[0]; is_new = sys.version_info >= (3, 11); \
+	  print(f"Python {found} ($(PYTHON)) for .venv; 3.11 to 3.14 work, 3.11 is tested most" if is_new else ""); \
+	  sys.exit(None if is_new else f"Python 3.11 or later is needed, $(PYTHON) is {found}; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
 demo: .venv/.installed
