@@ -3,6 +3,7 @@
 All variants run in turns in one call, each with the same kind of process pool; its start counts for all of them.
 """
 
+import functools
 import resource
 import statistics
 import subprocess
@@ -82,6 +83,8 @@ class CropBench:
     seconds: dict[str, float] = field(default_factory=dict)
     landmarked_share: float = 0.0
     errors: Errors | None = None
+    landmarker_errors: Errors | None = None
+    """Between crops by the two landmarkers, both with landmarks on every frame."""
     curve: list[CurvePoint] = field(default_factory=list)
     peak_worker_mb: float | None = None
 
@@ -96,6 +99,9 @@ class CropBench:
             "against landmarks on every frame": self.seconds["every frame"] / ours,
             "against a loop like auto_avsr's": self.seconds["auto_avsr"] / ours,
             "against mediapipe's landmarker on every frame": self.seconds["mediapipe"] / ours,
+            "landmarker litert against mediapipe": self.seconds["crop, landmarker mediapipe"] / ours,
+            "both landmarkers on every frame": self.seconds["every frame, landmarker mediapipe"]
+            / self.seconds["every frame"],
             "from 1 process to all": self.seconds["crop, 1 process"] / ours,
             "faces of 5 % of the width": ours / self.seconds["small faces"],
         }
@@ -132,6 +138,7 @@ def bench_crop(
         _measure_variants(result, stage, small_stage, rounds, progress)
         every, ours = stage.tracks("every frame"), stage.tracks("crop")
         result.errors = _errors(ours, every)
+        result.landmarker_errors = _errors(stage.tracks("every frame, landmarker mediapipe"), every)
         result.landmarked_share = stage.landmarked() / num_frames
         for folder in folders:
             result.curve += _curve(folder, num_clips, processes, Path(scratch), progress)
@@ -191,6 +198,12 @@ def _measure_variants(
         "small faces": lambda: small_stage.run("crop", processes),
         "crop, 1 process": lambda: stage.run("crop, 1 process", 1),
         "every frame": lambda: stage.run("every frame", processes, tolerance_px=0.0),
+        **{
+            f"{name}, landmarker mediapipe": functools.partial(
+                stage.run, f"{name}, landmarker mediapipe", processes, landmarker="mediapipe", **changes
+            )
+            for name, changes in {"crop": {}, "every frame": {"tolerance_px": 0.0}}.items()
+        },
         "auto_avsr": lambda: _pool_seconds(auto_avsr_like, stage, processes),
         "mediapipe": lambda: _pool_seconds(mediapipe_loop, stage, processes),
     }

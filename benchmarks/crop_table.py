@@ -45,6 +45,12 @@ def print_crop_bench(result: CropBench, console: Console) -> None:
             f"{errors.centre_p99_px:.2f} px at the 99th percentile, that of the corners {errors.corner_p99_px:.2f} px "
             "at the 99th percentile"
         )
+    if result.landmarker_errors is not None:
+        errors = result.landmarker_errors
+        console.print(
+            "crops by mediapipe's graph and by LiteRT, both with landmarks on every frame: the centre differs by "
+            f"{errors.centre_mean_px:.3f} px on average and {errors.centre_p99_px:.3f} px at the 99th percentile"
+        )
     if result.peak_worker_mb is not None:
         console.print(f"peak memory of a worker, 10 minutes of 1080p: {result.peak_worker_mb:.0f} MB")
     rate = result.frames_per_s("crop") / result.processes
