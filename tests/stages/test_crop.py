@@ -43,7 +43,7 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, forked_workers: None) -> Run:
     """One run over every kind of row, cropped once."""
     run = Run(tmp_path_factory.mktemp("stage"))
     root = run.root
