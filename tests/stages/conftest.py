@@ -7,7 +7,7 @@ import pytest
 from tests.support import crop_runs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def forked_workers() -> Iterator[None]:
     with crop_runs.forked_workers():
         yield
