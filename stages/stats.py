@@ -12,6 +12,7 @@ from shards.catalogue import MEMORY_LIMIT, damaged_table_error, interruptible, o
 from shards.errors import MachineError
 from shards.files import check_table, json_bytes, write_all_or_none
 from stages.corpora.transcript import split_rank
+from stages.pages.stats_picture import stats_picture
 from stages.statistics.characters import (
     Characters,
     annotations,
@@ -20,7 +21,6 @@ from stages.statistics.characters import (
     vocabulary,
 )
 from stages.statistics.join_tables import TABLES, UNKNOWN, copies_across_splits, join_tables, num_parts_of
-from stages.statistics.plots import stats_picture
 from stages.statistics.tables import stats_table
 
 FRAME_BIN = 10

@@ -42,6 +42,9 @@ NO_MEMORY = errno.ENOMEM
 START_TIMEOUT_S = 300.0
 """The imports of a worker take 2 s; from a cold network file system, minutes."""
 
+# spawned: mediapipe's threads do not survive a fork
+PROCESSES = multiprocessing.get_context("spawn")
+
 LONGEST_WAIT_S = 60.0
 """`wait` does not accept an infinite time; waking up once a minute costs nothing."""
 
@@ -177,12 +180,10 @@ class _Worker:
     """One process, the parent's end of its pipe, and its current clip."""
 
     def __init__(self, work: Work, native_log: Path) -> None:
-        # spawned: mediapipe's threads do not survive a fork
-        context = multiprocessing.get_context("spawn")
         # the first process would start it, and Python 3.11 then lets interrupts through again
         resource_tracker.ensure_running()
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, native_log), daemon=True)
+        self.pipe, theirs = PROCESSES.Pipe()
+        self.process = PROCESSES.Process(target=_serve, args=(theirs, work, native_log), daemon=True)
         with interrupts_held():
             self.process.start()
         # only the worker holds its end now: when it dies, reading here gives EOF

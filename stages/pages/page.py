@@ -1,6 +1,7 @@
 """Shared code of the HTML pages: each page is one file with its pictures, loads nothing and runs no script."""
 
 import base64
+from functools import cache
 from typing import Any
 
 import cv2
@@ -15,6 +16,13 @@ JPEG_QUALITY = 88
 
 def rendered(template: str, **values: Any) -> str:
     """Returns the page as HTML text; escapes every text from outside and its control characters."""
+    # macros leave blank lines at the start
+    return _environment().get_template(template).render(**values).lstrip()
+
+
+@cache
+def _environment() -> Environment:
+    """Compiles each template once: that takes longer than to render it."""
     environment = Environment(
         loader=PackageLoader("stages.pages"),
         autoescape=True,
@@ -25,8 +33,7 @@ def rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, thousands=lambda number: f"{number:,}")
-    # macros leave blank lines at the start
-    return environment.get_template(template).render(**values).lstrip()
+    return environment
 
 
 def percent(share: float | None) -> str:

@@ -4,37 +4,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stages.pages.charts import Chart, Line
 from stages.pages.page import percent
 from stages.reports.figures import CalibrationBin, QualityBin
 from stages.statistics.axis_ticks import nice_ticks
 from stages.statistics.quality import QUALITIES, Quality
-
-Tick = tuple[float, str]
-"""(position, text)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A curve in chart pixels; each point has its tooltip."""
-
-    label: str
-    points: tuple[tuple[float, float, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Lines on axes."""
-
-    title: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    width: int = 460
-    height: int = 260
-    left: int = 46
-    right: int = 448
-    top: int = 14
-    bottom: int = 224
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,37 +116,19 @@ def _chart(
     names: Mapping[str, str],
     text_of: Callable[[float], str],
 ) -> Chart:
-    empty = Chart(title, (), (), ())
     series = {label: _measured(curves, name) for name, label in names.items()}
-    points = [point for line in series.values() for point in line]
+    empty, points = Chart(title), [point for line in series.values() for point in line]
     if not points:
         return empty
     epochs, values = zip(*points, strict=True)
-    y_ticks = nice_ticks(min(0.0, *values), max(values))
-    x_low, x_high = min(epochs), max(max(epochs), min(epochs) + 1)
-    x_ticks = [tick for tick in nice_ticks(x_low, x_high, whole=True) if x_low <= tick <= x_high]
-
-    def x_of(epoch: float) -> float:
-        return round(empty.left + (epoch - x_low) / (x_high - x_low) * (empty.right - empty.left), 1)
-
-    def y_of(value: float) -> float:
-        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return round(empty.bottom - share * (empty.bottom - empty.top), 1)
-
-    lines = tuple(
-        Line(
-            label,
-            tuple((x_of(e), y_of(v), f"epoch {e:g}, {label} {title} {text_of(v)}") for e, v in line),
-        )
+    ends = min(epochs), max(max(epochs), min(epochs) + 1)
+    lines = [
+        Line(label, label, tuple((e, v, f"epoch {e:g}, {label} {title} {text_of(v)}") for e, v in line))
         for label, line in series.items()
         if line
-    )
-    return Chart(
-        title,
-        lines,
-        tuple((x_of(tick), f"{tick:g}") for tick in x_ticks),
-        tuple((y_of(tick), text_of(tick)) for tick in y_ticks),
-    )
+    ]
+    x_ticks, y_ticks = nice_ticks(*ends, whole=True), nice_ticks(min(0.0, *values), max(values))
+    return empty.with_lines(lines, ends, x_ticks, y_ticks, text_of)
 
 
 def _measured(curves: Sequence[Mapping[str, float | None]], name: str) -> list[tuple[float, float]]:

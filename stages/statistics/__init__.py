@@ -1,1 +1,1 @@
-"""The figures of stage stats, and their tables and plots."""
+"""The figures of stage stats, and their tables."""

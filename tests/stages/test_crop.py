@@ -15,7 +15,7 @@ from stages.clips.cache import ClipCache
 from stages.clips.clip_work import Clip, crop_one
 from stages.videos.media import resolve_media
 from stages.videos.settings import CropParams
-from tests.support.crop_runs import Run, clip_row, write_clips
+from tests.support.crop_runs import Run, clip_row, forked_workers, write_clips
 from tests.support.videos import write_audio, write_face, write_mouth
 
 EXPECTED = {
@@ -83,7 +83,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ]
     write_clips(run.folder / "clips.parquet", rows)
     run.order = [row["clip_id"] for row in rows]  # type: ignore[attr-defined]
-    run.first = run()  # type: ignore[attr-defined]
+    with forked_workers():
+        run.first = run()  # type: ignore[attr-defined]
     run.first_tables = run.tables()  # type: ignore[attr-defined]
     run.first_progress = list(run.progress)  # type: ignore[attr-defined]
     return run
@@ -148,7 +149,8 @@ def test_a_rerun_takes_all_from_the_cache_and_writes_the_same_bytes(run: Run) ->
 
 def test_a_lost_cache_gives_the_same_tables(run: Run) -> None:
     shutil.rmtree(run.folder / "cache")
-    assert run().num_from_cache <= 4  # videos named twice
+    with forked_workers():
+        assert run().num_from_cache <= 4  # videos named twice
     assert run.tables() == run.first_tables  # type: ignore[attr-defined]
 
 

@@ -1,10 +1,7 @@
 """The crop stage whose processes die or hang: a row is lost at most, and the next run goes on."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,8 @@ from stages.corpora.settings import CorpusParams
 from stages.crop import CropSummary
 from stages.pack import pack
 from stages.videos.settings import CropParams
-from tests.support.crop_runs import Run, clip_row, trapped_run, write_clips
+from tests.support import forked
+from tests.support.crop_runs import Run, clip_row, forked_workers, trapped_run, write_clips
 from tests.support.videos import write_face
 
 
@@ -38,11 +36,12 @@ def test_a_video_that_kills_or_stops_its_process_costs_one_row(
     assert all(f"{name}.mp4" in run.rows()[name]["detail"] for name in lost)
     assert (run.root / "once.mp4.seen").exists() == (killer == "once")
     monkeypatch.delenv("PYTHONPATH")
-    healed = run()  # crashes and hangs are not kept: tried again
-    assert (healed.num_ok, healed.num_from_cache) == (5, 5 - len(lost))
-    tables = run.tables()
-    run.forget()
-    assert run().num_from_cache == 0
+    with forked_workers():
+        healed = run()  # crashes and hangs are not kept: tried again
+        assert (healed.num_ok, healed.num_from_cache) == (5, 5 - len(lost))
+        tables = run.tables()
+        run.forget()
+        assert run().num_from_cache == 0
     assert run.tables() == tables, "as if nothing had been"
 
 
@@ -55,8 +54,8 @@ from tests.support.crop_runs import Run
 Run.__init__ = lambda self, folder: vars(self).update(folder=folder, root=folder / "corpus", progress=[])
 Run(Path(sys.argv[1]))(workers=1)
 """
-    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "traps"), str(Path(__file__).parents[2])])}
-    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=os.environ | paths)
+    paths = {"PYTHONPATH": str(tmp_path / "traps")}
+    parent = forked.Forked(tmp_path, [tmp_path], source=program, environment=paths)
     workers: list[psutil.Process] = []
     try:
         while len(list((tmp_path / "cache" / "clips").rglob("*.npz"))) < 2:
@@ -65,24 +64,27 @@ Run(Path(sys.argv[1]))(workers=1)
         workers = psutil.Process(parent.pid).children(recursive=True)
         assert workers
         parent.send_signal(signal.SIGKILL)
-        parent.wait()
+        assert parent.wait().returncode == -signal.SIGKILL
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert not alive
     finally:
-        for process in (parent, *workers):
-            if process.is_running() if isinstance(process, psutil.Process) else process.poll() is None:
+        if psutil.pid_exists(parent.pid):
+            parent.kill()
+        for process in workers:
+            if process.is_running():
                 process.kill()
     assert not (tmp_path / "crops.parquet").exists()
-    after = run()
-    assert (after.num_ok, after.num_from_cache) == (4, 2)
-    tables = run.tables()
-    shutil.rmtree(tmp_path / "cache")
-    assert run().num_from_cache == 0
+    with forked_workers():
+        after = run()
+        assert (after.num_ok, after.num_from_cache) == (4, 2)
+        tables = run.tables()
+        shutil.rmtree(tmp_path / "cache")
+        assert run().num_from_cache == 0
     assert run.tables() == tables, "as if never killed"
 
 
 @pytest.mark.parametrize("table", ["tracks", "crops"])
-def test_killed_between_the_tables(tmp_path: Path, table: str) -> None:
+def test_killed_between_the_tables(tmp_path: Path, table: str, forked_workers: None) -> None:
     """Of a ledger and tracks of two runs nothing is packed; the rerun heals."""
     run = Run(tmp_path)
     write_face(run.root / "face.mp4", 12)
@@ -105,15 +107,11 @@ def write(path, *arguments):
         os.kill(os.getpid(), 9)
     write_table(path, *arguments)
 crop.write_table = write
-if __name__ == "__main__":
-    run = object.__new__(Run)
-    run.folder, run.root, run.progress = Path(sys.argv[1]), Path(sys.argv[1]) / "corpus", []
-    run()
+run = object.__new__(Run)
+run.folder, run.root, run.progress = Path(sys.argv[1]), Path(sys.argv[1]) / "corpus", []
+run()
 """
-    (tmp_path / "killed.py").write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = forked.python(code, tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "crops.parquet").exists()
     tables = [tmp_path / f"{name}.parquet" for name in ("clips", "crops", "tracks")]

@@ -6,13 +6,13 @@ Every run is the real command in a process of its own, with clips slow enough to
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import OnSmallDisk
+from tests.support.forked import Forked
 from tests.support.restarts import NUM_FACES, NUM_MOUTHS, PIPELINE, ROOT, SOME, Corpus, disturbed, workers_of
 
 
@@ -43,7 +43,7 @@ def test_the_command_is_killed(corpus: Corpus, number: signal.Signals) -> None:
 def test_ctrl_c_goes_to_the_whole_group(corpus: Corpus) -> None:
     start = 0.0
 
-    def press(process: subprocess.Popen[str]) -> None:
+    def press(process: Forked) -> None:
         nonlocal start
         start = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import resource
 import signal
 import statistics
@@ -447,24 +446,37 @@ def test_a_table_damaged_within_is_named(tmp_path: Path, name: str) -> None:
         measure(*(tmp_path / f"{table}.parquet" for table in ("clips", "crops", "samples")))
 
 
+def texts_of_picture(folder: Path) -> list[str]:
+    root = ElementTree.parse(folder / "stats" / "stats.svg").getroot()
+    assert root.tag.endswith("svg") and float(root.attrib["width"].removesuffix("pt")) == 900
+    return [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
 def test_the_picture_is_an_svg_that_tells_what_is_not_known(tmp_path: Path) -> None:
     labels = [clip("a", "train", "你好", "s1"), clip("b", "odd-split", "", None)]
     run(tmp_path, labels, None, None)
-    picture = (tmp_path / "stats" / "stats.svg").read_text("utf-8")
-    root = ElementTree.fromstring(picture)
-    assert root.tag.endswith("svg") and float(root.attrib["width"].removesuffix("pt")) == 900
-    # each text stands as a comment next to its outlines
+    texts = texts_of_picture(tmp_path)
     for text in ("Hours of video", "not known before `pipeline crop`", "train, mean 2", "odd-split"):
-        assert text in picture
+        assert text in texts
 
 
 def test_an_axis_within_a_factor_of_ten_has_numbers(tmp_path: Path) -> None:
-    """Character shares of 30 and 20 % lie between two powers of 10, the only major ticks of a logarithmic axis."""
+    """Character shares of 30 and 20 % lie between two powers of 10, the only numbers of a long logarithmic axis."""
     run(tmp_path, [clip("a", "train", "一二三一二四一二一三", "s1")], None, None)
-    picture = (tmp_path / "stats" / "stats.svg").read_text("utf-8")
-    texts = re.findall(r"<!-- (.*?) -->", picture)
-    vertical = texts[texts.index("rank") + 1 : texts.index("% of the split's characters")]
+    texts = texts_of_picture(tmp_path)
+    vertical = texts[texts.index("% of the split’s characters") + 1 : texts.index("rank")]
     assert [text for text in vertical if 20 <= float(text) <= 30] == ["20", "30"]
+
+
+def test_the_picture_escapes_and_shortens_names_of_many_splits(tmp_path: Path) -> None:
+    names = ["train", '<b>&"', "a\n\x1b[1m", "很" * 60, *(f"split-{number}" for number in range(9))]
+    clips = [clip(f"c{number}", name, "好" * (number + 1)) for number, name in enumerate(names)]
+    run(tmp_path, clips, [crop(f"c{number}", 9 + number) for number in range(len(names))], None)
+    texts = texts_of_picture(tmp_path)
+    for name in ('<b>&"', r"a\n\x1b[1m", "split-8"):
+        assert f"{name}, 0 speakers" in texts and name in texts
+    (shortened,) = (text for text in texts if text.startswith("很") and text.endswith(" speakers"))
+    assert "…" in shortened and len(shortened) < 40
 
 
 @pytest.mark.parametrize("crops", [None, CROP_ROWS])
@@ -502,10 +514,9 @@ def test_ctrl_c_stops_stats_while_duckdb_works(tmp_path: Path, monkeypatch: pyte
 
 def test_stats_that_cannot_be_finished_leave_the_former_ones_whole(tmp_path: Path) -> None:
     """The picture is larger than a file may be here, and all else is smaller."""
-    for number, label in enumerate(("字", "字母")):
-        write_table(
-            tmp_path / f"{number}.parquet", table_from_rows([clip("a", "train", label)], CLIPS), CLIPS
-        )
+    for number, label in enumerate(("字", "母")):
+        rows = [clip(f"c{split}", f"split-{split}", label * 60) for split in range(12)]
+        write_table(tmp_path / f"{number}.parquet", table_from_rows(rows, CLIPS), CLIPS)
     stats(tmp_path / "0.parquet", None, None, tmp_path / "stats")
     former = {path.name: path.read_bytes() for path in (tmp_path / "stats").iterdir()}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,18 +1,23 @@
 """The crop stage on a small corpus in a folder, also with videos that kill the process that opens them."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 
 from shards import schema
 from shards.files import Progress, table_from_rows, write_table
 from shards.settings import MachineParams
+from stages.clips import local_pool
 from stages.clips.job_shares import Part
 from stages.corpora.settings import CorpusParams
 from stages.crop import CropSummary, crop
 from stages.videos.settings import CropParams
+from tests.support import forked
 from tests.support.videos import write_mouth
 
 
@@ -72,6 +77,16 @@ class Run:
 
     def tables(self) -> list[bytes]:
         return [(self.folder / f"{name}.parquet").read_bytes() for name in ("crops", "tracks")]
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Forks the workers of crop after their imports: milliseconds each instead of a second.
+
+    For tests of what crop makes. Tests of the workers themselves start them as the product does.
+    """
+    with patch.object(local_pool, "PROCESSES", forked.processes()):
+        yield
 
 
 TRAPS = """

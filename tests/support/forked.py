@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import NoReturn
 from unittest.mock import patch
@@ -39,11 +40,17 @@ PROCESSES.set_forkserver_preload(
 
 def started(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
     """Starts a process that calls `target(*arguments)`."""
-    process = PROCESSES.Process(target=target, args=arguments)
+    process = processes().Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def processes() -> ForkServerContext:
+    """Returns the context of processes that are forked after all imports."""
     # Python 3.11's fork server does not keep sys.path, and would import torch again in every process
     with patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
-        process.start()
-    return process
+        ensure_running()
+    return PROCESSES
 
 
 class Forked:

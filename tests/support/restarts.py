@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sysconfig
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.params import load_params, params_text, recipe_text
+from tests.support.forked import Forked
 from tests.support.videos import write_face, write_mouth
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,15 @@ if "spawn_main" in " ".join(sys.orig_argv):
     sys.addaudithook(trap)
 """
 """A sitecustomize.py that delays workers at each video."""
+
+
+IN_A_SESSION = """
+import os, sys
+from pipeline.cli import main
+os.setsid()
+sys.argv[0] = "pipeline"
+main()
+"""
 
 
 class Corpus:
@@ -69,31 +78,22 @@ class Corpus:
         )
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
-    def command(self, verb: str, *arguments: str, slow: bool = False) -> subprocess.Popen[str]:
+    def command(self, verb: str, *arguments: str, slow: bool = False) -> Forked:
         """Starts the command in a session and process group of its own."""
         paths = [str(self.folder / "slow")] if slow else []
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)])}
-        return subprocess.Popen(
-            [PIPELINE, verb, *arguments],
-            cwd=self.folder,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        environment = {"PYTHONPATH": os.pathsep.join([*paths, str(ROOT)])}
+        return Forked(self.folder, [verb, *arguments], source=IN_A_SESSION, environment=environment)
 
     def pipeline(self, verb: str, *arguments: str) -> str:
-        process = self.command(verb, *arguments)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-        return output
+        done = self.command(verb, *arguments).wait()
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def num_cached(self) -> int:
         return len(list(self.cache.glob("clips/*/*.npz")))
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def workers_of(process: Forked) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -101,9 +101,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     ]
 
 
-def disturbed(
-    corpus: Corpus, disturb: Callable[[subprocess.Popen[str]], None], *arguments: str
-) -> tuple[int, str]:
+def disturbed(corpus: Corpus, disturb: Callable[[Forked], None], *arguments: str) -> tuple[int, str]:
     """Runs crop without a cache and disturbs it after SOME clips; returns exit code and output. Leaves no process."""
     shutil.rmtree(corpus.cache, ignore_errors=True)
     for name in ("crops", "tracks"):
@@ -112,16 +110,18 @@ def disturbed(
     workers: list[psutil.Process] = []
     try:
         while corpus.num_cached() < SOME:
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, process.output()
             time.sleep(0.02)
         workers = workers_of(process)
         assert len(workers) == 2
         disturb(process)
-        output, _ = process.communicate(timeout=60)
+        done = process.wait(60)
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive
     finally:
-        for left in (process, *workers):
-            if left.poll() is None if isinstance(left, subprocess.Popen) else left.is_running():
+        if psutil.pid_exists(process.pid):
+            process.kill()
+        for left in workers:
+            if left.is_running():
                 left.kill()
-    return process.returncode, output
+    return done.returncode, done.stdout + done.stderr

@@ -1,7 +1,5 @@
 """Crop in several jobs: each its share, and the parts are one ledger again, byte for byte."""
 
-import subprocess
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,15 @@ from stages import crop as crop_stage
 from stages.clips import job_shares
 from stages.clips.job_shares import Merged, Part, merge
 from stages.videos.settings import CropParams
+from tests.support import in_process
 from tests.support.crop_runs import Run, clip_row, write_clips
 from tests.support.videos import write_face, write_mouth
 
 NUM_JOBS = 3
-PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path, forked_workers: None) -> Run:
     """Seven clips of all kinds, whose tables one job has written; a part of them is not made yet."""
     run = Run(tmp_path)
     write_face(run.root / "face.mp4", 12)
@@ -216,8 +214,7 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     (tmp_path / "crops.parquet").unlink()
 
     def crop(*arguments: str) -> tuple[int, str]:
-        command = [PIPELINE, "crop", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = in_process.pipeline(tmp_path, ["crop", *arguments])
         return done.returncode, done.stdout + done.stderr
 
     for wrong, message in (

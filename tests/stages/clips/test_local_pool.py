@@ -136,20 +136,20 @@ def test_a_bug_ends_the_run_and_names_the_clip(tmp_path: Path) -> None:
     assert not children()
 
 
-def test_an_error_of_the_machine_arrives_with_its_number(tmp_path: Path) -> None:
+def test_an_error_of_the_machine_arrives_with_its_number(tmp_path: Path, forked_workers: None) -> None:
     with pytest.raises(OSError, match="cache/x") as caught:
         run(full_disk, some("a"), tmp_path)
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_the_ledger_tells_how_a_process_died(tmp_path: Path) -> None:
+def test_the_ledger_tells_how_a_process_died(tmp_path: Path, forked_workers: None) -> None:
     rows = run(poisoned, some("poison", "huge"), tmp_path)
     assert "poison.mp4 (signal SIGKILL)" in rows["poison"]["detail"]
     assert "huge.mp4 (memory ran out)" in rows["huge"]["detail"]
 
 
 def test_where_memory_is_limited_clips_that_die_one_after_the_other_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked_workers: None
 ) -> None:
     """A ledger of crashed clips, and exit code 0, would hide that the limit is too low for any."""
     names = ("huge1", "huge2", "huge3", "huge4")
@@ -185,7 +185,7 @@ def test_a_pool_left_early_takes_its_processes_along(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
-def test_processes_are_kept_from_one_run_to_the_next(tmp_path: Path) -> None:
+def test_processes_are_kept_from_one_run_to_the_next(tmp_path: Path, forked_workers: None) -> None:
     """A Ray worker hands its process one clip after the other."""
     with LocalPool(poisoned, 1, 60.0, tmp_path / "log") as pool:
         first = [done.crop_row["detail"] for _, done in pool.run(some("a", "b"))]
@@ -196,7 +196,7 @@ def test_processes_are_kept_from_one_run_to_the_next(tmp_path: Path) -> None:
     assert (crashed, third) == ([Reason.CRASHED], [None])
 
 
-def test_the_note_tells_the_line_of_the_fault(tmp_path: Path) -> None:
+def test_the_note_tells_the_line_of_the_fault(tmp_path: Path, forked_workers: None) -> None:
     with pytest.raises(AssertionError, match="a bug") as caught:
         run(buggy, some("c"), tmp_path)
     message = "\n".join(caught.value.__notes__)
@@ -225,7 +225,7 @@ def unsendable(clip: Clip) -> Done:
     ("name", "message"), [("error", "this and that"), ("closure", "with a lambda"), ("row", "lambda")]
 )
 def test_an_answer_that_cannot_be_sent_is_a_bug_and_no_crash_of_the_clip(
-    tmp_path: Path, name: str, message: str
+    tmp_path: Path, name: str, message: str, forked_workers: None
 ) -> None:
     with pytest.raises(RuntimeError, match=message) as caught:
         run(unsendable, some(name), tmp_path)

@@ -21,7 +21,7 @@ from tests.support.videos import write_face, write_mouth
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path, forked_workers: None) -> Run:
     run = Run(tmp_path)
     write_face(run.root / "face.mp4", 12)
     write_mouth(run.root / "mouth.mp4", 12)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,9 @@ from stages.mouths.face_search import DetectFaces
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import apply, stable_points
 from stages.mouths.landmarker import face_finder
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.mouth_pictures import MouthPatches
+from stages.videos.media import Media
 from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import face_pictures, photograph, placed, write_video
@@ -31,8 +35,21 @@ UNTUNED = tuple(f"video/s1/{name}.mp4" for name in ("bgwb5s", "lgbm5a", "pgaezp"
 HARD = ("single_face.mp4", "WolfgangLanger_Pexels.mp4", "carphone_pristine.mp4")
 
 
+@cache
 def crop(path: Path, params: CropParams) -> MouthClip:
     return crop_video(path, MediaKind.FACE, params)
+
+
+@cache
+def oracle_of(path: Path) -> tuple[MouthClip, Landmarks]:
+    """Returns the crop and the landmarks with landmarks on every frame, which take most of the time of these tests."""
+    found = []
+
+    def find(media: Media, params: CropParams, patches: MouthPatches) -> Landmarks:
+        found.append(track_faces(media, params, patches))
+        return found[0]
+
+    return crop_video(path, MediaKind.FACE, ORACLE, find_landmarks=find), found[0]
 
 
 def errors_px(ours_T23: np.ndarray, theirs_T23: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +67,7 @@ def errors_of(paths: list[Path], params: CropParams) -> tuple[np.ndarray, np.nda
     """Returns centre and corner errors over several videos, and the share of landmarked frames."""
     centres, corners, landmarked, frames = [], [], 0, 0
     for path in paths:
-        ours, oracle = crop(path, params), crop(path, ORACLE)
+        ours, (oracle, _) = crop(path, params), oracle_of(path)
         assert ours.transform_T23 is not None
         assert oracle.transform_T23 is not None
         centre, corner = errors_px(ours.transform_T23, oracle.transform_T23)
@@ -96,7 +113,7 @@ def test_fast_heads_stay_in_the_middle_and_within_the_bound(
         paths.append(write_video(tmp_path / f"{number}.mp4", pictures))
         ours = crop(paths[-1], LENIENT).transform_T23
         assert ours is not None
-        mouth = stable_points(track_faces(paths[-1], ORACLE).points_MK3.astype(float))[:, 3:]
+        mouth = stable_points(oracle_of(paths[-1])[1].points_MK3.astype(float))[:, 3:]
         off_px.append(np.linalg.norm(apply(ours.astype(float), mouth)[:, 0] - 48, axis=1))
     assert np.percentile(np.concatenate(off_px), 95) < 4
     centre_px, corner_px, _ = errors_of(paths, LENIENT)

@@ -17,7 +17,7 @@ from stages.pages.page import film_strip
 from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.pages.report_clips import AXIS, FULL, TILE, TimeAxis, shown_clip
 from stages.reports.figures import CalibrationBin, QualityBin
-from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.axis_ticks import log_ticks, nice_ticks
 from tests.support.report_figures import counted_clips, made_context, mouth_of, spikes_of
 
 
@@ -194,3 +194,17 @@ def test_quarters_share_one_scale_and_the_order_of_qualities() -> None:
     assert (charts[0].columns[1].low, charts[0].columns[1].high, charts[0].unit) == ("10.0", "20.0", "°")
     flawless = quality_charts({"yaw_deg": bins(0, 0)})
     assert [column.height for column in flawless[0].columns] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (10, 40, [10, 20, 30, 50]),
+        (33, 33.4, [30, 50]),
+        (100, 100, [50, 100]),
+        (9, 95, [5, 10, 20, 50, 100]),
+        (0.0002, 3, [0.0001, 0.001, 0.01, 0.1, 1, 10]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_round(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == ticks
