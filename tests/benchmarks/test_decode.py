@@ -1,6 +1,7 @@
 """`python -m benchmarks.decode`: every decoder reads the synthetic sentence, and the goals have their figures."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ import torch
 from benchmarks import decode
 from model.settings import DecodeParams
 from shards.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads only wait for each other in networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_every_decoder_reads_what_the_heads_are_biased_to() -> None:
@@ -35,7 +45,15 @@ def test_every_clip_of_a_batch_reads_the_sentence(tmp_path: Path) -> None:
         )
         assert [reading.text for reading in readings] == [biased.sentence] * 3
     result = decode.bench_decode(
-        tmp_path, print, on_gpu=False, beams=(40,), rounds=1, clip_s=1.0, batch_size=2, num_characters=40
+        tmp_path,
+        print,
+        on_gpu=False,
+        beams=(40,),
+        rounds=1,
+        threads=1,
+        clip_s=1.0,
+        batch_size=2,
+        num_characters=40,
     )
     assert result.seconds["ctc_beam 40"] > 0
     assert [goal["figure"] for goal in result.goals()] == [

@@ -7,12 +7,15 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from rich.console import Console
+from torch.utils.data import DataLoader
 
-from benchmarks import loader_measure
+from benchmarks import loader_measure, loader_peers
 from benchmarks.loader import (
     LoaderBench,
     bench_loader,
@@ -24,6 +27,7 @@ from benchmarks.loader_material import CODECS, Material
 from benchmarks.loader_measure import Figures, Task, figures
 from benchmarks.loader_peers import READERS, PaddedBatch
 from shards.errors import ConfigError
+from tests.support import forked
 from tests.support.videos import write_mouth
 
 # webdataset leaves the shards that it opened to the garbage collector
@@ -38,6 +42,17 @@ MP4_MEAN_ERROR = 3.0
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Starts the worker of torch's DataLoader without seconds of imports."""
+
+    def loader(*arguments: Any, **options: Any) -> DataLoader[Any]:
+        return DataLoader(*arguments, **options | {"multiprocessing_context": forked.context()})
+
+    with patch.object(loader_peers, "DataLoader", loader):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import functools
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,7 @@ from shards.errors import ConfigError, PipelineError
 from shards.samples import read_samples
 from shards.store import FolderStore
 from shards.stream import read_sample
+from tests.support import forked
 
 BATCH, FRAMES = 2, 12
 CNN3D = {"channels": (2, 2, 2, 4), "hidden_dim": 8, "num_heads": 2}
@@ -164,7 +167,7 @@ def test_the_loop_uses_full_batches(task: Task, source: str, monkeypatch: pytest
         return step(self, window, *rest)
 
     monkeypatch.setattr(train_measure.TrainingStep, "__call__", recording)
-    measured = figures(replace(task, source=source, seconds=0.5))
+    measured = figures(replace(task, source=source, seconds=0.2))
     seen = seen[train_measure.WARM_UP_STEPS :]
     assert all(len(clip_ids) == BATCH for clip_ids in seen)
     assert len(seen) == measured["steps"]
@@ -203,7 +206,16 @@ def test_a_task_runs_in_a_fresh_process(task: Task) -> None:
     assert run_in_fresh_process(task)["clips_per_s"] > 0
 
 
-def test_a_failed_process_is_reported_with_its_last_lines(task: Task, tmp_path: Path) -> None:
+def test_a_failed_process_is_reported_with_its_last_lines(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In forked processes; the test above starts a fresh interpreter."""
+
+    def run(command: list[str], **_: bool) -> "subprocess.CompletedProcess[str]":
+        assert command[:3] == [sys.executable, "-m", "benchmarks.train_measure"]
+        return forked.python("from benchmarks.train_measure import main; main()", *command[3:])
+
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(PipelineError) as missing:
         run_in_fresh_process(replace(task, samples=str(tmp_path / "missing.parquet")))
     assert "missing.parquet" in str(missing.value) and "Traceback" not in str(missing.value)

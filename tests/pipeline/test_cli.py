@@ -4,6 +4,7 @@ import atexit
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,6 @@ import typer
 import yaml
 
 from pipeline import cli
-from pipeline.demo.corpus import build_demo_corpus
-from pipeline.demo.plan import CorpusSize
 from pipeline.legacy_config import OLDER_NAMES
 from pipeline.params import PathsParams, read_mapping
 from pipeline.query import query
@@ -57,7 +56,7 @@ def done() -> dict[str, Done]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory, done: dict[str, Done]) -> Path:
+def workspace(tmp_path_factory: pytest.TempPathFactory, demo_corpus: Path, done: dict[str, Done]) -> Path:
     """A working directory where preprocess, train and report have run."""
     folder = tmp_path_factory.mktemp("workspace")
     params = read_mapping(ROOT / "params.yaml")
@@ -65,7 +64,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, done: dict[str, Done]) -
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
     (folder / "older.yaml").write_text(OLDER, "utf-8")
-    build_demo_corpus(folder / "data" / "demo", 0, 1, size=CorpusSize((1, 5), (1, 2), (1, 2)))
+    shutil.copytree(demo_corpus, folder / "data" / "demo")
     for name, arguments in {
         "preprocess": ["--config", "older.yaml", "--data_root=data/demo"],
         "train": ["--config", "older.yaml", "--num_epochs", "1", "--learning-rate", "1e-3", "--dropout=0.1"],
@@ -85,8 +84,8 @@ def video_of(workspace: Path) -> tuple[str, str]:
 
 
 def test_preprocess_train_and_report_print_their_results(workspace: Path, done: dict[str, Done]) -> None:
-    assert "9 clips (train 5, valid 2, test 2)" in done["preprocess"].stdout
-    assert "9 of 9 clips ok" in done["preprocess"].stdout
+    assert "6 clips (train 3, valid 1, test 2)" in done["preprocess"].stdout
+    assert "6 of 6 clips ok" in done["preprocess"].stdout
     assert "parameters, 1 epochs" in done["train"].stdout
     assert str(Path("report") / "report.html") in done["report"].stdout
     saved = yaml.safe_load((workspace / "checkpoints" / "config.yaml").read_text("utf-8"))

@@ -6,9 +6,7 @@ which files below the working directory it opens. What native code opens by itse
 
 import ast
 import functools
-import os
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +14,9 @@ import pytest
 import yaml
 
 from pipeline.command import STAGES
-from tests.support import recorded_verb
+from tests.support import forked
 from tests.support.dvc_stages import DECLARED, ROOT, SMALL, params_of
-from tests.support.recorded_verb import OPENS, Recorded
+from tests.support.recorded_verb import OPENS, RUN, Recorded
 
 FREE_SECTIONS = frozenset(["machine", "paths"])
 """Sections that are not in DVC's params: machine changes no result, paths is in deps and outs."""
@@ -88,17 +86,14 @@ def test_every_dep_is_an_out_of_another_stage_or_the_corpus() -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, demo_corpus: Path) -> Path:
     """A working directory with a tiny corpus and params.yaml of a tiny model."""
-    from pipeline.demo.corpus import build_demo_corpus
-    from pipeline.demo.plan import CorpusSize
-
     folder = tmp_path_factory.mktemp("workplace")
     params = params_of(ROOT / "params.yaml")
     for section, values in SMALL.items():
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params), "utf-8")
-    build_demo_corpus(folder / params["corpus"]["root"], 0, 1, size=CorpusSize((1, 5), (1, 2), (1, 2)))
+    shutil.copytree(demo_corpus, folder / params["corpus"]["root"])
     return folder
 
 
@@ -116,15 +111,8 @@ def record(workplace: Path) -> Callable[[str], Recorded]:
         recorder = workplace.parent / f"{workplace.name}.recorder"
         recorder.mkdir(exist_ok=True)
         (recorder / "sitecustomize.py").write_text(OPENS, "utf-8")
-        environment = os.environ | {
-            "PYTHONPATH": str(recorder),
-            "RECORD_TO": str(log),
-            "RECORD_IN": str(workplace),
-        }
-        command = [sys.executable, recorded_verb.__file__, verb]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=workplace, env=environment, check=False, timeout=300
-        )
+        environment = {"PYTHONPATH": str(recorder), "RECORD_TO": str(log), "RECORD_IN": str(workplace)}
+        done = forked.python(f"{OPENS}\n{RUN}", verb, folder=workplace, environment=environment)
         assert done.returncode == 0, done.stderr
         keys: set[str] = set()
         read: set[str] = set()

@@ -28,6 +28,7 @@ from stages.cards.model_card import Measured, TrainedOn, model_card
 from stages.cards.model_card_examples import FILES, ExportFormat, example
 from stages.reports.figures import interval_about
 from stages.train import train
+from tests.support import forked
 from tests.support.in_process import pipeline
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import job_in
@@ -86,14 +87,20 @@ def test_an_export_is_a_complete_folder_and_its_example_runs(
     assert code == example(format, ["ctc", "decoder"])
     clip_THW = read_sample(Packed.at(workspace).store, _first_record(workspace))[0]
     np.save(out / "clip.npy", clip_THW)
-    environment = dict(os.environ)
     if format == "onnx":  # runs without torch
         (tmp_path / "blocked").mkdir()
         (tmp_path / "blocked" / "torch.py").write_text("raise ImportError('torch is not here')", "utf-8")
-        environment["PYTHONPATH"] = str(tmp_path / "blocked")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=out, env=environment, capture_output=True, text=True, check=False
-    )
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "blocked")}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=out,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    else:
+        done = forked.python(code, folder=out)
     assert done.returncode == 0, done.stderr
     if format == "safetensors":
         with safetensors.safe_open(out / FILES[format], "pt") as file:

@@ -1,17 +1,14 @@
 """Tests training on a full disk: a real, small disk."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from stages.train import train
-from tests.conftest import OnSmallDisk
 from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.small_disk import python_on_small_disk
 from tests.support.trainings import assert_same_weights, job_in
-
-ROOT = Path(__file__).parents[2]
 
 FULL = """
 import subprocess, sys
@@ -55,25 +52,32 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(12, 2))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path:
+    """The checkpoints of a run with enough space."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(job_in(folder, packed, ema_decay=0.9))
+    return folder / "checkpoints"
+
+
+@pytest.mark.usefixtures("on_small_disk")
 @pytest.mark.parametrize("where", ["runs", "elsewhere"])
 def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(
-    tmp_path: Path, packed: Packed, on_small_disk: OnSmallDisk, where: str
+    tmp_path: Path, packed: Packed, whole: Path, where: str
 ) -> None:
     """On the disk of the run, or only of the published files. With more space the same command resumes."""
-    train(job_in(tmp_path / "whole", packed, ema_decay=0.9))
-    size = (tmp_path / "whole/checkpoints/checkpoint_epoch_2.pt").stat().st_size
-    small = tmp_path / "small"
-    command = [sys.executable, "-c", FULL, str(small), str(packed.samples.parent), where]
-    done = on_small_disk(small, str(int(1.5 * size)), [*command, str(tmp_path / "kept")], ROOT)
+    size = (whole / "checkpoint_epoch_2.pt").stat().st_size
+    small, kept = tmp_path / "small", tmp_path / "kept"
+    done = python_on_small_disk(small, str(int(1.5 * size)), FULL, small, packed.samples.parent, where, kept)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
-    message, kept = done.stdout.splitlines()
+    message, resumed = done.stdout.splitlines()
     assert re.search(r"the disk is full: \S+ cannot be written \(\d+\.\d MB needed\)", message)
     if where == "runs":
-        assert "/last.pt cannot" in message and kept.startswith("kept last.pt")
+        assert "/last.pt cannot" in message and resumed.startswith("kept last.pt")
         needed = float(re.findall(r"(\d+\.\d) MB", message)[0])
         assert needed == pytest.approx(size / 1e6, rel=0.3)
     else:
         assert f"{small}/checkpoints/" in message
     for name in ("best_model.pt", "checkpoint_epoch_2.pt"):
-        assert_same_weights(tmp_path / "whole/checkpoints" / name, tmp_path / "kept" / name)
+        assert_same_weights(whole / name, kept / name)

@@ -4,19 +4,15 @@ A real disk, small and its own, holds all that the verbs write; they run in one 
 """
 
 import json
-import os
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.params import load_params, params_text, recipe_text
 from tests.conftest import OnSmallDisk
+from tests.support.small_disk import python_on_small_disk
 from tests.support.videos import write_mouth
-
-ROOT = Path(__file__).parents[2]
 
 RUN = """
 import atexit, contextlib, hashlib, io, json, os, sys, traceback
@@ -141,8 +137,7 @@ def answers(
         "full": [(number, VERBS[name][0]) for name, number in pages.items()],
     }
     (folder / "lines.json").write_text(json.dumps(lines))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"}
-    done = on_small_disk(folder / "small", "24m", [sys.executable, "-c", RUN], folder, environment)
+    done = python_on_small_disk(folder / "small", "24m", RUN, folder=folder)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert not [name for name in found["files"] if name.endswith(".tmp")]

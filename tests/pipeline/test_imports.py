@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.support.in_process import pipeline
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 HELP_LIMIT_S = 0.3
@@ -111,7 +113,7 @@ def verbs() -> list[str]:
 
 @pytest.mark.parametrize("verb", verbs())
 def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
-    done = subprocess.run([SCRIPTS / "pipeline", verb, "--help"], capture_output=True, text=True, check=False)
+    done = pipeline(ROOT, [verb, "--help"])
     assert done.returncode == 0, done.stderr
     assert f"Example: pipeline {verb}" in done.stdout
 

@@ -85,7 +85,7 @@ def forked_workers() -> Iterator[None]:
 
     For tests of what crop makes. Tests of the workers themselves start them as the product does.
     """
-    with patch.object(local_pool, "PROCESSES", forked.processes()):
+    with patch.object(local_pool, "PROCESSES", forked.context()):
         yield
 
 

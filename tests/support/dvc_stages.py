@@ -1,13 +1,14 @@
 """The stages of dvc.yaml, and the dvc program."""
 
 import os
-import subprocess
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.support import forked
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -71,8 +72,8 @@ DECLARED = declared(params_of(ROOT / "params.yaml"))
 
 def dvc(folder: Path, *arguments: str) -> str:
     """Runs DVC in `folder` with the PATH that make sets, and returns its stdout."""
-    environment = os.environ | {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    command = [str(SCRIPTS / "dvc"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    environment = {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    program = "import sys; from dvc.cli import main; sys.argv[0] = 'dvc'; sys.exit(main())"
+    done = forked.python(program, *arguments, folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,11 +10,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 from unittest.mock import patch
 
 from pipeline import cli
@@ -29,28 +30,35 @@ PROCESSES.set_forkserver_preload(
         __name__,
         "torch._dynamo",
         "torch.utils.tensorboard",
+        "pypinyin",
+        "pipeline.demo.corpus",
         "stages.corpora.table",
         "stages.stats",
         "stages.train",
         "stages.report",
-        "pipeline.inference.run",
+        "pipeline.inference.inference_run",
+        "pipeline.serve.run",
+        "tests.support.serving",
+        "dvc.cli.parser",
+        "dvc.repo.experiments",
+        "dvc.repo.plots",
     ]
 )
 
 
-def started(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
-    """Starts a process that calls `target(*arguments)`."""
-    process = processes().Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def processes() -> ForkServerContext:
-    """Returns the context of processes that are forked after all imports."""
+def context() -> ForkServerContext:
+    """Returns the context of these processes, for product code that starts some. Starts the fork server."""
     # Python 3.11's fork server does not keep sys.path, and would import torch again in every process
     with patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
-        ensure_running()
+        forkserver.ensure_running()
     return PROCESSES
+
+
+def started(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """Starts a process that calls `target(*arguments)`."""
+    process = context().Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 class Forked:
@@ -95,10 +103,22 @@ class Forked:
             self._process.join()
         stdout, stderr = self.output()
         assert code is not None, f"it hangs; {stdout}{stderr}"
-        for output in self._outputs:
-            os.close(output)
-        self._process.close()
+        self._close()
         return subprocess.CompletedProcess(self.arguments, code, stdout, stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._outputs:
+            self.kill()
+            self._process.join()
+            self._close()
+
+    def _close(self) -> None:
+        while self._outputs:
+            os.close(self._outputs.pop())
+        self._process.close()
 
 
 def pipeline(
@@ -126,6 +146,8 @@ def _run(
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # read TMPDIR again
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # colorama, which DVC imports, has wrapped them
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["pipeline" if source is None else "-c", *arguments]

@@ -1,6 +1,7 @@
-"""A lip reader without a network: its text depends only on the clip."""
+"""A lip reader without a network, whose text depends only on the clip, and parameters for reading with it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from string import ascii_lowercase
 
 import numpy as np
@@ -9,6 +10,17 @@ from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams, TextParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary
+from pipeline.params import Params, load_params
+from stages.videos.settings import InferenceParams
+
+PARAMS_YAML = Path(__file__).parents[2] / "params.yaml"
+
+
+def params_with(**inference: float) -> Params:
+    """Returns the parameters of params.yaml with changes of `inference`."""
+    params = load_params(PARAMS_YAML)
+    changed = InferenceParams.model_validate(params.inference.model_dump() | inference)
+    return params.model_copy(update={"inference": changed})
 
 
 @dataclass

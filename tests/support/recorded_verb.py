@@ -1,10 +1,6 @@
-"""Runs a verb in a process that records which values of params.yaml it reads and which files it opens.
-
-Run as a program with the verb as its argument.
-"""
+"""Runs a verb in a process that records which values of params.yaml it reads and which files it opens."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,8 @@ def _hook(event, arguments):
         os.write(_log, f"{kind} {name[len(_here):]}\\n".encode())
 sys.addaudithook(_hook)
 """
+RUN = "from tests.support.recorded_verb import run_recorded; run_recorded(sys.argv[1])"
+"""Runs the verb of the first argument."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,3 @@ def run_recorded(verb: str) -> None:
         Params.model_dump = dump  # type: ignore[method-assign, assignment]
         pipeline.params.load_params = load_params
         app([verb], standalone_mode=False)
-
-
-if __name__ == "__main__":
-    run_recorded(sys.argv[1])

@@ -3,14 +3,14 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -19,12 +19,14 @@ import uvicorn
 from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams, Head, TextParams
 from pipeline.params import load_params
+from pipeline.serve import worker as worker_module
 from pipeline.serve.app import make_app
 from pipeline.serve.guard import Guard
 from pipeline.serve.limits import Limits
 from pipeline.serve.run import configured, within_limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import CheckpointError
+from tests.support.forked import Forked, context
 
 ROOT = Path(__file__).parents[2]
 SAID = "你好世界"
@@ -72,28 +74,30 @@ class Serving:
 
 @contextmanager
 def served(cache: Path, host: str = "127.0.0.1", **limits: float) -> Iterator[Serving]:
-    """Runs a server in a thread of this process, with its worker in a separate process."""
+    """Runs a server in a thread of this process, with its worker in a separate process, forked after all imports."""
     chosen = Limits(**limits)  # type: ignore[arg-type]
     # the small videos of these tests, some of them noise, are mouth crops
     flags = {"machine.device": "cpu", "machine.cache_dir": str(cache), "corpus.media_kind": "mouth"}
     params = within_limits(load_params(ROOT / "params.yaml", flags=flags), chosen)
     worker = ReadingWorker(FakeReader, params, chosen.timeout_s)
-    worker.start()
-    worker.wait_ready()
     app = Guard(make_app(worker, chosen, "fake.pt"), host, chosen)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = uvicorn.Server(configured(app, chosen))
     thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield Serving(f"http://127.0.0.1:{port}", worker, port)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    # `pipeline_serve` spawns its worker, as for users
+    with patch.object(worker_module, "multiprocessing", SimpleNamespace(get_context=lambda _: context())):
+        worker.start()
+        worker.wait_ready()
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield Serving(f"http://127.0.0.1:{port}", worker, port)
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
 
 
 def speaking_checkpoint(folder: Path, character: str) -> Path:
@@ -115,28 +119,21 @@ def speaking_checkpoint(folder: Path, character: str) -> Path:
     return folder / "best_model.pt"
 
 
-def serve_command(checkpoint: Path, *flags: str) -> list[str]:
-    settings = ["--params", str(ROOT / "params.yaml"), "--set", "machine.device=cpu"]
-    return [sys.executable, "-m", "pipeline", "serve", "--checkpoint", str(checkpoint), *settings, *flags]
+def serve_arguments(checkpoint: Path, cache: Path) -> list[str]:
+    """Returns the arguments of `pipeline` that serve the checkpoint on a free port."""
+    settings = ["--params", str(ROOT / "params.yaml"), "--set", "machine.device=cpu", "--port", "0"]
+    return ["serve", "--checkpoint", str(checkpoint), *settings, "--set", f"machine.cache_dir={cache}"]
 
 
 @contextmanager
 def pipeline_serve(
     checkpoint: Path, folder: Path, *flags: str, environment: Mapping[str, str] | None = None
-) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+) -> Iterator[tuple[Forked, str]]:
     """Starts `pipeline serve` as a person does; yields the process and the printed address."""
-    command = serve_command(
-        checkpoint, "--port", "0", "--set", f"machine.cache_dir={folder / 'cache'}", *flags
-    )
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env=os.environ | dict(environment or {}),
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout is not None
-            yield process, process.stdout.readline().strip()
-        finally:
-            process.kill()
+    arguments = [*serve_arguments(checkpoint, folder / "cache"), *flags]
+    with Forked(ROOT, arguments, environment=environment) as process:
+        until(lambda: process.poll() is not None or "\n" in process.output()[0], PATIENCE_S)
+        yield process, process.output()[0].strip()
 
 
 def post(

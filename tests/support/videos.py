@@ -1,9 +1,11 @@
 """Writes small videos with known frames with PyAV, and faces of a photograph at known positions."""
 
+import functools
 import wave
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import cv2
@@ -13,11 +15,16 @@ PHOTOGRAPH = Path(__file__).parents[2] / "pipeline" / "demo" / "astronaut.png"
 CODE_BITS = 10
 
 
-def photograph() -> np.ndarray:
-    """Returns NASA's portrait of Eileen Collins, BGR."""
+@functools.cache
+def _photograph() -> np.ndarray:
     picture = cv2.imread(str(PHOTOGRAPH))
     assert picture is not None
     return picture
+
+
+def photograph() -> np.ndarray:
+    """Returns NASA's portrait of Eileen Collins, BGR."""
+    return _photograph().copy()
 
 
 def numbered(index: int, width: int = 160, height: int = 96) -> np.ndarray:
@@ -130,12 +137,18 @@ def face_pictures(
     placements: Iterable[np.ndarray], width: int = 512, height: int = 288, speaking: bool = False
 ) -> Iterable[np.ndarray]:
     """Yields the photograph placed by each 2x3 matrix. With `speaking`, the lips open and close all the time."""
-    picture = photograph()
     for number, matrix in enumerate(placements):
-        source = _with_open_mouth(picture, round(4 + 4 * np.sin(number * 1.3))) if speaking else picture
-        yield cv2.warpAffine(
-            source, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        )
+        opening_px = round(4 + 4 * np.sin(number * 1.3)) if speaking else None
+        yield _face_picture(np.asarray(matrix, np.float64).tobytes(), width, height, opening_px).copy()
+
+
+@functools.lru_cache(32)  # a speaking face in one place has nine pictures
+def _face_picture(matrix: bytes, width: int, height: int, opening_px: int | None) -> np.ndarray:
+    source = _photograph() if opening_px is None else _with_open_mouth(_photograph(), opening_px)
+    matrix_23 = np.frombuffer(matrix).reshape(2, 3)
+    return cv2.warpAffine(
+        source, matrix_23, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def _with_open_mouth(picture: np.ndarray, opening_px: int) -> np.ndarray:
@@ -155,9 +168,22 @@ def write_face(
     **placement: float,
 ) -> Path:
     """Writes a video of the face, which is still or speaks."""
-    if speaking:
-        return write_video(path, face_pictures([placed(**placement)] * num_frames, speaking=True), rate)
-    return write_video(path, list(face_pictures([placed(**placement)])) * num_frames, rate)
+    path.write_bytes(_face_video(path.suffix, num_frames, rate, speaking, **placement))
+    return path
+
+
+@functools.lru_cache(64)
+def _face_video(
+    suffix: str, num_frames: int, rate: Fraction | int, speaking: bool, **placement: float
+) -> bytes:
+    places = [placed(**placement)] * (num_frames if speaking else 1)
+    pictures = list(face_pictures(places, speaking=speaking))
+    return _written(suffix, pictures if speaking else pictures * num_frames, rate)
+
+
+def _written(suffix: str, pictures: Iterable[np.ndarray], rate: Fraction | int = 25) -> bytes:
+    with TemporaryDirectory() as folder:
+        return write_video(Path(folder, f"written{suffix}"), pictures, rate).read_bytes()
 
 
 def mouth_pictures(
@@ -178,4 +204,10 @@ def mouth_pictures(
 
 def write_mouth(path: Path, num_frames: int = 20, seed: int = 0, size: int = 96) -> Path:
     """Writes a ready mouth clip, square."""
-    return write_video(path, mouth_pictures(num_frames, size, size, seed=seed))
+    path.write_bytes(_mouth_video(path.suffix, num_frames, seed, size))
+    return path
+
+
+@functools.lru_cache(64)
+def _mouth_video(suffix: str, num_frames: int, seed: int, size: int) -> bytes:
+    return _written(suffix, mouth_pictures(num_frames, size, size, seed=seed))

@@ -7,11 +7,14 @@ import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import av
 import numpy as np
 import pytest
 
+from pipeline.demo import corpus
 from pipeline.demo.corpus import CorpusSummary, build_demo_corpus, render_frames
 from pipeline.demo.face import Face
 from pipeline.demo.motion import clip_motion
@@ -28,6 +31,7 @@ from pipeline.demo.plan import (
 )
 from pipeline.demo.visemes import DOMINANCE, SHAPES, viseme_sequence
 from shards.errors import CorpusError
+from tests.support import forked
 
 LANDMARKER = Path(__file__).parents[3] / "stages" / "mouths" / "assets" / "face_landmarker.task"
 TINY = CorpusSize(train=(1, 2), valid=(1, 1), test=(1, 1))
@@ -87,7 +91,8 @@ def test_the_same_seed_gives_the_same_bytes_for_any_number_of_workers(
     tiny: tuple[Path, CorpusSummary], tmp_path: Path
 ) -> None:
     root, summary = tiny
-    assert build_demo_corpus(tmp_path, seed=3, workers=2, size=TINY) == summary
+    with patch.object(corpus, "multiprocessing", SimpleNamespace(get_context=lambda _: forked.context())):
+        assert build_demo_corpus(tmp_path, seed=3, workers=2, size=TINY) == summary
     assert tree(tmp_path) == tree(root)
 
 

@@ -1,5 +1,6 @@
 """Videos as people record them: speakers who leave, pictures that come late or are missing, silence."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from pipeline.inference.live import run_live
 from pipeline.inference.long_video import MouthStream
 from pipeline.inference.pauses import Piece
 from pipeline.inference.text_of_video import read_video
-from pipeline.params import Params, load_params
 from shards.schema import MediaKind
 from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.face_search import Square
@@ -33,18 +33,11 @@ from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import read_header
 from tests.support.faces import face_points
 from tests.support.odd_videos import FPS, with_early_sound, with_gaps
-from tests.support.readers import CountingReader
+from tests.support.readers import CountingReader, params_with
 from tests.support.videos import face_pictures, placed, write_mouth, write_video
 
-ROOT = Path(__file__).parents[3]
 TICK_S = 0.2
 TRUNCATED = "truncated: "
-
-
-def params_with(**changes: float) -> Params:
-    params = load_params(ROOT / "params.yaml")
-    changed = InferenceParams.model_validate(params.inference.model_dump() | changes)
-    return params.model_copy(update={"inference": changed})
 
 
 # -- cues ----------------------------------------------------------------------------------------------------
@@ -64,8 +57,14 @@ class TickReader(CountingReader):
         return Reading(self.said, -0.1, ())
 
 
-def mesh_of(matrix_23: np.ndarray, opening_px: float) -> np.ndarray:
-    points_K3 = face_points(matrix_23[None], opening_px=opening_px)[0]
+SPEAKER, LISTENER = (1.0, 0.0, 0.0), (0.6, 300.0, 60.0)
+"""Scale, x and y."""
+
+
+@functools.cache
+def mesh_of(place: tuple[float, float, float], opening_px: float) -> np.ndarray:
+    scale, x, y = place
+    points_K3 = face_points(np.array([[[scale, 0, x], [0, scale, y]]]), opening_px=opening_px)[0]
     mesh = np.tile(points_K3.mean(axis=0), (478, 1)).astype(np.float32)
     mesh[list(KEPT)] = points_K3
     for number, index in enumerate(sorted(set(ANCHORS) - set(KEPT))):
@@ -76,12 +75,11 @@ def mesh_of(matrix_23: np.ndarray, opening_px: float) -> np.ndarray:
 def pieces_of(num_frames: int, is_away: np.ndarray, params: InferenceParams) -> list[Piece]:
     """Returns pieces of a speaker next to a smaller listener, both always moving; in some frames only the listener."""
     picture = av.VideoFrame.from_ndarray(np.full((256, 512), 90, np.uint8), format="gray")
-    speaker, listener = np.array([[1.0, 0, 0], [0, 1, 0]]), np.array([[0.6, 0, 300], [0, 0.6, 60]])
 
     def find(frame: SourceFrame, square: Square | None = None) -> list[np.ndarray]:
         sway = np.sin(frame.index * 1.3)
-        shown = [mesh_of(listener, 3 + 1.5 * sway)]
-        return shown if is_away[frame.index] else [mesh_of(speaker, 8 + 6 * sway), *shown]
+        shown = [mesh_of(LISTENER, 3 + 1.5 * sway)]
+        return shown if is_away[frame.index] else [mesh_of(SPEAKER, 8 + 6 * sway), *shown]
 
     crop = CropParams(tolerance_px=0.0, min_mouth_width_px=1.0)
     stream = MouthStream(Source(Path("none.mp4")), find, crop, params, WholePictures(10**9))
@@ -132,12 +130,12 @@ class Header:
 
 
 def test_times_count_from_the_start_of_the_sound_as_in_players(tmp_path: Path) -> None:
-    video = with_early_sound(tmp_path / "a.mkv", 1.5)
+    video = with_early_sound(tmp_path / "a.mkv", 1.5, num_frames=30)
     assert read_header(video).start_s == pytest.approx(1.5, abs=2e-3)
     (segment,) = read_video(video, CountingReader(), params_with()).segments
-    assert (segment.start_s, segment.end_s) == pytest.approx((1.5, 3.5), abs=5e-3)
+    assert (segment.start_s, segment.end_s) == pytest.approx((1.5, 2.7), abs=5e-3)
     # no picture is lost, and preprocessing counts from the first picture
-    assert crop_video(video, MediaKind.FACE, CropParams()).figures.duration_s == pytest.approx(2.0, abs=5e-3)
+    assert crop_video(video, MediaKind.FACE, CropParams()).figures.duration_s == pytest.approx(1.2, abs=5e-3)
 
 
 # -- missing pictures ----------------------------------------------------------------------------------------
@@ -146,28 +144,28 @@ def test_times_count_from_the_start_of_the_sound_as_in_players(tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["face", "mouth"])
 def test_the_part_after_a_gap_in_time_is_read(tmp_path: Path, kind: str) -> None:
     if kind == "face":
-        pictures = list(face_pictures([placed()] * 120, speaking=True))
+        pictures = list(face_pictures([placed()] * 75, speaking=True))
     else:
-        with av.open(str(write_mouth(tmp_path / "mouth.mp4", 120))) as container:
+        with av.open(str(write_mouth(tmp_path / "mouth.mp4", 75))) as container:
             pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
-    video = with_gaps(tmp_path / "a.mp4", pictures, (50, 0.75), (80, 2))
+    video = with_gaps(tmp_path / "a.mp4", pictures, (30, 0.75), (50, 2))
     reading = read_video(video, CountingReader(), params_with())
     first, gap, second, later_gap, third = reading.segments
     times_s = [time_s for one in reading.segments for time_s in (one.start_s, one.end_s)]
-    expected_s = [0, 2, 2, 2.75, 2.75, 3.95, 3.95, 5.95, 5.95, 7.55]
+    expected_s = [0, 1.2, 1.2, 1.95, 1.95, 2.75, 2.75, 4.75, 4.75, 5.75]
     assert times_s == pytest.approx(expected_s, abs=0.01)
-    assert [one.text for one in (first, second, third)] == ["frames50", "frames30", "frames40"]
+    assert [one.text for one in (first, second, third)] == ["frames30", "frames20", "frames25"]
     assert reading.gaps == (gap, later_gap)
     assert gap.reason is not None and gap.reason.startswith(TRUNCATED) and "0.7" in gap.reason
-    assert reading.num_frames == 120
+    assert reading.num_frames == 75
 
 
 def test_a_gap_at_the_edge_of_a_window_is_reported_once(tmp_path: Path) -> None:
-    pictures = list(face_pictures([placed()] * 100, speaking=True))
-    video = with_gaps(tmp_path / "a.mp4", pictures, (50, 1.0))
-    read, gap, later = read_video(video, CountingReader(), params_with(longest_s=2, overlap_s=0.4)).segments
+    pictures = list(face_pictures([placed()] * 50, speaking=True))
+    video = with_gaps(tmp_path / "a.mp4", pictures, (25, 1.0))
+    read, gap, later = read_video(video, CountingReader(), params_with(longest_s=1, overlap_s=0.2)).segments
     assert (read.reason, later.reason) == (None, None)
-    assert (gap.start_s, gap.end_s) == pytest.approx((2.0, 3.0), abs=0.01)
+    assert (gap.start_s, gap.end_s) == pytest.approx((1.0, 2.0), abs=0.01)
 
 
 @pytest.fixture
@@ -209,15 +207,15 @@ def test_a_cue_ends_with_the_file(tmp_path: Path) -> None:
 def test_live_counts_times_as_inference_does(
     tmp_path: Path, as_if_live: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
-    video = with_early_sound(tmp_path / "a.mkv", 1.5)
+    video = with_early_sound(tmp_path / "a.mkv", 1.5, num_frames=30)
     begin_s = time.monotonic()
     (live_segment,) = as_if_live(video)
     # played at its own speed, including the sound before the pictures
-    assert time.monotonic() - begin_s >= 1.5 + 49 / FPS
+    assert time.monotonic() - begin_s >= 1.5 + 29 / FPS
     (segment,) = read_video(video, CountingReader(), params_with()).segments
     times_s = live_segment["start_s"], live_segment["end_s"]
     assert times_s == pytest.approx((segment.start_s, segment.end_s), abs=2e-3)
-    assert times_s == pytest.approx((1.5, 3.5), abs=5e-3)
+    assert times_s == pytest.approx((1.5, 2.7), abs=5e-3)
     assert 0 <= live_segment["latency_s"] < 30
 
 

@@ -26,7 +26,7 @@ from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import read_header
-from tests.pipeline.inference import test_long_video
+from tests.support import readers
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, mouth_pictures, placed, write_mouth, write_video
 
@@ -37,7 +37,7 @@ CROP = CropParams()
 
 def params_with(**inference: float) -> Params:
     """Treats pictures of noise as mouths, which only this setting does."""
-    params = test_long_video.params_with(**inference)
+    params = readers.params_with(**inference)
     return params.model_copy(update={"corpus": params.corpus.model_copy(update={"media_kind": "mouth"})})
 
 
@@ -77,15 +77,22 @@ def check_is_read_up_to(reading: VideoReading, break_s: float, end_s: float) -> 
 # -- truncated files -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A video and its clip."""
+    video = lossless(tmp_path_factory.mktemp("whole") / "whole.mkv")
+    return video, crop_video(video, MediaKind.MOUTH, CROP).clip_THW
+
+
 @pytest.mark.parametrize("share", [0.1, 0.34, 0.5, 0.75, 0.93])
 @pytest.mark.parametrize("longest_s", [2, 10])
 def test_the_part_before_the_break_is_read_pixel_by_pixel(
-    tmp_path: Path, share: float, longest_s: float
+    tmp_path: Path, whole: tuple[Path, np.ndarray], share: float, longest_s: float
 ) -> None:
-    whole, torn = lossless(tmp_path / "whole.mkv"), tmp_path / "torn.mkv"
-    num_bytes = int(share * whole.stat().st_size)
-    torn.write_bytes(whole.read_bytes()[:num_bytes])
-    with av.open(str(whole)) as container:
+    (video, expected), torn = whole, tmp_path / "torn.mkv"
+    num_bytes = int(share * video.stat().st_size)
+    torn.write_bytes(video.read_bytes()[:num_bytes])
+    with av.open(str(video)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
     params = params_with(longest_s=longest_s, overlap_s=0.4)
     *read, broken = pieces_of(torn, params.inference)
@@ -93,7 +100,6 @@ def test_the_part_before_the_break_is_read_pixel_by_pixel(
     num_whole = sum(end + 16 <= num_bytes for end in ends)
     num_read = read[-1].first_frame + len(clips_of(read)[-1])
     assert num_whole <= num_read <= num_whole + 1 and broken.mouth is None
-    expected = crop_video(whole, MediaKind.MOUTH, CROP).clip_THW
     for piece in read:
         assert piece.mouth is not None
         clip = piece.mouth.clip_THW

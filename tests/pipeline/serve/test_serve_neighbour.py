@@ -114,7 +114,7 @@ def test_contradictory_headers_are_refused(server: Serving, lines: list[str]) ->
 
 def test_a_small_file_with_a_huge_video_is_not_decoded(server: Serving, tmp_path: Path) -> None:
     wall = np.full((4320, 7680, 3), 128, np.uint8)
-    huge = write_video(tmp_path / "8k.h264", [wall] * 2, options={"preset": "ultrafast"})
+    huge = write_video(tmp_path / "8k.h264", [wall], options={"preset": "ultrafast"})
     small = np.full((64, 64, 3), 128, np.uint8)
     # pictures a millisecond apart, then beyond the longest video
     times_s = [Fraction(n, 1000) for n in range(2000)] + [Fraction(3600 + n) for n in range(3)]
@@ -173,5 +173,5 @@ def test_a_server_stopped_during_uploads_ends_without_errors(tmp_path: Path) -> 
         process.send_signal(signal.SIGTERM)
         assert [answer_on(connection).json()["reason"] for connection in stalled] == ["stopping"] * 2
         assert silent.recv(1) == b""
-        assert process.wait(20) == 0
-        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+        done = process.wait(20)
+        assert done.returncode == 0 and "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """The page of `pipeline serve` in a real browser: what people do and see there."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,8 +224,8 @@ def test_a_real_clip_from_the_upload_to_the_text(browser: Browser, realdata: Pat
         visit.shows("figcaption", "The mouth that was found")
         assert visit.complaints == []
         visit.page.close()
-        process.terminate()
-        assert process.wait(20) == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20).returncode == 0
 
 
 def write_y4m(path: Path, pictures: list[np.ndarray]) -> None:
