@@ -32,7 +32,10 @@ PROCESSES.set_forkserver_preload(
         "stages.stats",
         "stages.train",
         "stages.report",
-        "pipeline.inference.run",
+        "pipeline.inference.inference_run",
+        # imported by the first epoch of a training
+        "array_api_compat.torch",
+        "PIL.PngImagePlugin",
     ]
 )
 
