@@ -33,6 +33,9 @@ PROCESSES.set_forkserver_preload(
         "stages.train",
         "stages.report",
         "pipeline.inference.inference_run",
+        # pyarrow imports it, if it is installed, with the first table
+        "pandas",
+        "pyarrow.pandas_compat",
         # imported by the first epoch of a training
         "array_api_compat.torch",
         "PIL.PngImagePlugin",
