@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 OnSmallDisk = Callable[..., "subprocess.CompletedProcess[str]"]
+# OpenMP reads it when torch is imported. Otherwise waiting threads spin: tests of small networks then cost up to ten
+# times the processor time if other programs use the processors, too. The number of threads stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards import files
+from shards import files, locks
 from shards.errors import MachineError, ShardError
 from shards.files import write_bytes
 from shards.locks import hold_lock, try_lock
@@ -46,6 +46,28 @@ def test_a_link_created_after_the_check_is_not_followed(
     with pytest.raises(OSError, match="symbolic links"), hold_lock(lock, ShardError):
         pass
     assert keep.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("after", ["renamed", "removed", "replaced"])
+def test_a_file_that_lost_its_name_while_it_was_opened_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Its holder completes or removes it between our opening and our locking."""
+    path, opened = tmp_path / ".a.tmp", locks.open_lock_file
+    path.write_bytes(b"x")
+
+    def open_too_late(path: Path, flags: int) -> int:
+        descriptor = opened(path, flags)
+        path.rename(tmp_path / "a") if after != "removed" else path.unlink()
+        if after == "replaced":
+            path.write_bytes(b"of another process")
+        return descriptor
+
+    with try_lock(path) as is_ours:
+        assert is_ours
+    monkeypatch.setattr(locks, "open_lock_file", open_too_late)
+    with try_lock(path) as is_ours:
+        assert not is_ours
 
 
 def test_a_link_as_lock_of_a_shard_cache_is_refused(tmp_path: Path) -> None:

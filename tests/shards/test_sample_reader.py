@@ -66,6 +66,15 @@ def assert_refused(packed: Packed, row: dict) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("moved", [{"clip_offset": -1}, {"clip_offset": 512}, {"clip_size": -1}])
+def test_a_clip_at_another_place_than_the_catalogue_says_is_refused(
+    packs: dict[str, Packed], codec: str, moved: dict[str, int]
+) -> None:
+    row = row_of(packs[codec])
+    assert_refused(packs[codec], row | {name: row[name] + by for name, by in moved.items()})
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("damage", ["missing", "cut", "garbage", "foreign", "shorter", "empty", "folder"])
 def test_damage_is_named_with_its_shard(copy: Callable[[str], Packed], codec: str, damage: str) -> None:
     packed = copy(codec)

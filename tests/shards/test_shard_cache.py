@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
 from shards.verify import verify
 from tests.conftest import OnSmallDisk
+from tests.support.forked import Forked
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.remote_packs import (  # noqa: F401
     FAULTS,
@@ -113,26 +113,20 @@ store = RemoteStore(url, MachineParams(cache_dir=cache), retries)
 print("ready", flush=True)
 for name in names:
     print(store.local(name), flush=True)
-assert "torch" not in sys.modules
 """
 
 
-def reader(cache: Path, names: list[str]) -> subprocess.Popen[str]:
+def reader(cache: Path, names: list[str]) -> Forked:
     """Starts a process that reads these shards."""
-    return subprocess.Popen(
-        [sys.executable, "-c", READ_ALL, URL, str(cache), *names],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
+    return Forked(ROOT, [URL, cache, *names], source=READ_ALL)
 
 
 def test_two_processes_fetch_a_shard_once(packed: Packed, proxy: FaultyProxy, tmp_path: Path) -> None:
     names = tars(packed)[:3]
     processes = [reader(tmp_path / "cache", names) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
+    done = [process.wait(60) for process in processes]
+    assert [process.returncode for process in done] == [0, 0]
+    outputs = [process.stdout for process in done]
     assert outputs[0] == outputs[1]
     for name, path in zip(names, outputs[0].split()[1:], strict=True):
         assert Path(path).read_bytes() == (packed.shards / name).read_bytes()
@@ -149,7 +143,7 @@ def test_partial_files_of_a_killed_process_are_removed_for_room(
     while not proxy.faults and process.poll() is None:
         time.sleep(0.01)
     process.kill()
-    process.communicate()
+    process.wait()
     left = sizes(tmp_path / "cache")
     assert list(left.values()) == [(packed.shards / names[0]).stat().st_size]
     store = open_remote(cache_gb=cache_of(packed, 1.2))
@@ -237,7 +231,8 @@ def test_a_disk_that_cannot_be_written(
 def test_a_full_disk(packed: Packed, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
     """With a real full disk, in a separate process."""
     url, cache, names = packed.shards.as_uri(), tmp_path / "cache", tars(packed)[:2]
-    done = on_small_disk(cache, "1m", [sys.executable, "-c", READ_ALL, url, str(cache), *names], ROOT)
+    source = READ_ALL.replace('print("ready"', "assert 'torch' not in sys.modules; print(\"ready\"")
+    done = on_small_disk(cache, "1m", [sys.executable, "-c", source, url, str(cache), *names], ROOT)
     assert len(done.stdout.split()) == 2, done.stderr  # the first was fetched
     assert "MachineError" in done.stderr and "free some space" in done.stderr
 

@@ -88,4 +88,4 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     for line in differences():
         print(line, flush=True)
-    print("compared")
+    print(f"compared, {'with' if cpu_computes_bfloat16() else 'without'} bfloat16")

@@ -1,6 +1,7 @@
 """References for beam searches: exact CTC sums over all paths, and language model scores character by character."""
 
 import itertools
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -20,14 +21,19 @@ def collapsed(path: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def every_text(log_probs_SV: np.ndarray, table: Tokenizer) -> dict[str, float]:
-    """Returns the exact log-probability of every text, summed over all paths."""
-    sums: dict[str, list[float]] = defaultdict(list)
-    num_steps, num_tokens = log_probs_SV.shape
-    for path in itertools.product(range(num_tokens), repeat=num_steps):
-        sums[table.decode(collapsed(path))].append(
-            sum(float(log_probs_SV[step, token]) for step, token in enumerate(path))
-        )
-    return {text: float(np.logaddexp.reduce(logs)) for text, logs in sums.items()}
+    """Returns the exact log-probability of every possible text, summed over all paths."""
+    steps = [
+        [(token, log_prob) for token, log_prob in enumerate(log_prob_V) if log_prob > -math.inf]
+        for log_prob_V in log_probs_SV.tolist()
+    ]
+    sums: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    for path in itertools.product(*steps):
+        tokens, log_probs = zip(*path, strict=True) if path else ((), ())
+        sums[collapsed(tokens)].append(sum(log_probs))
+    texts: dict[str, list[float]] = defaultdict(list)
+    for tokens, logs in sums.items():
+        texts[table.decode(tokens)] += logs
+    return {text: float(np.logaddexp.reduce(logs)) for text, logs in texts.items()}
 
 
 def lm_score(text: str, lm: LanguageModel, table: Tokenizer) -> float:

@@ -42,6 +42,12 @@ PROCESSES.set_forkserver_preload(
         "dvc.cli.parser",
         "dvc.repo.experiments",
         "dvc.repo.plots",
+        # pyarrow imports it, if it is installed, with the first table
+        "pandas",
+        "pyarrow.pandas_compat",
+        # imported by the first epoch of a training
+        "array_api_compat.torch",
+        "PIL.PngImagePlugin",
     ]
 )
 

@@ -30,6 +30,8 @@ from tests.support.every_path import every_text, lm_score, scores
 TABLE = Tokenizer.of_units("ab")
 LM = train(["ab", "aab", "ba", "abab", "b"], 3).of_tokens(TABLE)
 FIRST = len(SPECIAL_TOKENS)
+MANY_UNITS = Tokenizer.of_units("abcdefghijklmnopqrst")
+LM_OF_MANY = train(["abcabc", "tsr", "abtsr", "ijk", "cab"], 3).of_tokens(MANY_UNITS)
 WIDE = 500
 
 
@@ -77,13 +79,24 @@ def plain_beam(
     none = -math.inf
 
     @lru_cache(None)
+    def state_after(text: str) -> int:
+        assert lm is not None
+        if not text:
+            return lm.start()
+        before_N, tokens_N = np.array([state_after(text[:-1])]), np.array(table.encode(text[-1]))
+        return int(lm.advance(before_N, tokens_N)[0])
+
+    @lru_cache(None)
+    def log_probs_after(state: int) -> np.ndarray:
+        assert lm is not None
+        return lm.log_probs(np.array([state]))[0]
+
+    @lru_cache(None)
     def fused(text: str) -> float:
         if lm is None or not text:
             return bonus * len(text)
-        state_N, tokens = np.array([lm.start()]), table.encode(text)
-        for token in tokens[:-1]:
-            state_N = lm.advance(state_N, np.array([token]))
-        return fused(text[:-1]) + bonus + weight * float(lm.log_probs(state_N)[0, tokens[-1]])
+        (token,) = table.encode(text[-1])
+        return fused(text[:-1]) + bonus + weight * float(log_probs_after(state_after(text[:-1]))[token])
 
     kept = {"": (0.0, none)}
     for log_prob_V in log_probs_SV.astype(float):
@@ -147,8 +160,7 @@ def test_skipping_units_does_not_change_the_result(
     num_steps: int, beam: int, seed: int, sharpness: float, weight: float, bonus: float
 ) -> None:
     """The final beam is that of a search that tries every unit, also for narrow beams."""
-    table = Tokenizer.of_units("abcdefghijklmnopqrst")
-    lm = train(["abcabc", "tsr", "abtsr", "ijk", "cab"], 3).of_tokens(table) if weight else None
+    table, lm = MANY_UNITS, LM_OF_MANY if weight else None
     log_probs_SV = scores(num_steps, table.num_tokens, seed, sharpness)
     params = DecodeParams(beam=beam, num_candidates=100, lm_weight=weight, length_bonus=bonus)
     if beam == 1 and not weight and not bonus:

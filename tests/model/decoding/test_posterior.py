@@ -1,6 +1,7 @@
 """The probabilities of a beam's texts, compared with sums over every text."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -70,6 +71,16 @@ def plain_scores(num_tokens: int, seed: int) -> np.ndarray:
     return log_probs_SV - np.logaddexp.reduce(log_probs_SV, axis=1, keepdims=True)
 
 
+@cache
+def score_of_lm(text: str) -> float:
+    return lm_score(text, LM, TABLE)
+
+
+@cache
+def spelling(text: str) -> str:
+    return " ".join(syllables_of(text))
+
+
 def ranks_of(
     name: str, log_probs_SV: np.ndarray, log_probs_SW: np.ndarray, params: DecodeParams
 ) -> dict[str, float]:
@@ -80,9 +91,9 @@ def ranks_of(
     if weight := 1.0 if name == "pinyin" else params.syllable_weight:
         spoken = every_text(log_probs_SW, VOCABULARY.syllables)
         for text in ranks:
-            ranks[text] += weight * spoken.get(" ".join(syllables_of(text)), -math.inf)
+            ranks[text] += weight * spoken.get(spelling(text), -math.inf)
     return {
-        text: rank + params.lm_weight * lm_score(text, LM, TABLE) + params.length_bonus * len(text)
+        text: rank + params.lm_weight * score_of_lm(text) + params.length_bonus * len(text)
         for text, rank in ranks.items()
     }
 

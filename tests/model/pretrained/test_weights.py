@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from model.settings import DecodeParams
 from model.text import START_ID, UNKNOWN_ID, Tokenizer
 from pipeline.commands.models import import_weights as verb_of_people
 from shards.errors import CheckpointError, ConfigError
+from tests.support import in_process
 from tests.support.packed import pack_clips, toy_clips
 from tests.support.public_weights import (  # noqa: F401
     CHARACTERS,
@@ -42,7 +41,6 @@ from tests.support.public_weights import (  # noqa: F401
 from tests.support.trainings import read_test_clips
 
 ROOT = Path(__file__).parents[3]
-PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +248,7 @@ def test_the_command_line_imports_weights(tmp_path: Path) -> None:
     file = saved(tmp_path, synthetic_weights("cnvsrc2025"), "public.safetensors")
     arguments = ["import-weights", file, "--format", "cnvsrc2025", "--part=frontend", "--out", "eyes.pt"]
     arguments += ["--vocabulary", table_file(tmp_path, SMALL)]
-    done = subprocess.run([PIPELINE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = in_process.pipeline(tmp_path, list(map(str, arguments)))
     assert done.returncode == 0, done.stderr
     assert "eyes.pt: heads ctc" in done.stdout
     assert load_checkpoint(tmp_path / "eyes.pt")["learnt_parts"] == ["frontend"]

@@ -1,8 +1,6 @@
 """Out of memory in a step: micro-batches give the same step, and errors say what to do."""
 
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from model.training.out_of_memory import MicroBatches, is_out_of_memory, padded_frames
 from shards.errors import TrainingError
+from tests.support import forked
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.stepping import MODELS, Bench, TwoAlike, assert_close, assert_same, stepping_job
 from tests.support.trainings import MODEL
@@ -164,18 +163,11 @@ whole(window)
 apart = max(float((whole.gradient[n] - g).abs().max()) for n, g in bench.gradient.items())
 print("pieces of", bench.step.micro_batches.max_frames, "apart", apart < 1e-5)
 """
-STARVED_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")
 def test_a_process_with_little_memory_survives_a_failed_allocation(packed: Packed) -> None:
     """A step on 16 clips needs more than the remaining 3 GB of addresses, a step on 8 clips less."""
-    done = subprocess.run(
-        [sys.executable, "-c", STARVED, str(packed.samples.parent)],
-        capture_output=True,
-        text=True,
-        env=os.environ | STARVED_ENVIRONMENT,
-        check=False,
-    )
+    done = forked.python(STARVED, packed.samples.parent)
     assert done.returncode == 0, done.stderr
     assert "out of memory in 16 clips" in done.stdout and "apart True" in done.stdout, done.stdout

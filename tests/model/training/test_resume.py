@@ -234,8 +234,8 @@ def test_the_size_of_micro_batches_survives_resuming(
         return forward(self, features_BSF, num_steps_B)
 
     whole, stopped = (
-        job_of(tmp_path / "whole", packed, "baseline"),
-        job_of(tmp_path / "b", packed, "baseline"),
+        replace(job, train=job.train.model_copy(update={"num_epochs": 1}))
+        for job in (job_of(tmp_path / name, packed, "baseline") for name in ("whole", "stopped"))
     )
     with monkeypatch.context() as patch:
         patch.setattr(BilstmEncoder, "forward", starved)

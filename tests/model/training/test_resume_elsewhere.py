@@ -25,10 +25,24 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(num_train=23, num_valid=2))
 
 
+@pytest.fixture(scope="module")
+def stopped_once(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    stopped_in(folder, packed)
+    return folder
+
+
+@pytest.fixture
+def last(stopped_once: Path, tmp_path: Path) -> Path:
+    """The checkpoint of a run in the folder `a` that was stopped in the middle of epoch 1."""
+    shutil.copytree(stopped_once, tmp_path / "a")
+    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
+    return last
+
+
 def test_a_checkpoint_within_an_epoch_resumes_exactly_in_another_folder(
-    tmp_path: Path, packed: Packed
+    tmp_path: Path, packed: Packed, last: Path
 ) -> None:
-    last = stopped_in(tmp_path / "stopped", packed)
     threads = MachineParams(threads=1, device="cpu", num_workers=2)
     train(replace(job_in(tmp_path / "resumed", packed), resume=last, machine=threads))
     train(job_in(tmp_path / "whole", packed))
@@ -46,9 +60,13 @@ def test_a_checkpoint_within_an_epoch_resumes_exactly_in_another_folder(
     ],
 )
 def test_another_plan_is_rejected_with_its_differences_and_the_flag(
-    tmp_path: Path, packed: Packed, change: dict, difference: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    packed: Packed,
+    last: Path,
+    change: dict,
+    difference: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    last = stopped_in(tmp_path / "a", packed)
     if "clips" in change:
         packed = pack_clips(tmp_path / "fewer", toy_clips(change["clips"], 2))
     job = replace(job_in(tmp_path / "b", packed), resume=last)
@@ -72,8 +90,7 @@ def test_another_plan_is_rejected_with_its_differences_and_the_flag(
     assert train(replace(job, resume=None)).already_done
 
 
-def test_allowing_bad_samples_later_keeps_the_plan(tmp_path: Path, packed: Packed) -> None:
-    last = stopped_in(tmp_path / "a", packed)
+def test_allowing_bad_samples_later_keeps_the_plan(tmp_path: Path, packed: Packed, last: Path) -> None:
     loader = LoaderParams(frame_budget=200, max_bad_fraction=0.1)
     job = replace(job_in(tmp_path / "a", packed), loader=loader)
     assert not train(job).already_done
@@ -83,10 +100,9 @@ def test_allowing_bad_samples_later_keeps_the_plan(tmp_path: Path, packed: Packe
 
 @pytest.mark.parametrize("other", ["nothing", "valid clips", "decode", "text"])
 def test_a_best_model_of_other_clips_or_another_decoding_is_not_kept(
-    tmp_path: Path, packed: Packed, other: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, packed: Packed, last: Path, other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The old best model gets a CER that no other model can beat."""
-    last = stopped_in(tmp_path / "a", packed)
     for path in (last, last.with_name("best_model.pt")):
         state = load_checkpoint(path)
         state["progress"] |= {"best_val_cer": -1.0, "best_val_loss": -1.0}

@@ -5,8 +5,7 @@ import math
 import os
 import signal
 import stat
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.settings import LoaderParams
 from stages.train import train
+from tests.support.forked import Forked
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import TRAIN, assert_same_weights, job_in
 
@@ -121,55 +121,39 @@ def test_skipped_steps_are_counted_and_a_taken_step_resets_the_row(
 # -- signals ---------------------------------------------------------------------------------------------
 
 
+TRAIN_SLOWLY = """
+import os, sys, time, pathlib
+from dataclasses import replace
+from shards.settings import MachineParams
+from shards.errors import Interrupted
+from tests.support.packed import Packed
+from tests.support.trainings import job_in
+from stages.train import train
+def print_position(epoch, done, total, loss):
+    print(epoch, done, flush=True)
+    time.sleep(0.3)
+os.setsid()
+folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))
+machine = MachineParams(threads=1, device='cpu', num_workers=2)
+try:
+    train(replace(job_in(folder, packed, num_epochs=2), on_batch=print_position, machine=machine))
+except Interrupted as error:
+    sys.exit(f'interrupted: {error}')
+"""
+
+
 def test_ctrl_c_to_the_process_group_stops_and_resuming_is_exact_with_loader_threads(
     tmp_path: Path, packed: Packed
 ) -> None:
     """Sent like a terminal does, while threads read ahead."""
     train(job_in(tmp_path / "whole", packed, num_epochs=2))
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import sys, time, pathlib\n"
-        "from dataclasses import replace\n"
-        "from shards.settings import MachineParams\n"
-        "from shards.errors import Interrupted\n"
-        "from tests.support.packed import Packed\n"
-        "from tests.support.trainings import job_in\n"
-        "from stages.train import train\n"
-        "def print_position(epoch, done, total, loss):\n"
-        "    print(epoch, done, flush=True)\n"
-        "    time.sleep(0.3)\n"
-        "if __name__ == '__main__':\n"
-        "    folder, packed = pathlib.Path(sys.argv[1]), Packed.at(pathlib.Path(sys.argv[2]))\n"
-        "    job = job_in(folder, packed, num_epochs=2)\n"
-        "    machine = MachineParams(threads=1, device='cpu', num_workers=2)\n"
-        "    try:\n"
-        "        train(replace(job, on_batch=print_position, machine=machine))\n"
-        "    except Interrupted as error:\n"
-        "        sys.exit(f'interrupted: {error}')\n"
-    )
-    command = [
-        sys.executable,
-        str(script),
-        str(tmp_path / "stopped"),
-        str(packed.samples.parent),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout and process.stderr
-        for line in process.stdout:
-            if line.strip() == "0 4":
-                os.killpg(process.pid, signal.SIGINT)
-                break
-        stderr = process.stderr.read()
-        assert process.wait(60) == 1, stderr
-    assert "interrupted: stopped in epoch 0" in stderr, stderr
+    process = Forked(tmp_path, [tmp_path / "stopped", packed.samples.parent], source=TRAIN_SLOWLY)
+    while "0 4\n" not in process.output()[0] and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    done = process.wait(60)
+    assert done.returncode == 1, done.stderr
+    assert "interrupted: stopped in epoch 0" in done.stderr, done.stderr
     train(job_in(tmp_path / "stopped", packed, num_epochs=2))
     name = "checkpoints/best_model.pt"
     assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
