@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.loader_formats import PEERS, installed_peers
 from benchmarks.loader_material import CODECS, Material, prepare
 from benchmarks.loader_measure import Figures, Task
 from benchmarks.options import Rounds, folder_argument, print_progress, run
@@ -38,6 +39,13 @@ def speed_tasks(seconds: float) -> dict[str, Task]:
         **{f"ours, {codec}": Task("speed", codec) for codec in CODECS},
         **{f"ours, {codec}, 1 thread": Task("speed", codec, num_workers=1) for codec in CODECS},
         **{f"plain webdataset, {codec}": Task("speed", codec, "webdataset") for codec in ("raw", "jpeg")},
+        **{f"shards.dataset, {codec}": Task("speed", codec, "shards_dataset") for codec in CODECS},
+        **{f"shards.webdataset, {codec}": Task("speed", codec, "shards_webdataset") for codec in CODECS},
+        **{
+            f"{name}, {codec}": Task("speed", codec, name)
+            for name, codecs in installed_peers().items()
+            for codec in codecs
+        },
         "mp4 by OpenCV": Task("speed", "raw", "mp4"),
         # by default OpenCV starts one thread per core for each file, which costs more than it saves
         "mp4 by OpenCV, a thread a core": Task("speed", "raw", "mp4", cores=2),
@@ -79,10 +87,20 @@ class LoaderBench:
         against = {
             f"{codec}, against plain webdataset": f"plain webdataset, {codec}" for codec in ("raw", "jpeg")
         }
+        against |= {
+            f"{codec}, against {name}": f"{name}, {codec}"
+            for name, codecs in installed_peers().items()
+            for codec in codecs
+        }
         for peer in ("mp4 by OpenCV", "mp4 by OpenCV, a thread a core"):
             against |= {f"{codec}, against {peer}": peer for codec in ("raw", "jpeg")}
         ratios = {
             name: speed[f"ours, {name.partition(',')[0]}"] / speed[peer] for name, peer in against.items()
+        }
+        plain = speed["plain webdataset, raw"]
+        ratios |= {
+            f"raw, {name} against plain webdataset": speed[f"{name}, raw"] / plain
+            for name in ("shards.dataset", "shards.webdataset")
         }
         return ratios | {
             f"{codec}, 1 thread against 1 process": speed[f"ours, {codec}, 1 thread"]
@@ -153,6 +171,8 @@ def bench_loader(
 
     `seconds` is the minimum time of each speed measurement in each round. Raises ConfigError if a folder has no video.
     """
+    for name in PEERS.keys() - installed_peers().keys():
+        progress(f"{name} is not installed, so it is left out (pip install {name})")
     progress(f"cropping and packing {num_clips} clips")
     material = prepare(folders, out, num_clips)
     num_frames = material.samples("raw")["num_frames"].to_numpy()

@@ -4,10 +4,11 @@
 <folder>/{clips,crops,tracks}.parquet
 <folder>/packs/<codec>/shards, samples.parquet
 <folder>/mp4/<clip_id>.mp4           96x96 H.264, one file per clip
+<folder>/peers/<library>-<codec>     formats of other libraries, written by their readers
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from stages.videos.settings import CropParams
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")
 SHARD_MB = 64.0
+CROP_FPS = CropParams().target_fps
 LABEL_CHARS = 6
 """A label is the start of the file name: for a GRID clip its sentence, one character per word."""
 
@@ -55,6 +57,16 @@ class Material:
         """Returns the tars of a codec, in order."""
         store = self.store(codec)
         return [store.folder / name for name in store.names() if name.endswith(".tar")]
+
+    def peer(self, library: str, codec: str) -> Path:
+        """Returns the folder for the clips in the format of another library."""
+        return self.folder / "peers" / f"{library}-{codec}"
+
+    def payload(self, codec: str, row: Mapping[str, Any]) -> bytes:
+        """Returns the encoded clip of a row of `samples`."""
+        with self.store(codec).local(row["shard"]).open("rb") as file:
+            file.seek(row["clip_offset"])
+            return file.read(row["clip_size"])
 
     def mp4(self, clip_id: str) -> Path:
         return self.folder / "mp4" / f"{clip_id}.mp4"
@@ -96,7 +108,8 @@ def prepare(folders: Sequence[Path], out: Path, num_clips: int) -> Material:
             store=material.store(codec),
             samples_path=material.samples_path(codec),
         )
-    shutil.rmtree(material.folder / "mp4", ignore_errors=True)
+    for name in ("mp4", "peers"):
+        shutil.rmtree(material.folder / name, ignore_errors=True)
     source = ClipSource(
         corpus,
         crop_params,

@@ -22,8 +22,9 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks.loader_formats import lhotse_shar, litdata
 from benchmarks.loader_material import Material, warm
-from benchmarks.loader_peers import READERS, PaddedBatch, Reader
+from benchmarks.loader_peers import OWN_FORMATS, PaddedBatch, Reader
 from pipeline.params import check, parse_yaml, recipe_text
 from shards.codec import decode_clip, encode_clip
 from shards.enums import TRAIN_SPLIT
@@ -41,6 +42,8 @@ MEMORY_WORKERS = 2
 PROFILE_LINES = 15
 
 Figures = dict[str, Any]
+
+READERS = {**OWN_FORMATS, "litdata": litdata, "lhotse": lhotse_shar}
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,7 @@ def codec(task: Task, material: Material) -> Figures:
     rows = material.samples(task.codec).to_pylist()
     truth = {row["clip_id"]: row for row in material.samples("raw").to_pylist()}
     clips = [read_sample(material.store("raw"), truth[row["clip_id"]])[0] for row in rows]
-    store = material.store(task.codec)
-    payloads = [_payload(store.local(row["shard"]), row) for row in rows]
+    payloads = [material.payload(task.codec, row) for row in rows]
     params = PackParams.model_validate({"codec": task.codec})
     start = time.perf_counter()
     for clip_THW in clips:
@@ -225,14 +227,11 @@ def main() -> None:
 
 
 def _warm_reader(task: Task, material: Material) -> Reader:
-    warm(material.mp4s() if task.reader == "mp4" else material.shards(task.codec))
-    return READERS[task.reader](material, task.codec, task.num_workers)
-
-
-def _payload(shard: Path, row: Mapping[str, Any]) -> bytes:
-    with shard.open("rb") as file:
-        file.seek(row["clip_offset"])
-        return file.read(row["clip_size"])
+    reader = READERS[task.reader](material, task.codec, task.num_workers)
+    of_peer = material.peer(task.reader, task.codec)
+    files = material.mp4s() if task.reader == "mp4" else material.shards(task.codec)
+    warm([path for path in of_peer.iterdir() if path.is_file()] if of_peer.exists() else files)
+    return reader
 
 
 def _consume(batch: PaddedBatch) -> None:

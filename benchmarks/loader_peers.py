@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+import shards
 from benchmarks.loader_material import Material
+from shards.enums import TRAIN_SPLIT
+from shards.loading import PaddedBatch as PublicBatch
 from shards.plan import plan_epoch
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
@@ -73,11 +76,35 @@ def plain_webdataset(material: Material, codec: str, _: int) -> Reader:
     extension = {"raw": "npy", "jpeg": "jpg"}[codec]
     dataset = (
         webdataset.WebDataset(urls, shardshuffle=False)
-        .decode(webdataset.handle_extension("jpg", _tall_jpeg))
+        .decode(webdataset.handle_extension("jpg", tall_jpeg))
         .to_tuple(extension, "__key__", "json")
         .batched(BATCH_SIZE, collation_fn=_from_webdataset)
     )
     return lambda _: iter(dataset)
+
+
+def shards_webdataset(material: Material, codec: str, _: int) -> Reader:
+    """Returns `shards.webdataset` in this process, in the order of the shards."""
+    batches = shards.webdataset(material.store(codec).folder, TRAIN_SPLIT, batch_size=BATCH_SIZE)
+    return lambda _: map(_from_public, batches)
+
+
+def shards_dataset(material: Material, codec: str, _: int) -> Reader:
+    """Returns `shards.dataset` in this process, without reading threads, as in a worker of DataLoader."""
+    batches = shards.dataset(
+        material.samples_path(codec),
+        material.store(codec).folder,
+        TRAIN_SPLIT,
+        batch_size=BATCH_SIZE,
+        frame_budget=_frame_budget(material, codec),
+        machine=MachineParams(num_workers=0),
+    )
+
+    def read(epoch: int) -> Iterator[Batch]:
+        batches.set_epoch(epoch % NUM_EPOCHS)
+        return map(_from_public, batches)
+
+    return read
 
 
 def opencv_mp4(material: Material, codec: str, _: int) -> Reader:
@@ -120,9 +147,11 @@ def readinto_fresh(material: Material, codec: str, _: int) -> Reader:
     return _readinto(material, codec, reuse=False)
 
 
-READERS: Mapping[str, Callable[[Material, str, int], Reader]] = {
+OWN_FORMATS: Mapping[str, Callable[[Material, str, int], Reader]] = {
     "ours": ours,
     "webdataset": plain_webdataset,
+    "shards_webdataset": shards_webdataset,
+    "shards_dataset": shards_dataset,
     "mp4": opencv_mp4,
     "process": process,
     "readinto": readinto,
@@ -142,12 +171,19 @@ def padded(clips: Sequence[np.ndarray], clip_ids: Sequence[str], labels: Sequenc
 
 def _epochs(material: Material, codec: str) -> list[tuple[np.ndarray, ...]]:
     samples = material.samples(codec)
-    longest = int(samples["num_frames"].to_numpy().max())
-    params = LoaderParams(frame_budget=BATCH_SIZE * longest)
+    params = LoaderParams(frame_budget=_frame_budget(material, codec))
     return [plan_epoch(samples, params, BATCH_SIZE, epoch).batches for epoch in range(NUM_EPOCHS)]
 
 
-def _tall_jpeg(payload: bytes) -> np.ndarray:
+def _frame_budget(material: Material, codec: str) -> int:
+    return BATCH_SIZE * int(material.samples(codec)["num_frames"].to_numpy().max())
+
+
+def _from_public(batch: PublicBatch) -> Batch:
+    return Batch(batch["video_BTHW"], batch["num_frames_B"], tuple(batch["clip_ids"]), tuple(batch["labels"]))
+
+
+def tall_jpeg(payload: bytes) -> np.ndarray:
     tall = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert tall is not None, "a clip of the benchmark is not a picture"
     side = tall.shape[1]

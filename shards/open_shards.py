@@ -33,25 +33,26 @@ class OpenShard:
             self._descriptor = os.open(store.local(name), os.O_RDONLY | os.O_CLOEXEC)
             self.num_bytes = os.fstat(self._descriptor).st_size
         except OSError as error:
-            raise _unreadable(self.place, error) from error
+            raise unreadable(self.place, error) from error
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # at the exit of the interpreter the module `os` may be gone
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            close(self._descriptor)
 
     def read_into(self, buffers: Sequence[bytearray | memoryview], offset: int) -> int:
         """Fills the buffers in order from `offset`; returns the number of bytes read."""
         try:
             return os.preadv(self._descriptor, buffers, offset)
         except OSError as error:
-            raise _unreadable(self.place, error) from error
+            raise unreadable(self.place, error) from error
 
     def read(self, num_bytes: int, offset: int) -> bytes:
         """Returns at most `num_bytes` bytes from `offset`."""
         try:
             return os.pread(self._descriptor, num_bytes, offset)
         except OSError as error:
-            raise _unreadable(self.place, error) from error
+            raise unreadable(self.place, error) from error
 
 
 class OpenShards:
@@ -130,7 +131,8 @@ _UNREACHABLE = frozenset(
 """Error numbers of a network folder that is not mounted, or without permission."""
 
 
-def _unreadable(place: str, error: OSError) -> ShardError | MachineError:
+def unreadable(place: str, error: OSError) -> ShardError | MachineError:
+    """Returns the error for a shard at `place` that cannot be opened or read."""
     if error.errno in _UNREACHABLE:
         return MachineError(
             f"shard {place} cannot be reached ({error}); check its permissions, and whether its disk is mounted"

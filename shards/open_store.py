@@ -7,7 +7,7 @@ from shards.errors import ConfigError
 from shards.settings import MachineParams
 from shards.store import FolderStore, ShardStore
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
 _LACKS_A_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
@@ -23,7 +23,7 @@ def open_store(place: str, machine: MachineParams) -> ShardStore:
         raise ConfigError(
             f"paths.shards: {place} is not a URL; write {scheme}://{rest}, or ./{place} for a folder with this name"
         )
-    if _URL.match(place):
+    if URL.match(place):
         from shards.remote_store import RemoteStore  # imports fsspec, which a folder does not need
 
         return RemoteStore(place, machine)

@@ -1,6 +1,7 @@
 """Files below a URL of any file system of fsspec: each request has a timeout and retries."""
 
 import errno
+import io
 import logging
 import random
 import time
@@ -99,6 +100,12 @@ class RemoteFiles:
             # botocore and s3fs try once, because all retries are ours
             timeouts = {"connect_timeout": retries.connect_s, "read_timeout": retries.read_s}
             options["config_kwargs"] = {**timeouts, "retries": {"total_max_attempts": 1}}
+        if url.startswith(("http://", "https://")):
+            import aiohttp  # fsspec needs it for such URLs only
+
+            # by default it ends every transfer after five minutes
+            timeout = aiohttp.ClientTimeout(sock_connect=retries.connect_s, sock_read=retries.read_s)
+            options["client_kwargs"] = {"timeout": timeout}
         self._files, root = open_file_system(url, "paths.shards", **options)
         self._root = root.rstrip("/")
         if is_s3:
@@ -148,6 +155,10 @@ class RemoteFiles:
 
         return self._with_retries("read", name, read)
 
+    def stream(self, name: str) -> io.BufferedReader:
+        """Opens a file to read it from start to end; it needs no random access."""
+        return io.BufferedReader(_RemoteStream(self, name), self.retries.range_bytes)
+
     def put(self, name: str, file: Path) -> None:
         """Uploads a local file as `name`, atomically."""
         num_bytes = file.stat().st_size
@@ -195,6 +206,11 @@ class RemoteFiles:
         """Closes the connections; the end of the process closes them too."""
         if hasattr(self._files, "s3"):
             fsspec.asyn.sync(self._files.loop, self._files.s3.close, timeout=self.retries.connect_s)
+
+    def _open(self, name: str) -> Any:
+        # a block size of 0 makes one request for the whole file, without ranges
+        options = {"block_size": 0} if self.url.startswith(("http://", "https://", "hf://")) else {}
+        return self._files.open(self._path(name), "rb", **options)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -261,6 +277,48 @@ class RemoteFiles:
                 )
                 time.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
+
+
+class _RemoteStream(io.RawIOBase):
+    """Reads a file once from start to end; after an error it opens the file again and skips what was read."""
+
+    def __init__(self, files: RemoteFiles, name: str) -> None:
+        super().__init__()
+        self._files, self._name = files, name
+        self._file: Any = None
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._files._with_retries("read", self._name, lambda: self._read(len(buffer)))
+        buffer[: len(block)] = block
+        self._position += len(block)
+        return len(block)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
+
+    def _read(self, num_bytes: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._files._open(self._name)
+                left = self._position
+                while left and (skipped := len(self._file.read(min(left, num_bytes)))):
+                    left -= skipped
+                if left:
+                    raise EOFError(f"the file ended {left} bytes before byte {self._position}, read earlier")
+            block: bytes = self._file.read(num_bytes)
+        except BaseException:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            raise
+        return block
 
 
 def _is_object_store(files: Any) -> bool:

@@ -155,6 +155,10 @@ def verify(
     assignments: Assignments = None,
     split: Annotated[str | None, typer.Option(help="split to check; default: all")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="also decode every clip")] = False,
+    foreign: Annotated[
+        bool,
+        typer.Option("--foreign", help="also read every clip through shards.webdataset, and compare"),
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Check every byte of the shards against their index and samples.parquet; list damage and lost samples.
@@ -173,6 +177,11 @@ def verify(
     store = open_store(paths.shards, values.machine)
     with shown("verifying", "MB") as on_progress:
         found = run(store, Path(paths.samples), values.machine, split, decode, on_progress)
+    if foreign:
+        from shards.verify_foreign import verify_foreign
+
+        with shown("reading with webdataset", "clips") as on_progress:
+            found = verify_foreign(found, store, Path(paths.samples), split, on_progress)
     if json_:
         print_json(found.as_dict())
     else:

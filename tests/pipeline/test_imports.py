@@ -26,6 +26,7 @@ PREPROCESSING = (
     "stages.qc.pages",
     "shards.remote_store",
     "shards.verify",
+    "shards",
     # reading videos with an exported model
     "pipeline.inference.readers",
     "pipeline.inference.inference_run",

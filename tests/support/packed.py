@@ -99,9 +99,16 @@ def _write_shard(
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if is_long else tarfile.USTAR_FORMAT) as tar:
         for clip_id, _, clip, label in clips:
             payloads[clip_id] = _payload(clip, codec)
+            metadata = {
+                "clip_id": clip_id,
+                "label": label,
+                "fps": fps,
+                "codec": codec,
+                "num_frames": len(clip),
+            }
             for extension, payload in (
                 (clip_extension(codec), payloads[clip_id]),
-                ("json", json.dumps({"label": label, "fps": fps}).encode()),
+                ("json", json.dumps(metadata).encode()),
             ):
                 member = tarfile.TarInfo(f"{clip_id}.{extension}")
                 member.size = len(payload)
