@@ -15,7 +15,7 @@ help:
 	@echo "make demo       draw a small corpus, run all seven stages and print the CER (7 minutes on two cores)"
 	@echo "make test       lint, type check and run all tests"
 	@echo "make test-avx2  run the tests that compute with torch as on a CPU without AVX-512"
-	@echo "make test-slow  run the tests that start a Ray cluster on this machine (1 minute)"
+	@echo "make test-slow  run the tests that need extras: a Ray cluster on this machine, trackers (2 minutes)"
 	@echo "make lint       run only ruff, mypy and import-linter"
 	@echo "make format     format the code with ruff"
 	@echo "make clean      remove all outputs of the stages, caches and checkpoints; keep .venv"
@@ -31,7 +31,7 @@ help:
 	@touch .venv/.installed $@
 
 .venv/.installed-slow: .venv/.installed-dev
-	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev,ray,wandb,mlflow]'
 	@touch $@
 
 .venv/bin/pip:

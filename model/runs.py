@@ -63,6 +63,8 @@ class RunFolder:
         self.reader_config = self.folder / "config.json"
         self.log = self.folder / "training.log"
         self.quarantine = self.folder / "quarantine.jsonl"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.trackers = self.folder / "trackers.json"
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"

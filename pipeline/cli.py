@@ -26,7 +26,8 @@ import pipeline.commands.inspect
 import pipeline.commands.train
 import pipeline.commands.evaluate
 import pipeline.commands.inference
-import pipeline.commands.models  # noqa: F401
+import pipeline.commands.models
+import pipeline.commands.hub  # noqa: F401
 # isort: on
 
 CRASHED = 1

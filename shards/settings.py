@@ -89,6 +89,9 @@ class MachineParams(Section):
     cache_dir: str = Field(
         ".cache/pipeline", description="folder of cached landmarks and mouth clips, keyed by content"
     )
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "swanlab"], ...] = Field(
+        ("tensorboard",), description="where training logs its figures, in addition to logs/curves.csv"
+    )
     share: str = Field(
         "",
         description="fsspec URL of a cache shared with other machines, for example s3://bucket/cache; empty: none",

@@ -1,9 +1,9 @@
-"""The TensorBoard event files of a run."""
+"""The figures of a run while it trains: its journal, which trackers are sent, and TensorBoard's event files."""
 
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from model.metrics import edit_counts
 from model.progress import Progress
 from model.runs import Curve, RunFolder
 from model.training.job import TrainingJob
+from model.training.metric_journal import MetricJournal
 from model.training.step import StepFigures
 from shards.enums import VALID_SPLIT
 from shards.errors import TrainingError
@@ -42,20 +43,23 @@ EPOCH_TAGS = {
     "peak_memory_mb": "epoch/peak_memory_mb",
     "skipped": "epoch/skipped_steps",
 }
-"""Columns of an epoch's row, and their TensorBoard tags."""
+"""Columns of an epoch's row, and their names in TensorBoard and other trackers."""
 
 
 class MetricLogger:
-    """Writes event files into the run's folder, where they survive a rerun. Their step is the optimiser step."""
+    """Writes into the run's folder, where files survive a rerun, and to the trackers. Steps are optimiser steps."""
 
     def __init__(self, job: TrainingJob, run: RunFolder, progress: Progress) -> None:
         """Continues after `progress.steps`: later steps, which a killed run has written, are hidden.
 
-        Raises TrainingError if the folder's path is not UTF-8, which TensorBoard requires.
+        Starts the trackers, unless the training is over. Raises TrainingError if one cannot start, or if the folder's
+        path is not UTF-8, which TensorBoard requires, and ConfigError if one is not installed.
         """
         self._job, self._progress = job, progress
         self._first_step = progress.steps + 1
         self._folder = tensorboard_folder(run)
+        names = [name for name in dict.fromkeys(job.machine.trackers) if name != "tensorboard"]
+        self._has_events = "tensorboard" in job.machine.trackers
         try:
             str(self._folder).encode()
         except UnicodeEncodeError:
@@ -64,6 +68,13 @@ class MetricLogger:
                 "set paths.runs to another folder"
             ) from None
         self._writer: SummaryWriter | None = None
+        config = {
+            name: section.model_dump(mode="json")
+            for name, section in {**job.deciding_sections, "loader": job.loader}.items()
+        }
+        self._journal = MetricJournal(run, names, config, progress)
+        if not progress.is_over(job.train):
+            self._journal.start()
 
     def step(self, progress: Progress, figures: StepFigures) -> None:
         """Writes the figures of an optimiser step. A skipped step has none."""
@@ -74,16 +85,17 @@ class MetricLogger:
             "step/gradient_norm": figures.gradient_norm,
             "step/learning_rate": figures.learning_rate,
         }
-        for tag, value in values.items():
-            if math.isfinite(value):
-                self._events().add_scalar(tag, value, progress.steps)
+        self._add(values, progress.steps)
 
     def epoch(self, curve: Curve, scored: Sequence[ScoredClip]) -> None:
         """Writes the figures of an epoch. `scored` holds the valid clips if the epoch was validated."""
-        events, step = self._events(), self._progress.steps
-        for name, tag in EPOCH_TAGS.items():
-            if (value := curve[name]) is not None:
-                events.add_scalar(tag, value, step)
+        step = self._progress.steps
+        self._add(
+            {tag: value for name, tag in EPOCH_TAGS.items() if (value := curve[name]) is not None}, step
+        )
+        if not self._has_events:
+            return
+        events = self._events()
         if scored:
             chosen = _evenly(scored, NUM_CLIPS)
             events.add_text("valid/read", _table(chosen), step)
@@ -93,9 +105,16 @@ class MetricLogger:
         events.flush()
 
     def close(self) -> None:
-        """Writes the buffered figures and closes the file."""
+        """Writes and sends the buffered figures, and closes the files."""
         if self._writer is not None:
             self._writer.close()
+        self._journal.close(self._progress.is_over(self._job.train))
+
+    def _add(self, values: Mapping[str, float], step: int) -> None:
+        self._journal.add(step, values)
+        for tag, value in values.items() if self._has_events else ():
+            if math.isfinite(value):
+                self._events().add_scalar(tag, value, step)
 
     def _events(self) -> "SummaryWriter":
         if self._writer is None:  # a run that was already finished writes no file

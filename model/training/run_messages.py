@@ -52,7 +52,8 @@ def log_start(
     if data.model.standardise == "shards":
         mean, deviation = data.model.input_mean, data.model.input_std
         logger.info("Gray levels of the training shards: mean %.4f, standard deviation %.4f", mean, deviation)
-    logger.info("Watch the training: tensorboard --logdir %s", run.folder.parent)
+    if "tensorboard" in job.machine.trackers:
+        logger.info("Watch the training: tensorboard --logdir %s", run.folder.parent)
     if resumed_from:
         progress = state.progress
         logger.info(

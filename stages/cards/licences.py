@@ -2,6 +2,8 @@
 
 import re
 
+import yaml
+
 from shards.errors import ConfigError
 from shards.store import ShardStore
 
@@ -38,12 +40,22 @@ def why_not_shared(license: str) -> str | None:
 
 def refuse_unlicensed(license: str, store: ShardStore, has_rights: bool) -> None:
     """Raises ConfigError where shards would be written to a remote store and the licence does not allow it."""
-    reason = why_not_shared(license)
-    if store.is_remote and reason and not has_rights:
+    if store.is_remote:
+        refuse_sharing(
+            license,
+            store.place(""),
+            has_rights,
+            what="mouth crops are derivatives of its videos",
+            instead="Set paths.shards to a folder of this machine; or, if",
+        )
+
+
+def refuse_sharing(license: str, place: str, has_rights: bool, *, what: str, instead: str = "If") -> None:
+    """Raises ConfigError where the licence does not allow writing to `place`, outside of this machine."""
+    if not has_rights and (reason := why_not_shared(license)):
         raise ConfigError(
-            f"nothing is written to {store.place('')}: {reason}, and mouth crops are derivatives of its videos, with "
-            "faces of people in them. Set paths.shards to a folder of this machine; or, if only people with the "
-            "right to these clips can read that place, add --i-have-the-rights"
+            f"nothing is written to {place}: {reason}, and {what}, with faces of people in them. {instead} only people "
+            "with the right to these clips can read that place, add --i-have-the-rights"
         )
 
 
@@ -54,3 +66,10 @@ def hub_licence(license: str) -> dict[str, str]:
     if _HUB_NAMES.fullmatch(license.lower()):
         return {"license": license.lower()}
     return {"license": "other", "license_name": license}
+
+
+def licence_of_card(card: str) -> str:
+    """Returns the licence in the front matter of a Hugging Face card; empty if there is none."""
+    parts = card.split("---\n", 2)
+    matter = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    return str(matter.get("license_name") or matter.get("license", "")) if isinstance(matter, dict) else ""
