@@ -52,9 +52,11 @@ def show_logs(level: int = logging.INFO) -> None:
     else:
         handler = _StderrHandler()
         handler.setFormatter(LogFormatter(LOG_FORMAT, LOG_DATE_FORMAT))
+    handler.setLevel(level)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for ours in ("pipeline", "stages", "model", "shards"):
-        logging.getLogger(ours).setLevel(level)
+        # training.log gets all of them
+        logging.getLogger(ours).setLevel(min(level, logging.INFO))
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
