@@ -29,6 +29,7 @@ from stages.cards.model_card_examples import FILES, ExportFormat, example
 from stages.reports.figures import interval_about
 from stages.train import train
 from tests.support import forked
+from tests.support.exported import report_in
 from tests.support.in_process import pipeline
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import job_in
@@ -174,26 +175,6 @@ def test_two_exports_of_a_checkpoint_have_the_same_bytes(best: Path, params: Par
             export(best, format, tmp_path / format / number, params)
         for path in sorted((tmp_path / format / "a").iterdir()):
             assert path.read_bytes() == (tmp_path / format / "b" / path.name).read_bytes(), path.name
-
-
-def report_in(folder: Path, **changes: object) -> None:
-    folder.mkdir(exist_ok=True)
-    metrics = {
-        "split": "test",
-        "num_clips": 3,
-        "num_chars": 9,
-        "cer": 0.3,
-        "cer_low": 0.25,
-        "cer_high": 0.375,
-        "cer_interval_over": "speakers",
-        "blind_cer": 0.9,
-        "chance_cer": None,
-        "speaker_overlap": 2,
-        "decoder": "ctc",
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics | changes), "utf-8")
-    rows = "group,clips,characters,cer\nann,1,3,0.4\nbob,1,3,0.1\ncid,1,3,0.25\n(unknown),1,3,0.9\n"
-    (folder / "by_speaker.csv").write_text(rows, "utf-8")
 
 
 def card_of(best: Path, params: Params, tmp_path: Path) -> str:
@@ -394,22 +375,13 @@ def test_nothing_is_written_after_an_error(
 
 
 def test_the_command_prints_what_it_wrote(workspace: Path, tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "pipeline",
-        "export",
-        "--params",
-        str(ROOT / "params.yaml"),
-        "--int8",
-        "--split",
-        "valid",
-    ]
+    command = ["export", "--params", str(ROOT / "params.yaml"), "--int8", "--split", "valid"]
     command += ["--checkpoint-dir", str(workspace / "checkpoints")]
     command += ["--set", f"paths.samples={workspace / 'samples.parquet'}"]
     command += ["--set", f"paths.shards={workspace / 'shards'}"]
 
     def run(*more: str) -> "subprocess.CompletedProcess[str]":
-        return pipeline(tmp_path, [*command[2:], *more])
+        return pipeline(tmp_path, [*command, *more])
 
     done = run()
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """Small models with random weights, and the content of their exports."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,3 +84,24 @@ def state_of_reader(
 
 def config_of(reader: LipReader) -> dict[str, Any]:
     return reader_config(state_of_reader(reader))
+
+
+def report_in(folder: Path, **changes: object) -> None:
+    """Writes the figures of a small report that the card of an export quotes."""
+    folder.mkdir(exist_ok=True)
+    metrics = {
+        "split": "test",
+        "num_clips": 3,
+        "num_chars": 9,
+        "cer": 0.3,
+        "cer_low": 0.25,
+        "cer_high": 0.375,
+        "cer_interval_over": "speakers",
+        "blind_cer": 0.9,
+        "chance_cer": None,
+        "speaker_overlap": 2,
+        "decoder": "ctc",
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics | changes), "utf-8")
+    rows = "group,clips,characters,cer\nann,1,3,0.4\nbob,1,3,0.1\ncid,1,3,0.25\n(unknown),1,3,0.9\n"
+    (folder / "by_speaker.csv").write_text(rows, "utf-8")
