@@ -137,7 +137,8 @@ def test_a_step_learns_the_same_on_gpu_and_cpu_and_waits_once(
         there = Bench(job, batch_norm=True, device=torch.device("cuda"))
         gpu.waits.clear()
         found = there(window)
-        waits = [wait for wait in gpu.waits.elements() if "model/losses.py" not in wait]
+        # torch's CTC reads its labels back; nothing else in the losses waits
+        waits = [wait for wait in gpu.waits.elements() if "from the GPU in model/losses.py" not in wait]
         assert len(waits) == 1 and waits[0].startswith("tolist in model/training/step.py")
         gradient = {name: value.cpu() for name, value in there.gradient.items()}
     assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
