@@ -101,6 +101,8 @@ def shards_of(place: str | Path | Sequence[str], split: str) -> list[StreamedSha
     """Returns the shards that `place` means; see `webdataset`. Raises ShardError if it is a pack without this split."""
     if isinstance(place, str) and (place.startswith(PIPE) or _TAR.search(place)):
         place = list(braceexpand.braceexpand(place))
+    elif isinstance(place, Path) and _TAR.search(place.name):
+        place = [str(place)]
     if not isinstance(place, str | Path):
         return [StreamedShard(str(url)) for url in place]
     root, name = str(place).rstrip("/"), f"{split}/{INDEX}"

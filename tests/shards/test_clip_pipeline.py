@@ -239,7 +239,7 @@ def test_a_sample_that_is_not_of_our_writer_is_an_error(pack: Pack, members: lis
     pack.shards[FIRST] = members
     pack.write(with_catalogue=False)
     with pytest.raises(ShardError, match=what):
-        list(shards.webdataset(str(pack.path())))
+        list(shards.webdataset(pack.path()))
 
 
 @pytest.mark.parametrize(
