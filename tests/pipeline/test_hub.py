@@ -268,7 +268,8 @@ def test_a_hostile_list_of_files_writes_nothing_outside(hub: HubServer, tmp_path
     hub.commits[REPO] = [
         {"index.json": json.dumps({"kind": "pack", "files": listed}).encode(), name: content}
     ]
-    target = with_params(tmp_path / "deep" / "target") if (tmp_path / "deep").mkdir() is None else tmp_path
+    (tmp_path / "deep").mkdir()
+    target = with_params(tmp_path / "deep" / "target")
     before = files_of(tmp_path)
     result = run(hub, target, "pull", "pack", "anna/lips")
     assert result.returncode == 1 and f"{name} is no file of it" in result.stderr
