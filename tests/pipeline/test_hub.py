@@ -261,14 +261,18 @@ def test_a_pack_without_its_catalogue_is_refused(hub: HubServer, tmp_path: Path)
 )
 def test_a_hostile_list_of_files_writes_nothing_outside(hub: HubServer, tmp_path: Path, name: str) -> None:
     content = b"hostile"
-    listed = [{"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}]
+    listed = [
+        {"name": each, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for each in ("samples.parquet", name)
+    ]
     hub.commits[REPO] = [
         {"index.json": json.dumps({"kind": "pack", "files": listed}).encode(), name: content}
     ]
-    target = with_params(tmp_path / "deep" / "target") if (tmp_path / "deep").mkdir() is None else tmp_path
+    (tmp_path / "deep").mkdir()
+    target = with_params(tmp_path / "deep" / "target")
     before = files_of(tmp_path)
     result = run(hub, target, "pull", "pack", "anna/lips")
-    assert result.returncode == 1 and "does not list the files of a pack" in result.stderr
+    assert result.returncode == 1 and f"{name} is no file of it" in result.stderr
     new = [path for path in files_of(tmp_path).keys() - before.keys() if "/hf/" not in path]
     assert all(path.startswith("deep/target/data/shards.pulling/") for path in new)
 

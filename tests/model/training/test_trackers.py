@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -260,10 +261,19 @@ def test_a_real_tracker_shows_an_interrupted_training_once(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("SWANLAB_MODE", "offline")
+    lookups: list[object] = []
+    resolve = socket.getaddrinfo
+
+    def local_only(host: object, *arguments: Any, **options: Any) -> Any:
+        lookups.extend([host] if host not in ("127.0.0.1", "localhost", "::1") else [])
+        return resolve("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local_only)
     job = with_trackers(job_in(tmp_path, packed, num_epochs=2), name)
     with pytest.raises(Interrupted):
         train(stopping_at(job, 1, 2))
     train(job)
+    assert lookups == [], "nothing asks the network"
     read = {"wandb": wandb_figures, "mlflow": mlflow_figures, "swanlab": swanlab_figures}[name]
     figures, run_ids, config = read(job.runs)
     exactly_once(figures, job)
