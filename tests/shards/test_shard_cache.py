@@ -103,7 +103,7 @@ def test_many_threads_fetch_a_shard_once(
 
 
 READ_ALL = """
-import sys
+import os, sys, time
 from shards.remote_files import RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
@@ -111,9 +111,18 @@ url, cache, *names = sys.argv[1:]
 retries = RetryPolicy(6, 0.01, 20, 5, 5, 5, 1 << 18)
 store = RemoteStore(url, MachineParams(cache_dir=cache), retries)
 print("ready", flush=True)
+while os.path.exists(cache + ".wait"):
+    time.sleep(0.001)
 for name in names:
     print(store.local(name), flush=True)
 """
+
+
+def waited_for(condition: Callable[[], bool], limit_s: float = 5) -> bool:
+    began = time.monotonic()
+    while not condition() and time.monotonic() - began < limit_s:
+        time.sleep(0.01)
+    return condition()
 
 
 def reader(cache: Path, names: list[str]) -> Forked:
@@ -122,8 +131,11 @@ def reader(cache: Path, names: list[str]) -> Forked:
 
 
 def test_two_processes_fetch_a_shard_once(packed: Packed, proxy: FaultyProxy, tmp_path: Path) -> None:
-    names = tars(packed)[:3]
+    names, wait = tars(packed)[:3], tmp_path / "cache.wait"
+    wait.touch()
     processes = [reader(tmp_path / "cache", names) for _ in range(2)]
+    assert waited_for(lambda: all(process.output()[0] for process in processes), 60)
+    wait.unlink()  # both start at the same moment
     done = [process.wait(60) for process in processes]
     assert [process.returncode for process in done] == [0, 0]
     outputs = [process.stdout for process in done]
@@ -134,10 +146,12 @@ def test_two_processes_fetch_a_shard_once(packed: Packed, proxy: FaultyProxy, tm
     assert proxy.gets(".tar") and len(proxy.gets(".tar")) == len(set(proxy.gets(".tar")))
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
 def test_partial_files_of_a_killed_process_are_removed_for_room(
-    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path
+    packed: Packed, proxy: FaultyProxy, open_remote: Callable[..., RemoteStore], tmp_path: Path, split: str
 ) -> None:
-    names = tars(packed)
+    """Also for a shard in another folder, where writing sweeps only its own folder."""
+    names, wanted = tars(packed), tars(packed, split)[-1]
     proxy.fault = lambda number, request: "hang" if number == 4 else ""
     process = reader(tmp_path / "cache", names[:1])
     while not proxy.faults and process.poll() is None:
@@ -146,16 +160,9 @@ def test_partial_files_of_a_killed_process_are_removed_for_room(
     process.wait()
     left = sizes(tmp_path / "cache")
     assert list(left.values()) == [(packed.shards / names[0]).stat().st_size]
-    store = open_remote(cache_gb=cache_of(packed, 1.2))
-    assert store.local(names[1]).read_bytes() == (packed.shards / names[1]).read_bytes()
+    store = open_remote(cache_gb=cache_of(packed, 1.0))
+    assert store.local(wanted).read_bytes() == (packed.shards / wanted).read_bytes()
     assert not left.keys() & sizes(tmp_path / "cache").keys()
-
-
-def waited_for(condition: Callable[[], bool], limit_s: float = 5) -> bool:
-    began = time.monotonic()
-    while not condition() and time.monotonic() - began < limit_s:
-        time.sleep(0.01)
-    return condition()
 
 
 def test_expected_shards_are_fetched_ahead_up_to_half_of_the_cache(
