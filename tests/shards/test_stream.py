@@ -226,8 +226,8 @@ def test_an_error_is_raised_with_its_batch(tmp_path: Path, num_workers: int) -> 
         next(batches)
 
 
-def test_the_interpreter_ends_immediately_after_ctrl_c(tmp_path: Path) -> None:
-    """Threads are joined at exit and must drop their queue, here 32 batches of 0.3 s."""
+def test_the_interpreter_drops_the_queue_after_ctrl_c(tmp_path: Path) -> None:
+    """Threads are joined at exit and must drop their queue, here 32 batches of one shard each."""
     one_clip_shards(tmp_path, 40)
     script = (
         "import os, pathlib, signal, sys, time\n"
@@ -237,10 +237,13 @@ def test_the_interpreter_ends_immediately_after_ctrl_c(tmp_path: Path) -> None:
         "from shards.stream import ShardStream\n"
         "from tests.support.packed import Packed\n"
         "from tests.shards.test_stream import SlowStore\n"
+        "class Noting(SlowStore):\n"
+        "    def local(self, name):\n"
+        "        print(name, flush=True)\n"
+        "        return super().local(name)\n"
         "packed = Packed.at(pathlib.Path(sys.argv[1]))\n"
-        "store = SlowStore(packed.shards, 0.3)\n"
         "samples = read_samples(packed.samples, 'train')\n"
-        "stream = ShardStream(store, samples, MachineParams(num_workers=2, prefetch=16))\n"
+        "stream = ShardStream(Noting(packed.shards, 0.3), samples, MachineParams(num_workers=2, prefetch=16))\n"
         "batches = stream.batches([np.array([row]) for row in range(40)])\n"
         "next(batches)\n"
         "print('running', flush=True)\n"
@@ -252,9 +255,10 @@ def test_the_interpreter_ends_immediately_after_ctrl_c(tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout and process.stderr
-        assert process.stdout.readline() == "running\n", process.stderr.read()
-        start = time.monotonic()
+        before = list(iter(process.stdout.readline, "running\n"))
+        assert 1 <= len(before) < 10, before
         process.send_signal(2)
-        assert "KeyboardInterrupt" in process.stderr.read()
-        process.wait(30)
-    assert time.monotonic() - start < 2.5  # 32 batches on two threads take 4.8 s
+        after, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    # both threads may finish a shard and begin another one
+    assert len(after.splitlines()) <= 6
