@@ -22,7 +22,7 @@ VOCABULARY = Vocabulary.of_labels(("你好",), with_syllables=True)
 
 @pytest.mark.parametrize("instructions", ["AVX2", "DEFAULT"])
 def test_convolutions_agree_with_float64(instructions: str) -> None:
-    """Also tells where bfloat16 is used: only where oneDNN uses it. Emulated it is six times slower than float32."""
+    """Also checks that bfloat16 is used only where oneDNN uses it: emulated, it is six times slower than float32."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if instructions == "DEFAULT":  # of this processor, or from the variable with which the tests were started
         environment["MALLOC_PERTURB_"] = "128"  # unwritten memory reads as 3e38
