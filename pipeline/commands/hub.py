@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.command import PARAMS, Assignments, ParamsFile, app, check_writable, load, say, shown
+from pipeline.command import PARAMS, TOOLS, Assignments, ParamsFile, app, check_writable, load, say, shown
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -19,7 +19,7 @@ Target = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def push(
     what: What,
     target: Target,
@@ -55,7 +55,7 @@ def push(
     say(f"{url}: {len(files)} files, {sum(path.stat().st_size for path in files.values()) / 1e6:.1f} MB")
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def pull(
     what: What,
     target: Target,

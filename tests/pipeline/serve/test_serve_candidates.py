@@ -6,9 +6,10 @@ import pytest
 
 from pipeline.params import load_params
 from pipeline.serve.worker import with_candidates
+from recipes import RECIPES
 
 ROOT = Path(__file__).parents[3]
-FILES = ["params.yaml", *(f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.yaml")))]
+FILES = ["params.yaml", *(f"recipes/{name}.yaml" for name in RECIPES)]
 
 
 @pytest.mark.parametrize("recipe", FILES)
