@@ -51,7 +51,7 @@ test: lint
 
 # Test files that import torch, except those about stopped processes, files and reports: they compute nothing else.
 # oneDNN reads the first variable and torch's own kernels the second, once, at their start.
-NOT_COMPUTING := resume|training_ends|scoring|shard_cache|stream|unfinished|metric_logger|restart|run_folder|ranks
+NOT_COMPUTING := resume|training_ends|scoring|shard_cache|stream|unfinished|metric_logger|restart|run_folder|ranks|planned|clip_pipeline|trackers
 test-avx2: .venv/.installed-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest -m 'not slow' $(PYTEST_ARGS) \
 	  $$(grep -lE '^ *(import|from) torch' $$(find tests -name 'test_*.py') | grep -vE '$(NOT_COMPUTING)')
