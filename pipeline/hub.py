@@ -101,10 +101,10 @@ def model_files(export: Path, checkpoint: Path) -> dict[str, Path]:
 
 
 def push(repo: Repo, files: dict[str, Path], *, has_rights: bool, public: bool) -> str:
-    """Makes the repository hold exactly these files, in one commit; returns its address.
+    """Replaces the pack or model in the repository by these files, in one commit; returns its address.
 
-    Creates the repository, for its owner only unless `public`. Raises ConfigError if the licence in the card does not
-    allow sharing, MachineError if the Hub cannot be reached or refuses.
+    Other files stay. Creates the repository, for its owner only unless `public`. Raises ConfigError if the licence in
+    the card does not allow sharing, MachineError if the Hub cannot be reached or refuses.
     """
     license = licence_of_card(files[CARD].read_text("utf-8")) if files[CARD].is_file() else ""
     refuse_sharing(
@@ -118,9 +118,8 @@ def push(repo: Repo, files: dict[str, Path], *, has_rights: bool, public: bool) 
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         url = api.create_repo(repo.id, repo_type=repo.type, private=not public, exist_ok=True)
-        stale = (
-            set(api.list_repo_files(repo.id, repo_type=repo.type)) - set(files) - {".gitattributes", INDEX}
-        )
+        there = api.list_repo_files(repo.id, repo_type=repo.type)
+        stale = {name for name in there if _NAMES[repo.kind].fullmatch(name)} - set(files)
         api.create_commit(
             repo.id,
             [

@@ -176,17 +176,18 @@ def test_a_pull_continues_a_file_where_its_connection_broke(hub: HubServer, tmp_
     assert files_of(target / "data") == files_of(source / "data")
 
 
-def test_pushing_again_changes_only_what_changed_and_removes_old_files(
+def test_pushing_again_changes_only_what_changed_and_removes_only_files_of_an_older_pack(
     hub: HubServer, tmp_path: Path
 ) -> None:
     source = pack_in(tmp_path / "source")
     done(run(hub, source, "push", "pack", "anna/lips"))
     first = hub.commits[REPO][-1]
-    hub.replace(REPO, **{"train/train-000099.tar": b"of an older pack"})
+    others = {"notes.md": b"somebody else's", "train/readme.txt": b"somebody else's"}
+    hub.replace(REPO, **{"train/train-000099.tar": b"of an older pack"}, **others)
     sent = hub.count("PUT")
     done(run(hub, source, "push", "pack", "anna/lips"))
     assert hub.count("PUT") == sent
-    assert hub.commits[REPO][-1] == first
+    assert hub.commits[REPO][-1] == first | others
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
