@@ -100,7 +100,8 @@ class RemoteFiles:
             # botocore and s3fs try once, because all retries are ours
             timeouts = {"connect_timeout": retries.connect_s, "read_timeout": retries.read_s}
             options["config_kwargs"] = {**timeouts, "retries": {"total_max_attempts": 1}}
-        if url.startswith(("http://", "https://")):
+        self._is_http = url.startswith(("http://", "https://"))
+        if self._is_http:
             import aiohttp  # fsspec needs it for such URLs only
 
             # by default it ends every transfer after five minutes
@@ -119,10 +120,14 @@ class RemoteFiles:
 
         def find() -> list[str]:
             self._files.invalidate_cache()
+            # by default a failure of HTTP is an empty folder
+            options = {"on_error": "raise"} if self._is_http else self._timeout(self.retries.total_s)
             try:
-                return self._files.find(self._root, **self._timeout(self.retries.total_s))
-            except FileNotFoundError:
-                return []
+                return self._files.find(self._root, **options)
+            except FileNotFoundError as error:
+                if _is_absent(error):
+                    return []
+                raise
 
         found = (path.removeprefix(f"{self._root}/") for path in self._with_retries("list", "", find))
         return sorted(name for name in found if name and name != self._root)
@@ -209,7 +214,7 @@ class RemoteFiles:
 
     def _open(self, name: str) -> Any:
         # a block size of 0 makes one request for the whole file, without ranges
-        options = {"block_size": 0} if self.url.startswith(("http://", "https://", "hf://")) else {}
+        options = {"block_size": 0} if self._is_http or self.url.startswith("hf://") else {}
         return self._files.open(self._path(name), "rb", **options)
 
     def _path(self, name: str) -> str:
@@ -241,10 +246,6 @@ class RemoteFiles:
         for number in range(1, tries + 1):
             try:
                 return request()
-            except _ABSENT as error:
-                raise ShardError(
-                    f"{place}: cannot {verb} it ({type(error).__name__}: {error}); check paths.shards"
-                ) from error
             except PermissionError as error:
                 raise MachineError(
                     f"{place}: cannot {verb} it ({type(error).__name__}: {error}); "
@@ -254,6 +255,8 @@ class RemoteFiles:
             # logged or raised
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
+                if isinstance(error, _ABSENT) and _is_absent(error):
+                    raise ShardError(f"{place}: cannot {verb} it ({message}); check paths.shards") from error
                 wait_s = retries.first_wait_s * 2 ** (number - 1) * random.uniform(0.5, 1.5)
                 elapsed_s = time.monotonic() - began
                 if type(error).__name__ in _NO_CREDENTIALS:
@@ -319,6 +322,15 @@ class _RemoteStream(io.RawIOBase):
                 self._file = None
             raise
         return block
+
+
+def _is_absent(error: Exception) -> bool:
+    """Returns whether the file is certainly absent: fsspec's HTTP hides every failure behind a FileNotFoundError."""
+    cause = error.__cause__
+    is_of_http = type(cause).__module__.startswith("aiohttp") or isinstance(
+        cause, TimeoutError | ConnectionError
+    )
+    return not is_of_http or getattr(cause, "status", None) in (404, 410)
 
 
 def _is_object_store(files: Any) -> bool:

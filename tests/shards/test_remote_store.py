@@ -5,11 +5,15 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +22,7 @@ import pytest
 from shards.errors import ConfigError, MachineError, ShardError
 from shards.index import parse_index
 from shards.open_store import open_store
+from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 from shards.store import FolderStore, ShardStore
@@ -314,3 +319,34 @@ def test_an_index_is_read() -> None:
     content = json.dumps({"split": "train", "num_samples": 1, "shards": [SHARD], "more": 1}).encode()
     (shard,) = parse_index(content, "train", "x").shards.values()
     assert (shard.name, shard.num_bytes) == ("train/train-000000.tar", 10)
+
+
+def test_an_http_server_that_is_down_is_an_outage_not_a_missing_file() -> None:
+    """fsspec's HTTP raises FileNotFoundError for both."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    files = RemoteFiles(f"http://127.0.0.1:{port}/pack", RetryPolicy(tries=2, first_wait_s=0.01))
+    for read in (
+        files.names,
+        lambda: files.stream("train/a.tar").read(),
+        lambda: files.read_small("index.json"),
+    ):
+        with pytest.raises(MachineError, match="tried 2 times"):
+            read()
+
+
+def test_a_file_that_an_http_server_lacks_is_missing(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        files = RemoteFiles(f"http://127.0.0.1:{server.server_port}/pack", RetryPolicy(tries=2))
+        assert files.names() == []
+        with pytest.raises(ShardError, match=r"index\.json: cannot read it"):
+            files.read_small("index.json")
+        with pytest.raises(ShardError, match=r"a\.tar: cannot read it"):
+            files.stream("train/a.tar").read()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
