@@ -55,13 +55,10 @@ def main() -> None:
         raise
 
 
-def run(
-    arguments: Sequence[str], *, name: str | None = None, stdout: "WatchedFile | None" = None
-) -> NoReturn:
+def run(arguments: Sequence[str], *, stdout: "WatchedFile | None" = None) -> NoReturn:
     """Runs a command and raises SystemExit with its exit code; an error becomes one message on stderr.
 
-    Also accepts spellings such as `--data_root`. Raises errors that are not of the pipeline, for a traceback. `name` is
-    the name of the program in help and messages; default: as it was started.
+    Also accepts spellings such as `--data_root`. Raises errors that are not of the pipeline, for a traceback.
     """
     from shards.disk import FORBIDDEN, WRITE_ERRORS, unwritable
     from shards.errors import ConfigError, Interrupted, PipelineError
@@ -69,7 +66,7 @@ def run(
     try:
         # in standalone mode typer would end the process and format its errors itself
         try:
-            code = app(_with_dashes(arguments) or ["--help"], prog_name=name, standalone_mode=False)
+            code = app(_with_dashes(arguments) or ["--help"], prog_name="pipeline", standalone_mode=False)
         except SystemExit as done:
             code = done.code
         except (UsageError, typer.Abort):

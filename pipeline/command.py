@@ -54,6 +54,12 @@ class Verbosity:
     def shows_tracebacks(self) -> bool:
         return self.log_level <= logging.DEBUG
 
+    def as_environment(self) -> dict[str, str]:
+        """Returns the variables that give other `pipeline` processes the same options."""
+        if not self.shows_progress:
+            return {"PIPELINE_QUIET": "1"}
+        return {"PIPELINE_VERBOSE": "1"} if self.shows_tracebacks else {}
+
 
 verbosity = Verbosity()
 
@@ -80,11 +86,22 @@ def _options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit"),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="no progress and no notices, only warnings; also after the verb")
+        bool,
+        typer.Option(
+            "--quiet",
+            envvar="PIPELINE_QUIET",
+            show_envvar=False,
+            help="no progress and no notices, only warnings; also after the verb",
+        ),
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", help="debug messages, and tracebacks of all errors; also after the verb"),
+        typer.Option(
+            "--verbose",
+            envvar="PIPELINE_VERBOSE",
+            show_envvar=False,
+            help="debug messages, and tracebacks of all errors; also after the verb",
+        ),
     ] = False,
 ) -> None:
     if quiet and verbose:

@@ -2,17 +2,19 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 import shards
-from pipeline.command import PARAMS, STAGES
-from pipeline.params import load_params
-from shards.errors import ConfigError
+from pipeline.command import PARAMS, STAGES, verbosity
+from pipeline.params import load_params, read_mapping
+from shards.errors import ConfigError, Interrupted
 from shards.files import write_text
 from shards.open_store import open_store
 
@@ -20,57 +22,97 @@ VERSIONS = "code_versions.yaml"
 """The versions of the code, by name: parameters in a user's dvc.yaml. In a checkout, the Python files are."""
 _CODE_FILE = re.compile(r"^( +- )([\w/]+\.py):\n +- (\w+)$", re.MULTILINE)
 """A stage's dependence on a version in a Python file."""
-_CONFIG = """# No git, no usage reports, no update checks.
-[core]
-    no_scm = true
-    analytics = false
-    check_update = false
-"""
+_CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
 
 
 def write_dvc_files(folder: Path, *, force: bool = False) -> list[str]:
     """Makes `folder` a project for `dvc repro`; returns the names of the written files.
 
-    Writes dvc.yaml, code_versions.yaml and, outside of a DVC project, .dvc/config for use without git. Raises
-    ConfigError if another dvc.yaml is there and `force` is false.
+    Writes dvc.yaml, code_versions.yaml and, outside of a DVC project, .dvc/config, which also serves without git.
+    Raises ConfigError if another dvc.yaml is there and `force` is false.
     """
-    files = {
-        "dvc.yaml": _CODE_FILE.sub(rf"\1{VERSIONS}:\n          - \3", _dvc_yaml()),
-        VERSIONS: _versions(),
-    }
     former = folder / "dvc.yaml"
+    files = {"dvc.yaml": _portable_dvc_yaml(), VERSIONS: _versions()}
     if former.exists() and not force and former.read_text("utf-8") != files["dvc.yaml"]:
         raise ConfigError(
             f"{former} was edited or is from another version; move it away, or overwrite it with --force"
         )
-    if not any((at / ".dvc").is_dir() for at in (folder.absolute(), *folder.absolute().parents)):
-        files |= {".dvc/config": _CONFIG, ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n"}
+    if not _has_above(folder, ".dvc"):
+        no_git = "" if _has_above(folder, ".git") else "    no_scm = true\n"
+        files |= {".dvc/config": _CONFIG + no_git, ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n"}
     for name, text in files.items():
         write_text(folder / name, text)
     return list(files)
 
 
 def run_stages(folder: Path, arguments: Sequence[str]) -> int:
-    """Runs `dvc repro ARGUMENTS` in `folder`, which becomes a DVC project if it has no dvc.yaml; returns its exit code.
+    """Runs `dvc repro ARGUMENTS` in `folder`, which becomes a DVC project if it is none; returns DVC's exit code.
 
     First brings code_versions.yaml up to date, so that stages that another version of the code made run again. Raises
-    ConfigError if the shards are remote, because DVC would delete them.
+    ConfigError if DVC cannot run the stages here, and Interrupted after SIGINT or SIGTERM, when all has ended.
     """
     values = load_params(folder / PARAMS)
     if open_store(values.paths.shards, values.machine).is_remote:
         after = " && ".join(f"pipeline {stage}" for stage in STAGES[STAGES.index("pack") + 1 :])
         raise ConfigError(
-            f"paths.shards is {values.paths.shards}, and DVC would delete it before it runs pack; use "
+            f"paths.shards is {values.paths.shards}, and DVC does not manage remote shards; use "
             f"`pipeline preprocess && {after}`"
         )
-    if not (folder / "dvc.yaml").exists():
+    if not Path(folder, values.corpus.root).exists():
+        raise ConfigError(
+            f"corpus.root: {values.corpus.root} does not exist; correct it in {PARAMS}, or draw the demo corpus with "
+            "`pipeline demo`"
+        )
+    dvc_yaml = folder / "dvc.yaml"
+    if dvc_yaml.exists() and not set(STAGES) <= set(read_mapping(dvc_yaml).get("stages") or {}):
+        raise ConfigError(
+            f"{dvc_yaml} is of another project: it lacks stages of this one; use another folder, or replace the file "
+            "with `pipeline init --dvc --force`"
+        )
+    if not dvc_yaml.exists() or not _has_above(folder, ".dvc"):
         write_dvc_files(folder)
     elif (folder / VERSIONS).exists():
         write_text(folder / VERSIONS, _versions())
+    return _run_dvc(folder, ["repro", *arguments])
+
+
+def _run_dvc(folder: Path, arguments: Sequence[str]) -> int:
     # DVC starts the stages by name, and this environment need not be activated
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, check=False).returncode
+    options = ["--quiet"] * (not verbosity.shows_progress) + ["--verbose"] * verbosity.shows_tracebacks
+    environment = os.environ | {"PATH": path} | verbosity.as_environment()
+    received: list[int] = []
+    # a session of its own: each signal reaches DVC and its stage once, and both end before this process
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments, *options],
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    ) as dvc:
+
+        def forward(number: int, _: object) -> None:
+            received.append(number)
+            with suppress(ProcessLookupError):
+                os.killpg(dvc.pid, signal.SIGINT)
+
+        former = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = dvc.wait()
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+    if received:
+        raise Interrupted("run: stopped. Finished work is kept; run the same command again to continue")
+    return code
+
+
+def _has_above(folder: Path, name: str) -> bool:
+    return any((at / name).exists() for at in (folder.absolute(), *folder.absolute().parents))
+
+
+def _portable_dvc_yaml() -> str:
+    """Returns dvc.yaml for a folder without the code: it names code_versions.yaml instead of Python files."""
+    return _CODE_FILE.sub(rf"\1{VERSIONS}:\n          - \3", _dvc_yaml())
 
 
 def _dvc_yaml() -> str:

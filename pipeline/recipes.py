@@ -29,7 +29,7 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
     values = check(written, recipe)
     if params_file.exists() and not force and _is_edited(params_file, written):
         raise ConfigError(
-            f"{params_file} was edited: it differs from every recipe, at least in corpus.root. "
+            f"{params_file} was edited: it differs from every recipe, for example in corpus.root. "
             "Move it away, or overwrite it with --force"
         )
     write_text(params_file, text)

@@ -48,6 +48,8 @@ def webdataset(
     Raises ConfigError if there are fewer shards than ranks, and ShardError or MachineError while reading: a shard is
     read completely or raises an error.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1 (got {batch_size})")
     shards = shards_of(place, split)
     rank, world_size = rank_of(rank, world_size)
     if len(shards) < world_size:

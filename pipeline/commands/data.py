@@ -60,12 +60,14 @@ def init(
 
     if dvc and params != PARAMS:
         raise ConfigError(f"--dvc: DVC reads {PARAMS} of this folder, not {params}; remove --params")
-    line = write_recipe(recipe, params, corpus_root, force)
     if dvc:
         from pipeline.dvc_project import write_dvc_files
 
         say(f"DVC project: {', '.join(write_dvc_files(Path.cwd(), force=force))}")
-    say(line)
+        if params.exists() and not force:
+            say(f"{params}: unchanged; next: pipeline run")
+            return
+    say(write_recipe(recipe, params, corpus_root, force))
 
 
 @app.command(rich_help_panel=DATA)

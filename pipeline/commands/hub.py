@@ -79,11 +79,13 @@ def pull(
     if what == "model":
         folder = out or Path("models") / repo.id.rpartition("/")[2]
     else:
+        if out is not None:
+            raise ConfigError("--out is for models; a pack goes to paths.shards and paths.samples")
         values = load(params, assignments)
         folder, samples = _local_shards(values), Path(values.paths.samples)
         if samples.exists():
             raise ConfigError(
-                f"{samples} is the catalogue of another pack; move it away, or set paths.samples"
+                f"{samples} exists, and pull replaces no pack; move it away, or set paths.samples"
             )
     check_writable(folder.parent)
     # an earlier pull may have been killed before it moved the catalogue

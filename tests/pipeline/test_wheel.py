@@ -1,11 +1,15 @@
 """Tests the built wheel outside of the checkout: it is complete, and `pipeline run` works in an empty folder."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -54,18 +58,25 @@ def pipeline(installed: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_run_in_an_empty_folder_runs_what_changed_and_nothing_else(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "corpus").mkdir()
+def small_corpus(installed: Path, folder: Path) -> None:
+    (folder / "corpus").mkdir()
     lines = ["clip_id,split,media,text"]
     for number in range(3):
-        write_mouth(tmp_path / "corpus" / f"m{number}.mp4", 12 + number, seed=number)
+        write_mouth(folder / "corpus" / f"m{number}.mp4", 12 + number, seed=number)
         lines.append(f"m{number},train,m{number}.mp4,好")
-    (tmp_path / "corpus" / "clips.csv").write_text("\n".join(lines) + "\n", "utf-8")
-    pipeline(installed, tmp_path, "init", "--recipe", "table", "--corpus-root", "corpus")
+    (folder / "corpus" / "clips.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    pipeline(installed, folder, "init", "--recipe", "table", "--corpus-root", "corpus")
+
+
+def test_run_in_an_empty_folder_runs_what_changed_and_nothing_else(installed: Path, tmp_path: Path) -> None:
+    small_corpus(installed, tmp_path)
+    (tmp_path / "stats").mkdir()
+    (tmp_path / "stats" / "notes.md").write_text("mine")
     first = pipeline(installed, tmp_path, "run", "stats")
     for stage in ("ingest", "crop", "pack", "stats"):
         assert f"> pipeline {stage}" in first
     assert (tmp_path / "stats" / "qc.html").is_file()
+    assert (tmp_path / "stats" / "notes.md").read_text() == "mine"
     assert "> pipeline" not in pipeline(installed, tmp_path, "run", "stats")
     versions = yaml.safe_load((tmp_path / VERSIONS).read_text("utf-8"))
     for name, value in versions.items():
@@ -82,6 +93,62 @@ def test_run_in_an_empty_folder_runs_what_changed_and_nothing_else(installed: Pa
     assert "> pipeline crop" not in again
     lock = (tmp_path / "dvc.lock").read_text("utf-8")
     assert f"PACK_VERSION: 9{versions['PACK_VERSION']}" in lock
+
+
+SLOW = """
+import os, sys, time
+if sys.orig_argv[-1] == "ingest" and sys.orig_argv[-2].endswith("pipeline"):
+    open("started", "w").write(str(os.getpid()))
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_with_its_stage(installed: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """The signal is sent to one process only, as a batch system does."""
+    small_corpus(installed, tmp_path)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
+    paths = os.pathsep.join([str(tmp_path / "slow"), str(installed)])
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", "ingest"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        while not (tmp_path / "started").is_file() or not (tmp_path / "started").read_text():
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.05)
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert errors.splitlines()[-1].startswith("pipeline: run: stopped.")
+    assert not psutil.pid_exists(int((tmp_path / "started").read_text()))
+    assert "> pipeline ingest" in pipeline(installed, tmp_path, "run", "ingest")
+
+
+def refused(installed: Path, folder: Path, *arguments: str) -> str:
+    """Returns the message of a command that is refused."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr
+
+
+def test_another_project_is_refused_and_a_copied_one_repaired(installed: Path, tmp_path: Path) -> None:
+    small_corpus(installed, tmp_path)
+    (tmp_path / "dvc.yaml").write_text("stages: {mine: {cmd: touch ran}}\n", "utf-8")
+    assert "is of another project" in refused(installed, tmp_path, "run")
+    assert not (tmp_path / "ran").exists()
+    # params.yaml was edited: init --dvc keeps it
+    params = (tmp_path / "params.yaml").read_text("utf-8") + "# mine\n"
+    (tmp_path / "params.yaml").write_text(params.replace("num_epochs: ", "num_epochs: 1"), "utf-8")
+    (tmp_path / "dvc.yaml").unlink()
+    kept = (tmp_path / "params.yaml").read_text("utf-8")
+    pipeline(installed, tmp_path, "init", "--recipe", "table", "--dvc")
+    assert (tmp_path / "params.yaml").read_text("utf-8") == kept
+    shutil.rmtree(tmp_path / ".dvc")
+    assert "> pipeline ingest" in pipeline(installed, tmp_path, "run", "ingest")
 
 
 def _code_files() -> list[str]:
@@ -103,11 +170,7 @@ def test_init_makes_a_project_for_dvc(installed: Path, tmp_path: Path) -> None:
         yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
     )
     (tmp_path / "dvc.yaml").write_text("stages: {}\n", "utf-8")
-    refused = subprocess.run(
-        [sys.executable, "-m", "pipeline", "init", "--recipe", "grid", "--dvc"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (refused.returncode, "--force" in refused.stderr) == (2, True)
+    assert "--force" in refused(installed, tmp_path, "init", "--recipe", "grid", "--dvc")
     assert (tmp_path / "dvc.yaml").read_text("utf-8") == "stages: {}\n"
 
 
@@ -117,10 +180,6 @@ def test_remote_shards_are_not_given_to_dvc(installed: Path, tmp_path: Path) -> 
     changed = params.replace("shards: data/shards", "shards: s3://bucket/pack")
     assert changed != params
     (tmp_path / "params.yaml").write_text(changed, "utf-8")
-    refused = subprocess.run(
-        [sys.executable, "-m", "pipeline", "run"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (refused.returncode, "s3://bucket/pack" in refused.stderr) == (2, True)
-    assert "pipeline preprocess && pipeline lm" in refused.stderr
+    message = refused(installed, tmp_path, "run")
+    assert "s3://bucket/pack" in message and "pipeline preprocess && pipeline lm" in message
     assert not (tmp_path / "dvc.yaml").exists()

@@ -21,7 +21,7 @@ def pipeline(folder: Path, arguments: Sequence[str]) -> "subprocess.CompletedPro
     output, errors = StringIO(), StringIO()
     try:
         with chdir(folder), redirect_stdout(output), redirect_stderr(errors):
-            run(arguments, name="pipeline")
+            run(arguments)
     except SystemExit as done:
         code = int(done.code or 0)
     finally:
