@@ -116,7 +116,8 @@ def _portable_dvc_yaml() -> str:
 
 
 def _dvc_yaml() -> str:
-    return (resources.files("recipes") / "dvc.yaml").read_text("utf-8")
+    # a link to dvc.yaml, which is outside of all packages; DVC would read another file of that name as well
+    return (resources.files("pipeline") / "dvc_stages.yaml").read_text("utf-8")
 
 
 def _versions() -> str:

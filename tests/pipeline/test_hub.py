@@ -283,7 +283,7 @@ def test_a_pull_does_not_replace_another_pack(hub: HubServer, tmp_path: Path) ->
     done(run(hub, source, "push", "pack", "anna/lips"))
     before = files_of(source / "data")
     result = run(hub, source, "pull", "pack", "anna/lips")
-    assert result.returncode == 2 and "catalogue of another pack" in result.stderr
+    assert result.returncode == 2 and "pull replaces no pack" in result.stderr
     (source / "data" / "samples.parquet").unlink()
     result = run(hub, source, "pull", "pack", "anna/lips")
     assert result.returncode == 2 and "is not empty" in result.stderr
