@@ -156,6 +156,12 @@ def _code_files() -> list[str]:
     return [file for stage in stages for item in stage["params"] if isinstance(item, dict) for file in item]
 
 
+def test_the_checkout_has_one_dvc_yaml() -> None:
+    """DVC reads every file of this name; the wheel's is a link of another name."""
+    named = ["git", "ls-files", "dvc.yaml", "*/dvc.yaml"]
+    assert subprocess.run(named, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "dvc.yaml\n"
+
+
 def test_init_makes_a_project_for_dvc(installed: Path, tmp_path: Path) -> None:
     made = pipeline(installed, tmp_path, "init", "--recipe", "grid", "--dvc")
     assert "dvc.yaml, code_versions.yaml, .dvc/config" in made
