@@ -27,17 +27,17 @@ STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
 DATA, TRAINING, EVALUATION, READING, TOOLS = (
     "Data", "Training", "Evaluation", "Reading lips", "Models and tools"
 )  # fmt: skip
-"""Panels of `--help`, in its order; each verb names its panel."""
+"""Panels of `--help`, in its order; each command names its panel."""
 
 
-class VerbGroup(TyperGroup):
-    """Lists the verbs by task, each with its whole summary."""
+class CommandGroup(TyperGroup):
+    """Lists the commands by task, each with its whole summary."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for panel in (DATA, TRAINING, EVALUATION, READING, TOOLS):
-            verbs = [verb for verb in self.commands.values() if verb.rich_help_panel == panel]  # type: ignore[attr-defined]
+            commands = [one for one in self.commands.values() if one.rich_help_panel == panel]  # type: ignore[attr-defined]
             with formatter.section(panel):
-                formatter.write_dl([(verb.name, verb.get_short_help_str(1000)) for verb in verbs])
+                formatter.write_dl([(one.name, one.get_short_help_str(1000)) for one in commands])
 
 
 @dataclass
@@ -65,7 +65,7 @@ verbosity = Verbosity()
 
 app = typer.Typer(
     name="pipeline",
-    cls=VerbGroup,
+    cls=CommandGroup,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Train a lip reader from videos of speaking faces with transcripts, and report its character error rate "
@@ -91,7 +91,7 @@ def _options(
             "--quiet",
             envvar="PIPELINE_QUIET",
             show_envvar=False,
-            help="no progress and no notices, only warnings; also after the verb",
+            help="no progress and no notices, only warnings; also after the command",
         ),
     ] = False,
     verbose: Annotated[
@@ -100,7 +100,7 @@ def _options(
             "--verbose",
             envvar="PIPELINE_VERBOSE",
             show_envvar=False,
-            help="debug messages, and tracebacks of all errors; also after the verb",
+            help="debug messages, and tracebacks of all errors; also after the command",
         ),
     ] = False,
 ) -> None:
@@ -177,19 +177,23 @@ def is_other_rank() -> bool:
 
 @contextmanager
 def shown(what: str, unit: str) -> Iterator[Any]:
-    """Yields a function of (done, total) that shows the progress; only rank 0 shows it.
-
-    Ctrl-C and SIGTERM (a batch system's time limit) become a message and exit code 1.
-    """
+    """Yields a function of (done, total) that shows the progress; only rank 0 shows it. Also does `resumable`."""
     from pipeline.console import progress
 
     shows_progress = verbosity.shows_progress and not is_other_rank()
+    with (
+        resumable(what),
+        progress(what, unit) if shows_progress else nullcontext(_no_progress) as on_progress,
+    ):
+        yield on_progress
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM (a batch system's time limit) a message and exit code 1."""
     try:
-        with (
-            terminable(),
-            progress(what, unit) if shows_progress else nullcontext(_no_progress) as on_progress,
-        ):
-            yield on_progress
+        with terminable():
+            yield
     except KeyboardInterrupt as error:
         raise Interrupted(
             f"{what}: stopped. Finished work is kept; run the same command again to continue"

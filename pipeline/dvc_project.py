@@ -35,7 +35,8 @@ def write_dvc_files(folder: Path, *, force: bool = False) -> list[str]:
     files = {"dvc.yaml": _portable_dvc_yaml(), VERSIONS: _versions()}
     if former.exists() and not force and former.read_text("utf-8") != files["dvc.yaml"]:
         raise ConfigError(
-            f"{former} was edited or is from another version; move it away, or overwrite it with --force"
+            f"{former} was edited or is from another version; move it away, or overwrite it with "
+            "`pipeline init --dvc --force`"
         )
     if not _has_above(folder, ".dvc"):
         no_git = "" if _has_above(folder, ".git") else "    no_scm = true\n"
@@ -66,8 +67,8 @@ def run_stages(folder: Path, arguments: Sequence[str]) -> int:
     dvc_yaml = folder / "dvc.yaml"
     if dvc_yaml.exists() and not set(STAGES) <= set(read_mapping(dvc_yaml).get("stages") or {}):
         raise ConfigError(
-            f"{dvc_yaml} is of another project: it lacks stages of this one; use another folder, or replace the file "
-            "with `pipeline init --dvc --force`"
+            f"{dvc_yaml} is of another project: it lacks stages of this one; use another folder, or replace it with "
+            "`pipeline init --dvc --force`"
         )
     if not dvc_yaml.exists() or not _has_above(folder, ".dvc"):
         write_dvc_files(folder)

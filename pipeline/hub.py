@@ -6,6 +6,7 @@ there, and renames it when every file is as listed.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.command import verbosity
 from shards.errors import ConfigError, MachineError, PipelineError, ShardError
 from shards.files import json_bytes, sha256_of
 from shards.index import INDEX, parse_index
@@ -189,6 +191,8 @@ def _listed(content: bytes, repo: Repo) -> list[PulledFile]:
 @contextmanager
 def _hub(repo: Repo, verb: str) -> Iterator["HfApi"]:
     """Yields the Hub's client. Its errors become a MachineError with the fix."""
+    if not verbosity.shows_progress:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError

@@ -42,13 +42,14 @@ HasRights = Annotated[
 
 @app.command(rich_help_panel=DATA)
 def init(
-    recipe: Annotated[str, typer.Option(help=f"one of {', '.join(RECIPES)}")],
+    recipe: Annotated[str | None, typer.Option(help=f"one of {', '.join(RECIPES)}")] = None,
     corpus_root: Annotated[
         str | None, typer.Option(help="folder of your corpus; default: as in the recipe", metavar="DIR")
     ] = None,
     params: ParamsFile = PARAMS,
     dvc: Annotated[
-        bool, typer.Option("--dvc", help="also make this folder a DVC project, for `dvc repro`")
+        bool,
+        typer.Option("--dvc", help="make this folder a DVC project too; keeps params.yaml without --recipe"),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite files even if they were edited")] = False,
 ) -> None:
@@ -58,16 +59,18 @@ def init(
     """
     from pipeline.recipes import write_recipe
 
+    if recipe is None and not (dvc and params.exists()):
+        raise ConfigError(f"--recipe is missing; use one of {', '.join(RECIPES)}")
     if dvc and params != PARAMS:
         raise ConfigError(f"--dvc: DVC reads {PARAMS} of this folder, not {params}; remove --params")
+    written = f"{params}: unchanged; next: pipeline run"
+    if recipe is not None:
+        written = write_recipe(recipe, params, corpus_root, force)
     if dvc:
         from pipeline.dvc_project import write_dvc_files
 
         say(f"DVC project: {', '.join(write_dvc_files(Path.cwd(), force=force))}")
-        if params.exists() and not force:
-            say(f"{params}: unchanged; next: pipeline run")
-            return
-    say(write_recipe(recipe, params, corpus_root, force))
+    say(written)
 
 
 @app.command(rich_help_panel=DATA)

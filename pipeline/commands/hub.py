@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.command import PARAMS, TOOLS, Assignments, ParamsFile, app, check_writable, load, say, shown
+from pipeline.command import PARAMS, TOOLS, Assignments, ParamsFile, app, check_writable, load, resumable, say
 
 if TYPE_CHECKING:
     from pipeline.params import Params
@@ -50,7 +50,7 @@ def push(
         files = pack_files(_local_shards(values), Path(values.paths.samples))
     else:
         files = model_files(export, checkpoint)
-    with shown("uploading", "files"):
+    with resumable("uploading"):
         url = run(repo, files, has_rights=has_rights, public=public)
     say(f"{url}: {len(files)} files, {sum(path.stat().st_size for path in files.values()) / 1e6:.1f} MB")
 
@@ -90,7 +90,7 @@ def pull(
     check_writable(folder.parent)
     # an earlier pull may have been killed before it moved the catalogue
     if what == "model" or not (folder / SAMPLES).exists():
-        with shown("downloading", "files"):
+        with resumable("downloading"):
             run(repo, folder, revision)
     if what == "pack":
         samples.parent.mkdir(parents=True, exist_ok=True)

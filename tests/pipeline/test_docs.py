@@ -174,7 +174,7 @@ def test_every_command_of_the_documents_parses() -> None:
         "pipeline crop --no-such",
         "python -m benchmarks.crop --no-such DIR",
         "srun torchrun -m pipeline train --no-such",
-        "PIPELINE_REALDATA=/x pipeline init",
+        "PIPELINE_REALDATA=/x pipeline compare",
         "sbatch --wrap 'pipeline crop --jobs 3'",
         "pipeline ingest && pipeline crop --num-jobs many",
     ],

@@ -140,12 +140,12 @@ def test_another_project_is_refused_and_a_copied_one_repaired(installed: Path, t
     (tmp_path / "dvc.yaml").write_text("stages: {mine: {cmd: touch ran}}\n", "utf-8")
     assert "is of another project" in refused(installed, tmp_path, "run")
     assert not (tmp_path / "ran").exists()
-    # params.yaml was edited: init --dvc keeps it
+    # params.yaml was edited, and init --dvc keeps it
     params = (tmp_path / "params.yaml").read_text("utf-8") + "# mine\n"
     (tmp_path / "params.yaml").write_text(params.replace("num_epochs: ", "num_epochs: 1"), "utf-8")
     (tmp_path / "dvc.yaml").unlink()
     kept = (tmp_path / "params.yaml").read_text("utf-8")
-    pipeline(installed, tmp_path, "init", "--recipe", "table", "--dvc")
+    pipeline(installed, tmp_path, "init", "--dvc")
     assert (tmp_path / "params.yaml").read_text("utf-8") == kept
     shutil.rmtree(tmp_path / ".dvc")
     assert "> pipeline ingest" in pipeline(installed, tmp_path, "run", "ingest")

@@ -8,12 +8,9 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 from shards.store import FolderStore, ShardStore
+from tests.support.file_server import file_server
 from tests.support.packed import Packed
 from tests.support.remote_packs import (  # noqa: F401
     FAULTS,
@@ -336,17 +334,10 @@ def test_an_http_server_that_is_down_is_an_outage_not_a_missing_file() -> None:
 
 
 def test_a_file_that_an_http_server_lacks_is_missing(tmp_path: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        files = RemoteFiles(f"http://127.0.0.1:{server.server_port}/pack", RetryPolicy(tries=2))
+    with file_server(tmp_path) as server:
+        files = RemoteFiles(f"{server.url}/pack", RetryPolicy(tries=2))
         assert files.names() == []
         with pytest.raises(ShardError, match=r"index\.json: cannot read it"):
             files.read_small("index.json")
         with pytest.raises(ShardError, match=r"a\.tar: cannot read it"):
             files.stream("train/a.tar").read()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

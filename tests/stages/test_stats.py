@@ -1,14 +1,10 @@
 """Stage stats, with collections.Counter and plain sums as referees."""
 
-import csv
-import json
 import os
-import resource
 import signal
 import statistics
 import threading
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -23,104 +19,13 @@ from rich.console import Console
 from benchmarks.synthetic_catalogue import write_catalogue
 from model.settings import TextParams
 from model.text import normaliser_metadata
-from shards.errors import DiskError, Interrupted, TableError
+from shards.errors import Interrupted, TableError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
 from stages import stats as stats_module
 from stages.statistics.tables import print_stats
 from stages.stats import FRAME_BIN, UNKNOWN, measure, stats
-
-JSON_FILES = (
-    "splits",
-    "rejections",
-    "topics",
-    "vocabulary",
-    "annotations",
-    "overlap",
-    "histograms",
-    "shards",
-)
-Row = dict[str, Any]
-
-
-def clip(clip_id: str, split: str, label: str, speaker: str | None = None, topic: str | None = None) -> Row:
-    return dict.fromkeys(CLIPS.names) | {
-        "clip_id": clip_id,
-        "split": split,
-        "speaker": speaker,
-        "topic": topic,
-        "media": f"{clip_id}.mp4",
-        "text": label,
-        "label": label,
-        "num_chars": len(label),
-    }
-
-
-def crop(clip_id: str, num_frames: int, reason: str | None = None) -> Row:
-    return dict.fromkeys(CROPS.names) | {
-        "clip_id": clip_id,
-        "status": "rejected" if reason else "ok",
-        "reason": reason,
-        "num_frames": num_frames,
-        "duration_s": num_frames / 25,
-    }
-
-
-def sample(row: Row) -> Row:
-    numbers = {name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames"))}
-    texts = {"shard": "train/train-000000.tar", "sha256": "0", "codec": "raw"}
-    return {name: row.get(name) for name in SAMPLES.names} | numbers | texts
-
-
-CLIP_ROWS = [
-    clip("a", "train", "今天好", "s1", "KJ"),
-    clip("b", "train", "今天天", "s2", "KJ"),
-    clip("c", "train", "罕", "s2", "TY"),
-    clip("d", "test", "罕见好", "s1", "TY"),
-    clip("e", "test", "见e\u0301", "s3"),
-    clip("f", "unseen", "", None),
-    clip("g", "valid", "好", "s4", "KJ"),
-]
-for _row, _kind in zip(CLIP_ROWS, ("face", "mouth", None, "face", "face", "mouth", "face"), strict=True):
-    _row["media_kind"] = _kind
-CROP_ROWS = [
-    crop("a", 75),
-    crop("b", 100),
-    crop("c", 5, "too_short"),
-    crop("d", 75),
-    crop("e", 50),
-    crop("f", 30, "empty_text"),
-    crop("g", 79),
-]
-
-
-def write(
-    folder: Path, clips: list[Row], crops: list[Row] | None, samples: list[Row] | None
-) -> list[Path | None]:
-    paths: list[Path | None] = []
-    for name, rows, schema in (
-        ("clips", clips, CLIPS),
-        ("crops", crops, CROPS),
-        ("samples", samples, SAMPLES),
-    ):
-        paths.append(None if rows is None else folder / f"{name}.parquet")
-        if rows is not None:
-            write_table(folder / f"{name}.parquet", table_from_rows(rows, schema), schema)
-    return paths
-
-
-def run(folder: Path, clips: list[Row], crops: list[Row] | None, samples: list[Row] | None) -> dict[str, Any]:
-    clips_path, crops_path, samples_path = write(folder, clips, crops, samples)
-    assert clips_path is not None
-    summary = stats(clips_path, crops_path, samples_path, folder / "stats")
-    for name in JSON_FILES:
-        assert json.loads((folder / "stats" / f"{name}.json").read_text("utf-8")) == summary[name]
-    return summary
-
-
-def plot(path: Path) -> dict[int, int]:
-    with path.open(encoding="utf-8") as file:
-        return {int(x): int(y) for x, y in list(csv.reader(file))[1:]}
+from tests.support.stats_tables import CLIP_ROWS, CROP_ROWS, Row, clip, crop, plot, run, sample, write
 
 
 def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
@@ -446,39 +351,6 @@ def test_a_table_damaged_within_is_named(tmp_path: Path, name: str) -> None:
         measure(*(tmp_path / f"{table}.parquet" for table in ("clips", "crops", "samples")))
 
 
-def texts_of_picture(folder: Path) -> list[str]:
-    root = ElementTree.parse(folder / "stats" / "stats.svg").getroot()
-    assert root.tag.endswith("svg") and float(root.attrib["width"].removesuffix("pt")) == 900
-    return [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
-
-
-def test_the_picture_is_an_svg_that_tells_what_is_not_known(tmp_path: Path) -> None:
-    labels = [clip("a", "train", "你好", "s1"), clip("b", "odd-split", "", None)]
-    run(tmp_path, labels, None, None)
-    texts = texts_of_picture(tmp_path)
-    for text in ("Hours of video", "not known before `pipeline crop`", "train, mean 2", "odd-split"):
-        assert text in texts
-
-
-def test_an_axis_within_a_factor_of_ten_has_numbers(tmp_path: Path) -> None:
-    """Character shares of 30 and 20 % lie between two powers of 10, the only numbers of a long logarithmic axis."""
-    run(tmp_path, [clip("a", "train", "一二三一二四一二一三", "s1")], None, None)
-    texts = texts_of_picture(tmp_path)
-    vertical = texts[texts.index("% of the split’s characters") + 1 : texts.index("rank")]
-    assert [text for text in vertical if 20 <= float(text) <= 30] == ["20", "30"]
-
-
-def test_the_picture_escapes_and_shortens_names_of_many_splits(tmp_path: Path) -> None:
-    names = ["train", '<b>&"', "a\n\x1b[1m", "很" * 60, *(f"split-{number}" for number in range(9))]
-    clips = [clip(f"c{number}", name, "好" * (number + 1)) for number, name in enumerate(names)]
-    run(tmp_path, clips, [crop(f"c{number}", 9 + number) for number in range(len(names))], None)
-    texts = texts_of_picture(tmp_path)
-    for name in ('<b>&"', r"a\n\x1b[1m", "split-8"):
-        assert f"{name}, 0 speakers" in texts and name in texts
-    (shortened,) = (text for text in texts if text.startswith("很") and text.endswith(" speakers"))
-    assert "…" in shortened and len(shortened) < 40
-
-
 @pytest.mark.parametrize("crops", [None, CROP_ROWS])
 def test_printed_tables_tell_the_figures_and_what_is_not_known(
     tmp_path: Path, crops: list[Row] | None
@@ -510,20 +382,3 @@ def test_ctrl_c_stops_stats_while_duckdb_works(tmp_path: Path, monkeypatch: pyte
         timer.cancel()
         signal.signal(signal.SIGINT, former)
     assert time.monotonic() - begin_s < 30
-
-
-def test_stats_that_cannot_be_finished_leave_the_former_ones_whole(tmp_path: Path) -> None:
-    """The picture is larger than a file may be here, and all else is smaller."""
-    for number, label in enumerate(("字", "母")):
-        rows = [clip(f"c{split}", f"split-{split}", label * 60) for split in range(12)]
-        write_table(tmp_path / f"{number}.parquet", table_from_rows(rows, CLIPS), CLIPS)
-    stats(tmp_path / "0.parquet", None, None, tmp_path / "stats")
-    former = {path.name: path.read_bytes() for path in (tmp_path / "stats").iterdir()}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(former["stats.svg"]) // 2, hard))
-    try:
-        with pytest.raises(DiskError, match=r"stats\.svg cannot be written \(File too large\)"):
-            stats(tmp_path / "1.parquet", None, None, tmp_path / "stats")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "stats").iterdir()} == former

@@ -8,6 +8,8 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.support.quiet_handler import QuietHandler
+
 
 @dataclass
 class FileServer:
@@ -21,7 +23,7 @@ class FileServer:
 def file_server(folder: Path) -> Iterator[FileServer]:
     server = FileServer()
 
-    class Handler(SimpleHTTPRequestHandler):
+    class Handler(QuietHandler, SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             server.gets.append(self.path)
             if not self.path.endswith(".tar") or not server.num_cuts:
@@ -33,9 +35,6 @@ def file_server(folder: Path) -> Iterator[FileServer]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
-
-        def log_message(self, *_: object) -> None:
-            """Prints nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as http:
         threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()

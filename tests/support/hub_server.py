@@ -7,9 +7,11 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.quiet_handler import QuietHandler
 
 _ENDS = "|".join(("tar", "parquet", "onnx", "safetensors", "pt"))
 IS_LFS = re.compile(rf".*\.({_ENDS})")
@@ -66,8 +68,8 @@ def _sha(repo: Repo, number: int) -> str:
     return hashlib.sha1(f"{repo} {number}".encode()).hexdigest()
 
 
-def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(hub: HubServer) -> type[QuietHandler]:
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
@@ -214,14 +216,5 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(content[:half])
                 self.wfile.flush()
                 self.wfile.write(hub.fault(request, content[half:]) if request else content[half:])
-
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except ConnectionError:
-                self.close_connection = True  # the client was killed
-
-        def log_message(self, *_: object) -> None:
-            pass
 
     return Handler

@@ -19,24 +19,32 @@ from tests.support.videos import (
 FPS = 25
 
 
+def with_sound(video: Path, path: Path, codec: str, seconds: float, rate: int = 16_000) -> Path:
+    """Copies the pictures and adds a tone of 440 Hz."""
+    tone = (9_000 * np.sin(np.arange(int(rate * seconds)) * 2 * np.pi * 440 / rate)).astype(np.int16)
+    with av.open(str(path), "w") as out, av.open(str(video)) as source:
+        pictures = out.add_stream_from_template(source.streams.video[0])
+        sound = out.add_stream(codec, rate=rate, layout="mono")
+        for begin in range(0, len(tone), rate // 10):
+            part_1S = tone[None, begin : begin + rate // 10]
+            frame = av.AudioFrame.from_ndarray(part_1S, format="s16", layout="mono")
+            frame.rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = pictures
+                out.mux(packet)
+    return path
+
+
 def with_early_sound(path: Path, begin_s: float, num_frames: int = 50) -> Path:
-    """Writes a face that speaks from `begin_s` on, and a tone from 0."""
+    """Writes a face that speaks from `begin_s` on, and a tone of 4 s from 0."""
     times_s = [begin_s + Fraction(index, FPS) for index in range(num_frames)]
     silent = path.with_name("silent.mkv")
     pictures = face_pictures([placed()] * num_frames, speaking=True)
     write_video(silent, pictures, times_s=times_s, options={"crf": "12", "bf": "0"})
-    tone = (9_000 * np.sin(np.arange(16_000 * 4) / 6)).astype(np.int16)
-    with av.open(str(path), "w") as out, av.open(str(silent)) as source:
-        video = out.add_stream_from_template(source.streams.video[0])
-        sound = out.add_stream("pcm_s16le", rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
-        frame.rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
-        out.mux(sound.encode(frame))
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = video
-                out.mux(packet)
-    return path
+    return with_sound(silent, path, "pcm_s16le", 4)
 
 
 def with_gaps(path: Path, pictures: list[np.ndarray], *gaps: tuple[int, float]) -> Path:

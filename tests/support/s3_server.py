@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+
+from tests.support.quiet_handler import QuietHandler
 
 BUCKET = "lips"
 _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive"}
@@ -62,10 +64,10 @@ class FaultyProxy:
                 self.faults.append(fault)
             return fault
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[QuietHandler]:
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
@@ -110,15 +112,6 @@ class FaultyProxy:
                     if fault == "garbled" and body:
                         body[len(body) // 2] ^= 1
                     self.wfile.write(body)
-
-            def handle_one_request(self) -> None:
-                try:
-                    super().handle_one_request()
-                except ConnectionError:
-                    self.close_connection = True  # the client has disconnected
-
-            def log_message(self, *_: object) -> None:
-                pass
 
         return Handler
 

@@ -1,7 +1,6 @@
 """From videos to files: which file is written where, which messages, and videos with burnt-in captions."""
 
 import json
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipeline.inference import burn_in, inference_run
 from pipeline.inference.inference_run import Outputs, run_inference
 from pipeline.params import Params, load_params
 from shards.errors import ConfigError, MachineError
+from tests.support.odd_videos import with_sound
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, placed, write_face, write_mirrored, write_mouth, write_video
 
@@ -34,25 +34,6 @@ def run(params: Params, outputs: Outputs, *videos: Path) -> list[tuple[int, int]
     found = {video: Path(video.name) for video in videos}
     run_inference(found, Path("model.pt"), params, outputs, None, lambda *now: progress.append(now))
     return progress
-
-
-def with_sound(video: Path, path: Path, codec: str, seconds: float, rate: int = 16_000) -> Path:
-    """Copies the pictures and adds a tone of 440 Hz."""
-    tone = (9_000 * np.sin(np.arange(int(rate * seconds)) * 2 * np.pi * 440 / rate)).astype(np.int16)
-    with av.open(str(path), "w") as out, av.open(str(video)) as source:
-        pictures = out.add_stream_from_template(source.streams.video[0])
-        sound = out.add_stream(codec, rate=rate, layout="mono")
-        for begin in range(0, len(tone), rate // 10):
-            part_1S = tone[None, begin : begin + rate // 10]
-            frame = av.AudioFrame.from_ndarray(part_1S, format="s16", layout="mono")
-            frame.rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
-            out.mux(sound.encode(frame))
-        out.mux(sound.encode(None))
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = pictures
-                out.mux(packet)
-    return path
 
 
 def test_one_bad_video_does_not_stop_the_others(

@@ -27,6 +27,7 @@ from stages.videos.picture import SourceFrame
 from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import read_header
 from tests.support import readers
+from tests.support.odd_videos import with_sound
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, mouth_pictures, placed, write_mouth, write_video
 
@@ -272,21 +273,6 @@ def uneven(num_frames: int) -> list[float]:
     return [0.0, *np.cumsum(steps_s).tolist()]
 
 
-def with_sound(path: Path, silent: Path) -> Path:
-    """Adds sound of half the length of the pictures."""
-    with av.open(str(path), "w") as out, av.open(str(silent)) as source:
-        shown = out.add_stream_from_template(source.streams.video[0])
-        sound = out.add_stream("pcm_s16le", rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.int16), format="s16", layout="mono")
-        frame.rate, frame.pts = 16_000, 0
-        out.mux(sound.encode(frame))
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = shown
-                out.mux(packet)
-    return path
-
-
 @pytest.mark.parametrize("rate", [15, 30, 60])
 @pytest.mark.parametrize(
     ("name", "b_frames"),
@@ -299,7 +285,8 @@ def test_no_cue_ends_after_the_file(tmp_path: Path, name: str, b_frames: str, ra
         tmp_path / Path(name).with_stem("a"), numbered_mouths(60), rate, times_s, options={"bf": b_frames}
     )
     if name == "sound.mkv":
-        video = with_sound(tmp_path / name, video)
+        # half as long as the pictures
+        video = with_sound(video, tmp_path / name, "pcm_s16le", 1)
     with av.open(str(video)) as container:
         assert container.duration is not None
         length_s = container.duration / av.time_base

@@ -1,0 +1,16 @@
+"""What the local HTTP servers of tests share."""
+
+from http.server import BaseHTTPRequestHandler
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    """Prints nothing, and goes on when a client disconnects or is killed."""
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ConnectionError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
