@@ -28,9 +28,8 @@ from shards.files import read_table, table_from_rows, write_json, write_table, w
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, Work
 from stages.clips.local_pool import LocalPool
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 
 TOLERANCES_PX = (0.0, 0.1, 0.25, 0.5, 1.0)
 CHINESE_LIPS_FRAMES = round(100.8 * 3600 * 30)

@@ -26,10 +26,9 @@ from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.clip_source import ClipSource
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.pack import pack
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")
 SHARD_MB = 64.0

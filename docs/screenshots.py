@@ -17,7 +17,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH_PX, MARGIN_PX = 1_120, 16

@@ -21,7 +21,7 @@ from shards.disk import FORBIDDEN
 from shards.errors import CheckpointError
 from shards.files import atomic_file
 from shards.pipes import refuse_pipe
-from shards.plan_identity import PlanIdentity
+from shards.plan import PlanIdentity
 
 CHECKPOINT_VERSION = 3
 MAX_LISTED_WEIGHTS = 3

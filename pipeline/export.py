@@ -38,8 +38,8 @@ from shards.store import ShardStore
 from shards.stream import read_sample
 from stages.cards.model_card import CARD, ExportFacts, FileFacts, Measured, TrainedOn, model_card
 from stages.cards.model_card_examples import FILES, ExportFormat
-from stages.corpora.settings import CorpusParams
 from stages.reports.figures import UNKNOWN_GROUP, read_by
+from stages.settings import CorpusParams
 
 CONFIG_FILE = "config.json"
 INT8_FILE = "model_int8.onnx"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.command import verbosity
 from shards.errors import ConfigError, MachineError, PipelineError, ShardError
 from shards.files import json_bytes, sha256_of
-from shards.index import INDEX, parse_index
+from shards.tar import INDEX, parse_index
 from stages.cards.card import CARD, METADATA
 from stages.cards.licences import licence_of_card, refuse_sharing
 

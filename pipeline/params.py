@@ -21,9 +21,7 @@ from shards.errors import ConfigError
 from shards.pipes import refuse_pipe
 from shards.safe_text import indented_lines
 from shards.settings import LoaderParams, MachineParams, PackParams, Section
-from stages.corpora.settings import CorpusParams
-from stages.reports.settings import ReportParams
-from stages.videos.settings import CropParams, InferenceParams
+from stages.settings import CorpusParams, CropParams, InferenceParams, ReportParams
 
 MAX_SHOWN = 200
 """Characters of a wrong value that a message shows."""

@@ -17,11 +17,11 @@ import webdataset as wds
 
 from shards.codec import clip_extension, decode_clip
 from shards.errors import ConfigError, ShardError
-from shards.index import INDEX, parse_index
 from shards.loading import SharedEpoch, pad, rank_of
 from shards.open_shards import ADVICE
 from shards.open_store import URL
 from shards.store import FolderStore
+from shards.tar import INDEX, parse_index
 from shards.tar_stream import PIPE, StreamedShard, read_shard
 
 _TAR = re.compile(r"\.tar([?#].*)?$")

@@ -14,8 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shards.errors import ConfigError, TrainingError
 from shards.loading import PaddedBatch, SharedEpoch, rank_of
 from shards.open_store import open_store
-from shards.plan import plan_epoch, plan_identity
-from shards.plan_identity import PlanIdentity
+from shards.plan import PlanIdentity, plan_epoch, plan_identity
 from shards.samples import STREAM_COLUMNS, read_samples, sample_pieces
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream

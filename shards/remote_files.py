@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from shards.errors import ConfigError, MachineError, PipelineError, ShardError
-from shards.index import INDEX
+from shards.tar import INDEX
 
 logger = logging.getLogger(__name__)
 

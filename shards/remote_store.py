@@ -16,13 +16,12 @@ from typing import BinaryIO
 
 from shards.disk import FULL
 from shards.errors import DiskError, MachineError, PipelineError, ShardError
-from shards.fetch_ahead import FetchAhead
 from shards.files import fingerprint, sweep_temporaries, write_text
-from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
 from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.settings import MachineParams
-from shards.shard_cache import ShardCache
+from shards.shard_cache import FetchAhead, ShardCache
 from shards.store import OWNER, ShardStore, refuse_outside_name
+from shards.tar import INDEX, IndexedShard, SplitIndex, parse_index
 
 logger = logging.getLogger(__name__)
 

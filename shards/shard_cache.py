@@ -1,25 +1,33 @@
-"""A bounded folder of downloaded shards, shared by all processes of a machine.
+"""A bounded folder of downloaded shards, shared by all processes of a machine, and the threads that fetch ahead.
 
 All state is in the folder, so a process may be killed at any time: sizes are the file sizes, the order of use is the
-mtime, and a partial file has a lock that ends with the process that writes it.
+mtime, and a partial file has a lock that ends with the process that writes it. The threads fetch the shards of an epoch
+ahead, within a share of the cache.
 """
 
 import fcntl
+import logging
 import os
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from shards.errors import MachineError
+from shards.errors import MachineError, PipelineError
 from shards.files import atomic_file
 from shards.locks import open_lock_file, try_lock
+from shards.tar import IndexedShard
+
+logger = logging.getLogger(__name__)
 
 _WAIT_S = 0.05
 _FOLDERS_LOCK = ".lock"
 _WRITER_WAIT_FACTOR = 4
 """Another process may take this factor times `max_wait_s` for a whole shard."""
+FETCHERS = 4
+"""Number of threads, each with one shard: one connection rarely uses the whole bandwidth."""
 
 
 class Expected(NamedTuple):
@@ -189,3 +197,92 @@ def _is_removed_as_left_behind(path: Path, num_bytes: int) -> bool:
 def _touch(path: Path) -> None:
     now = time.time()
     os.utime(path, (now, now))
+
+
+class FetchAhead:
+    """Calls `fetch` for each expected shard, in order, while shards not yet requested have at most `max_bytes`.
+
+    `path_of` returns the path of a shard in the cache.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[IndexedShard], None],
+        path_of: Callable[[IndexedShard], Path],
+        max_bytes: float,
+    ) -> None:
+        self._fetch, self._path_of, self._max_bytes = fetch, path_of, max_bytes
+        # this lock guards all fields below
+        self._changed = threading.Condition()
+        self._expected: Sequence[IndexedShard] = ()
+        self._next = 0
+        self._requested: set[str] = set()
+        self._ahead: dict[str, int] = {}
+        """Index in `_expected` of each shard that is fetched ahead and not yet requested."""
+        self._num_threads = 0
+
+    def expect(self, shards: Sequence[IndexedShard]) -> None:
+        """Replaces the expected shards."""
+        with self._changed:
+            self._expected, self._next = shards, 0
+            self._requested, self._ahead = set(), {}
+            self._changed.notify_all()
+            while self._num_threads < min(FETCHERS, len(shards)):
+                self._num_threads += 1
+                threading.Thread(target=self._work, name="shards ahead", daemon=True).start()
+
+    def note_requested(self, name: str) -> None:
+        """Records that the shard is needed now, so that another one can be fetched ahead."""
+        with self._changed:
+            self._requested.add(name)
+            self._ahead.pop(name, None)
+            self._changed.notify_all()
+
+    def expected_around(self, wanted: IndexedShard) -> Expected:
+        """Returns the shards fetched ahead before and after `wanted`; `later` begins with the last one."""
+        with self._changed:
+            number_wanted = self._ahead.get(wanted.name, -1)
+            numbers = sorted(self._ahead.values(), reverse=True)
+            paths = {number: self._path_of(self._expected[number]) for number in numbers}
+        return Expected(
+            sooner=frozenset(path for number, path in paths.items() if number <= number_wanted),
+            later=tuple(path for number, path in paths.items() if number > number_wanted),
+        )
+
+    def stop(self, within_s: float) -> None:
+        """Waits until the threads have finished their current shards, at most `within_s`."""
+        self.expect(())
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_threads, within_s)
+
+    def _work(self) -> None:
+        try:
+            while (shard := self._take()) is not None:
+                try:
+                    self._fetch(shard)
+                except PipelineError as error:
+                    # the thread that needs the shard tries again and gets the error
+                    logger.warning("fetching a shard ahead failed: %s", error)
+                    with self._changed:
+                        self._ahead.pop(shard.name, None)
+                        self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._num_threads -= 1
+                self._changed.notify_all()
+
+    def _take(self) -> IndexedShard | None:
+        """Waits for room and returns the next shard to fetch; None when all have been fetched or requested."""
+        with self._changed:
+            while self._next < len(self._expected):
+                shard = self._expected[self._next]
+                num_bytes = sum(self._expected[number].num_bytes for number in self._ahead.values())
+                if shard.name in self._requested:
+                    self._next += 1
+                elif num_bytes + shard.num_bytes <= self._max_bytes:
+                    self._ahead[shard.name] = self._next
+                    self._next += 1
+                    return shard
+                else:
+                    self._changed.wait()
+            return None

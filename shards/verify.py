@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from shards import schema
 from shards.errors import ShardError
 from shards.files import Progress, read_table
-from shards.index import INDEX, IndexedShard, SplitIndex, parse_index
 from shards.machine import usable_cores
 from shards.reading_threads import ReadingThreads
 from shards.samples import read_samples
 from shards.settings import MachineParams
 from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore
+from shards.tar import INDEX, IndexedShard, SplitIndex, parse_index
 from shards.verify_shard import Problem, check_shard
 
 CARDS = frozenset({"README.md", "metadata.json", OWNER})

@@ -11,11 +11,11 @@ import numpy as np
 from shards.clip_pipeline import ClipPipeline, shards_of
 from shards.errors import PipelineError, ShardError
 from shards.files import Progress
-from shards.index import INDEX
 from shards.open_shards import OpenShards
 from shards.sample_reader import read_sample_of
 from shards.samples import read_samples, splits_of
 from shards.store import ShardStore
+from shards.tar import INDEX
 from shards.tar_stream import StreamedShard
 from shards.verify import Verification
 from shards.verify_shard import Problem

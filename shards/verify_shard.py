@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from shards.codec import clip_extension, decode_clip, parse_raw_header
-from shards.index import IndexedShard
 from shards.sample_reader import MAX_SAMPLE_BYTES
 from shards.samples import without_null
+from shards.tar import IndexedShard
 
 BLOCK_BYTES = 1 << 20
 END_BYTES = 2 * tarfile.BLOCKSIZE

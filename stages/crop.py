@@ -26,9 +26,8 @@ from stages.clips.job_shares import Part, mark_of
 from stages.clips.local_pool import LocalPool
 from stages.clips.provenance import ledger_mark
 from stages.clips.shared_cache import SharedCache
-from stages.corpora.settings import CorpusParams
 from stages.mouths.native_stderr import NATIVE_LOG
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 
 PARTIAL_FILE_AGE_S = 24 * 3_600.0
 """Older temporary files in the cache are partial files of killed processes: no clip takes a day."""

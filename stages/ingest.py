@@ -27,10 +27,9 @@ from stages.corpora.overlap import (
     videos_of,
     warn_of_splits,
 )
-from stages.corpora.settings import CorpusParams
 from stages.mouths.media_kind import media_kind_of
+from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
-from stages.videos.settings import CropParams
 from stages.videos.video import TRUNCATION_TOLERANCE_S, read_header
 
 _log = logging.getLogger(__name__)

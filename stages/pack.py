@@ -30,22 +30,20 @@ from shards.files import (
     table_from_rows,
     write_table,
 )
-from shards.index import INDEX, IndexedShard
 from shards.locks import hold_lock
 from shards.machine import usable_cores
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
 from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore
-from shards.tar import shard_writer
+from shards.tar import INDEX, IndexedShard, shard_writer
 from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
 from stages.clips.provenance import refuse_other_ledger
-from stages.corpora.settings import CorpusParams
 from stages.corpora.transcript import split_rank
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 
 # a copy of a remote pack contains the owner's mark
 _OURS = re.compile(

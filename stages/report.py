@@ -39,14 +39,13 @@ from shards.schema import PREDICTIONS
 from shards.settings import LoaderParams, MachineParams
 from shards.store import ShardStore
 from shards.stream import read_sample
-from stages.corpora.settings import CorpusParams
 from stages.pages.report_page import render_page
 from stages.reports.counting import NO_FACTS, counted_clips, figures_of
 from stages.reports.csv_tables import csv_tables
 from stages.reports.figures import ClipFacts, CountedClip, ModelFacts, ReportContext, ReportFacts
 from stages.reports.groups import UNKNOWN, confidence_of
-from stages.reports.settings import ReportParams
 from stages.reports.train_test_leakage import seen_in_training
+from stages.settings import CorpusParams, ReportParams
 from stages.statistics.quality import QUALITIES
 
 REPORT_VERSION = 4

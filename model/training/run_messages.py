@@ -26,8 +26,7 @@ from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState, other_params, run_of
 from shards.enums import VALID_SPLIT
 from shards.errors import CheckpointError, PipelineError
-from shards.plan import EpochPlan, length_limit
-from shards.plan_identity import PlanIdentity
+from shards.plan import EpochPlan, PlanIdentity, length_limit
 from shards.settings import LoaderParams
 
 

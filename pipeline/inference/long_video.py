@@ -28,7 +28,6 @@ from pipeline.inference.pauses import (
 from pipeline.inference.ready_mouths import ReadyMouthStream
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
-from stages.corpora.settings import KindSetting
 from stages.mouths.cropping import Figures, cut_mouth
 from stages.mouths.face_search import DetectFaces
 from stages.mouths.face_tracking import FaceTracker
@@ -37,9 +36,9 @@ from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import main_face
 from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams, InferenceParams, KindSetting
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import MAX_SOURCE_FPS, TRUNCATION_TOLERANCE_S, Header
 
 

@@ -17,9 +17,9 @@ from shards.schema import Reason
 from stages.mouths.cropping import MouthClip
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import lip_gap, main_face
+from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import decode
 
 MAX_REST_CHANGE = 0.03

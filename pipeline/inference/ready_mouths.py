@@ -13,9 +13,9 @@ from shards.errors import ClipRejected
 from shards.schema import Transfer
 from stages.mouths.cropping import Figures, cut_mouth
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame, Window
-from stages.videos.settings import CropParams, InferenceParams
 
 
 class ReadyMouthStream:

@@ -39,8 +39,8 @@ from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams
 from stages.videos.media import Media, Source, check_file_size, source_of
-from stages.videos.settings import CropParams
 from stages.videos.zip_directory import find_member
 from stages.videos.zip_member import member_sha256
 

@@ -15,10 +15,9 @@ from shards.schema import MediaKind
 from shards.settings import MachineParams
 from stages.clips.cache import ClipCache
 from stages.clips.shared_cache import SharedCache
-from stages.corpora.settings import CorpusParams
 from stages.mouths.cropping import crop_video, render_from_track
+from stages.settings import CorpusParams, CropParams
 from stages.videos.media import Source, resolve_media
-from stages.videos.settings import CropParams
 
 
 class ClipSource:

@@ -16,11 +16,10 @@ from shards.machine import is_address_space_short
 from shards.schema import MediaKind, Reason, Status
 from stages.clips.cache import ClipCache, Outcome
 from stages.clips.shared_cache import SharedCache
-from stages.corpora.settings import KindSetting
 from stages.mouths.cropping import Figures
 from stages.mouths.media_kind import media_kind_of
+from stages.settings import LETTERS_A_SYLLABLE, CropParams, KindSetting
 from stages.videos.media import Source, resolve_media
-from stages.videos.settings import LETTERS_A_SYLLABLE, CropParams
 from stages.videos.video import read_header
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from shards.schema import SCHEMA_VERSION, Status
 from stages.clips.provenance import ledger_mark
 from stages.mouths.cropping import CODE_VERSION
 from stages.mouths.landmarks import TRACK_VERSION
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 
 _MARK = b"part_of"
 _NUMBERS = re.compile(r"\.part-(\d+)-of-(\d+)$")

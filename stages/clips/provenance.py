@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import TableError
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 
 _CLIPS, _CUT = b"clips", b"cut"
 _DECIDING = ("clip_id", "media", "media_kind", "start_s", "end_s", "label")

@@ -16,8 +16,8 @@ from model.settings import TextParams
 from model.text import normalise
 from shards.enums import TRAIN_SPLIT
 from shards.errors import ClipRejected, CorpusError
-from stages.corpora.settings import CorpusParams
 from stages.corpora.transcript import Transcript, split_rank
+from stages.settings import CorpusParams
 from stages.videos.media import resolve_media
 
 _log = logging.getLogger(__name__)

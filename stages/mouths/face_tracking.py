@@ -30,9 +30,9 @@ from stages.mouths.geometry import CANONICAL_WINDOW_PX, Doubles, apply, matrices
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import KEPT, Landmarks, match_faces
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams
 from stages.videos.media import Media
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 
 STRETCH_S = 0.64

@@ -25,7 +25,7 @@ from stages.mouths.landmarks import (
     RIGHT_EYE_CORNERS,
     FaceTrack,
 )
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 
 Doubles = NDArray[np.float64]
 

@@ -23,7 +23,7 @@ from stages.mouths.landmarks import (
     Landmarks,
     match_faces,
 )
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 
 SPEAKER_MIN_SIZE = 0.4
 SPEAKER_MIN_PRESENCE = 0.5

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from shards.errors import ClipRejected
 from shards.schema import MediaKind
-from stages.corpora.settings import KindSetting
 from stages.mouths.landmarker import face_mesh
 from stages.mouths.landmarks import INNER_LIPS, LEFT_EYE_CORNERS, OUTER_LIPS, RIGHT_EYE_CORNERS
+from stages.settings import CropParams, KindSetting
 from stages.videos.media import Media
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams
 from stages.videos.video import Header, decode
 
 if TYPE_CHECKING:

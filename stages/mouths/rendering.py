@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams
 from stages.videos.media import Media, source_of
 from stages.videos.picture import Window
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 
 EDGE_PX = 2

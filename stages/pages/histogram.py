@@ -7,9 +7,9 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.statistics.axis_ticks import nice_ticks
+from stages.settings import CropParams
+from stages.statistics.charts import nice_ticks
 from stages.statistics.quality import Limit, Quality
-from stages.videos.settings import CropParams
 
 NUM_BINS = 32
 TAILS = 0.005

@@ -14,7 +14,7 @@ from model.metrics import unit_pairs
 from stages.pages.compare_page import Cell, aligned_cells
 from stages.pages.page import film_strip
 from stages.reports.figures import CountedClip
-from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.charts import nice_ticks
 
 # Two pictures of 8 frames: one strip on a wide screen; on a phone the second is below the first.
 STRIP_FRAMES, FRAMES_PER_PICTURE = 16, 8

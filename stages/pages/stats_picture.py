@@ -8,10 +8,9 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from shards.enums import TRAIN_SPLIT
-from stages.pages.charts import Chart, Line, Point
 from stages.pages.page import rendered
-from stages.statistics.axis_ticks import log_ticks, nice_ticks
 from stages.statistics.characters import Characters
+from stages.statistics.charts import Chart, Line, Point, log_ticks, nice_ticks
 
 NUM_COLOURS = 6
 _MOST_BINS = 60

@@ -10,9 +10,9 @@ from shards.errors import TableError
 from shards.files import read_table
 from shards.schema import CLIPS, CROPS
 from stages.qc.page import Speaker, Totals
+from stages.settings import CropParams
 from stages.statistics.join_tables import is_of_clips
 from stages.statistics.quality import QUALITIES, Quality
-from stages.videos.settings import CropParams
 
 Row = dict[str, Any]
 

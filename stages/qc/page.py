@@ -1,12 +1,35 @@
-"""The page of `pipeline qc`: its content, and its HTML text."""
+"""The page of `pipeline qc`: its content, the film strips and stills of the clips, and its HTML text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ClipRejected, ShardError
+from shards.files import Progress
+from shards.schema import Reason
+from stages.clips.clip_source import ClipSource
 from stages.pages import histogram
 from stages.pages.histogram import Histogram
-from stages.pages.page import rendered
-from stages.statistics.quality import Quality
+from stages.pages.page import film_strip, jpeg_uri, rendered
+from stages.statistics.quality import QUALITIES, Quality
+from stages.videos.video import decode
+
+PICTURE_BYTES = 6_400_000
+"""Most bytes of pictures. Texts of the corpus are shortened too, so that every page stays below 8 MB."""
+STRIP_FRAMES, FRAMES_PER_PICTURE, STRIP_PX = 8, 4, 96
+STILL_WIDTH, STILL_HEIGHT = 256, 192
+NAME_CHARS, LABEL_CHARS, MEDIA_CHARS, DETAIL_CHARS = 80, 60, 120, 300
+# reading such a file ended its process, or did not end, so this process does not try
+_UNOPENED = {
+    Reason.CRASHED: "not opened here: the process that read it crashed",
+    Reason.TIMEOUT: "not opened here: reading it timed out",
+}
+_NO_ROOM = "left out: the page has no room for more pictures"
+_IN_FACTS = ("duration_s", "detection_rate", "mouth_width_px", "yaw_deg", "jitter_px", "mouth_motion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +143,117 @@ class QcPage:
 def render_qc_page(page: QcPage) -> str:
     """Returns the page as HTML. It fetches nothing and runs no script, and every text of the corpus is escaped."""
     return rendered("qc.html.j2", page=page, totals=page.totals, box=histogram)
+
+
+class Pictures:
+    """Makes cards with their pictures. Makes each film strip once, and stops adding pictures after PICTURE_BYTES."""
+
+    def __init__(self, source: ClipSource, num_wanted: int, on_progress: Progress | None) -> None:
+        self.source, self.num_wanted, self.on_progress = source, num_wanted, on_progress
+        self.bytes_left = PICTURE_BYTES
+        self.num_done = self.num_left_out = self.num_lost = 0
+        self._strips: dict[str, Picture] = {}
+
+    def card(self, row: dict[str, Any], quality: Quality | None = None) -> Card:
+        """Returns the card of a usable clip, with its figure of `quality` as the reason, if given."""
+        figures = [(q, row[q.name]) for q in QUALITIES if q.name in _IN_FACTS and q is not quality]
+        return Card(
+            row["clip_id"],
+            row["split"],
+            None if row["speaker"] is None else _shortened(row["speaker"], NAME_CHARS),
+            _shortened(row["label"], LABEL_CHARS),
+            None if quality is None else quality.text(row[quality.name]),
+            [(q.short, q.text(value)) for q, value in figures if value is not None],
+            self._strip(row),
+        )
+
+    def rejected(self, row: dict[str, Any]) -> RejectedClip:
+        return RejectedClip(
+            row["clip_id"],
+            None if row["speaker"] is None else _shortened(row["speaker"], NAME_CHARS),
+            _shortened(row["media"], MEDIA_CHARS),
+            _shortened(row["detail"] or "", DETAIL_CHARS),
+            self._still(row),
+        )
+
+    def warnings(self) -> list[str]:
+        """Returns warnings on missing pictures."""
+        sentences = []
+        if self.num_lost:
+            sentences.append(
+                f"usable clips without a film strip: {self.num_lost}; they are missing from the cache and cannot be "
+                "cut again. Run `pipeline crop`"
+            )
+        if self.num_left_out:
+            sentences.append(
+                f"pictures left out to keep the page below 8 MB: {self.num_left_out}; show fewer clips with --clips"
+            )
+        return sentences
+
+    def _strip(self, row: dict[str, Any]) -> Picture:
+        clip_id = row["clip_id"]
+        if clip_id not in self._strips:
+            self._strips[clip_id] = self._make_strip(row)
+            self._report_progress()
+        picture = self._strips[clip_id]
+        # a strip in three lists is in the page three times
+        return self._within_budget(picture)
+
+    def _make_strip(self, row: dict[str, Any]) -> Picture:
+        alt = f"mouth of {row['clip_id']}"
+        try:
+            clip_THW = self.source.read(row)
+        except ShardError as error:
+            self.num_lost += 1
+            return Picture((), alt, _shortened(str(error), DETAIL_CHARS))
+        frames = [_fitted(frame, STRIP_PX, STRIP_PX) for frame in clip_THW]
+        return Picture(tuple(film_strip(np.stack(frames), STRIP_FRAMES, FRAMES_PER_PICTURE)), alt)
+
+    def _still(self, row: dict[str, Any]) -> Picture:
+        alt = f"first picture of {row['clip_id']}"
+        reason = Reason(row["reason"])
+        self._report_progress()
+        if reason in _UNOPENED:
+            return Picture((), alt, _UNOPENED[reason])
+        if row["source_frames"] is None:
+            return Picture((), alt, f"not opened here: {reason}, before crop decoded the whole video")
+        try:
+            still = first_picture(self.source, row)
+        except ClipRejected as error:
+            # the page shows the detail of crops.parquet below the picture
+            cause = "" if error.detail == row["detail"] else f": {error.detail}"
+            return Picture((), alt, _shortened(f"no picture to show{cause}", DETAIL_CHARS))
+        return self._within_budget(Picture((jpeg_uri(_fitted(still, STILL_WIDTH, STILL_HEIGHT)),), alt))
+
+    def _within_budget(self, picture: Picture) -> Picture:
+        num_bytes = sum(map(len, picture.uris))
+        if num_bytes > self.bytes_left:
+            self.num_left_out += 1
+            return Picture((), picture.alt, _NO_ROOM)
+        self.bytes_left -= num_bytes
+        return picture
+
+    def _report_progress(self) -> None:
+        self.num_done += 1
+        if self.on_progress:
+            self.on_progress(self.num_done, self.num_wanted)
+
+
+def first_picture(source: ClipSource, row: dict[str, Any]) -> NDArray[np.uint8]:
+    """Returns the first decodable picture of a clip's video, BGR, upright. Raises ClipRejected if there is none."""
+    for frame in decode(source.video_of(row), source.params):
+        return np.ascontiguousarray(frame.rgb_HW3()[:, :, ::-1])
+    raise AssertionError("decode yields a picture or raises")
+
+
+def _fitted(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Returns `picture`, shrunk into the box if it is larger, with its aspect ratio."""
+    scale = min(width / picture.shape[1], height / picture.shape[0])
+    if scale >= 1:
+        return picture
+    size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _shortened(text: str, num_chars: int) -> str:
+    return text if len(text) <= num_chars else text[: num_chars - 1] + "…"

@@ -15,14 +15,12 @@ from shards.files import Progress, read_table, write_text
 from shards.schema import TRACKS, Reason
 from shards.settings import MachineParams
 from stages.clips.clip_source import ClipSource
-from stages.corpora.settings import CorpusParams
 from stages.pages.histogram import histograms
 from stages.pages.page import percent
 from stages.qc.ledger import Ledger, Row
-from stages.qc.page import CardList, QcPage, Rejection, Totals, render_qc_page
-from stages.qc.pictures import Pictures
+from stages.qc.page import CardList, Pictures, QcPage, Rejection, Totals, render_qc_page
+from stages.settings import CorpusParams, CropParams
 from stages.statistics.quality import EXPLAINED, QUALITIES, applied_limits
-from stages.videos.settings import CropParams
 
 NUM_CLIPS, MAX_CLIPS = 12, 48
 """Number of random clips shown, by default and at most. The lengths of the other lists depend on it."""

@@ -11,7 +11,7 @@ import numpy as np
 from model.bootstrap import Over, rate_interval
 from model.metrics import EditCounts
 from stages.reports.figures import CalibrationBin, ClipFacts, CountedClip, Group, Interval, QualityBin
-from stages.statistics.axis_ticks import nice_ticks
+from stages.statistics.charts import nice_ticks
 from stages.statistics.quality import QUALITIES
 
 CALIBRATION_BINS = 10

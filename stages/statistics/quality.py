@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shards.schema import Reason
-from stages.videos.settings import LETTERS_A_SYLLABLE, CropParams
+from stages.settings import LETTERS_A_SYLLABLE, CropParams
 
 
 @dataclass(frozen=True, slots=True)

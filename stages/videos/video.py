@@ -16,10 +16,10 @@ import av
 from shards.errors import ClipRejected
 from shards.machine import is_address_space_short
 from shards.schema import Reason
+from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams
 from stages.videos.streams import select_video_stream
 from stages.videos.timestamps import Clock, timestamp_s
 from stages.videos.zip_directory import find_member

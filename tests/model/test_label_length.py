@@ -8,7 +8,7 @@ from model.settings import TextParams
 from model.text import normalise
 from shards.schema import Reason
 from stages.clips.clip_work import Clip, crop_one, spoken_syllables
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from tests.support.videos import write_mouth
 
 PARAMS = CropParams()

@@ -14,8 +14,8 @@ from pipeline import memory_limit
 from pipeline.memory_limit import is_about_memory
 from shards.errors import ClipRejected, TableError
 from shards.machine import is_address_space_short, status_mb
+from stages.settings import CropParams
 from stages.videos import video
-from stages.videos.settings import CropParams
 from tests.support.videos import numbered, write_video
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS binds on Linux")

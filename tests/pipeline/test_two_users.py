@@ -20,9 +20,8 @@ from shards.files import check_table, read_table, read_table_in_pieces, table_fr
 from shards.locks import hold_lock
 from shards.settings import MachineParams
 from stages.clips.cache import ClipCache
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.other_user import NOBODY, as_nobody, open_folder
 from tests.support.videos import write_mouth
 

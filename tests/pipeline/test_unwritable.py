@@ -13,9 +13,8 @@ from pipeline.params import load_params
 from shards.errors import ConfigError, MachineError
 from shards.files import write_text
 from shards.settings import MachineParams
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.crop_runs import clip_row, write_clips
 
 ROOT = Path(__file__).parents[2]

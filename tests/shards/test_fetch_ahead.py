@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import MachineError
-from shards.fetch_ahead import FetchAhead
-from shards.index import IndexedShard
-from shards.shard_cache import ShardCache
+from shards.shard_cache import FetchAhead, ShardCache
+from shards.tar import IndexedShard
 
 
 def shard(name: str, num_bytes: int) -> IndexedShard:

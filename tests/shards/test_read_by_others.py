@@ -15,11 +15,10 @@ from shards.codec import decode_clip
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.cache import ClipCache
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.ingest import ingest
 from stages.pack import pack
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.crop_runs import clip_row, write_clips
 from tests.support.packing import Packing, make
 from tests.support.videos import write_mouth

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ConfigError, MachineError, ShardError
-from shards.index import parse_index
 from shards.open_store import open_store
 from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 from shards.store import FolderStore, ShardStore
+from shards.tar import parse_index
 from tests.support.file_server import file_server
 from tests.support.packed import Packed
 from tests.support.remote_packs import (  # noqa: F401

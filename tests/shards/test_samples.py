@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from shards import samples as samples_module
 from shards.errors import ConfigError, TableError
 from shards.files import write_table
-from shards.plan import PLAN_VERSION, plan_epoch, plan_identity
-from shards.plan_identity import PlanIdentity
+from shards.plan import PLAN_VERSION, PlanIdentity, plan_epoch, plan_identity
 from shards.samples import (
     HASHED_COLUMNS,
     PLAN_COLUMNS,

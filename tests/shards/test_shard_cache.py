@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from shards.errors import MachineError, ShardError
-from shards.index import IndexedShard
 from shards.plan import plan_epoch
 from shards.remote_store import RemoteStore
 from shards.sample_reader import read_sample
 from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
+from shards.tar import IndexedShard
 from shards.verify import verify
 from tests.conftest import OnSmallDisk
 from tests.support.forked import Forked

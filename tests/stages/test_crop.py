@@ -13,8 +13,8 @@ from shards.files import read_table
 from shards.schema import Reason
 from stages.clips.cache import ClipCache
 from stages.clips.clip_work import Clip, crop_one
+from stages.settings import CropParams
 from stages.videos.media import resolve_media
-from stages.videos.settings import CropParams
 from tests.support.crop_runs import Run, clip_row, forked_workers, write_clips
 from tests.support.videos import write_audio, write_face, write_mouth
 

@@ -11,10 +11,9 @@ import pytest
 from shards.errors import TableError
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
-from stages.corpora.settings import CorpusParams
 from stages.crop import CropSummary
 from stages.pack import pack
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support import forked
 from tests.support.crop_runs import Run, clip_row, forked_workers, trapped_run, write_clips
 from tests.support.videos import write_face

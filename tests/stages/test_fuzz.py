@@ -18,10 +18,9 @@ import pytest
 from model.settings import TextParams
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
-from stages.corpora.settings import CorpusParams, KindSetting
 from stages.crop import crop
 from stages.ingest import ingest
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams, KindSetting
 from tests.support.videos import write_audio, write_mouth, write_video
 
 NUM_FRAMES = 20

@@ -19,11 +19,10 @@ from model.text import describe_normaliser, describe_stored_normaliser
 from shards.errors import CorpusError
 from shards.files import read_table
 from shards.schema import CLIPS
-from stages.corpora.settings import CorpusParams
 from stages.ingest import ingest
 from stages.mouths import media_kind
+from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.sources import gray_HW
 from tests.support.videos import number_of, numbered, write_mouth

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.corpora.settings import CorpusParams
+from stages.settings import CorpusParams
 
 HEADER = "ID,TOPIC,WAV,PPT,FACE,TEXT"
 

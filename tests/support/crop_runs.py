@@ -14,9 +14,8 @@ from shards.files import Progress, table_from_rows, write_table
 from shards.settings import MachineParams
 from stages.clips import local_pool
 from stages.clips.job_shares import Part
-from stages.corpora.settings import CorpusParams
 from stages.crop import CropSummary, crop
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support import forked
 from tests.support.videos import write_mouth
 

@@ -17,8 +17,8 @@ from stages.mouths.landmarks import (
     Landmarks,
 )
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams
 from stages.videos.media import Media
-from stages.videos.settings import CropParams
 
 LOWER_LIP = (405, 314, 17, 84, 181, 402, 14, 178)
 HALF_MOUTH_PX = 22.51  # corners at (107.17, 157.20) and (152.19, 156.99) on the canonical face

@@ -9,10 +9,9 @@ import numpy as np
 from shards.files import read_table, table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, TRACKS, Reason
 from shards.settings import MachineParams
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.qc.pages import QcSummary, qc
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.crop_runs import clip_row, write_clips
 from tests.support.report_figures import HOSTILE
 from tests.support.videos import numbered, write_face, write_mouth, write_video

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from stages.videos.timestamps import resample
 from stages.videos.video import decode
 from tests.support.videos import (

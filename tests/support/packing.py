@@ -7,10 +7,9 @@ from shards import schema
 from shards.files import read_table
 from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
-from stages.corpora.settings import CorpusParams
 from stages.crop import crop
 from stages.pack import PackSummary, pack
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.crop_runs import clip_row, write_clips
 from tests.support.videos import write_face, write_mouth
 

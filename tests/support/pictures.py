@@ -10,7 +10,7 @@ import pytest
 from shards.errors import ClipRejected
 from shards.schema import MediaKind
 from stages.mouths.cropping import Figures, crop_video
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 
 
 def pictures_of(path: Path, num: int = 12) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from model.settings import DecodeParams, TextParams
 from model.text import Tokenizer
 from model.vocabulary import Vocabulary
 from pipeline.params import Params, load_params
-from stages.videos.settings import InferenceParams
+from stages.settings import InferenceParams
 
 PARAMS_YAML = Path(__file__).parents[2] / "params.yaml"
 

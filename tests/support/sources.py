@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from shards.errors import ClipRejected
+from stages.settings import CropParams
 from stages.videos.media import Media
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 
 PARAMS = CropParams()

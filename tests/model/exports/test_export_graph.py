@@ -232,7 +232,7 @@ def test_real_clips_are_read_the_same_as_by_torch(realdata: Path, tmp_path: Path
     from model.exports.onnx_reader import OnnxReader
     from shards.schema import MediaKind
     from stages.mouths.cropping import crop_video
-    from stages.videos.settings import CropParams
+    from stages.settings import CropParams
 
     reader = random_reader(MODELS[name])
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)

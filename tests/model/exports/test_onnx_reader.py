@@ -27,7 +27,7 @@ from pipeline.params import load_params
 from shards.errors import CheckpointError, ConfigError, TableError
 from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from tests.support.exported import LABELS, MODELS, config_of, random_reader
 from tests.support.packed import toy_clip
 from tests.support.videos import write_video

@@ -21,9 +21,9 @@ from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import decode, read_header
 from tests.support.faces import face_points
 from tests.support.readers import CountingReader, params_with

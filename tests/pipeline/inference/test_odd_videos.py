@@ -27,9 +27,9 @@ from stages.mouths.face_search import Square
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
 from stages.mouths.mouth_pictures import WholePictures
+from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import read_header
 from tests.support.faces import face_points
 from tests.support.odd_videos import FPS, with_early_sound, with_gaps

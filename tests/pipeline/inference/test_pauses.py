@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.inference.pauses import Cut, next_cut, runs
-from stages.videos.settings import CropParams, InferenceParams
+from stages.settings import CropParams, InferenceParams
 from tests.support.faces import landmarks_of
 
 CROP = CropParams()

@@ -22,9 +22,9 @@ from pipeline.params import Params
 from shards.schema import MediaKind
 from stages.mouths import mouth_pictures as mouth_pictures_module
 from stages.mouths.cropping import crop_video
+from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams, InferenceParams
 from stages.videos.video import read_header
 from tests.support import readers
 from tests.support.odd_videos import with_sound

@@ -9,8 +9,8 @@ from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError
 from shards.store import FolderStore
 from stages.cards.licences import hub_licence, why_not_shared
-from stages.corpora.settings import CorpusParams
 from stages.pack import pack
+from stages.settings import CorpusParams
 from tests.support.in_process import pipeline
 from tests.support.packing import PARAMS, Packing, make
 

@@ -14,7 +14,7 @@ from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.clips import cache as cache_module
 from stages.clips.cache import ClipCache
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from tests.support.videos import write_face, write_mouth
 
 PARAMS = CropParams()

@@ -17,10 +17,9 @@ from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.cache import ClipCache
 from stages.clips.entries import DAMAGE, clip_of, landmarks_of, outcome_of
-from stages.corpora.settings import CorpusParams
 from stages.mouths.cropping import Figures
 from stages.pack import pack
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.crop_runs import Run, clip_row, write_clips
 from tests.support.videos import write_face, write_mouth
 

@@ -10,7 +10,7 @@ from shards.errors import ConfigError, TableError
 from stages import crop as crop_stage
 from stages.clips import job_shares
 from stages.clips.job_shares import Merged, Part, merge
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from tests.support import in_process
 from tests.support.crop_runs import Run, clip_row, write_clips
 from tests.support.videos import write_face, write_mouth

@@ -12,9 +12,8 @@ from shards.settings import MachineParams, PackParams
 from shards.store import FolderStore
 from stages.clips.cache import Keys
 from stages.clips.shared_cache import SharedCache
-from stages.corpora.settings import CorpusParams
 from stages.pack import pack
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 from tests.support.crop_runs import Run, clip_row, write_clips
 from tests.support.s3_server import BUCKET, faulty_proxy, s3_client, s3_server
 from tests.support.videos import write_face, write_mouth

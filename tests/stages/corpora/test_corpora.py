@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shards.errors import ClipRejected, CorpusError
 from stages.corpora import Transcript, read_corpus, split_rank
-from stages.corpora.settings import CorpusParams
 from stages.corpora.transcript import leaves_root, relative_media
+from stages.settings import CorpusParams
 from stages.videos import zip_directory
 from stages.videos.media import resolve_media
 from tests.support.corpora import HEADER, ID, chinese_lips, row

@@ -16,11 +16,10 @@ from shards.files import read_table
 from shards.schema import CLIPS, MediaKind
 from stages.clips.cache import ClipCache
 from stages.corpora.long_clips import EDGE_S, MIN_PAUSE_S, ClipPart, split_at_pauses
-from stages.corpora.settings import CorpusParams
 from stages.corpora.timed import Utterance
 from stages.ingest import IngestSummary, ingest
+from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import number_of, numbered, write_mouth, write_video
 

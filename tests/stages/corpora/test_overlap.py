@@ -10,9 +10,8 @@ import pytest
 from model.settings import TextParams
 from shards.errors import CorpusError
 from stages.corpora import read_corpus
-from stages.corpora.settings import CorpusParams
 from stages.ingest import ingest
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams, CropParams
 
 NFC, NFD = (unicodedata.normalize(form, "vidéo が.mp4") for form in ("NFC", "NFD"))
 TWO_NAMES = {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from shards.errors import CorpusError
 from stages.corpora import read_corpus
-from stages.corpora.settings import CorpusParams
 from stages.corpora.table import seeded_split
+from stages.settings import CorpusParams
 from tests.support.corpora import table
 
 

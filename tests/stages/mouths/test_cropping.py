@@ -23,8 +23,8 @@ from stages.mouths.geometry import apply
 from stages.mouths.landmarks import KEPT, TRACK_VERSION, Landmarks
 from stages.mouths.mouth_pictures import MouthPatches
 from stages.mouths.rendering import render_from_track
+from stages.settings import CropParams
 from stages.videos.media import Media
-from stages.videos.settings import CropParams
 from tests.support.faces import landmarks_of, synthetic_face
 from tests.support.videos import (
     face_pictures,
@@ -383,7 +383,7 @@ def test_the_licence_note_has_the_hash_of_the_model() -> None:
 def test_cropping_leaves_no_ignored_exception_at_exit(still: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from stages.mouths.cropping import crop_video; "
-        "from stages.videos.settings import CropParams; from shards.schema import MediaKind; "
+        "from stages.settings import CropParams; from shards.schema import MediaKind; "
         "crop_video(Path(sys.argv[1]), MediaKind.FACE, CropParams()); assert 'torch' not in sys.modules"
     )
     root = Path(__file__).parents[3]

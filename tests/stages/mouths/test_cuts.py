@@ -14,7 +14,7 @@ from stages.mouths.cropping import crop_video
 from stages.mouths.cuts import cut_frames
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.geometry import stable_points
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import face_pictures, placed, write_video
 

@@ -10,8 +10,8 @@ import pytest
 
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import LEFT_EYE_CORNERS, RIGHT_EYE_CORNERS
+from stages.settings import CropParams
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import photograph
 

@@ -13,8 +13,8 @@ from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
 from stages.mouths.face_search import DetectFaces, Square, find_faces
 from stages.mouths.landmarker import face_finder
+from stages.settings import CropParams
 from stages.videos.picture import SourceFrame
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import photograph, write_video
 

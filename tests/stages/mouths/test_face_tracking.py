@@ -19,8 +19,8 @@ from stages.mouths.geometry import apply, stable_points
 from stages.mouths.landmarker import face_finder
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.settings import CropParams
 from stages.videos.media import Media
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.videos import face_pictures, photograph, placed, write_video
 

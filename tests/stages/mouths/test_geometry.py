@@ -26,7 +26,7 @@ from stages.mouths.geometry import (
 )
 from stages.mouths.landmarks import KEPT, Landmarks
 from stages.mouths.main_face import main_face
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from stages.videos.timestamps import resample
 from tests.support.faces import face_points, landmarks_of
 

@@ -11,7 +11,7 @@ from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, crop_video
 from stages.mouths.landmarks import FaceTrack, Landmarks
 from stages.mouths.main_face import main_face
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from stages.videos.video import decode
 from tests.support.faces import landmarks_of
 from tests.support.videos import photograph, write_face, write_video

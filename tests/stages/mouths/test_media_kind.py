@@ -13,7 +13,7 @@ from shards.schema import MediaKind, Reason
 from stages.mouths import media_kind
 from stages.mouths.cropping import crop_video
 from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from stages.videos.video import read_header
 from tests.support.pictures import pictures_of
 from tests.support.videos import (

@@ -12,7 +12,7 @@ from stages.mouths.cropping import crop_video
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.mouth_pictures import MouthPatches
 from stages.mouths.rendering import render_from_track
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from tests.support.videos import face_pictures, placed, set_rotation, write_mouth, write_video
 
 PARAMS = CropParams()

@@ -13,7 +13,7 @@ from shards.schema import MediaKind
 from stages.mouths.cropping import crop_video
 from stages.mouths.landmarks import Landmarks
 from stages.mouths.main_face import main_face
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from tests.support.faces import landmarks_of
 from tests.support.videos import write_video
 

@@ -14,10 +14,10 @@ from model.decoding.ctc_spikes import Spike, Spikes
 from model.metrics import EditCounts, Op
 from stages.pages.compare_page import aligned_cells
 from stages.pages.page import film_strip
-from stages.pages.report_charts import calibration_chart, quality_charts, training_charts
 from stages.pages.report_clips import AXIS, FULL, TILE, TimeAxis, shown_clip
+from stages.pages.report_page import calibration_chart, quality_charts, training_charts
 from stages.reports.figures import CalibrationBin, QualityBin
-from stages.statistics.axis_ticks import log_ticks, nice_ticks
+from stages.statistics.charts import log_ticks, nice_ticks
 from tests.support.report_figures import counted_clips, made_context, mouth_of, spikes_of
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from shards.schema import CROPS, Reason
 from stages.clips.cache import ClipCache
+from stages.qc import page as pictures_module
 from stages.qc import pages as qc_stage
-from stages.qc import pictures as pictures_module
-from stages.qc.pictures import PICTURE_BYTES
+from stages.qc.page import PICTURE_BYTES
 from stages.statistics.quality import EXPLAINED, QUALITIES
 from tests.support.crop_runs import clip_row
 from tests.support.ledgers import Corpus, Row, with_synthetic_clips

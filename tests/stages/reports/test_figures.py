@@ -18,8 +18,13 @@ from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, total_counts
 from model.text import Tokenizer
 from stages.report import clip_facts, write_report
-from stages.reports.confusions import character_confusions, syllable_confusions, word_confusions
-from stages.reports.counting import figures_of, split_metrics
+from stages.reports.counting import (
+    character_confusions,
+    figures_of,
+    split_metrics,
+    syllable_confusions,
+    word_confusions,
+)
 from stages.reports.figures import ClipFacts, Confusion, CountedClip, ReportFacts
 from stages.reports.groups import calibration_error, calibration_of, groups_of_split, quality_bins
 from tests.support.reports import blind_of, made_clips, made_context

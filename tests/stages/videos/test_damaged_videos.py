@@ -10,8 +10,8 @@ from pipeline.inference.text_of_video import read_video
 from pipeline.params import load_params
 from shards.errors import ClipRejected
 from shards.schema import Reason
+from stages.settings import CropParams
 from stages.videos.media import Media, Source
-from stages.videos.settings import CropParams
 from stages.videos.video import decode
 from tests.support.readers import CountingReader
 from tests.support.videos import face_pictures, photograph, placed, write_video

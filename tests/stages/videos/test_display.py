@@ -12,9 +12,9 @@ import pytest
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason, Transfer
 from stages.mouths.cropping import MouthClip, crop_video
+from stages.settings import CropParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame, Window
-from stages.videos.settings import CropParams
 from stages.videos.tone import ToneCurve
 from stages.videos.video import decode, read_header
 from tests.support.videos import (

@@ -13,10 +13,9 @@ from shards.errors import ClipRejected
 from shards.files import read_table
 from shards.schema import CLIPS, Reason
 from stages.corpora import read_corpus
-from stages.corpora.settings import CorpusParams
 from stages.ingest import ingest
+from stages.settings import CorpusParams, CropParams
 from stages.videos.media import resolve_media
-from stages.videos.settings import CropParams
 from stages.videos.zip_directory import find_member, zip_members
 from tests.support.corpora import ID, chinese_lips, row
 from tests.support.sources import pictures, rejection

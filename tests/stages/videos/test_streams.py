@@ -13,7 +13,7 @@ from av.stream import Disposition
 
 from pipeline.inference.burn_in import _Sound
 from shards.schema import Reason
-from stages.videos.settings import CropParams
+from stages.settings import CropParams
 from stages.videos.video import decode, read_header
 from tests.support.sources import gray_HW, rejection
 from tests.support.videos import number_of, numbered

@@ -12,9 +12,9 @@ import pytest
 
 from shards.schema import MediaKind, Reason
 from stages.clips.cache import ClipCache
+from stages.settings import CropParams
 from stages.videos import zip_directory, zip_member
 from stages.videos.media import Source, resolve_media
-from stages.videos.settings import CropParams
 from stages.videos.video import read_header
 from stages.videos.zip_directory import find_member, zip_members
 from stages.videos.zip_member import member_sha256
