@@ -1,5 +1,9 @@
-"""Checkpoints: self-contained, written atomically, read with weights_only=True."""
+"""Checkpoints: self-contained, written atomically, read with weights_only=True.
 
+Also the error for values that were modified, or were not written by this program.
+"""
+
+import contextlib
 import os
 import pickle
 import struct
@@ -12,17 +16,18 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.checkpoint_errors import reported_as_modified
 from model.networks.network import differences
 from model.settings import Head, ModelParams
 from model.text import READABLE_NORMALISERS, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.disk import FORBIDDEN
-from shards.errors import CheckpointError
+from shards.errors import CheckpointError, PipelineError
 from shards.files import atomic_file
 from shards.pipes import refuse_pipe
 from shards.plan import PlanIdentity
 
+MODIFIED_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""Raised when a value of a wrong type, shape or name is loaded; ValueError includes pydantic's errors."""
 CHECKPOINT_VERSION = 3
 MAX_LISTED_WEIGHTS = 3
 MAX_FPS, MAX_CROP_PX = 120, 512
@@ -36,6 +41,20 @@ OLDER_KEYS = (
     "val_loss",
     "best_val_loss",
 )
+
+
+@contextlib.contextmanager
+def reported_as_modified(path: Path) -> Iterator[None]:
+    """Raises CheckpointError with `path` where the block cannot load a value of it. Use only around such loading."""
+    try:
+        yield
+    except (PipelineError, torch.OutOfMemoryError):
+        raise
+    except MODIFIED_ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"checkpoint {path} was modified, or was not written by this program: {type(error).__name__}: {reason}"
+        ) from error
 
 
 class _CheckpointContent(BaseModel):

@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 from model.networks.network import Outputs
+from model.networks.network_input import Targets
 from model.settings import TrainParams
-from model.targets import Targets
 from model.text import BLANK_ID, END_ID
 from model.vocabulary import Vocabulary
 from shards.errors import TrainingError

@@ -19,11 +19,9 @@ from pydantic import ValidationError
 
 from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
+from model.exports.files import largest_difference, onnx_bytes, quantised_bytes, reader_config, weights_bytes
 from model.exports.graph import ExportedNetwork
-from model.exports.names import NUM_FRAMES, VIDEO
-from model.exports.onnx_file import largest_difference, onnx_bytes, quantised_bytes
-from model.exports.onnx_reader import OnnxReader
-from model.exports.safetensors_file import reader_config, weights_bytes
+from model.exports.onnx_reader import NUM_FRAMES, VIDEO, OnnxReader
 from model.metrics import EditCounts, edit_counts
 from model.networks.network import num_parameters
 from model.settings import DecodeParams

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.decoding.ctc_spikes import Spikes, ctc_spikes, spiking_head
+from model.decoding.ctc import Spikes, ctc_spikes, spiking_head
 from model.decoding.reader import LipReader
 from model.decoding.registry import describe_settings, unused_weights, used_settings, uses_language_model
 from model.decoding.result import ScoredClip
 from model.decoding.scoring import score_split
 from model.device import choose_device
 from model.networks.network import num_parameters
-from model.pinyin import syllables_of
 from model.settings import DecodeParams
 from model.text import describe_stored_normaliser
+from model.vocabulary import syllables_of
 from shards import schema
 from shards.files import (
     Progress,

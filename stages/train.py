@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from model.checkpoints import save_checkpoint
-from model.exports.safetensors_file import write_weights
+from model.exports.files import write_weights
 from model.networks.network import num_parameters
 from model.progress import Progress
 from model.runs import RunFolder, locked_run_folder, logger, refuse_foreign_checkpoints, training_log

@@ -15,16 +15,14 @@ from functools import lru_cache
 import numpy as np
 
 from model.decoding.arrays import Array
-from model.decoding.ctc_forward import SyllableScores, greedy_ctc, syllable_log_probabilities
+from model.decoding.ctc import SyllableScores, greedy_ctc, syllable_log_probabilities
 from model.decoding.ngram import LanguageModel
-from model.decoding.posterior import with_posteriors
 from model.decoding.prefix_beam import Fusion, Units, prefix_beam
 from model.decoding.registry import GREEDY
-from model.decoding.result import Candidate, Reading
-from model.pinyin import readings_of
+from model.decoding.result import Candidate, Reading, with_posteriors
 from model.settings import DecodeParams
 from model.text import SPECIAL_TOKENS, Tokenizer
-from model.vocabulary import Vocabulary
+from model.vocabulary import Vocabulary, readings_of
 from shards.errors import ConfigError
 
 

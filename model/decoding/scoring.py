@@ -12,8 +12,8 @@ import torch
 from model.decoding.reader import LipReader
 from model.decoding.result import Reading, ScoredClip, refuse_other_clips
 from model.losses import LossParams, joint_loss_B
+from model.networks.network_input import targets_of
 from model.settings import DecodeParams, TrainParams
-from model.targets import targets_of
 from shards.files import Progress
 from shards.plan import plan_scoring
 from shards.sample_reader import read_sample

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from model.exports.names import LOG_PROBS, NUM_STEPS, SYLLABLE_LOG_PROBS
+from model.exports.onnx_reader import LOG_PROBS, NUM_STEPS, SYLLABLE_LOG_PROBS
 from model.networks.frontends import STEM_KERNEL, Cnn3dFrontend, ResNetFrontend, Stem
 from model.networks.lstm import BilstmEncoder
 from model.networks.network import LipNetwork

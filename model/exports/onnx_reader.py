@@ -1,5 +1,7 @@
 """Reads clips with an exported model.onnx, using onnxruntime and numpy, without torch.
 
+Also the names of its inputs, its outputs and its configuration.
+
 Shapes: T frames, H×W px, S encoder steps, V characters, W syllables.
 """
 
@@ -18,15 +20,25 @@ from model.decoding.ctc_beam import ctc_readings
 from model.decoding.ngram import LanguageModel
 from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Reading
-from model.exports.names import CONFIG, LOG_PROBS, NUM_FRAMES, NUM_STEPS, SYLLABLE_LOG_PROBS, VIDEO
-from model.pinyin import syllables_of
 from model.settings import DecodeParams, Head, TextParams
 from model.text import READABLE_NORMALISERS, Tokenizer
-from model.vocabulary import Vocabulary
+from model.vocabulary import Vocabulary, syllables_of
 from shards.errors import CheckpointError, MachineError
 from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
 
+VIDEO = "video"
+"""uint8 (B, T, H, W): mouth crops, padded to the longest clip."""
+NUM_FRAMES = "num_frames"
+"""int64 (B,): the lengths of the clips without padding."""
+LOG_PROBS = "log_probs"
+"""float32 (B, S, V): log-probabilities of blank and characters at each encoder step."""
+SYLLABLE_LOG_PROBS = "syllable_log_probs"
+"""float32 (B, S, W): log-probabilities of blank and syllables."""
+NUM_STEPS = "num_steps"
+"""int64 (B,): encoder steps of each clip; outputs after them have no meaning."""
+CONFIG = "config"
+"""JSON, the same as config.json next to the file: the configuration of the model."""
 MAX_FILE_BYTES = 4 << 30
 """Ten times the largest preset; protobuf has a limit of 2 GB."""
 MAX_CONFIG_CHARS = 8_000_000

@@ -13,11 +13,10 @@ from torch import nn
 from model.networks.conformer_encoder import ConformerEncoder
 from model.networks.frontends import Cnn3dFrontend, ResNetFrontend
 from model.networks.lstm import BilstmEncoder, LstmDecoder
-from model.networks.network_input import step_mask
+from model.networks.network_input import Targets, step_mask
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import Cnn3dSizes
 from model.settings import Head, ModelParams
-from model.targets import Targets
 from model.vocabulary import Vocabulary
 
 

@@ -1,16 +1,20 @@
 """Converts uint8 crops to the network's input: the central window, resized and normalised.
 
-Also masks the steps of a padded batch that belong to a clip.
+Also masks the steps of a padded batch that belong to a clip, and converts labels to targets of the heads.
 
-Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the resized window).
+Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the resized window), L characters and K
+syllables of the longest label.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from model.settings import ModelParams
+from model.text import END_ID
+from model.vocabulary import Vocabulary
 
 # A tenth of a gray level of 255, squared: avoids a division by 0 for a clip of a single gray level.
 SMALLEST_VARIANCE = (0.1 / 255) ** 2
@@ -104,3 +108,35 @@ def _total(values_BTYX: torch.Tensor) -> torch.Tensor:
     onnxruntime sums several axes into one float32, with an error of 1 in 10,000 after 1,000 frames.
     """
     return values_BTYX.sum(3, keepdim=True).sum(2, keepdim=True).sum(1, keepdim=True)
+
+
+class Targets(NamedTuple):
+    """Labels of a batch, padded with END_ID, on the network's device. `num_…_B` are their lengths, on the CPU."""
+
+    characters_BL: torch.Tensor
+    num_characters_B: torch.Tensor
+    reversed_BL: torch.Tensor
+    """The characters of each label from its last to its first."""
+    syllables_BK: torch.Tensor | None
+    num_syllables_B: torch.Tensor | None
+
+
+def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.device) -> Targets:
+    """Returns the targets of `labels` for all heads; `syllables_BK` is None if the vocabulary has no syllables."""
+    characters = [vocabulary.characters.encode(label) for label in labels]
+    characters_BL, num_characters_B = _padded(characters, device)
+    reversed_BL, _ = _padded([ids[::-1] for ids in characters], device)
+    syllables_BK, num_syllables_B = None, None
+    if vocabulary.syllables:
+        syllables_BK, num_syllables_B = _padded(
+            [vocabulary.encode_syllables(label) for label in labels], device
+        )
+    return Targets(characters_BL, num_characters_B, reversed_BL, syllables_BK, num_syllables_B)
+
+
+def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths_B = torch.tensor([len(label) for label in ids])
+    padded = torch.full((len(ids), max(map(len, ids), default=0)), END_ID)
+    for row, label in enumerate(ids):
+        padded[row, : len(label)] = torch.tensor(label, dtype=torch.long)
+    return padded.to(device, non_blocking=True), lengths_B

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from model.losses import label_steps_needed
-from model.targets import Targets, targets_of
+from model.networks.network_input import Targets, targets_of
 from model.training.augment import ClipChange, augmented_input, draw_change
 from model.training.compiling import to_bucket
 from model.training.job import TrainingJob

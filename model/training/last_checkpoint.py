@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_errors import reported_as_modified
-from model.checkpoints import load_checkpoint, save_checkpoint
+from model.checkpoints import load_checkpoint, reported_as_modified, save_checkpoint
 from model.progress import Progress
 from model.runs import RunFolder, logger
 from shards.errors import CheckpointError

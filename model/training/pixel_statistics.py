@@ -6,8 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model.checkpoint_errors import reported_as_modified
-from model.checkpoints import load_checkpoint
+from model.checkpoints import load_checkpoint, reported_as_modified
 from model.networks.network_input import SMALLEST_VARIANCE, mean_frame, window_of
 from model.runs import RunFolder
 from model.settings import ModelParams

@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from model.checkpoint_errors import reported_as_modified
-from model.checkpoints import plan_identity_of, refuse_other_model
+from model.checkpoints import plan_identity_of, refuse_other_model, reported_as_modified
 from model.device import Precision
 from model.networks.network import num_parameters
 from model.progress import Progress

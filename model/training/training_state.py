@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.checkpoint_errors import reported_as_modified
 from model.checkpoints import (
     CHECKPOINT_VERSION,
     load_checkpoint,
     plan_identity_of,
     refuse_other_model,
+    reported_as_modified,
     save_checkpoint,
 )
 from model.decoding.reader import LipReader

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from model.exports.names import LOG_PROBS, SYLLABLE_LOG_PROBS
+from model.exports.onnx_reader import LOG_PROBS, SYLLABLE_LOG_PROBS
 
 ExportFormat = Literal["onnx", "safetensors"]
 FILES: dict[ExportFormat, str] = {"onnx": "model.onnx", "safetensors": "model.safetensors"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decoding.ctc_spikes import Spikes
+from model.decoding.ctc import Spikes
 from model.metrics import unit_pairs
 from stages.pages.compare_page import Cell, aligned_cells
 from stages.pages.page import film_strip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.decoding.ctc_spikes import spiking_head
+from model.decoding.ctc import spiking_head
 from stages.pages import report_clips
 from stages.pages.page import percent, rendered
 from stages.pages.report_clips import ShownClip, shown_clip

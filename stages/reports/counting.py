@@ -19,7 +19,6 @@ from model.metrics import (
     unit_pairs,
     word_error_rate,
 )
-from model.pinyin import syllables_of
 from model.text import UNKNOWN_ID, Tokenizer
 from model.visemes import (
     LookAlikeClass,
@@ -32,6 +31,7 @@ from model.visemes import (
     visemes_of,
     visemes_of_pinyin,
 )
+from model.vocabulary import syllables_of
 from shards.errors import ConfigError
 from stages.reports.figures import Confusion, CountedClip, Figures, ReportContext, ReportFacts
 from stages.reports.groups import (

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from model.bootstrap import ENOUGH_SPEAKERS, Over
-from model.decoding.ctc_spikes import Spikes
+from model.decoding.ctc import Spikes
 from model.decoding.registry import describe_settings
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts

@@ -18,11 +18,10 @@ from model.losses import (
     refuse_unspellable,
 )
 from model.networks.network import LipNetwork, Outputs
-from model.pinyin import syllables_of
+from model.networks.network_input import Targets, targets_of
 from model.settings import DecodeParams, ModelParams, TrainParams
-from model.targets import Targets, targets_of
 from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
-from model.vocabulary import Vocabulary
+from model.vocabulary import Vocabulary, syllables_of
 from shards.errors import ConfigError, TrainingError
 from shards.samples import read_samples
 from stages.train import train

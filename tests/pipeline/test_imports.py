@@ -41,15 +41,12 @@ TRAINING = (
 )
 LIGHT = (
     "model.text",
-    "model.decoding.ctc_forward",
-    "model.decoding.ctc_beam",
+    "model.decoding.ctc",
     "model.decoding.ctc_beam",
     "model.decoding.arpa",
     "model.decoding.registry",
-    "model.decoding.ctc_beam",
     "model.exports.onnx_reader",
     "model.decoding.result",
-    "model.decoding.ctc_spikes",
     "model.metrics",
 )
 

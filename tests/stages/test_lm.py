@@ -13,8 +13,7 @@ import yaml
 from model.decoding.arpa import arpa_metadata, read_arpa, write_arpa
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import perplexity
-from model.exports.names import LOG_PROBS
-from model.exports.onnx_reader import OnnxReader
+from model.exports.onnx_reader import LOG_PROBS, OnnxReader
 from model.settings import DecodeParams, TextParams
 from model.text import describe_normaliser, normaliser_metadata
 from pipeline.params import load_params, read_mapping

@@ -9,7 +9,7 @@ import torch
 
 from model.decoding.reader import LipReader
 from model.device import Precision
-from model.exports.safetensors_file import reader_config
+from model.exports.files import reader_config
 from model.networks.network import LipNetwork
 from model.settings import Head, ModelParams, TextParams
 from model.text import NORMALISER_VERSION

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from model.bootstrap import Over
-from model.decoding.ctc_spikes import Spike, Spikes
+from model.decoding.ctc import Spike, Spikes
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, edit_counts
 from stages.reports.figures import (

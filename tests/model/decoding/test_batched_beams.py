@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.decoding.ctc import ctc_log_probabilities, greedy_ctc
 from model.decoding.ctc_beam import ctc_beam, ctc_readings, pinyin_beam
-from model.decoding.ctc_forward import ctc_log_probabilities, greedy_ctc
-from model.decoding.decode import padded_log_probs
 from model.decoding.kneser_ney import train
+from model.decoding.reader import padded_log_probs
 from model.decoding.result import Candidate
 from model.networks.network_input import step_mask
 from model.settings import DecodeParams

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.decoding import ctc_beam as module
-from model.decoding.ctc_forward import (
+from model.decoding.ctc import (
     SyllableScores,
     ctc_log_probabilities,
     greedy_ctc,
@@ -21,9 +21,9 @@ from model.decoding.ctc_forward import (
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import LanguageModel
 from model.decoding.result import Candidate
-from model.pinyin import syllables_of
 from model.settings import DecodeParams
 from model.text import BLANK_ID, SPECIAL_TOKENS, Tokenizer
+from model.vocabulary import syllables_of
 from shards.errors import ConfigError
 from tests.support.every_path import every_text, lm_score, scores
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.decoding.arpa import write_arpa
-from model.decoding.ctc_forward import SyllableScores, syllable_log_probabilities
+from model.decoding.ctc import SyllableScores, syllable_log_probabilities
 from model.decoding.reader import LipReader
 from model.decoding.registry import (
     HEADS_OF_DECODER,

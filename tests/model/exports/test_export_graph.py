@@ -14,9 +14,9 @@ from onnx.reference.op_run import OpRun
 from torch.nn import functional
 
 from model.decoding.reader import LipReader
-from model.exports import onnx_file as onnx_file_module
+from model.exports import files as onnx_file_module
+from model.exports.files import OPSET, largest_difference, onnx_bytes, quantised_bytes
 from model.exports.graph import ExportedNetwork, tracing
-from model.exports.onnx_file import OPSET, largest_difference, onnx_bytes, quantised_bytes
 from model.networks.network_input import normalised
 from model.settings import DecodeParams, ModelParams
 from shards.errors import CheckpointError, ConfigError

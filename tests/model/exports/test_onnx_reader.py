@@ -18,8 +18,8 @@ from model.decoding import kneser_ney
 from model.decoding.arpa import write_arpa
 from model.decoding.ctc_beam import SyllableScores, ctc_beam
 from model.decoding.reader import LipReader
+from model.exports.files import onnx_bytes
 from model.exports.graph import ExportedNetwork
-from model.exports.onnx_file import onnx_bytes
 from model.exports.onnx_reader import OnnxReader
 from model.settings import DecodeParams
 from pipeline.inference.readers import open_reader

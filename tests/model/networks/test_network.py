@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.decoding.ctc_forward import greedy_ctc
+from model.decoding.ctc import greedy_ctc
 from model.networks.network import LipNetwork
 from model.settings import DecodeParams, ModelParams
 from tests.support.exported import reader_of

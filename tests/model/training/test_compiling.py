@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 
 from model.losses import LossParams, joint_loss_B
 from model.networks.network import LipNetwork, Outputs
+from model.networks.network_input import targets_of
 from model.settings import ModelParams
-from model.targets import targets_of
 from model.training import compiling
 from model.training.compiling import bucket_length, compile_parts, to_bucket
 from model.vocabulary import Vocabulary

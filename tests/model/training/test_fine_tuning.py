@@ -12,10 +12,10 @@ from torch import nn
 from model.checkpoints import CHECKPOINT_VERSION, KEYS, load_checkpoint, save_checkpoint
 from model.decoding.reader import LipReader
 from model.networks.network import LipNetwork
+from model.networks.network_input import targets_of
 from model.pretrained.table import NEVER_LOGIT
 from model.pretrained.weights import import_weights
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
-from model.targets import targets_of
 from model.text import END_ID, NORMALISER_VERSION, START_ID, Tokenizer
 from model.training.fine_tuning import parameter_groups, start_from, to_training_mode
 from model.training.job import TrainingJob

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from model.decoding.ctc_spikes import Spike, Spikes
+from model.decoding.ctc import Spike, Spikes
 from model.metrics import EditCounts, Op
 from stages.pages.compare_page import aligned_cells
 from stages.pages.page import film_strip

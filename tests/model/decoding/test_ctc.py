@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.decoding.ctc_forward import greedy_ctc
-from model.decoding.ctc_spikes import ctc_spikes, spiking_head
+from model.decoding.ctc import ctc_spikes, greedy_ctc, spiking_head
 from model.decoding.registry import HEADS_OF_DECODER
 from model.text import BLANK_ID, UNKNOWN_ID, Tokenizer
 

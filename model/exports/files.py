@@ -1,4 +1,4 @@
-"""Writes the graph as an ONNX file that includes its configuration: one file is a complete model.
+"""A trained model for other programs: an ONNX file, or model.safetensors with weights; each with its configuration.
 
 Also compares an export with its network.
 
@@ -15,16 +15,61 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch.nn import functional
 
+from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
 from model.exports.graph import ExportedNetwork, tracing
-from model.exports.names import CONFIG, NUM_FRAMES, NUM_STEPS, VIDEO
+from model.exports.onnx_reader import CONFIG, NUM_FRAMES, NUM_STEPS, VIDEO
+from model.runs import RunFolder
+from model.settings import TextParams
+from model.text import describe_normaliser
 from shards.errors import CheckpointError, MachineError
+from shards.files import write_bytes, write_json
 
+CONFIG_VERSION = 1
 OPSET = 18
 """From 2022; onnxruntime reads it since 1.14."""
+
+
+def write_weights(run: RunFolder) -> None:
+    """Writes the best model's weights and configuration next to it. Raises CheckpointError, MachineError."""
+    state = load_checkpoint(run.best)
+    write_bytes(run.weights, weights_bytes(state))
+    write_json(run.reader_config, reader_config(state))
+
+
+def weights_bytes(state: dict[str, Any]) -> bytes:
+    """Returns the weights of checkpoint `state` by name, as a .safetensors file."""
+    weights = {name: tensor.contiguous() for name, tensor in state["model_state_dict"].items()}
+    return safetensors.torch.save(weights, {"format": "pt"})
+
+
+def reader_config(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns what reading needs in addition to the weights of checkpoint `state`, as plain JSON values."""
+    return {
+        "version": CONFIG_VERSION,
+        "epoch": state["epoch"],
+        "valid_cer": state["val_cer"],
+        "fps": state["fps"],
+        "crop_px": state["crop_px"],
+        # the network
+        "model": state["model_params"],
+        "heads": list(state["heads"]),
+        "characters": state["tokenizer"],
+        "syllables": state["syllables"],
+        # the text
+        "normaliser": {
+            "version": state["normaliser_version"],
+            "description": describe_normaliser(
+                TextParams.model_validate(state["text_params"]), state["normaliser_version"]
+            ),
+            "params": state["text_params"],
+        },
+        "decode": state["decode_params"],
+    }
 
 
 def onnx_bytes(graph: ExportedNetwork, config: Mapping[str, Any]) -> bytes:
