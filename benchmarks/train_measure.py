@@ -15,10 +15,9 @@ import torch
 from model.device import Precision, choose_device, keep_freed_memory
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
-from model.training.batch_input import training_input
-from model.training.epoch_figures import flop_utilisation, peak_flops_per_s, peak_memory_mb
+from model.training.augment import training_input
+from model.training.epoch_figures import flop_utilisation, flops_per_frame, peak_flops_per_s, peak_memory_mb
 from model.training.step import TrainingStep, set_up
-from model.training.step_profiling import flops_per_frame
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
 from pipeline.params import check, parse_yaml, recipe_text

@@ -60,7 +60,7 @@ def show_logs(level: int = logging.INFO) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to the current `sys.stderr`, which stages/mouths/native_stderr.py replaces for a while."""
+    """Writes to the current `sys.stderr`, which stages/mouths/landmarker.py replaces for a while."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -34,8 +34,16 @@ from shards.pipes import refuse_pipe
 from shards.samples import read_samples, samples_hash
 from shards.store import ShardStore
 from shards.stream import read_sample
-from stages.cards.model_card import CARD, ExportFacts, FileFacts, Measured, TrainedOn, model_card
-from stages.cards.model_card_examples import FILES, ExportFormat
+from stages.cards.model_card import (
+    CARD,
+    FILES,
+    ExportFacts,
+    ExportFormat,
+    FileFacts,
+    Measured,
+    TrainedOn,
+    model_card,
+)
 from stages.reports.figures import UNKNOWN_GROUP, read_by
 from stages.settings import CorpusParams
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.training.job import TrainingJob
+from model.training.training_data import TrainingJob
 from pipeline.params import Params, params_text
 from shards.open_store import open_store
 

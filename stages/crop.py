@@ -22,11 +22,10 @@ from shards.pipes import refuse_pipe
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
 from stages.clips.clip_work import Clip, CropWork, Done, Executor
-from stages.clips.job_shares import Part, mark_of
+from stages.clips.ledger import Part, ledger_mark, mark_of
 from stages.clips.local_pool import LocalPool
-from stages.clips.provenance import ledger_mark
 from stages.clips.shared_cache import SharedCache
-from stages.mouths.native_stderr import NATIVE_LOG
+from stages.mouths.landmarker import NATIVE_LOG
 from stages.settings import CorpusParams, CropParams
 
 PARTIAL_FILE_AGE_S = 24 * 3_600.0
@@ -76,7 +75,7 @@ def crop(
     """Writes crops.parquet and tracks.parquet, in the order of clips.parquet: one row for each clip, ok or rejected.
 
     With a `part`, crops only its share of the clips, and writes them to separate tables next to these, for
-    `job_shares.merge`. It first removes such tables of an earlier run, so that a killed job leaves none. crops.parquet
+    `ledger.merge`. It first removes such tables of an earlier run, so that a killed job leaves none. crops.parquet
     is written last: if it exists, tracks.parquet is of the same run.
     Clips finished earlier come from the cache. A clip on which a process dies or hangs becomes `crashed` or `timeout`,
     and the run continues. Raises TableError where clips.parquet is missing, MachineError where mediapipe cannot run

@@ -17,7 +17,7 @@ from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
 from stages.clips.clip_work import DATA_ERRORS
 from stages.corpora import Transcript, read_corpus, split_rank
 from stages.corpora.long_clips import cut_long_clip
-from stages.corpora.overlap import (
+from stages.corpora.transcript import (
     NAMES_SHOWN,
     Shared,
     check_texts,

@@ -41,7 +41,7 @@ from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
-from stages.clips.provenance import refuse_other_ledger
+from stages.clips.ledger import refuse_other_ledger
 from stages.corpora.transcript import split_rank
 from stages.settings import CorpusParams, CropParams
 

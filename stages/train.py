@@ -13,19 +13,23 @@ from model.networks.network import num_parameters
 from model.progress import Progress
 from model.runs import RunFolder, locked_run_folder, logger, refuse_foreign_checkpoints, training_log
 from model.training import schedule
-from model.training.epoch_figures import curve_of, epoch_line, flop_utilisation, peak_memory_mb
+from model.training.epoch_figures import (
+    choose_threads,
+    curve_of,
+    epoch_line,
+    flop_utilisation,
+    flops_per_frame_if_known,
+    peak_memory_mb,
+)
 from model.training.fine_tuning import to_training_mode
-from model.training.job import TrainingJob, TrainingSummary
 from model.training.last_checkpoint import save_last
 from model.training.metric_logger import MetricLogger
 from model.training.pixel_statistics import with_pixel_statistics
 from model.training.quarantine import Quarantine
-from model.training.ranks import only_warnings, process_group
+from model.training.ranks import StopSignals, only_warnings, process_group
 from model.training.run_messages import log_left_out, log_start
 from model.training.step import StepFigures, set_up
-from model.training.step_profiling import choose_threads, flops_per_frame_if_known
-from model.training.stopping import StopSignals
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob, TrainingSummary
 from model.training.training_state import run_of
 from model.training.validation import ValidationResult, validate
 from shards.errors import Interrupted, TrainingError

@@ -1,4 +1,4 @@
-"""Augmentation of training clips: drawn on the CPU, applied on the device.
+"""Turns a batch of the stream into augmented input of the network: drawn on the CPU, applied on the device.
 
 A clip's augmentation depends only on (seed, epoch, clip_id). Batching, workers and resuming do not change it.
 Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the window), M time masks.
@@ -7,15 +7,28 @@ Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from model.networks.network_input import inside, mean_frame, normalised, resized, resized_size, window_of
+from model.losses import label_steps_needed
+from model.networks.network_input import (
+    Targets,
+    inside,
+    mean_frame,
+    normalised,
+    resized,
+    resized_size,
+    targets_of,
+    window_of,
+)
 from model.settings import AugmentParams, ModelParams
+from model.training.compiling import to_bucket
+from model.training.training_data import TrainingData, TrainingJob
+from shards.stream import ClipBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +243,32 @@ def _masked(values_BTYX: torch.Tensor, drawn: _Drawn) -> torch.Tensor:
     hidden_BT = ((first_BM1 <= frame_T) & (frame_T < stop_BM1)).any(dim=1)
     mean_B1YX = mean_frame(values_BTYX, drawn.played_frames_B)
     return torch.where(hidden_BT[:, :, None, None], mean_B1YX, values_BTYX)
+
+
+def training_input(
+    batch: ClipBatch, job: TrainingJob, data: TrainingData, epoch: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, Targets]:
+    """Returns normalised, augmented video (B, 1, T, Y, X), the frame counts (on the CPU), and the labels."""
+    changes = []
+    for clip_id, label, num_frames in zip(
+        batch.clip_ids, batch.labels, batch.num_frames_B.tolist(), strict=True
+    ):
+        change = draw_change(
+            job.train.augment, job.loader.seed, epoch, clip_id, duration_s=num_frames / data.fps
+        )
+        changes.append(_limit_speed(change, label, num_frames, data))
+    video_BCTYX, num_frames_B = augmented_input(
+        batch.video_BTHW.to(device, non_blocking=True),
+        batch.num_frames_B,
+        changes,
+        data.model,
+    )
+    if job.train.compile:
+        video_BCTYX = to_bucket(video_BCTYX)
+    return video_BCTYX, num_frames_B, targets_of(batch.labels, data.vocabulary, device)
+
+
+def _limit_speed(change: ClipChange, label: str, num_frames: int, data: TrainingData) -> ClipChange:
+    """Limits the speed so that CTC can still spell the label; else its loss would be infinite."""
+    fewest_frames = (label_steps_needed(label, data.vocabulary) - 1) * data.model.temporal_stride + 1
+    return replace(change, speed=min(change.speed, max(num_frames / max(fewest_frames, 1), 1.0)))

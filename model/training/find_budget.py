@@ -21,11 +21,10 @@ import torch
 from model.device import choose_device
 from model.runs import logger
 from model.training.epoch_figures import peak_memory_mb
-from model.training.job import TrainingJob
 from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory
 from model.training.ranks import ranks_of
 from model.training.step import set_up
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import ConfigError, TrainingError
 from shards.machine import available_mb, usable_cores
 from shards.store import FolderStore

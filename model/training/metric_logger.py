@@ -15,9 +15,9 @@ from model.decoding.result import ScoredClip
 from model.metrics import edit_counts
 from model.progress import Progress
 from model.runs import Curve, RunFolder
-from model.training.job import TrainingJob
 from model.training.metric_journal import MetricJournal
 from model.training.step import StepFigures
+from model.training.training_data import TrainingJob
 from shards.enums import VALID_SPLIT
 from shards.errors import TrainingError
 from shards.sample_reader import read_sample

@@ -10,9 +10,9 @@ from model.checkpoints import load_checkpoint, reported_as_modified
 from model.networks.network_input import SMALLEST_VARIANCE, mean_frame, window_of
 from model.runs import RunFolder
 from model.settings import ModelParams
-from model.training.job import TrainingJob
 from model.training.last_checkpoint import newest_intact
 from model.training.ranks import SINGLE_PROCESS, Ranks
+from model.training.training_data import TrainingJob
 from shards.errors import ShardError, TrainingError
 from shards.open_shards import OpenShards
 from shards.sample_reader import read_sample_of

@@ -1,14 +1,19 @@
 """The processes that train together: one per GPU, started by torchrun, or a single process.
 
+Also the signals that stop them, SIGTERM and Ctrl-C: noted at once, handled where training can stop.
+
 Shapes: W ranks, N values.
 """
 
 import contextlib
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch import distributed, nn
@@ -172,3 +177,30 @@ def _lost_rank_reported() -> Iterator[None]:
             f"another process of this training has ended ({reason}); its own message gives the reason. Run the same "
             "command to resume from the last checkpoint"
         ) from error
+
+
+class StopSignals:
+    """Notes a signal. A second Ctrl-C raises KeyboardInterrupt at once.
+
+    One stop may send SIGTERM twice: the batch system sends it to every process, torchrun to its own processes.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._was_ctrl_c = False
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        is_ctrl_c = number == signal.SIGINT
+        if is_ctrl_c and self._was_ctrl_c:
+            raise KeyboardInterrupt
+        self.requested, self._was_ctrl_c = True, self._was_ctrl_c or is_ctrl_c
+
+    @contextmanager
+    def handlers(self) -> Iterator[None]:
+        """Notes signals within it; restores the previous handlers afterwards."""
+        previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -18,10 +18,9 @@ from model.networks.network import num_parameters
 from model.progress import Progress
 from model.runs import RunFolder, logger
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
-from model.training.job import TrainingJob
 from model.training.last_checkpoint import newest_intact
 from model.training.ranks import Ranks
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState, other_params, run_of
 from shards.enums import VALID_SPLIT
 from shards.errors import CheckpointError, PipelineError

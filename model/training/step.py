@@ -15,14 +15,12 @@ from model.device import Precision, tune
 from model.losses import LossParams, joint_loss_B
 from model.runs import logger
 from model.training import schedule
-from model.training.batch_input import training_input
+from model.training.augment import training_input
 from model.training.compiling import compile_parts
 from model.training.fine_tuning import to_training_mode
-from model.training.job import TrainingJob
 from model.training.out_of_memory import MEMORY_ERRORS, MicroBatches, is_out_of_memory, padded_frames
-from model.training.ranks import SINGLE_PROCESS, Ranks
-from model.training.stopping import StopSignals
-from model.training.training_data import TrainingData
+from model.training.ranks import SINGLE_PROCESS, Ranks, StopSignals
+from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState
 from shards.errors import Interrupted, TrainingError
 from shards.stream import ClipBatch

@@ -22,11 +22,10 @@ from model.progress import Progress
 from model.runs import RunFolder, logger, run_fingerprint
 from model.text import NORMALISER_VERSION
 from model.training.fine_tuning import parameter_groups, start_from
-from model.training.job import TrainingJob
 from model.training.last_checkpoint import load_last
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.schedule import WeightAverage
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import CheckpointError
 from shards.files import sha256_of
 from shards.machine import usable_cores

@@ -7,9 +7,8 @@ from model.decoding.reader import LipReader
 from model.decoding.result import ScoredClip
 from model.decoding.scoring import score_batches
 from model.metrics import EditCounts, total_counts
-from model.training.job import TrainingJob
 from model.training.ranks import Ranks
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from shards.stream import ShardStream
 
 

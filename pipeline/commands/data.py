@@ -253,7 +253,7 @@ def _ingest(values: "Params", json_: bool) -> Mapping[str, object]:
 def _crop(
     values: "Params", json_: bool, job_index: int | None = None, num_jobs: int | None = None
 ) -> Mapping[str, object]:
-    from stages.clips.job_shares import Part
+    from stages.clips.ledger import Part
     from stages.crop import crop as run
 
     paths = values.paths
@@ -278,7 +278,7 @@ def _crop(
 
 
 def _merge(values: "Params", num_jobs: int | None, json_: bool) -> Mapping[str, object]:
-    from stages.clips.job_shares import merge
+    from stages.clips.ledger import merge
 
     paths = values.paths
     merged = merge(values.crop, Path(paths.clips), Path(paths.crops), Path(paths.tracks), num_jobs)

@@ -28,7 +28,7 @@ from pipeline.params import Params
 from shards.errors import ClipRejected, ConfigError, DiskError, Interrupted, MachineError
 from shards.files import atomic_file
 from shards.safe_text import one_line
-from stages.mouths.native_stderr import NATIVE_LOG, native_stderr_to
+from stages.mouths.landmarker import NATIVE_LOG, native_stderr_to
 
 if TYPE_CHECKING:
     from pipeline.inference.burn_in import MouthBoxes

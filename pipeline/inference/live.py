@@ -25,9 +25,8 @@ from pipeline.inference.readers import open_reader
 from pipeline.inference.text_of_video import JoinedReadings, Segment
 from pipeline.params import Params
 from shards.safe_text import one_line
-from stages.mouths.landmarker import face_finder
+from stages.mouths.landmarker import NATIVE_LOG, face_finder, native_stderr_to
 from stages.mouths.mouth_pictures import WholePictures
-from stages.mouths.native_stderr import NATIVE_LOG, native_stderr_to
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 

@@ -23,7 +23,7 @@ from pipeline.inference.readers import OpenedReader
 from pipeline.params import Params
 from shards.errors import MachineError, PipelineError
 from stages.clips.local_pool import START_TIMEOUT_S, end_with_parent, interrupts_held
-from stages.mouths.native_stderr import NATIVE_LOG, native_stderr_to
+from stages.mouths.landmarker import NATIVE_LOG, native_stderr_to
 
 STRIP_S, STRIP_FPS = 4.0, 12.5
 """Length and rate of the mouth on the page: enough to see that it is the right mouth and that it moves."""

@@ -26,7 +26,7 @@ from shards.errors import MachineError
 from shards.machine import describe_exit, limit_bytes
 from shards.schema import Reason
 from stages.clips.clip_work import Clip, Done, Work, given_up, place
-from stages.mouths.native_stderr import native_stderr_to
+from stages.mouths.landmarker import native_stderr_to
 
 MAX_FAILED_STARTS = 3
 """Processes in a row that may die before they read a clip: a busy machine kills one, a broken machine all."""

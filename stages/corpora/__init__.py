@@ -7,9 +7,8 @@ from shards.errors import CorpusError
 from shards.schema import CLIP_ID_PATTERN
 from stages.corpora.chinese_lips import read_chinese_lips
 from stages.corpora.grid import read_grid
-from stages.corpora.overlap import with_one_spelling
 from stages.corpora.table import read_transcript_table
-from stages.corpora.transcript import Transcript, split_rank
+from stages.corpora.transcript import Transcript, split_rank, with_one_spelling
 from stages.settings import CorpusParams
 
 __all__ = ["Transcript", "read_corpus", "split_rank"]

@@ -30,8 +30,7 @@ import pyarrow.parquet as pq
 from shards.errors import CorpusError
 from shards.pipes import refuse_pipe
 from stages.corpora.csv_rows import read_csv
-from stages.corpora.overlap import videos_of, with_one_spelling
-from stages.corpora.transcript import Transcript, relative_media
+from stages.corpora.transcript import Transcript, relative_media, videos_of, with_one_spelling
 from stages.settings import CorpusParams
 
 _log = logging.getLogger(__name__)

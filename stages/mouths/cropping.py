@@ -18,13 +18,12 @@ from stages.mouths.geometry import longest_gap, mouth_track
 from stages.mouths.landmarks import FaceTrack, Landmarks
 from stages.mouths.main_face import main_face
 from stages.mouths.media_kind import kind_hint
-from stages.mouths.motion import mouth_motion
 from stages.mouths.mouth_pictures import MouthPatches
-from stages.mouths.rendering import render_from_track
+from stages.mouths.rendering import mouth_motion, render_from_track
 from stages.settings import CropParams
 from stages.videos.media import Media, source_of
 from stages.videos.picture import Window
-from stages.videos.timestamps import mean_fps, resample
+from stages.videos.streams import mean_fps, resample
 from stages.videos.video import decode, read_header
 
 CODE_VERSION = 4

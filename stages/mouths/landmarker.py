@@ -1,11 +1,14 @@
 """Finds faces and their landmarks in one picture. The result depends only on that picture.
 
 No state is carried from picture to picture. So pictures may be searched in any order, which adaptive tracking needs,
-and earlier searches do not change the landmarks of a picture.
+and earlier searches do not change the landmarks of a picture. Also keeps the messages of the native libraries off the
+terminal, where they would bury important messages.
 """
 
 import hashlib
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache, partial
@@ -15,7 +18,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.disk import disk_errors_reported
 from shards.errors import MachineError
+from shards.pipes import refuse_pipe
+from shards.safe_text import LogFormatter
 from stages.mouths.face_search import DetectFaces, Square, whole_picture
 from stages.videos.picture import SourceFrame
 
@@ -24,11 +30,36 @@ if TYPE_CHECKING:
 
     from stages.mouths.face_mesh import FaceMesh
 
+NATIVE_LOG = "native.log"
+_is_redirected = False
 MODEL_FILE = Path(__file__).parent / "assets" / "face_landmarker.task"
 MODEL_SHA256 = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
 
 Mesh = NDArray[np.float32]
 """(478, 3): x and y in upright source pixels, z (towards the back of the head) in the same unit."""
+
+
+def native_stderr_to(file: Path) -> None:
+    """Appends to `file`, from now on, all that native code of this process writes to stderr.
+
+    mediapipe and TensorFlow Lite write about four lines per video, and none of their settings stops it. Python's own
+    messages, tracebacks included, still go to the terminal, through the new `sys.stderr` that this function installs.
+    Code that kept the old `sys.stderr` writes to `file` too. Raises MachineError if `file` cannot be written.
+    """
+    global _is_redirected
+    refuse_pipe(file)
+    with disk_errors_reported(f"machine.cache_dir: {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    # a worker has no other handler
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(LogFormatter())
+    sys.stderr.flush()
+    if not _is_redirected:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        _is_redirected = True
+    os.dup2(log, 2)
+    os.close(log)
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from stages.settings import CropParams
 from stages.videos.display import MAX_PIXEL_RATIO, Display, pixel_ratio, square_size
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.picture import SourceFrame
-from stages.videos.streams import select_video_stream
-from stages.videos.timestamps import Clock, timestamp_s
+from stages.videos.streams import Clock, select_video_stream, timestamp_s
 from stages.videos.zip_directory import find_member
 from stages.videos.zip_member import MemberFile, opened_member
 

@@ -17,8 +17,8 @@ import pytest
 
 from model.runs import locked_run_folder
 from model.training import find_budget
-from model.training.job import TrainingJob
 from model.training.quarantine import Quarantine
+from model.training.training_data import TrainingJob
 from shards.errors import TrainingError
 from shards.stream import BadSample
 from stages.train import train

@@ -15,7 +15,7 @@ SOURCE = """
 import logging, os, sys
 from pathlib import Path
 from pipeline.console import show_logs
-from stages.mouths.native_stderr import native_stderr_to
+from stages.mouths.landmarker import native_stderr_to
 
 show_logs()
 for number in (1, 2):

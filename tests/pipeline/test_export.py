@@ -24,8 +24,7 @@ from shards.errors import CheckpointError, ConfigError, MachineError, TableError
 from shards.files import file_identity
 from shards.samples import read_samples
 from shards.stream import read_sample
-from stages.cards.model_card import Measured, TrainedOn, model_card
-from stages.cards.model_card_examples import FILES, ExportFormat, example
+from stages.cards.model_card import FILES, ExportFormat, Measured, TrainedOn, example, model_card
 from stages.reports.figures import interval_about
 from stages.train import train
 from tests.support import forked

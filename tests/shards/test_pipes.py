@@ -25,7 +25,7 @@ from shards.files import check_table, read_table, read_table_in_pieces, sha256_o
 from shards.pipes import refuse_pipe
 from shards.schema import CLIPS
 from stages.corpora.csv_rows import read_text
-from stages.mouths.native_stderr import native_stderr_to
+from stages.mouths.landmarker import native_stderr_to
 from stages.reports.compare import compare
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from shards.files import read_table, table_from_rows, write_table
 from shards.store import FolderStore
 from shards.stream import read_sample
 from stages.clips.cache import ClipCache
-from stages.clips.provenance import ledger_mark
+from stages.clips.ledger import ledger_mark
 from tests.support.crop_runs import write_clips
 from tests.support.packing import PARAMS, Packing, make
 from tests.support.videos import write_face

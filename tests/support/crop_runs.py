@@ -13,7 +13,7 @@ from shards import schema
 from shards.files import Progress, table_from_rows, write_table
 from shards.settings import MachineParams
 from stages.clips import local_pool
-from stages.clips.job_shares import Part
+from stages.clips.ledger import Part
 from stages.crop import CropSummary, crop
 from stages.settings import CorpusParams, CropParams
 from tests.support import forked

@@ -15,8 +15,8 @@ import torch
 from model import checkpoints
 from model.decoding.reader import LipReader
 from model.training import step
-from model.training.job import TrainingJob
 from model.training.step import StepFigures, TrainingStep
+from model.training.training_data import TrainingJob
 from shards.errors import Interrupted
 from shards.stream import ClipBatch
 from stages import train

@@ -7,7 +7,7 @@ import av
 import numpy as np
 
 from stages.settings import CropParams
-from stages.videos.timestamps import resample
+from stages.videos.streams import resample
 from stages.videos.video import decode
 from tests.support.videos import (
     face_pictures,

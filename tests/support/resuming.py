@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from model.device import Precision
-from model.training.job import TrainingJob
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState
 from shards.errors import Interrupted
 from stages.train import train

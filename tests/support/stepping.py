@@ -8,10 +8,9 @@ from torch import nn
 
 from model.device import Precision
 from model.settings import ModelParams
-from model.training.job import TrainingJob
 from model.training.ranks import Ranks
 from model.training.step import StepFigures, TrainingStep
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState
 from shards.stream import ClipBatch
 from tests.support.packed import Packed

@@ -9,7 +9,7 @@ from model.decoding.reader import LipReader
 from model.decoding.result import ScoredClip
 from model.decoding.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
-from model.training.job import TrainingJob
+from model.training.training_data import TrainingJob
 from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.support.packed import Packed

@@ -12,8 +12,7 @@ import torch
 from model.losses import label_steps_needed
 from model.networks.network_input import network_input
 from model.settings import AugmentParams, ModelParams, TrainParams
-from model.training.augment import ClipChange, augmented_input, draw_change
-from model.training.batch_input import training_input
+from model.training.augment import ClipChange, augmented_input, draw_change, training_input
 from model.vocabulary import Vocabulary
 from shards.settings import LoaderParams
 from shards.stream import ClipBatch

@@ -16,9 +16,9 @@ from model.decoding.result import ScoredClip
 from model.progress import Progress
 from model.runs import Curve, RunFolder
 from model.training.epoch_figures import curve_of
-from model.training.job import TrainingJob
 from model.training.metric_logger import FRAMES_A_CLIP, MetricLogger, tensorboard_folder
 from model.training.step import StepFigures
+from model.training.training_data import TrainingJob
 from shards.plan import EpochPlan
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips

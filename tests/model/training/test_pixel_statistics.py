@@ -14,14 +14,13 @@ from model.decoding.reader import LipReader
 from model.networks.network_input import network_input
 from model.runs import RunFolder
 from model.settings import ModelParams
-from model.training.job import TrainingJob
 from model.training.pixel_statistics import (
     MEASURED_CLIPS,
     MEASURED_SHARDS,
     measure_pixel_statistics,
     with_pixel_statistics,
 )
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import CheckpointError, Interrupted, ShardError, TrainingError
 from shards.samples import read_samples
 from shards.settings import LoaderParams

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from model.runs import RunFolder
-from model.training.job import TrainingJob
 from model.training.quarantine import Quarantine
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import Interrupted, MachineError, ShardError, TrainingError
 from shards.plan import plan_epoch
 from shards.remote_store import RemoteStore

@@ -18,10 +18,9 @@ from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
 from model.runs import RunFolder, locked_run_folder
 from model.settings import DecodeParams
-from model.training.job import TrainingJob
 from model.training.pixel_statistics import measure_pixel_statistics, with_pixel_statistics
 from model.training.ranks import Ranks, ranks_of
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import run_of
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
 from shards.plan import plan_epoch

@@ -18,8 +18,8 @@ import torch
 from model.checkpoints import load_checkpoint
 from model.networks.lstm import BilstmEncoder
 from model.settings import DecodeParams, ModelParams
-from model.training.job import TrainingJob
 from model.training.step import TrainingStep
+from model.training.training_data import TrainingJob
 from shards.errors import Interrupted
 from shards.plan import plan_epoch
 from shards.samples import read_samples

@@ -10,7 +10,7 @@ import torch
 
 from model.checkpoints import load_checkpoint
 from model.settings import DecodeParams, TextParams
-from model.training.job import TrainingJob
+from model.training.training_data import TrainingJob
 from shards.errors import CheckpointError, Interrupted
 from shards.settings import LoaderParams, MachineParams
 from shards.store import FolderStore

@@ -13,12 +13,11 @@ from torch._dynamo.utils import counters
 
 from model import device
 from model.settings import AugmentParams
-from model.training import find_budget, step_profiling
+from model.training import epoch_figures, find_budget
+from model.training.epoch_figures import choose_threads, flops_per_frame
 from model.training.find_budget import Shape
-from model.training.job import TrainingJob
 from model.training.step import TrainingStep, set_up
-from model.training.step_profiling import choose_threads, flops_per_frame
-from model.training.training_data import TrainingData
+from model.training.training_data import TrainingData, TrainingJob
 from shards.settings import MachineParams
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips
@@ -89,7 +88,7 @@ def test_operations_per_frame_do_not_depend_on_speed_or_bucket(tmp_path: Path, p
         step.job = replace(step.job, train=step.job.train.model_copy(update={"compile": compiled}))
         stream, _ = step.data.streams(pin_memory=False)
         batch = next(iter(stream.batches(step.data.epoch(0).batches)))
-        inputs = step_profiling.training_input(batch, step.job, step.data, 0, CPU)
+        inputs = epoch_figures.training_input(batch, step.job, step.data, 0, CPU)
         entered.append(inputs[0].shape[2])
         counts.append(flops_per_frame(step, batch, 0))
     assert len(set(entered)) == 3, entered
@@ -101,7 +100,7 @@ def test_timing_the_threads_is_logged(
 ) -> None:
     monkeypatch.setattr(device, "TIMED_STEPS", 1)
     for cores, lines in ((1, 0), (2, 2)):
-        for module in (step_profiling, device):
+        for module in (epoch_figures, device):
             monkeypatch.setattr(module, "usable_cores", lambda cores=cores: cores)
         job = replace(job_in(tmp_path, packed), machine=MachineParams(threads=0, device="cpu"))
         step = step_of(job)

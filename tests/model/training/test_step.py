@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.settings import DecodeParams
-from model.training.batch_input import training_input
+from model.training.augment import training_input
 from model.training.ranks import Ranks
 from shards.errors import Interrupted
 from shards.stream import ClipBatch

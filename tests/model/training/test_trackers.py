@@ -14,9 +14,9 @@ import pytest
 from model.progress import Progress
 from model.runs import RunFolder
 from model.training import metric_journal, trackers
-from model.training.job import TrainingJob
 from model.training.metric_journal import MetricJournal
 from model.training.trackers import Row, TrackedRun
+from model.training.training_data import TrainingJob
 from pipeline.params import load_params
 from shards.errors import ConfigError, Interrupted, TrainingError
 from stages.train import train

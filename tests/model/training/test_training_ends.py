@@ -15,8 +15,8 @@ import torch
 from model.checkpoints import load_checkpoint
 from model.progress import Progress
 from model.runs import RunFolder, training_log
+from model.training.ranks import StopSignals
 from model.training.step import StepFigures, TrainingStep
-from model.training.stopping import StopSignals
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model import runs
-from model.training.job import TrainingJob
+from model.training.training_data import TrainingJob
 from pipeline.params import check, load_params, params_text, read_mapping
 from pipeline.training_job import job_of
 from shards.errors import Interrupted

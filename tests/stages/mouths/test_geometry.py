@@ -27,7 +27,7 @@ from stages.mouths.geometry import (
 from stages.mouths.landmarks import KEPT, Landmarks
 from stages.mouths.main_face import main_face
 from stages.settings import CropParams
-from stages.videos.timestamps import resample
+from stages.videos.streams import resample
 from tests.support.faces import face_points, landmarks_of
 
 PARAMS = CropParams()

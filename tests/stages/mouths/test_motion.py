@@ -9,7 +9,7 @@ import pytest
 
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import crop_video
-from stages.mouths.motion import mouth_motion
+from stages.mouths.rendering import mouth_motion
 from stages.settings import CropParams
 from tests.support.pictures import pictures_of, rejected
 from tests.support.videos import face_pictures, mouth_pictures, placed, write_video

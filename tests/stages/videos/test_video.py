@@ -15,7 +15,7 @@ from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.settings import CropParams
 from stages.videos.media import Source
-from stages.videos.timestamps import resample
+from stages.videos.streams import resample
 from stages.videos.video import decode, read_header
 from tests.support.odd_videos import PARAMS, resampled_numbers, times_of, with_last_picture_for
 from tests.support.videos import (

@@ -14,7 +14,7 @@ import pytest
 from shards.schema import MediaKind, Reason
 from stages.clips.cache import ClipCache
 from stages.videos.media import Source, resolve_media
-from stages.videos.timestamps import Clock
+from stages.videos.streams import Clock
 from stages.videos.video import decode, read_header
 from tests.support.odd_videos import with_last_picture_for
 from tests.support.sources import PARAMS, gray_HW, pictures, rejection, zipped

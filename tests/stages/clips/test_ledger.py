@@ -8,8 +8,8 @@ import pytest
 from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError, TableError
 from stages import crop as crop_stage
-from stages.clips import job_shares
-from stages.clips.job_shares import Merged, Part, merge
+from stages.clips import ledger
+from stages.clips.ledger import Merged, Part, merge
 from stages.settings import CropParams
 from tests.support import in_process
 from tests.support.crop_runs import Run, clip_row, write_clips
@@ -143,7 +143,7 @@ def test_merge_killed_at_a_table_leaves_no_mixed_pair(
     whole = run.tables()
     run_all_parts(run)
     with monkeypatch.context() as patch:
-        kill_at(patch, job_shares, table)
+        kill_at(patch, ledger, table)
         with pytest.raises(KeyboardInterrupt):
             merged(run)
     assert not (run.folder / "crops.parquet").exists()
