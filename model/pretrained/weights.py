@@ -8,8 +8,7 @@ import torch
 
 from model.checkpoints import CHECKPOINT_VERSION
 from model.networks.network import LipNetwork
-from model.pretrained.files import PublicWeights, open_weights
-from model.pretrained.names import PublicFormat
+from model.pretrained.files import PublicFormat, PublicWeights, open_weights
 from model.pretrained.report import PARTS, ImportReport, part_of, part_reports
 from model.pretrained.sizes import model_params, network_of_shapes
 from model.pretrained.table import NEVER_LOGIT, PublicTable, read_table

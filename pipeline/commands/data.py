@@ -57,7 +57,7 @@ def init(
 
     Example: pipeline init --recipe chinese_lips --corpus-root /data/Chinese-LiPS
     """
-    from pipeline.recipes import write_recipe
+    from pipeline.project import write_recipe
 
     if recipe is None and not (dvc and params.exists()):
         raise ConfigError(f"--recipe is missing; use one of {', '.join(RECIPES)}")
@@ -67,7 +67,7 @@ def init(
     if recipe is not None:
         written = write_recipe(recipe, params, corpus_root, force)
     if dvc:
-        from pipeline.dvc_project import write_dvc_files
+        from pipeline.project import write_dvc_files
 
         say(f"DVC project: {', '.join(write_dvc_files(Path.cwd(), force=force))}")
     say(written)
@@ -85,7 +85,7 @@ def demo(
     Example: pipeline demo && pipeline run
     """
     from pipeline.demo.corpus import build_demo_corpus
-    from pipeline.recipes import refuse_other_recipe, show_dvc_lock, write_recipe
+    from pipeline.project import refuse_other_recipe, show_dvc_lock, write_recipe
     from shards.machine import usable_cores
 
     if not params.exists():
@@ -119,7 +119,7 @@ def run(
 
     Example: pipeline run; pipeline run stats; pipeline run --force report
     """
-    from pipeline.dvc_project import run_stages
+    from pipeline.project import run_stages
 
     raise typer.Exit(run_stages(Path.cwd(), arguments or ()))
 

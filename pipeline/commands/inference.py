@@ -180,7 +180,7 @@ def serve(
             f"pipeline serve needs {', '.join(missing)}; install them: pip install 'lip-pipeline[serve]'"
         )
     from pipeline.inference.readers import model_of
-    from pipeline.serve.limits import Limits
+    from pipeline.serve.refusals import Limits
     from pipeline.serve.run import serve as run
 
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)

@@ -134,8 +134,7 @@ def train(
 def _find_budget(values: "Params", json_: bool) -> None:
     from model.training.find_budget import find_budget
     from pipeline.console import stdout
-    from pipeline.tables.frame_budget import print_budget
-    from pipeline.training_job import job_of
+    from pipeline.training_job import job_of, print_budget
 
     found = find_budget(job_of(values))
     if json_:

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 
 from pipeline.demo.face import FRAME_HEIGHT, FRAME_WIDTH, Face
-from pipeline.demo.motion import FPS, clip_motion
+from pipeline.demo.motion import FPS, Viseme, clip_motion, viseme_sequence
 from pipeline.demo.photograph import Image
 from pipeline.demo.plan import (
     CSV_HEADER,
@@ -41,7 +41,6 @@ from pipeline.demo.plan import (
     plan_corpus,
     speaker_of,
 )
-from pipeline.demo.visemes import Viseme, viseme_sequence
 from shards.errors import CorpusError
 from shards.files import atomic_file, write_bytes
 

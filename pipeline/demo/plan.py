@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.demo.motion import viseme_sequence
 from pipeline.demo.photograph import Speaker, draw_speaker
-from pipeline.demo.visemes import viseme_sequence
 
 SLOTS: Final[dict[str, str]] = {
     "who": "我你他爸妹冯周",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.inference.caption_font import CaptionFont
 from pipeline.inference.captions import caption_lines
-from pipeline.inference.pauses import Piece
+from pipeline.inference.pieces import Piece
 from pipeline.inference.text_of_video import Segment, VideoReading
 from pipeline.params import Params
 from shards.errors import ClipRejected

@@ -20,7 +20,7 @@ import numpy as np
 from model.decoding.result import ClipReader
 from pipeline.inference.capture import Capture, capturing, stopped_by_signals
 from pipeline.inference.long_video import MouthStream
-from pipeline.inference.pauses import Piece
+from pipeline.inference.pieces import Piece
 from pipeline.inference.readers import open_reader
 from pipeline.inference.text_of_video import JoinedReadings, Segment
 from pipeline.params import Params

@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.inference.pauses import (
+from pipeline.inference.pieces import (
     Cut,
     Piece,
+    ReadyMouthStream,
     decode_through_gaps,
     frame_step_s,
     gap_piece,
@@ -25,7 +26,6 @@ from pipeline.inference.pauses import (
     rests_throughout,
     runs,
 )
-from pipeline.inference.ready_mouths import ReadyMouthStream
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, cut_mouth

@@ -14,7 +14,7 @@ from model.decoding.result import Candidate, ClipReader, Reading
 from model.metrics import edit_counts
 from model.text import is_han, normalise
 from pipeline.inference.long_video import mouth_pieces
-from pipeline.inference.pauses import Piece
+from pipeline.inference.pieces import Piece
 from pipeline.params import Params
 from shards.errors import ClipRejected
 from shards.schema import Reason

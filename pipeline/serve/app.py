@@ -13,17 +13,20 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pipeline.serve import plain_words
-from pipeline.serve.limits import Limits
-from pipeline.serve.plain_words import Refusal, refusal
-from pipeline.serve.queue import Place, QueueFull, ReadingQueue, Started, Waiting
-from pipeline.serve.upload import (
+from pipeline.serve import refusals
+from pipeline.serve.refusals import Limits, Refusal, refusal
+from pipeline.serve.uploads import (
     BadUpload,
     ClientDisconnect,
     NoRoomForUpload,
+    Place,
+    QueueFull,
+    ReadingQueue,
     SlowUpload,
+    Started,
     TooLargeUpload,
     Upload,
+    Waiting,
     receive_upload,
 )
 from pipeline.serve.worker import Answer, Mouth, ReadingWorker, WorkerDied, WorkerLate
@@ -71,7 +74,7 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
         try:
             place = queue.reserve()
         except QueueFull:
-            return _refused(refusal(plain_words.BUSY, limits), {"Retry-After": "30"})
+            return _refused(refusal(refusals.BUSY, limits), {"Retry-After": "30"})
         try:
             started_s = time.monotonic()
             upload = await receive_upload(request, limits)
@@ -100,13 +103,13 @@ def make_app(worker: ReadingWorker, limits: Limits, model_name: str) -> FastAPI:
 
 
 _UPLOAD_FAULTS: dict[type[BaseException], str] = {
-    TooLargeUpload: plain_words.TOO_LARGE,
-    BadUpload: plain_words.BAD_REQUEST,
-    SlowUpload: plain_words.SLOW_UPLOAD,
-    NoRoomForUpload: plain_words.NO_ROOM,
-    ClientDisconnect: plain_words.BAD_REQUEST,
+    TooLargeUpload: refusals.TOO_LARGE,
+    BadUpload: refusals.BAD_REQUEST,
+    SlowUpload: refusals.SLOW_UPLOAD,
+    NoRoomForUpload: refusals.NO_ROOM,
+    ClientDisconnect: refusals.BAD_REQUEST,
     # uvicorn cancels only the requests that are not finished soon after the server is stopped
-    asyncio.CancelledError: plain_words.STOPPING,
+    asyncio.CancelledError: refusals.STOPPING,
 }
 
 
@@ -147,11 +150,11 @@ async def _json_events(
                         },
                     }
     except WorkerDied:
-        yield _failed(refusal(plain_words.STOPPING if worker.is_stopped else Reason.CRASHED, limits))
+        yield _failed(refusal(refusals.STOPPING if worker.is_stopped else Reason.CRASHED, limits))
     except WorkerLate:
         yield _failed(refusal(Reason.TIMEOUT, limits))
     except PipelineError as error:
-        yield _failed(refusal(plain_words.NO_READER, limits, str(error)))
+        yield _failed(refusal(refusals.NO_READER, limits, str(error)))
 
 
 def _with_message(segment: JsonObject, upload: Upload, limits: Limits) -> JsonObject:

@@ -16,8 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.serve.limits import Limits
-from pipeline.serve.plain_words import FOREIGN, WRONG_HOST, refusal
+from pipeline.serve.refusals import FOREIGN, WRONG_HOST, Limits, refusal
 
 ANSWER_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -95,7 +94,7 @@ def _is_own_page(headers: Headers) -> bool:
 def timeout_protocol(pause_s: float) -> type[H11Protocol]:
     """Returns a protocol that closes an idle connection within twice `pause_s`.
 
-    Idle means: the head of a request is not complete, or the client does not read the rest of an answer. `upload.py`
+    Idle means: the head of a request is not complete, or the client does not read the rest of an answer. `uploads.py`
     checks the speed of a request's body, `worker.py` the time for an answer.
     """
 

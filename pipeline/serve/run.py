@@ -17,7 +17,7 @@ from pipeline.inference.readers import open_reader
 from pipeline.params import Params
 from pipeline.serve.app import make_app
 from pipeline.serve.guard import Guard, timeout_protocol
-from pipeline.serve.limits import Limits
+from pipeline.serve.refusals import Limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import ConfigError
 from shards.safe_text import message_lines

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.params import load_params, recipe_text
-from pipeline.recipes import refuse_other_recipe, show_dvc_lock, write_recipe
+from pipeline.project import refuse_other_recipe, show_dvc_lock, write_recipe
 from recipes import RECIPES
 from shards.errors import ConfigError
 

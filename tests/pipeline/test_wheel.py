@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from pipeline.dvc_project import VERSIONS
+from pipeline.project import VERSIONS
 from tests.support.videos import write_mouth
 
 ROOT = Path(__file__).parents[2]

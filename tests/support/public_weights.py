@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from model.checkpoints import save_checkpoint
 from model.decoding.reader import LipReader
 from model.networks.network import LipNetwork
-from model.pretrained.names import PublicFormat, our_name
+from model.pretrained.files import PublicFormat, our_name
 from model.pretrained.weights import import_weights
 from model.settings import ModelParams
 from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
@@ -45,7 +45,7 @@ def table_file(folder: Path, characters: Sequence[str], first: Sequence[str] = (
 
 
 def public_name(format: PublicFormat, ours: str) -> str:
-    """Returns the public name, from a table written by hand, opposite to model/pretrained/names.py."""
+    """Returns the public name, from a table written by hand, opposite to model/pretrained/files.py."""
     renames = {
         "frontend.stem.convolution": "frontend.frontend3D.0",
         "frontend.stem.norm": "frontend.frontend3D.1",

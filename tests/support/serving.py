@@ -22,7 +22,7 @@ from pipeline.params import load_params
 from pipeline.serve import worker as worker_module
 from pipeline.serve.app import make_app
 from pipeline.serve.guard import Guard
-from pipeline.serve.limits import Limits
+from pipeline.serve.refusals import Limits
 from pipeline.serve.run import configured, within_limits
 from pipeline.serve.worker import ReadingWorker
 from shards.errors import CheckpointError

@@ -12,8 +12,7 @@ import torch
 
 from model.checkpoints import save_checkpoint
 from model.decoding.reader import LipReader
-from model.pretrained.files import open_weights
-from model.pretrained.names import PublicFormat
+from model.pretrained.files import PublicFormat, open_weights
 from model.pretrained.table import read_table
 from model.pretrained.weights import import_weights
 from model.settings import TextParams

@@ -15,7 +15,7 @@ from model.networks.frontends import ResNetFrontend
 from model.networks.network_input import step_mask
 from model.networks.transformer_decoder import TransformerDecoder
 from model.presets import PRESET_SIZES, ConformerSizes
-from model.pretrained.names import PublicFormat, our_name
+from model.pretrained.files import PublicFormat, our_name
 
 FORMATS: tuple[PublicFormat, ...] = get_args(PublicFormat)
 TINY = ConformerSizes(

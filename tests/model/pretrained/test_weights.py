@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from model.checkpoints import KEYS, load_checkpoint, save_checkpoint, vocabulary_of
 from model.decoding.reader import LipReader
 from model.networks.network_input import step_mask
-from model.pretrained.files import open_weights
-from model.pretrained.names import PublicFormat
+from model.pretrained.files import PublicFormat, open_weights
 from model.pretrained.weights import import_weights
 from model.settings import DecodeParams
 from model.text import START_ID, UNKNOWN_ID, Tokenizer

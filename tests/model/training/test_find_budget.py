@@ -13,7 +13,7 @@ from model.settings import AugmentParams, ModelParams
 from model.training import find_budget as module
 from model.training.find_budget import MARGIN, NARROW_ENOUGH, FoundBudget, Shape, find_budget
 from model.training.training_data import TrainingJob
-from pipeline.tables.frame_budget import print_budget
+from pipeline.training_job import print_budget
 from shards.errors import ConfigError, TrainingError
 from shards.machine import available_mb, group_available_mb
 from shards.plan import plan_epoch

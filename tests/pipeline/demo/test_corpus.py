@@ -17,7 +17,7 @@ import pytest
 from pipeline.demo import corpus
 from pipeline.demo.corpus import CorpusSummary, build_demo_corpus, render_frames
 from pipeline.demo.face import Face
-from pipeline.demo.motion import clip_motion
+from pipeline.demo.motion import DOMINANCE, SHAPES, clip_motion, viseme_sequence
 from pipeline.demo.plan import (
     CHARACTERS,
     CSV_HEADER,
@@ -29,7 +29,6 @@ from pipeline.demo.plan import (
     plan_corpus,
     speaker_of,
 )
-from pipeline.demo.visemes import DOMINANCE, SHAPES, viseme_sequence
 from shards.errors import CorpusError
 from tests.support import forked
 

@@ -21,7 +21,7 @@ from pipeline.inference import live
 from pipeline.inference.capture import Capture, Captured, camera_pictures, file_pictures
 from pipeline.inference.live import LiveSummary, run_live
 from pipeline.inference.long_video import MouthStream
-from pipeline.inference.pauses import Piece
+from pipeline.inference.pieces import Piece
 from pipeline.params import Params, load_params
 from shards.errors import ClipRejected, MachineError
 from shards.schema import MediaKind

@@ -13,7 +13,7 @@ from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams
 from pipeline.inference.found_videos import find_videos
 from pipeline.inference.long_video import MouthStream, mouth_pieces
-from pipeline.inference.pauses import Piece
+from pipeline.inference.pieces import Piece
 from pipeline.inference.text_of_video import Alternative, JoinedReadings, Segment, _shares, read_video
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason

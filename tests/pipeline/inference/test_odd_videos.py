@@ -19,7 +19,7 @@ from model.settings import DecodeParams
 from pipeline.inference import live, text_of_video
 from pipeline.inference.live import run_live
 from pipeline.inference.long_video import MouthStream
-from pipeline.inference.pauses import Piece
+from pipeline.inference.pieces import Piece
 from pipeline.inference.text_of_video import read_video
 from shards.schema import MediaKind
 from stages.mouths.cropping import MouthClip, crop_video

@@ -15,8 +15,7 @@ from pipeline.cli import app
 from pipeline.inference import inference_run
 from pipeline.inference.captions import as_srt
 from pipeline.inference.long_video import mouth_pieces
-from pipeline.inference.pauses import Piece
-from pipeline.inference.ready_mouths import ReadyMouthStream
+from pipeline.inference.pieces import Piece, ReadyMouthStream
 from pipeline.inference.text_of_video import VideoReading, read_video
 from pipeline.params import Params
 from shards.schema import MediaKind

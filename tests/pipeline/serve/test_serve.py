@@ -18,9 +18,8 @@ import psutil
 import pytest
 
 from pipeline.inference.text_of_video import VideoReading
-from pipeline.serve import upload
-from pipeline.serve.limits import Limits
-from pipeline.serve.plain_words import refusal
+from pipeline.serve import uploads
+from pipeline.serve.refusals import Limits, refusal
 from pipeline.serve.worker import ReadingWorker, mouth_of
 from shards.errors import CheckpointError, MachineError
 from shards.schema import Reason
@@ -272,7 +271,7 @@ def test_a_reader_killed_from_outside_costs_only_its_current_video(
 def test_without_proc_the_video_has_a_named_file_that_is_removed(
     server: Serving, videos: dict[int, bytes], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "_OWN_FILES", Path("/nowhere"))
+    monkeypatch.setattr(uploads, "_OWN_FILES", Path("/nowhere"))
     with ThreadPoolExecutor(1) as pool:
         bad = pool.submit(post, server, videos[HANGS])
         until(lambda: len(list(temporary.iterdir())) == 1)

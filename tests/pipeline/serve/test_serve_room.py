@@ -7,9 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.serve import queue
-from pipeline.serve.queue import ReadingQueue
-from pipeline.serve.upload import Upload
+from pipeline.serve import uploads
+from pipeline.serve.uploads import ReadingQueue, Upload
 from pipeline.serve.worker import Answer
 from tests.support.serving import HANGS, post, served, until
 from tests.support.videos import write_mouth
@@ -37,7 +36,7 @@ def test_a_full_disk_is_reported(
 def test_a_client_that_leaves_the_queue_makes_room_immediately(
     tmp_path: Path, videos: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "WAITING_REPORT_S", 0.1)
+    monkeypatch.setattr(uploads, "WAITING_REPORT_S", 0.1)
     with served(tmp_path, timeout_s=10) as server, ThreadPoolExecutor(3) as pool:
         num_videos = lambda: httpx.get(f"{server.url}/api/health").json()["num_videos"]  # noqa: E731
         first = pool.submit(post, server, videos[HANGS])

@@ -1,28 +1,111 @@
-"""Runs the stages of dvc.yaml with DVC in any folder: a checkout or a user's own folder, with git or without."""
+"""A user's project folder: params.yaml from a recipe, and the stages of dvc.yaml, run with DVC.
+
+Overwrites an edited params.yaml only if asked to. DVC runs in any folder: a checkout or a user's own folder, with git
+or without.
+"""
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import shards
 from pipeline.command import PARAMS, STAGES, verbosity
-from pipeline.params import load_params, read_mapping
+from pipeline.params import check, load_params, parse_yaml, read_mapping, recipe_text
+from recipes import RECIPES
 from shards.errors import ConfigError, Interrupted
 from shards.files import write_text
 from shards.open_store import open_store
 
+_ROOT_LINE = re.compile(r"^(  root: )(\S+)", re.MULTILINE)
 VERSIONS = "code_versions.yaml"
 """The versions of the code, by name: parameters in a user's dvc.yaml. In a checkout, the Python files are."""
 _CODE_FILE = re.compile(r"^( +- )([\w/]+\.py):\n +- (\w+)$", re.MULTILINE)
 """A stage's dependence on a version in a Python file."""
 _CONFIG = "[core]\n    analytics = false\n    check_update = false\n"
+
+
+def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force: bool) -> str:
+    """Writes the recipe with `corpus_root` as corpus.root; returns a line with the result and the next commands.
+
+    Raises ConfigError if `params_file` was edited and `force` is false.
+    """
+    text = recipe_text(recipe)
+    if corpus_root is not None:
+        text = _ROOT_LINE.sub(lambda match: match[1] + _quoted(corpus_root), text, count=1)
+    written = parse_yaml(text, recipe)
+    values = check(written, recipe)
+    if params_file.exists() and not force and _is_edited(params_file, written):
+        raise ConfigError(
+            f"{params_file} was edited: it differs from every recipe, for example in corpus.root. "
+            "Move it away, or overwrite it with --force"
+        )
+    write_text(params_file, text)
+    if recipe != "demo":
+        show_dvc_lock(params_file.parent, shown=True)
+    return (
+        f"{params_file}: recipe {recipe}, corpus in {values.corpus.root}; next: {_next(recipe, params_file)}"
+    )
+
+
+def _next(recipe: str, params_file: Path) -> str:
+    """Returns the next commands: `pipeline run`, which reads only params.yaml of its folder, or the verbs."""
+    named = "" if params_file == PARAMS else f" --params {shlex.quote(str(params_file))}"
+    steps = [f"pipeline demo{named}"] if recipe == "demo" else []
+    if named:
+        # preprocess runs the stages up to pack
+        after = STAGES[STAGES.index("pack") + 1 :]
+        steps += [f"pipeline {verb}{named}" for verb in ("preprocess", *after)]
+    else:
+        steps.append("pipeline run")
+    return " && ".join(steps)
+
+
+def refuse_other_recipe(params_file: Path, recipe: str) -> None:
+    """Raises ConfigError if the values of `params_file` are not exactly those of the recipe."""
+    found = read_mapping(params_file)
+    if found != parse_yaml(recipe_text(recipe), recipe):
+        raise ConfigError(
+            f"{params_file} is not the recipe {recipe}; nothing was changed. Copy the file if you need it, then run "
+            f"`pipeline init --recipe {recipe} --force`"
+        )
+
+
+def _is_edited(params_file: Path, to_write: Mapping[str, Any]) -> bool:
+    """Returns whether the file differs from every recipe and from `to_write`."""
+    found = read_mapping(params_file)
+    recipes = [parse_yaml(recipe_text(recipe), recipe) for recipe in RECIPES]
+    return found not in [*recipes, to_write]
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "''") + "'"
+
+
+def show_dvc_lock(folder: Path, *, shown: bool) -> None:
+    """Shows dvc.lock of `folder` to git, or hides it: the hashes of a demo differ between machines.
+
+    Without a git repository, this sets DVC's option core.no_scm instead. It calls only programs that are on PATH:
+    without `git` nothing shows in a status, and without `dvc` nothing reads the option.
+    """
+    if not (folder / ".git").exists():
+        if (folder / ".dvc").is_dir() and shutil.which("dvc"):
+            subprocess.run(["dvc", "config", "--local", "core.no_scm", "true"], cwd=folder, check=True)
+        return
+    if not shutil.which("git"):
+        return
+    flag = "--no-skip-worktree" if shown else "--skip-worktree"
+    # fails if dvc.lock is not tracked; then there is nothing to show or hide
+    subprocess.run(["git", "update-index", flag, "dvc.lock"], cwd=folder, check=False, capture_output=True)
 
 
 def write_dvc_files(folder: Path, *, force: bool = False) -> list[str]:

@@ -1,11 +1,13 @@
-"""Messages for people who are not engineers: one for each reason of crops.parquet and of the server, with a status."""
+"""The limits on requests, and the messages of refused requests for people who are not engineers.
+
+There is one message for each reason of crops.parquet and of the server, with a status.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.inference.text_of_video import AT_REST
-from pipeline.serve.limits import Limits
 from shards.schema import Reason
 
 BAD_REQUEST, FOREIGN, WRONG_HOST, TOO_LARGE, SLOW_UPLOAD, BUSY, STOPPING, NO_READER, NO_ROOM = (
@@ -42,6 +44,27 @@ _MESSAGES: Mapping[str, str] = {
     FOREIGN: "Another website sent this request. Only this server's own page may send requests.",
     WRONG_HOST: "This is not the server's own address. Use the address that `pipeline serve` prints.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A request beyond one of these limits is refused with a message."""
+
+    max_upload_mb: float = 100.0
+    """Size of the whole request, 1 MB = 10^6 bytes."""
+    max_video_s: float = 60.0
+    timeout_s: float = 120.0
+    """Time for one video, from the start of its reading."""
+    max_places: int = 8
+    """Number of videos that are uploaded, waiting or being read."""
+    pause_s: float = 10.0
+    """A connection without any transfer for this time is closed."""
+    slowest_kb_s: float = 50.0
+    """A slower upload, as a mean over about `pause_s`, is stopped; 1 kB = 10^3 bytes."""
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload_mb * 1e6)
 
 
 @dataclass(frozen=True, slots=True)
