@@ -1,6 +1,5 @@
-"""Decoded pictures equal what a player shows: pixel aspect ratios, display matrices, HDR, more than 8 bits."""
+"""Decoded pictures equal what a player shows: pixel aspect ratios and display matrices."""
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,56 +9,18 @@ import numpy as np
 import pytest
 
 from shards.errors import ClipRejected
-from shards.schema import MediaKind, Reason, Transfer
-from stages.mouths.cropping import MouthClip, crop_video
-from stages.settings import CropParams
+from shards.schema import Reason, Transfer
 from stages.videos.media import Source
-from stages.videos.picture import SourceFrame, Window
-from stages.videos.tone import ToneCurve
+from stages.videos.picture import Window
 from stages.videos.video import decode, read_header
-from tests.support.videos import (
-    face_pictures,
-    numbered,
-    photograph,
-    placed,
-    set_display_matrix,
-    write_mouth,
-    write_video,
-)
-
-PARAMS = CropParams()
-SHOWN = cv2.GaussianBlur(photograph(), (0, 0), 2)
-"""The picture that a player shows; BGR, 512 x 288."""
-SHOWN_GRAY = cv2.cvtColor(SHOWN, cv2.COLOR_BGR2GRAY).astype(int)
-
-TRC = {Transfer.PQ: 16, Transfer.HLG: 18}
-"""FFmpeg's numbers."""
+from tests.support.displayed import ORIENTATIONS, PARAMS, SHOWN, SHOWN_GRAY, first_of, stored, write_hdr
+from tests.support.videos import numbered, set_display_matrix, write_video
 
 RATIOS = [
     *(Fraction(*pair) for pair in ((1, 1), (4, 3), (3, 4), (16, 15), (15, 16), (12, 11), (10, 11), (16, 11))),
     *(Fraction(*pair) for pair in ((40, 33), (64, 45), (1, 2), (2, 1), (8, 9), (32, 27), (3, 2), (2, 3))),
     *(Fraction(*pair) for pair in ((128, 117), (24, 11))),
 ]
-
-ORIENTATIONS: dict[tuple[int, int, int, int], Callable[[np.ndarray], np.ndarray]] = {
-    (1, 0, 0, 1): lambda shown: shown,
-    (-1, 0, 0, 1): np.fliplr,
-    (1, 0, 0, -1): np.flipud,
-    (-1, 0, 0, -1): lambda shown: np.rot90(shown, 2),
-    (0, 1, 1, 0): lambda shown: shown.swapaxes(0, 1),
-    (0, -1, -1, 0): lambda shown: np.rot90(shown.swapaxes(0, 1), 2),
-    (0, 1, -1, 0): lambda shown: np.rot90(shown),
-    (0, -1, 1, 0): lambda shown: np.rot90(shown, -1),
-}
-"""a, b, c, d of the display matrix, and how the picture is stored that a player turns upright with it."""
-
-
-def stored(shown: np.ndarray, matrix: tuple[int, int, int, int], ratio: Fraction) -> np.ndarray:
-    """Returns the picture as stored. The ratio is that of stored pixels, before they are turned upright."""
-    turned = ORIENTATIONS[matrix](shown)
-    height, width = turned.shape[:2]
-    size = (2 * round(width / ratio / 2), height)
-    return cv2.resize(np.ascontiguousarray(turned), size, interpolation=cv2.INTER_CUBIC)
 
 
 def write_stored(
@@ -77,10 +38,6 @@ def write_stored(
         path, *matrix, x=width * (a < 0) + height * (c < 0), y=width * (b < 0) + height * (d < 0)
     )
     return path
-
-
-def first_of(path: Path) -> SourceFrame:
-    return next(iter(decode(path, PARAMS)))
 
 
 @pytest.mark.parametrize("matrix", ORIENTATIONS)
@@ -239,199 +196,6 @@ def test_a_matrix_in_the_bitstream_applies_to_all_pictures(tmp_path: Path) -> No
         assert np.abs(frame.gray().astype(int) - SHOWN_GRAY).mean() <= 2
 
 
-# -- more than 8 bits, and HDR ---------------------------------------------------------------------------
-
-
-def write_planes(
-    path: Path,
-    planes: list[np.ndarray],
-    pix_fmt: str,
-    transfer: int = 2,
-    color_range: int = 1,
-    colorspace: int = 2,
-    num_frames: int = 1,
-    pixel_ratio: Fraction | None = None,
-) -> Path:
-    """Writes samples unchanged; lossless except for mp4. `transfer`: 16 is PQ, 18 HLG; `colorspace`: 9 is BT.2020."""
-    height, width = planes[0].shape
-    frame = av.VideoFrame(width, height, pix_fmt)
-    kind = np.uint8 if planes[0].dtype == np.uint8 else np.uint16
-    for plane, samples in zip(frame.planes, planes, strict=True):
-        rows = np.frombuffer(plane, kind).reshape(plane.height, -1)
-        rows[:, : samples.shape[1]] = samples
-    frame.color_range, frame.colorspace = color_range, colorspace
-    with av.open(str(path), "w") as container:
-        is_mp4 = path.suffix == ".mp4"
-        stream = container.add_stream("libx264" if is_mp4 else "ffv1", rate=25)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        stream.options = {"crf": "4"} if is_mp4 else {}
-        context = stream.codec_context
-        context.color_trc, context.color_range, context.colorspace = transfer, color_range, colorspace
-        if pixel_ratio is not None:
-            context.sample_aspect_ratio = pixel_ratio
-        for number in range(num_frames):
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-@pytest.mark.parametrize("bits", [10, 12])
-@pytest.mark.parametrize("color_range", [1, 2])
-def test_more_bits_are_rounded_to_8_bits(tmp_path: Path, bits: int, color_range: int) -> None:
-    """All code values; ITU-T H.273: limited range is scaled by 2^(bits - 8), full range by (2^bits - 1) / 255."""
-    code = np.arange(1 << bits, dtype=np.uint16).reshape(-1, 64)
-    gray_levels = np.full((len(code) // 2, 32), 1 << bits - 1, np.uint16)
-    path = write_planes(
-        tmp_path / "a.mkv", [code, gray_levels, gray_levels], f"yuv420p{bits}le", color_range=color_range
-    )
-    frame = first_of(path)
-    assert frame.transfer is Transfer.SDR
-    if color_range == 2:
-        exact = code * (255 / ((1 << bits) - 1))
-    else:
-        exact = (np.clip(np.rint(code / (1 << bits - 8)), 0, 255) - 16) * (255 / 219)
-    # rounding changes a value by half an 8-bit step
-    step = 1 if color_range == 2 else 255 / 219
-    assert np.abs(frame.gray() - np.clip(exact, 0, 255)).max() <= step / 2 + 0.51
-    neutral = frame.rgb_HW3().astype(int)
-    assert np.abs(neutral - neutral[..., :1]).max() <= 1
-
-
-def pq_signal(nits: np.ndarray) -> np.ndarray:
-    """BT.2100, table 4: the inverse of PQ's EOTF."""
-    y = (nits / 10_000) ** 0.1593017578125
-    return np.asarray(((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** 78.84375)
-
-
-def hlg_signal(nits_HW3: np.ndarray) -> np.ndarray:
-    """BT.2100, table 5: the inverse of the OOTF at 1,000 nits, then the OETF, of each colour."""
-    display = nits_HW3 / 1000
-    luminance = (display @ [0.2627, 0.678, 0.0593])[..., None]
-    scene = display * np.maximum(luminance, 1e-9) ** (1 / 1.2 - 1)
-    upper = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
-    return np.asarray(np.where(scene <= 1 / 12, np.sqrt(3 * scene), upper))
-
-
-def hdr_planes(
-    bgr: np.ndarray, transfer: Transfer, white_nits: float, bits: int, is_full: bool
-) -> list[np.ndarray]:
-    """Returns 4:2:0 code values of an SDR picture with that light for white: BT.1886, BT.2087, BT.2100."""
-    linear_HW3 = white_nits * (bgr[..., ::-1] / 255.0) ** 2.4
-    to_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.088, 0.8956]])
-    nits_HW3 = linear_HW3 @ to_2020.T
-    signal_HW3 = pq_signal(nits_HW3) if transfer is Transfer.PQ else hlg_signal(nits_HW3)
-    luma = signal_HW3 @ [0.2627, 0.678, 0.0593]
-    chroma = [(signal_HW3[..., 2] - luma) / 1.8814, (signal_HW3[..., 0] - luma) / 1.4746]
-    chroma = [cv2.resize(plane, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for plane in chroma]
-    if is_full:
-        coded = [luma * (2**bits - 1)] + [plane * (2**bits - 1) + 2 ** (bits - 1) for plane in chroma]
-    else:
-        unit = 2 ** (bits - 8)
-        coded = [(219 * luma + 16) * unit] + [(224 * plane + 128) * unit for plane in chroma]
-    return [np.rint(plane).astype(np.uint8 if bits == 8 else np.uint16) for plane in coded]
-
-
-@pytest.mark.parametrize("white_nits", [203, 100])
-@pytest.mark.parametrize(("bits", "is_full"), [(10, False), (10, True), (12, False), (8, False)])
-@pytest.mark.parametrize("transfer", [Transfer.PQ, Transfer.HLG])
-def test_hdr_gets_the_brightness_of_sdr(
-    tmp_path: Path, transfer: Transfer, bits: int, is_full: bool, white_nits: float
-) -> None:
-    planes = hdr_planes(SHOWN, transfer, white_nits, bits, is_full)
-    path = write_planes(
-        tmp_path / "a.mkv",
-        planes,
-        "yuv420p" if bits == 8 else f"yuv420p{bits}le",
-        TRC[transfer],
-        1 + is_full,
-        9,
-    )
-    frame = first_of(path)
-    assert frame.transfer is transfer
-    gray = frame.gray().astype(int)
-    assert gray.mean() == pytest.approx(SHOWN_GRAY.mean(), rel=0.05)
-    assert np.abs(gray - SHOWN_GRAY).mean() < 6
-    rgb = frame.rgb_HW3()[..., ::-1].astype(int)
-    assert np.abs(rgb - SHOWN).mean() < 9
-    view = frame.rgb_view(np.array([[1.0, 0, 0], [0, 1, 0]]), 288, repeat_border=True)
-    assert np.abs(view[..., ::-1] - rgb[:, :288]).mean() < 3
-
-
-@pytest.mark.parametrize("transfer", [Transfer.PQ, Transfer.HLG])
-def test_highlights_keep_their_order_and_darkness_stays_dark(tmp_path: Path, transfer: Transfer) -> None:
-    nits = np.geomspace(0.1, 1000, 256)
-    nits_HW3 = np.repeat(np.tile(nits, (16, 1))[..., None], 3, axis=2)
-    signal = (pq_signal if transfer is Transfer.PQ else hlg_signal)(nits_HW3)[..., 0]
-    luma = np.rint((219 * signal + 16) * 4).astype(np.uint16)
-    neutral = np.full((8, 128), 512, np.uint16)
-    path = write_planes(tmp_path / "a.mkv", [luma, neutral, neutral], "yuv420p10le", TRC[transfer], 1, 9)
-    gray = first_of(path).gray()[0].astype(int)
-    assert (np.diff(gray) >= 0).all()
-    assert gray[0] < 20 and gray[-1] == 255
-    # SDR white of BT.2408 and twice as much
-    assert 235 <= gray[np.searchsorted(nits, 203)] < gray[np.searchsorted(nits, 406)]
-
-
-def test_a_transfer_that_changes_is_rejected(tmp_path: Path) -> None:
-    parts = [
-        write_hdr(tmp_path / f"{transfer}.ts", [SHOWN] * 10, transfer, 203, {"crf": "12"})
-        for transfer in (Transfer.PQ, Transfer.HLG)
-    ]
-    both = tmp_path / "both.ts"
-    both.write_bytes(b"".join(part.read_bytes() for part in parts))
-    with pytest.raises(ClipRejected, match="changes from pq to hlg at frame 10") as caught:
-        list(decode(both, PARAMS))
-    assert caught.value.reason is Reason.UNREADABLE
-
-
-def test_codes_beyond_the_announced_bits_are_white() -> None:
-    """A damaged file may have such codes."""
-    luma = np.array([[940, 1023, 65_535]], np.uint16)
-    curve = ToneCurve(Transfer.PQ, 10, False, luma)
-    gray = curve.luma(luma)
-    assert gray[0, 1] == gray[0, 2] == 255
-    assert [plane.shape for plane in curve.chroma(luma, luma, luma)] == [(1, 3)] * 2
-
-
-def test_hdr_as_rgb(tmp_path: Path) -> None:
-    """10-bit RGB in PQ, like screen captures and edited videos."""
-    signal_HW3 = pq_signal(203 * (SHOWN_GRAY[..., None].repeat(3, axis=2) / 255) ** 2.4)
-    planes = [np.rint(1023 * signal_HW3[..., 0]).astype(np.uint16)] * 3
-    path = write_planes(tmp_path / "a.mkv", planes, "gbrp10le", 16, 2, 0)
-    frame = first_of(path)
-    assert frame.transfer is Transfer.PQ
-    assert np.abs(frame.gray().astype(int) - SHOWN_GRAY).mean() < 4
-
-
-def test_hdr_with_oblong_pixels(tmp_path: Path) -> None:
-    planes = hdr_planes(np.ascontiguousarray(cv2.resize(SHOWN, (256, 288))), Transfer.PQ, 203, 10, False)
-    path = write_planes(tmp_path / "a.mp4", planes, "yuv420p10le", 16, 1, 9, pixel_ratio=Fraction(2))
-    frame = first_of(path)
-    assert frame.size == (512, 288)
-    assert np.abs(frame.gray().astype(int) - SHOWN_GRAY).mean() < 6
-
-
-def write_hdr(
-    path: Path, pictures: list[np.ndarray], transfer: Transfer, white_nits: float, options: dict[str, str]
-) -> Path:
-    """Writes H.264 of 10 bit from BGR pictures in SDR, with that light for white."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options=options)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p10le"
-        context = stream.codec_context
-        context.color_trc, context.color_range, context.colorspace = TRC[transfer], 1, 9
-        for number, picture in enumerate(pictures):
-            planes = hdr_planes(picture, transfer, white_nits, 10, is_full=False)
-            samples = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, stream.width)
-            frame = av.VideoFrame.from_ndarray(samples, format="yuv420p10le")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
 @pytest.mark.parametrize("name", ["mirrored", "oblong", "hdr"])
 def test_a_part_has_exactly_the_pictures_of_the_whole_video(tmp_path: Path, name: str) -> None:
     """For HDR, the file's first picture decides the brightness of white. Here it is darker than the part."""
@@ -449,126 +213,3 @@ def test_a_part_has_exactly_the_pictures_of_the_whole_video(tmp_path: Path, name
     part = [frame.gray() for frame in decode(Source(path, start_s=4.0, end_s=5.0), PARAMS)]
     assert len(part) == 25
     assert all(np.array_equal(one, other) for one, other in zip(part, whole[100:125], strict=True))
-
-
-# -- mouths ----------------------------------------------------------------------------------------------
-
-
-def face_clip(path: Path) -> MouthClip:
-    return crop_video(path, MediaKind.FACE, PARAMS)
-
-
-@pytest.fixture(scope="module")
-def plain_clip(tmp_path_factory: pytest.TempPathFactory) -> MouthClip:
-    return face_clip(write_video(tmp_path_factory.mktemp("plain") / "a.mp4", moving_faces()))
-
-
-def moving_faces() -> list[np.ndarray]:
-    return list(face_pictures([placed(1.2, 0, (2 * number, number)) for number in range(15)], speaking=True))
-
-
-@pytest.mark.parametrize(
-    ("matrix", "ratio"),
-    [
-        ((1, 0, 0, 1), Fraction(4, 3)),
-        ((1, 0, 0, 1), Fraction(3, 4)),
-        ((-1, 0, 0, 1), Fraction(1)),
-        ((0, 1, 1, 0), Fraction(16, 11)),
-        ((0, -1, 1, 0), Fraction(1, 2)),
-    ],
-)
-def test_the_mouth_crop_equals_that_of_the_plain_video(
-    tmp_path: Path, plain_clip: MouthClip, matrix: tuple[int, int, int, int], ratio: Fraction
-) -> None:
-    pictures = [stored(picture, matrix, ratio) for picture in moving_faces()]
-    path = write_video(tmp_path / "a.mp4", pictures, pixel_ratio=ratio)
-    set_display_matrix(path, *matrix)
-    clip = face_clip(path)
-    assert np.abs(clip.clip_THW.astype(int) - plain_clip.clip_THW).mean() < 2.5
-    assert clip.figures.mouth_width_px == pytest.approx(plain_clip.figures.mouth_width_px, rel=0.03)
-    width, height = clip.figures.source_width, clip.figures.source_height
-    assert width == pytest.approx(512, abs=1) and height == pytest.approx(288, abs=1)
-    assert clip.figures.source_transfer is Transfer.SDR
-    assert clip.transform_T23 is not None and plain_clip.transform_T23 is not None
-    corners = np.array([[200, 260], [110, 170], [1, 1]])
-    assert np.abs((clip.transform_T23 - plain_clip.transform_T23) @ corners).max() < 2
-
-
-def test_the_figures_name_the_transfer(tmp_path: Path, plain_clip: MouthClip) -> None:
-    planes = hdr_planes(moving_faces()[0], Transfer.HLG, 203, 10, False)
-    path = write_planes(tmp_path / "a.mkv", planes, "yuv420p10le", 18, 1, 9, num_frames=12)
-    figures = face_clip(path).figures
-    assert figures.as_row()["source_transfer"] == "hlg"
-    assert figures.mean_luma == pytest.approx(plain_clip.figures.mean_luma, rel=0.1)
-
-
-def test_a_ready_mouth_has_square_pixels(tmp_path: Path) -> None:
-    square = write_mouth(tmp_path / "square.mp4")
-    pictures = [frame.rgb_HW3()[..., ::-1] for frame in decode(square, PARAMS)]
-    narrow = [cv2.resize(picture, (72, 96), interpolation=cv2.INTER_AREA) for picture in pictures]
-    oblong = write_video(tmp_path / "oblong.mp4", narrow, pixel_ratio=Fraction(4, 3))
-    clips = [crop_video(path, MediaKind.MOUTH, PARAMS) for path in (square, oblong)]
-    assert np.abs(clips[0].clip_THW.astype(int) - clips[1].clip_THW).mean() < 3
-    assert (clips[1].figures.source_width, clips[1].figures.source_height) == (96, 96)
-    assert clips[1].figures.source_transfer is Transfer.SDR
-
-
-# -- a real speaker ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def speaker_pictures(realdata: Path) -> list[np.ndarray]:
-    video = realdata / "grid" / "video" / "s1" / "bbaf2n.mp4"
-    return [np.ascontiguousarray(frame.rgb_HW3()[..., ::-1]) for frame in decode(video, PARAMS)]
-
-
-@pytest.fixture(scope="module")
-def speaker_clip(speaker_pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> MouthClip:
-    """The clip of the plain video, encoded like the others through RGB, which already changes 1.7 levels."""
-    return face_clip(write_video(tmp_path_factory.mktemp("speaker") / "a.mp4", speaker_pictures))
-
-
-@pytest.mark.parametrize(
-    ("matrix", "ratio"),
-    [
-        ((1, 0, 0, 1), Fraction(4, 3)),
-        ((1, 0, 0, 1), Fraction(3, 4)),
-        ((1, 0, 0, 1), Fraction(16, 11)),
-        ((-1, 0, 0, 1), Fraction(1)),
-        ((1, 0, 0, -1), Fraction(12, 11)),
-        ((0, 1, 1, 0), Fraction(1)),
-        ((0, -1, -1, 0), Fraction(8, 9)),
-        ((0, 1, -1, 0), Fraction(3, 2)),
-    ],
-)
-def test_the_mouth_crop_of_a_real_speaker(
-    tmp_path: Path,
-    speaker_pictures: list[np.ndarray],
-    speaker_clip: MouthClip,
-    matrix: tuple[int, int, int, int],
-    ratio: Fraction,
-) -> None:
-    pictures = [stored(picture, matrix, ratio) for picture in speaker_pictures]
-    path = write_video(tmp_path / "a.mp4", pictures, pixel_ratio=ratio)
-    set_display_matrix(path, *matrix)
-    clip = face_clip(path)
-    assert np.abs(clip.clip_THW.astype(int) - speaker_clip.clip_THW).mean() <= 2
-    # the mouth is 37.9 px wide
-    assert clip.figures.mouth_width_px == pytest.approx(speaker_clip.figures.mouth_width_px, abs=0.7)
-
-
-@pytest.mark.parametrize("white_nits", [203, 100])
-@pytest.mark.parametrize("transfer", [Transfer.PQ, Transfer.HLG])
-def test_a_real_speaker_in_hdr(
-    tmp_path: Path,
-    speaker_pictures: list[np.ndarray],
-    speaker_clip: MouthClip,
-    transfer: Transfer,
-    white_nits: float,
-) -> None:
-    path = write_hdr(tmp_path / "a.mp4", speaker_pictures, transfer, white_nits, {"crf": "12"})
-    clip = face_clip(path)
-    assert clip.figures.source_transfer is transfer
-    # the mean luma is 146
-    assert clip.figures.mean_luma == pytest.approx(speaker_clip.figures.mean_luma, rel=0.1)
-    assert np.abs(clip.clip_THW.astype(int) - speaker_clip.clip_THW).mean() < 6
