@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
 from pipeline.legacy_config import sections_of_older_config
-from recipes import RECIPES
+from recipes import LAYOUTS, RECIPES
 from shards.errors import ConfigError
 from shards.pipes import refuse_pipe
 from shards.safe_text import indented_lines
@@ -242,7 +242,14 @@ def recipe_text(name: str) -> str:
     """Returns the params.yaml of a recipe with its comments."""
     if name not in RECIPES:
         raise ConfigError(f"recipe '{name}' is unknown; known are {', '.join(RECIPES)}")
-    return (resources.files("recipes") / f"{name}.yaml").read_text("utf-8")
+    file = "table" if name in LAYOUTS else name
+    text = (resources.files("recipes") / f"{file}.yaml").read_text("utf-8")
+    if name in LAYOUTS:
+        text = text.replace(text.partition("\n")[0], f"# A corpus in the layout {name} (docs/data.md).", 1)
+        for key, value in {"kind": name, **LAYOUTS[name]}.items():
+            line = f"  {key}: {value} ".ljust(28)
+            text = re.sub(rf"^  {key}: \S+ *", line, text, count=1, flags=re.MULTILINE)
+    return text
 
 
 def params_text(params: Params) -> str:

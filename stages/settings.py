@@ -16,8 +16,12 @@ since it does not write short vowels."""
 class CorpusParams(Section):
     """Where the videos and transcripts are, and their layout."""
 
-    kind: Literal["chinese_lips", "grid", "table"] = Field(
-        "chinese_lips", description="layout: chinese_lips (raw, processed or older header), grid, table"
+    kind: Literal["chinese_lips", "grid", "table", "cmlr", "cnvsrc", "lrs2", "lrs3", "manifest", "kaldi"] = (
+        Field(
+            "chinese_lips",
+            description="layout: chinese_lips (raw, processed or older header), grid, table, cmlr, "
+            "cnvsrc (and CN-CVS), lrs2, lrs3, manifest (JSON lines), kaldi",
+        )
     )
     root: str = Field(description="folder of the corpus")
     license: str = Field(
@@ -25,7 +29,11 @@ class CorpusParams(Section):
         max_length=200,
         description="licence of the corpus, an SPDX name if possible; written into every pack; empty: unknown",
     )
-    table: str = Field("clips.csv", description="kind table: CSV or Parquet, relative to the root")
+    table: str = Field(
+        "clips.csv",
+        description="relative to the root: the CSV or Parquet file (kind table), or a pattern of files (manifest) or "
+        "data folders (kaldi)",
+    )
     follow_links: bool = Field(
         False,
         description="also read videos outside the corpus that its links lead to (links of a Hugging Face cache count "
@@ -40,12 +48,10 @@ class CorpusParams(Section):
         "error", description="what to do when one speaker or one video is in two splits"
     )
     valid_fraction: float = Field(
-        0.05, ge=0, lt=1, description="kind table without a split column: share of valid"
+        0.05, ge=0, lt=1, description="clips without a split, and lrs3: share of valid"
     )
-    test_fraction: float = Field(
-        0.1, ge=0, lt=1, description="kind table without a split column: share of test"
-    )
-    seed: int = Field(0, ge=0, description="kind table without a split column: the split's seed")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="clips without a split: share of test")
+    seed: int = Field(0, ge=0, description="seed of that split")
 
     @model_validator(mode="after")
     def _fractions_leave_training_clips(self) -> "CorpusParams":

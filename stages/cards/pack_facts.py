@@ -7,8 +7,12 @@ from typing import Any
 LANGUAGES = {
     "chinese_lips": ("zh", "Mandarin"),
     "grid": ("en", "English, GRID's six-word commands"),
+    "cmlr": ("zh", "Mandarin, newsreaders"),
+    "cnvsrc": ("zh", "Mandarin"),
+    "lrs2": ("en", "English, BBC television"),
+    "lrs3": ("en", "English, TED talks"),
 }
-"""Language code and name of each corpus.kind; a table has none."""
+"""Language code and name of each corpus.kind; a table, a manifest and a Kaldi folder have none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,12 @@ from pathlib import Path
 from shards.errors import CorpusError
 from shards.schema import CLIP_ID_PATTERN
 from stages.corpora.chinese_lips import read_chinese_lips
+from stages.corpora.cmlr import read_cmlr
+from stages.corpora.cnvsrc import read_cnvsrc
 from stages.corpora.grid import read_grid
+from stages.corpora.kaldi import read_kaldi
+from stages.corpora.lrs import read_lrs2, read_lrs3
+from stages.corpora.manifest import read_manifest
 from stages.corpora.table import read_transcript_table
 from stages.corpora.transcript import Transcript, split_rank, with_one_spelling
 from stages.settings import CorpusParams
@@ -17,6 +22,12 @@ _READERS: Mapping[str, Callable[[CorpusParams], list[Transcript]]] = {
     "chinese_lips": lambda corpus: read_chinese_lips(Path(corpus.root), corpus.follow_links),
     "grid": lambda corpus: read_grid(Path(corpus.root)),
     "table": read_transcript_table,
+    "cmlr": read_cmlr,
+    "cnvsrc": read_cnvsrc,
+    "lrs2": read_lrs2,
+    "lrs3": read_lrs3,
+    "manifest": read_manifest,
+    "kaldi": read_kaldi,
 }
 
 

@@ -37,12 +37,18 @@ def read_text(path: Path) -> str:
     """
     refuse_pipe(path)
     try:
-        # not utf-8-sig: the position in its errors does not count the mark
-        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        raw = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+    return decoded(path, raw)
+
+
+def decoded(path: Path, raw: bytes) -> str:
+    """Returns the text of the content of `path`. Raises CorpusError like `read_text`."""
+    # not utf-8-sig: the position in its errors does not count the mark
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     if other := next((_OTHER_FILES[first] for first in _OTHER_FILES if raw.startswith(first)), None):
-        raise CorpusError(f"{path} is {other}, which cannot be read; save it as a plain CSV file in UTF-8")
+        raise CorpusError(f"{path} is {other}, which cannot be read; save it as a plain text file in UTF-8")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -7,13 +7,13 @@ from pathlib import Path
 from shards.errors import CorpusError
 from shards.schema import CLIP_ID_PATTERN
 from stages.corpora.csv_rows import read_csv, read_text
+from stages.corpora.layout import VIDEO_EXTENSIONS
 from stages.corpora.timed import parse_align
 from stages.corpora.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 
 _HEADER = ("clip", "split")
-_VIDEO_EXTENSIONS = frozenset([".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"])
 
 
 def read_grid(root: Path) -> list[Transcript]:
@@ -64,7 +64,7 @@ def _videos_of(root: Path, speaker: str) -> dict[str, str]:
     folder = root / "video" / speaker
     found: dict[str, str] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.suffix.lower() in _VIDEO_EXTENSIONS:
+        if path.suffix.lower() in VIDEO_EXTENSIONS:
             media = f"video/{speaker}/{path.name}"
             if path.stem in found:
                 raise CorpusError(

@@ -41,12 +41,12 @@ OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times
 _SAME = {"start_s": "start", "end_s": "end"}
 _KNOWN = (*REQUIRED, *OPTIONAL, *_SAME)
 # names in other tools; if start and end were ignored, each text would be that of the whole video
-_LIKE_TIMES = re.compile(
+LIKE_TIMES = re.compile(
     "(?:t|time|clip|segment|seg|utterance|utt|sentence|speech|part|cue|video)?"
     "(?:(?P<start>start|begin|beginning|onset|开始|起始)|(?P<length>duration|length|时长)|end|stop|offset|结束|终止)"
     "(?:time|times|timestamp|at|s|sec|secs|second|seconds|ms|msec|milliseconds|frame|时间|秒)?"
 )
-_UNSPLIT = "unsplit"
+UNSPLIT = "unsplit"
 
 # a column of ages with gaps may have become floating point
 _AGE = re.compile(r"(\d{1,3})(\.0*)?", re.ASCII)
@@ -82,7 +82,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
         transcripts.append(
             Transcript(
                 clip_id=row["clip_id"].strip(),
-                split=row["split"].strip() if has_splits else _UNSPLIT,
+                split=row["split"].strip() if has_splits else UNSPLIT,
                 speaker=row.get("speaker", "").strip() or None,
                 gender=row.get("gender", "").strip() or None,
                 age=age(row.get("age", "").strip(), where),
@@ -96,7 +96,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 end_s=end_s,
             )
         )
-    return transcripts if has_splits else _with_seeded_split(with_one_spelling(transcripts), corpus, path)
+    return transcripts if has_splits else with_seeded_split(with_one_spelling(transcripts), corpus, path)
 
 
 def _check_header(header: Sequence[str]) -> str | None:
@@ -113,7 +113,7 @@ def _check_header(header: Sequence[str]) -> str | None:
         )
     given = {_SAME.get(name, name) for name in header}
     for name in header:
-        match = _LIKE_TIMES.fullmatch(re.sub(r"[\W_]", "", name).casefold())
+        match = LIKE_TIMES.fullmatch(re.sub(r"[\W_]", "", name).casefold())
         if name in _KNOWN or match is None or (match["length"] and "start" not in given):
             continue
         meant = "start" if match["start"] else "end"
@@ -201,16 +201,17 @@ def seeded_split(
     return {group: chosen.get(group, "train") for group in groups}
 
 
-def _with_seeded_split(
+def with_seeded_split(
     transcripts: Sequence[Transcript], corpus: CorpusParams, path: Path
 ) -> list[Transcript]:
+    """Returns the clips with splits by `seeded_split`; raises CorpusError, which names `path`, if that fails."""
     keys = _groups(transcripts, videos_of(corpus, transcripts))
     try:
         splits = seeded_split(Counter(keys), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
     except ValueError as error:
         raise CorpusError(
-            f"{path} cannot be split without sharing a speaker or video between splits ({error}); give it a column "
-            f"split, or set corpus.valid_fraction or corpus.test_fraction to 0"
+            f"{path} cannot be split without sharing a speaker or video between splits ({error}); give each clip "
+            f"a split, in a table by a column split, or set corpus.valid_fraction or corpus.test_fraction to 0"
         ) from error
     return [replace(t, split=splits[key]) for t, key in zip(transcripts, keys, strict=True)]
 

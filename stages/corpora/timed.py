@@ -1,4 +1,4 @@
-"""Reads transcripts with times: GRID's .align, SubRip .srt, WebVTT .vtt, Praat .TextGrid.
+"""Reads transcripts with times: GRID's .align, SubRip .srt, WebVTT .vtt, Praat .TextGrid, and the .txt of LRS.
 
 These parsers are strict: subtitle libraries skip what they do not understand, and a skipped cue would be speech
 without its text.
@@ -18,6 +18,9 @@ MAX_UTTERANCES = 20_000
 
 _ALIGN_UNITS_PER_S = 25_000
 _SILENCE = frozenset({"", "sil", "sp", "<sil>", "<eps>"})
+
+LRS_WORDS = "WORD START END ASDSCORE"
+_LRS_WORD = re.compile(r"(\S+) (\d{1,6}(?:\.\d+)?) (\d{1,6}(?:\.\d+)?)(?: \S+)?", re.ASCII)
 
 # start and end in 1/25,000 s, word
 _ALIGNED = re.compile(r"\s*(\d{1,12})\s+(\d{1,12})\s+(\S+)\s*", re.ASCII)
@@ -188,11 +191,28 @@ class _PraatTokens:
         return int(value)
 
 
+def _parse_lrs(name: str, text: str) -> Iterator[Utterance]:
+    """LRS2 and LRS3: below the line LRS_WORDS a word, its start and end in seconds, and a score."""
+    above, header, below = text.partition(LRS_WORDS)
+    if not header:
+        raise CorpusError(f"{name}:1: a text with times has a line {LRS_WORDS}, and the words below it")
+    for number, line in enumerate(below.split("\n"), start=above.count("\n") + 1):
+        if not line.strip():
+            continue
+        match = _LRS_WORD.fullmatch(line.strip())
+        if match is None:
+            raise CorpusError(
+                f"{name}:{number}: {line[:80]!r} must be a word, its start and end, for example HELLO 0.12 0.48 7.1"
+            )
+        yield Utterance(float(match[2]), float(match[3]), match[1], number)
+
+
 PARSERS: Mapping[str, Callable[[str, str], Iterator[Utterance]]] = {
     ".align": parse_align,
     ".textgrid": _parse_textgrid,
     ".srt": _parse_cues,
     ".vtt": _parse_cues,
+    ".txt": _parse_lrs,
 }
 """By extension, lower case; if one video has several, the first in this order is read."""
 

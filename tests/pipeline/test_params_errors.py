@@ -28,7 +28,7 @@ from tests.support.params_files import overlay, params_file_fixture  # noqa: F40
         ("model.sizes.channels=[1, 2]", ("model.sizes.channels",)),
         ("model.sizes.channels=[0, 8, 8, 8]", ("model.sizes.channels", "0", "1")),
         ("model.sizes.num_heads=3", ("model.sizes", "num_heads 3", "must divide hidden_dim")),
-        ("corpus.kind=lrs3", ("corpus.kind", "lrs3", "grid")),
+        ("corpus.kind=lrw", ("corpus.kind", "lrw", "grid")),
         ("corpus.root=null", ("corpus.root", "None")),
         ("train.augment.flips=true", ("train.augment.flips",)),
         ("train.freeze=frontend", ("train.freeze", "'frontend' is not a list", "write [frontend]")),
@@ -128,7 +128,7 @@ def test_an_unknown_preset_and_recipe_list_the_known(params_file: Path) -> None:
     with pytest.raises(ConfigError, match="12gb"):
         load_params(params_file, preset="48gb")
     with pytest.raises(ConfigError, match="chinese_lips"):
-        recipe_text("lrs3")
+        recipe_text("lrw")
 
 
 @pytest.mark.parametrize("text", ["train: 5\n", "train:\n", "train: [1]\n"])

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.params import load_params
 from pipeline.serve.worker import with_candidates
-from recipes import RECIPES
+from recipes import FILES as RECIPES
 
 ROOT = Path(__file__).parents[3]
 FILES = ["params.yaml", *(f"recipes/{name}.yaml" for name in RECIPES)]

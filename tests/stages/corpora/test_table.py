@@ -226,7 +226,7 @@ OTHER_FILES = {
 def test_a_table_of_another_kind_is_named(tmp_path: Path, name: str) -> None:
     content, expected = OTHER_FILES[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CorpusError, match=rf"{name} is {expected}.*; save it as a plain CSV file in UTF-8"):
+    with pytest.raises(CorpusError, match=rf"{name} is {expected}.*; save it as a plain text file in UTF-8"):
         read_corpus(CorpusParams(kind="table", root=str(tmp_path), table=name))
 
 
