@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 
 from stages.corpora.layout import counted, lines_of, refused, text_of_clip
-from stages.settings import CorpusParams
 from stages.corpora.transcript import Transcript
+from stages.settings import CorpusParams
 
 _SPLITS = {"train.csv": "train", "val.csv": "valid", "test.csv": "test"}
 _CLIP = re.compile(r"(s\d+)/(\d{8})_(section_\d+_\d+\.\d+_\d+\.\d+)", re.ASCII)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from shards.errors import CorpusError
 from stages.corpora.layout import clip_id_of, counted, lines_of, refused
-from stages.settings import CorpusParams
 from stages.corpora.transcript import Transcript, relative_media
+from stages.settings import CorpusParams
 
 _SPLITS = ("train", "valid", "test")
 _UNITS = ("char_units.txt", "unigram5000_units.txt")

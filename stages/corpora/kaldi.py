@@ -23,9 +23,9 @@ from stages.corpora.layout import (
     video_path,
     with_splits,
 )
-from stages.settings import CorpusParams
 from stages.corpora.table import UNSPLIT, time_s
 from stages.corpora.transcript import Transcript
+from stages.settings import CorpusParams
 
 _log = logging.getLogger(__name__)
 

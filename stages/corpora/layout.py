@@ -13,10 +13,9 @@ from shards.errors import ClipRejected, CorpusError
 from shards.pipes import refuse_pipe
 from shards.schema import Reason
 from stages.corpora.csv_rows import decoded, read_text
-from stages.corpora.transcript import NAMES_SHOWN, with_one_spelling
-from stages.settings import CorpusParams
 from stages.corpora.table import UNSPLIT, with_seeded_split
-from stages.corpora.transcript import Transcript, relative_media
+from stages.corpora.transcript import NAMES_SHOWN, Transcript, relative_media, with_one_spelling
+from stages.settings import CorpusParams
 from stages.videos.media import resolve_media
 
 _log = logging.getLogger(__name__)

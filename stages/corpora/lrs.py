@@ -18,10 +18,10 @@ from pathlib import Path
 
 from shards.errors import CorpusError
 from stages.corpora.layout import counted, lines_of, refused, text_of_clip
-from stages.settings import CorpusParams
 from stages.corpora.table import UNSPLIT, with_seeded_split
 from stages.corpora.timed import LRS_WORDS
 from stages.corpora.transcript import Transcript
+from stages.settings import CorpusParams
 
 _log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from typing import Any, NoReturn
 
 from shards.errors import CorpusError
 from stages.corpora.layout import clip_id_of, counted, lines_of, split_of_name, video_path, with_splits
-from stages.settings import CorpusParams
 from stages.corpora.table import LIKE_TIMES, UNSPLIT, age, time_s
 from stages.corpora.transcript import Transcript
+from stages.settings import CorpusParams
 
 _log = logging.getLogger(__name__)
 

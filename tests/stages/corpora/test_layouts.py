@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stages.videos.settings import CropParams
 
 from model.settings import TextParams
 from shards.errors import CorpusError
@@ -14,10 +15,9 @@ from shards.files import read_table
 from shards.schema import CLIPS
 from stages.corpora import Transcript, read_corpus
 from stages.corpora.layout import clip_id_of, split_of_name
-from stages.settings import CorpusParams
 from stages.corpora.timed import parse_timed
 from stages.ingest import ingest
-from stages.videos.settings import CropParams
+from stages.settings import CorpusParams
 from tests.support.layouts import LAYOUTS, manifest, objects, text
 
 Change = Callable[[Path], Any]
@@ -137,6 +137,25 @@ def test_a_manifest_of_nemo_and_lhotse(tmp_path: Path) -> None:
         "sup-2": ("test", None, "clips/last.mp4", "go", None, 0.96),
     }
     assert clips["sup-1"].gender == "M"
+
+
+# written by lhotse 1.33.0 (CutSet.to_file)
+LHOTSE_CUT = (
+    '{"id": "r1-0", "start": 0.5, "duration": 2.5, "channel": 0, "supervisions": [{"id": "s1", "recording_id": "r1", '
+    '"start": 0.0, "duration": 1.0, "channel": 0, "text": "a", "language": "en", "speaker": "bob", "gender": "M"}, '
+    '{"id": "s2", "recording_id": "r1", "start": 1.1, "duration": 1.2, "channel": 0, "text": "b", "speaker": "amy"}], '
+    '"recording": {"id": "r1", "sources": [{"type": "file", "channels": [0], "source": "clips/cut.mp4", "video": '
+    '{"fps": 25.0, "num_frames": 75, "height": 96, "width": 96}}], "sampling_rate": 16000, "num_samples": 48000, '
+    '"duration": 3.0, "channel_ids": [0]}, "type": "MonoCut"}'
+)
+
+
+def test_a_cut_as_lhotse_writes_it_gives_a_clip_for_each_supervision(tmp_path: Path) -> None:
+    text(tmp_path / "cuts_train.jsonl", LHOTSE_CUT)
+    first, second = again("manifest", tmp_path, table="*.jsonl")
+    assert (first.clip_id, first.speaker, first.gender, first.text) == ("s1", "bob", "M", "a")
+    assert (first.media, first.start_s, first.end_s) == ("clips/cut.mp4", 0.5, 1.5)
+    assert (second.clip_id, second.text, second.start_s, second.end_s) == ("s2", "b", 1.6, 2.8)
 
 
 def test_a_manifest_without_splits_is_split_by_a_seed_that_new_lines_do_not_change(tmp_path: Path) -> None:
