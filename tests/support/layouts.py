@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from stages.corpora import Transcript, read_corpus
 from stages.settings import CorpusParams
 from tests.support.videos import write_mouth
 
@@ -162,3 +163,10 @@ LAYOUTS = {
     "manifest": manifest,
     "kaldi": kaldi,
 }
+
+
+def again(kind: str, root: Path, **values: Any) -> list[Transcript]:
+    """Reads a changed miniature."""
+    table = {"manifest": "manifests/*.json*", "kaldi": "data/*"}.get(kind, "clips.csv")
+    values = {"table": table, "valid_fraction": 0.3, **values}
+    return read_corpus(CorpusParams(kind=kind, root=str(root), **values))  # type: ignore[arg-type]
