@@ -29,6 +29,7 @@ from pipeline.params import check, parse_yaml, recipe_text
 from shards.codec import decode_clip, encode_clip
 from shards.enums import TRAIN_SPLIT
 from shards.machine import status_mb
+from shards.packs import Packs
 from shards.plan import plan_epoch
 from shards.samples import STREAM_COLUMNS, read_samples
 from shards.settings import MachineParams, PackParams
@@ -191,8 +192,7 @@ def training(task: Task, material: Material) -> Figures:
         train(
             replace(
                 job_of(params),
-                samples=material.samples_path(task.codec),
-                shards=material.store(task.codec),
+                packs=Packs.single(material.samples_path(task.codec), material.store(task.codec)),
                 runs=folder / "runs",
                 checkpoints=folder / "checkpoints",
                 logs=folder / "logs",

@@ -24,9 +24,10 @@ from benchmarks.versions import machine_facts
 from shards.enums import TRAIN_SPLIT
 from shards.files import write_json
 from shards.machine import status_mb
-from shards.plan import EpochOrder, order_epoch, plan_epoch, plan_identity, shard_numbers
-from shards.samples import read_plan_columns, sample_pieces
+from shards.packs import Pack, Packs
+from shards.plan import EpochOrder, order_epoch, plan_epoch, shard_numbers
 from shards.settings import LoaderParams
+from shards.store import FolderStore
 
 CHINESE_LIPS_CLIPS = 30_341
 WORLD_SIZES = (1, 8, 1_000)
@@ -39,8 +40,9 @@ FRAME_BUDGET, BATCH_SIZE, WINDOW_SHARDS = 8_000, 8, 16
 class PlanBench:
     """The results for one catalogue and one world size."""
 
+    num_packs: int
     num_clips: int
-    """Clips of the train split; the catalogue has other splits too."""
+    """Clips of the train split of all packs; the catalogue has other splits too."""
     num_shards: int
     world_size: int
     read_s: float
@@ -65,8 +67,13 @@ class PlanBench:
         return self.read_s + self.hash_s + self.plan_s
 
 
-def bench_plan(num_clips: Sequence[int], out: Path, progress: Callable[[str], None]) -> list[PlanBench]:
-    """Writes a catalogue with about that many train samples for each of `num_clips`, measures, writes results.json."""
+def bench_plan(
+    num_clips: Sequence[int], out: Path, progress: Callable[[str], None], num_packs: int = 1
+) -> list[PlanBench]:
+    """Writes a catalogue with about that many train samples for each of `num_clips`, measures, writes results.json.
+
+    Also plans `num_packs` packs of each catalogue, if there are several.
+    """
     results = []
     for wanted in num_clips:
         folder = out / f"{wanted}_clips"
@@ -76,7 +83,10 @@ def bench_plan(num_clips: Sequence[int], out: Path, progress: Callable[[str], No
             write_catalogue(folder, round(wanted / SPLIT_SHARES[TRAIN_SPLIT] / (1 - REJECTED_SHARE)))
         for world_size in WORLD_SIZES:
             progress(f"planning {wanted:,} clips for {world_size} ranks")
-            results.append(_run_in_fresh_process(folder / "samples.parquet", world_size))
+            results.append(_run_in_fresh_process(folder / "samples.parquet", world_size, 1))
+        if num_packs > 1:
+            progress(f"planning {num_packs} packs of {wanted:,} clips")
+            results.append(_run_in_fresh_process(folder / "samples.parquet", 1, num_packs))
     machine = machine_facts(["numpy", "pyarrow"])
     loader = {"frame_budget": FRAME_BUDGET, "batch_size": BATCH_SIZE, "window_shards": WINDOW_SHARDS}
     content = {"machine": machine, "loader": loader, "results": [asdict(result) for result in results]}
@@ -84,23 +94,34 @@ def bench_plan(num_clips: Sequence[int], out: Path, progress: Callable[[str], No
     return results
 
 
-def measure(samples_path: Path, world_size: int) -> PlanBench:
-    """Plans epoch 0 for rank 0 in this process, then analyses the batches of all ranks."""
+def measure(samples_path: Path, world_size: int, num_packs: int = 1) -> PlanBench:
+    """Plans epoch 0 for rank 0 in this process, then analyses the batches of all ranks.
+
+    With several packs, the catalogue is read as each of them, and the last has twice the weight of the first.
+    """
+    store = FolderStore(samples_path.parent)
+    packs = Packs.single(samples_path, store)
+    if num_packs > 1:
+        weights = np.linspace(1, 2, num_packs).tolist()
+        packs = Packs(
+            [Pack(f"p{number}", samples_path, store, weight=weight) for number, weight in enumerate(weights)]
+        )
     params = LoaderParams(frame_budget=FRAME_BUDGET, window_shards=WINDOW_SHARDS)
     start = time.perf_counter()
-    samples = read_plan_columns(samples_path, TRAIN_SPLIT)
+    samples = packs.read_plan_columns(TRAIN_SPLIT)
     read = time.perf_counter()
-    plan_identity(sample_pieces(samples_path, TRAIN_SPLIT), params, BATCH_SIZE, world_size)
+    packs.plan_identity(params, BATCH_SIZE, world_size)
     hashed = time.perf_counter()
-    plan = plan_epoch(samples, params, BATCH_SIZE, 0, world_size)
+    plan = plan_epoch(samples, params, BATCH_SIZE, 0, world_size, weights=packs.weights)
     planned = time.perf_counter()
     peak_mb = status_mb("VmHWM")
-    order = order_epoch(samples, params, BATCH_SIZE, 0, world_size)
+    order = order_epoch(samples, params, BATCH_SIZE, 0, world_size, packs.weights)
     padded_SW = order.padded_SW
     shard_N = shard_numbers(samples)
     num_shards = int(shard_N.max()) + 1
     at_random = replace(order, row_N=np.random.default_rng(0).permutation(order.row_N))
     return PlanBench(
+        num_packs=num_packs,
         num_clips=samples.num_rows,
         num_shards=num_shards,
         world_size=world_size,
@@ -127,18 +148,18 @@ def _readers_a_shard(order: EpochOrder, shard_N: np.ndarray, ranks_a_reader: int
     place_N = np.arange(len(reader_N)) + np.repeat(
         order.first_SW.ravel() - np.cumsum(clips_B) + clips_B, clips_B
     )
-    pairs = np.unique(shard_N[order.row_N[place_N]] * num_ranks + reader_N)
+    pairs = np.unique(shard_N[order.row_N[place_N] % len(shard_N)] * num_ranks + reader_N)
     return len(pairs) / len(np.unique(pairs // num_ranks))
 
 
-def _run_in_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
+def _run_in_fresh_process(samples_path: Path, world_size: int, num_packs: int) -> PlanBench:
     program = (
         "import sys, json; from dataclasses import asdict; from pathlib import Path; "
         "from benchmarks.plan import measure; "
-        "print(json.dumps(asdict(measure(Path(sys.argv[1]), int(sys.argv[2])))))"
+        "print(json.dumps(asdict(measure(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(samples_path), str(world_size)],
+        [sys.executable, "-c", program, str(samples_path), str(world_size), str(num_packs)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -149,7 +170,7 @@ def _run_in_fresh_process(samples_path: Path, world_size: int) -> PlanBench:
 def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:
     """Prints the cost of the plans, then their quality."""
     cost = Table(title="one rank reads the catalogue, hashes it and plans an epoch", title_justify="left")
-    for name in ("clips", "shards", "ranks", "read s", "hash s", "plan s", "total s", "peak MB"):
+    for name in ("packs", "clips", "shards", "ranks", "read s", "hash s", "plan s", "total s", "peak MB"):
         cost.add_column(name, justify="right")
     made = Table(title="the epoch", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("clips", "ranks", "steps", "out", "padding", "slowest", "ranks", "nodes", "random"):
@@ -159,7 +180,9 @@ def print_plan_bench(results: Sequence[PlanBench], console: Console) -> None:
         times = [
             f"{seconds:.3f}" for seconds in (result.read_s, result.hash_s, result.plan_s, result.seconds)
         ]
-        cost.add_row(clips, f"{result.num_shards:,}", ranks, *times, f"{result.peak_mb:.0f}")
+        cost.add_row(
+            str(result.num_packs), clips, f"{result.num_shards:,}", ranks, *times, f"{result.peak_mb:.0f}"
+        )
         made.add_row(
             clips,
             ranks,
@@ -184,6 +207,9 @@ def command(
         int,
         typer.Option(min=10_000, help="train samples of a synthetic catalogue, in addition to one of 30,341"),
     ] = 10_000_000,
+    packs: Annotated[
+        int, typer.Option(min=1, help="also plan a blend of this number of packs of each catalogue")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="results.json and the catalogues", metavar="DIR")] = Path(
         "bench-plan"
     ),
@@ -196,7 +222,7 @@ def command(
 
     out.mkdir(parents=True, exist_ok=True)
     counts = sorted({CHINESE_LIPS_CLIPS, clips})
-    print_plan_bench(bench_plan(counts, out, print_progress), stdout)
+    print_plan_bench(bench_plan(counts, out, print_progress, packs), stdout)
 
 
 if __name__ == "__main__":

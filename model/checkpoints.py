@@ -24,7 +24,7 @@ from shards.disk import FORBIDDEN
 from shards.errors import CheckpointError, PipelineError
 from shards.files import atomic_file
 from shards.pipes import refuse_pipe
-from shards.plan import PlanIdentity
+from shards.plan_identity import PlanIdentity
 
 MODIFIED_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 """Raised when a value of a wrong type, shape or name is loaded; ValueError includes pydantic's errors."""

@@ -82,7 +82,9 @@ class RunFolder:
         """Writes curves.csv (one row per epoch) and metrics.json (the last row and the best CER)."""
         text = io.StringIO()
         if curves:
-            writer = csv.DictWriter(text, fieldnames=list(curves[0]), lineterminator="\n")
+            # epochs without validation lack the columns of packs
+            columns = list(dict.fromkeys(name for curve in curves for name in curve))
+            writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: "" if v is None else v for k, v in curve.items()} for curve in curves)
         write_text(logs_folder / "curves.csv", text.getvalue())

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from model.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
-from shards.settings import Section
+from shards.settings import DataPack, Section
 
 SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
 """Names of the two kinds of `model.sizes` in pydantic's errors; not keys of params.yaml."""
@@ -184,6 +184,11 @@ class TrainParams(Section):
         1.0, gt=0, le=1, description="learning rate of each layer as a share of the one above it"
     )
     seed: int = Field(0, ge=0, description="initial weights, dropout, teacher forcing")
+    data: tuple[DataPack, ...] = Field((), description="packs to train on together; empty: the pack of paths")
+    where: str = Field(
+        "",
+        description="DuckDB condition on the training clips over the columns of samples, crops and clips; empty: all",
+    )
     valid_every: int = Field(1, ge=1, description="epochs from one validation to the next")
     checkpoint_every: int = Field(10, ge=1, description="epochs from one checkpoint_epoch_N.pt to the next")
     augment: AugmentParams = AugmentParams()

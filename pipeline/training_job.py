@@ -9,14 +9,27 @@ from model.training.find_budget import MARGIN, FoundBudget
 from model.training.training_data import TrainingJob
 from pipeline.params import Params, params_text
 from shards.open_store import open_store
+from shards.packs import Pack, Packs
+
+
+def packs_of(values: Params) -> Packs:
+    """Returns the packs of train.data, or the pack of `paths`."""
+    paths = values.paths
+    default = Pack(
+        "",
+        Path(paths.samples),
+        open_store(paths.shards, values.machine),
+        Path(paths.clips),
+        Path(paths.crops),
+    )
+    return Packs.of(values.train.data, default, values.machine, values.train.where)
 
 
 def job_of(values: Params) -> TrainingJob:
     """Returns the job of these parameters. The command adds its options with `dataclasses.replace`."""
     paths = values.paths
     return TrainingJob(
-        samples=Path(paths.samples),
-        shards=open_store(paths.shards, values.machine),
+        packs=packs_of(values),
         runs=Path(paths.runs),
         checkpoints=Path(paths.checkpoints),
         logs=Path(paths.logs),

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 CLIP_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,120}")
 
-TRAIN_SPLIT, VALID_SPLIT = "train", "valid"
+TRAIN_SPLIT, VALID_SPLIT, TEST_SPLIT = "train", "valid", "test"
 """Training learns from `train` and selects the best model on `valid`; other splits are only scored."""
 
 

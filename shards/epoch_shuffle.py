@@ -5,6 +5,7 @@ Shapes: N clips, S steps, W ranks.
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,17 +23,25 @@ def plan_window(
     batch_size: int,
     budget: int,
     rng: np.random.Generator,
+    pack_N: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns `row_N` in a new order, and for each batch first and stop position in it and the longest clip, S×W."""
+    """Returns `row_N` in a new order, and for each batch first and stop position in it and the longest clip, S×W.
+
+    If `pack_N` is given, all clips of a batch have the same value of it.
+    """
     edge_W1 = part_edges(num_frames_N, world_size, batch_size, budget)
     part_N = np.repeat(np.arange(world_size), np.diff(edge_W1))
     noise_N = rng.uniform(1, 1 + LENGTH_NOISE, len(row_N))
-    order_N = np.lexsort((num_frames_N * noise_N, part_N))
+    pack_N = np.zeros(len(row_N), np.int8) if pack_N is None else pack_N
+    order_N = np.lexsort((num_frames_N * noise_N, pack_N, part_N))
     row_N, num_frames_N = row_N[order_N], num_frames_N[order_N]
-    of_rank = [
-        cut(num_frames_N, first, stop, batch_size, budget)
-        for first, stop in zip(edge_W1[:-1].tolist(), edge_W1[1:].tolist(), strict=True)
-    ]
+    new_pack_N = np.flatnonzero(np.diff(pack_N[order_N])) + 1
+    of_rank = []
+    for first, stop in zip(edge_W1[:-1].tolist(), edge_W1[1:].tolist(), strict=True):
+        edges = [first, *new_pack_N[(first < new_pack_N) & (new_pack_N < stop)].tolist(), stop]
+        of_rank.append(
+            [batch for run in pairwise(edges) for batch in cut(num_frames_N, *run, batch_size, budget)]
+        )
     batch_WS2 = np.array(even_out(of_rank, rng), np.int64)
     first_WS, stop_WS = batch_WS2[..., 0], batch_WS2[..., 1]
     longest_WS = _longest(num_frames_N, first_WS, stop_WS)

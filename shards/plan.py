@@ -1,92 +1,42 @@
 """The epoch plan: the clips of every batch of every rank, computed before any video is read.
 
 It is a pure function of samples, seed, epoch, world size and loader parameters, so each rank computes its own plan.
-To resume, a run needs only its position (epoch, step). A checkpoint stores the plan's identity, so that a resumed run
-can list the differences.
+To resume, a run needs only its position (epoch, step).
+
+A table with the column `corpus` (`shards.packs`) holds several packs. Then an epoch may visit a clip more than once:
+a plan has the number `visit * N + row` for it (shards/blend.py).
 
 Shapes: N clips, B batches, S steps, W ranks.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.blend import blended_windows, packs_of
 from shards.epoch_shuffle import cut, plan_window
 from shards.errors import TableError, TrainingError
-from shards.files import fingerprint
-from shards.samples import samples_hash
+from shards.plan_identity import PlanIdentity
 from shards.settings import LoaderParams
 
 PLAN_VERSION = 2
-
-
-@dataclass(frozen=True)
-class PlanIdentity:
-    """Two runs with equal identities see the same batches in the same order in every epoch."""
-
-    plan_version: int
-    samples: str
-    """Result of `samples_hash`."""
-    loader: dict[str, int | float]
-    """The section `loader` without max_bad_fraction, which a user may raise after a bad sample."""
-    batch_size: int
-    world_size: int
-
-    @property
-    def hash(self) -> str:
-        """Hex sha256 of all fields."""
-        return fingerprint(self.as_dict())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns plain values for a checkpoint or JSON; `from_dict` is the inverse."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PlanIdentity":
-        """Returns the identity stored in a checkpoint; raises TypeError for wrong keys."""
-        return cls(**values)
-
-    def differences(self, stored: "PlanIdentity") -> list[str]:
-        """Returns messages about the differences to the epoch plan of a checkpoint; empty if there are none."""
-        messages = []
-        if self.plan_version != stored.plan_version:
-            messages.append(
-                f"plan version is {self.plan_version}, the checkpoint has {stored.plan_version}: the code has changed"
-            )
-        if self.samples != stored.samples:
-            messages.append("the clips differ: samples.parquet was packed again")
-        for key in sorted(self.loader.keys() | stored.loader.keys()):
-            here, other = self.loader.get(key), stored.loader.get(key)
-            if here != other:
-                messages.append(f"loader.{key} is {_shown(here)}, the checkpoint has {_shown(other)}")
-        if self.batch_size != stored.batch_size:
-            messages.append(f"train.batch_size is {self.batch_size}, the checkpoint has {stored.batch_size}")
-        if self.world_size != stored.world_size:
-            messages.append(
-                f"this run has {self.world_size} {_ranks(self.world_size)}, the checkpoint {stored.world_size}"
-            )
-        return messages
-
-
-def _shown(value: int | float | None) -> str:
-    return "none" if value is None else str(value)
-
-
-def _ranks(number: int) -> str:
-    return "rank" if number == 1 else "ranks"
+BLEND_KEYS = ("mix", "epoch_clips", "temperature")
+_DEFAULTS = LoaderParams().model_dump(mode="json")
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Batches of one rank, as row numbers into the split's samples table."""
+    """Batches of one rank, as row numbers into the split's samples table (`visit * N + row` for several packs)."""
 
     batches: tuple[np.ndarray, ...]
     left_out: np.ndarray
-    """Rows in no batch: longer than the limit of this epoch or, rarely, left over after equal batches. int64."""
+    """Rows longer than the limit of this epoch and, rarely, visits left over after equal batches. int64."""
+    num_clips: int
+    """Clips in all ranks' batches; a clip that is visited twice counts twice."""
     num_frames: int
     """Frames of the clips in all ranks' batches."""
     padded_frames: int
@@ -107,6 +57,8 @@ class EpochOrder:
     longest_SW: np.ndarray
     """Frames of the longest clip of each batch."""
     left_out: np.ndarray
+    num_frames: int
+    """Frames of the clips in all batches."""
 
     def batches(self, rank: int) -> tuple[np.ndarray, ...]:
         """Returns the batches of one rank, in the order of the steps."""
@@ -121,11 +73,22 @@ class EpochOrder:
 
 
 def plan_identity(
-    samples: pa.Table | Iterable[pa.RecordBatch], params: LoaderParams, batch_size: int, world_size: int = 1
+    samples: str,
+    params: LoaderParams,
+    batch_size: int,
+    world_size: int = 1,
+    blend: dict[str, Any] | None = None,
 ) -> PlanIdentity:
-    """Returns everything that the plans of all epochs depend on; `samples` as for `samples_hash`."""
+    """Returns everything that the plans of all epochs depend on; `samples` is their `samples_hash`.
+
+    `blend` describes the packs if there are several, or if a condition selects clips (`Packs.blend`).
+    """
     loader = params.model_dump(mode="json", exclude={"max_bad_fraction"})
-    return PlanIdentity(PLAN_VERSION, samples_hash(samples), loader, batch_size, world_size)
+    # plans from before these keys existed stay equal
+    loader = {
+        name: value for name, value in loader.items() if name not in BLEND_KEYS or value != _DEFAULTS[name]
+    }
+    return PlanIdentity(PLAN_VERSION, samples, loader, batch_size, world_size, blend)
 
 
 def length_limit(params: LoaderParams, epoch: int, longest: int) -> int:
@@ -147,25 +110,31 @@ def plan_epoch(
     epoch: int,
     world_size: int = 1,
     rank: int = 0,
+    weights: Mapping[str, float] | None = None,
 ) -> EpochPlan:
     """Returns the batches of `rank` in `epoch`, in order; every rank gets the same number. See `order_epoch`.
 
-    `samples` needs the columns clip_id, num_frames and shard. Raises TrainingError if a clip that takes part in any
-    epoch is longer than the frame budget, or if there are fewer clips than ranks.
+    `samples` needs the columns clip_id, num_frames and shard, and corpus for several packs. Raises TrainingError if a
+    clip that takes part in any epoch is longer than the frame budget, or if there are fewer clips than ranks.
     """
     assert 0 <= rank < world_size
-    order = order_epoch(samples, params, batch_size, epoch, world_size)
-    num_frames_N = _lengths(samples)
+    order = order_epoch(samples, params, batch_size, epoch, world_size, weights)
     return EpochPlan(
         batches=order.batches(rank),
         left_out=order.left_out,
-        num_frames=int(num_frames_N.sum() - num_frames_N[order.left_out].sum()),
+        num_clips=int((order.stop_SW - order.first_SW).sum()),
+        num_frames=order.num_frames,
         padded_frames=int(order.padded_SW.sum()),
     )
 
 
 def order_epoch(
-    samples: pa.Table, params: LoaderParams, batch_size: int, epoch: int, world_size: int = 1
+    samples: pa.Table,
+    params: LoaderParams,
+    batch_size: int,
+    epoch: int,
+    world_size: int = 1,
+    weights: Mapping[str, float] | None = None,
 ) -> EpochOrder:
     """Returns the batches of all ranks in `epoch`.
 
@@ -174,6 +143,9 @@ def order_epoch(
     the same number of batches for all. Its clips are sorted by length times a random factor and cut into batches of
     at most `batch_size` clips and `frame_budget` padded frames. Ranks with fewer batches halve their largest. Then
     the steps are shuffled in the same way for all ranks, so at each step all ranks have clips of similar length.
+
+    Of several packs, each gets its share by `weights` (pack's name → weight) or loader.temperature; parts of their
+    shards take turns in proportion to the shares. With loader.mix `epoch` each batch has the clips of one pack.
     """
     rng = np.random.default_rng([params.seed, epoch])
     num_frames_N = _lengths(samples)
@@ -186,21 +158,38 @@ def order_epoch(
             f"epoch {epoch} has {num_kept} clips of at most {limit} frames, too few for {world_size} ranks; "
             "use fewer ranks, or raise loader.curriculum_frames or loader.max_frames"
         )
-    rows, parts, left_out, base = [], [], [np.flatnonzero(~kept_N)], 0
-    for row_N in _super_windows(shard_numbers(samples), kept_N, params.window_shards, world_size, rng):
+    shard_N, num_rows = shard_numbers(samples), samples.num_rows
+    if "corpus" in samples.column_names or params.epoch_clips:
+        windows = blended_windows(samples, shard_N, kept_N, params, weights or {}, epoch, world_size, rng)
+    else:
+        windows = _super_windows(shard_N, kept_N, params.window_shards, world_size, rng)
+    pack_N = packs_of(samples)[1] if params.mix == "epoch" else None
+    rows, parts, left_out, base, num_frames = [], [], [np.flatnonzero(~kept_N)], 0, 0
+    for row_N in windows:
         ordered_N, first_SW, stop_SW, longest_SW = plan_window(
-            row_N, num_frames_N[row_N], world_size, batch_size, params.frame_budget, rng
+            row_N,
+            num_frames_N[row_N % num_rows],
+            world_size,
+            batch_size,
+            params.frame_budget,
+            rng,
+            None if pack_N is None else pack_N[row_N % num_rows],
         )
+        num_frames += int(num_frames_N[ordered_N % num_rows].sum())
         if (stop_SW - first_SW).sum() < len(row_N):
             is_used_N = np.zeros(len(row_N), bool)
             for first, stop in zip(first_SW.ravel(), stop_SW.ravel(), strict=True):
                 is_used_N[first:stop] = True
-            left_out.append(ordered_N[~is_used_N])
+            surplus = ordered_N[~is_used_N] % num_rows
+            num_frames -= int(num_frames_N[surplus].sum())
+            left_out.append(surplus)
         rows.append(ordered_N)
         parts.append((first_SW + base, stop_SW + base, longest_SW))
         base += len(row_N)
     first_SW, stop_SW, longest_SW = (np.concatenate(matrices) for matrices in zip(*parts, strict=True))
-    return EpochOrder(np.concatenate(rows), first_SW, stop_SW, longest_SW, np.concatenate(left_out))
+    return EpochOrder(
+        np.concatenate(rows), first_SW, stop_SW, longest_SW, np.concatenate(left_out), num_frames
+    )
 
 
 def plan_scoring(samples: pa.Table, params: LoaderParams, batch_size: int) -> tuple[np.ndarray, ...]:

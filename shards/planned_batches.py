@@ -14,8 +14,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shards.errors import ConfigError, TrainingError
 from shards.loading import PaddedBatch, SharedEpoch, rank_of
 from shards.open_store import open_store
-from shards.plan import PlanIdentity, plan_epoch, plan_identity
-from shards.samples import STREAM_COLUMNS, read_samples, sample_pieces
+from shards.plan import plan_epoch, plan_identity
+from shards.plan_identity import PlanIdentity
+from shards.samples import STREAM_COLUMNS, read_samples, sample_pieces, samples_hash
 from shards.settings import LoaderParams, MachineParams
 from shards.stream import ShardStream
 
@@ -79,7 +80,9 @@ class PlannedBatches(IterableDataset[PaddedBatch]):
     ) -> None:
         super().__init__()
         self._samples = read_samples(samples, split, STREAM_COLUMNS)
-        self._identity = plan_identity(sample_pieces(samples, split), params, batch_size, world_size)
+        self._identity = plan_identity(
+            samples_hash(sample_pieces(samples, split)), params, batch_size, world_size
+        )
         self._shards, self._params, self._machine = shards, params, machine
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._epoch = SharedEpoch()

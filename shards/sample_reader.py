@@ -40,6 +40,11 @@ class CatalogueRow(NamedTuple):
     clip_offset: int
     clip_size: int
 
+    @property
+    def member(self) -> str:
+        """The name of the clip in its shard, without the name of its pack (shards/packs.py)."""
+        return self.clip_id.rpartition("/")[2]
+
     @classmethod
     def of(cls, record: Mapping[str, object]) -> "CatalogueRow":
         """Makes one from a row of the table as a dictionary."""
@@ -58,6 +63,8 @@ class SampleRows:
         self._numbers = tuple(samples[name].to_numpy() for name in CatalogueRow._fields[3:])
 
     def rows(self, row_N: np.ndarray) -> list[CatalogueRow]:
+        """Returns the clips at these numbers of an epoch plan: `visit * N + row`."""
+        row_N = row_N % len(self._shard_N)
         numbers = row_N.tolist()
         return [
             CatalogueRow(
@@ -72,14 +79,15 @@ class SampleRows:
         ]
 
     def label(self, row: int) -> str:
-        label: str = self._labels[row].as_py()
+        label: str = self._labels[row % len(self._shard_N)].as_py()
         return label
 
     def shards_of(self, batches: Sequence[np.ndarray]) -> list[str]:
         """Returns the shards of these rows in the order of their first use."""
         if not len(batches):
             return []
-        shards, first = np.unique(self._shard_N[np.concatenate(batches)], return_index=True)
+        row_N = np.concatenate(batches) % len(self._shard_N)
+        shards, first = np.unique(self._shard_N[row_N], return_index=True)
         return [self._shard_names[shard] for shard in shards[np.argsort(first)]]
 
 
@@ -146,7 +154,7 @@ def read_raw_into(frames_THW: np.ndarray, shard: OpenShard, row: CatalogueRow) -
     head = bytearray(num_head_bytes)
     if shard.read_into([head, frames_THW.data], row.sample_offset) != num_head_bytes + frames_THW.nbytes:
         return False
-    return head == _tar_header(f"{row.clip_id}.npy", row.clip_size) + _raw_header(frames_THW.shape)
+    return head == _tar_header(f"{row.member}.npy", row.clip_size) + _raw_header(frames_THW.shape)
 
 
 def _tar_header(name: str, num_bytes: int) -> bytes:
@@ -181,7 +189,7 @@ def _raw_header(shape: tuple[int, int, int]) -> bytes:
 def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
     """Returns the payloads of the two members of a sample; raises ShardError if they differ from the catalogue."""
     try:
-        names = [f"{row.clip_id}.{clip_extension(row.codec)}", f"{row.clip_id}.json"]
+        names = [f"{row.member}.{clip_extension(row.codec)}", f"{row.member}.json"]
     except ValueError as error:
         raise _damaged(shard, row, str(error)) from error
     if not holds_clip(shard, row) or row.sample_size > MAX_SAMPLE_BYTES:

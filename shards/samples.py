@@ -33,24 +33,6 @@ def read_samples(samples_path: Path, split: str, columns: Sequence[str] = schema
     return pa.Table.from_batches(pieces, pa.schema(fields, schema.SAMPLES.metadata))
 
 
-def read_plan_columns(samples_path: Path, split: str) -> pa.Table:
-    """Returns `PLAN_COLUMNS` of `read_samples`, the same rows, with dictionary-encoded shards: a sixth of the memory.
-
-    Sufficient for epoch plans of millions of clips (`python -m benchmarks.plan`); their identity comes from
-    `plan_identity(sample_pieces(path, split), ...)`. Training reads `STREAM_COLUMNS`, because it also needs labels
-    and offsets.
-    """
-    fields = [schema.SAMPLES.field(name) for name in PLAN_COLUMNS]
-    shard = PLAN_COLUMNS.index("shard")
-    fields[shard] = fields[shard].with_type(pa.dictionary(pa.int32(), pa.string()))
-    columns: list[list[pa.Array]] = [[] for _ in PLAN_COLUMNS]
-    for piece in sample_pieces(samples_path, split, PLAN_COLUMNS):
-        for number, column in enumerate(piece.columns):
-            columns[number].append(column.dictionary_encode() if number == shard else column)
-    chunked = [pa.chunked_array(column, field.type) for column, field in zip(columns, fields, strict=True)]
-    return pa.table(chunked, pa.schema(fields)).unify_dictionaries()
-
-
 def sample_pieces(
     samples_path: Path, split: str, columns: Sequence[str] = HASHED_COLUMNS
 ) -> Iterator[pa.RecordBatch]:

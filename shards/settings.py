@@ -57,12 +57,45 @@ class LoaderParams(Section):
     window_shards: int = Field(
         16, gt=0, description="number of shards that are shuffled together, for each rank"
     )
+    mix: Literal["batch", "epoch"] = Field(
+        "batch",
+        description="several packs: batch mixes them in a batch, epoch gives each batch one pack's clips",
+    )
+    epoch_clips: int = Field(
+        0,
+        ge=0,
+        description="clips of an epoch; 0: every clip of the largest pack once, of the others by their shares",
+    )
+    temperature: float = Field(
+        1.0,
+        ge=1,
+        le=100,
+        description="packs without weights: a pack's share is its clips ** (1 / temperature); 1: by size",
+    )
     max_bad_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="share of clips of an epoch that may be damaged; they are skipped and counted; 0: none",
     )
+
+
+class DataPack(Section):
+    """One pack of `train.data`."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_-]{1,40}$", description="name of the corpus in messages and reports"
+    )
+    samples: str = Field(min_length=1, description="samples.parquet of the pack")
+    shards: str = Field(min_length=1, description="folder or URL of its shards")
+    clips: str = Field("", description="its clips.parquet, for train.where and the report")
+    crops: str = Field("", description="its crops.parquet, for train.where and the report")
+    weight: float = Field(
+        0, ge=0, description="share of an epoch relative to the other packs; 0 for all: by size"
+    )
+    train: tuple[str, ...] = Field(("train",), description="splits of the pack to train on; empty: none")
+    valid: tuple[str, ...] = Field(("valid",), description="splits to validate on")
+    test: tuple[str, ...] = Field(("test",), description="splits to report")
 
 
 class MachineParams(Section):

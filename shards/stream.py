@@ -56,7 +56,7 @@ class ClipBatch:
     clip_ids: tuple[str, ...]
     labels: tuple[str, ...]
     rows: tuple[int, ...]
-    """Row numbers in the split's samples table."""
+    """Row numbers in the split's samples table, as in the plan: `visit * N + row` if it visits a clip again."""
     bad: tuple[BadSample, ...] = ()
 
 

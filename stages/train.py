@@ -213,7 +213,7 @@ class _Trainer:
             return True  # the stream raises for a bad sample
         if num_bad := quarantine.add(progress.epoch, progress.batches_done, [batch.bad for batch in window]):
             progress.bad_clips += num_bad
-            quarantine.refuse_too_many(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+            quarantine.refuse_too_many(progress.bad_clips, plan.num_clips, progress.epoch)
         return self.ranks.any(any(batch.clip_ids for batch in window))
 
     def _stop_if_asked(self) -> None:
@@ -272,11 +272,12 @@ class _Trainer:
             validated.cer if validated else None,
             peak_memory_mb(self.device),
             self._flop_utilisation(plan),
+            validated.cer_of_pack if validated else None,
         )
         logger.info(epoch_line(curve))
         progress.curves.append(curve)
         if self.metric_logger:
-            self.quarantine.log_epoch(progress.bad_clips, self.data.num_clips(plan), progress.epoch)
+            self.quarantine.log_epoch(progress.bad_clips, plan.num_clips, progress.epoch)
             self.metric_logger.epoch(curve, validated.clips if validated else [])
 
     def _flop_utilisation(self, plan: EpochPlan) -> float | None:

@@ -1,6 +1,7 @@
 """Turns a batch of the stream into augmented input of the network: drawn on the CPU, applied on the device.
 
-A clip's augmentation depends only on (seed, epoch, clip_id). Batching, workers and resuming do not change it.
+A clip's augmentation depends only on (seed, epoch, clip_id, visit in the epoch). Batching, workers and resuming do not
+change it.
 Shapes: B clips, T frames, H×W px of the crop, Y×X px of the network's input (the window), M time masks.
 """
 
@@ -61,9 +62,12 @@ class ClipChange:
         return max(1, round(num_frames / self.speed))
 
 
-def draw_change(params: AugmentParams, seed: int, epoch: int, clip_id: str, duration_s: float) -> ClipChange:
-    """Returns the augmentation of `clip_id` in `epoch`."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{clip_id}".encode()).digest()
+def draw_change(
+    params: AugmentParams, seed: int, epoch: int, clip_id: str, duration_s: float, visit: int = 0
+) -> ClipChange:
+    """Returns the augmentation of `clip_id` in `epoch`; another one for each visit in an epoch."""
+    again = f"/{visit}" if visit else ""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{clip_id}{again}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     # Every value is drawn, even if it is not used, and the masks, whose number varies, are drawn last. So
     # switching one change off leaves the others as they were.
@@ -250,11 +254,16 @@ def training_input(
 ) -> tuple[torch.Tensor, torch.Tensor, Targets]:
     """Returns normalised, augmented video (B, 1, T, Y, X), the frame counts (on the CPU), and the labels."""
     changes = []
-    for clip_id, label, num_frames in zip(
-        batch.clip_ids, batch.labels, batch.num_frames_B.tolist(), strict=True
+    for clip_id, label, num_frames, row in zip(
+        batch.clip_ids, batch.labels, batch.num_frames_B.tolist(), batch.rows, strict=True
     ):
         change = draw_change(
-            job.train.augment, job.loader.seed, epoch, clip_id, duration_s=num_frames / data.fps
+            job.train.augment,
+            job.loader.seed,
+            epoch,
+            clip_id,
+            duration_s=num_frames / data.fps,
+            visit=row // max(data.samples.num_rows, 1),
         )
         changes.append(_limit_speed(change, label, num_frames, data))
     video_BCTYX, num_frames_B = augmented_input(

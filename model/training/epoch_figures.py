@@ -4,7 +4,7 @@ Also measures the first batch before training: the fastest number of threads, an
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -38,6 +38,8 @@ PEAK_FLOPS_PER_S = {
 }
 """Dense bfloat16 multiplications and additions per second, by CUDA's device name. Parts of a GPU (MIG) are unknown."""
 
+CER_OF_PACK = "val_cer_"
+"""Begins the columns of curves.csv with the CER of each pack."""
 BACKWARD = 2
 """Backward takes twice the operations of forward: for the gradients of the inputs and of the weights."""
 
@@ -99,6 +101,7 @@ def curve_of(
     val_cer: float | None,
     peak_memory_mb: float,
     flop_utilisation: float | None,
+    cer_of_pack: Mapping[str, float] | None = None,
 ) -> Curve:
     """Returns the row of the epoch that `progress` has just finished. Values that were not measured are None."""
     skipped_before = sum(int(curve["skipped"] or 0) for curve in progress.curves)
@@ -115,6 +118,7 @@ def curve_of(
         "peak_memory_mb": peak_memory_mb,
         "skipped": progress.skipped_steps - skipped_before,
         "flop_utilisation": flop_utilisation,
+        **{f"{CER_OF_PACK}{name}": cer for name, cer in (cer_of_pack or {}).items()},
     }
 
 
@@ -123,6 +127,11 @@ def epoch_line(curve: Curve) -> str:
     figures = [f"train_loss={curve['train_loss']:.4f}"]
     if curve["val_loss"] is not None:
         figures += [f"val_loss={curve['val_loss']:.4f}", f"CER={curve['val_cer']:.4f}"]
+        figures += [
+            f"CER of {key.removeprefix(CER_OF_PACK)}={cer:.4f}"
+            for key, cer in curve.items()
+            if key.startswith(CER_OF_PACK) and cer is not None
+        ]
     figures += [
         f"{curve['clips_per_s']:.1f} clips/s",
         f"waited {_percent(curve['data_wait'])} for data",

@@ -27,6 +27,7 @@ from model.training.step import set_up
 from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import ConfigError, TrainingError
 from shards.machine import available_mb, usable_cores
+from shards.packs import Packs
 from shards.store import FolderStore
 from shards.stream import ClipBatch
 
@@ -141,7 +142,7 @@ class _Search:
         self._labels = samples["label"]
         self.longest = int(self._frames_N.max())
         # no trial reads the shards or the table, so they are not sent to its process
-        self._job = replace(job, shards=FolderStore(Path()), resume=None, on_batch=None)
+        self._job = replace(job, packs=Packs.single(Path(), FolderStore(Path())), resume=None, on_batch=None)
         self._data = data.without_tables(self._job)
         self._limit_mb = memory_mb
         if memory_mb is None and choose_device(job.machine.device).type == "cpu":

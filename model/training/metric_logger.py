@@ -21,7 +21,7 @@ from model.training.training_data import TrainingJob
 from shards.enums import VALID_SPLIT
 from shards.errors import TrainingError
 from shards.sample_reader import read_sample
-from shards.samples import STREAM_COLUMNS, read_samples
+from shards.samples import STREAM_COLUMNS
 from shards.store import ShardStore
 
 if TYPE_CHECKING:
@@ -153,12 +153,12 @@ def _plain(text: str) -> str:
 
 def mouth_strips(job: TrainingJob, clip_ids: Sequence[str]) -> np.ndarray:
     """Returns one row of evenly spread frames for each valid clip, as they are packed: uint8."""
-    samples = read_samples(job.samples, VALID_SPLIT, STREAM_COLUMNS)
+    samples = job.packs.read(VALID_SPLIT, STREAM_COLUMNS)
     rows = {
         row["clip_id"]: row
         for row in samples.filter(pc.is_in(samples["clip_id"], pa.array(clip_ids))).to_pylist()
     }
-    return np.concatenate([_strip(job.shards, rows[clip_id]) for clip_id in clip_ids])
+    return np.concatenate([_strip(job.packs.store, rows[clip_id]) for clip_id in clip_ids])
 
 
 def _strip(store: ShardStore, row: dict[str, object]) -> np.ndarray:

@@ -39,7 +39,7 @@ def with_pixel_statistics(
     levels = (math.nan, math.nan)
     if ranks.is_first:
         levels = _resumed_statistics(job, run) or measure_pixel_statistics(
-            job.shards, samples, model, leave_out_bad=job.loader.max_bad_fraction > 0
+            job.packs.store, samples, model, leave_out_bad=job.loader.max_bad_fraction > 0
         )
     mean, deviation = ranks.gathered(torch.tensor(levels, dtype=torch.float64))[0].tolist()
     return model.model_copy(update={"input_mean": mean, "input_std": deviation})

@@ -22,9 +22,12 @@ from model.training.last_checkpoint import newest_intact
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState, other_params, run_of
+from shards.blend import packs_of, visits_of_packs
 from shards.enums import VALID_SPLIT
 from shards.errors import CheckpointError, PipelineError
-from shards.plan import EpochPlan, PlanIdentity, length_limit
+from shards.packs import Packs
+from shards.plan import EpochPlan, length_limit
+from shards.plan_identity import PlanIdentity
 from shards.settings import LoaderParams
 
 
@@ -39,6 +42,7 @@ def log_start(
     """Logs data, network, device and starting point. For a new run, also logs an unfinished run, if there is one."""
     logger.info("Train samples: %d", data.samples.num_rows)
     logger.info("Val samples: %d", data.valid_samples.num_rows)
+    _log_packs(job, data)
     if not data.valid_samples.num_rows:
         logger.warning(
             "no clips in split %s: no CER is reported, and the last model becomes the best", VALID_SPLIT
@@ -58,6 +62,33 @@ def log_start(
         )
     elif (unfinished := unfinished_run_message(run, job, data)) is not None:
         logger.info(unfinished)
+
+
+def _log_packs(job: TrainingJob, data: TrainingData) -> None:
+    """Logs what train.where leaves out, and the share of each pack in an epoch."""
+    for name, (num_left_out, num_clips) in job.packs.left_out.items():
+        logger.info(
+            "train.where leaves out %d of %d clips%s",
+            num_left_out,
+            num_clips,
+            f" of pack {name}" if name else "",
+        )
+    names, pack_N = packs_of(data.samples)
+    if len(names) < 2 and not job.loader.epoch_clips:
+        return
+    num_frames_N = data.samples["num_frames"].to_numpy()
+    num_clips_P = np.bincount(
+        pack_N[num_frames_N <= (job.loader.max_frames or num_frames_N.max())], minlength=len(names)
+    )
+    visits_P = visits_of_packs(names, num_clips_P, job.loader, job.packs.weights)
+    for name, num_clips, num_visits in zip(names, num_clips_P.tolist(), visits_P.tolist(), strict=True):
+        logger.info(
+            "An epoch visits %d clips%s (%.1f %%), which has %d",
+            num_visits,
+            f" of pack {name}" if name else "",
+            100 * num_visits / visits_P.sum(),
+            num_clips,
+        )
 
 
 def log_left_out(plan: EpochPlan, samples: pa.Table, params: LoaderParams, epoch: int) -> None:
@@ -130,6 +161,7 @@ def _command(
         train=TrainParams.model_validate(state["train_params"]),
         decode=DecodeParams.model_validate(state["decode_params"]),
         loader=LoaderParams.model_validate(loader),
+        packs=Packs(job.packs.packs, (there.blend or {}).get("where", "")),
     )
     data = TrainingData(theirs, ranks)
     data.epoch(epoch)

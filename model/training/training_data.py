@@ -7,20 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from model.losses import refuse_unspellable
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
+from model.text import describe_stored_normaliser
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
+from shards.blend import packs_of
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ShardError, TrainingError
+from shards.files import check_table
 from shards.open_shards import OpenShards
-from shards.plan import EpochPlan, plan_epoch, plan_identity, plan_scoring
+from shards.packs import Pack, Packs
+from shards.plan import EpochPlan, plan_epoch, plan_scoring
 from shards.sample_reader import read_sample_of
-from shards.samples import STREAM_COLUMNS, read_samples, sample_pieces, samples_hash, splits_of
+from shards.samples import STREAM_COLUMNS, samples_hash
 from shards.schema import SAMPLES
 from shards.settings import LoaderParams, MachineParams, Section
-from shards.store import ShardStore
 from shards.stream import ShardStream
 
 OnBatch = Callable[[int, int, int, float], None]
@@ -31,8 +35,7 @@ OnBatch = Callable[[int, int, int, float], None]
 class TrainingJob:
     """Everything that one training needs."""
 
-    samples: Path
-    shards: ShardStore
+    packs: Packs
     runs: Path
     checkpoints: Path
     logs: Path
@@ -51,8 +54,9 @@ class TrainingJob:
 
     @property
     def deciding_sections(self) -> dict[str, Section]:
-        """The parameters, apart from those of the epoch plan, that determine the weights and the best model."""
-        return {"model": self.model, "text": self.text, "train": self.train, "decode": self.decode}
+        """The parameters that determine the weights and the best model, apart from those of the epoch plan."""
+        train = self.train.model_copy(update={"data": (), "where": ""})
+        return {"model": self.model, "text": self.text, "train": train, "decode": self.decode}
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,12 @@ class TrainingData:
     def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
         # other columns of the table would stay in memory during the whole training
-        self.samples = read_samples(job.samples, TRAIN_SPLIT, STREAM_COLUMNS)
-        has_valid = VALID_SPLIT in splits_of(job.samples)
-        self.valid_samples = read_samples(job.samples, VALID_SPLIT) if has_valid else SAMPLES.empty_table()
+        _refuse_unlike_normalisers(job.packs)
+        self.samples = job.packs.read(TRAIN_SPLIT, STREAM_COLUMNS)
+        has_valid = VALID_SPLIT in job.packs.splits
+        self.valid_samples = job.packs.read(VALID_SPLIT) if has_valid else SAMPLES.empty_table()
         """Empty if no valid clips are packed."""
-        first_THW, metadata = self._first_sample()
-        self.fps = float(str(metadata["fps"]))
-        self.crop_HW: tuple[int, int] = first_THW.shape[1:]
+        self.fps, self.crop_HW = self._clip_properties()
         if job.model.window_px > self.crop_px:
             raise TrainingError(
                 f"model.window_px {job.model.window_px} is larger than the packed crops ({self.crop_px} px); lower it"
@@ -95,9 +98,7 @@ class TrainingData:
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
-        self.plan_identity = plan_identity(
-            sample_pieces(job.samples, TRAIN_SPLIT), job.loader, job.train.batch_size, ranks.world_size
-        )
+        self.plan_identity = job.packs.plan_identity(job.loader, job.train.batch_size, ranks.world_size)
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
         """Batches of all ranks."""
 
@@ -128,38 +129,81 @@ class TrainingData:
     def epoch(self, number: int) -> EpochPlan:
         job, ranks = self._job, self.ranks
         return plan_epoch(
-            self.samples, job.loader, job.train.batch_size, number, ranks.world_size, ranks.rank
+            self.samples,
+            job.loader,
+            job.train.batch_size,
+            number,
+            ranks.world_size,
+            ranks.rank,
+            job.packs.weights,
         )
-
-    def num_clips(self, plan: EpochPlan) -> int:
-        """Returns the number of clips in all ranks' batches of an epoch."""
-        return self.samples.num_rows - len(plan.left_out)
 
     def streams(self, pin_memory: bool) -> tuple[ShardStream, ShardStream]:
         """Returns the streams of train and valid. Train skips bad samples if max_bad_fraction > 0, valid never."""
         job = self._job
         quarantine = job.loader.max_bad_fraction > 0
         return (
-            ShardStream(job.shards, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
-            ShardStream(job.shards, self.valid_samples, job.machine, pin_memory, False, self.crop_HW),
+            ShardStream(job.packs.store, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
+            ShardStream(job.packs.store, self.valid_samples, job.machine, pin_memory, False, self.crop_HW),
         )
 
-    def _first_sample(self) -> tuple[np.ndarray, dict[str, object]]:
+    def _clip_properties(self) -> tuple[float, tuple[int, int]]:
+        """Returns frame rate and frame size. Raises TrainingError if they differ between packs."""
+        names, pack_N = packs_of(self.samples)
+        found: dict[str, tuple[float, tuple[int, int]]] = {}
+        for number, name in enumerate(names):
+            if len(rows := self.samples.filter(pa.array(pack_N == number))):
+                clip_THW, metadata = self._first_sample(rows)
+                found[name] = (float(str(metadata["fps"])), (clip_THW.shape[1], clip_THW.shape[2]))
+        (first, properties), *others = found.items()
+        for name, other in others:
+            if other != properties:
+                raise TrainingError(
+                    f"pack {name} has clips of {_shown(other)}, pack {first} of {_shown(properties)}; crop and pack "
+                    "them with the same crop.target_fps and crop.size_px"
+                )
+        return properties
+
+    def _first_sample(self, samples: pa.Table) -> tuple[np.ndarray, dict[str, object]]:
         """Returns the first clip and its metadata.
 
         If bad samples are allowed, returns the first good sample: tries the first sample of each shard, then the
         others, at most one more than may be bad.
         """
-        num_allowed = int(self._job.loader.max_bad_fraction * len(self.samples))
-        shards = OpenShards(self._job.shards)
-        rows_N = _shards_first(self.samples)[: num_allowed + 1]
+        num_allowed = int(self._job.loader.max_bad_fraction * len(samples))
+        shards = OpenShards(self._job.packs.store)
+        rows_N = _shards_first(samples)[: num_allowed + 1]
         for row in rows_N.tolist():
             try:
-                return read_sample_of(shards, self.samples.slice(row, 1).to_pylist()[0])
+                return read_sample_of(shards, samples.slice(row, 1).to_pylist()[0])
             except ShardError:
                 if row == rows_N[-1]:
                     raise
         raise AssertionError("a split has samples")
+
+
+def _shown(properties: tuple[float, tuple[int, int]]) -> str:
+    fps, (height, width) = properties
+    return f"{height}x{width} px at {fps:g} frames/s"
+
+
+def _refuse_unlike_normalisers(packs: Packs) -> None:
+    """Raises TrainingError if the labels of the packs were normalised in different ways."""
+    if not packs.is_blend:
+        return
+    first, *others = packs.packs
+    normaliser = _normaliser_of(first)
+    for pack in others:
+        if (other := _normaliser_of(pack)) != normaliser:
+            raise TrainingError(
+                f"the labels of pack {pack.name} and pack {first.name} are normalised differently ({other}; "
+                f"{normaliser}); run ingest and pack of both with the same section text of params.yaml"
+            )
+
+
+def _normaliser_of(pack: Pack) -> str | None:
+    check_table(pack.samples, SAMPLES, "pipeline pack")
+    return describe_stored_normaliser(pq.read_schema(pack.samples).metadata, pack.samples)
 
 
 def _shards_first(samples: pa.Table) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Validation during training: the ranks share the clips of valid, and their figures are summed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from model.decoding.reader import LipReader
 from model.decoding.result import ScoredClip
@@ -9,6 +9,7 @@ from model.decoding.scoring import score_batches
 from model.metrics import EditCounts, total_counts
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData, TrainingJob
+from shards.packs import pack_of
 from shards.stream import ShardStream
 
 
@@ -20,6 +21,8 @@ class ValidationResult:
     """Nats per character, over all clips."""
     cer: float
     """Over all clips."""
+    cer_of_pack: dict[str, float]
+    """The CER of each pack, if there are several."""
     clips: list[ScoredClip]
     """The clips of this rank, in the order of the table."""
 
@@ -46,19 +49,26 @@ def validate(
     )
     for _ in range(-(-len(data.valid_batches) // ranks.world_size) - len(own)):
         between_batches()
-    counts = total_counts((clip.reference, clip.hypothesis) for clip in scores.clips)
+    names = list(dict.fromkeys(pack_of(clip_id)[0] for clip_id in data.valid_samples["clip_id"].to_pylist()))
+    counts_P = [
+        total_counts(
+            (clip.reference, clip.hypothesis) for clip in scores.clips if pack_of(clip.clip_id)[0] == name
+        )
+        for name in names
+    ]
+    values = [number for counts in counts_P for number in astuple(counts)]
     loss_sum, num_chars, num_clips, *edits = ranks.sum(
-        [
-            scores.loss_sum,
-            scores.num_chars,
-            len(scores.clips),
-            counts.substitutions,
-            counts.deletions,
-            counts.insertions,
-            counts.num_chars,
-        ]
+        [scores.loss_sum, scores.num_chars, len(scores.clips), *values]
     )
+    width = len(edits) // len(names)
+    counts_P = [EditCounts(*map(int, edits[first : first + width])) for first in range(0, len(edits), width)]
     assert num_clips == data.valid_samples.num_rows, (
         f"{data.valid_samples.num_rows} samples, {num_clips} scored"
     )
-    return ValidationResult(loss_sum / max(num_chars, 1), EditCounts(*map(int, edits)).cer, scores.clips)
+    cer_of_pack = {name: counts.cer for name, counts in zip(names, counts_P, strict=True)}
+    return ValidationResult(
+        loss_sum / max(num_chars, 1),
+        sum(counts_P, EditCounts()).cer,
+        cer_of_pack if job.packs.is_blend else {},
+        scores.clips,
+    )

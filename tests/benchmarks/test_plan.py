@@ -41,3 +41,11 @@ def test_the_benchmark_measures_in_fresh_processes_and_writes_results(
     assert 280 < result.num_clips < 320 and result.world_size == 2 and 50 < result.peak_mb < 2_000
     written = json.loads((tmp_path / "results.json").read_text())
     assert [bench.PlanBench(**values) for values in written["results"]] == [result]
+
+
+def test_a_blend_of_one_catalogue_has_as_many_visits_as_its_weights(tmp_path: Path) -> None:
+    write_catalogue(tmp_path, 1_000)
+    samples = read_samples(tmp_path / "samples.parquet", "train")
+    measured = bench.measure(tmp_path / "samples.parquet", 1, num_packs=3)
+    assert measured.num_packs == 3 and measured.num_clips == 3 * samples.num_rows
+    assert measured.left_out == 0

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from shards import samples as samples_module
 from shards.errors import ConfigError, TableError
 from shards.files import write_table
-from shards.plan import PLAN_VERSION, PlanIdentity, plan_epoch, plan_identity
+from shards.packs import Packs
+from shards.plan import PLAN_VERSION, plan_epoch, plan_identity
+from shards.plan_identity import PlanIdentity
 from shards.samples import (
     HASHED_COLUMNS,
     PLAN_COLUMNS,
-    read_plan_columns,
     read_samples,
     sample_pieces,
     samples_hash,
@@ -25,7 +26,12 @@ from shards.samples import (
 )
 from shards.schema import SAMPLES
 from shards.settings import LoaderParams
+from shards.store import FolderStore
 from tests.support.catalogues import catalogue
+
+
+def read_plan_columns(path: Path, split: str) -> pa.Table:
+    return Packs.single(path, FolderStore(path.parent)).read_plan_columns(split)
 
 
 @pytest.fixture
@@ -86,7 +92,9 @@ def test_the_plan_columns_give_the_same_plan_and_hash(path: Path) -> None:
         expected = plan_epoch(whole, params, 4, 0, 2, rank)
         found = plan_epoch(light, params, 4, 0, 2, rank)
         assert [b.tolist() for b in found.batches] == [b.tolist() for b in expected.batches]
-    assert plan_identity(sample_pieces(path, "train"), params, 4) == plan_identity(whole, params, 4)
+    assert plan_identity(samples_hash(sample_pieces(path, "train")), params, 4) == plan_identity(
+        samples_hash(whole), params, 4
+    )
 
 
 # -- the hash ------------------------------------------------------------------------------------------------
@@ -153,11 +161,11 @@ def test_the_hash_sees_the_order_of_the_rows() -> None:
 
 def test_an_identity_is_restored_from_a_checkpoint_and_lists_differences() -> None:
     table, params = catalogue(["train"] * 9), LoaderParams()
-    there = plan_identity(table, params, 12)
+    there = plan_identity(samples_hash(table), params, 12)
     assert PlanIdentity.from_dict(there.as_dict()) == there
     assert type(there.as_dict()) is dict and type(there.as_dict()["loader"]) is dict
     assert there.plan_version == PLAN_VERSION and there.differences(there) == []
-    here = plan_identity(table.slice(1), LoaderParams(seed=1, max_frames=300), 8, world_size=2)
+    here = plan_identity(samples_hash(table.slice(1)), LoaderParams(seed=1, max_frames=300), 8, world_size=2)
     assert here.differences(there) == [
         "the clips differ: samples.parquet was packed again",
         "loader.max_frames is 300, the checkpoint has 0",
@@ -174,14 +182,14 @@ def test_an_identity_is_restored_from_a_checkpoint_and_lists_differences() -> No
 def test_the_hash_of_an_identity_covers_all_fields_but_not_max_bad_fraction() -> None:
     table, params = catalogue(["train"] * 9), LoaderParams()
     identities = [
-        plan_identity(table, params, 8),
-        plan_identity(table.slice(1), params, 8),
-        plan_identity(table, LoaderParams(seed=1), 8),
-        plan_identity(table, LoaderParams(window_shards=2), 8),
-        plan_identity(table, LoaderParams(curriculum_epochs=2), 8),
-        plan_identity(table, params, 9),
-        plan_identity(table, params, 8, world_size=2),
+        plan_identity(samples_hash(table), params, 8),
+        plan_identity(samples_hash(table.slice(1)), params, 8),
+        plan_identity(samples_hash(table), LoaderParams(seed=1), 8),
+        plan_identity(samples_hash(table), LoaderParams(window_shards=2), 8),
+        plan_identity(samples_hash(table), LoaderParams(curriculum_epochs=2), 8),
+        plan_identity(samples_hash(table), params, 9),
+        plan_identity(samples_hash(table), params, 8, world_size=2),
     ]
     assert len({identity.hash for identity in identities}) == len(identities)
-    tolerant = plan_identity(table, LoaderParams(max_bad_fraction=0.1), 8)
+    tolerant = plan_identity(samples_hash(table), LoaderParams(max_bad_fraction=0.1), 8)
     assert tolerant.hash == identities[0].hash and not tolerant.differences(identities[0])

@@ -14,7 +14,7 @@ from model.networks.network import LipNetwork
 from model.settings import Head, ModelParams, TextParams
 from model.text import NORMALISER_VERSION
 from model.vocabulary import Vocabulary
-from shards.plan import PlanIdentity
+from shards.plan_identity import PlanIdentity
 
 LABELS = ("今天天气很好", "我们一起去公园", "你好 ok")
 MODELS = {

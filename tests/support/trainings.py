@@ -10,6 +10,7 @@ from model.decoding.result import ScoredClip
 from model.decoding.scoring import score_split
 from model.settings import AugmentParams, DecodeParams, ModelParams, TextParams, TrainParams
 from model.training.training_data import TrainingJob
+from shards.packs import Packs
 from shards.samples import read_samples
 from shards.settings import LoaderParams, MachineParams
 from tests.support.packed import Packed
@@ -41,8 +42,7 @@ def with_sizes(**sizes: object) -> ModelParams:
 
 def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
     return TrainingJob(
-        samples=packed.samples,
-        shards=packed.store,
+        packs=Packs.single(packed.samples, packed.store),
         runs=folder / "runs",
         checkpoints=folder / "checkpoints",
         logs=folder / "logs",
@@ -57,12 +57,16 @@ def job_in(folder: Path, packed: Packed, **changes: object) -> TrainingJob:
 
 
 def read_test_clips(
-    reader: LipReader, packed: Packed, decode: DecodeParams | None = None, blind: bool = False
+    reader: LipReader,
+    packed: Packed,
+    decode: DecodeParams | None = None,
+    blind: bool = False,
+    split: str = "test",
 ) -> list[ScoredClip]:
-    """Reads the clips of the split `test`."""
+    """Reads the clips of a split."""
     return score_split(
         reader,
-        read_samples(packed.samples, "test"),
+        read_samples(packed.samples, split),
         packed.store,
         batch_size=4,
         loader=LoaderParams(),

@@ -283,7 +283,8 @@ def batch_of(clips: list[tuple[str, str, torch.Tensor]]) -> ClipBatch:
 def inputs_of(batch: ClipBatch, augment: AugmentParams, model: ModelParams = SMALL, epoch: int = 3) -> tuple:
     vocabulary = Vocabulary.of_labels(["一二三四"], with_syllables=True)
     job = SimpleNamespace(train=TrainParams(augment=augment), loader=LoaderParams(seed=5))
-    data = SimpleNamespace(fps=25.0, vocabulary=vocabulary, model=model)
+    samples = SimpleNamespace(num_rows=100)
+    data = SimpleNamespace(fps=25.0, vocabulary=vocabulary, model=model, samples=samples)
     return training_input(batch, job, data, epoch, torch.device("cpu"))
 
 

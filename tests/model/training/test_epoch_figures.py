@@ -17,7 +17,9 @@ from shards.plan import EpochPlan
 from stages.reports.csv_tables import CURVE_COLUMNS
 
 CPU = torch.device("cpu")
-PLAN = EpochPlan(batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_frames=90, padded_frames=100)
+PLAN = EpochPlan(
+    batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_clips=2, num_frames=90, padded_frames=100
+)
 
 
 def progress_at_the_end() -> Progress:

@@ -22,6 +22,7 @@ from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, TrainingError
+from shards.packs import Packs
 from shards.settings import LoaderParams, MachineParams
 from stages.train import train
 from tests.support.packed import pack_clips, toy_clips
@@ -326,8 +327,7 @@ def test_a_training_starts_from_an_import_and_logs_it(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "public.pt", state)
     init_from = tmp_path / "public.pt"
     job = TrainingJob(
-        samples=packed.samples,
-        shards=packed.store,
+        packs=Packs.single(packed.samples, packed.store),
         runs=tmp_path / "runs",
         checkpoints=tmp_path / "checkpoints",
         logs=tmp_path / "logs",

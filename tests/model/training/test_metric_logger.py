@@ -24,7 +24,9 @@ from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.trainings import job_in
 
-PLAN = EpochPlan(batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_frames=90, padded_frames=100)
+PLAN = EpochPlan(
+    batches=(np.arange(2),), left_out=np.empty(0, np.int64), num_clips=2, num_frames=90, padded_frames=100
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from model.training.pixel_statistics import (
 )
 from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import CheckpointError, Interrupted, ShardError, TrainingError
+from shards.packs import Packs
 from shards.samples import read_samples
 from shards.settings import LoaderParams
 from shards.store import FolderStore
@@ -210,12 +211,15 @@ def test_resuming_fetches_no_shard(tmp_path: Path, packed: Packed) -> None:
     store, samples = Counting(packed.shards), read_samples(packed.samples, "train")
     run, fresh = RunFolder(job.runs, last.parent.name), RunFolder(job.runs, "another")
     for other in (job, replace(job, resume=last)):
-        model = with_pixel_statistics(replace(other, shards=store), run, samples)
+        model = with_pixel_statistics(replace(other, packs=Packs.single(packed.samples, store)), run, samples)
         assert (model.input_mean, model.input_std) == levels_in(last)
-    given = replace(job, shards=store, model=MODEL)
+    given = replace(job, packs=Packs.single(packed.samples, store), model=MODEL)
     assert with_pixel_statistics(given, fresh, samples) is MODEL
     assert not store.asked
-    assert with_pixel_statistics(replace(job, shards=store), fresh, samples) == model
+    assert (
+        with_pixel_statistics(replace(job, packs=Packs.single(packed.samples, store)), fresh, samples)
+        == model
+    )
     assert store.asked
 
 
@@ -231,5 +235,5 @@ def test_modified_statistics_are_reported(tmp_path: Path, packed: Packed) -> Non
 
 def test_the_search_for_a_budget_does_not_measure_them(tmp_path: Path, packed: Packed) -> None:
     store = Counting(packed.shards)
-    TrainingData(replace(job_of_shards(tmp_path, packed), shards=store))
+    TrainingData(replace(job_of_shards(tmp_path, packed), packs=Packs.single(packed.samples, store)))
     assert set(store.asked) == {"train/train-000000.tar"}, "the first clip, for its size"

@@ -17,6 +17,7 @@ from model.runs import RunFolder
 from model.training.quarantine import Quarantine
 from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import Interrupted, MachineError, ShardError, TrainingError
+from shards.packs import Packs
 from shards.plan import plan_epoch
 from shards.remote_store import RemoteStore
 from shards.samples import read_samples
@@ -301,7 +302,9 @@ def test_an_outage_ends_training_before_it_begins(
     """After the first shard, not after all shards."""
     proxy.fault = lambda _, request: "" if fine and fine in request else fault
     with pytest.raises(MachineError):
-        TrainingData(replace(tolerant(tmp_path, packed, 0.9), shards=open_remote()))
+        TrainingData(
+            replace(tolerant(tmp_path, packed, 0.9), packs=Packs.single(packed.samples, open_remote()))
+        )
     assert not [request for request in proxy.requests if "000001.tar" in request]
     assert len(proxy.requests) <= QUICK_RETRIES.tries + 2
 

@@ -23,6 +23,7 @@ from model.training.ranks import Ranks, ranks_of
 from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import run_of
 from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
+from shards.packs import Packs
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.store import FolderStore
@@ -164,9 +165,9 @@ def levels(folder: Path, packed: Packed) -> object:
         job = job_in(folder, packed)
         job = replace(job, model=MODEL.model_copy(update={"standardise": "shards"}))
         if not ranks.is_first:
-            job = replace(job, shards=FolderStore(folder / "nowhere"))
+            job = replace(job, packs=Packs.single(packed.samples, FolderStore(folder / "nowhere")))
         run = RunFolder(job.runs, "run")
-        return with_pixel_statistics(job, run, read_samples(job.samples, "train"), ranks)
+        return with_pixel_statistics(job, run, job.packs.read("train"), ranks)
 
 
 def test_the_first_rank_measures_gray_levels_for_all(tmp_path: Path, packed: Packed) -> None:

@@ -12,8 +12,8 @@ from model.checkpoints import load_checkpoint
 from model.settings import DecodeParams, TextParams
 from model.training.training_data import TrainingJob
 from shards.errors import CheckpointError, Interrupted
+from shards.packs import Packs
 from shards.settings import LoaderParams, MachineParams
-from shards.store import FolderStore
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.resuming import Position, stopped_in, stopping_at
@@ -109,8 +109,8 @@ def test_a_best_model_of_other_clips_or_another_decoding_is_not_kept(
         torch.save(state, path)
     job = replace(job_in(tmp_path / "b", packed), resume=last)
     if other == "valid clips":
-        job = replace(job, samples=pack_clips(tmp_path / "more", toy_clips(23, 3)).samples)
-        job = replace(job, shards=FolderStore(tmp_path / "more/shards"))
+        other_pack = pack_clips(tmp_path / "more", toy_clips(23, 3))
+        job = replace(job, packs=Packs.single(other_pack.samples, other_pack.store))
     elif other == "decode":
         job = replace(job, decode=DecodeParams(decoder="attention"))
     elif other == "text":

@@ -1,0 +1,147 @@
+"""Which clips of several packs an epoch visits, so that each pack has its share of the epoch.
+
+In every epoch each clip of a pack is visited n or n + 1 times; over the epochs the numbers differ by at most 1.
+
+Shapes: N clips, P packs, R visits of an epoch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from shards.errors import ConfigError, TrainingError
+from shards.settings import LoaderParams
+
+_FIXED_ORDER = 1 << 40
+"""A place in the seeds of random generators that no epoch uses."""
+
+
+def packs_of(samples: pa.Table) -> tuple[list[str], np.ndarray]:
+    """Returns the names of the packs and the number of each row's pack; one pack if there is no column `corpus`."""
+    if "corpus" not in samples.column_names:
+        return [""], np.zeros(samples.num_rows, np.int32)
+    corpus = samples["corpus"].unify_dictionaries()
+    names: list[str] = corpus.chunk(0).dictionary.to_pylist() if corpus.num_chunks else []
+    return names, np.concatenate(
+        [chunk.indices.to_numpy() for chunk in corpus.chunks] or [np.zeros(0, np.int32)]
+    )
+
+
+def shares_of(
+    names: Sequence[str], num_clips_P: np.ndarray, weights: Mapping[str, float], temperature: float
+) -> np.ndarray:
+    """Returns the share of each pack in an epoch: by weight, or without weights by clips ** (1 / temperature)."""
+    if not weights:
+        size_P = num_clips_P.astype(float) ** (1 / temperature)
+        return size_P / size_P.sum()
+    weight_P = np.array([weights[name] for name in names], float)
+    return weight_P / weight_P.sum()
+
+
+def visits_of_packs(
+    names: Sequence[str], num_clips_P: np.ndarray, params: LoaderParams, weights: Mapping[str, float]
+) -> np.ndarray:
+    """Returns the number of clips that an epoch visits of each pack, at least 1.
+
+    `num_clips_P` are the clips that take part. Without `loader.epoch_clips` the largest pack is visited once.
+    """
+    share_P = shares_of(names, num_clips_P, weights, params.temperature)
+    if not params.epoch_clips:
+        largest = int(np.argmax(num_clips_P))
+        visits_P = np.rint(num_clips_P[largest] / share_P[largest] * share_P).astype(np.int64)
+    else:
+        # the largest remainders are rounded up, so that the sum is exact
+        exact_P = params.epoch_clips * share_P
+        visits_P = exact_P.astype(np.int64)
+        last = np.argsort(visits_P - exact_P, kind="stable")[: params.epoch_clips - int(visits_P.sum())]
+        visits_P[last] += 1
+    return np.maximum(visits_P, 1)
+
+
+def blended_windows(
+    samples: pa.Table,
+    shard_N: np.ndarray,
+    kept_N: np.ndarray,
+    params: LoaderParams,
+    weights: Mapping[str, float],
+    epoch: int,
+    world_size: int,
+    rng: np.random.Generator,
+) -> Iterator[np.ndarray]:
+    """Yields the visits of each super-window of an epoch, as `visit * N + row`; the packs are mixed evenly.
+
+    `shard_N` numbers the shards of all packs. Raises TrainingError if no clip of a pack takes part.
+    """
+    names, pack_N = packs_of(samples)
+    num_clips_P = np.bincount(pack_N[kept_N], minlength=len(names))
+    for name, num_clips in zip(names, num_clips_P.tolist(), strict=True):
+        if not num_clips:
+            raise TrainingError(
+                f"epoch {epoch} has no clip of pack {name}; raise loader.curriculum_frames or loader.max_frames, or "
+                "remove the pack from train.data"
+            )
+    visits_P = visits_of_packs(names, num_clips_P, params, weights)
+    if visits_P.sum() < world_size:
+        raise TrainingError(
+            f"an epoch visits {visits_P.sum()} clips, too few for {world_size} ranks; raise loader.epoch_clips, or use "
+            "fewer ranks"
+        )
+    groups: list[np.ndarray] = []
+    place: list[np.ndarray] = []
+    row_N = np.flatnonzero(kept_N)
+    shard_size = max(1, round(len(row_N) / len(np.unique(shard_N[row_N]))))
+    for pack, num_visits in enumerate(visits_P.tolist()):
+        own = row_N[pack_N[row_N] == pack]
+        of_pack = [
+            [group + visit * len(shard_N) for group in _groups(rows, shard_N, shard_size)]
+            for visit, rows in enumerate(
+                _passes(own, shard_N, num_visits, epoch, [params.seed, pack, _FIXED_ORDER])
+            )
+        ]
+        shuffled = [visit[number] for visit in of_pack for number in rng.permutation(len(visit))]
+        place.append((np.arange(len(shuffled)) + rng.random(len(shuffled))) / len(shuffled))
+        groups += shuffled
+    order = np.argsort(np.concatenate(place), kind="stable")
+    wanted = round(len(groups) / (params.window_shards * world_size))
+    for window in np.array_split(order, max(1, min(wanted, len(groups) // world_size))):
+        yield np.concatenate([groups[number] for number in window.tolist()])
+
+
+def _passes(
+    row_N: np.ndarray, shard_N: np.ndarray, num_visits: int, epoch: int, seed: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Yields the rows of each visit to a pack, shard by shard: all rows, as often as they fit, then a part of them.
+
+    The parts of successive epochs follow each other around the pack, in the same order in all epochs.
+    """
+    shards = np.random.default_rng(seed).permutation(np.unique(shard_N[row_N]))
+    place_of_shard = np.empty(int(shard_N.max()) + 1, np.int64)
+    place_of_shard[shards] = np.arange(len(shards))
+    row_N = row_N[np.argsort(place_of_shard[shard_N[row_N]], kind="stable")]
+    num_whole, num_part = divmod(num_visits, len(row_N))
+    for _ in range(num_whole):
+        yield row_N
+    if num_part:
+        first = epoch * num_part % len(row_N)
+        yield np.roll(row_N, -first)[:num_part]
+
+
+def _groups(row_N: np.ndarray, shard_N: np.ndarray, shard_size: int) -> Iterator[np.ndarray]:
+    """Cuts rows into the runs of their shards. A shard of more than twice the mean size is cut into even parts.
+
+    Else a small pack of one large shard would be in one window only.
+    """
+    for run in np.split(row_N, np.flatnonzero(np.diff(shard_N[row_N])) + 1):
+        yield from np.array_split(run, -(-len(run) // (2 * shard_size)))
+
+
+def refuse_unequal_weights(weights: Mapping[str, float]) -> Mapping[str, float]:
+    """Returns the weights, or none if no pack has one; raises ConfigError if only some packs have one."""
+    without = [name for name, weight in weights.items() if not weight]
+    if without and len(without) < len(weights):
+        raise ConfigError(
+            f"train.data: pack {without[0]} has no weight, but others have; give every pack a weight, or none "
+            "(then loader.temperature decides)"
+        )
+    return {} if without else weights

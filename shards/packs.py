@@ -1,0 +1,265 @@
+"""The packs that one training or report reads: the pack of `paths`, or several packs (`train.data`).
+
+Tables of several packs are one table: the rows of pack after pack, with a column `corpus`. Clips, speakers and shards
+are named `<pack>/<name>`, since two packs may use the same name. So all other code works as for one pack.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards import schema
+from shards.blend import refuse_unequal_weights
+from shards.enums import TEST_SPLIT, TRAIN_SPLIT, VALID_SPLIT
+from shards.errors import ConfigError, ShardError
+from shards.files import fingerprint
+from shards.open_store import open_store
+from shards.plan import plan_identity
+from shards.plan_identity import PlanIdentity
+from shards.samples import HASHED_COLUMNS, PLAN_COLUMNS, sample_pieces, samples_hash, splits_of
+from shards.settings import DataPack, LoaderParams, MachineParams
+from shards.store import ShardStore
+
+NAMES = {"clip_id", "speaker", "shard"}
+"""Columns whose values a pack's name precedes if there are several packs."""
+CORPUS = pa.field("corpus", pa.dictionary(pa.int32(), pa.string()), nullable=False)
+
+
+def pack_of(name: str) -> tuple[str, str]:
+    """Splits the name of a clip, speaker or shard into its pack ("" for a single pack) and its own name."""
+    pack, slash, own = name.partition("/")
+    return (pack, own) if slash else ("", name)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One pack: its catalogue, its shards, and which of its splits are used for what."""
+
+    name: str
+    samples: Path
+    store: ShardStore
+    clips: Path | None = None
+    crops: Path | None = None
+    weight: float = 0.0
+    """0: none was given."""
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """train, valid, test → the splits of this pack; others mean the split of that name."""
+
+    def splits_for(self, split: str) -> tuple[str, ...]:
+        return self.splits.get(split, (split,))
+
+
+class Packs:
+    """One or several packs as one data set. `where` is a DuckDB condition on the clips of train (`train.where`)."""
+
+    def __init__(self, packs: Sequence[Pack], where: str = "") -> None:
+        self.packs, self.where = tuple(packs), where
+        names = [pack.name for pack in self.packs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"train.data has two packs of the name {twice[0]}; give each a name of its own")
+        self.is_blend = len(self.packs) > 1
+        self.store: ShardStore = BlendedStores(self.packs) if self.is_blend else self.packs[0].store
+
+    @classmethod
+    def single(cls, samples: Path, store: ShardStore) -> "Packs":
+        """Returns one pack with its own split names."""
+        return cls([Pack("", samples, store)])
+
+    @classmethod
+    def of(cls, data: Sequence[DataPack], default: Pack, machine: MachineParams, where: str = "") -> "Packs":
+        """Returns the packs of `train.data`; `default`, the pack of `paths`, if it is empty."""
+        packs = [
+            Pack(
+                entry.name,
+                Path(entry.samples),
+                open_store(entry.shards, machine),
+                Path(entry.clips) if entry.clips else None,
+                Path(entry.crops) if entry.crops else None,
+                entry.weight,
+                {TRAIN_SPLIT: entry.train, VALID_SPLIT: entry.valid, TEST_SPLIT: entry.test},
+            )
+            for entry in data
+        ]
+        return cls(packs or [default], where)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each pack that has training clips; empty if none has a weight."""
+        return refuse_unequal_weights(
+            {pack.name: pack.weight for pack in self.packs if pack.splits_for(TRAIN_SPLIT)}
+        )
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that have samples."""
+        found = set()
+        for pack in self.packs:
+            own = splits_of(pack.samples)
+            found |= own - {name for names in pack.splits.values() for name in names}
+            found |= {split for split, names in pack.splits.items() if own & set(names)}
+        return found
+
+    def read(self, split: str, columns: Sequence[str] = schema.SAMPLES.names) -> pa.Table:
+        """Returns the rows of a split of all packs, in the order of the packs; raises ConfigError if there are none."""
+        fields = [schema.SAMPLES.field(name) for name in columns] + ([CORPUS] if self.is_blend else [])
+        pieces = list(self.pieces(split, columns))
+        return pa.Table.from_batches(pieces, pa.schema(fields, schema.SAMPLES.metadata))
+
+    def read_plan_columns(self, split: str) -> pa.Table:
+        """Returns `PLAN_COLUMNS` of `read`, the same rows, with dictionary-encoded shards: a sixth of the memory.
+
+        Sufficient for epoch plans of millions of clips (`python -m benchmarks.plan`). Training reads
+        `STREAM_COLUMNS`, because it also needs labels and offsets.
+        """
+        fields = [schema.SAMPLES.field(name) for name in PLAN_COLUMNS] + ([CORPUS] if self.is_blend else [])
+        shard = PLAN_COLUMNS.index("shard")
+        fields[shard] = fields[shard].with_type(pa.dictionary(pa.int32(), pa.string()))
+        columns: list[list[pa.Array]] = [[] for _ in fields]
+        for piece in self.pieces(split, PLAN_COLUMNS):
+            for number, column in enumerate(piece.columns):
+                columns[number].append(column.dictionary_encode() if number == shard else column)
+        chunked = [
+            pa.chunked_array(column, field.type) for column, field in zip(columns, fields, strict=True)
+        ]
+        return pa.table(chunked, pa.schema(fields)).unify_dictionaries()
+
+    def pieces(self, split: str, columns: Sequence[str] = HASHED_COLUMNS) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of `read`, some ten thousand at a time."""
+        num_rows = 0
+        for number, pack in enumerate(self.packs):
+            for piece in self._pieces_of(pack, split, columns):
+                num_rows += piece.num_rows
+                yield self._named(piece, number) if self.is_blend else piece
+        if not num_rows:
+            raise ConfigError(
+                f"none of the packs {', '.join(pack.name for pack in self.packs)} has a split '{split}'"
+            )
+
+    def plan_identity(self, params: LoaderParams, batch_size: int, world_size: int = 1) -> PlanIdentity:
+        """Returns everything that the epoch plans of the training split depend on."""
+        # of several packs, `blend` holds the hashes
+        samples = fingerprint(self.blend) if self.is_blend else samples_hash(self.pieces(TRAIN_SPLIT))
+        return plan_identity(samples, params, batch_size, world_size, self.blend)
+
+    @cached_property
+    def blend(self) -> dict[str, Any] | None:
+        """What decides the plan in addition to one pack's rows: packs, weights and condition; None if nothing does."""
+        if not self.is_blend:
+            return {"where": self.where} if self.where else None
+        packs = {
+            pack.name: {
+                "samples": samples_hash(self._pieces_of(pack, TRAIN_SPLIT, HASHED_COLUMNS)),
+                "weight": self.weights.get(pack.name, 0.0),
+            }
+            for pack in self.packs
+            if pack.splits_for(TRAIN_SPLIT)
+        }
+        return {"packs": packs} | ({"where": self.where} if self.where else {})
+
+    @cached_property
+    def left_out(self) -> Mapping[str, tuple[int, int]]:
+        """Pack → training clips that `where` leaves out, and all of its training clips. Empty without a condition."""
+        if not self.where:
+            return {}
+        counts = {}
+        for pack in self.packs:
+            if splits := pack.splits_for(TRAIN_SPLIT):
+                clip_ids = [piece["clip_id"] for piece in _rows_of(pack, splits, ["clip_id"])]
+                kept = sum(pc.is_in(part, self._chosen(pack)).true_count for part in clip_ids)
+                counts[pack.name] = (sum(map(len, clip_ids)) - kept, sum(map(len, clip_ids)))
+        return counts
+
+    def _pieces_of(self, pack: Pack, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        splits = pack.splits_for(split)
+        if not splits or (
+            self.is_blend and split != TRAIN_SPLIT and not splits_of(pack.samples) & set(splits)
+        ):
+            return
+        if split != TRAIN_SPLIT or not self.where:
+            yield from _rows_of(pack, splits, columns)
+            return
+        num_kept = 0
+        for piece in _rows_of(pack, splits, [*columns, *(["clip_id"] if "clip_id" not in columns else [])]):
+            piece = piece.filter(pc.is_in(piece["clip_id"], self._chosen(pack))).select(list(columns))
+            num_kept += piece.num_rows
+            if piece.num_rows:
+                yield piece
+        if not num_kept:
+            raise ConfigError(
+                f"train.where leaves no clip of {pack.samples}: {self.where}; change the condition"
+            )
+
+    def _chosen(self, pack: Pack) -> pa.Array:
+        if pack.name not in self._chosen_clips:
+            from shards.clip_condition import clips_where  # imports duckdb
+
+            self._chosen_clips[pack.name] = clips_where(self.where, pack.samples, pack.clips, pack.crops)
+        return self._chosen_clips[pack.name]
+
+    @cached_property
+    def _chosen_clips(self) -> dict[str, pa.Array]:
+        return {}
+
+    def _named(self, piece: pa.RecordBatch, number: int) -> pa.RecordBatch:
+        """Adds the pack's name to names, and as column `corpus`, whose dictionary has the names of all packs."""
+        name, columns = self.packs[number].name, dict(zip(piece.schema.names, piece.columns, strict=True))
+        for column in NAMES & columns.keys():
+            columns[column] = pc.binary_join_element_wise(name, columns[column], "/")
+        fields = [schema.SAMPLES.field(column) for column in columns] + [CORPUS]
+        codes = pa.array([number], pa.int32()).take(pa.nulls(piece.num_rows, pa.int32()).fill_null(0))
+        corpus = pa.DictionaryArray.from_arrays(codes, [pack.name for pack in self.packs])
+        return pa.RecordBatch.from_arrays([*columns.values(), corpus], schema=pa.schema(fields))
+
+
+def _rows_of(pack: Pack, splits: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for split in splits:
+        yield from sample_pieces(pack.samples, split, columns)
+
+
+class BlendedStores(ShardStore):
+    """The shards of several packs, named `<pack>/<shard>`; read only."""
+
+    def __init__(self, packs: Sequence[Pack]) -> None:
+        self._stores = {pack.name: pack.store for pack in packs}
+        self.is_remote = any(store.is_remote for store in self._stores.values())
+
+    def _of(self, name: str) -> tuple[ShardStore, str]:
+        pack, _, shard = name.partition("/")
+        if pack not in self._stores:
+            raise ShardError(f"'{name}' is not a shard of the packs {', '.join(self._stores)}")
+        return self._stores[pack], shard
+
+    def place(self, name: str) -> str:
+        store, shard = self._of(name)
+        return store.place(shard)
+
+    def names(self) -> list[str]:
+        return sorted(f"{pack}/{name}" for pack, store in self._stores.items() for name in store.names())
+
+    def local(self, name: str) -> Path:
+        store, shard = self._of(name)
+        return store.local(shard)
+
+    def renew(self, name: str) -> bool:
+        store, shard = self._of(name)
+        return store.renew(shard)
+
+    def expect(self, names: Sequence[str]) -> None:
+        for pack, store in self._stores.items():
+            if own := [name.partition("/")[2] for name in names if name.startswith(f"{pack}/")]:
+                store.expect(own)
+
+    def claim(self, catalogue: Path) -> None:
+        raise NotImplementedError("several packs are only read")
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        raise NotImplementedError("several packs are only read")
+
+    def remove(self, name: str) -> None:
+        raise NotImplementedError("several packs are only read")
