@@ -54,7 +54,13 @@ def rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if rank is None and world_size is None:
         if distributed.is_available() and distributed.is_initialized():
             return distributed.get_rank(), distributed.get_world_size()
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        variables = {
+            name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))
+        }
+        for name, value in variables.items():
+            if not (value.isascii() and value.isdigit()):
+                raise ConfigError(f"the variable {name} must be a number (got {value!r}); torchrun sets it")
+        rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
     if rank is None or world_size is None or not 0 <= rank < world_size:
         raise ConfigError(f"rank must be between 0 and world_size - 1 (got {rank} of {world_size})")
     return rank, world_size

@@ -133,14 +133,23 @@ class PlannedBatches(IterableDataset[PaddedBatch]):
 
         The epoch becomes that of the state, unless `set_epoch` was called.
         """
-        differences = self._identity.differences(PlanIdentity.from_dict(state["plan"]))
-        if (num_workers := _worker()[1]) != state["num_workers"]:
-            differences.append(f"DataLoader has {num_workers} workers, the checkpoint {state['num_workers']}")
+        try:
+            plan = PlanIdentity.from_dict(state["plan"])
+            epoch, batches_done, workers_then = (
+                int(state[key]) for key in ("epoch", "batches_done", "num_workers")
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"the state is not one of PlannedBatches.state_dict ({error!r}); save it again"
+            ) from error
+        differences = self._identity.differences(plan)
+        if (num_workers := _worker()[1]) != workers_then:
+            differences.append(f"DataLoader has {num_workers} workers, the checkpoint {workers_then}")
         if differences:
             raise TrainingError(f"the state belongs to other batches: {'; '.join(differences)}")
-        self._resume = (state["epoch"], state["batches_done"])
+        self._resume = (epoch, batches_done)
         if not self._epoch.is_set:
-            self._epoch.set(state["epoch"])
+            self._epoch.set(epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_stream": None}

@@ -29,6 +29,7 @@ from model.training.quarantine import Quarantine
 from model.training.ranks import StopSignals, only_warnings, process_group
 from model.training.run_messages import log_left_out, log_start
 from model.training.step import StepFigures, set_up
+from model.training.trackers import refuse_missing_trackers
 from model.training.training_data import TrainingData, TrainingJob, TrainingSummary
 from model.training.training_state import run_of
 from model.training.validation import ValidationResult, validate
@@ -50,6 +51,7 @@ def train(job: TrainingJob) -> TrainingSummary:
     """
     with process_group() as ranks:
         refuse_foreign_checkpoints(job.checkpoints)
+        refuse_missing_trackers(job.machine.trackers)
         data = TrainingData(job, ranks)
         run = run_of(job, data)
         with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():

@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from shards.errors import ConfigError, TrainingError
 
@@ -40,6 +41,8 @@ class TrackedRun:
 class Tracker(Protocol):
     """A started tracker. The packages have no common class of errors: each method may raise any exception."""
 
+    package: ClassVar[str]
+
     def log(self, rows: Sequence[Row]) -> None:
         """Sends the rows, in the order of their steps."""
 
@@ -48,6 +51,8 @@ class Tracker(Protocol):
 
 
 class _Wandb:
+    package: ClassVar[str] = "wandb"
+
     def __init__(self, run: TrackedRun) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its own crash reports
         os.environ.setdefault("WANDB_CONSOLE", "off")  # our stdout and stderr stay as they are
@@ -71,6 +76,8 @@ class _Wandb:
 
 
 class _Mlflow:
+    package: ClassVar[str] = "mlflow"
+
     _TAG = "lip_pipeline.run"
 
     def __init__(self, run: TrackedRun) -> None:
@@ -113,6 +120,8 @@ class _Mlflow:
 
 
 class _SwanLab:
+    package: ClassVar[str] = "swanlab"
+
     def __init__(self, run: TrackedRun) -> None:
         import swanlab
 
@@ -137,6 +146,20 @@ class _SwanLab:
 TRACKERS: dict[str, type[Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow, "swanlab": _SwanLab}
 
 
+def refuse_missing_trackers(names: Sequence[str]) -> None:
+    """Raises ConfigError for a tracker that is not installed, before a training reads its data."""
+    for name in names:
+        if name in TRACKERS and find_spec(TRACKERS[name].package) is None:
+            raise _not_installed(name, f"No module named '{name}'")
+
+
+def _not_installed(name: str, reason: object) -> ConfigError:
+    return ConfigError(
+        f"machine.trackers: {name} is not installed ({reason}); install it: pip install 'lip-pipeline[{name}]', or "
+        "remove it from machine.trackers"
+    )
+
+
 def start_tracker(name: str, run: TrackedRun) -> Tracker:
     """Starts the tracker, or continues its run of that id.
 
@@ -146,10 +169,7 @@ def start_tracker(name: str, run: TrackedRun) -> Tracker:
         with redirect_stdout(sys.stderr):  # results are on stdout, messages are not
             return TRACKERS[name](run)  # type: ignore[call-arg]
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"machine.trackers: {name} is not installed ({error}); install it: pip install 'lip-pipeline[{name}]', or "
-            "remove it from machine.trackers"
-        ) from error
+        raise _not_installed(name, error) from error
     except Exception as error:  # foreign code without a common class of errors
         raise TrainingError(
             f"machine.trackers: {name} cannot start ({type(error).__name__}: {error}); set its environment variables "

@@ -96,6 +96,15 @@ def test_ranks_come_from_the_environment(packed: Packed, monkeypatch: pytest.Mon
     assert len(seen) == len(set(seen)) > 28
 
 
+@pytest.mark.parametrize("rank", ["x", "", "-1", "0.5", "²"])
+def test_a_rank_that_is_no_number_is_refused(
+    packed: Packed, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(ConfigError, match="the variable RANK must be a number"):
+        dataset_of(packed)
+
+
 def test_ranks_come_from_the_process_group(packed: Packed, tmp_path: Path) -> None:
     from torch import distributed
 
@@ -178,6 +187,14 @@ def test_a_state_of_other_batches_is_refused(packed: Packed) -> None:
         dataset_of(packed, rank=0, world_size=2).load_state_dict(state)
     with pytest.raises(TrainingError, match="DataLoader has 1 workers, the checkpoint 2"):
         dataset_of(packed).load_state_dict(state | {"num_workers": 2})
+
+
+@pytest.mark.parametrize("change", [{"plan": None}, {"plan": {"seed": 1}}, {"epoch": "two"}, None])
+def test_a_state_that_is_none_of_ours_is_refused(packed: Packed, change: dict[str, Any] | None) -> None:
+    ours = dataset_of(packed)
+    state = {} if change is None else ours.state_dict() | change
+    with pytest.raises(TrainingError, match=r"not one of PlannedBatches\.state_dict .*save it again"):
+        ours.load_state_dict(state)
 
 
 def test_a_state_of_another_epoch_is_refused(packed: Packed) -> None:

@@ -38,6 +38,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 class FileTracker:
     """A small real tracker, which appends rows to a file, and refuses while `is_down`."""
 
+    package = "json"
     is_down: ClassVar[bool] = False
 
     def __init__(self, run: TrackedRun) -> None:
