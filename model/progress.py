@@ -6,6 +6,7 @@ from typing import Any
 
 from model.runs import Curve
 from model.settings import TrainParams
+from shards.elastic_plan import PlanShape, Segment
 
 
 @dataclass
@@ -15,7 +16,11 @@ class Progress:
     epoch: int = 0
     """The current epoch, from 0; after the end of an epoch, the next one."""
     batches_done: int = 0
-    """Batches done in that epoch; always at the end of an accumulation window."""
+    """Batches of each rank done in that epoch, over all segments; always at the end of an accumulation window."""
+    shape: list[int] = field(default_factory=list)
+    """Shape of the epoch plan: ranks, batch size, accumulation steps. Other processes may take its batches."""
+    segments: list[list[int]] = field(default_factory=list)
+    """Earlier segments of that epoch, if it was planned again: their shape and their number of batches of each rank."""
     loss_sum: float = 0.0
     chars_seen: int = 0
     clips_seen: int = 0
@@ -29,6 +34,8 @@ class Progress:
     """Clips left out of earlier epochs; a clip counts once for each epoch."""
     seconds: float = 0.0
     wait_s: float = 0.0
+    process_s: float = 0.0
+    """`seconds` of all processes of this epoch together."""
     best_val_cer: float = float("inf")
     best_val_loss: float = float("inf")
     best_epoch: int = -1
@@ -55,7 +62,27 @@ class Progress:
                 kind = int if value is not None else kind
             if not isinstance(value, (int, float) if kind is float else kind):
                 raise TypeError(f"progress.{name} is {value!r}")
+        lists = [(progress.shape, 3)] if progress.shape else []
+        for numbers, length in lists + [(segment, 4) for segment in progress.segments]:
+            is_right = isinstance(numbers, list) and len(numbers) == length
+            if not is_right or not all(isinstance(number, int) and number > 0 for number in numbers):
+                raise TypeError(f"progress.shape or progress.segments has {numbers!r}")
         return progress
+
+    @property
+    def plan_shape(self) -> PlanShape:
+        return PlanShape(*self.shape)
+
+    @property
+    def done(self) -> list[Segment]:
+        """Returns the earlier segments of this epoch."""
+        return [Segment(PlanShape(*shape), num_steps) for *shape, num_steps in self.segments]
+
+    def plan_again(self, shape: PlanShape) -> None:
+        """Plans what is left of this epoch, and later epochs, in another shape."""
+        if num_steps := self.batches_done - sum(segment.num_steps for segment in self.done):
+            self.segments.append([*self.shape, num_steps])
+        self.shape = list(shape)
 
     @property
     def bad_readings(self) -> int:
@@ -91,7 +118,7 @@ class Progress:
     def restart_epoch(self) -> None:
         """Goes back to the first batch of `epoch`."""
         self.total_s += self.seconds
-        self.batches_done = 0
+        self.batches_done, self.segments = 0, []
         self.loss_sum, self.chars_seen, self.clips_seen, self.bad_clips = 0.0, 0, 0, 0
         self.gradient_norm_sum, self.steps_in_epoch = 0.0, 0
-        self.seconds, self.wait_s = 0.0, 0.0
+        self.seconds, self.wait_s, self.process_s = 0.0, 0.0, 0.0

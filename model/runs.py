@@ -24,7 +24,7 @@ from shards.pipes import refuse_pipe
 from shards.safe_text import LogFormatter
 from shards.settings import Section
 
-TRAIN_VERSION = 4
+TRAIN_VERSION = 5
 """Increases if the same parameters train differently."""
 PARTIAL_FILE_AGE_S = 600.0
 """No checkpoint takes so long to write: an older partial file is from a killed process."""
@@ -65,6 +65,8 @@ class RunFolder:
         self.quarantine = self.folder / "quarantine.jsonl"
         self.metrics = self.folder / "metrics.jsonl"
         self.trackers = self.folder / "trackers.json"
+        self.commands = self.folder / "commands.json"
+        """The commands that have trained here (model/training/run_choice.py)."""
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         return self.folder / f"checkpoint_epoch_{epoch}.pt"

@@ -9,8 +9,8 @@ a plan has the number `visit * N + row` for it (shards/blend.py).
 Shapes: N clips, B batches, S steps, W ranks.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,18 @@ class EpochOrder:
         edges = zip(self.first_SW[:, rank].tolist(), self.stop_SW[:, rank].tolist(), strict=True)
         # copies, because a view would keep the order of the whole epoch in memory
         return tuple(self.row_N[first:stop].copy() for first, stop in edges)
+
+    def first_steps(self, num_steps: int) -> "EpochOrder":
+        """Returns the order without the batches after `num_steps` steps."""
+        first_SW, stop_SW = self.first_SW[:num_steps], self.stop_SW[:num_steps]
+        return replace(self, first_SW=first_SW, stop_SW=stop_SW, longest_SW=self.longest_SW[:num_steps])
+
+    def planned(self) -> np.ndarray:
+        """Returns the row numbers in all batches, without those left over after equal batches."""
+        edges_N = np.zeros(len(self.row_N) + 1, np.int64)
+        edges_N[self.first_SW] += 1
+        edges_N[self.stop_SW] -= 1
+        return self.row_N[np.cumsum(edges_N[:-1]) > 0]
 
     @property
     def padded_SW(self) -> np.ndarray:
@@ -135,6 +147,7 @@ def order_epoch(
     epoch: int,
     world_size: int = 1,
     weights: Mapping[str, float] | None = None,
+    visited_N: np.ndarray | None = None,
 ) -> EpochOrder:
     """Returns the batches of all ranks in `epoch`.
 
@@ -146,6 +159,8 @@ def order_epoch(
 
     Of several packs, each gets its share by `weights` (pack's name → weight) or loader.temperature; parts of their
     shards take turns in proportion to the shares. With loader.mix `epoch` each batch has the clips of one pack.
+    `visited_N` are the numbers of clips that were in earlier batches of the epoch (shards/elastic_plan.py): only the
+    others are planned.
     """
     rng = np.random.default_rng([params.seed, epoch])
     num_frames_N = _lengths(samples)
@@ -165,6 +180,8 @@ def order_epoch(
         windows = _super_windows(shard_N, kept_N, params.window_shards, world_size, rng)
     pack_N = packs_of(samples)[1] if params.mix == "epoch" else None
     rows, parts, left_out, base, num_frames = [], [], [np.flatnonzero(~kept_N)], 0, 0
+    if visited_N is not None:
+        windows = _not_visited(list(windows), visited_N, world_size)
     for row_N in windows:
         ordered_N, first_SW, stop_SW, longest_SW = plan_window(
             row_N,
@@ -246,3 +263,20 @@ def _super_windows(
     num_windows = max(1, min(wanted, len(shards) // world_size))
     for window in np.array_split(shards, num_windows):
         yield np.concatenate([row_N[edges[shard] : edges[shard + 1]] for shard in window])
+
+
+def _not_visited(
+    windows: Sequence[np.ndarray], visited_N: np.ndarray, world_size: int
+) -> Iterator[np.ndarray]:
+    """Yields super-windows without the numbers in `visited_N`; small rests are joined with the next window."""
+    is_visited_N = np.zeros(1 + max(int(window.max()) for window in windows), bool)
+    is_visited_N[visited_N] = True
+    half = sum(map(len, windows)) // (2 * len(windows))
+    joined = [windows[0][:0]]
+    for window in windows:
+        if len(joined[-1]) >= max(half, world_size):
+            joined.append(window[:0])
+        joined[-1] = np.concatenate([joined[-1], window[~is_visited_N[window]]])
+    if len(joined[-1]) < world_size and len(joined) > 1:
+        joined[-2:] = [np.concatenate(joined[-2:])]
+    yield from joined

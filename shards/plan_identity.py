@@ -1,7 +1,7 @@
 """Everything that an epoch plan depends on. A checkpoint stores it, so a resumed run can list the differences."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shards.files import fingerprint
@@ -37,6 +37,10 @@ class PlanIdentity:
     def from_dict(cls, values: Mapping[str, Any]) -> "PlanIdentity":
         """Returns the identity stored in a checkpoint; raises TypeError for wrong keys."""
         return cls(**values)
+
+    def in_shape(self, batch_size: int, world_size: int) -> "PlanIdentity":
+        """Returns the identity of the plan of the same clips for another batch size and number of ranks."""
+        return replace(self, batch_size=batch_size, world_size=world_size)
 
     def differences(self, stored: "PlanIdentity") -> list[str]:
         """Returns messages about the differences to the epoch plan of a checkpoint; empty if there are none."""

@@ -27,14 +27,14 @@ from model.training.metric_logger import MetricLogger
 from model.training.pixel_statistics import with_pixel_statistics
 from model.training.quarantine import Quarantine
 from model.training.ranks import StopSignals, only_warnings, process_group
-from model.training.run_messages import log_left_out, log_start
+from model.training.run_choice import record_command, run_of
+from model.training.run_messages import log_left_out, log_other_shape, log_start
 from model.training.step import StepFigures, set_up
 from model.training.trackers import refuse_missing_trackers
 from model.training.training_data import TrainingData, TrainingJob, TrainingSummary
-from model.training.training_state import run_of
 from model.training.validation import ValidationResult, validate
+from shards.elastic_plan import ElasticPlan, Window
 from shards.errors import Interrupted, TrainingError
-from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
 
 SAVE_EVERY_S = 60.0
@@ -45,15 +45,16 @@ SKIPPED_IN_A_ROW = 3
 def train(job: TrainingJob) -> TrainingSummary:
     """Trains to the end, unless the run is already finished; publishes to `job.checkpoints` and `job.logs`.
 
-    Resumes an interrupted run of the same fingerprint. Started by torchrun, the processes train one model together,
-    and the first rank writes. Raises TrainingError, ShardError, CheckpointError, MachineError, and Interrupted after
-    SIGTERM or Ctrl-C.
+    Resumes an interrupted run of the same parameters (model/training/run_choice.py). Started by torchrun, the processes
+    train one model together, and the first rank writes. Raises TrainingError, ShardError, CheckpointError,
+    MachineError, and Interrupted after SIGTERM or Ctrl-C.
     """
     with process_group() as ranks:
         refuse_foreign_checkpoints(job.checkpoints)
         refuse_missing_trackers(job.machine.trackers)
         data = TrainingData(job, ranks)
-        run = run_of(job, data)
+        # all ranks train in the folder that the first one finds
+        run = RunFolder(job.runs, ranks.lines([run_of(job, data).folder.name])[0])
         with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():
             data.model = with_pixel_statistics(job, run, data.samples, ranks)
             trainer = _Trainer(job, data, run)
@@ -102,6 +103,7 @@ class _Trainer:
             run.start(job.config_text, self.data.vocabulary.characters.to_json())
             if not finished_before:
                 log_start(job, self.data, self.state, run, self.precision, resumed_from)
+            record_command(run, job, self.data, is_finished=finished_before)
         with self._metric_logging():
             if finished_before:
                 self._log_finished()
@@ -112,6 +114,7 @@ class _Trainer:
             self._publish_logs()
             write_weights(run)
             run.publish(job.checkpoints)
+            record_command(run, job, self.data, is_finished=True)
         return TrainingSummary(
             epochs=progress.epoch,
             best_epoch=progress.best_epoch,
@@ -128,7 +131,10 @@ class _Trainer:
         self.flops_per_frame = flops_per_frame_if_known(self.step, stream)
         with self.stop.handlers():
             while not progress.is_over(job.train):
-                plan = self.data.epoch(progress.epoch)
+                plan = self.state.plan()
+                if self.state.resumed_shape:
+                    log_other_shape(plan, self.data.shape, self.state.resumed_shape, progress)
+                    self.state.resumed_shape = None
                 if progress.batches_done == 0:
                     log_left_out(plan, self.data.samples, job.loader, progress.epoch)
                 self._train_epoch(stream, plan)
@@ -154,34 +160,35 @@ class _Trainer:
 
     # -- one epoch -------------------------------------------------------------------------------------
 
-    def _train_epoch(self, stream: ShardStream, plan: EpochPlan) -> None:
+    def _train_epoch(self, stream: ShardStream, plan: ElasticPlan) -> None:
         """Trains the rest of the epoch, from the position in `progress`."""
-        num_batches = len(plan.batches)
-        progress, accumulation = self.progress, self.job.train.accumulation_steps
+        progress = self.progress
         to_training_mode(self.state.network, self.job.train)
-        batches = stream.batches(plan.batches, progress.batches_done)
+        windows = [window for window in plan.windows if window.first_step >= progress.batches_done]
+        batches = stream.batches([batch for window in windows for batch in window.batches])
         last_save = time.monotonic()
-        while progress.batches_done < num_batches:
+        for planned in windows:
             start = time.monotonic()
-            size = min(accumulation, num_batches - progress.batches_done)
-            window = [next(batches) for _ in range(size)]
+            window = [next(batches) for _ in planned.batches]
             progress.wait_s += time.monotonic() - start
             bad_clips = progress.bad_clips
-            if self._quarantine_bad(window, plan):
+            if self._quarantine_bad(window, planned, plan):
                 # the rate at the middle of the step: at its start, the first step of a warm-up would have rate 0
-                middle = (progress.batches_done + size / 2) / num_batches
+                middle = (planned.clips_before + planned.num_clips / 2) / plan.num_clips
+                num_steps = planned.stop_step - planned.first_step
                 try:
-                    self._take(self.step(window, progress.epoch, progress.epoch + middle))
+                    self._take(self.step(window, progress.epoch, progress.epoch + middle, num_steps))
                 except Interrupted:
                     progress.bad_clips = bad_clips  # the window is read again
                     self._stop_if_asked()
                     raise
-            progress.batches_done += size
+            progress.batches_done = planned.stop_step
             progress.seconds += time.monotonic() - start
+            progress.process_s += (time.monotonic() - start) * self.ranks.world_size
             if self.job.on_batch and self.ranks.is_first:
-                self.job.on_batch(progress.epoch, progress.batches_done, num_batches, progress.mean_loss)
+                self.job.on_batch(progress.epoch, progress.batches_done, plan.num_steps, progress.mean_loss)
             self._stop_if_asked()
-            if self.ranks.any(self.ranks.is_first and time.monotonic() - last_save > SAVE_EVERY_S):
+            if self.ranks.is_first and time.monotonic() - last_save > SAVE_EVERY_S:
                 self._save_last()
                 last_save = time.monotonic()
 
@@ -208,12 +215,13 @@ class _Trainer:
                 "lower train.learning_rate"
             )
 
-    def _quarantine_bad(self, window: Sequence[ClipBatch], plan: EpochPlan) -> bool:
+    def _quarantine_bad(self, window: Sequence[ClipBatch], planned: Window, plan: ElasticPlan) -> bool:
         """Records the bad samples of all ranks; returns whether any rank has a clip left."""
         progress, quarantine = self.progress, self.quarantine
         if quarantine.max_fraction == 0:
             return True  # the stream raises for a bad sample
-        if num_bad := quarantine.add(progress.epoch, progress.batches_done, [batch.bad for batch in window]):
+        bad = [(step, batch.bad) for step, batch in zip(planned.steps, window, strict=True)]
+        if num_bad := quarantine.add(progress.epoch, bad):
             progress.bad_clips += num_bad
             quarantine.refuse_too_many(progress.bad_clips, plan.num_clips, progress.epoch)
         return self.ranks.any(any(batch.clip_ids for batch in window))
@@ -230,7 +238,7 @@ class _Trainer:
 
     # -- the end of an epoch -----------------------------------------------------------------------------
 
-    def _end_epoch(self, valid_stream: ShardStream, plan: EpochPlan) -> None:
+    def _end_epoch(self, valid_stream: ShardStream, plan: ElasticPlan) -> None:
         """Validates, logs, saves checkpoints, and starts the next epoch."""
         job, data, progress, epoch = self.job, self.data, self.progress, self.progress.epoch
         is_last = epoch + 1 == job.train.num_epochs
@@ -256,14 +264,14 @@ class _Trainer:
         files = [self.run.best] if is_best else []
         if epoch % job.train.checkpoint_every == 0 or is_last:
             files.append(self.run.epoch_checkpoint(epoch))
-        state = self.state.as_checkpoint(validated.loss if validated else None)
         if self.ranks.is_first:
+            state = self.state.as_checkpoint(validated.loss if validated else None)
             for file in files:
                 save_checkpoint(file, state)
             save_last(self.run, state)
             self._publish_logs()
 
-    def _log_epoch(self, plan: EpochPlan, validated: ValidationResult | None) -> None:
+    def _log_epoch(self, plan: ElasticPlan, validated: ValidationResult | None) -> None:
         """Adds a row to the curves and a line to the log."""
         job, progress = self.job, self.progress
         curve = curve_of(
@@ -282,10 +290,10 @@ class _Trainer:
             self.quarantine.log_epoch(progress.bad_clips, plan.num_clips, progress.epoch)
             self.metric_logger.epoch(curve, validated.clips if validated else [])
 
-    def _flop_utilisation(self, plan: EpochPlan) -> float | None:
-        """Returns the utilisation of this rank's device over the epoch, including the time waiting for data."""
-        flops = self.flops_per_frame * plan.padded_frames / self.ranks.world_size
-        return flop_utilisation(flops, self.progress.seconds, self.device)
+    def _flop_utilisation(self, plan: ElasticPlan) -> float | None:
+        """Returns the utilisation of the devices over the epoch, including the time waiting for data."""
+        flops = self.flops_per_frame * plan.padded_frames
+        return flop_utilisation(flops, self.progress.process_s, self.device)
 
     # -- output files ------------------------------------------------------------------------------------
 
@@ -294,9 +302,8 @@ class _Trainer:
         self.quarantine.publish(self.job.logs)
 
     def _save_last(self) -> None:
-        state = self.state.as_checkpoint(None)
         if self.ranks.is_first:
-            save_last(self.run, state)
+            save_last(self.run, self.state.as_checkpoint(None))
 
     def _log_finished(self) -> None:
         """Logs that the run is finished. Without a best model (resumed from a lone file), the last model becomes it."""
@@ -305,6 +312,5 @@ class _Trainer:
         logger.info("run %s is already finished: %d epochs%s", self.run.folder.name, progress.epoch, why)
         if is_missing:
             progress.best_epoch = progress.epoch - 1
-        state = self.state.as_checkpoint(None)
         if is_missing and self.ranks.is_first:
-            save_checkpoint(self.run.best, state)
+            save_checkpoint(self.run.best, self.state.as_checkpoint(None))

@@ -15,9 +15,9 @@ from model.progress import Progress
 from model.runs import Curve, logger
 from model.training.augment import training_input
 from model.training.out_of_memory import part
-from model.training.step import TrainingStep
+from model.training.step import TrainingStep, black_clip
+from shards.elastic_plan import ElasticPlan
 from shards.machine import peak_mb, usable_cores
-from shards.plan import EpochPlan
 from shards.stream import ClipBatch, ShardStream
 
 PEAK_FLOPS_PER_S = {
@@ -95,7 +95,7 @@ def flop_utilisation(flops: float, seconds: float, device: torch.device) -> floa
 
 def curve_of(
     progress: Progress,
-    plan: EpochPlan,
+    plan: ElasticPlan,
     learning_rate: float,
     val_loss: float | None,
     val_cer: float | None,
@@ -188,6 +188,6 @@ def flops_per_frame(step: TrainingStep, batch: ClipBatch, epoch: int) -> float:
 
 
 def _read(step: TrainingStep, stream: ShardStream) -> ClipBatch:
-    """Returns the first batch of the epoch that has a clip."""
-    plan = step.data.epoch(step.state.progress.epoch)
-    return next(batch for batch in stream.batches(plan.batches) if batch.clip_ids)
+    """Returns the first batch of the plan that has a clip; without one, a black clip."""
+    batches = stream.batches(step.state.plan().batches)
+    return next((batch for batch in batches if batch.clip_ids), black_clip(step.data))

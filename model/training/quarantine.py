@@ -42,12 +42,12 @@ class Quarantine:
         else:
             self.file.unlink()
 
-    def add(self, epoch: int, first_batch: int, bad: Sequence[Sequence[BadSample]]) -> int:
-        """Records the bad samples of each batch from `first_batch` on, of all ranks; returns their number."""
+    def add(self, epoch: int, bad: Sequence[tuple[int, Sequence[BadSample]]]) -> int:
+        """Records the bad samples of batches, each with its number in the plan, of all ranks; returns their number."""
         lines = self.ranks.lines(
             [
                 json.dumps({"epoch": epoch, "batch": batch, **asdict(sample)}, ensure_ascii=False)
-                for batch, samples in enumerate(bad, first_batch)
+                for batch, samples in bad
                 for sample in samples
             ]
         )

@@ -93,8 +93,7 @@ class Ranks:
     def wrap(self, network: nn.Module) -> nn.Module:
         """Returns a network whose backward averages the gradients over all ranks.
 
-        At the start of each window, its buffers (statistics of BatchNorm) are copied from the first rank. Delete it
-        before the process group ends: torch 2.13 sometimes hangs if it is freed later.
+        Delete it before the process group ends: torch 2.13 sometimes hangs if it is freed later.
         """
         if self.world_size == 1:
             return network
@@ -109,12 +108,11 @@ class Ranks:
             return learner.no_sync()
         return contextlib.nullcontext()
 
-    def take_first_buffers(self, network: nn.Module) -> None:
-        """Copies the first rank's buffers to all ranks: after a window, each rank has its own statistics."""
+    def add_up(self, values_N: torch.Tensor) -> None:
+        """Replaces the values, on the device of training, by their sums over all ranks."""
         if self.world_size > 1:
             with _lost_rank_reported():
-                for buffer in network.buffers():
-                    distributed.broadcast(buffer, 0)
+                distributed.all_reduce(values_N)
 
 
 SINGLE_PROCESS = Ranks()

@@ -20,13 +20,15 @@ from model.runs import RunFolder, logger
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.training.last_checkpoint import newest_intact
 from model.training.ranks import Ranks
+from model.training.run_choice import Commands, run_of
 from model.training.training_data import TrainingData, TrainingJob
-from model.training.training_state import TrainingState, other_params, run_of
+from model.training.training_state import TrainingState, other_params
 from shards.blend import packs_of, visits_of_packs
+from shards.elastic_plan import ElasticPlan, PlanShape
 from shards.enums import VALID_SPLIT
 from shards.errors import CheckpointError, PipelineError
 from shards.packs import Packs
-from shards.plan import EpochPlan, length_limit
+from shards.plan import length_limit
 from shards.plan_identity import PlanIdentity
 from shards.settings import LoaderParams
 
@@ -60,6 +62,14 @@ def log_start(
         logger.info(
             "Resuming from %s: epoch %d, batch %d", resumed_from, progress.epoch, progress.batches_done
         )
+        commands = Commands.read(run)
+        if not job.resume and commands and data.shape not in commands.shapes:
+            logger.info(
+                "%s is an unfinished run of %s with otherwise equal parameters, so this command continues it; to start "
+                "a new run instead, set another paths.runs or train.seed",
+                run.folder,
+                commands.shapes[-1],
+            )
     elif (unfinished := unfinished_run_message(run, job, data)) is not None:
         logger.info(unfinished)
 
@@ -91,7 +101,26 @@ def _log_packs(job: TrainingJob, data: TrainingData) -> None:
         )
 
 
-def log_left_out(plan: EpochPlan, samples: pa.Table, params: LoaderParams, epoch: int) -> None:
+def log_other_shape(plan: ElasticPlan, ours: PlanShape, theirs: PlanShape, progress: Progress) -> None:
+    """Logs what becomes of the epoch plan of the checkpoint, which had the shape `theirs`."""
+    num_done = plan.windows[0].clips_before if plan.windows else plan.num_clips
+    if progress.plan_shape == theirs:
+        num_done += sum(w.num_clips for w in plan.windows if w.stop_step <= progress.batches_done)
+        what = "its plan is kept, and these processes share the batches of each step"
+    else:
+        what = "each is read once, and later epochs are planned for this run"
+    logger.info(
+        "the checkpoint's epoch plan is for %s, this run has %s: %d of %d clips of epoch %d are left; %s",
+        theirs,
+        ours,
+        plan.num_clips - num_done,
+        plan.num_clips,
+        progress.epoch,
+        what,
+    )
+
+
+def log_left_out(plan: ElasticPlan, samples: pa.Table, params: LoaderParams, epoch: int) -> None:
     """Logs how many clips the epoch plan leaves out, and why; nothing if it uses all."""
     num_frames_N = samples["num_frames"].to_numpy()
     limit = length_limit(params, epoch, int(num_frames_N.max(initial=0)))
@@ -130,7 +159,8 @@ def unfinished_run_message(run: RunFolder, job: TrainingJob, data: TrainingData)
         except (CheckpointError, ValidationError):
             continue  # of another version, or modified: it cannot be resumed
         if not progress.is_over(theirs):
-            changes += data.plan_identity.differences(there)
+            ours = data.plan_identity.in_shape(there.batch_size, data.ranks.world_size)
+            changes += ours.differences(there)
             if state["valid_hash"] != data.valid_hash:
                 changes.append("other valid clips")
             try:
@@ -165,9 +195,10 @@ def _command(
     )
     data = TrainingData(theirs, ranks)
     data.epoch(epoch)
+    own = data.plan_identity.in_shape(there.batch_size, there.world_size)
     command = f"pipeline train --params {shlex.quote(str(last.parent / 'config.yaml'))}"
     if run_of(theirs, data).folder == last.parent:
         return command
     refuse_other_model(state, data.model, data.vocabulary, theirs.train.heads, data.clips, last)
     command += f" --resume {shlex.quote(str(last))}"
-    return f"{command} --accept-new-plan" if data.plan_identity.differences(there) else command
+    return f"{command} --accept-new-plan" if own.differences(there) else command

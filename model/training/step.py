@@ -23,9 +23,12 @@ from model.training.ranks import SINGLE_PROCESS, Ranks, StopSignals
 from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState
 from shards.errors import Interrupted, TrainingError
+from shards.files import fingerprint
 from shards.stream import ClipBatch
 
 BLACK_FRAMES = 8
+MOMENTUM = 0.1
+"""Of all BatchNorms: torch's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,15 @@ class TrainingStep:
         self.stop = StopSignals()
         """Set by the trainer; checked between two micro-batches of a window."""
 
-    def __call__(self, window: Sequence[ClipBatch], epoch: int, epochs_done: float) -> StepFigures:
+    def __call__(
+        self, window: Sequence[ClipBatch], epoch: int, epochs_done: float, num_batches: int = 0
+    ) -> StepFigures:
         """Runs one step over the batches of `window`, in which at least one rank has a clip.
 
-        `epochs_done` is the position of the window's middle; it determines the learning rate. All ranks must call this
-        together. If memory runs out, the window is repeated in micro-batches, from the same random state. Raises
-        TrainingError if memory runs out with several ranks, which may be exchanging gradients at that moment, or for a
-        single clip.
+        `epochs_done` is the position of the window's middle; it determines the learning rate. `num_batches` is the
+        number of batches of a rank of the plan, if `window` has another number. All ranks must call this together. If
+        memory runs out, the window is repeated in micro-batches. Raises TrainingError if memory runs out with several
+        ranks, which may be exchanging gradients at that moment, or for a single clip.
 
         Raises Interrupted if a single process is asked to stop before its last micro-batch, since a window of a large
         network takes minutes on a CPU. Then the state is the same as before the window.
@@ -80,18 +85,19 @@ class TrainingStep:
         state = self.state
         rate = schedule.learning_rate(self.job.train, epochs_done)
         state.set_learning_rate(rate)
+        num_batches = num_batches or len(window)
         window = [batch for batch in window if batch.clip_ids]  # in the other batches, all samples are bad
         chars = sum(len(label) for batch in window for label in batch.labels)
         clip_ids = tuple(clip_id for batch in window for clip_id in batch.clip_ids)
         num_chars, num_clips = (int(value) for value in self.ranks.sum([chars, len(clip_ids)]))
-        buffers = _Buffers(state.network)
+        statistics = _RunningStatistics(state.network, num_clips)
         # distributed training averages the gradients of the ranks; multiplied by their number, it is the sum
         share = self.ranks.world_size / num_chars
         if window:
-            losses = self._backward(window, epoch, share, buffers)
+            losses = self._backward(window, epoch, share, statistics)
         else:
-            self._backward([_black_clip(self.data)], epoch, 0.0, buffers)
-            buffers.put_back()
+            self._backward([black_clip(self.data)], epoch, 0.0, statistics)
+            statistics.restart()
             losses = []
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.job.train.gradient_clip)
@@ -102,8 +108,9 @@ class TrainingStep:
         if num_bad or (not math.isfinite(norm_value) and not self._is_overflow()):
             skipped = bad if num_bad else clip_ids
             _log_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
-            self._leave_out(buffers)
+            self._leave_out()
             return StepFigures(0.0, 0, num_clips, norm_value, rate, skipped, was_taken=False)
+        statistics.update(self.ranks, num_batches)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -125,10 +132,10 @@ class TrainingStep:
     # -- the gradient ----------------------------------------------------------------------------------
 
     def _backward(
-        self, window: Sequence[ClipBatch], epoch: int, share: float, buffers: "_Buffers"
+        self, window: Sequence[ClipBatch], epoch: int, share: float, statistics: "_RunningStatistics"
     ) -> list[torch.Tensor]:
         """Adds the gradient of `share` times the losses of `window`; returns the losses, nats, on the device."""
-        progress, random_state = self.state.progress, _RandomState(self.state.device)
+        progress = self.state.progress
         self.micro_batches.max_frames = progress.piece_frames
         while True:
             losses: list[torch.Tensor] = []
@@ -139,6 +146,7 @@ class TrainingStep:
                         raise Interrupted("stopped between two micro-batches of a window")
                     is_last = len(losses) + 1 == len(pieces)
                     losses.append(self._piece_backward(piece, epoch, share, is_last))
+                    statistics.add(len(piece.clip_ids))
                 return losses
             except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
@@ -146,21 +154,22 @@ class TrainingStep:
                 self._make_smaller(pieces[len(losses)], error)
                 progress.piece_frames = self.micro_batches.max_frames
             except Interrupted:
-                self._take_back(buffers, random_state)
+                self._take_back(statistics)
                 raise
             # after the except block: as long as the error exists, its traceback keeps tensors alive
-            self._take_back(buffers, random_state)
+            self._take_back(statistics)
             if self.state.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _take_back(self, buffers: "_Buffers", random_state: "_RandomState") -> None:
+    def _take_back(self, statistics: "_RunningStatistics") -> None:
         """Undoes the effects of a part of a window."""
         self.state.optimizer.zero_grad(set_to_none=True)
-        buffers.put_back()
-        random_state.put_back()
+        statistics.restart()
 
     def _piece_backward(self, piece: ClipBatch, epoch: int, share: float, is_last: bool) -> torch.Tensor:
         learner, ranks = self.state.learner, self.ranks
+        # dropout and scheduled sampling depend on the clips, not on the rank or on earlier steps
+        torch.manual_seed(int(fingerprint(self.job.train.seed, epoch, piece.rows[0])[:16], 16))
         with contextlib.nullcontext() if is_last else ranks.unsynchronised(learner):
             loss_B = self.batch_loss_B(learner, piece, epoch)
             self.state.scaler.scale(loss_B.sum() * share).backward()
@@ -184,10 +193,9 @@ class TrainingStep:
         """Returns whether a smaller scale of float16's gradients may help."""
         return bool(self.state.scaler.get_scale() > 1)
 
-    def _leave_out(self, buffers: "_Buffers") -> None:
-        """Restores the state before the window, except the random state."""
+    def _leave_out(self) -> None:
+        """Restores the state before the window."""
         state = self.state
-        buffers.put_back()
         state.optimizer.zero_grad(set_to_none=True)
         state.scaler.update(state.scaler.get_scale())  # resets the overflow that it has seen
 
@@ -204,33 +212,51 @@ def _log_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) 
         )
 
 
-class _Buffers:
-    """A copy of the network's buffers (statistics of batch normalisation)."""
+class _RunningStatistics:
+    """BatchNorm's running statistics: after a window, they move towards the mean over its clips on all ranks.
 
-    def __init__(self, network: nn.Module) -> None:
-        self._kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    So they do not depend on the number of ranks, or on which rank has which batch. The network's buffers keep the
+    values from before the window until `update`.
+    """
 
-    def put_back(self) -> None:
-        with torch.no_grad():
-            for buffer, kept in self._kept:
-                buffer.copy_(kept)
+    def __init__(self, network: nn.Module, num_clips: int) -> None:
+        self._num_clips = num_clips
+        # counters of batches, which nothing uses, keep their values
+        self._buffers = list(network.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        pairs = zip(self._buffers, self._kept, strict=True)
+        floats = [(buffer, kept) for buffer, kept in pairs if buffer.is_floating_point()]
+        self._floats, self._kept_floats = [buffer for buffer, _ in floats], [kept for _, kept in floats]
+        self._change = [torch.zeros_like(kept) for kept in self._kept_floats]
+
+    @torch.no_grad()
+    def add(self, num_clips: int) -> None:
+        """Adds the change by a micro-batch, after its backward: autograd does not allow a change before it."""
+        if self._floats:
+            change = torch._foreach_sub(self._floats, self._kept_floats)
+            torch._foreach_add_(self._change, change, alpha=num_clips / self._num_clips)
+            torch._foreach_copy_(self._buffers, self._kept)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forgets the changes of this window."""
+        if self._floats:
+            torch._foreach_zero_(self._change)
+            torch._foreach_copy_(self._buffers, self._kept)
+
+    @torch.no_grad()
+    def update(self, ranks: Ranks, num_batches: int) -> None:
+        """Moves the statistics as far as `num_batches` batches one after another would. All ranks must call it."""
+        if self._floats:
+            far = (1 - (1 - MOMENTUM) ** num_batches) / MOMENTUM
+            change_N = torch.cat([change.flatten() for change in self._change])
+            ranks.add_up(change_N)
+            parts = change_N.split([change.numel() for change in self._change])
+            change = [part.view_as(kept) for part, kept in zip(parts, self._kept_floats, strict=True)]
+            torch._foreach_add_(self._floats, change, alpha=far)
 
 
-class _RandomState:
-    """A copy of the random state, which dropout and scheduled sampling use."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def put_back(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-
-
-def _black_clip(data: TrainingData) -> ClipBatch:
+def black_clip(data: TrainingData) -> ClipBatch:
     """Returns a batch for a rank without clips, so that it takes part in the exchange of gradients."""
     frames_BTHW = torch.zeros((1, BLACK_FRAMES, *data.crop_HW), dtype=torch.uint8)
     return ClipBatch(frames_BTHW, torch.tensor([BLACK_FRAMES]), ("black",), ("",), (-1,))
@@ -241,8 +267,7 @@ def set_up(
 ) -> TrainingStep:
     """Returns the step of `job` with fresh weights from train.seed, in training mode. Tunes the whole process.
 
-    All ranks get equal weights, but each draws its own dropout. Raises ConfigError if train.compile is set and this
-    machine cannot compile.
+    All ranks get equal weights. Raises ConfigError if train.compile is set and this machine cannot compile.
     """
     precision = Precision.choose(job.train.mixed_precision, device)
     tune(device, precision, same_lengths=job.train.compile)
@@ -251,6 +276,4 @@ def set_up(
     if job.train.compile:
         compile_parts(state.network, device)
     to_training_mode(state.network, job.train)
-    if not ranks.is_first:
-        torch.manual_seed(job.train.seed + ranks.rank)
     return TrainingStep(job, data, state, precision, ranks)

@@ -1,7 +1,7 @@
 """The inputs and the result of a training: its job, and the clips of train and valid with their batches."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from model.text import describe_stored_normaliser
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
 from shards.blend import packs_of
+from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ShardError, TrainingError
 from shards.files import check_table
 from shards.open_shards import OpenShards
 from shards.packs import Pack, Packs
-from shards.plan import EpochPlan, plan_epoch, plan_scoring
+from shards.plan import plan_scoring
 from shards.sample_reader import read_sample_of
 from shards.samples import STREAM_COLUMNS, samples_hash
 from shards.schema import SAMPLES
@@ -126,15 +127,24 @@ class TrainingData:
         """Hash of the valid clips, which choose the best model."""
         return samples_hash(self.valid_samples)
 
-    def epoch(self, number: int) -> EpochPlan:
+    @property
+    def shape(self) -> PlanShape:
+        """The shape of a plan for these processes and parameters."""
+        train = self._job.train
+        return PlanShape(self.ranks.world_size, train.batch_size, train.accumulation_steps)
+
+    def epoch(self, number: int, shape: PlanShape | None = None, done: Sequence[Segment] = ()) -> ElasticPlan:
+        """Returns this process's part of an epoch, whose plan has another shape if the run started with another."""
         job, ranks = self._job, self.ranks
-        return plan_epoch(
+        return plan_segments(
             self.samples,
             job.loader,
-            job.train.batch_size,
             number,
+            shape or self.shape,
+            done,
             ranks.world_size,
             ranks.rank,
+            job.train.batch_size,
             job.packs.weights,
         )
 

@@ -1,4 +1,4 @@
-"""The state of a training: network, optimiser, random state and position. Saves and restores checkpoints."""
+"""The state of a training: network, optimiser and position. Saves and restores checkpoints."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,15 +19,16 @@ from model.decoding.reader import LipReader
 from model.device import Precision, channels_last_weights
 from model.networks.network import LipNetwork, differences
 from model.progress import Progress
-from model.runs import RunFolder, logger, run_fingerprint
+from model.runs import RunFolder, logger
+from model.settings import TrainParams
 from model.text import NORMALISER_VERSION
 from model.training.fine_tuning import parameter_groups, start_from
 from model.training.last_checkpoint import load_last
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.schedule import WeightAverage
 from model.training.training_data import TrainingData, TrainingJob
+from shards.elastic_plan import ElasticPlan, PlanShape
 from shards.errors import CheckpointError
-from shards.files import sha256_of
 from shards.machine import usable_cores
 
 
@@ -58,7 +59,9 @@ class TrainingState:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-        self.progress = Progress()
+        self.progress = Progress(shape=list(data.shape))
+        self.resumed_shape: PlanShape | None = None
+        """The shape of the checkpoint's plan, if it is another than that of these processes and parameters."""
         self.threads = job.machine.threads
         """CPU threads of a step; 0 means not chosen yet."""
 
@@ -94,9 +97,10 @@ class TrainingState:
     def as_checkpoint(self, val_loss: float | None) -> dict[str, Any]:
         """Returns everything that resuming needs. `epoch` is the last complete epoch, as in the older trainer's files.
 
-        All ranks must call it, because it gathers their random states; it returns the same on all.
+        It is the same on all ranks.
         """
-        job, progress, ranks = self.job, self.progress, self.ranks
+        job, progress = self.job, self.progress
+        shape = progress.plan_shape
         sections, vocabulary = job.deciding_sections.items(), self.data.vocabulary
         return {
             "epoch": progress.epoch - 1,
@@ -119,15 +123,18 @@ class TrainingState:
             "averaged_steps": self.average.num_steps if self.average else 0,
             **self.data.clips,
             "progress": vars(progress).copy(),
-            "plan_identity": self.data.plan_identity.as_dict(),
+            "plan_identity": self.data.plan_identity.in_shape(shape.batch_size, shape.world_size).as_dict(),
             "valid_hash": self.valid_hash,
             "threads": torch.get_num_threads(),
-            # one row per rank
-            "random_state": ranks.gathered(torch.get_rng_state()),
-            "cuda_random_state": ranks.gathered(torch.cuda.get_rng_state(self.device))
-            if self.device.type == "cuda"
-            else None,
+            "world_size": self.ranks.world_size,
+            # checkpoints of earlier programs hold it; now every random draw depends on the clips and the epoch only
+            "random_state": None,
+            "cuda_random_state": None,
         }
+
+    def plan(self) -> ElasticPlan:
+        """Returns this process's part of the current epoch."""
+        return self.data.epoch(self.progress.epoch, self.progress.plan_shape, self.progress.done)
 
     def restore(self, run: RunFolder) -> Path | None:
         """Loads `job.resume`, or the last checkpoint of the run; returns that file, or None for a new run.
@@ -152,14 +159,21 @@ class TrainingState:
             self._keep_best_of(source, state, run)
         if other_plan:
             self._leave_plan(source, other_plan)
+        else:
+            self._change_shape()
         return source
 
     def _take_over(self, state: dict[str, Any], source: Path) -> list[str]:
-        """Loads a checkpoint that fits; returns the differences of its epoch plan."""
+        """Loads a checkpoint that fits; returns the differences of its epoch plan, apart from its shape."""
         job = self.job
         self._refuse_other_model(state, source)
-        progress = Progress.of(state["progress"])
-        other_plan = self.data.plan_identity.differences(plan_identity_of(state, source))
+        progress, theirs = Progress.of(state["progress"]), plan_identity_of(state, source)
+        if not progress.shape:  # of an earlier program
+            accumulation_steps = TrainParams.model_validate(state["train_params"]).accumulation_steps
+            progress.shape = [theirs.world_size, theirs.batch_size, accumulation_steps]
+            progress.process_s = progress.seconds * theirs.world_size
+        ours = self.data.plan_identity.in_shape(theirs.batch_size, theirs.world_size)
+        other_plan = ours.differences(theirs)
         if other_plan and not job.accept_new_plan:
             raise CheckpointError(_other_plan_message(source, other_plan, progress))
         self._refuse_other_groups(state, source)
@@ -168,9 +182,10 @@ class TrainingState:
         if state["scaler_state_dict"]:  # empty if that run used no scaler
             self.scaler.load_state_dict(state["scaler_state_dict"])
         self.progress = progress
-        self._restore_random_state(state)
-        # another thread count changes the last bit of sums; with the same count, resuming is bit-identical
-        self.threads = self.threads or min(state["threads"], usable_cores())
+        # another thread count changes the last bit of sums; with the same count, resuming is bit-identical. Another
+        # number of processes shares the cores in another way.
+        if state.get("world_size", theirs.world_size) == self.ranks.world_size:
+            self.threads = self.threads or min(state["threads"], usable_cores())
         return other_plan
 
     def _start(self) -> None:
@@ -223,13 +238,13 @@ class TrainingState:
                         f"{name} has shape {list(values[name].shape)}, its parameter {list(parameter.shape)}"
                     )
 
-    def _restore_random_state(self, state: dict[str, Any]) -> None:
-        """Restores the random state of each rank; a rank that the checkpoint lacks keeps its own."""
-        rank, ours, cuda = self.ranks.rank, state["random_state"], state["cuda_random_state"]
-        if rank < len(ours):
-            torch.set_rng_state(ours[rank].clone())  # torch 2.13 crashes on a view
-        if self.device.type == "cuda" and cuda is not None and rank < len(cuda):
-            torch.cuda.set_rng_state(cuda[rank].clone(), self.device)
+    def _change_shape(self) -> None:
+        """Keeps the plan of the checkpoint if it has the same global batch; else plans the rest of the epoch anew."""
+        ours, theirs = self.data.shape, self.progress.plan_shape
+        if ours != theirs:
+            self.resumed_shape = theirs
+            if ours.global_batch != theirs.global_batch:
+                self.progress.plan_again(ours)
 
     def _leave_plan(self, source: Path, other_plan: list[str]) -> None:
         """Restarts an unfinished epoch: positions of two plans are not comparable."""
@@ -240,6 +255,7 @@ class TrainingState:
                 f"not after batch {self.progress.batches_done}"
             )
             self.progress.restart_epoch()
+        self.progress.shape = list(self.data.shape)
         logger.warning("%s used another epoch plan (%s)%s", source, "; ".join(other_plan), restart)
 
     def _keep_best_of(self, source: Path, resumed: dict[str, Any], run: RunFolder) -> None:
@@ -284,20 +300,6 @@ def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) 
         for name in names
         for line in differences(job.deciding_sections[name].model_dump(mode="json"), state[f"{name}_params"])
     ]
-
-
-def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
-    """Returns the run folder of `job` with `data`. Raises CheckpointError if train.init_from is missing."""
-    init_from = Path(job.train.init_from)
-    if job.train.init_from and not init_from.is_file():
-        raise CheckpointError(f"train.init_from: {init_from} is missing")
-    run_id = run_fingerprint(
-        sections=tuple(job.deciding_sections.values()),
-        plan_hash=data.plan_identity.hash,
-        valid_hash=data.valid_hash,
-        init_hash=sha256_of(init_from) if job.train.init_from else "",
-    )
-    return RunFolder(job.runs, run_id)
 
 
 def _other_plan_message(source: Path, other_plan: list[str], progress: Progress) -> str:

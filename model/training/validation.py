@@ -36,7 +36,6 @@ def validate(
     between_batches: Callable[[], None],
 ) -> ValidationResult:
     """Scores valid; each rank reads its share. `between_batches` is called equally often on every rank."""
-    ranks.take_first_buffers(reader.network)
     own = data.valid_batches[ranks.rank :: ranks.world_size]
     scores = score_batches(
         reader,

@@ -16,8 +16,8 @@ from model.decoding.reader import LipReader
 from model.runs import RunFolder
 from model.settings import TextParams
 from model.training.last_checkpoint import load_last, newest_intact, save_last
+from model.training.run_choice import run_of
 from model.training.training_data import TrainingData
-from model.training.training_state import run_of
 from shards.errors import CheckpointError, Interrupted
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips

@@ -146,6 +146,6 @@ def test_a_path_that_tensorboard_cannot_write_is_refused_before_the_first_step(
 def test_a_bad_sample_at_a_path_that_is_not_utf8_is_recorded(tmp_path: Path) -> None:
     path = os.fsdecode(b"/data/caf\xe9")
     quarantine = Quarantine(tmp_path / "quarantine.jsonl", 0.5)
-    assert quarantine.add(0, 3, [[BadSample("今天", "train/a.tar", f"{path} is missing")]]) == 1
+    assert quarantine.add(0, [(3, [BadSample("今天", "train/a.tar", f"{path} is missing")])]) == 1
     (line,) = quarantine.file.read_text("utf-8").splitlines()
     assert "今天" in line and json.loads(line)["reason"] == f"{path} is missing"

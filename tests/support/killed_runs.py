@@ -55,8 +55,8 @@ def _train(job: TrainingJob, record: Path, kill: Kill | None, save_every_s: floa
     train.SAVE_EVERY_S = save_every_s
 
     class RecordedStep(TrainingStep):
-        def __call__(self, window: Sequence[ClipBatch], epoch: int, epochs_done: float) -> StepFigures:
-            figures = super().__call__(window, epoch, epochs_done)
+        def __call__(self, window: Sequence[ClipBatch], *arguments: Any) -> StepFigures:
+            figures = super().__call__(window, *arguments)
             with record.open("a") as file:
                 print(json.dumps(_entry(self, window, figures)), file=file)
             killer.reach("step")
@@ -132,7 +132,6 @@ def _entry(taken: TrainingStep, window: Sequence[ClipBatch], figures: StepFigure
         "loss": figures.loss_sum.hex(),
         "gradient_norm": figures.gradient_norm.hex(),
         "rate": [group["lr"].hex() for group in state.optimizer.param_groups],
-        "random": _digest([torch.get_rng_state()]),
         "weights": _digest(state.network.state_dict().values()),
         "average": _digest(kept.state_dict().values()),
     }

@@ -293,6 +293,9 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
     def set_rng_state(new_state: torch.Tensor, device: Any = "cuda") -> None:
         gpu.random_state = new_state.clone()
 
+    def manual_seed_all(seed: int) -> None:
+        gpu.random_state = torch.Generator().manual_seed(seed).get_state()
+
     answers: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
@@ -300,6 +303,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
         "is_bf16_supported": lambda including_emulation=True: True,
         "get_rng_state": lambda device="cuda": gpu.random_state.clone(),
         "set_rng_state": set_rng_state,
+        "manual_seed_all": manual_seed_all,
         "max_memory_allocated": lambda device=None: 1 << 30,
         "empty_cache": lambda: None,
         "_lazy_init": lambda: None,

@@ -116,3 +116,6 @@ class TwoAlike(Ranks):
 
     def sum(self, values: list[float]) -> list[float]:
         return [2 * value for value in values]
+
+    def add_up(self, values_N: torch.Tensor) -> None:
+        values_N *= 2

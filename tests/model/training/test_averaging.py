@@ -12,9 +12,9 @@ from model.checkpoints import load_checkpoint
 from model.device import Precision
 from model.networks.network import LipNetwork
 from model.text import Tokenizer
+from model.training.run_choice import run_of
 from model.training.schedule import WeightAverage
 from model.training.training_data import TrainingData
-from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 
 from model.checkpoints import KEYS, load_checkpoint, save_checkpoint
 from model.decoding.reader import LipReader
+from model.training.run_choice import run_of
 from model.training.training_data import TrainingData
-from model.training.training_state import run_of
 from shards.errors import CheckpointError
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips
@@ -32,13 +32,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 def last(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last checkpoint of a training that stopped in its second epoch."""
     return stopped_in(tmp_path_factory.mktemp("stopped"), packed)
-
-
-@pytest.fixture(autouse=True)
-def same_random_state() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(state)
 
 
 def first_weight(state: State) -> str:
@@ -68,8 +61,8 @@ ALTERATIONS: dict[str, Callable[[State], object]] = {
     "a momentum of another shape": reshape_momentum,
     "a missing momentum": lambda state: state["optimizer_state_dict"]["state"][0].pop("exp_avg_sq"),
     "no groups of parameters": lambda state: state["optimizer_state_dict"].pop("param_groups"),
-    "random state of another size": lambda state: state.update(random_state=torch.zeros(1, 9).byte()),
-    "random state of another kind": lambda state: state.update(random_state=torch.zeros(1, 5056)),
+    "a plan shape of two numbers": lambda state: state["progress"].update(shape=[1, 4]),
+    "a segment of no steps": lambda state: state["progress"].update(segments=[[1, 4, 2, 0]]),
     "threads of another kind": lambda state: state.update(threads="many"),
 }
 

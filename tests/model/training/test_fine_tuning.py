@@ -18,8 +18,8 @@ from model.pretrained.weights import import_weights
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.text import END_ID, NORMALISER_VERSION, START_ID, Tokenizer
 from model.training.fine_tuning import parameter_groups, start_from, to_training_mode
+from model.training.run_choice import run_of
 from model.training.training_data import TrainingData, TrainingJob
-from model.training.training_state import run_of
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, TrainingError
 from shards.packs import Packs

@@ -61,7 +61,7 @@ def test_after_running_out_of_memory_micro_batches_give_the_same_step(
     assert max(sizes) <= 3 and not caplog.messages
 
 
-def test_a_failed_attempt_changes_neither_statistics_nor_random_state(tmp_path: Path, packed: Packed) -> None:
+def test_a_failed_attempt_changes_neither_statistics_nor_random_draws(tmp_path: Path, packed: Packed) -> None:
     """The step after a failure equals that of a training with small micro-batches from the start."""
     job = stepping_job(tmp_path, packed, MODEL.model_copy(update={"dropout": 0.3}))
     failing, knowing = Bench(job, batch_norm=True), Bench(job, batch_norm=True)
@@ -69,9 +69,8 @@ def test_a_failed_attempt_changes_neither_statistics_nor_random_state(tmp_path: 
     window = failing.batches([3, 6])
     states = []
     for bench in (failing, knowing):
-        torch.manual_seed(5)
         bench(window)
-        states.append([*bench.everything(), torch.get_rng_state()])
+        states.append(bench.everything())
         knowing.state.progress.piece_frames = failing.state.progress.piece_frames
     assert failing.state.progress.piece_frames
     assert_same(*states)

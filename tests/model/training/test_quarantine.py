@@ -284,7 +284,7 @@ def test_the_published_file_of_another_run_is_removed(tmp_path: Path) -> None:
     quarantine = Quarantine(run.quarantine, 0.1)
     quarantine.publish(tmp_path / "logs")
     assert not (tmp_path / "logs/quarantine.jsonl").exists()
-    quarantine.add(0, 1, [[BadSample("a", "train/a.tar", "cut")]])
+    quarantine.add(0, [(1, [BadSample("a", "train/a.tar", "cut")])])
     quarantine.rewind_to(0, 1)
     assert not run.quarantine.exists()
 

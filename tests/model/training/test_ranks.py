@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,73 +18,28 @@ from model.runs import RunFolder, locked_run_folder
 from model.settings import DecodeParams
 from model.training.pixel_statistics import measure_pixel_statistics, with_pixel_statistics
 from model.training.ranks import Ranks, ranks_of
+from model.training.run_choice import run_of
 from model.training.training_data import TrainingData, TrainingJob
-from model.training.training_state import run_of
-from shards.errors import ConfigError, Interrupted, PipelineError, TrainingError
+from shards.elastic_plan import ElasticPlan, PlanShape, plan_segments
+from shards.errors import ConfigError, Interrupted, TrainingError
 from shards.packs import Packs
 from shards.plan import plan_epoch
 from shards.samples import read_samples
 from shards.store import FolderStore
 from stages import train as train_module
 from stages.train import train
-from tests.support.forked import PROCESSES, started
 from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.ranks import together
 from tests.support.trainings import MODEL, assert_same_weights, job_in
 
 WORLD_SIZE = 2
-DEADLINE_S = 60.0
 STILL = {"learning_rate": 3e-3, "batch_size": 3, "teacher_forcing_end": 1.0, "num_epochs": 2}
 """No random draws in the network: the weights do not depend on which rank reads a clip."""
-
-Task = Callable[..., object]
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips(num_train=26, num_valid=7))
-
-
-# -- two processes -----------------------------------------------------------------------------------------
-
-
-def together(task: Task, *arguments: object) -> list[object]:
-    """Returns the result or error of `task(*arguments)` on each of two ranks, with torchrun's environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pipes = [PROCESSES.Pipe(duplex=False) for _ in range(WORLD_SIZE)]
-    processes = [
-        started(_as_rank, rank, port, sender, task, arguments) for rank, (_, sender) in enumerate(pipes)
-    ]
-    for _, sender in pipes:
-        sender.close()  # else a crash of a rank would not be noticed
-    try:
-        results = []
-        for receiver, _ in pipes:
-            assert receiver.poll(DEADLINE_S), "a rank hangs"
-            results.append(receiver.recv())
-        return results
-    finally:
-        for process in processes:
-            process.join(5)
-            process.kill()
-
-
-def _as_rank(rank: int, port: int, sender, task: Task, arguments: Sequence[object]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD_SIZE),
-        "LOCAL_WORLD_SIZE": str(WORLD_SIZE),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    try:
-        sender.send(task(*arguments))
-    except PipelineError as error:
-        sender.send(error)
-    os._exit(0)
 
 
 def batchnorm_in_eval() -> None:
@@ -120,14 +73,20 @@ def still_ranks(folder: Path, packed: Packed) -> list[float]:
 def as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process whose batches hold the clips of both ranks."""
 
-    def doubled(data: TrainingData, epoch: int):
+    def doubled(data: TrainingData, epoch: int, *_: object) -> ElasticPlan:
         job = data._job
+        loader, shape = job.loader, PlanShape(WORLD_SIZE, job.train.batch_size, job.train.accumulation_steps)
         plans = [
-            plan_epoch(data.samples, job.loader, job.train.batch_size, epoch, WORLD_SIZE, rank)
+            plan_segments(data.samples, loader, epoch, shape, world_size=WORLD_SIZE, rank=rank)
             for rank in range(WORLD_SIZE)
         ]
-        pairs = zip(*(plan.batches for plan in plans), strict=True)
-        return replace(plans[0], batches=tuple(np.concatenate(pair) for pair in pairs))
+        windows = [
+            first._replace(
+                batches=tuple(map(np.concatenate, zip(first.batches, second.batches, strict=True)))
+            )
+            for first, second in zip(*(plan.windows for plan in plans), strict=True)
+        ]
+        return replace(plans[0], windows=tuple(windows))
 
     monkeypatch.setattr(TrainingData, "epoch", doubled)
     monkeypatch.setattr(_BatchNorm, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
@@ -225,8 +184,6 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step_and_they_resume_exactl
     name = "checkpoints/checkpoint_epoch_2.pt"
     assert_same_weights(tmp_path / "whole" / name, tmp_path / "stopped" / name)
     states = [load_checkpoint(tmp_path / run / name) for run in ("whole", "stopped")]
-    assert torch.equal(states[0]["random_state"], states[1]["random_state"])
-    assert len(states[0]["random_state"].unique(dim=0)) == WORLD_SIZE
     keys = ("train_loss", "val_loss", "val_cer", "learning_rate", "gradient_norm")
     ours, theirs = ([[c[key] for key in keys] for c in state["progress"]["curves"]] for state in states)
     assert ours == theirs
@@ -264,18 +221,18 @@ def test_no_rank_trains_in_a_locked_run_folder(tmp_path: Path, packed: Packed) -
     assert not run.last.exists()
 
 
-def test_a_lost_rank_is_reported_while_sharing_statistics() -> None:
-    first, second = together(sharing)
+def test_a_lost_rank_is_reported_while_adding_up_statistics() -> None:
+    first, second = together(adding)
     assert str(second) == "only here"
     assert isinstance(first, TrainingError) and "another process of this training has ended" in str(first)
 
 
-def sharing() -> None:
+def adding() -> None:
     with train_module.process_group() as ranks:
         if ranks.rank == 1:
             raise ConfigError("only here")
-        for _ in range(1000):  # a broadcast returns here before the other rank has received it
-            ranks.take_first_buffers(torch.nn.BatchNorm1d(1000))
+        for _ in range(1000):  # the other rank ends before or after the first of them
+            ranks.add_up(torch.ones(1000))
             time.sleep(0.01)
 
 

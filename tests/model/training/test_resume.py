@@ -168,7 +168,7 @@ KILLS = {
 def test_a_killed_and_resumed_training_equals_an_uninterrupted_one(
     tmp_path: Path, undisturbed: tuple[TrainingJob, Path], name: str
 ) -> None:
-    """Losses, batches, learning rates, random state and weights are bit-identical."""
+    """Losses, batches, learning rates and weights are bit-identical."""
     job, there = undisturbed
     job = job_in_folder(job, tmp_path)
     save_every_s, kills = KILLS[name]

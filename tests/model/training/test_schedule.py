@@ -77,17 +77,19 @@ def test_teacher_forcing_falls_linearly_to_the_last_epoch() -> None:
 def test_a_step_has_the_rate_and_teacher_forcing_of_its_position(
     tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rate is that at the middle of the window, also for a short last window; teacher forcing is per epoch."""
+    """The rate is that at the middle of the window by clips, teacher forcing that of the epoch."""
     job = job_in(tmp_path, packed, learning_rate=PEAK, scheduler="constant", warmup_epochs=2, num_epochs=2)
     job = replace(job, train=job.train.model_copy(update={"accumulation_steps": 3, "teacher_forcing": 0.9}))
     positions: list[tuple[int, int, int, int]] = []
     rates: list[float] = []
+    clips: list[int] = []
     fed: list[float] = []
     take, forward = _Trainer._take, LipNetwork.forward
 
     def record_rate(self: _Trainer, figures) -> None:
         rates.append(self.state.optimizer.param_groups[0]["lr"])
         assert figures.learning_rate == rates[-1]
+        clips.append(figures.num_clips)
         take(self, figures)
 
     def record_forcing(self: LipNetwork, *inputs) -> object:
@@ -100,11 +102,10 @@ def test_a_step_has_the_rate_and_teacher_forcing_of_its_position(
         replace(job, on_batch=lambda epoch, done, total, _: positions.append((epoch, done, total, len(fed))))
     )
     assert {total % 3 for _, _, total, _ in positions} != {0}, "an epoch ends with a shorter window"
-    expected, began = [], 0
-    for epoch, done, total, _ in positions:
-        began = began if began < done else 0
-        expected.append(PEAK * (epoch + (began + done) / 2 / total) / 2)
-        began = done
+    assert len(set(clips)) > 2 and sum(clips) == 2 * 26, clips
+    expected = [
+        PEAK * (sum(clips[:number]) + num_clips / 2) / 26 / 2 for number, num_clips in enumerate(clips)
+    ]
     assert rates == pytest.approx(expected, rel=1e-9)
     of_first = next(count for epoch, done, total, count in positions if done == total)
     assert set(fed[:of_first]) == {0.9} and set(fed[of_first:]) == {0.8}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from model.device import copy_of
 from model.settings import DecodeParams
 from model.training.augment import training_input
 from model.training.ranks import Ranks
@@ -92,6 +93,9 @@ def test_a_rank_without_clips_takes_part_with_a_zero_gradient(
         def sum(self, values: list[float]) -> list[float]:
             return [ours + theirs for ours, theirs in zip(values, next(others), strict=True)]
 
+        def add_up(self, values_N: torch.Tensor) -> None:
+            assert not values_N.any()
+
     bench = Bench(stepping_job(tmp_path, packed, MODELS[model], **ALL_HEADS), batch_norm=True)
     bench.step.ranks = Other(rank=1, world_size=2)
     buffers = [buffer.clone() for buffer in bench.network.buffers()]
@@ -105,6 +109,42 @@ def test_a_rank_without_clips_takes_part_with_a_zero_gradient(
     assert figures.was_taken and figures.gradient_norm == 0
     assert bench.gradient.keys() == dict(bench.network.named_parameters()).keys()
     assert_same(list(bench.network.buffers()), buffers)
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_running_statistics_move_to_the_mean_over_the_clips_of_all_ranks(
+    tmp_path: Path, packed: Packed, model: str
+) -> None:
+    """As far as batches one after another move them, which have the same statistics here."""
+    job = stepping_job(tmp_path, packed, MODELS[model])
+    bench, ranks = Bench(job, batch_norm=True), Bench(job, batch_norm=True)
+    ranks.step.ranks = TwoAlike()
+    (batch,) = bench.batches([4])
+    in_turn = copy_of(bench.network).train()
+    for _ in range(3):
+        bench.step.batch_loss_B(in_turn, batch, 0)
+    bench([batch] * 3)
+    ranks([batch] * 3)
+    names = [name for name, _ in bench.network.named_buffers() if "running" in name]
+    assert len(names) > 3
+    for name in names:
+        moved = in_turn.get_buffer(name)
+        torch.testing.assert_close(bench.network.get_buffer(name), moved, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ranks.network.get_buffer(name), moved, atol=1e-5, rtol=1e-4)
+    # of different batches, each clip has the same weight
+    uneven = Bench(job, batch_norm=True)
+    one, three = uneven.batches([1, 3])
+    alone = []
+    for part in (one, three):
+        network = copy_of(uneven.network).train()
+        uneven.step.batch_loss_B(network, part, 0)
+        alone.append(network)
+    before = copy_of(uneven.network)
+    uneven([one, three])
+    for name in names:
+        first, second = (network.get_buffer(name) for network in alone)
+        expected = before.get_buffer(name) + 1.9 * (first / 4 + 3 * second / 4 - before.get_buffer(name))
+        torch.testing.assert_close(uneven.network.get_buffer(name), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.gpu
@@ -150,9 +190,8 @@ def test_a_stop_within_a_window_restores_the_state_before_it(tmp_path: Path, pac
     bench, undisturbed = Bench(job, batch_norm=True), Bench(job, batch_norm=True)
     window = bench.batches([4, 4, 4])
     for one in (bench, undisturbed):
-        torch.manual_seed(5)
         one(window)
-    state, before = torch.get_rng_state(), bench.everything()
+    before = bench.everything()
     sizes: list[int] = []
 
     def ask(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -163,12 +202,11 @@ def test_a_stop_within_a_window_restores_the_state_before_it(tmp_path: Path, pac
     with pytest.raises(Interrupted):
         bench(window)
     assert sizes == [4, 4]  # the third batch does not start
-    assert_same([*bench.everything(), torch.get_rng_state()], [*before, state])
+    assert_same(bench.everything(), before)
     assert all(p.grad is None for p in bench.network.parameters())
     handle.remove()
     bench.step.stop.requested = False
     bench(window)
-    torch.set_rng_state(state)
     undisturbed(window)
     assert_same(bench.everything(), undisturbed.everything())
 

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,9 +73,9 @@ class Poisoned(TrainingStep):
     windows: frozenset[int] = frozenset()
     num_windows = 0
 
-    def __call__(self, window, epoch: int, epochs_done: float) -> StepFigures:
+    def __call__(self, *arguments: Any) -> StepFigures:
         Poisoned.num_windows += 1
-        return super().__call__(window, epoch, epochs_done)
+        return super().__call__(*arguments)
 
     def batch_loss_B(self, network, batch, epoch: int) -> torch.Tensor:
         loss_B = super().batch_loss_B(network, batch, epoch)

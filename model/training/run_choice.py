@@ -1,0 +1,103 @@
+"""Which run folder a command trains in: its own, or that of an unfinished run which it continues.
+
+A run is named by its first command. Another number of processes continues it, and so does another batch size with the
+same global batch: `commands.json` in the run folder has what is needed to know, so that no checkpoint is read.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model.runs import RunFolder, run_fingerprint
+from model.training.training_data import TrainingData, TrainingJob
+from shards.elastic_plan import PlanShape
+from shards.errors import CheckpointError
+from shards.files import sha256_of, write_json
+
+
+class Commands(BaseModel):
+    """The commands that have trained in a run folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parameters: str
+    """Fingerprint of everything but the shapes."""
+    shapes: tuple[PlanShape, ...]
+    """Number of processes, batch size and accumulation steps of each command, the first one first."""
+    is_finished: bool = False
+
+    @classmethod
+    def read(cls, run: RunFolder) -> "Commands | None":
+        """Returns the commands of a run; None if it has none, or if the file is damaged."""
+        try:
+            return cls.model_validate_json(run.commands.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def includes(self, shape: PlanShape) -> bool:
+        """Returns whether a command of this shape continues the run. A finished run is not continued in a new shape."""
+        if self.is_finished:
+            return shape in self.shapes
+        return any(
+            shape[1:] == other[1:] or shape.global_batch == other.global_batch for other in self.shapes
+        )
+
+
+def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
+    """Returns the folder of the run that `job` starts or continues.
+
+    That is the run of the same parameters and shape, if there is one; else the latest run of the same parameters that
+    `Commands.includes` this shape; else a new one. With `job.resume`, no run of another shape is continued. Raises
+    CheckpointError if train.init_from is missing.
+    """
+    own = RunFolder(job.runs, _fingerprint(job, data, data.shape))
+    if job.resume or _has_checkpoint(own):
+        return own
+    parameters, found = parameters_of(job, data), []
+    for path in job.runs.glob(f"*/{own.commands.name}"):
+        run = RunFolder(job.runs, path.parent.name)
+        commands = Commands.read(run)
+        if commands and commands.parameters == parameters and _has_checkpoint(run):
+            found += [run] if commands.includes(data.shape) else []
+    return max(found, key=lambda run: run.commands.stat().st_mtime, default=own)
+
+
+def parameters_of(job: TrainingJob, data: TrainingData) -> str:
+    """Returns a fingerprint of all parameters and clips of a training, but not of its shape."""
+    return _fingerprint(job, data, PlanShape(1, 1, 1))
+
+
+def record_command(run: RunFolder, job: TrainingJob, data: TrainingData, is_finished: bool) -> None:
+    """Adds this command to the commands of the run."""
+    commands, parameters = Commands.read(run), parameters_of(job, data)
+    shapes = commands.shapes if commands and commands.parameters == parameters else ()
+    shapes = (*(shape for shape in shapes if shape != data.shape), data.shape)
+    write_json(
+        run.commands, Commands(parameters=parameters, shapes=shapes, is_finished=is_finished).model_dump()
+    )
+
+
+def _fingerprint(job: TrainingJob, data: TrainingData, shape: PlanShape) -> str:
+    init_from = Path(job.train.init_from)
+    if job.train.init_from and not init_from.is_file():
+        raise CheckpointError(f"train.init_from: {init_from} is missing")
+    init_hash = _sha256_of(init_from, init_from.stat().st_mtime_ns) if job.train.init_from else ""
+    batches = {"batch_size": shape.batch_size, "accumulation_steps": shape.accumulation_steps}
+    sections = job.deciding_sections | {"train": job.train.model_copy(update=batches)}
+    return run_fingerprint(
+        sections=tuple(sections.values()),
+        plan_hash=data.plan_identity.in_shape(shape.batch_size, shape.world_size).hash,
+        valid_hash=data.valid_hash,
+        init_hash=init_hash,
+    )
+
+
+@cache
+def _sha256_of(path: Path, _mtime_ns: int) -> str:
+    """Returns the hash of a large file, which is needed several times."""
+    return sha256_of(path)
+
+
+def _has_checkpoint(run: RunFolder) -> bool:
+    return run.last.exists() or run.before_last.exists()
