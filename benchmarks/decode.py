@@ -25,9 +25,10 @@ from model.decoding.reader import LipReader
 from model.decoding.registry import GREEDY, HEADS_OF_DECODER
 from model.device import Precision
 from model.networks.network import LipNetwork
+from model.pinyin import syllables_of
 from model.settings import DecodeParams, ModelParams
 from model.text import BLANK_ID, END_ID, Tokenizer
-from model.vocabulary import Vocabulary, syllables_of
+from model.vocabulary import Vocabulary
 from pipeline.params import check, parse_yaml, recipe_text
 from shards.errors import ConfigError
 from shards.files import write_json

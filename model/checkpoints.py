@@ -251,7 +251,7 @@ def refuse_other_model(
             f"heads: {theirs} there, {ours} here (train.ctc_weight, train.reverse_weight, train.syllable_weight)"
         )
     learnt = vocabulary_of(state, path)
-    found += _other_units("characters", learnt.characters, vocabulary.characters)
+    found += _other_units(vocabulary.characters.splitting.plural, learnt.characters, vocabulary.characters)
     if learnt.syllables and vocabulary.syllables:
         found += _other_units("syllables", learnt.syllables, vocabulary.syllables)
     if found:
@@ -268,8 +268,14 @@ def clip_differences(state: Mapping[str, Any], clips: Mapping[str, float]) -> li
 def _other_units(what: str, theirs: Tokenizer, ours: Tokenizer) -> list[str]:
     if theirs == ours:
         return []
+    if theirs.splitting != ours.splitting:
+        return [
+            f"units: {theirs.splitting} there, {ours.splitting} here (section text and the training labels)"
+        ]
     only_there, only_here = (
-        ours.joiner.join(sorted(set(some.units) - set(others.units)))[:40]
+        (ours.joiner or ("" if what == "characters" else "|")).join(
+            sorted(set(some.units) - set(others.units))
+        )[:40]
         for some, others in ((theirs, ours), (ours, theirs))
     )
     return [

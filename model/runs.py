@@ -45,7 +45,7 @@ def run_fingerprint(
     `sections` are the parameters that matter, `valid_hash` is the hash of the clips that choose the best model, and
     `init_hash` is the hash of the file whose weights training starts with.
     """
-    values = [section.model_dump(mode="json") for section in sections]
+    values = [section.recorded() for section in sections]
     return fingerprint(TRAIN_VERSION, values, plan_hash, valid_hash, init_hash)[:16]
 
 

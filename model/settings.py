@@ -1,11 +1,12 @@
 """The sections of params.yaml that `model` owns."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from model.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
+from shards.errors import ConfigError
 from shards.settings import DataPack, Section
 
 SIZE_FAMILIES = ("sizes of cnn3d", "sizes of conformer")
@@ -27,18 +28,63 @@ HEAD_OF_MODULE: Mapping[str, Head] = {
 """The head of each network module; the module's name starts its tensors' names, and is used in train.freeze."""
 
 
+UnitKind = Literal["characters", "bpe", "words", "pinyin"]
+
+
 class TextParams(Section):
-    """The options of the normaliser, which turns a transcript into a label (model/text.py)."""
+    """How a transcript becomes a label (model/text.py), and a label becomes the units that the model writes."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(
+        ("apostrophes", "arabic", "cyrillic", "phrase_spaces", "units", "bpe_size", "latin", "hangul")
+    )
+    UNIT_KEYS: ClassVar[frozenset[str]] = frozenset(("units", "bpe_size", "latin", "hangul"))
+    """Keys that change no label, only its units (model/units.py)."""
 
     case_fold: bool = Field(True, description="A and a are one character")
     drop_punctuation: bool = Field(True, description="remove punctuation and symbols from labels")
-    digits: Literal["keep", "chinese"] = Field(
-        "keep", description="chinese: 2024 is 二零二四, as it may be spoken"
+    apostrophes: Literal["drop", "keep"] = Field(
+        "drop", description="between letters: drop writes don't as dont; others are punctuation"
+    )
+    digits: Literal["keep", "ascii", "chinese"] = Field(
+        "keep",
+        description="ascii: digits of all scripts become 0-9; chinese: 2024 is 二零二四, as it may be spoken",
     )
     simplify: bool = Field(False, description="traditional characters become simplified ones")
     drop_annotations: bool = Field(
         False, description="remove [noise], <unk>, (笑) from labels (model/annotations.py)"
     )
+    arabic: Literal["keep", "unmarked", "plain"] = Field(
+        "keep", description="unmarked: without tashkeel and tatweel; plain: also أ إ آ ٱ become ا"
+    )
+    cyrillic: Literal["keep", "plain"] = Field("keep", description="plain: ё becomes е")
+    phrase_spaces: Literal["keep", "drop"] = Field(
+        "keep", description="spaces next to Thai, Lao, Khmer and Burmese letters, which separate no words"
+    )
+    units: UnitKind = Field("characters", description="what the model writes; CER and WER are of the text")
+    bpe_size: int = Field(
+        1000, ge=1, le=100_000, description="units of bpe, learnt from the training labels; characters count"
+    )
+    latin: Literal["keep", "spell"] = Field(
+        "keep",
+        description="Latin words next to Han characters as units: spell writes them letter by letter, in pinyin by the "
+        "letters' names",
+    )
+    hangul: Literal["syllables", "letters"] = Field(
+        "syllables", description="letters: a Hangul syllable is two or three units, its letters (jamo)"
+    )
+
+    def refuse_other_heads(self, heads: Sequence[Head]) -> None:
+        """Raises ConfigError if a network with these heads cannot write these units.
+
+        Pinyin is what the syllable head writes, and only from characters does the decoder pinyin make text of it.
+        """
+        if self.units == "pinyin" and tuple(heads) != ("syllables",):
+            raise ConfigError("text.units: pinyin learns syllables alone; set train.syllable_weight to 1")
+        if self.units in ("bpe", "words") and "syllables" in heads:
+            raise ConfigError(
+                f"text.units: {self.units} has no syllable head; set train.syllable_weight to 0, or text.units to "
+                "characters"
+            )
 
 
 class _SizesOfPreset(dict[str, Any]):
@@ -131,6 +177,8 @@ class AugmentParams(Section):
 
 class TrainParams(Section):
     """Settings of optimiser and training loop."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("data", "where"))
 
     batch_size: int = Field(8, ge=1, description="clips in a batch, at most")
     accumulation_steps: int = Field(4, ge=1, description="batches for one optimiser step")

@@ -3,13 +3,15 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from model.annotations import ANNOTATION_HINT, unescaped, without_annotations
-from model.characters import plain, simplified, with_zeros, with_zeros_of_letters
+from model.characters import HAN, plain, simplified, with_zeros, with_zeros_of_letters
+from model.scripts import described, with_apostrophes, written_plainly
 from model.settings import TextParams
+from model.units import CHARACTERS, UNWRITTEN_SPACES, Splitting
 from shards.errors import CheckpointError, TableError
 from shards.safe_text import is_control
 
@@ -21,11 +23,9 @@ letters with their marks, and only 4 handles radicals, circles as zero, 著 and 
 BLANK_ID, START_ID, END_ID, UNKNOWN_ID = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<blank>", "<start>", "<end>", "<unknown>")
 
-# The blocks whose characters are written without spaces between words (Unicode 17, chapter 18), and planes 2 and 3.
-_HAN = "\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"
-_SPACE_NEXT_TO_HAN = re.compile(rf"(?<=[{_HAN}]) | (?=[{_HAN}])")
-_IS_HAN = re.compile(rf"[{_HAN}]")
-_HAN_OR_WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
+_SPACE_NEXT_TO_HAN = re.compile(rf"(?<=[{HAN}]) | (?=[{HAN}])")
+_IS_HAN = re.compile(rf"[{HAN}]")
+_HAN_OR_WORD = re.compile(rf"[{HAN}]|[^\s{HAN}]+")
 _CHINESE_DIGITS = str.maketrans("0123456789〇〡〢〣〤〥〦〧〨〩", "零一二三四五六七八九零一二三四五六七八九")
 
 
@@ -51,10 +51,13 @@ def _once(text: str, params: TextParams) -> str:
     text = _folded(text, params)
     text = with_zeros(text)
     if params.drop_punctuation:
-        text = "".join(map(_without_symbols, text))
+        keeps = params.apostrophes == "keep"
+        text = with_apostrophes(text) if keeps else text
+        text = "".join(one if keeps and one == "'" else _without_symbols(one) for one in text)
     # a removed character may have separated a letter from its mark: café written with a joiner
     text = unicodedata.normalize("NFKC", text)
     text = _SPACE_NEXT_TO_HAN.sub("", with_zeros_of_letters(" ".join(text.split())))
+    text = written_plainly(text, params)
     if params.digits == "chinese":
         text = text.translate(_CHINESE_DIGITS)
         text = _SPACE_NEXT_TO_HAN.sub("", text)
@@ -105,37 +108,56 @@ def _without_symbols(character: str) -> str:
 class Tokenizer:
     """Units of text and their ids: blank 0, start 1, end 2, unknown 3, then `units` in order.
 
-    Units are characters or syllables; `joiner` separates them in a text.
+    `joiner` separates the units in a text: a space for syllables, whose `splitting` is then pinyin, nothing for others.
     """
 
     units: tuple[str, ...]
     joiner: str = ""
+    splitting: Splitting = CHARACTERS
 
     def __post_init__(self) -> None:
+        if self.joiner:
+            object.__setattr__(self, "splitting", replace(self.splitting, kind="pinyin"))
         object.__setattr__(self, "_ids", {c: i for i, c in enumerate(self.units, start=len(SPECIAL_TOKENS))})
 
     @classmethod
-    def of_units(cls, units: Iterable[str], joiner: str = "") -> "Tokenizer":
+    def of_units(
+        cls, units: Iterable[str], joiner: str = "", splitting: Splitting = CHARACTERS
+    ) -> "Tokenizer":
         """Returns the table of all distinct units in code point order, independent of the order of `units`."""
-        return cls(tuple(sorted(set(units))), joiner)
+        return cls(tuple(sorted(set(units))), joiner, splitting)
 
     @property
     def num_tokens(self) -> int:
         return len(SPECIAL_TOKENS) + len(self.units)
 
-    def encode(self, units: Iterable[str]) -> list[int]:
-        """Returns one id per unit (for example the characters of a label); UNKNOWN_ID for units outside the table."""
+    def encode(self, label: str | Iterable[str]) -> list[int]:
+        """Returns one id per unit of a label, or of units; UNKNOWN_ID for units outside the table."""
         ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        units = self.splitting.split(label) if isinstance(label, str) else label
         return [ids.get(unit, UNKNOWN_ID) for unit in units]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def unknown_units(self, label: str) -> list[str]:
+        """Returns the units of a label that are outside the table, in order."""
+        units = self.splitting.split(label)
+        return [unit for unit, token in zip(units, self.encode(units), strict=True) if token == UNKNOWN_ID]
+
+    def unit(self, token: int) -> str:
+        """Returns the unit of an id; empty for special tokens."""
+        return self.units[token - len(SPECIAL_TOKENS)] if token >= len(SPECIAL_TOKENS) else ""
+
+    def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`, without special tokens."""
-        first = len(SPECIAL_TOKENS)
-        return self.joiner.join(self.units[i - first] for i in ids if i >= first)
+        return self.splitting.join(filter(None, map(self.unit, ids)))
 
     def to_json(self) -> dict[str, object]:
         named = {"version": 1, "special_tokens": list(SPECIAL_TOKENS), "characters": list(self.units)}
-        return named | ({"joiner": self.joiner} if self.joiner else {})
+        named |= {"joiner": self.joiner} if self.joiner else {}
+        splitting = self.splitting.to_json()
+        if splitting in ({}, {"kind": "pinyin"}):  # as in older files
+            return named
+        unwritten = {"unwritten_spaces": UNWRITTEN_SPACES} if self.splitting.kind in ("words", "bpe") else {}
+        return named | {"splitting": splitting} | unwritten
 
     @classmethod
     def from_json(cls, value: object, name: str) -> "Tokenizer":
@@ -145,10 +167,18 @@ class Tokenizer:
         units, joiner = value.get("characters"), value.get("joiner", "")
         if not isinstance(units, list) or not all(isinstance(unit, str) and unit for unit in units):
             raise CheckpointError(f"{name}: 'characters' must be a list of characters (or syllables)")
-        if not joiner and not all(len(unit) == 1 for unit in units):
+        splitting = Splitting.from_json(value.get("splitting", {}), name)
+        if lost := {first + second for first, second in splitting.merges} - set(units):
+            raise CheckpointError(
+                f"{name}: 'characters' lacks {min(lost)!a}, which a merge of 'splitting' makes"
+            )
+        single = not joiner and splitting.kind == "characters"
+        if single and not all(len(unit) == 1 for unit in units):
             raise CheckpointError(f"{name}: 'characters' must be a list of single characters")
-        if joiner not in ("", " "):
-            raise CheckpointError(f"{name}: 'joiner' must be empty or a space (got {joiner!r})")
+        if joiner not in ("", " ") or (splitting.kind == "pinyin" and not joiner):
+            raise CheckpointError(
+                f"{name}: 'joiner' must be empty, or a space for syllables (got {joiner!r})"
+            )
         if bad := [unit for unit in units if any(map(is_control, unit))]:
             raise CheckpointError(
                 f"{name}: 'characters' holds {bad[0]!a} with a control character, which no label has, so the file was "
@@ -156,7 +186,7 @@ class Tokenizer:
             )
         if len(set(units)) != len(units):
             raise CheckpointError(f"{name}: 'characters' holds a character twice")
-        return cls(tuple(units), joiner)
+        return cls(tuple(units), joiner, splitting)
 
 
 _VERSION_PREFIX = " (version "
@@ -175,6 +205,7 @@ def describe_normaliser(params: TextParams, version: int = NORMALISER_VERSION) -
     steps.append(_SPACES_STEP)
     if params.digits == "chinese":
         steps.append("digits as Chinese characters, one by one")
+    steps += described(params)
     if params.simplify:
         steps.append("traditional characters simplified (OpenCC t2s, 著)")
     return f"{', '.join(steps)}{_VERSION_PREFIX}{version})"
@@ -191,7 +222,9 @@ _KEY = b"normaliser"
 
 def normaliser_metadata(params: TextParams) -> dict[bytes, bytes]:
     """Returns the schema metadata of a table of labels: the normaliser that made them."""
-    normaliser = {"version": NORMALISER_VERSION, "params": params.model_dump(mode="json")}
+    # other units are other targets of the same labels
+    options = {key: value for key, value in params.recorded().items() if key not in params.UNIT_KEYS}
+    normaliser = {"version": NORMALISER_VERSION, "params": options}
     return {_KEY: json.dumps(normaliser, sort_keys=True).encode()}
 
 

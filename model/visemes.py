@@ -13,8 +13,8 @@ from functools import lru_cache
 
 from pypinyin.contrib.tone_convert import to_finals, to_initials
 
+from model.pinyin import syllables_of
 from model.text import is_han
-from model.vocabulary import syllables_of
 
 LookAlikeClass = tuple[str, ...]
 """The visemes of a syllable in order: syllables with the same visemes look alike."""

@@ -181,6 +181,7 @@ def export_facts(
         num_parameters=num_parameters(reader.network),
         heads=tuple(state["heads"]),
         num_characters=len(reader.vocabulary.characters.units),
+        units=reader.vocabulary.characters.splitting.plural,
         epoch=reader.epoch,
         checkpoint=identity,
         valid_cer=valid_cer if isinstance(valid_cer, float) and math.isfinite(valid_cer) else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
@@ -61,6 +61,17 @@ class Params(Section):
     inference: InferenceParams
     machine: MachineParams
     paths: PathsParams
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pinyin_is_learnt_by_syllables(cls, values: Any) -> Any:
+        """Sets train.syllable_weight 0 to 1 with text.units: pinyin, so one key is enough."""
+        text, train = (
+            values.get(name) if isinstance(values, Mapping) else None for name in ("text", "train")
+        )
+        if not isinstance(text, Mapping) or not isinstance(train, Mapping) or text.get("units") != "pinyin":
+            return values
+        return {**values, "train": {**train, "syllable_weight": train.get("syllable_weight") or 1.0}}
 
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

@@ -1,7 +1,7 @@
 """Base class of all sections of params.yaml, and the sections of `shards`."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -10,6 +10,17 @@ class Section(BaseModel):
     """One section of params.yaml: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Keys that older hashes and tables do not have."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns the values as JSON for hashes, tables and checkpoints, without later keys that have their default.
+
+        So a new key leaves the fingerprints of older runs and the bytes of older tables as they are.
+        """
+        fields = type(self).model_fields
+        unset = {key for key in self.LATER_KEYS if getattr(self, key) == fields[key].default}
+        return self.model_dump(mode="json", exclude=unset)
 
     @field_validator("*")
     @classmethod

@@ -21,54 +21,68 @@ from model.decoding.ngram import perplexity
 from model.decoding.registry import uses_language_model
 from model.settings import DecodeParams, LmParams, TextParams
 from model.text import describe_normaliser, describe_stored_normaliser, normalise
+from model.units import CHARACTERS, Splitting
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError
 from shards.files import sha256_of
+from shards.packs import Packs
 from shards.pipes import refuse_pipe
-from shards.samples import read_samples, splits_of
 
 LOG = logging.getLogger("pipeline.lm")
 
 
-def make_language_model(samples: Path, lm: Path, params: LmParams, text: TextParams) -> dict[str, Any]:
+def make_language_model(packs: Packs, lm: Path, params: LmParams, text: TextParams) -> dict[str, Any]:
     """Writes the ARPA file `lm`; returns its source, its number of n-grams by order, and its perplexity on valid.
 
-    Trains on `params.text_file` where it is set, otherwise on the training labels of `samples`.
+    Trains on `params.text_file` where it is set, otherwise on the training labels of `packs`. Its words are the
+    units of `text`; those of bpe are learnt from the training labels, as training learns them.
     Raises ConfigError where the text file cannot be read, or is not UTF-8.
     """
+    tables = [pack.samples for pack in packs.packs]
+    missing = [table for table in tables if not table.exists()]
+    if text.units == "bpe" and missing:
+        raise ConfigError(
+            f"text.units: bpe learns its units from packed clips, but {missing[0]} is missing: pack first"
+        )
+    splitting = Splitting.learnt(text, _labels(packs, TRAIN_SPLIT) if text.units == "bpe" else ())
     text_hash = hashlib.sha256()
     text_file = params.text_file
     if text_file:
         labels = [label for label in _labels_of(Path(text_file), text, text_hash.update) if label]
         normaliser: str | None = describe_normaliser(text)
     else:
-        labels = _labels(samples, TRAIN_SPLIT)
+        labels = _labels(packs, TRAIN_SPLIT)
         # from the table: params.yaml may have changed since the labels were made
-        normaliser = describe_stored_normaliser(pq.read_schema(samples).metadata, samples)
-    model = train(labels, params.order)
+        normaliser = describe_stored_normaliser(pq.read_schema(tables[0]).metadata, tables[0])
+    model = train(_units(labels, splitting), params.order)
+    source = ", ".join(pack.name for pack in packs.packs) if packs.is_blend else tables[0].name
     about = {
         # only its name: a file that is shared should not name paths of this machine
-        "learnt_from": Path(text_file).name if text_file else f"{samples.name}, split {TRAIN_SPLIT}",
+        "learnt_from": Path(text_file).name if text_file else f"{source}, split {TRAIN_SPLIT}",
         "text_sha256": text_hash.hexdigest() if text_file else None,
         "normaliser": normaliser,
     }
+    about |= {"units": str(splitting)} if splitting != CHARACTERS else {}
     write_arpa(lm, model, about)
     figures: dict[str, Any] = {
         "file": str(lm),
         **about,
         "sentences": len(labels),
         "characters": sum(map(len, labels)),
+        "unit": splitting.plural,
         "ngrams": list(model.counts),
         "valid": None,
     }
     # with a text file, clips need not be packed yet
-    if samples.exists() and VALID_SPLIT in splits_of(samples):
-        measured = perplexity(model, _labels(samples, VALID_SPLIT))
+    if not missing and VALID_SPLIT in packs.splits:
+        valid = _labels(packs, VALID_SPLIT)
+        measured = perplexity(model, _units(valid, splitting))
         figures["valid"] = {
             "sentences": measured.num_texts,
-            "characters": measured.num_chars,
+            "characters": sum(map(len, valid)),
+            "units": measured.num_units,
             "perplexity": round(measured.perplexity, 3),
-            "out_of_vocabulary_rate": round(measured.num_unknown / max(measured.num_chars, 1), 6),
+            "out_of_vocabulary_rate": round(measured.num_unknown / max(measured.num_units, 1), 6),
         }
     return figures
 
@@ -84,14 +98,19 @@ def summary_of(figures: dict[str, Any]) -> str:
     ]
     if valid := figures["valid"]:
         lines.append(
-            f"valid: perplexity {valid['perplexity']:.1f} per character, including ends of sentences; "
-            f"{valid['out_of_vocabulary_rate']:.2%} of {valid['characters']:,} characters are not in the model"
+            f"valid: perplexity {valid['perplexity']:.1f} per {figures['unit'].removesuffix('s')}, including ends of "
+            f"sentences; {valid['out_of_vocabulary_rate']:.2%} of {valid['units']:,} {figures['unit']} are not in the "
+            "model"
         )
     return "\n".join(lines)
 
 
-def _labels(samples: Path, split: str) -> list[str]:
-    labels: list[str] = read_samples(samples, split, ["label"])["label"].to_pylist()
+def _units(labels: Sequence[str], splitting: Splitting) -> Sequence[Sequence[str]]:
+    return labels if splitting == CHARACTERS else [splitting.split(label) for label in labels]
+
+
+def _labels(packs: Packs, split: str) -> list[str]:
+    labels: list[str] = packs.read(split, ["label"])["label"].to_pylist()
     return labels
 
 

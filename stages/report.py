@@ -22,7 +22,6 @@ from model.device import choose_device
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
 from model.text import describe_stored_normaliser
-from model.vocabulary import syllables_of
 from shards import schema
 from shards.files import (
     Progress,
@@ -142,10 +141,9 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         log_probs_SV = reader.ctc_log_probs(clip_of(clip_id), head)
         if log_probs_SV is None:
             return None
-        if head == "syllables":
-            assert vocabulary.syllables is not None
-            return ctc_spikes(log_probs_SV, vocabulary.syllables, syllables_of(records[clip_id]["label"]))
-        return ctc_spikes(log_probs_SV, vocabulary.characters)
+        table = vocabulary.syllables if head == "syllables" else vocabulary.characters
+        assert table is not None
+        return ctc_spikes(log_probs_SV, table, table.splitting.split(records[clip_id]["label"]))
 
     known = clip_facts(clips, crops, records.keys())
     facts = reading_facts(reader, job.decode, job.checkpoint, job.samples, job.lm, known)

@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 
+from model.settings import TextParams
 from shards.catalogue import MEMORY_LIMIT, damaged_table_error, interruptible, open_catalogue
 from shards.errors import MachineError
 from shards.files import check_table, json_bytes, write_all_or_none
@@ -18,6 +19,7 @@ from stages.statistics.characters import (
     annotations,
     characters_by_split,
     num_distinct,
+    units_of_train,
     vocabulary,
 )
 from stages.statistics.join_tables import TABLES, UNKNOWN, copies_across_splits, join_tables, num_parts_of
@@ -52,6 +54,7 @@ def stats(
     stats_folder: Path,
     *,
     leave_out_others: bool = False,
+    text: TextParams | None = None,
 ) -> dict[str, Any]:
     """Writes what `measure` finds into `stats_folder`, all files or none; returns the JSON values by file stem.
 
@@ -64,7 +67,9 @@ def stats(
     are null, or an empty plot. Raises TableError where a table is missing, damaged, or not of these clips; with
     `leave_out_others`, logs a table of other clips (another corpus was ingested since) and treats it as missing.
     """
-    summary, characters = measure(clips_path, crops_path, samples_path, leave_out_others=leave_out_others)
+    summary, characters = measure(
+        clips_path, crops_path, samples_path, leave_out_others=leave_out_others, text=text
+    )
     files = {f"{name}.json": json_bytes(value) for name, value in summary.items()} | {
         "label_lengths.csv": _plot_data("num_chars", summary["histograms"]["label_lengths"]),
         "clip_frames.csv": _plot_data("num_frames", summary["histograms"]["clip_frames"]),
@@ -76,15 +81,30 @@ def stats(
 
 
 def measure(
-    clips_path: Path, crops_path: Path | None, samples_path: Path | None, *, leave_out_others: bool = False
+    clips_path: Path,
+    crops_path: Path | None,
+    samples_path: Path | None,
+    *,
+    leave_out_others: bool = False,
+    text: TextParams | None = None,
 ) -> tuple[dict[str, Any], Characters]:
-    """Returns the figures, see `stats`, and how often each character occurs in the labels of each split."""
+    """Returns the figures, see `stats`, and how often each character occurs in the labels of each split.
+
+    `text` says which units a model would learn from train; default: characters.
+    """
     paths = {"clips": clips_path, "crops": crops_path, "samples": samples_path}
     files = {name: (path, TABLES[name][1]) for name, path in paths.items() if path}
     for name, (path, verb) in files.items():
         check_table(path, TABLES[name][0], verb)
     with open_catalogue(files) as connection, _database_errors(files):
-        ask = partial(_measured, connection, clips_path, paths, leave_out_others=leave_out_others)
+        ask = partial(
+            _measured,
+            connection,
+            clips_path,
+            paths,
+            leave_out_others=leave_out_others,
+            text=text or TextParams(),
+        )
         return interruptible(connection, "stats", ask)
 
 
@@ -94,6 +114,7 @@ def _measured(
     paths: Mapping[str, Path | None],
     *,
     leave_out_others: bool,
+    text: TextParams,
 ) -> tuple[dict[str, Any], Characters]:
     for name, path in paths.items():
         if path is None:
@@ -104,7 +125,7 @@ def _measured(
         "splits": _splits(connection, has, characters),
         "rejections": _rejections(connection, has["has_crops"]),
         "topics": _by(connection, f"coalesce(topic::VARCHAR, '{UNKNOWN}')", has),
-        "vocabulary": vocabulary(characters),
+        "vocabulary": vocabulary(characters) | units_of_train(connection, has["has_crops"], text),
         "annotations": annotations(connection, clips_path),
         "overlap": _overlap(connection, has["has_crops"]),
         "histograms": {

@@ -1,7 +1,7 @@
 """Language models as ARPA files, the text format of SRILM and KenLM. Imports no torch.
 
-One n-gram per line: log10 of its probability, its words, log10 of its backoff weight. Here a word is a character; the
-space is written `<space>`, since spaces separate the words.
+One n-gram per line: log10 of its probability, its words, log10 of its backoff weight. Here a word is a unit of the lip
+reader, mostly a character; a space in it is written `<space>`, since spaces separate the words.
 """
 
 import json
@@ -18,6 +18,7 @@ from model.decoding.kneser_ney import NEVER_LOG10
 from model.decoding.ngram import END, START, UNKNOWN, LanguageModel, Level, NgramFault, NgramModel
 from model.settings import TextParams
 from model.text import Tokenizer, describe_normaliser, without_version
+from model.units import CHARACTERS
 from shards.errors import TableError
 from shards.files import atomic_file
 from shards.pipes import refuse_pipe
@@ -41,7 +42,7 @@ def write_arpa(path: Path, model: NgramModel, metadata: Mapping[str, Any] | None
 
     `metadata` is written as a first line of JSON; `arpa_metadata` returns it.
     """
-    names = [SPACE if word == " " else word for word in model.words]
+    names = [word.replace(" ", SPACE) for word in model.words]
     assert not any(set(name) & set(" \t\n\r") or not name for name in names), "words hold no spaces"
     with atomic_file(path) as file:
         counts = "".join(f"ngram {order}={count}\n" for order, count in enumerate(model.counts, start=1))
@@ -81,18 +82,28 @@ def _lines(level: Level, rows: slice, names: list[str], is_longest: bool) -> str
 
 
 def load_language_model(path: Path, table: Tokenizer, text: TextParams | None = None) -> LanguageModel:
-    """Returns the language model of a file for the characters of `table`.
+    """Returns the language model of a file for the units of `table`.
 
     Logs a warning if the file names another normaliser than `text`, the normaliser of the labels. Raises TableError
-    like `read_arpa`, and if the model knows none of the characters.
+    like `read_arpa`, if the file names other units, and if the model knows none of the units. A file of another program
+    names no units, and single characters are units of bpe too: such a file must know half of other units than
+    characters.
     """
+    about, ours = arpa_metadata(path), str(table.splitting)
+    if about is not None and (theirs := about.get("units", str(CHARACTERS))) != ours:
+        raise TableError(
+            f"{path} is a model of other units ({theirs}) than this lip reader writes ({ours}); run `pipeline lm` with "
+            "the lip reader's section text, or set decode.lm_weight=0"
+        )
     language_model = read_arpa(path).of_tokens(table)
     if text is not None and (warning := _other_normaliser_warning(path, text)):
         LOG.warning(warning)
-    if table.units and language_model.unseen_V.sum() == len(table.units):
+    num_known = len(table.units) - int(language_model.unseen_V.sum())
+    fewest = len(table.units) // 2 if about is None and table.splitting != CHARACTERS else 0
+    if table.units and num_known <= fewest:
         raise TableError(
-            f"{path} knows none of the {len(table.units)} characters of this lip reader; it may be a model of words: "
-            "run `pipeline lm` to make a model of characters"
+            f"{path} knows {num_known or 'none'} of the {len(table.units)} {table.splitting.plural} of this lip "
+            f"reader; it may be a model of other units: run `pipeline lm` to make one of {table.splitting.plural}"
         )
     return language_model
 
@@ -178,14 +189,14 @@ class _Reader:
             log10.append(self._figure(fields[0], ROUNDING_LOG10))
             backoff.append(self._figure(fields[-1], LARGEST_LOG10) if len(fields) == order + 2 else 0.0)
             if order == 1:
-                word = " " if fields[1] == SPACE else fields[1]
+                word = fields[1].replace(SPACE, " ")
                 if word in ids:
                     raise self._fault("this word is already in the file")
                 ids[word] = len(ids)
                 words.append(ids[word])
             else:
                 try:
-                    words += [ids[" " if name == SPACE else name] for name in fields[1 : order + 1]]
+                    words += [ids[name.replace(SPACE, " ")] for name in fields[1 : order + 1]]
                 except KeyError as unknown:
                     raise self._fault(f"{unknown} is not among the 1-grams") from None
         if order == 1 and UNKNOWN not in ids:

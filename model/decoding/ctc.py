@@ -16,7 +16,6 @@ from model.decoding.arrays import Array, on_device_of, to_host
 from model.decoding.registry import HEADS_OF_DECODER
 from model.settings import Head
 from model.text import BLANK_ID, Tokenizer
-from model.vocabulary import syllables_of
 
 
 def ctc_log_probabilities(
@@ -72,7 +71,7 @@ def syllable_log_probabilities(
 ) -> list[list[float]]:
     """Returns the syllable head's CTC log-probability of the toneless syllables of each clip's texts, nats."""
     pairs = [
-        [(clip, tuple(syllables.table.encode(syllables_of(text)))) for text in of_clip]
+        [(clip, tuple(syllables.table.encode(text))) for text in of_clip]
         for clip, of_clip in enumerate(texts)
     ]
     distinct = list(
@@ -132,7 +131,7 @@ def ctc_spikes(log_probs_SV: np.ndarray, table: Tokenizer, reference: Sequence[s
     start = 0
     for step in range(1, len(best_S) + 1):
         if step == len(best_S) or best_S[step] != best_S[start]:
-            text = table.decode([int(best_S[start])])
+            text = table.unit(int(best_S[start]))
             if text:
                 surest = start + int(sure_S[start:step].argmax())
                 spikes.append(Spike(surest, text, float(sure_S[surest])))

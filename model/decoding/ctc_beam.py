@@ -20,9 +20,10 @@ from model.decoding.ngram import LanguageModel
 from model.decoding.prefix_beam import Fusion, Units, prefix_beam
 from model.decoding.registry import GREEDY
 from model.decoding.result import Candidate, Reading, with_posteriors
+from model.pinyin import readings_of
 from model.settings import DecodeParams
 from model.text import SPECIAL_TOKENS, Tokenizer
-from model.vocabulary import Vocabulary, readings_of
+from model.vocabulary import Vocabulary
 from shards.errors import ConfigError
 
 
@@ -53,7 +54,7 @@ def ctc_beam(
     found = [
         [
             Candidate(
-                "".join(table.units[unit] for unit in prefix.units),
+                table.splitting.join(table.units[unit] for unit in prefix.units),
                 prefix.log_probability,
                 prefix.rank_score,
             )
@@ -137,7 +138,7 @@ def _units(characters: Tokenizer, syllables: Tokenizer) -> Units:
     pairs = [
         (character, reading)
         for character in characters.units
-        for reading in readings_of(character)
+        for reading in readings_of(character, syllables.splitting.latin == "spell")
         if reading in known
     ]
     return Units(
@@ -183,6 +184,7 @@ def best_reading(candidates: Sequence[Candidate]) -> Reading:
 
 
 def greedy_reading(table: Tokenizer, ids: Sequence[int], log_probability: float) -> Reading:
-    """Returns the text of a greedy decoder's tokens; special tokens are not written and do not count as characters."""
-    num_written = sum(token >= len(SPECIAL_TOKENS) for token in ids)
-    return Reading(table.decode(ids), log_probability / max(num_written, 1))
+    """Returns the text of a greedy decoder's tokens; special tokens are not written and do not count."""
+    text = table.decode(ids)
+    num_written = sum(token >= len(SPECIAL_TOKENS) for token in ids) if table.joiner else len(text)
+    return Reading(text, log_probability / max(num_written, 1))

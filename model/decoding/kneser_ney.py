@@ -1,4 +1,4 @@
-"""Trains a character n-gram model by interpolated modified Kneser-Ney, on whole arrays. Imports no torch.
+"""Trains an n-gram model of units by interpolated modified Kneser-Ney, on whole arrays. Imports no torch.
 
 Chen and Goodman 1998, "An empirical study of smoothing techniques for language modeling", section 3 and equations
 26 (interpolation) and 17 (discounts, at the end of 4.1.6). As there, the count of an n-gram below the longest order is
@@ -7,7 +7,7 @@ the number of different characters before it; an n-gram at the start of a senten
 Shapes: T characters of all sentences, with starts and ends, M n-grams of one order, K that order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,30 +36,38 @@ class _Grams:
     count_M: np.ndarray
 
 
-def train(labels: Iterable[str], order: int) -> NgramModel:
-    """Returns a model of the characters of `labels`. Each label is a sentence; empty ones are left out.
+def train(labels: Iterable[Sequence[str]], order: int) -> NgramModel:
+    """Returns a model of the units of `labels`: of a text its characters. Each label is a sentence; empty ones are
+    left out.
 
     Its order is lower than `order` if no label is long enough. Raises ConfigError if there is no label.
     """
     lines = [label for label in labels if label]
     if not lines:
         raise ConfigError("the language model has no text to learn from: every line is empty")
-    characters, word_T, left_T = _sentences(lines)
-    words = (UNKNOWN, START, END, *characters)
+    units, word_T, left_T = _sentences(lines)
+    words = (UNKNOWN, START, END, *units)
     grams = _grams(word_T, left_T, len(words), order)
     return NgramModel(words, _levels(grams, len(words)))
 
 
-def _sentences(lines: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Returns the distinct characters, the word ids of all sentences, and for each the words left in its sentence."""
-    code_T = np.frombuffer("".join(lines).encode("utf-32-le"), np.uint32)
-    found, id_T = np.unique(code_T, return_inverse=True)
+def _sentences(lines: list[Sequence[str]]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Returns the distinct units, the word ids of all sentences, and for each the words left in its sentence."""
+    texts = [line for line in lines if isinstance(line, str)]
+    if len(texts) == len(lines):
+        code_T = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+        found, id_T = np.unique(code_T, return_inverse=True)
+        units = list(map(chr, found.tolist()))
+    else:
+        units = sorted({unit for line in lines for unit in line})
+        ids = {unit: number for number, unit in enumerate(units)}
+        id_T = np.array([ids[unit] for line in lines for unit in line])
     length_N = np.fromiter(map(len, lines), np.int64, len(lines)) + 2
     end_N = np.cumsum(length_N)
     word_T = np.full(end_N[-1], -1, np.int64)
     word_T[end_N - length_N], word_T[end_N - 1] = _START_ID, _END_ID
     word_T[word_T < 0] = id_T + _NUM_SPECIAL
-    return list(map(chr, found.tolist())), word_T, np.repeat(end_N, length_N) - np.arange(end_N[-1])
+    return units, word_T, np.repeat(end_N, length_N) - np.arange(end_N[-1])
 
 
 def _grams(word_T: np.ndarray, left_T: np.ndarray, num_words: int, order: int) -> list[_Grams]:

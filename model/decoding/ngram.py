@@ -176,7 +176,7 @@ class NgramModel:
 
 
 class LanguageModel:
-    """An n-gram model over the tokens of one tokenizer, whose units are characters. States are contexts, int64.
+    """An n-gram model over the tokens of one tokenizer, of the same units. States are contexts, int64.
 
     It takes and returns numpy arrays; `on_device_of` returns a model for other arrays. Units that the model never saw
     share the probability of `<unk>` evenly.
@@ -189,7 +189,7 @@ class LanguageModel:
         self._start = model.start()
         self._tree, self._word_V = model.tree, np.array([*special, *units_V], np.int64)
         self.unseen_V = self._word_V == unknown
-        """Whether each token is a character that the model does not know; a numpy array."""
+        """Whether each token is a unit that the model does not know; a numpy array."""
         self.unseen_V[: len(SPECIAL_TOKENS)] = False
         self._share_V = np.zeros(table.num_tokens, np.float32)
         self._share_V[self.unseen_V] = -np.log(max(int(self.unseen_V.sum()), 1))
@@ -230,18 +230,18 @@ class Perplexity:
     """How well a model predicts texts."""
 
     perplexity: float
-    """exp of the mean of -log p over known characters and ends of texts; about W for a model that learnt nothing."""
+    """exp of the mean of -log p over known units and ends of texts; about W for a model that learnt nothing."""
     num_texts: int
-    num_chars: int
+    num_units: int
     num_unknown: int
-    """Characters that the model never saw: they are contexts, but do not count in the mean."""
+    """Units that the model never saw: they are contexts, but do not count in the mean."""
 
 
-def perplexity(model: NgramModel, texts: Sequence[str]) -> Perplexity:
-    """Returns the perplexity of the characters of `texts`, each text a sentence; nan if there is no text."""
+def perplexity(model: NgramModel, texts: Sequence[Sequence[str]]) -> Perplexity:
+    """Returns the perplexity of the units of `texts` (of a text, its characters); nan if there is no text."""
     unknown, end = model.ids[UNKNOWN], model.ids[END]
     lines = sorted(texts, key=len, reverse=True)
-    words = [[*(model.ids.get(character, unknown) for character in line), end] for line in lines]
+    words = [[*(model.ids.get(unit, unknown) for unit in line), end] for line in lines]
     state_N = np.full(len(lines), model.start(), np.int64)
     total, num_known, num_unknown = 0.0, 0, 0
     open_texts = len(lines)

@@ -27,7 +27,7 @@ from model.networks.network import LipNetwork
 from model.networks.network_input import network_input, step_mask
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams
 from model.text import BLANK_ID, NORMALISER_VERSION, describe_normaliser
-from model.vocabulary import Vocabulary, syllables_of
+from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
 
 
@@ -237,7 +237,7 @@ class LipReader:
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""
-        return " ".join(syllables_of(label)) if self.decoder(params) == "syllables" else label
+        return self.vocabulary.pinyin_of(label) if self.decoder(params) == "syllables" else label
 
     @torch.no_grad()
     def read(

@@ -89,9 +89,11 @@ class ScoredClip:
 def with_posteriors(found: Sequence[Candidate], log_mass: float | None = None) -> list[Candidate]:
     """Returns one clip's found texts with log P(text) as log-probability, which was that of the heads before.
 
+    Equal texts, which bpe can write in several ways, become one with the sum of their probabilities.
     `log_mass` is the heads' log-probability of all texts together, nats; None: the sum over the candidates, for heads
     in which the texts exclude each other. If all ranks are -inf, the candidates stay unchanged.
     """
+    found = _distinct(found)
     log_evidence = _log_sum([candidate.rank_score for candidate in found])
     if log_evidence == -np.inf:
         return list(found)
@@ -100,6 +102,21 @@ def with_posteriors(found: Sequence[Candidate], log_mass: float | None = None) -
     # by rounding, a sum can be slightly above 0
     shift = log_mass - log_evidence
     return [replace(candidate, log_probability=min(candidate.rank_score + shift, 0.0)) for candidate in found]
+
+
+def _distinct(found: Sequence[Candidate]) -> Sequence[Candidate]:
+    by_text: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        by_text.setdefault(candidate.text, []).append(candidate)
+    if len(by_text) == len(found):
+        return found
+    summed = [
+        Candidate(
+            text, _log_sum([one.log_probability for one in same]), _log_sum([one.rank_score for one in same])
+        )
+        for text, same in by_text.items()
+    ]
+    return sorted(summed, key=lambda candidate: -candidate.rank_score)
 
 
 def _log_sum(terms: Sequence[float]) -> float:

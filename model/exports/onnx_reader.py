@@ -22,7 +22,7 @@ from model.decoding.registry import chosen_decoder, ready_decoder, uses_language
 from model.decoding.result import Reading
 from model.settings import DecodeParams, Head, TextParams
 from model.text import READABLE_NORMALISERS, Tokenizer
-from model.vocabulary import Vocabulary, syllables_of
+from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError, MachineError
 from shards.machine import usable_cores
 from shards.pipes import refuse_pipe
@@ -144,7 +144,7 @@ class OnnxReader:
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""
-        return " ".join(syllables_of(label)) if self.decoder(params) == "syllables" else label
+        return self.vocabulary.pinyin_of(label) if self.decoder(params) == "syllables" else label
 
     def _refuse_other_sizes(self, path: Path) -> None:
         """Raises CheckpointError if the tables do not fit the outputs, or the crop size does not fit the input."""

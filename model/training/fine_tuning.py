@@ -204,7 +204,8 @@ class _Rows:
 
     def summary(self) -> str:
         """Returns how many rows were kept, are new, or were dropped."""
-        listed = "".join(self.new[:SHOWN]) + ("…" if len(self.new) > SHOWN else "")
+        between = "" if all(len(unit) == 1 for unit in self.new[:SHOWN]) else "|"
+        listed = between.join(self.new[:SHOWN]) + ("…" if len(self.new) > SHOWN else "")
         new = f"{len(self.new)} new ({listed})" if self.new else "0 new"
         return f"; rows of characters: {self.num_kept} kept, {new}, {self.num_dropped} dropped"
 

@@ -18,6 +18,7 @@ from model.networks.network import num_parameters
 from model.progress import Progress
 from model.runs import RunFolder, logger
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
+from model.text import UNKNOWN_ID
 from model.training.last_checkpoint import newest_intact
 from model.training.ranks import Ranks
 from model.training.run_choice import Commands, run_of
@@ -49,7 +50,7 @@ def log_start(
         logger.warning(
             "no clips in split %s: no CER is reported, and the last model becomes the best", VALID_SPLIT
         )
-    logger.info("Vocabulary size: %d", data.vocabulary.characters.num_tokens)
+    _log_vocabulary(data)
     logger.info("Total parameters: %s", f"{num_parameters(state.network):,}")
     logger.info("Device: %s, %s", state.device, precision.name)
     if data.model.standardise == "shards":
@@ -72,6 +73,23 @@ def log_start(
             )
     elif (unfinished := unfinished_run_message(run, job, data)) is not None:
         logger.info(unfinished)
+
+
+def _log_vocabulary(data: TrainingData) -> None:
+    """Logs the size of each table that a head uses, and how much of the valid texts the model cannot write."""
+    table, syllables = data.vocabulary.characters, data.vocabulary.syllables
+    if syllables is not None:
+        logger.info("Vocabulary size: %d (%s)", syllables.num_tokens, syllables.splitting)
+    logger.info("Vocabulary size: %d (%s)", table.num_tokens, table.splitting)
+    units = [table.encode(label) for label in data.valid_samples["label"].to_pylist()]
+    num_units, num_unknown = sum(map(len, units)), sum(ids.count(UNKNOWN_ID) for ids in units)
+    if num_unknown:
+        logger.info(
+            "%d of %d %s of the valid texts are not in the vocabulary: each is an error",
+            num_unknown,
+            num_units,
+            table.splitting.plural,
+        )
 
 
 def _log_packs(job: TrainingJob, data: TrainingData) -> None:

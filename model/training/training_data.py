@@ -79,6 +79,7 @@ class TrainingData:
 
     def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
+        job.text.refuse_other_heads(job.train.heads)
         # other columns of the table would stay in memory during the whole training
         _refuse_unlike_normalisers(job.packs)
         self.samples = job.packs.read(TRAIN_SPLIT, STREAM_COLUMNS)
@@ -92,7 +93,9 @@ class TrainingData:
             )
         labels = self.samples["label"].chunks
         self.vocabulary = Vocabulary.of_labels(
-            (label for chunk in labels for label in chunk.to_pylist()), "syllables" in job.train.heads
+            (label for chunk in labels for label in chunk.to_pylist()),
+            "syllables" in job.train.heads,
+            job.text,
         )
         if {"ctc", "syllables"} & set(job.train.heads):
             for table in (self.samples, self.valid_samples):

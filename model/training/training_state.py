@@ -114,7 +114,7 @@ class TrainingState:
             "best_val_cer": progress.best_val_cer,
             "version": CHECKPOINT_VERSION,
             "normaliser_version": NORMALISER_VERSION,
-            **{f"{name}_params": section.model_dump(mode="json") for name, section in sections},
+            **{f"{name}_params": section.recorded() for name, section in sections},
             "model_params": self.data.model.model_dump(mode="json"),
             "tokenizer": vocabulary.characters.to_json(),
             "syllables": vocabulary.syllables.to_json() if vocabulary.syllables else None,
@@ -298,7 +298,7 @@ def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) 
     return [
         f"{name}.{line}"
         for name in names
-        for line in differences(job.deciding_sections[name].model_dump(mode="json"), state[f"{name}_params"])
+        for line in differences(job.deciding_sections[name].recorded(), state[f"{name}_params"])
     ]
 
 

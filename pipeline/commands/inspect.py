@@ -65,6 +65,7 @@ def stats(
             samples if samples.exists() else None,
             Path(paths.stats),
             leave_out_others=True,
+            text=values.text,
         )
         _write_qc_page(values, of_these_clips=summary["splits"]["total"]["ok"] is not None)
     else:
@@ -73,7 +74,7 @@ def stats(
         with tempfile.TemporaryDirectory() as folder:
             clips = Path(folder) / "clips.parquet"
             read(values.corpus, values.text, values.crop, clips)
-            summary = run(clips, None, None, Path(folder))
+            summary = run(clips, None, None, Path(folder), text=values.text)
     if json_:
         print_json(summary)
     else:

@@ -183,10 +183,11 @@ def lm(
 
     Example: pipeline lm --text novels.txt --set lm.order=5
     """
+    from pipeline.training_job import packs_of
     from stages.lm import make_language_model, summary_of
 
     values = load(params, assignments, lm__text_file=text)
-    figures = make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
+    figures = make_language_model(packs_of(values), Path(values.paths.lm), values.lm, values.text)
     if json_:
         print_json(figures)
     else:

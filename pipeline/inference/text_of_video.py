@@ -12,6 +12,7 @@ from rapidfuzz.distance import Levenshtein
 
 from model.decoding.result import Candidate, ClipReader, Reading
 from model.metrics import edit_counts
+from model.scripts import written_plainly
 from model.text import is_han, normalise
 from pipeline.inference.long_video import mouth_pieces
 from pipeline.inference.pieces import Piece
@@ -103,7 +104,8 @@ def read_video(
     if joined.num_read == 0:
         reason = joined.reason_for_no_text(header.duration_s)
         return VideoReading(str(path), "", None, None, None, reason, ())
-    cer, text = None, joined.text.strip()
+    # pieces are joined by spaces, which labels of some scripts do not have
+    cer, text = None, written_plainly(joined.text.strip(), reader.text)
     if ground_truth is not None:
         reference = reader.reference(normalise(ground_truth, reader.text), params.decode)
         cer = edit_counts(reference, text).cer

@@ -29,9 +29,13 @@ best = log_probs[0, : int(num_steps[0])].argmax(1).tolist()
 path = [token for number, token in enumerate(best) if number == 0 or token != best[number - 1]]
 table = config["TABLE"]
 first = len(table["special_tokens"])
-print(table.get("joiner", "").join(table["characters"][token - first] for token in path if token >= first))
+text = table.get("joiner", "").join(table["characters"][token - first] for token in path if token >= first)
+text = re.sub(table.get("unwritten_spaces", "(?!)"), "", text)
+print(unicodedata.normalize("NFC", text))  # composes Hangul letters
 """
 _ONNX = """import json
+import re
+import unicodedata
 
 import numpy as np
 import onnxruntime
@@ -148,6 +152,9 @@ class ExportFacts:
     num_parameters: int
     heads: tuple[str, ...]
     num_characters: int
+    """Units that it writes, of any kind."""
+    units: str
+    """What the units that it writes are called: characters, words, …"""
     epoch: int
     checkpoint: str
     """Of the checkpoint's bytes (shards.files.file_identity)."""

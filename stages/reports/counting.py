@@ -19,6 +19,7 @@ from model.metrics import (
     unit_pairs,
     word_error_rate,
 )
+from model.pinyin import syllables_of
 from model.text import UNKNOWN_ID, Tokenizer
 from model.visemes import (
     LookAlikeClass,
@@ -31,7 +32,6 @@ from model.visemes import (
     visemes_of,
     visemes_of_pinyin,
 )
-from model.vocabulary import syllables_of
 from shards.errors import ConfigError
 from stages.reports.figures import Confusion, CountedClip, Figures, ReportContext, ReportFacts
 from stages.reports.groups import (
@@ -242,8 +242,9 @@ def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:
 
 
 def _num_unwritable(references: Sequence[str], table: Tokenizer) -> int:
-    units = (text.split(table.joiner) if table.joiner else text for text in references)
-    return sum(table.encode(text).count(UNKNOWN_ID) for text in units)
+    if table.joiner:  # the references are pinyin
+        return sum(table.encode(text.split(table.joiner)).count(UNKNOWN_ID) for text in references)
+    return sum(len(unit.strip()) or 1 for text in references for unit in table.unknown_units(text))
 
 
 def _examples(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from model.annotations import ANNOTATION_HINT
 from model.settings import TextParams
 from model.text import in_brackets, normaliser_from_metadata
+from model.vocabulary import Vocabulary
 from shards.catalogue import batches
 from shards.enums import TRAIN_SPLIT
 from stages.corpora.transcript import split_rank
@@ -96,6 +97,25 @@ def vocabulary(characters: Characters) -> dict[str, Any]:
         "splits": splits,
         "most_frequent": _head(every, every.total()),
     }
+
+
+def units_of_train(
+    connection: duckdb.DuckDBPyConnection, has_crops: bool, text: TextParams
+) -> dict[str, Any]:
+    """Returns the units that a model learns from the train split, and their number; empty for characters.
+
+    For characters it is the number of distinct ones. Raises ConfigError and MachineError like `Splitting.learnt`.
+    """
+    if text.units == "characters" and text.hangul == "syllables":
+        return {}
+    left_out = (
+        "ANTI JOIN (SELECT clip_id FROM crops WHERE status <> 'ok') USING (clip_id)" if has_crops else ""
+    )
+    train = connection.sql(f"SELECT label FROM clips {left_out} WHERE split = $1", params=[TRAIN_SPLIT])
+    labels = (label for batch in batches(train, ROWS_AT_ONCE) for label in batch["label"].to_pylist())
+    found = Vocabulary.of_labels(labels, text.units == "pinyin", text)
+    table = found.syllables or found.characters
+    return {"units": {"of": str(table.splitting), "size": len(table.units)}}
 
 
 def _share(count: int, total: int) -> float:

@@ -125,6 +125,10 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
             others,
             ("out_of_vocabulary", "out_of_vocabulary_distinct", "out_of_vocabulary_rate"),
         )
+    if units := summary["vocabulary"].get("units"):
+        console.print(
+            f"A model of train writes {units['size']:,} units: {units['of']} (text.units)", markup=False
+        )
     if most := summary["annotations"]["most_frequent"]:
         counted = list(summary["annotations"]["splits"].items())
         _print_figures(console, "Annotations", "split", counted, ("clips", "annotations"))

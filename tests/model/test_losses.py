@@ -19,9 +19,10 @@ from model.losses import (
 )
 from model.networks.network import LipNetwork, Outputs
 from model.networks.network_input import Targets, targets_of
+from model.pinyin import syllables_of
 from model.settings import DecodeParams, ModelParams, TrainParams
 from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
-from model.vocabulary import Vocabulary, syllables_of
+from model.vocabulary import Vocabulary
 from shards.errors import ConfigError, TrainingError
 from shards.samples import read_samples
 from stages.train import train

@@ -32,8 +32,8 @@ from model.metrics import (
     unit_pairs,
     word_error_rate,
 )
+from model.pinyin import syllables_of
 from model.text import units_of
-from model.vocabulary import syllables_of
 
 # few characters, so texts often agree; jiwer strips texts, so no space at the ends
 texts = st.text(alphabet="今天气很好ab ", max_size=12).map(str.strip)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import unicodedata
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import example, given, settings
@@ -129,6 +129,41 @@ def test_normalising_twice_changes_nothing(
     once = normalise(text, params)
     assert normalise(once, params) == once
     assert unicodedata.is_normalized("NFKC", once)
+
+
+scripts_text = st.text(
+    alphabet="السَّلاٰمُـأإآٱ\u0654\u0655\u0653ىё\u0308еЕที่น้ำๆ ๓٣۴က\u103fບ don't’‘ʼ5中ᄒ\u1161Ǆ½①\u200d"
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    scripts_text | any_text | marked_text,
+    st.sampled_from(["keep", "unmarked", "plain"]),
+    st.sampled_from(["keep", "plain"]),
+    st.sampled_from(["keep", "drop"]),
+    st.sampled_from(["drop", "keep"]),
+    st.sampled_from(["keep", "ascii", "chinese"]),
+    st.booleans(),
+)
+def test_options_of_scripts_change_nothing_the_second_time(
+    text: str, arabic: Any, cyrillic: Any, spaces: Any, apostrophes: Any, digits: Any, drop: bool
+) -> None:
+    params = TextParams(
+        arabic=arabic,
+        cyrillic=cyrillic,
+        phrase_spaces=spaces,
+        apostrophes=apostrophes,
+        digits=digits,
+        drop_punctuation=drop,
+    )
+    once = normalise(text, params)
+    assert normalise(once, params) == once
+    assert unicodedata.is_normalized("NFKC", once)
+    if digits == "ascii":
+        assert not [one for one in once if one.isdecimal() and not one.isascii()]
+    if arabic == "plain":
+        assert not set(once) & set("أإآٱـَّ")
 
 
 def test_a_letter_composes_with_its_mark_after_a_character_between_them_is_removed() -> None:

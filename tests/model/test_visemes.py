@@ -10,6 +10,7 @@ from pypinyin.constants import PINYIN_DICT
 from pypinyin.contrib.tone_convert import to_normal
 
 from model.metrics import edit_counts, total_counts, unit_error_rate
+from model.pinyin import syllables_of
 from model.visemes import (
     VISEME_OF_INITIAL,
     VISEMES_OF_FINAL,
@@ -22,7 +23,6 @@ from model.visemes import (
     visemes_of,
     visemes_of_pinyin,
 )
-from model.vocabulary import syllables_of
 
 SYLLABLES = sorted({to_normal(one) for readings in PINYIN_DICT.values() for one in readings.split(",")})
 HUMMED = {"hm", "hng", "m", "n", "ng"}

@@ -6,7 +6,8 @@ from pypinyin.phrases_dict import phrases_dict
 
 from model.characters import simplified
 from model.metrics import unit_error_rate
-from model.vocabulary import Vocabulary, readings_of, syllables_of
+from model.pinyin import readings_of, syllables_of
+from model.vocabulary import Vocabulary
 
 # Traditional, simplified and pinyin without tones from CC-CEDICT (MDBG, release of 2023-11-07): words with one of 132
 # characters that have several readings, one character per line.

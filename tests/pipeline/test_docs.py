@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from functools import cache
@@ -310,3 +311,15 @@ def test_no_text_has_the_words_that_newcomers_did_not_understand() -> None:
         if pattern.search(line)
     ]
     assert len(files) > 400 and found == []
+
+
+def test_the_programs_of_the_data_guide_run(tmp_path: Path) -> None:
+    programs = [
+        code
+        for language, code in _BLOCK.findall((ROOT / "docs/data.md").read_text("utf-8"))
+        if language == "python"
+    ]
+    for program in programs:
+        (tmp_path / "program.py").write_text(program, "utf-8")
+        runpy.run_path(str(tmp_path / "program.py"))
+    assert programs

@@ -208,3 +208,13 @@ def test_a_learning_rate_with_an_exponent_is_accepted_everywhere(params_file: Pa
     assert isinstance(load_params(params_file).train.learning_rate, float)
     assert load_params(params_file, config=config).train.learning_rate == 2e-4
     assert load_params(params_file, assignments=["train.learning_rate=5e-5"]).train.learning_rate == 5e-5
+
+
+def test_pinyin_units_are_learnt_by_the_syllable_head_alone(params_file: Path) -> None:
+    params = load_params(params_file, assignments=["text.units=pinyin"])
+    assert params.train.syllable_weight == 1 and params.train.heads == ("syllables",)
+    params.text.refuse_other_heads(params.train.heads)
+    # a share for characters is a contradiction, which training refuses
+    mixed = load_params(params_file, assignments=["text.units=pinyin", "train.syllable_weight=0.3"])
+    assert mixed.train.syllable_weight == 0.3
+    assert load_params(params_file).train.syllable_weight == 0

@@ -17,6 +17,7 @@ from model.exports.onnx_reader import LOG_PROBS, OnnxReader
 from model.settings import DecodeParams, TextParams
 from model.text import describe_normaliser, normaliser_metadata
 from pipeline.params import load_params, read_mapping
+from pipeline.training_job import packs_of
 from shards.errors import ConfigError
 from shards.files import read_table, write_table
 from shards.schema import SAMPLES
@@ -47,7 +48,7 @@ def labels(split: str) -> list[str]:
 
 def made(*assignments: str) -> dict[str, object]:
     values = load_params(Path("params.yaml"), assignments=assignments)
-    return make_language_model(Path(values.paths.samples), Path(values.paths.lm), values.lm, values.text)
+    return make_language_model(packs_of(values), Path(values.paths.lm), values.lm, values.text)
 
 
 def test_it_learns_from_the_training_split_alone(workplace: Path) -> None:

@@ -172,7 +172,7 @@ def test_perplexity_agrees_with_a_loop() -> None:
     found = perplexity(model, texts)
     assert num_unknown > 1
     assert found.perplexity == pytest.approx(math.exp(-sum(logs) / len(logs)), rel=1e-4)
-    assert (found.num_texts, found.num_chars, found.num_unknown) == (
+    assert (found.num_texts, found.num_units, found.num_unknown) == (
         32,
         sum(map(len, texts)),
         num_unknown,

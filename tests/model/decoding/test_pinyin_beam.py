@@ -13,9 +13,10 @@ from model.decoding import ctc_beam as module
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import LanguageModel
 from model.decoding.result import Candidate
+from model.pinyin import readings_of
 from model.settings import DecodeParams
 from model.text import BLANK_ID, Tokenizer
-from model.vocabulary import Vocabulary, readings_of
+from model.vocabulary import Vocabulary
 from shards.errors import ConfigError
 from tests.support.every_path import every_text, lm_score, scores
 

@@ -14,9 +14,10 @@ from model.decoding.ctc_beam import ctc_beam, pinyin_beam
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import LanguageModel
 from model.decoding.result import Candidate, with_posteriors
+from model.pinyin import syllables_of
 from model.settings import DecodeParams
 from model.text import SPECIAL_TOKENS
-from model.vocabulary import Vocabulary, syllables_of
+from model.vocabulary import Vocabulary
 from tests.support.every_path import every_text, lm_score, scores
 
 LABELS = ["妈骑马", "马骂妈", "妈妈骂马", "骑马"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model.decoding.result import Candidate, Reading
-from model.settings import DecodeParams
+from model.settings import DecodeParams, TextParams
 from pipeline.inference.found_videos import find_videos
 from pipeline.inference.long_video import MouthStream, mouth_pieces
 from pipeline.inference.pieces import Piece
@@ -157,6 +157,15 @@ def test_a_ready_mouth_video_is_cut_by_windows(tmp_path: Path) -> None:
         assert np.array_equal(mouth.clip_THW, whole[piece.first_frame :][: len(mouth.clip_THW)])
     assert sum(len(mouth.clip_THW) for _, mouth in watching.seen) == 110 + 20
     assert reading.num_frames == 110 and reading.segments[-1].end_s == pytest.approx(4.4)
+
+
+def test_pieces_of_thai_are_joined_without_spaces_if_labels_have_none(tmp_path: Path) -> None:
+    mouth = write_mouth(tmp_path / "a.mp4", 100)
+    for spaces, expected in (("keep", "ฉันรัก เธอมาก"), ("drop", "ฉันรักเธอมาก")):
+        text = TextParams.model_validate({"phrase_spaces": spaces})
+        reader = CountingReader(texts=["ฉันรัก", "เธอมาก", "", ""], text=text)
+        reading = read_video(mouth, reader, params_with(longest_s=2.0, overlap_s=0.0))
+        assert len(reader.clips) >= 2 and reading.text == expected
 
 
 def test_a_long_truncated_video_is_read_up_to_its_end(tmp_path: Path) -> None:

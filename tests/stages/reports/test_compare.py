@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from model.decoding.registry import used_settings
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, edit_counts
+from model.pinyin import syllables_of
 from model.settings import DecodeParams
-from model.vocabulary import syllables_of
 from pipeline.cli import app
 from shards.errors import ConfigError, TableError
 from shards.files import read_table, write_table

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from model.vocabulary import syllables_of
+from model.pinyin import syllables_of
 from pipeline.tables.evaluation import print_metrics
 from shards.errors import ConfigError, DiskError
 from shards.files import read_table
