@@ -26,14 +26,17 @@ from model.metrics import EditCounts, edit_counts
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
 from pipeline.params import Params, read_mapping
+from pipeline.training_job import packs_of
 from shards.enums import TRAIN_SPLIT
 from shards.errors import ConfigError, TableError
 from shards.files import Progress, file_identity, json_bytes, write_bytes
-from shards.open_store import open_store
+from shards.packs import Packs
 from shards.pipes import refuse_pipe
-from shards.samples import read_samples, samples_hash
-from shards.store import ShardStore
+from shards.samples import samples_hash
+from shards.store import FolderStore, ShardStore
 from shards.stream import read_sample
+from stages.cards.card import CARD as PACK_CARD
+from stages.cards.licences import is_unknown, licence_of_card
 from stages.cards.model_card import (
     CARD,
     FILES,
@@ -129,8 +132,8 @@ def _scored(
 ) -> ExportFacts:
     """Returns the facts with the CER and speed of each file on report.split."""
     split = params.report.split
-    samples = read_samples(Path(params.paths.samples), split)
-    store = open_store(params.paths.shards, params.machine)
+    packs = packs_of(params)
+    samples = packs.read(split)
     decode = params.decode.for_validation()  # greedy: a beam would hide the loss by quantisation
     files, decoder = [], ""
     for number, file in enumerate(facts.files):
@@ -141,7 +144,7 @@ def _scored(
 
         reader = OnnxReader.of_bytes(payloads[file.name], Path(file.name))
         decoder = reader.decoder(decode)
-        counts, seconds = score_exported(reader, samples, store, decode, report_progress)
+        counts, seconds = score_exported(reader, samples, packs.store, decode, report_progress)
         files.append(replace(file, cer=counts.cer, clips_per_s=len(samples) / seconds))
     return replace(
         facts, files=tuple(files), scored_split=split, scored_clips=len(samples), scored_decoder=decoder
@@ -172,8 +175,14 @@ def export_facts(
 ) -> ExportFacts:
     """Returns the known facts about a checkpoint; unknown ones are None."""
     identity = file_identity(checkpoint)
-    trained_on = _trained_on(state, Path(params.paths.samples), reader.fps)
-    corpus = _corpus(checkpoint, params if trained_on else None)
+    packs = packs_of(params)
+    trained_on = _trained_on(state, packs, reader.fps)
+    if of_blend := (state["plan_identity"].get("blend") or {}).get("packs"):
+        corpus: str | None = f"blend ({', '.join(of_blend)})"
+        license = _licence_of_packs(packs) if trained_on else ""
+    else:
+        section = _corpus(checkpoint, params if trained_on else None)
+        corpus, license = (section.kind, section.license) if section else (None, "")
     valid_cer = state["val_cer"]
     return ExportFacts(
         format=format,
@@ -189,8 +198,8 @@ def export_facts(
         normaliser=reader.normaliser,
         fps=reader.fps,
         crop_px=reader.crop_px,
-        corpus=corpus.kind if corpus else None,
-        license=corpus.license if corpus else "",
+        corpus=corpus,
+        license=license,
         trained_on=trained_on,
         measured=_measured(Path(params.paths.report), identity),
         files=(),
@@ -212,11 +221,22 @@ def _corpus(checkpoint: Path, params: Params | None) -> CorpusParams | None:
         raise ConfigError(f"{file}: its section corpus is invalid: {error.errors()[0]['msg']}") from error
 
 
-def _trained_on(state: Mapping[str, Any], samples_path: Path, fps: float) -> TrainedOn | None:
-    """Returns figures of the training split, if samples.parquet is the one of the checkpoint's epoch plan."""
-    if not samples_path.exists():
+def _licence_of_packs(packs: Packs) -> str:
+    """Returns the licences in the cards of the packs, joined by AND; empty (unknown) if one is not known."""
+    found = []
+    for pack in packs.packs:
+        if pack.splits_for(TRAIN_SPLIT):
+            card = pack.store.folder / PACK_CARD if isinstance(pack.store, FolderStore) else None
+            found.append(licence_of_card(card.read_text("utf-8")) if card and card.exists() else "")
+    return "" if any(map(is_unknown, found)) else " AND ".join(dict.fromkeys(found))
+
+
+def _trained_on(state: Mapping[str, Any], packs: Packs, fps: float) -> TrainedOn | None:
+    """Returns figures of the training split, if the packs are those of the checkpoint's epoch plan."""
+    tables = [(pack.samples, *((pack.clips, pack.crops) if packs.where else ())) for pack in packs.packs]
+    if not all(table.exists() for of_pack in tables for table in of_pack if table):
         return None
-    samples = read_samples(samples_path, TRAIN_SPLIT)
+    samples = packs.read(TRAIN_SPLIT)
     if samples_hash(samples) != state["plan_identity"].get("samples"):
         return None
     hours = sum(samples["num_frames"].to_pylist()) / fps / 3600

@@ -253,14 +253,35 @@ def recipe_text(name: str) -> str:
     """Returns the params.yaml of a recipe with its comments."""
     if name not in RECIPES:
         raise ConfigError(f"recipe '{name}' is unknown; known are {', '.join(RECIPES)}")
-    file = "table" if name in LAYOUTS else name
+    file = "table" if name in LAYOUTS else "demo" if name == "blend" else name
     text = (resources.files("recipes") / f"{file}.yaml").read_text("utf-8")
     if name in LAYOUTS:
         text = text.replace(text.partition("\n")[0], f"# A corpus in the layout {name} (docs/data.md).", 1)
         for key, value in {"kind": name, **LAYOUTS[name]}.items():
             line = f"  {key}: {value} ".ljust(28)
             text = re.sub(rf"^  {key}: \S+ *", line, text, count=1, flags=re.MULTILINE)
+    if name == "blend":
+        text = text[text.index("corpus:\n") :].replace("root: data/demo   ", "root: data/corpora", 1)
+        packs = _PACK.format(name="demo_a", hash="") + _PACK.format(name="demo_b", hash="")
+        packs += _PACK.format(name="grid", hash="# ")
+        text = _BLEND_HEAD + re.sub(r"^  data: \[\] .*\n", _DATA + packs, text, count=1, flags=re.MULTILINE)
     return text
+
+
+_BLEND_HEAD = """\
+# Two corpora that `pipeline demo` draws, and a small model that trains on both; add GRID or your own (docs/data.md).
+# corpora/NAME.yaml makes the pack NAME of train.data; it overrides the sections corpus and paths of this file.
+
+"""
+_DATA = "  data:                     # packs to train on together; for GRID remove the # below\n"
+_PACK = """\
+    {hash}- name: {name}
+    {hash}  samples: data/packs/{name}/samples.parquet
+    {hash}  shards: data/packs/{name}/shards
+    {hash}  clips: data/packs/{name}/clips.parquet
+    {hash}  crops: data/packs/{name}/crops.parquet
+    {hash}  weight: 1
+"""
 
 
 def params_text(params: Params) -> str:

@@ -15,17 +15,23 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import shards
-from pipeline.command import PARAMS, STAGES, verbosity
-from pipeline.params import check, load_params, parse_yaml, read_mapping, recipe_text
+from pipeline.blend_project import CORPORA, blended_dvc_yaml, corpora_of, corpus_file, verbs_to_run
+from pipeline.command import PARAMS, verbosity
+from pipeline.params import Params, check, load_params, parse_yaml, read_mapping, recipe_text
 from recipes import RECIPES
 from shards.errors import ConfigError, Interrupted
 from shards.files import write_text
 from shards.open_store import open_store
 
+DRAWN = ("demo", "blend")
+"""Recipes whose corpora `pipeline demo` draws."""
 _ROOT_LINE = re.compile(r"^(  root: )(\S+)", re.MULTILINE)
 VERSIONS = "code_versions.yaml"
 """The versions of the code, by name: parameters in a user's dvc.yaml. In a checkout, the Python files are."""
@@ -41,6 +47,10 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
     """
     text = recipe_text(recipe)
     if corpus_root is not None:
+        if recipe == "blend":
+            raise ConfigError(
+                "--corpus-root: recipe blend has a root for each corpus; write them into corpora/*.yaml"
+            )
         text = _ROOT_LINE.sub(lambda match: match[1] + _quoted(corpus_root), text, count=1)
     written = parse_yaml(text, recipe)
     values = check(written, recipe)
@@ -49,31 +59,42 @@ def write_recipe(recipe: str, params_file: Path, corpus_root: str | None, force:
             f"{params_file} was edited: it differs from every recipe, for example in corpus.root. "
             "Move it away, or overwrite it with --force"
         )
-    write_text(params_file, text)
+    files = {params_file: text}
+    if recipe == "blend":
+        corpora = {corpus_file(Path(file.name).stem, params_file): file for file in _corpus_files()}
+        files |= {path: file.read_text("utf-8") for path, file in corpora.items()}
+        for path in corpora:
+            if path.exists() and not force and path.read_text("utf-8") != files[path]:
+                raise ConfigError(f"{path} was edited; move it away, or overwrite it with --force")
+    for path, written_text in files.items():
+        write_text(path, written_text)
     if recipe != "demo":
         show_dvc_lock(params_file.parent, shown=True)
-    return (
-        f"{params_file}: recipe {recipe}, corpus in {values.corpus.root}; next: {_next(recipe, params_file)}"
+    place = (
+        f"corpora in {params_file.parent / CORPORA}"
+        if recipe == "blend"
+        else f"corpus in {values.corpus.root}"
     )
+    return f"{params_file}: recipe {recipe}, {place}; next: {_next(recipe, params_file, values)}"
 
 
-def _next(recipe: str, params_file: Path) -> str:
+def _corpus_files() -> list[Traversable]:
+    """Returns the files of the corpora of recipe blend."""
+    return sorted((resources.files("recipes") / "blend").iterdir(), key=lambda file: file.name)
+
+
+def _next(recipe: str, params_file: Path, values: Params) -> str:
     """Returns the next commands: `pipeline run`, which reads only params.yaml of its folder, or the verbs."""
     named = "" if params_file == PARAMS else f" --params {shlex.quote(str(params_file))}"
-    steps = [f"pipeline demo{named}"] if recipe == "demo" else []
-    if named:
-        # preprocess runs the stages up to pack
-        after = STAGES[STAGES.index("pack") + 1 :]
-        steps += [f"pipeline {verb}{named}" for verb in ("preprocess", *after)]
-    else:
-        steps.append("pipeline run")
+    steps = [f"pipeline demo{named}"] if recipe in DRAWN else []
+    steps.append(verbs_to_run(params_file, values) if named else "pipeline run")
     return " && ".join(steps)
 
 
-def refuse_other_recipe(params_file: Path, recipe: str) -> None:
-    """Raises ConfigError if the values of `params_file` are not exactly those of the recipe."""
-    found = read_mapping(params_file)
-    if found != parse_yaml(recipe_text(recipe), recipe):
+def refuse_other_recipe(params_file: Path, *recipes: str) -> None:
+    """Raises ConfigError if the values of `params_file` are not exactly those of one of the recipes."""
+    found, recipe = read_mapping(params_file), recipes[0]
+    if found not in [parse_yaml(recipe_text(recipe), recipe) for recipe in recipes]:
         raise ConfigError(
             f"{params_file} is not the recipe {recipe}; nothing was changed. Copy the file if you need it, then run "
             f"`pipeline init --recipe {recipe} --force`"
@@ -111,14 +132,15 @@ def show_dvc_lock(folder: Path, *, shown: bool) -> None:
 def write_dvc_files(folder: Path, *, force: bool = False) -> list[str]:
     """Makes `folder` a project for `dvc repro`; returns the names of the written files.
 
-    Writes dvc.yaml, code_versions.yaml and, outside of a DVC project, .dvc/config, which also serves without git.
+    Writes dvc.yaml (for the packs of train.data in params.yaml), code_versions.yaml and, outside of a DVC project,
+    .dvc/config, which also serves without git.
     Raises ConfigError if another dvc.yaml is there and `force` is false.
     """
     former = folder / "dvc.yaml"
-    files = {"dvc.yaml": _portable_dvc_yaml(), VERSIONS: _versions()}
+    files = {"dvc.yaml": _portable_dvc_yaml(folder), VERSIONS: _versions()}
     if former.exists() and not force and former.read_text("utf-8") != files["dvc.yaml"]:
         raise ConfigError(
-            f"{former} was edited or is from another version; move it away, or overwrite it with "
+            f"{former} was edited, or is from another version or for other packs; move it away, or overwrite it with "
             "`pipeline init --dvc --force`"
         )
     if not _has_above(folder, ".dvc"):
@@ -135,29 +157,43 @@ def run_stages(folder: Path, arguments: Sequence[str]) -> int:
     First brings code_versions.yaml up to date, so that stages that another version of the code made run again. Raises
     ConfigError if DVC cannot run the stages here, and Interrupted after SIGINT or SIGTERM, when all has ended.
     """
-    values = load_params(folder / PARAMS)
-    if open_store(values.paths.shards, values.machine).is_remote:
-        after = " && ".join(f"pipeline {stage}" for stage in STAGES[STAGES.index("pack") + 1 :])
-        raise ConfigError(
-            f"paths.shards is {values.paths.shards}, and DVC does not manage remote shards; use "
-            f"`pipeline preprocess && {after}`"
-        )
-    if not Path(folder, values.corpus.root).exists():
-        raise ConfigError(
-            f"corpus.root: {values.corpus.root} does not exist; correct it in {PARAMS}, or draw the demo corpus with "
-            "`pipeline demo`"
-        )
+    params_file = folder / PARAMS
+    values = load_params(params_file)
+    corpora = corpora_of(params_file, values)
+    for name, made in corpora.items() if values.train.data else [("", values)]:
+        file = corpus_file(name) if name else PARAMS
+        if open_store(made.paths.shards, made.machine).is_remote:
+            raise ConfigError(
+                f"paths.shards is {made.paths.shards}, and DVC does not manage remote shards; use "
+                f"`{verbs_to_run(PARAMS, values)}`"
+            )
+        if not Path(folder, made.corpus.root).exists():
+            raise ConfigError(
+                f"corpus.root: {made.corpus.root} does not exist; correct it in {file}, or draw the demo corpus with "
+                "`pipeline demo`"
+            )
     dvc_yaml = folder / "dvc.yaml"
-    if dvc_yaml.exists() and not set(STAGES) <= set(read_mapping(dvc_yaml).get("stages") or {}):
-        raise ConfigError(
-            f"{dvc_yaml} is of another project: it lacks stages of this one; use another folder, or replace it with "
-            "`pipeline init --dvc --force`"
-        )
+    if dvc_yaml.exists():
+        _refuse_other_project(dvc_yaml, bool(values.train.data))
     if not dvc_yaml.exists() or not _has_above(folder, ".dvc"):
         write_dvc_files(folder)
     elif (folder / VERSIONS).exists():
         write_text(folder / VERSIONS, _versions())
     return _run_dvc(folder, ["repro", *arguments])
+
+
+def _refuse_other_project(dvc_yaml: Path, is_blend: bool) -> None:
+    """Raises ConfigError if a dvc.yaml lacks stages of this project, or is for other packs than train.data names."""
+    found, ours = read_mapping(dvc_yaml), yaml.safe_load(_portable_dvc_yaml(dvc_yaml.parent))
+    stages = found.get("stages") or {}
+    fix = "use another folder, or replace it with `pipeline init --dvc --force`"
+    if not ours["stages"].keys() <= stages.keys():
+        raise ConfigError(f"{dvc_yaml} is of another project: it lacks stages of this one; {fix}")
+    has_packs = found.get("vars") == ours.get("vars") and set(ours["stages"]["train"]["deps"]) <= set(
+        stages["train"].get("deps", ())
+    )
+    if (is_blend or "foreach" in stages["ingest"]) and not has_packs:
+        raise ConfigError(f"{dvc_yaml} is for other packs than those of train.data; {fix}")
 
 
 def _run_dvc(folder: Path, arguments: Sequence[str]) -> int:
@@ -194,9 +230,11 @@ def _has_above(folder: Path, name: str) -> bool:
     return any((at / name).exists() for at in (folder.absolute(), *folder.absolute().parents))
 
 
-def _portable_dvc_yaml() -> str:
+def _portable_dvc_yaml(folder: Path) -> str:
     """Returns dvc.yaml for a folder without the code: it names code_versions.yaml instead of Python files."""
-    return _CODE_FILE.sub(rf"\1{VERSIONS}:\n          - \3", _dvc_yaml())
+    text = _CODE_FILE.sub(rf"\1{VERSIONS}:\n          - \3", _dvc_yaml())
+    values = load_params(folder / PARAMS)
+    return blended_dvc_yaml(text, corpora_of(folder / PARAMS, values), values) if values.train.data else text
 
 
 def _dvc_yaml() -> str:

@@ -13,4 +13,4 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {
 """Recipes that are the recipe `table`, with the corpus.kind of their name and these values."""
 
 FILES = ("demo", "grid", "chinese_lips", "chinese_lips_conformer", "table")
-RECIPES = (*FILES, *LAYOUTS)
+RECIPES = (*FILES, "blend", *LAYOUTS)

@@ -54,6 +54,11 @@ class Pack:
     def splits_for(self, split: str) -> tuple[str, ...]:
         return self.splits.get(split, (split,))
 
+    def uses_of(self, own_split: str) -> tuple[str, ...]:
+        """Returns the splits that a split of this pack is used for; the inverse of `splits_for`."""
+        uses = tuple(split for split, own in self.splits.items() if own_split in own)
+        return uses if uses or own_split in self.splits else (own_split,)
+
 
 class Packs:
     """One or several packs as one data set. `where` is a DuckDB condition on the clips of train (`train.where`)."""
@@ -135,11 +140,17 @@ class Packs:
         for number, pack in enumerate(self.packs):
             for piece in self._pieces_of(pack, split, columns):
                 num_rows += piece.num_rows
+                if "split" in piece.schema.names:
+                    piece = _used_as(piece, split)
                 yield self._named(piece, number) if self.is_blend else piece
         if not num_rows:
             raise ConfigError(
                 f"none of the packs {', '.join(pack.name for pack in self.packs)} has a split '{split}'"
             )
+
+    def name_of(self, pack: Pack, clip_id: str) -> str:
+        """Returns the name of a clip of `pack` in the rows of `read`."""
+        return f"{pack.name}/{clip_id}" if self.is_blend else clip_id
 
     def plan_identity(self, params: LoaderParams, batch_size: int, world_size: int = 1) -> PlanIdentity:
         """Returns everything that the epoch plans of the training split depend on."""
@@ -215,6 +226,13 @@ class Packs:
         codes = pa.array([number], pa.int32()).take(pa.nulls(piece.num_rows, pa.int32()).fill_null(0))
         corpus = pa.DictionaryArray.from_arrays(codes, [pack.name for pack in self.packs])
         return pa.RecordBatch.from_arrays([*columns.values(), corpus], schema=pa.schema(fields))
+
+
+def _used_as(piece: pa.RecordBatch, split: str) -> pa.RecordBatch:
+    """Returns the rows with the split that they are used for: a pack may call it by another name."""
+    place = piece.schema.get_field_index("split")
+    splits = pa.repeat(pa.scalar(split, piece.schema.field(place).type), piece.num_rows)
+    return piece.set_column(place, piece.schema.field(place), splits)
 
 
 def _rows_of(pack: Pack, splits: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -13,20 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from model.decoding.arpa import arpa_metadata, write_arpa
 from model.decoding.kneser_ney import train
 from model.decoding.ngram import perplexity
 from model.decoding.registry import uses_language_model
 from model.settings import DecodeParams, LmParams, TextParams
-from model.text import describe_normaliser, describe_stored_normaliser, normalise
+from model.text import describe_normaliser, normalise
 from model.units import CHARACTERS, Splitting
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError
 from shards.files import sha256_of
 from shards.packs import Packs
 from shards.pipes import refuse_pipe
+from stages.reports.clip_tables import normaliser_of
 
 LOG = logging.getLogger("pipeline.lm")
 
@@ -52,13 +51,11 @@ def make_language_model(packs: Packs, lm: Path, params: LmParams, text: TextPara
         normaliser: str | None = describe_normaliser(text)
     else:
         labels = _labels(packs, TRAIN_SPLIT)
-        # from the table: params.yaml may have changed since the labels were made
-        normaliser = describe_stored_normaliser(pq.read_schema(tables[0]).metadata, tables[0])
+        # from the tables: params.yaml may have changed since the labels were made
+        normaliser = normaliser_of(packs)
     model = train(_units(labels, splitting), params.order)
-    source = ", ".join(pack.name for pack in packs.packs) if packs.is_blend else tables[0].name
     about = {
-        # only its name: a file that is shared should not name paths of this machine
-        "learnt_from": Path(text_file).name if text_file else f"{source}, split {TRAIN_SPLIT}",
+        "learnt_from": Path(text_file).name if text_file else f"{_named(packs)}, split {TRAIN_SPLIT}",
         "text_sha256": text_hash.hexdigest() if text_file else None,
         "normaliser": normaliser,
     }
@@ -107,6 +104,11 @@ def summary_of(figures: dict[str, Any]) -> str:
 
 def _units(labels: Sequence[str], splitting: Splitting) -> Sequence[Sequence[str]]:
     return labels if splitting == CHARACTERS else [splitting.split(label) for label in labels]
+
+
+def _named(packs: Packs) -> str:
+    # only names: a file that is shared should not name paths of this machine
+    return ", ".join(pack.name for pack in packs.packs) if packs.is_blend else packs.packs[0].samples.name
 
 
 def _labels(packs: Packs, split: str) -> list[str]:

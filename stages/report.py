@@ -2,16 +2,12 @@
 
 import csv
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from model.decoding.ctc import Spikes, ctc_spikes, spiking_head
 from model.decoding.reader import LipReader
@@ -21,31 +17,27 @@ from model.decoding.scoring import score_split
 from model.device import choose_device
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
-from model.text import describe_stored_normaliser
-from shards import schema
 from shards.files import (
     Progress,
     file_identity,
     json_bytes,
-    read_table,
     table_bytes,
     table_from_rows,
     write_all_or_none,
 )
+from shards.packs import Packs
 from shards.pipes import refuse_pipe
-from shards.samples import read_samples
 from shards.schema import PREDICTIONS
 from shards.settings import LoaderParams, MachineParams
-from shards.store import ShardStore
 from shards.stream import read_sample
 from stages.pages.report_page import render_page
+from stages.reports.clip_tables import normaliser_of, read_clip_tables
 from stages.reports.counting import NO_FACTS, counted_clips, figures_of
-from stages.reports.csv_tables import csv_tables
+from stages.reports.csv_tables import BY_CORPUS, csv_tables
 from stages.reports.figures import ClipFacts, CountedClip, ModelFacts, ReportContext, ReportFacts
 from stages.reports.groups import UNKNOWN, confidence_of
 from stages.reports.train_test_leakage import seen_in_training
 from stages.settings import CorpusParams, ReportParams
-from stages.statistics.quality import QUALITIES
 
 REPORT_VERSION = 4
 """Increased when a report of the same checkpoint and clips changes: decoders, figures or page."""
@@ -58,10 +50,7 @@ class ReportJob:
     """The inputs and settings of a report."""
 
     checkpoint: Path
-    clips: Path
-    crops: Path
-    samples: Path
-    shards: ShardStore
+    packs: Packs
     curves: Path
     report: Path
     corpus: CorpusParams
@@ -75,8 +64,7 @@ class ReportJob:
 
 def score_checkpoint(
     checkpoint: Path,
-    samples_path: Path,
-    store: ShardStore,
+    packs: Packs,
     split: str,
     *,
     loader: LoaderParams,
@@ -91,7 +79,7 @@ def score_checkpoint(
         reader.open_language_model(lm, decode)
     if warning := unused_weights(decode, reader.heads):
         LOG.warning(warning)
-    samples = read_samples(samples_path, split)
+    samples = packs.read(split)
     passes = []
     for number, blind in enumerate((False, True)):
 
@@ -102,7 +90,7 @@ def score_checkpoint(
         scored = score_split(
             reader,
             samples,
-            store,
+            packs.store,
             batch_size=SCORING_BATCH,
             loader=loader,
             machine=machine,
@@ -118,8 +106,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
     """Writes the report folder and returns the contents of metrics.json."""
     reader, scored, blind = score_checkpoint(
         job.checkpoint,
-        job.samples,
-        job.shards,
+        job.packs,
         job.report_params.split,
         loader=job.loader,
         decode=job.decode,
@@ -127,14 +114,13 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         lm=job.lm,
         on_progress=on_progress,
     )
-    clips = read_table(job.clips, schema.CLIPS, "pipeline ingest")
-    crops = read_table(job.crops, schema.CROPS, "pipeline crop")
-    samples = read_samples(job.samples, job.report_params.split)
-    seen = seen_in_training(job.samples, job.report_params.split)
+    samples = job.packs.read(job.report_params.split)
     records = {record["clip_id"]: record for record in samples.to_pylist()}
+    tables = read_clip_tables(job.packs, job.report_params.split, records.keys())
+    seen = seen_in_training(job.packs, job.report_params.split)
 
     def clip_of(clip_id: str) -> np.ndarray:
-        return read_sample(job.shards, records[clip_id])[0]
+        return read_sample(job.packs.store, records[clip_id])[0]
 
     def spikes_of(clip_id: str) -> Spikes | None:
         head, vocabulary = spiking_head(reader.decoder(job.decode)), reader.vocabulary
@@ -145,10 +131,9 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         assert table is not None
         return ctc_spikes(log_probs_SV, table, table.splitting.split(records[clip_id]["label"]))
 
-    known = clip_facts(clips, crops, records.keys())
-    facts = reading_facts(reader, job.decode, job.checkpoint, job.samples, job.lm, known)
+    facts = reading_facts(reader, job.decode, job.checkpoint, job.packs, job.lm, tables.facts)
     context = ReportContext(
-        corpus=job.corpus.kind,
+        corpus=", ".join(tables.corpora) or job.corpus.kind,
         split=job.report_params.split,
         seed=job.report_params.seed,
         num_examples=job.report_params.num_examples,
@@ -161,11 +146,12 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         ),
         clip_of=clip_of,
         spikes_of=spikes_of,
-        warnings=seen.warnings(),
+        warnings=[*seen.warnings(), *tables.warnings()],
         speaker_overlap=seen.num_speakers,
         curves=_read_curves(job.curves),
-        rejections=_rejections(clips, crops),
-        clip_totals=_usable_clips(clips, crops),
+        rejections=tables.rejections,
+        clip_totals=tables.clip_totals,
+        corpora=tables.corpora,
         fps=reader.fps,
     )
     return write_report(scored, blind, context, job.report, facts)
@@ -193,6 +179,8 @@ def write_report(
         "predictions.parquet": table_bytes(predictions, PREDICTIONS),
     }
     write_all_or_none(report_folder, files)
+    if BY_CORPUS not in files:  # of a former report on several packs
+        (report_folder / BY_CORPUS).unlink(missing_ok=True)
     return dict(figures.metrics)
 
 
@@ -223,13 +211,13 @@ def reading_facts(
     reader: LipReader,
     decode: DecodeParams,
     checkpoint: Path,
-    samples: Path,
+    packs: Packs,
     lm: Path | None = None,
     clips: Mapping[str, ClipFacts] | None = None,
 ) -> ReportFacts:
     """Returns the decoder and its settings, the units that it writes, and the identities of its files.
 
-    Also the normalisers of the references (if samples.parquet names it) and of the learnt labels.
+    Also the normalisers of the references (`normaliser_of`) and of the learnt labels.
     """
     decoder, vocabulary = reader.decoder(decode), reader.vocabulary
     table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
@@ -242,64 +230,9 @@ def reading_facts(
         file_identity(checkpoint),
         settings,
         language_model,
-        normaliser_of(samples),
+        normaliser_of(packs),
         reader.normaliser,
     )
-
-
-def normaliser_of(samples: Path) -> str | None:
-    """Describes the normaliser of the labels of a samples.parquet in a line; None if the file does not name it."""
-    return describe_stored_normaliser(pq.read_schema(samples).metadata, samples)
-
-
-def clip_facts(clips: pa.Table, crops: pa.Table, clip_ids: Collection[str]) -> dict[str, ClipFacts]:
-    """Returns the facts of these clips in the tables."""
-    rows = {row["clip_id"]: row for row in crops.to_pylist() if row["clip_id"] in clip_ids}
-    facts = {}
-    for clip in clips.select(["clip_id", "gender", "age"]).to_pylist():
-        if (crop := rows.get(clip["clip_id"])) is not None:
-            facts[clip["clip_id"]] = ClipFacts(clip["gender"], clip["age"], _qualities(crop))
-    return facts
-
-
-def _qualities(crop: Mapping[str, Any]) -> dict[str, float]:
-    values = dict(crop)
-    if crop["landmarked_frames"] is not None and crop["source_frames"]:
-        values["landmarked_share"] = crop["landmarked_frames"] / crop["source_frames"]
-    return {
-        quality.name: values[quality.name] for quality in QUALITIES if values.get(quality.name) is not None
-    }
-
-
-def num_rejected(clips: Path, crops: Path, split: str, clip_ids: Iterable[str]) -> int | None:
-    """Counts the clips of the split that crop rejected; None if a table is missing or does not contain `clip_ids`."""
-    if not (clips.exists() and crops.exists()):
-        return None
-    tables = (
-        read_table(clips, schema.CLIPS, "pipeline ingest"),
-        read_table(crops, schema.CROPS, "pipeline crop"),
-    )
-    ids = dict(zip(tables[0]["clip_id"].to_pylist(), tables[0]["split"].to_pylist(), strict=True))
-    if any(ids.get(clip_id) != split for clip_id in clip_ids):
-        return None
-    return sum(_rejections(*tables).get(split, {}).values())
-
-
-def _rejections(clips: pa.Table, crops: pa.Table) -> Mapping[str, Mapping[str, int]]:
-    """Counts rejected clips by split and reason."""
-    splits = dict(zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True))
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for clip_id, reason in zip(crops["clip_id"].to_pylist(), crops["reason"].to_pylist(), strict=True):
-        # crops.parquet may contain other clips than clips.parquet until crop runs again
-        if reason is not None and clip_id in splits:
-            counts[splits[clip_id]][reason] += 1
-    return counts
-
-
-def _usable_clips(clips: Any, crops: Any) -> Mapping[str, int]:
-    usable = set(crops.filter(pc.equal(crops["status"], schema.Status.OK.value))["clip_id"].to_pylist())
-    pairs = zip(clips["clip_id"].to_pylist(), clips["split"].to_pylist(), strict=True)
-    return Counter(split for clip_id, split in pairs if clip_id in usable)
 
 
 def _read_curves(path: Path) -> list[dict[str, float | None]]:

@@ -14,6 +14,7 @@ from model.decoding.result import Reading, ScoredClip, refuse_other_clips
 from model.losses import LossParams, joint_loss_B
 from model.networks.network_input import targets_of
 from model.settings import DecodeParams, TrainParams
+from shards.blend import packs_of
 from shards.files import Progress
 from shards.plan import plan_scoring
 from shards.sample_reader import read_sample
@@ -146,16 +147,18 @@ def score_batches(
 
 
 def _refuse_other_pack(reader: LipReader, samples: pa.Table, store: ShardStore) -> None:
-    """Checks only the first sample: all clips of a pack have the same frame rate and size."""
-    clip_THW, metadata = read_sample(store, samples.slice(0, 1).to_pylist()[0])
-    refuse_other_clips(
-        reader,
-        float(str(metadata["fps"])),
-        clip_THW.shape[1],
-        f"those packed in {store.place('')}",
-        "score a model that was trained on these clips, or crop and pack them for this model with "
-        f"crop.target_fps={reader.fps:g} and crop.size_px={reader.crop_px}",
-    )
+    """Checks only the first sample of each pack: all clips of a pack have the same frame rate and size."""
+    names, pack_N = packs_of(samples)
+    for pack, row in zip(*np.unique(pack_N, return_index=True), strict=True):
+        clip_THW, metadata = read_sample(store, samples.slice(row, 1).to_pylist()[0])
+        refuse_other_clips(
+            reader,
+            float(str(metadata["fps"])),
+            clip_THW.shape[1],
+            f"those packed in {store.place(f'{names[pack]}/' if names[pack] else '')}",
+            "score a model that was trained on these clips, or crop and pack them for this model with "
+            f"crop.target_fps={reader.fps:g} and crop.size_px={reader.crop_px}",
+        )
 
 
 def _scored_clips(

@@ -80,32 +80,38 @@ def demo(
     seed: Annotated[int, typer.Option(help="random seed of the drawn corpus")] = 0,
     json_: Json = False,
 ) -> None:
-    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces.
+    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces; of recipe blend, both corpora.
 
     Example: pipeline demo && pipeline run
     """
+    from pipeline.blend_project import corpora_of
     from pipeline.demo.corpus import build_demo_corpus
-    from pipeline.project import refuse_other_recipe, show_dvc_lock, write_recipe
+    from pipeline.project import DRAWN, refuse_other_recipe, show_dvc_lock, write_recipe
     from shards.machine import usable_cores
 
     if not params.exists():
         notice = write_recipe("demo", params, None, force=False)
         if not json_:
             say(notice)
-    refuse_other_recipe(params, "demo")
+    refuse_other_recipe(params, *DRAWN)
     values = load(params, assignments)
+    drawn = [*corpora_of(params, values).values()] or [values]
     show_dvc_lock(params.absolute().parent, shown=False)
     workers = values.machine.workers or usable_cores()
-    with shown("drawing the demo corpus", "clips") as on_progress:
-        summary = build_demo_corpus(Path(values.corpus.root), seed, workers, on_progress)
+    summaries = {}
+    for number, corpus in enumerate(of.corpus.root for of in drawn):
+        with shown("drawing the demo corpus", "clips") as on_progress:
+            summaries[corpus] = build_demo_corpus(Path(corpus), seed + number, workers, on_progress)
     if json_:
-        print_json(figures_of(summary, corpus=values.corpus.root))
+        found = [figures_of(summary, corpus=corpus) for corpus, summary in summaries.items()]
+        print_json(found if values.train.data else found[0])
         return
-    counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
-    say(
-        f"{values.corpus.root}: {sum(summary.num_clips.values())} clips ({counts}), "
-        f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
-    )
+    for corpus, summary in summaries.items():
+        counts = ", ".join(f"{split} {count}" for split, count in summary.num_clips.items())
+        say(
+            f"{corpus}: {sum(summary.num_clips.values())} clips ({counts}), "
+            f"{summary.seconds / 60:.1f} minutes of video, {sum(summary.num_characters.values())} characters"
+        )
 
 
 @app.command(rich_help_panel=DATA, context_settings={"ignore_unknown_options": True})

@@ -51,10 +51,10 @@ def test(
 
     from pipeline.console import stdout
     from pipeline.tables.evaluation import print_examples, print_metrics
-    from shards.open_store import open_store
-    from shards.samples import read_samples
+    from pipeline.training_job import packs_of
     from stages.lm import warn_of_other_text
-    from stages.report import num_rejected, reading_facts, score_checkpoint
+    from stages.report import reading_facts, score_checkpoint
+    from stages.reports.clip_tables import rejected_clips
     from stages.reports.counting import split_metrics
     from stages.reports.train_test_leakage import seen_in_training
 
@@ -75,15 +75,15 @@ def test(
             print_decoders(rows, values.report.split, stdout)
         return
     # read the tables first: a damaged one is reported before the work
-    seen = seen_in_training(Path(paths.samples), values.report.split)
-    clip_ids = read_samples(Path(paths.samples), values.report.split)["clip_id"].to_pylist()
-    rejected = num_rejected(Path(paths.clips), Path(paths.crops), values.report.split, clip_ids)
+    packs = packs_of(values)
+    seen = seen_in_training(packs, values.report.split)
+    clip_ids = packs.read(values.report.split, ["clip_id"])["clip_id"].to_pylist()
+    rejected = rejected_clips(packs, values.report.split, clip_ids)
     with shown("reading normally, then blind", "readings") as on_progress:
         warn_of_other_text(Path(values.paths.lm), values.lm, values.decode)
         reader, scored, blind = score_checkpoint(
             checkpoint,
-            Path(paths.samples),
-            open_store(paths.shards, values.machine),
+            packs,
             values.report.split,
             loader=values.loader,
             decode=values.decode,
@@ -98,8 +98,9 @@ def test(
         values.report.seed,
         seen.num_speakers,
         resamples=values.report.resamples,
-        facts=reading_facts(reader, values.decode, checkpoint, Path(paths.samples), Path(paths.lm)),
-        num_rejected=rejected,
+        facts=reading_facts(reader, values.decode, checkpoint, packs, Path(paths.lm)),
+        num_rejected=next(iter(rejected.values())),
+        corpora=rejected if packs.is_blend else None,
     )
     if json_:
         print_json(metrics)
@@ -121,7 +122,7 @@ def report(
 
     Example: pipeline report --set report.split=valid
     """
-    from shards.open_store import open_store
+    from pipeline.training_job import packs_of
     from stages.lm import warn_of_other_text
     from stages.report import ReportJob
     from stages.report import report as run
@@ -134,10 +135,7 @@ def report(
         metrics = run(
             ReportJob(
                 checkpoint=checkpoint or Path(paths.checkpoints) / "best_model.pt",
-                clips=Path(paths.clips),
-                crops=Path(paths.crops),
-                samples=Path(paths.samples),
-                shards=open_store(paths.shards, values.machine),
+                packs=packs_of(values),
                 curves=Path(paths.logs) / "curves.csv",
                 report=Path(paths.report),
                 corpus=values.corpus,

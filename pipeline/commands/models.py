@@ -96,15 +96,15 @@ def import_weights(
 
 
 def _packed_characters(values: "Params") -> "Tokenizer | None":
-    """Returns the characters of the packed training split; None if there is no samples.parquet yet."""
+    """Returns the characters of the packed training splits; None if a samples.parquet is missing."""
     from model.vocabulary import Vocabulary
+    from pipeline.training_job import packs_of
     from shards.enums import TRAIN_SPLIT
-    from shards.samples import sample_pieces
 
-    samples = Path(values.paths.samples)
-    if not samples.exists():
+    packs = packs_of(values)
+    if not all(pack.samples.exists() for pack in packs.packs):
         return None
-    pieces = sample_pieces(samples, TRAIN_SPLIT, ["label"])
+    pieces = packs.pieces(TRAIN_SPLIT, ["label"])
     labels = (label for piece in pieces for label in piece["label"].to_pylist())
     return Vocabulary.of_labels(labels, with_syllables=False).characters
 

@@ -16,11 +16,11 @@ from model.metrics import has_words, total_counts, word_error_rate
 from model.settings import DecodeParams
 from pipeline.params import Params
 from pipeline.tables.evaluation import print_normalisers, print_overlap
+from pipeline.training_job import packs_of
 from shards.errors import ConfigError
 from shards.files import Progress
-from shards.open_store import open_store
-from shards.samples import read_samples
-from stages.report import SCORING_BATCH, normaliser_of
+from stages.report import SCORING_BATCH
+from stages.reports.clip_tables import normaliser_of
 from stages.reports.counting import counted_clips
 from stages.reports.figures import interval_about, why_no_interval
 from stages.reports.groups import calibration_error, calibration_of, cer_interval
@@ -50,12 +50,13 @@ def compare_decoders(
     ]
     for warning in dict.fromkeys(filter(None, warnings)):
         LOG.warning(warning)
-    samples = read_samples(Path(params.paths.samples), params.report.split)
-    seen = seen_in_training(Path(params.paths.samples), params.report.split)
+    packs = packs_of(params)
+    samples = packs.read(params.report.split)
+    seen = seen_in_training(packs, params.report.split)
     scores, encode_s = score_decoders(
         reader,
         samples,
-        open_store(params.paths.shards, params.machine),
+        packs.store,
         decodes,
         batch_size=SCORING_BATCH,
         loader=params.loader,
@@ -64,7 +65,7 @@ def compare_decoders(
     )
     shared = {
         "speaker_overlap": seen.num_speakers,
-        "normaliser": normaliser_of(Path(params.paths.samples)),
+        "normaliser": normaliser_of(packs),
         "checkpoint_normaliser": reader.normaliser,
     }
     return [{**_figures(score, encode_s, params), **shared} for score in scores]

@@ -79,6 +79,8 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
         f"hypotheses compared with other clips' references{mean}",
     )
     console.print(table)
+    if corpora := metrics.get("corpora"):
+        _print_corpora(corpora, console)
     if rejected := metrics.get("num_rejected"):
         clips = "1 clip of this split was" if rejected == 1 else f"{rejected} clips of this split were"
         console.print(
@@ -95,6 +97,26 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     print_normalisers(metrics, console)
     # older reports do not have this figure
     print_overlap(metrics.get("speaker_overlap", 0), metrics["split"], console)
+
+
+def _print_corpora(corpora: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    table = Table(title="by corpus", title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column("corpus")
+    for name in ("clips", "rejected", "CER", "95 % interval", "blind CER", "chance CER"):
+        table.add_column(name, justify="right")
+    for name, found in corpora.items():
+        low, high = found["cer_low"], found["cer_high"]
+        rejected = found["num_rejected"]
+        table.add_row(
+            name,
+            str(found["num_clips"]),
+            "unknown" if rejected is None else str(rejected),
+            _percent(found["cer"]),
+            f"{_percent(low)} to {_percent(high)}" if has_interval(low, high) else "–",
+            _percent(found["blind_cer"]),
+            _percent(found["chance_cer"]),
+        )
+    console.print(table)
 
 
 def print_normalisers(metrics: Mapping[str, Any], console: Console) -> None:

@@ -176,6 +176,8 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         context=context,
         warnings=[*context.warnings, *filter(None, [normaliser_warning(metrics)])],
         verdict=verdict(metrics),
+        verdict_of=verdict,
+        interval_of=interval_about,
         why_no_interval=why_no_interval(metrics["num_clips"]),
         has_interval=has_interval,
         normaliser_unknown=NORMALISER_UNKNOWN,

@@ -22,6 +22,7 @@ from model.decoding.registry import describe_settings
 from model.metrics import EditCounts
 from shards.errors import ConfigError, TableError
 from shards.files import read_table
+from shards.packs import pack_of
 from shards.pipes import refuse_pipe
 from shards.schema import PREDICTIONS
 from stages.reports.figures import LETTERS, CountedUnit, Interval, unit_of
@@ -94,7 +95,7 @@ class Comparison:
     unit: CountedUnit
     whole: Difference
     groups: Mapping[str, Sequence[tuple[str, Difference]]]
-    """By "speaker", "gender", "age", "topic", if the corpus has it; the largest improvement first."""
+    """By "corpus", "speaker", "gender", "age", "topic", if the corpus has it; the largest improvement first."""
     better: Sequence[ComparedClip]
     """Clips with fewer errors in B, the largest change first."""
     worse: Sequence[ComparedClip]
@@ -282,6 +283,7 @@ def _groups(
     clips: Sequence[ComparedClip], resamples: int, seed: int
 ) -> dict[str, list[tuple[str, Difference]]]:
     keys: dict[str, Callable[[ComparedClip], str | None]] = {
+        "corpus": lambda clip: pack_of(clip.clip_id)[0] or None,
         "speaker": lambda clip: clip.speaker,
         "gender": lambda clip: clip.gender,
         "age": lambda clip: None if clip.age is None else decade_name(clip.age // 10),

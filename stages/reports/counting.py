@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from model.visemes import (
     visemes_of_pinyin,
 )
 from shards.errors import ConfigError
+from shards.packs import pack_of
 from stages.reports.figures import Confusion, CountedClip, Figures, ReportContext, ReportFacts
 from stages.reports.groups import (
     calibration_error,
@@ -47,6 +48,11 @@ NUM_SUBSTITUTED, NUM_MISSED_OR_ADDED = 20, 10
 """Separate limits: if a model reads little, missed units would fill a common list."""
 RESAMPLES = 2_000
 NO_FACTS = ReportFacts()
+CORPUS_FIGURES = (
+    *("num_clips", "num_rejected", "num_speakers", "num_chars"),
+    *("cer", "cer_low", "cer_high", "cer_interval_over", "blind_cer", "chance_cer", "wer"),
+)
+"""Figures of metrics.json that each of several packs has too."""
 LOOK_ALIKE_GROUPS, LOOK_ALIKE_CHARACTERS = 12, 12
 
 
@@ -124,6 +130,7 @@ def figures_of(
         resamples=context.resamples,
         facts=facts,
         num_rejected=sum(context.rejections.get(context.split, {}).values()),
+        corpora=context.corpora,
     )
     clips = counted_clips(scored)
     pairs = [(counted.clip.reference, counted.clip.hypothesis) for counted in clips]
@@ -156,6 +163,7 @@ def split_metrics(
     resamples: int = RESAMPLES,
     facts: ReportFacts = NO_FACTS,
     num_rejected: int | None = None,
+    corpora: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """Returns the contents of metrics.json: shares (not per cent) and counts, null if they cannot be known.
 
@@ -168,6 +176,7 @@ def split_metrics(
     The rates of syllables, look-alike classes and visemes are null unless half of the text is Han, or pinyin was read.
     `num_rejected`: clips of the split that crop rejected and that no other figure contains; a CER falls if hard clips
     are rejected. `num_without_confidence`: clips without a score; `calibration_error` does not contain them.
+    `corpora`: of several packs, the figures of each; the argument has the rejected clips of each.
     Raises ConfigError if the split has no clips.
     """
     if not scored:
@@ -215,6 +224,18 @@ def split_metrics(
         metrics["wer"] = word_error_rate(pairs)
     if mixes_scripts(references):
         metrics["mer"] = mixed_error_rate(pairs)
+    if corpora:
+        metrics["num_rejected"] = None if None in corpora.values() else sum(filter(None, corpora.values()))
+        metrics["corpora"] = {}
+        for name, rejected in corpora.items():
+            own, own_blind = (
+                [clip for clip in some if pack_of(clip.clip_id)[0] == name] for some in (scored, blind)
+            )
+            if own:  # a pack may have no clips of this split
+                found = split_metrics(
+                    own, own_blind, split, seed, resamples=resamples, facts=facts, num_rejected=rejected
+                )
+                metrics["corpora"][name] = {key: found[key] for key in CORPUS_FIGURES if key in found}
     return metrics
 
 

@@ -23,6 +23,21 @@ CURVE_COLUMNS = (
     "flop_utilisation",
 )
 GROUP_COLUMNS = ("group", "clips", "characters", "cer", "cer_low", "cer_high", "interval_over", "speakers")
+BY_CORPUS = "by_corpus.csv"
+"""Written only for several packs."""
+CORPUS_COLUMNS = {
+    "clips": "num_clips",
+    "rejected": "num_rejected",
+    "characters": "num_chars",
+    "cer": "cer",
+    "cer_low": "cer_low",
+    "cer_high": "cer_high",
+    "interval_over": "cer_interval_over",
+    "speakers": "num_speakers",
+    "blind_cer": "blind_cer",
+    "chance_cer": "chance_cer",
+}
+"""Column of by_corpus.csv → figure of the corpus in metrics.json."""
 CALIBRATION_COLUMNS = ("low", "high", "num_clips", "num_chars", "confidence", "accuracy")
 CONFUSION_COLUMNS = ("kind", "reference", "hypothesis", "count", "num_reference", "look_alike")
 QUALITY_COLUMNS = ("quality", "low", "high", "clips", "characters", "cer")
@@ -56,6 +71,12 @@ def csv_tables(figures: Figures, curves: Sequence[Mapping[str, Any]]) -> dict[st
         for name, bins in figures.qualities.items()
         for one in bins
     ]
+    if corpora := figures.metrics.get("corpora"):
+        rows = [
+            {"group": name} | {column: found[key] for column, key in CORPUS_COLUMNS.items()}
+            for name, found in corpora.items()
+        ]
+        tables[BY_CORPUS] = _csv(("group", *CORPUS_COLUMNS), rows)
     return tables | {
         "calibration.csv": _csv(CALIBRATION_COLUMNS, [asdict(one) for one in figures.calibration]),
         "confusions.csv": _csv(CONFUSION_COLUMNS, confusions),

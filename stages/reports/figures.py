@@ -251,7 +251,8 @@ class ReportContext:
     `warnings` are at the top of the page. `speaker_overlap`: speakers of the split that were also trained on, None if
     no speaker is named. `curves` has a row for each epoch: epoch, train_loss, val_loss, val_cer, learning_rate,
     clips_per_s, data_wait; None if not measured. `rejections`: clips in crops.parquet by split and reason.
-    `clip_totals`: usable clips by split. `clip_of` returns a clip's mouth crops, uint8, frames × height × width;
+    `clip_totals`: usable clips by split. `corpora`: of several packs, each with its rejected clips of the split (None:
+    not known); empty for one pack. `clip_of` returns a clip's mouth crops, uint8, frames × height × width;
     `spikes_of` the output of its CTC head over time, None if the model has none.
     """
 
@@ -268,4 +269,5 @@ class ReportContext:
     curves: Sequence[Mapping[str, float | None]] = ()
     rejections: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     clip_totals: Mapping[str, int] = field(default_factory=dict)
+    corpora: Mapping[str, int | None] = field(default_factory=dict)
     fps: float = 25.0

@@ -2,13 +2,11 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow.compute as pc
 
-from shards import schema
 from shards.enums import TRAIN_SPLIT
-from shards.files import read_table
+from shards.packs import Packs
 
 _log = logging.getLogger(__name__)
 
@@ -57,13 +55,15 @@ class SeenInTraining:
         return warnings
 
 
-def seen_in_training(samples_path: Path, split: str) -> SeenInTraining:
-    """Finds speakers and clips of `split` in the training split of samples.parquet; logs a warning for clips.
+def seen_in_training(packs: Packs, split: str) -> SeenInTraining:
+    """Finds speakers and clips of `split` in the clips to train on; logs a warning for clips.
 
-    Raises TableError if the table is missing or damaged.
+    Clips are compared over all packs, speakers within each pack. Raises ConfigError if there is no such split,
+    TableError if a table is missing or damaged.
     """
-    table = read_table(samples_path, schema.SAMPLES, "pipeline pack")
-    ours, learnt = (table.filter(pc.equal(table["split"], name)) for name in (split, TRAIN_SPLIT))
+    columns = ("clip_id", "speaker", "sha256")
+    ours = packs.read(split, columns)
+    learnt = packs.read(TRAIN_SPLIT, columns) if TRAIN_SPLIT in packs.splits else ours.slice(0, 0)
     speakers, known = (set(rows["speaker"].drop_null().to_pylist()) for rows in (ours, learnt))
     clips: list[str] = []
     if split != TRAIN_SPLIT:

@@ -13,6 +13,7 @@ from pipeline.inference.readers import open_reader
 from pipeline.params import load_params
 from pipeline.tables.decoders import compare_decoders
 from shards.errors import CheckpointError
+from shards.packs import Packs
 from shards.settings import LoaderParams, MachineParams
 from stages.report import score_checkpoint
 from stages.train import train
@@ -46,8 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path
 def score(checkpoint: Path, packed: Packed) -> tuple[LipReader, int]:
     reader, clips, _ = score_checkpoint(
         checkpoint,
-        packed.samples,
-        packed.store,
+        Packs.single(packed.samples, packed.store),
         "test",
         loader=LoaderParams(),
         decode=DecodeParams(decoder="ctc"),

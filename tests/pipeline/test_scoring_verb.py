@@ -24,10 +24,12 @@ from pipeline.params import load_params, read_mapping
 from pipeline.tables.decoders import compare_decoders
 from shards.errors import ConfigError
 from shards.files import file_identity, read_table, table_from_rows, write_table
+from shards.packs import Pack, Packs
 from shards.samples import read_samples
 from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from shards.settings import LoaderParams, MachineParams
-from stages.report import num_rejected
+from shards.store import FolderStore
+from stages.reports.clip_tables import rejected_clips
 from tests.support.in_process import pipeline
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.resuming import state_of
@@ -251,8 +253,10 @@ def test_a_report_names_its_decoder_settings(workplace: Path) -> None:
     assert metrics["num_rejected"] == 1 and "Not included: 1 clip of this split" in page, "of the split alone"
     assert metrics["language_model"] in page and "nothing:" not in output
     # tables of another corpus say nothing about these clips
-    clips, crops = (str(workplace / f"data/{name}.parquet") for name in ("clips", "crops"))
-    assert num_rejected(Path(clips), Path(crops), "test", ["a stranger"]) is None
+    clips, crops, samples = (workplace / f"data/{name}.parquet" for name in ("clips", "crops", "samples"))
+    packs = Packs([Pack("", samples, FolderStore(workplace / "data/shards"), clips, crops)])
+    assert rejected_clips(packs, "test", []) == {"": 1}
+    assert rejected_clips(packs, "test", ["a stranger"]) == {"": None}
     # with a language model of another text than in params.yaml
     (workplace / "novel.txt").write_text("一二三\n", "utf-8")
     novel = "lm.text_file=novel.txt"

@@ -180,6 +180,15 @@ def test_init_makes_a_project_for_dvc(installed: Path, tmp_path: Path) -> None:
     assert (tmp_path / "dvc.yaml").read_text("utf-8") == "stages: {}\n"
 
 
+def test_the_wheel_has_the_corpora_of_the_recipe_blend(installed: Path, tmp_path: Path) -> None:
+    pipeline(installed, tmp_path, "init", "--recipe", "blend")
+    assert {file.name for file in (tmp_path / "corpora").iterdir()} == {
+        "demo_a.yaml",
+        "demo_b.yaml",
+        "grid.yaml",
+    }
+
+
 def test_remote_shards_are_not_given_to_dvc(installed: Path, tmp_path: Path) -> None:
     pipeline(installed, tmp_path, "init", "--recipe", "grid")
     params = (tmp_path / "params.yaml").read_text("utf-8")

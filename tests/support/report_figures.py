@@ -155,6 +155,15 @@ def hostile_figures() -> Figures:
     )
 
 
+def blend_figures() -> Figures:
+    """Makes a report on two packs: one of the longest name, without interval and with unknown rejected clips."""
+    figures = made_figures()
+    one = {**figures.metrics, "num_rejected": 3, "num_speakers": 4}
+    unknown = {"cer_low": None, "cer_high": None, "cer_interval_over": None, "num_rejected": None}
+    corpora = {"grid": one, "W" * 40: {**one, **unknown}}
+    return replace(figures, metrics={**figures.metrics, "corpora": corpora})
+
+
 def bare_figures() -> Figures:
     """Makes a report of one clip without errors and without optional columns: every optional figure is unknown."""
     figures = made_figures([("好", "好")])

@@ -63,7 +63,13 @@ def test_free(license: str) -> None:
 def test_the_recipes_say_what_their_corpora_say() -> None:
     from recipes import RECIPES
 
-    restricted = {"demo": False, "grid": True, "chinese_lips": True, "chinese_lips_conformer": True}
+    restricted = {
+        "demo": False,
+        "blend": False,
+        "grid": True,
+        "chinese_lips": True,
+        "chinese_lips_conformer": True,
+    }
     for recipe in RECIPES:
         # of an unknown corpus nothing is known
         expected = restricted.get(recipe, True)

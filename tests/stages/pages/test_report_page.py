@@ -17,6 +17,7 @@ from tests.support.report_figures import (
     HOSTILE,
     bare_context,
     bare_figures,
+    blend_figures,
     hostile_figures,
     made_context,
     made_figures,
@@ -64,13 +65,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "english": render_page(made_figures(ENGLISH), made_context(corpus="grid")),
         "hostile": render_page(hostile_figures(), strained),
         "bare": render_page(bare_figures(), bare_context()),
+        "blend": render_page(blend_figures(), made_context()),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in texts}
 
 
-@pytest.mark.parametrize("name", ["han", "english", "hostile", "bare"])
+@pytest.mark.parametrize("name", ["han", "english", "hostile", "bare", "blend"])
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1280, "light"), (768, "light"), (390, "light"), (390, "dark"), (320, "light")]
 )
@@ -104,7 +106,7 @@ def test_intervals_of_groups_are_read_without_a_mouse(
     page.close()
 
 
-@pytest.mark.parametrize("name", ["han", "hostile"])
+@pytest.mark.parametrize("name", ["han", "hostile", "blend"])
 def test_nothing_overflows_its_card_on_a_phone(browser: Browser, pages: dict[str, str], name: str) -> None:
     page, _, _ = opened(browser, pages[name], 390)
     outside = page.evaluate(
@@ -131,6 +133,22 @@ def test_every_section_of_a_mandarin_report(browser: Browser, pages: dict[str, s
     assert not page.get_by_text("016", exact=True).is_visible()
     page.get_by_text("2 more with a lower CER").click()
     assert page.get_by_text("016", exact=True).is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_corpora_are_the_first_group_with_blind_and_chance(
+    browser: Browser, pages: dict[str, str], width: int
+) -> None:
+    page, _, _ = opened(browser, pages["blend"], width)
+    headings = page.locator("h2").all_inner_texts()
+    assert headings[headings.index("By corpus") + 1] == "By speaker"
+    rows = page.locator("section:has(> h2:text-is('By corpus')) tbody tr")
+    for number, interval in ((0, "to"), (1, "–")):
+        row = rows.nth(number)
+        cells = [row.get_by_text(text, exact=True) for text in ("94.0\u202f%", "86.0\u202f%")]
+        assert all(cell.is_visible() for cell in cells), "blind and chance CER, on a phone too"
+        assert interval in row.locator(".ends").inner_text()
     page.close()
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts, total_counts
 from model.text import Tokenizer
-from stages.report import clip_facts, write_report
+from stages.report import write_report
+from stages.reports.clip_tables import clip_facts
 from stages.reports.counting import (
     character_confusions,
     figures_of,

@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 
 from shards.files import table_from_rows, write_table
+from shards.packs import Packs
 from shards.schema import SAMPLES
+from shards.store import FolderStore
 from stages.reports.train_test_leakage import seen_in_training
 
 Clips = list[tuple[str, str | None, str]]
 
 
-def samples(folder: Path, clips: Clips) -> Path:
-    """Writes samples from (split, speaker, pictures); ids are c0, c1, …."""
+def samples(folder: Path, clips: Clips) -> Packs:
+    """Writes a pack's samples from (split, speaker, pictures); ids are c0, c1, …."""
     numbers: dict[str, object] = {
         name: 0 for name in SAMPLES.names if name.endswith(("offset", "size", "frames", "chars"))
     }
@@ -24,17 +26,17 @@ def samples(folder: Path, clips: Clips) -> Path:
         for i, (split, speaker, sha) in enumerate(clips)
     ]
     write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
-    return folder / "samples.parquet"
+    return Packs.single(folder / "samples.parquet", FolderStore(folder))
 
 
 def test_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
     speakers = [("train", "b"), ("train", "a"), ("train", None), ("test", "a"), ("test", None), ("test", "b")]
     speakers += [("test", "a"), ("valid", "c")]
-    path = samples(tmp_path, [(*pair, str(i)) for i, pair in enumerate(speakers)])
-    found = {split: seen_in_training(path, split).speakers for split in ("test", "valid", "train")}
+    packs = samples(tmp_path, [(*pair, str(i)) for i, pair in enumerate(speakers)])
+    found = {split: seen_in_training(packs, split).speakers for split in ("test", "valid", "train")}
     assert found == {"test": ("a", "b"), "valid": (), "train": ("a", "b")}
-    assert seen_in_training(path, "valid").warnings() == []
-    (warning,) = seen_in_training(path, "test").warnings()
+    assert seen_in_training(packs, "valid").warnings() == []
+    (warning,) = seen_in_training(packs, "test").warnings()
     assert warning.startswith("Speakers in training: 2 of the speakers of split test (a, b)")
 
 
@@ -64,11 +66,11 @@ def test_clips_with_the_same_pictures_are_found_for_any_speaker(
         ("test", "d", "2"),
         ("test", "c", "1"),
     ]
-    path = samples(tmp_path, clips)
-    seen = seen_in_training(path, "test")
+    packs = samples(tmp_path, clips)
+    seen = seen_in_training(packs, "test")
     assert (seen.clips, seen.num_clips, seen.num_speakers) == (("c4", "c5"), 3, 0)
     (warning,) = seen.warnings()
     assert warning.startswith("Clips in training: 2 of the 3 clips of split test") and "(c4, c5)" in warning
     assert [record.getMessage() for record in caplog.records] == [warning]
-    assert seen_in_training(path, "valid").clips == ()
-    assert seen_in_training(path, "train").clips == ()
+    assert seen_in_training(packs, "valid").clips == ()
+    assert seen_in_training(packs, "train").clips == ()
