@@ -32,7 +32,6 @@ from shards.errors import ConfigError, TableError
 from shards.files import Progress, file_identity, json_bytes, write_bytes
 from shards.packs import Packs
 from shards.pipes import refuse_pipe
-from shards.samples import samples_hash
 from shards.store import FolderStore, ShardStore
 from shards.stream import read_sample
 from stages.cards.card import CARD as PACK_CARD
@@ -236,9 +235,9 @@ def _trained_on(state: Mapping[str, Any], packs: Packs, fps: float) -> TrainedOn
     tables = [(pack.samples, *((pack.clips, pack.crops) if packs.where else ())) for pack in packs.packs]
     if not all(table.exists() for of_pack in tables for table in of_pack if table):
         return None
-    samples = packs.read(TRAIN_SPLIT)
-    if samples_hash(samples) != state["plan_identity"].get("samples"):
+    if packs.training_hash != state["plan_identity"].get("samples"):
         return None
+    samples = packs.read(TRAIN_SPLIT)
     hours = sum(samples["num_frames"].to_pylist()) / fps / 3600
     speakers = set(samples["speaker"].to_pylist()) - {None}
     return TrainedOn(samples.num_rows, hours, len(speakers) or None)

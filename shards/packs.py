@@ -154,9 +154,12 @@ class Packs:
 
     def plan_identity(self, params: LoaderParams, batch_size: int, world_size: int = 1) -> PlanIdentity:
         """Returns everything that the epoch plans of the training split depend on."""
-        # of several packs, `blend` holds the hashes
-        samples = fingerprint(self.blend) if self.is_blend else samples_hash(self.pieces(TRAIN_SPLIT))
-        return plan_identity(samples, params, batch_size, world_size, self.blend)
+        return plan_identity(self.training_hash, params, batch_size, world_size, self.blend)
+
+    @cached_property
+    def training_hash(self) -> str:
+        """Hash of the training clips; of several packs, of the hashes in `blend`."""
+        return fingerprint(self.blend) if self.is_blend else samples_hash(self.pieces(TRAIN_SPLIT))
 
     @cached_property
     def blend(self) -> dict[str, Any] | None:
