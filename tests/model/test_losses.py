@@ -298,7 +298,7 @@ def test_the_tables_do_not_depend_on_the_order_of_the_labels() -> None:
 
 
 def test_a_model_that_learns_only_syllables_writes_spaced_pinyin(tmp_path: Path) -> None:
-    packed = pack_clips(tmp_path, toy_clips(40, 6))
+    packed = pack_clips(tmp_path, toy_clips(40, 6, frames_a_char=4))
     job = job_in(
         tmp_path,
         packed,

@@ -23,6 +23,7 @@ from pipeline import cli
 from pipeline.legacy_config import OLDER_NAMES
 from pipeline.params import PathsParams, read_mapping
 from pipeline.query import query
+from tests.support.crop_runs import forked_workers
 from tests.support.in_process import pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, demo_corpus: Path, done:
         "train": ["--config", "older.yaml", "--num_epochs", "1", "--learning-rate", "1e-3", "--dropout=0.1"],
         "report": [],
     }.items():
-        done[name] = run(folder, name, *arguments)
+        with forked_workers():
+            done[name] = run(folder, name, *arguments)
         assert done[name].returncode == 0, done[name].stderr
     return folder
 

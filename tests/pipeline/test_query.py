@@ -1,9 +1,6 @@
 """Tests `pipeline query`: it reads views of the tables, and reports wrong SQL, missing and damaged tables."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from pipeline.params import PathsParams
 from pipeline.query import view_files
 from shards.catalogue import open_catalogue
 from shards.errors import ConfigError, TableError
+from tests.support.forked import ROOT, Forked
 from tests.support.queried import CLIPS, ask, paths_fixture  # noqa: F401
 
 
@@ -115,31 +113,14 @@ LONG = "SELECT count(*) FROM range(100000000) a, range(100000) b WHERE (a.range 
 def test_ctrl_c_ends_a_long_query_and_leaves_no_file(paths: PathsParams, sql: str) -> None:
     out = Path(paths.report) / "out.csv"
     places = [f"--set=paths.{name}={value}" for name, value in paths.model_dump().items()]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "query",
-        sql,
-        "--format",
-        "csv",
-        "--out",
-        str(out),
-        *places,
-    ]
-    # a background job of a shell, and its children, would ignore Ctrl-C
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
+    with Forked(ROOT, ["query", sql, "--format", "csv", "--out", out, *places]) as process:
         for _ in range(200):
             if list(out.parent.glob(".out*")):
                 break
             time.sleep(0.05)
         time.sleep(0.3)
-        os.kill(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
-    assert process.returncode == 1
-    assert errors.decode().strip() == "pipeline: query: stopped"
+        process.send_signal(signal.SIGINT)
+        done = process.wait(10)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "pipeline: query: stopped"
     assert not list(out.parent.glob("*out*"))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from pipeline.cli import app
 from pipeline.command import verbosity
 from pipeline.params import read_mapping
+from tests.support.crop_runs import forked_workers
 from tests.support.in_process import pipeline
 from tests.support.videos import write_mouth
 
@@ -30,6 +32,12 @@ DOCUMENTED = {
 }
 """The keys of each verb's JSON."""
 NUM_CLIPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_workers() -> Iterator[None]:
+    with forked_workers():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +21,7 @@ from shards.remote_store import RemoteStore
 from shards.settings import MachineParams
 from shards.store import FolderStore, ShardStore
 from shards.tar import parse_index
+from tests.support import forked
 from tests.support.file_server import file_server
 from tests.support.packed import Packed
 from tests.support.remote_packs import (  # noqa: F401
@@ -253,9 +252,7 @@ def test_a_missing_package_is_named() -> None:
         "from shards.open_store import open_store; from shards.settings import MachineParams\n"
         "open_store('s3://bucket/folder', MachineParams())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = forked.python(source)
     assert "ConfigError: paths.shards: s3://bucket/folder" in done.stderr
     assert "pip install 'lip-pipeline[s3]'" in done.stderr
 

@@ -1,8 +1,7 @@
 """The folder of the shard cache: which files are removed for another one, and which locks remain."""
 
 import os
-import subprocess
-import sys
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import pytest
 
 from shards.errors import MachineError
 from shards.shard_cache import Expected, ShardCache
+from tests.support import forked
 
 ROOT = Path(__file__).parents[2]
 HASH = "0123456789abcdef"
@@ -88,7 +88,7 @@ with cache.exclusive(path), cache.new_file(path, 700) as file:
 
 def test_a_partial_file_of_a_killed_process_is_removed_with_its_lock(tmp_path: Path) -> None:
     left = shard(tmp_path, 0, "s" * 200)
-    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cache", left], cwd=ROOT, check=False)
+    assert forked.python(KILLED, tmp_path / "cache", left).returncode == -signal.SIGKILL
     assert len(hidden(tmp_path)) == 2
     fetch(open_cache(tmp_path), shard(tmp_path, 1), 700)
     assert hidden(tmp_path) == []

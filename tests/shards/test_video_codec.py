@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -14,6 +12,7 @@ import pytest
 from shards.codec import MAX_CLIP_BYTES, decode_clip, encode_clip
 from shards.settings import PackParams
 from shards.video_codec import MAX_SIDE_PX, decode_video, encode_video
+from tests.support import forked
 from tests.support.crops import crop_like, mean_error
 
 CLIP = crop_like(20)
@@ -67,11 +66,13 @@ def test_another_process_writes_the_same_bytes() -> None:
 import hashlib
 from shards.codec import encode_clip
 from shards.settings import PackParams
+from tests.support import forked
 from tests.support.crops import crop_like
 for codec in ("jpeg", "h264", "ffv1"):
     print(hashlib.sha256(encode_clip(crop_like(20), PackParams(codec=codec))).hexdigest())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = forked.python(program)
+    assert done.returncode == 0, done.stderr
     expected = [encode_clip(CLIP, PackParams(codec="jpeg")), *(PAYLOAD[codec] for codec in CODECS)]
     assert done.stdout.split() == [hashlib.sha256(payload).hexdigest() for payload in expected]
 

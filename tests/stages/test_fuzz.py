@@ -23,6 +23,8 @@ from stages.ingest import ingest
 from stages.settings import CorpusParams, CropParams, KindSetting
 from tests.support.videos import write_audio, write_mouth, write_video
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 NUM_FRAMES = 20
 PARAMS = CropParams(
     min_frames=2,

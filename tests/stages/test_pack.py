@@ -4,8 +4,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from shards.store import FolderStore
 from shards.stream import read_sample
 from stages.clips.cache import ClipCache
 from stages.clips.ledger import ledger_mark
+from tests.support import forked
 from tests.support.crop_runs import write_clips
 from tests.support.packing import PARAMS, Packing, make
 from tests.support.videos import write_face
@@ -126,7 +125,8 @@ rows = [(s["__key__"], s["npy"].shape, s["json"]["label"])
 print(json.dumps(rows))
 """
     paths = [str(path) for path in (packing.folder / "shards").rglob("*.tar")]
-    done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
+    done = forked.python(program, *paths)
+    assert done.returncode == 0, done.stderr
     rows = packing.rows("shards")
     expected = sorted([row["clip_id"], [row["num_frames"], 96, 96], row["label"]] for row in rows)
     assert sorted(json.loads(done.stdout)) == expected

@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from shards.settings import MachineParams
 from shards.store import OWNER, FolderStore
 from shards.verify import verify
 from stages.pack import pack
+from tests.support import forked
 from tests.support.packing import PARAMS, Packing, make
 from tests.support.remote_packs import QUICK_RETRIES, SHORT_TIMEOUTS
 from tests.support.s3_server import BUCKET, FaultyProxy, faulty_proxy, s3_client, s3_server
@@ -204,13 +203,7 @@ pack_to(own, f"s3://{BUCKET}/killed", own.folder / "samples.parquet")
 
 
 def kill_pack(own: Packing, code: str, at: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code, str(own.folder), at],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.python(BEGIN + code, own.folder, at)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -1,12 +1,10 @@
 """A pack that cannot be written costs the former one nothing, and two at once do not write over each other."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +19,10 @@ from shards.files import read_table
 from shards.schema import CROPS
 from shards.store import FolderStore
 from stages.pack import pack
-from tests.conftest import OnSmallDisk
+from tests.support import forked
+from tests.support.forked import Forked
 from tests.support.packing import PARAMS, SLOW_PACK, Packing, make
+from tests.support.small_disk import python_on_small_disk
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,7 @@ def test_a_catalogue_that_cannot_be_written_leaves_the_former_pack_whole(own: Pa
 
 def test_a_second_pack_is_refused_until_the_first_is_dead(own: Packing) -> None:
     own.pack("whole", codec="jpeg", shard_mb=0.02)
-    first = subprocess.Popen(
-        [sys.executable, "-c", SLOW_PACK, str(own.folder)],
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    try:
+    with Forked(own.folder, [own.folder], source=SLOW_PACK) as first:
         while not list((own.folder / "shards").rglob("train-*.tar")):
             assert first.poll() is None
             time.sleep(0.02)
@@ -101,8 +96,6 @@ def test_a_second_pack_is_refused_until_the_first_is_dead(own: Packing) -> None:
         assert all(path.stat().st_ino == inode for path, inode in written.items())
         first.send_signal(signal.SIGKILL)
         first.wait(20)
-    finally:
-        first.kill()
     own.pack("shards", codec="jpeg", shard_mb=0.02)
     assert own.files("shards") == own.files("whole")
 
@@ -132,13 +125,7 @@ print(len(begun))
 
 def killed_pack(folder: Path, at: int) -> "subprocess.CompletedProcess[str]":
     """A pack whose process is killed while it writes its `at`th file."""
-    return subprocess.run(
-        [sys.executable, "-c", KILLED_PACK, str(folder), str(at)],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked.python(KILLED_PACK, folder, str(at))
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])
@@ -197,13 +184,12 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.usefixtures("on_small_disk")
 def test_a_full_disk_is_reported_before_the_former_pack_goes_or_as_what_it_cost(
-    own: Packing, on_small_disk: OnSmallDisk
+    own: Packing,
 ) -> None:
     """Raw clips have a known size; how large others become turns out when there is no room any more."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", FULL_DISK, str(own.folder)]
-    done = on_small_disk(own.folder / "small", "24m", command, own.folder, environment)
+    done = python_on_small_disk(own.folder / "small", "24m", FULL_DISK, own.folder)
     assert done.returncode == 0, done.stderr
     beforehand, midway, again = json.loads(done.stdout.splitlines()[-1])
     needed = re.fullmatch(

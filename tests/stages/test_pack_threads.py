@@ -1,10 +1,7 @@
 """Packing with threads, again, and after a kill: the bytes do not tell."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from shards.settings import MachineParams
 from shards.store import FolderStore
 from shards.tar import shard_writer
 from stages.pack import pack
+from tests.support.forked import Forked
 from tests.support.packing import PARAMS, SLOW_PACK, Packing, make
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")
@@ -86,19 +84,12 @@ def test_a_pack_that_is_killed_starts_afresh(
     own = Packing(Path(shutil.copytree(packing.folder, tmp_path / "own")))
     own.pack("whole", codec="jpeg", shard_mb=0.02)
     folder = own.folder / "shards"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_PACK, str(own.folder)],
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    try:
+    with Forked(own.folder, [own.folder], source=SLOW_PACK) as process:
         while not (list(folder.rglob("train-*.tar")) and list(folder.rglob("*.tar.*.tmp"))):
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
         process.wait(20)
-    finally:
-        process.kill()
     left = sorted(path.name for path in folder.rglob("*") if path.is_file())
     assert [name for name in left if name.endswith(".tar")]
     assert "index.json" not in left and "README.md" not in left

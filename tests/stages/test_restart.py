@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import OnSmallDisk
 from tests.support.forked import Forked
-from tests.support.restarts import NUM_FACES, NUM_MOUTHS, PIPELINE, ROOT, SOME, Corpus, disturbed, workers_of
+from tests.support.restarts import NUM_FACES, NUM_MOUTHS, SOME, Corpus, disturbed, workers_of
+from tests.support.small_disk import python_on_small_disk
 
 
 def check_the_rest(corpus: Corpus) -> None:
@@ -74,49 +74,60 @@ def test_partial_files_of_killed_processes_are_removed_when_old(corpus: Corpus) 
 
 
 FULL = """
-set -e
-if "$PIPELINE" crop; then exit 9; fi
-ls -A $PLACE >&2
-mount -o remount,size=64m $PLACE
-"$PIPELINE" crop
-"$PIPELINE" pack
-cp -r $PLACE/. "$KEPT"
+import os, shutil, subprocess, sys
+from pipeline import cli
+
+def verb(*arguments):
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sys.argv, code = ["pipeline", *arguments], 0
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+place, kept = sys.argv[1:]
+assert verb("crop", "--set", "machine.workers=1") == 1
+subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
+assert verb("crop", "--set", "machine.workers=1") == 0
+assert verb("pack") == 0
+shutil.copytree(place, kept, dirs_exist_ok=True)
 """
 
 
-def on_a_full_disk(on_small_disk: OnSmallDisk, corpus: Corpus, place: str, small: str, kept: Path) -> str:
+def on_a_full_disk(corpus: Corpus, place: str, small: str, kept: Path) -> str:
     """Crop, with a real small file system at `place`; then again with more room. Gives what was said."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PIPELINE": PIPELINE,
-        "PLACE": place,
-        "KEPT": str(kept),
-    }
-    done = on_small_disk(corpus.folder / place, small, ["sh", "-c", FULL], corpus.folder, environment)
+    done = python_on_small_disk(corpus.folder / place, small, FULL, place, kept, folder=corpus.folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pipeline: the disk is full" in done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
 
 
-def test_the_disk_of_the_cache_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
+@pytest.mark.usefixtures("on_small_disk")
+def test_the_disk_of_the_cache_is_full(corpus: Corpus, tmp_path: Path) -> None:
     shutil.rmtree(corpus.cache, ignore_errors=True)
     corpus.cache.mkdir()
-    output = on_a_full_disk(on_small_disk, corpus, "cache", "1m", tmp_path)
+    output = on_a_full_disk(corpus, "cache", "1m", tmp_path)
     num_cached = int(output.split(" from the cache")[0].rpartition(" ")[2])
     assert 3 <= num_cached < NUM_MOUTHS
     assert corpus.made() == corpus.undisturbed
     assert not [*tmp_path.rglob("*.tmp")]
 
 
-def test_the_disk_of_the_tables_is_full(corpus: Corpus, tmp_path: Path, on_small_disk: OnSmallDisk) -> None:
+@pytest.mark.usefixtures("on_small_disk")
+def test_the_disk_of_the_tables_is_full(corpus: Corpus, tmp_path: Path) -> None:
     clips = corpus.folder / "data" / "clips.parquet"
     before = corpus.made()
     text = (corpus.folder / "params.yaml").read_text("utf-8")
     try:
         there = text.replace("data/crops", "small/crops").replace("data/tracks", "small/tracks")
         (corpus.folder / "params.yaml").write_text(there, "utf-8")
-        on_a_full_disk(on_small_disk, corpus, "small", "8k", tmp_path)
+        on_a_full_disk(corpus, "small", "8k", tmp_path)
     finally:
         (corpus.folder / "params.yaml").write_text(text, "utf-8")
     assert clips.exists()

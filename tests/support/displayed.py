@@ -120,7 +120,7 @@ def write_hdr(
 ) -> Path:
     """Writes H.264 of 10 bit from BGR pictures in SDR, with that light for white."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options=options)
+        stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"} | options)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p10le"
         context = stream.codec_context

@@ -12,7 +12,7 @@ from shards.settings import MachineParams
 from stages.crop import crop
 from stages.qc.pages import QcSummary, qc
 from stages.settings import CorpusParams, CropParams
-from tests.support.crop_runs import clip_row, write_clips
+from tests.support.crop_runs import clip_row, forked_workers, write_clips
 from tests.support.report_figures import HOSTILE
 from tests.support.videos import numbered, write_face, write_mouth, write_video
 
@@ -79,7 +79,8 @@ def cropped(folder: Path) -> Corpus:
     rows += [clip_row("brief", "brief.mp4"), clip_row("garbage", "garbage.mp4", speaker="anna")]
     corpus = Corpus(folder, rows, [])
     write_clips(corpus.tables[0], rows)
-    crop(CorpusParams(root=str(root)), PARAMS, corpus.machine, *corpus.tables)
+    with forked_workers():
+        crop(CorpusParams(root=str(root)), PARAMS, corpus.machine, *corpus.tables)
     corpus.crops = read_table(corpus.tables[1], CROPS, "pipeline crop").to_pylist()
     return corpus
 

@@ -10,6 +10,7 @@ from stages.settings import CropParams
 from stages.videos.streams import resample
 from stages.videos.video import decode
 from tests.support.videos import (
+    EACH_ALONE,
     face_pictures,
     number_of,
     placed,
@@ -43,7 +44,7 @@ def with_early_sound(path: Path, begin_s: float, num_frames: int = 50) -> Path:
     times_s = [begin_s + Fraction(index, FPS) for index in range(num_frames)]
     silent = path.with_name("silent.mkv")
     pictures = face_pictures([placed()] * num_frames, speaking=True)
-    write_video(silent, pictures, times_s=times_s, options={"crf": "12", "bf": "0"})
+    write_video(silent, pictures, times_s=times_s, options=EACH_ALONE)
     return with_sound(silent, path, "pcm_s16le", 4)
 
 
@@ -55,7 +56,7 @@ def with_gaps(path: Path, pictures: list[np.ndarray], *gaps: tuple[int, float]) 
         time_s += Fraction(waits_s.get(index, 0))
         times_s.append(time_s)
         time_s += Fraction(1, FPS)
-    return write_video(path, pictures, times_s=times_s)
+    return write_video(path, pictures, times_s=times_s, options=EACH_ALONE)
 
 
 PARAMS = CropParams()

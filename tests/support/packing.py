@@ -10,7 +10,7 @@ from shards.store import FolderStore
 from stages.crop import crop
 from stages.pack import PackSummary, pack
 from stages.settings import CorpusParams, CropParams
-from tests.support.crop_runs import clip_row, write_clips
+from tests.support.crop_runs import clip_row, forked_workers, write_clips
 from tests.support.videos import write_face, write_mouth
 
 PARAMS = CropParams()
@@ -69,7 +69,8 @@ def make(folder: Path, num_mouths: int) -> Packing:
     rows.append(clip_row(LONG_ID, "0.mp4", split="test", media_kind="mouth"))
     rows.append(clip_row("lost", "nowhere.mp4", split="empty_split"))
     write_clips(packing.tables[0], rows)
-    packing.crop()
+    with forked_workers():
+        packing.crop()
     return packing
 
 

@@ -1,6 +1,7 @@
 """A lip reader without a network, whose text depends only on the clip, and parameters for reading with it."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -16,9 +17,14 @@ from stages.settings import InferenceParams
 PARAMS_YAML = Path(__file__).parents[2] / "params.yaml"
 
 
+@cache
+def default_params() -> Params:
+    return load_params(PARAMS_YAML)
+
+
 def params_with(**inference: float) -> Params:
     """Returns the parameters of params.yaml with changes of `inference`."""
-    params = load_params(PARAMS_YAML)
+    params = default_params()
     changed = InferenceParams.model_validate(params.inference.model_dump() | inference)
     return params.model_copy(update={"inference": changed})
 

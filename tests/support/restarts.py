@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,6 @@ from tests.support.forked import Forked
 from tests.support.videos import write_face, write_mouth
 
 ROOT = Path(__file__).parents[2]
-
-PIPELINE = str(Path(sysconfig.get_path("scripts")) / "pipeline")
 
 NUM_FACES, NUM_MOUTHS = 2, 14
 

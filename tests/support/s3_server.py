@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import boto3
 import pytest
+from botocore.loaders import JSONFileLoader, Loader, create_loader
 from moto.server import ThreadedMotoServer
 
 from tests.support.quiet_handler import QuietHandler
@@ -116,6 +119,29 @@ class FaultyProxy:
         return Handler
 
 
+_load_file, _list_services = JSONFileLoader._load_file, Loader.list_available_services
+
+
+@cache
+def _description(path: str, open_method: Callable[..., Any]) -> Any:
+    return _load_file(JSONFileLoader(), path, open_method)
+
+
+@cache
+def _services(type_name: str) -> list[str]:
+    return list(_list_services(create_loader(), type_name))
+
+
+@contextmanager
+def _descriptions_read_once() -> Iterator[None]:
+    """Lets botocore read its descriptions of S3 once, not again for each client: most of a client's time."""
+    with (
+        patch.object(JSONFileLoader, "_load_file", lambda _, *arguments: _description(*arguments)),
+        patch.object(Loader, "list_available_services", lambda _, type_name: _services(type_name)),
+    ):
+        yield
+
+
 @contextmanager
 def s3_server() -> Iterator[tuple[str, int]]:
     """Starts an S3 server with the empty `BUCKET`; yields host and port."""
@@ -125,7 +151,8 @@ def s3_server() -> Iterator[tuple[str, int]]:
         host_and_port = server.get_host_and_port()
         client = s3_client(host_and_port)
         client.create_bucket(Bucket=BUCKET)
-        yield host_and_port
+        with _descriptions_read_once():
+            yield host_and_port
         # moto keeps its objects until the process ends
         for entry in client.list_objects_v2(Bucket=BUCKET).get("Contents", ()):
             client.delete_object(Bucket=BUCKET, Key=entry["Key"])

@@ -39,7 +39,13 @@ def gray_HW(frame: SourceFrame) -> np.ndarray:
 
 
 def pictures(media: Media, params: CropParams = PARAMS) -> list[tuple[int, float, bytes]]:
-    return [(frame.index, frame.time_s, gray_HW(frame).tobytes()) for frame in decode(media, params)]
+    """Returns index, time and pixels of each picture: all planes, or gray for odd sizes, which PyAV gives only so."""
+    found = []
+    for frame in decode(media, params):
+        is_even = frame.picture.width % 2 == frame.picture.height % 2 == 0
+        pixels = frame.picture.to_ndarray() if is_even else gray_HW(frame)
+        found.append((frame.index, frame.time_s, pixels.tobytes()))
+    return found
 
 
 def rejection(act: Callable[[], object]) -> ClipRejected:

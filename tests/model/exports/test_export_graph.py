@@ -226,22 +226,29 @@ def test_a_frozen_size_is_an_error() -> None:
     assert isinstance(caught.value.__cause__, torch.jit.TracerWarning)
 
 
-@pytest.mark.realdata
-@pytest.mark.parametrize("name", MODELS)
-def test_real_clips_are_read_the_same_as_by_torch(realdata: Path, tmp_path: Path, name: str) -> None:
-    from model.exports.onnx_reader import OnnxReader
+@pytest.fixture(scope="module")
+def real_clips(realdata: Path) -> list[np.ndarray]:
     from shards.schema import MediaKind
     from stages.mouths.cropping import crop_video
     from stages.settings import CropParams
+
+    videos = [sorted((realdata / "grid").rglob(f"*.{kind}"))[:2] for kind in ("mpg", "mp4")]
+    assert all(videos)
+    return [crop_video(path, MediaKind.FACE, CropParams()).clip_THW for paths in videos for path in paths]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", MODELS)
+def test_real_clips_are_read_the_same_as_by_torch(
+    real_clips: list[np.ndarray], tmp_path: Path, name: str
+) -> None:
+    from model.exports.onnx_reader import OnnxReader
 
     reader = random_reader(MODELS[name])
     graph = ExportedNetwork(reader.network, reader.model, reader.crop_px)
     exported = OnnxReader.of_bytes(onnx_bytes(graph, config_of(reader)), tmp_path / "model.onnx")
     texts = set()
-    videos = [sorted((realdata / "grid").rglob(f"*.{kind}"))[:2] for kind in ("mpg", "mp4")]
-    assert all(videos)
-    for path in (path for paths in videos for path in paths):
-        clip_THW = crop_video(path, MediaKind.FACE, CropParams()).clip_THW
+    for clip_THW in real_clips:
         for decoder in ("ctc", "syllables"):
             params = DecodeParams(decoder=decoder)
             ours, theirs = reader.read_clip(clip_THW, params), exported.read_clip(clip_THW, params)

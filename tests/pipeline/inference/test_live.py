@@ -32,10 +32,13 @@ from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.video import decode
 from tests.support.readers import CountingReader
-from tests.support.videos import face_pictures, placed, write_face, write_mirrored, write_video
+from tests.support.videos import EACH_ALONE, face_pictures, placed, write_face, write_mirrored, write_video
 
 ROOT = Path(__file__).parents[3]
 FPS = 25
+
+
+pytestmark = pytest.mark.usefixtures("networks_once")
 
 
 @pytest.fixture
@@ -195,7 +198,11 @@ def test_the_exit_code_shows_whether_anything_was_read(
     tmp_path: Path, reader: CountingReader, monkeypatch: pytest.MonkeyPatch, is_seen: bool, code: int | None
 ) -> None:
     pictures = list(face_pictures([placed()] * 40, speaking=True))
-    video = write_video(tmp_path / "a.mp4", [one if is_seen else np.full_like(one, 90) for one in pictures])
+    video = write_video(
+        tmp_path / "a.mp4",
+        [one if is_seen else np.full_like(one, 90) for one in pictures],
+        options=EACH_ALONE,
+    )
     monkeypatch.chdir(ROOT)
     # a window ends within the file
     command = [
@@ -230,7 +237,7 @@ def hidden_face(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MouthCl
     """A moving face that is hidden for 0.32 s, less than crop.max_gap_s, and its clip."""
     pictures = face_pictures([placed(shift=(i / 2, i / 5)) for i in range(60)], speaking=True)
     pictures = [np.zeros_like(one) if 24 <= i < 32 else one for i, one in enumerate(pictures)]
-    video = write_video(tmp_path_factory.mktemp("hidden") / "a.mp4", pictures)
+    video = write_video(tmp_path_factory.mktemp("hidden") / "a.mp4", pictures, options=EACH_ALONE)
     return video, crop_video(video, MediaKind.FACE, load_params(ROOT / "params.yaml").crop)
 
 
@@ -274,7 +281,7 @@ def test_a_gap_says_why(
     as_json: bool,
 ) -> None:
     (face,) = face_pictures([placed()])
-    video = write_video(tmp_path / "a.mp4", [np.full_like(face, 90)] * 65)
+    video = write_video(tmp_path / "a.mp4", [np.full_like(face, 90)] * 65, options=EACH_ALONE)
     summary = run_live(video, Path("model.pt"), params, 0, as_json)
     assert (len(summary.settled), summary.num_gaps) == (0, 1)
     printed = capsys.readouterr()
@@ -294,7 +301,7 @@ def test_the_stored_times_do_not_grow_while_no_face_is_visible(
 ) -> None:
     """A face at the end makes the reader look up the stored times, whose number the test records."""
     faces = list(face_pictures([placed()] * 40, speaking=True))
-    video = write_video(tmp_path / "a.mp4", [np.full_like(faces[0], 90)] * 75 + faces)
+    video = write_video(tmp_path / "a.mp4", [np.full_like(faces[0], 90)] * 75 + faces, options=EACH_ALONE)
     held: list[int] = []
     before = live._captured_before
 

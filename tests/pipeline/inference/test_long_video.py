@@ -27,7 +27,17 @@ from stages.videos.picture import SourceFrame
 from stages.videos.video import decode, read_header
 from tests.support.faces import face_points
 from tests.support.readers import CountingReader, params_with
-from tests.support.videos import face_pictures, placed, write_audio, write_face, write_mouth, write_video
+from tests.support.videos import (
+    EACH_ALONE,
+    face_pictures,
+    placed,
+    write_audio,
+    write_face,
+    write_mouth,
+    write_video,
+)
+
+pytestmark = pytest.mark.usefixtures("networks_once")
 
 FPS = 25
 
@@ -36,9 +46,8 @@ def face_and_blank(path: Path, *stretches: tuple[bool, int]) -> Path:
     """Writes the photograph's face, speaking, or a blank picture, for the given numbers of frames."""
     shown = [shows for shows, num in stretches for _ in range(num)]
     faces = face_pictures([placed()] * len(shown), speaking=True)
-    return write_video(
-        path, [face if shows else np.full_like(face, 90) for face, shows in zip(faces, shown, strict=True)]
-    )
+    pictures = [face if shows else np.full_like(face, 90) for face, shows in zip(faces, shown, strict=True)]
+    return write_video(path, pictures, options=EACH_ALONE)
 
 
 class Watching:
@@ -335,11 +344,13 @@ def test_at_a_hard_cut_a_video_is_read_as_two_pieces(
 ) -> None:
     """Each piece shows its own person, and together they have every frame."""
     (one, other), params, watching = two_people, params_with(), Watching()
-    video = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75])
+    video = write_video(tmp_path / "a.mp4", one[:cut] + other[cut:75], options=EACH_ALONE)
     reading = read_video(video, CountingReader(), params, on_mouth=watching)
     pieces = [(piece.start_s, piece.end_s) for piece, _ in watching.seen]
     assert pieces == [(0.0, pytest.approx(cut / FPS)), (pytest.approx(cut / FPS), pytest.approx(3.0))]
     assert [len(mouth.clip_THW) for _, mouth in watching.seen] == [cut, 75 - cut]
     assert all(segment.reason is None for segment in reading.segments)
-    alone = crop_video(write_video(tmp_path / "b.mp4", one[:cut]), MediaKind.FACE, params.crop)
+    alone = crop_video(
+        write_video(tmp_path / "b.mp4", one[:cut], options=EACH_ALONE), MediaKind.FACE, params.crop
+    )
     assert np.abs(watching.seen[0][1].clip_THW.astype(int) - alone.clip_THW).mean() < 3

@@ -34,7 +34,9 @@ from stages.videos.video import read_header
 from tests.support.faces import face_points
 from tests.support.odd_videos import FPS, with_early_sound, with_gaps
 from tests.support.readers import CountingReader, params_with
-from tests.support.videos import face_pictures, placed, write_mouth, write_video
+from tests.support.videos import EACH_ALONE, face_pictures, placed, write_mouth, write_video
+
+pytestmark = pytest.mark.usefixtures("networks_once")
 
 TICK_S = 0.2
 TRUNCATED = "truncated: "
@@ -196,7 +198,7 @@ def test_a_cue_ends_with_the_file(tmp_path: Path) -> None:
     """The times of uneven pictures do not say how long the last one is shown."""
     times_s = [0.0, *np.cumsum(np.tile([0.02, 0.06, 0.05], 12)).tolist()]
     pictures = face_pictures([placed()] * len(times_s), speaking=True)
-    video = write_video(tmp_path / "a.mp4", pictures, rate=60, times_s=times_s)
+    video = write_video(tmp_path / "a.mp4", pictures, rate=60, times_s=times_s, options=EACH_ALONE)
     (segment,) = read_video(video, CountingReader(), params_with()).segments
     with av.open(str(video)) as container:
         assert container.duration is not None
@@ -237,7 +239,7 @@ def faces(*stretches: tuple[str, int]) -> list[np.ndarray]:
 
 
 def test_a_rest_gives_no_caption(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "a.mp4", faces(("rests", 60), ("speaks", 30)))
+    video = write_video(tmp_path / "a.mp4", faces(("rests", 60), ("speaks", 30)), options=EACH_ALONE)
     reading = read_video(video, CountingReader(), params_with(longest_s=3))
     (segment,) = reading.segments
     # cut in the middle of the rest before the sentence
@@ -248,18 +250,22 @@ def test_a_rest_gives_no_caption(tmp_path: Path) -> None:
 def test_a_rest_before_the_face_leaves_gives_no_caption(
     tmp_path: Path, as_if_live: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
-    video = write_video(tmp_path / "a.mp4", faces(("rests", 20), ("away", 40), ("speaks", 30)))
+    video = write_video(
+        tmp_path / "a.mp4", faces(("rests", 20), ("away", 40), ("speaks", 30)), options=EACH_ALONE
+    )
     gap, read = read_video(video, CountingReader(), params_with()).segments
     assert gap.reason is not None and gap.reason.startswith("no_face") and read.reason is None
     # in live reading a pause ends the sentence, and the remainder of the pause is a separate piece
-    video = write_video(tmp_path / "b.mp4", faces(("speaks", 40), ("rests", 30), ("away", 40)))
+    video = write_video(
+        tmp_path / "b.mp4", faces(("speaks", 40), ("rests", 30), ("away", 40)), options=EACH_ALONE
+    )
     read_live, *gaps = as_if_live(video)
     assert read_live["reason"] is None and read_live["end_s"] < 2.4
     assert gaps and all(gap["reason"].startswith("no_face") for gap in gaps)
 
 
 def test_a_video_in_which_nobody_speaks_says_so(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "a.mp4", faces(("rests", 60)))
+    video = write_video(tmp_path / "a.mp4", faces(("rests", 60)), options=EACH_ALONE)
     reading = read_video(video, CountingReader(), params_with())
     assert (reading.text, reading.segments, reading.confidence) == ("", (), None)
     assert reading.reason == "at_rest: the mouth does not move"

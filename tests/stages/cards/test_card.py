@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from shards.codec import decode_clip
 from stages.cards.card import CARD, METADATA, card_files
 from stages.cards.pack_facts import PackFacts, SplitFacts, facts_of
+from tests.support import forked
 from tests.support.packing import Packing, make
 
 CODECS = ("raw", "jpeg", "h264", "ffv1")
@@ -139,7 +138,7 @@ def programs(card: Path) -> list[str]:
 RUN = """
 import json, os, sys
 import numpy
-for folder, program, kept in json.load(sys.stdin):
+for folder, program, kept in json.loads(sys.argv[1]):
     os.chdir(folder)
     os.mkdir(kept)
     print(folder)
@@ -155,15 +154,8 @@ def test_the_programs_of_the_card_read_the_pack(packing: Packing, number: int, t
     work = [
         (str(path), programs(path / CARD)[number], str(tmp_path / codec)) for codec, path in folders.items()
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(work),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | OFFLINE | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""},
-        check=False,
-    )
+    environment = os.environ | OFFLINE | {"HF_HOME": str(tmp_path / "home")}
+    done = forked.python(RUN, json.dumps(work), folder=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     expected = []
     for codec, folder in folders.items():

@@ -286,7 +286,7 @@ ODD: dict[str, Callable[[Arrays], None]] = {
 
 
 def test_odd_entries_of_a_shared_cache_are_named_and_made_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, forked_workers: None
 ) -> None:
     """The ledger and the shards are those of a run without them, and the share is healed."""
     run = Run(tmp_path)

@@ -18,6 +18,8 @@ from stages.videos.picture import SourceFrame
 from stages.videos.video import decode
 from tests.support.videos import photograph, write_video
 
+pytestmark = pytest.mark.usefixtures("networks_once")
+
 MOUTH_CORNERS = [61, 291]
 SMALLEST_PX = 16.0
 NINE_PLACES = [(x, y) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0)]

@@ -24,6 +24,8 @@ from stages.videos.media import Media
 from stages.videos.video import decode
 from tests.support.videos import face_pictures, photograph, placed, write_video
 
+pytestmark = pytest.mark.usefixtures("networks_once")
+
 # these tests only concern the track: every clip with a face is good enough
 LENIENT = CropParams(min_detection_rate=0.1, max_gap_s=60, min_mouth_width_px=1, max_jitter_px=100)
 ORACLE = LENIENT.model_copy(update={"tolerance_px": 0.0})

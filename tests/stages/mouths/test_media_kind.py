@@ -25,7 +25,11 @@ from tests.support.videos import (
     write_video,
 )
 
+pytestmark = pytest.mark.usefixtures("networks_once")
+
 PARAMS = CropParams()
+EVERY = 15
+"""Five pictures of three seconds: as many as are examined, at the same times as in the whole clip."""
 SIZES = [(96, 96), (88, 88), (112, 112), (100, 50), (140, 46), (128, 128), (160, 120), (256, 256)]
 MOUTHS = [
     (96, 96, 0.45), (88, 88, 0.5), (112, 112, 0.45), (128, 128, 0.6), (256, 256, 0.45), (160, 80, 0.45),
@@ -113,12 +117,11 @@ def test_real_mouth_crops_and_real_faces(realdata: Path, tmp_path: Path) -> None
     s1 = random.Random(0).sample(sorted((realdata / "grid/video/s1").glob("*.mp4")), 6)
     wrong = []
     for path in [*s1, *sorted((realdata / "grid/video/s26").glob("*.mpg"))[:3]]:
-        mouths = [
-            cv2.cvtColor(one, cv2.COLOR_GRAY2BGR) for one in crop_video(path, MediaKind.FACE, PARAMS).clip_THW
-        ]
+        crops_THW = crop_video(path, MediaKind.FACE, PARAMS).clip_THW[::EVERY]
+        mouths = [cv2.cvtColor(one, cv2.COLOR_GRAY2BGR) for one in crops_THW]
         lips = resized([one[32:64, 16:80] for one in mouths], (100, 50))
         # the middle of 288 rows: a square
-        faces = [one[:, 36:324] for one in pictures_of(path)]
+        faces = [one[:, 36:324] for one in pictures_of(path, 75)[::EVERY]]
         for name, pictures, expected in (
             ("crop", mouths, MediaKind.MOUTH),
             ("large", resized(mouths, (256, 256)), MediaKind.MOUTH),
@@ -135,7 +138,7 @@ def test_real_mouth_crops_and_real_faces(realdata: Path, tmp_path: Path) -> None
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["nasa_13013_rotated.mp4", "h265_video.mp4", "no_face.mp4"])
 def test_real_scenes_without_a_face(realdata: Path, tmp_path: Path, name: str) -> None:
-    pictures = pictures_of(realdata / "hard" / name)
+    pictures = pictures_of(realdata / "hard" / name)[::4]
     for size in SIZES:
         assert kind_of(write_video(tmp_path / "a.mp4", resized(pictures, size))) is MediaKind.FACE, size
 

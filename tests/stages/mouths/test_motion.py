@@ -14,6 +14,8 @@ from stages.settings import CropParams
 from tests.support.pictures import pictures_of, rejected
 from tests.support.videos import face_pictures, mouth_pictures, placed, write_video
 
+pytestmark = pytest.mark.usefixtures("networks_once")
+
 PARAMS = CropParams()
 LIMIT = 0.1
 """The limit that params.yaml suggests."""
@@ -140,8 +142,7 @@ def test_real_speakers_are_above_the_limit_and_still_mouths_below(
     ]
     for path in paths:
         pictures = pictures_of(path, 75)
-        video = write_video(
-            tmp_path / "a.mp4", pictures if change is None else change(pictures), options={"crf": "35"}
-        )
+        shown = pictures if change is None else change(pictures)
+        video = write_video(tmp_path / "a.mp4", shown, options={"crf": "35"})
         motion = crop_video(video, MediaKind.FACE, PARAMS).figures.mouth_motion
         assert motion is not None and (motion > LIMIT) is (change is None), path.name

@@ -14,6 +14,8 @@ from tests.support.faces import landmarks_of, synthetic_face
 from tests.support.pictures import PARAMS, rejected
 from tests.support.videos import photograph, write_audio, write_face, write_video
 
+pytestmark = pytest.mark.usefixtures("networks_once")
+
 
 def crop(path: Path) -> MouthClip:
     return crop_video(path, MediaKind.FACE, PARAMS)

@@ -17,6 +17,8 @@ from stages.settings import CropParams
 from tests.support.faces import landmarks_of
 from tests.support.videos import write_video
 
+pytestmark = pytest.mark.usefixtures("networks_once")
+
 PARAMS = CropParams()
 NUM_FRAMES = 50
 SPEECH_PX = 6 + 5 * np.sin(np.arange(NUM_FRAMES))
