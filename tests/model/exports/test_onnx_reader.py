@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, reader: LipReader) -> Pat
 def clip_of(number: int) -> np.ndarray:
     """Returns a toy clip with noise that grows with `number`, so that texts differ."""
     clip_THW = toy_clip("一二", number)[: 12 + number]
-    noise_THW = np.random.default_rng(number).integers(0, 60 * number + 1, clip_THW.shape)
+    noise_THW = np.random.default_rng(number).integers(0, 200 * number + 1, clip_THW.shape)
     return np.minimum(clip_THW + noise_THW, 255).astype(np.uint8)
 
 

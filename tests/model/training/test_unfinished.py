@@ -12,6 +12,7 @@ from model.training.training_data import TrainingJob
 from pipeline.params import check, load_params, params_text, read_mapping
 from pipeline.training_job import job_of
 from shards.errors import Interrupted
+from shards.packs import Packs
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clip, toy_clips
 from tests.support.resuming import Position, stopped_in, stopping_at
@@ -52,8 +53,7 @@ def job_of_command(params: Path, packed: Packed, arguments: list[str]) -> Traini
     """Returns the job of `pipeline train --params FILE [--resume FILE [--accept-new-plan]]`."""
     return replace(
         job_of(load_params(params)),
-        samples=packed.samples,
-        shards=packed.store,
+        packs=Packs.single(packed.samples, packed.store),
         resume=Path(arguments[arguments.index("--resume") + 1]) if "--resume" in arguments else None,
         accept_new_plan="--accept-new-plan" in arguments,
     )
