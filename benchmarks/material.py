@@ -39,7 +39,7 @@ def upscaled(
     for number, source in enumerate(sources):
         path = folder / f"{number:04d}_{source.stem}.mp4"
         if not path.exists():
-            pictures = (_fitted(picture, width, height, share) for picture in _pictures(source))
+            pictures = (_fitted(picture, width, height, share) for picture in pictures_of(source))
             encode_h264(path, pictures, width, height, preset)
         made.append(path)
     return made
@@ -48,14 +48,14 @@ def upscaled(
 def lengthened(source: Path, path: Path, width: int, height: int, minutes: float) -> Path:
     """Writes a video, alternately forward and backward, until it lasts `minutes` at 25 fps, at width x height."""
     if not path.exists():
-        once = [_fitted(picture, width, height) for picture in _pictures(source)]
+        once = [_fitted(picture, width, height) for picture in pictures_of(source)]
         cycle = once + once[-2:0:-1]
         count = round(minutes * 60 * 25)
         encode_h264(path, (cycle[i % len(cycle)] for i in range(count)), width, height, "veryfast")
     return path
 
 
-def _pictures(path: Path) -> Iterator[av.VideoFrame]:
+def pictures_of(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(str(path)) as container:
         yield from container.decode(select_video_stream(container, path.name))
 

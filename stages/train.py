@@ -36,6 +36,7 @@ from model.training.validation import ValidationResult, validate
 from shards.elastic_plan import ElasticPlan, Window
 from shards.errors import Interrupted, TrainingError
 from shards.stream import ClipBatch, ShardStream
+from stages.corpora.pack_overlap import compared_packs, find_overlap
 
 SAVE_EVERY_S = 60.0
 SKIPPED_IN_A_ROW = 3
@@ -103,6 +104,9 @@ class _Trainer:
             run.start(job.config_text, self.data.vocabulary.characters.to_json())
             if not finished_before:
                 log_start(job, self.data, self.state, run, self.precision, resumed_from)
+                if job.packs.is_blend and not resumed_from:
+                    for warning in find_overlap(compared_packs(job.packs), job.machine).warnings():
+                        logger.warning("train.data: %s", warning)
             record_command(run, job, self.data, is_finished=finished_before)
         with self._metric_logging():
             if finished_before:

@@ -1,4 +1,4 @@
-"""The commands that inspect data and machine: stats, qc, query, verify, doctor.
+"""The commands that inspect data and machine: stats, qc, overlap, query, verify, doctor.
 
 Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
@@ -128,6 +128,40 @@ def _write_qc_page(values: "Params", of_these_clips: bool) -> None:
         _qc(values, page)
     else:
         page.unlink(missing_ok=True)
+
+
+@app.command(rich_help_panel=DATA)
+def overlap(
+    packs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="packs to compare: NAME=FOLDER, with samples.parquet and shards in FOLDER, or "
+            "NAME=SAMPLES,SHARDS, where SHARDS may be a URL; default: the packs of --params",
+            metavar="[PACK]...",
+        ),
+    ] = None,
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    json_: Json = False,
+) -> None:
+    """Find videos and names of speakers that several packs share, and videos that are twice in one pack.
+
+    Also finds re-encoded copies. Exit code 1 if a video is in training and in another split.
+
+    Example: pipeline overlap lips=lips/data cmlr=cmlr/samples.parquet,s3://bucket/cmlr
+    """
+    from pipeline.console import stdout
+    from pipeline.tables.overlap import packs_of, print_overlap
+    from stages.corpora.pack_overlap import find_overlap
+
+    values = load(params, assignments)
+    found = find_overlap(packs_of(packs or (), values), values.machine, shown)
+    if json_:
+        print_json(found.as_dict())
+    else:
+        print_overlap(found, stdout)
+    if found.num_leaks:
+        raise SystemExit(1)
 
 
 @app.command(rich_help_panel=TOOLS)

@@ -101,15 +101,17 @@ def split_rank(split: str) -> tuple[int, str]:
     return usual, split
 
 
-def with_one_spelling(transcripts: Sequence[Transcript]) -> list[Transcript]:
-    """Gives each speaker one name: S1, s1 and Ｓ1 are one person, named by the first in code point order.
+def one_spelling(speaker: str) -> str:
+    """Returns the same text for S1, s1 and Ｓ1: names are compared as labels are, except that punctuation counts."""
+    return normalise(speaker, _NAMES)
 
-    Names are compared as labels are, except that punctuation counts. Warns where it merges several names.
-    """
+
+def with_one_spelling(transcripts: Sequence[Transcript]) -> list[Transcript]:
+    """Gives each speaker one name, the first in code point order; warns where it merges several names."""
     spellings: dict[str, set[str]] = defaultdict(set)
     for one in transcripts:
         if one.speaker:
-            spellings[normalise(one.speaker, _NAMES)].add(one.speaker)
+            spellings[one_spelling(one.speaker)].add(one.speaker)
     name_of = {name: min(names) for names in spellings.values() for name in names}
     if several := sorted(sorted(names) for names in spellings.values() if len(names) > 1):
         some = "; ".join(" = ".join(names) for names in several[:NAMES_SHOWN])

@@ -21,7 +21,7 @@ from shards.settings import LoaderParams
 from shards.stream import ShardStream
 from stages import train as train_module
 from stages.train import train
-from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.packed import Packed, pack_clips, toy_clip, toy_clips
 from tests.support.trainings import assert_same_weights, job_in, read_test_clips
 
 
@@ -46,6 +46,7 @@ def test_packs_are_trained_and_validated_together_and_apart(
         train(job)
     assert "An epoch visits 12 clips of pack a (50.0 %), which has 12" in caplog.text
     assert "An epoch visits 12 clips of pack b (50.0 %), which has 6" in caplog.text
+    assert "in another split" not in caplog.text
     with (job.logs / "curves.csv").open(newline="") as file:
         curves = list(csv.DictReader(file))
     reader = LipReader.from_checkpoint(job.checkpoints / "checkpoint_epoch_1.pt", torch.device("cpu"))
@@ -59,6 +60,19 @@ def test_packs_are_trained_and_validated_together_and_apart(
 
 class Killed(Exception):
     """Stops a training where no checkpoint is saved."""
+
+
+def test_a_training_warns_of_a_video_that_one_pack_trains_on_and_another_validates(
+    tmp_path: Path, two: tuple[Packed, Packed], caplog: pytest.LogCaptureFixture
+) -> None:
+    (_, _, clip_THW, label), *_ = toy_clips(12, 3)
+    others = [(f"other_{seed}", "train", toy_clip("一二三", seed), "一二三") for seed in (101, 102, 103)]
+    copied = pack_clips(tmp_path / "copied", [*others, ("again", "valid", clip_THW, label)])
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        train(blend_job(tmp_path, (two[0], copied), num_epochs=1))
+    (line,) = [line for line in caplog.messages if "in another split" in line]
+    assert line.startswith("train.data: 1 videos are in training and in another split")
+    assert "a/train_000 (train)" in line and "b/again (valid)" in line and "`pipeline overlap`" in line
 
 
 def test_an_interrupted_blend_resumes_bit_identically(
