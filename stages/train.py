@@ -39,6 +39,8 @@ from shards.stream import ClipBatch, ShardStream
 from stages.corpora.pack_overlap import compared_packs, find_overlap
 
 SAVE_EVERY_S = 60.0
+MAX_COMPARED_CLIPS = 50_000
+"""Training clips of several packs that are searched for copies: some minutes on two cores; time grows as the square."""
 SKIPPED_IN_A_ROW = 3
 """This number of consecutive skipped steps ends a training."""
 
@@ -105,8 +107,7 @@ class _Trainer:
             if not finished_before:
                 log_start(job, self.data, self.state, run, self.precision, resumed_from)
                 if job.packs.is_blend and not resumed_from:
-                    for warning in find_overlap(compared_packs(job.packs), job.machine).warnings():
-                        logger.warning("train.data: %s", warning)
+                    self._warn_of_overlap()
             record_command(run, job, self.data, is_finished=finished_before)
         with self._metric_logging():
             if finished_before:
@@ -127,6 +128,19 @@ class _Trainer:
             seconds=progress.total_s,
             already_done=finished_before,
         )
+
+    def _warn_of_overlap(self) -> None:
+        """Logs the videos and names of speakers that several packs share, unless there are very many clips."""
+        num_clips = self.data.samples.num_rows
+        if num_clips > MAX_COMPARED_CLIPS:
+            logger.warning(
+                "train.data: %d clips are not searched for copies, which would take long; run `pipeline overlap` once",
+                num_clips,
+            )
+            return
+        logger.info("searching the packs for copies of videos (once; %d training clips)", num_clips)
+        for warning in find_overlap(compared_packs(self.job.packs), self.job.machine).warnings():
+            logger.warning("train.data: %s", warning)
 
     def _train_epochs(self) -> None:
         job, progress = self.job, self.progress

@@ -75,6 +75,18 @@ def test_a_training_warns_of_a_video_that_one_pack_trains_on_and_another_validat
     assert "a/train_000 (train)" in line and "b/again (valid)" in line and "`pipeline overlap`" in line
 
 
+def test_very_many_clips_are_not_compared_and_that_is_logged(
+    tmp_path: Path,
+    two: tuple[Packed, Packed],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train_module, "MAX_COMPARED_CLIPS", 17)
+    with caplog.at_level(logging.INFO, "pipeline.train"):
+        train(blend_job(tmp_path, two, num_epochs=1))
+    assert "18 clips are not searched for copies" in caplog.text and "`pipeline overlap`" in caplog.text
+
+
 def test_an_interrupted_blend_resumes_bit_identically(
     tmp_path: Path, two: tuple[Packed, Packed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
