@@ -18,14 +18,16 @@ _FIXED_ORDER = 1 << 40
 
 
 def packs_of(samples: pa.Table) -> tuple[list[str], np.ndarray]:
-    """Returns the names of the packs and the number of each row's pack; one pack if there is no column `corpus`."""
+    """Returns the packs that have rows, and the number of each row's pack; one pack if there is no column `corpus`."""
     if "corpus" not in samples.column_names:
         return [""], np.zeros(samples.num_rows, np.int32)
     corpus = samples["corpus"].unify_dictionaries()
     names: list[str] = corpus.chunk(0).dictionary.to_pylist() if corpus.num_chunks else []
-    return names, np.concatenate(
-        [chunk.indices.to_numpy() for chunk in corpus.chunks] or [np.zeros(0, np.int32)]
-    )
+    pack_N = np.concatenate([chunk.indices.to_numpy() for chunk in corpus.chunks] or [np.zeros(0, np.int32)])
+    used = np.flatnonzero(np.bincount(pack_N, minlength=len(names)))
+    number_of_pack = np.zeros(len(names), np.int32)
+    number_of_pack[used] = np.arange(len(used))
+    return [names[number] for number in used.tolist()], number_of_pack[pack_N]
 
 
 def shares_of(

@@ -1,5 +1,7 @@
 """Selects clips of a pack by a DuckDB condition over its tables (`train.where`)."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -32,15 +34,52 @@ def clips_where(condition: str, samples: Path, clips: Path | None, crops: Path |
             known |= set(names)
         joins = " ".join(f"LEFT JOIN {table} USING (clip_id)" for table in list(tables)[1:])
         # on lines of its own, so that a comment in the condition ends there
-        query = (
-            f"SELECT clip_id FROM (SELECT {', '.join(columns)} FROM samples {joins}) WHERE (\n{condition}\n)"
-        )
+        query = f"SELECT clip_id, (\n{condition}\n) AS is_kept FROM (SELECT {', '.join(columns)} FROM samples {joins})"
+        _refuse_changing(connection, condition)
+        _refuse_other_clips(connection, tables)
         try:
             if len(connection.extract_statements(query)) > 1:
                 raise ConfigError(f"train.where must be one condition (got {condition!r})")
-            return connection.sql(query).to_arrow_table()["clip_id"].combine_chunks()
+            answer = connection.sql(query)
+            if str(answer.types[1]) != "BOOLEAN":
+                raise ConfigError(
+                    f"train.where must be true or false for each clip, but {condition!r} is {answer.types[1]}; "
+                    "example: mouth_width_px > 40"
+                )
+            return answer.filter("is_kept").to_arrow_table()["clip_id"].combine_chunks()
         except duckdb.Error as error:
+            lacking = [name for name in ("crops", "clips") if name not in tables]
+            hint = f"the pack names no {' and no '.join(lacking)} (train.data); " if lacking else ""
             raise ConfigError(
-                f"train.where is not a condition that DuckDB accepts ({one_line(str(error))}); example: "
-                "mouth_width_px > 40 and sharpness > 30"
+                f"train.where is not a condition that DuckDB accepts ({one_line(' '.join(str(error).split()))}); {hint}"
+                "example: mouth_width_px > 40 and sharpness > 30"
             ) from error
+
+
+def _refuse_changing(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
+    """Raises ConfigError for a function such as random(): each process would train on other clips."""
+    rows = connection.sql(
+        "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+    ).fetchall()
+    changing = {str(name).lower() for (name,) in rows} | {"current_date", "current_time", "current_timestamp"}
+    if found := sorted(set(re.findall(r"[a-z_]\w*", condition.lower())) & changing):
+        raise ConfigError(
+            f"train.where: {found[0]} gives another answer each time; for a random part of the clips write "
+            "hash(clip_id) % 10 < 3"
+        )
+
+
+def _refuse_other_clips(
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, tuple[Path, str]]
+) -> None:
+    """Raises ConfigError if a table lacks packed clips: it is of another pack, or older."""
+    for table in list(tables)[1:]:
+        (num_lacking,) = connection.sql(
+            f"SELECT count(*) FROM samples ANTI JOIN {table} USING (clip_id)"
+        ).fetchall()[0]
+        if num_lacking:
+            path, command = tables[table]
+            raise ConfigError(
+                f"train.where: {path} lacks {num_lacking} clips of {tables['samples'][0]}; name the table of the same "
+                f"pack, or run `{command}` and pack again"
+            )

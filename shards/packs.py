@@ -5,7 +5,7 @@ are named `<pack>/<name>`, since two packs may use the same name. So all other c
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from shards import schema
 from shards.blend import refuse_unequal_weights
 from shards.enums import TEST_SPLIT, TRAIN_SPLIT, VALID_SPLIT
-from shards.errors import ConfigError, ShardError
+from shards.errors import ConfigError, ShardError, TableError
 from shards.files import fingerprint
 from shards.open_store import open_store
 from shards.plan import plan_identity
@@ -191,9 +191,9 @@ class Packs:
 
     def _pieces_of(self, pack: Pack, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         splits = pack.splits_for(split)
-        if not splits or (
-            self.is_blend and split != TRAIN_SPLIT and not splits_of(pack.samples) & set(splits)
-        ):
+        # a pack need not have valid and test, but a split that train.data names must exist
+        is_default = self.is_blend and split != TRAIN_SPLIT and splits == (split,)
+        if not splits or (is_default and split not in splits_of(pack.samples)):
             return
         if split != TRAIN_SPLIT or not self.where:
             yield from _rows_of(pack, splits, columns)
@@ -206,14 +206,16 @@ class Packs:
                 yield piece
         if not num_kept:
             raise ConfigError(
-                f"train.where leaves no clip of {pack.samples}: {self.where}; change the condition"
+                f"train.where leaves no clip of {pack.name or pack.samples}: {self.where}; change the condition, or "
+                "remove the pack from train.data"
             )
 
     def _chosen(self, pack: Pack) -> pa.Array:
         if pack.name not in self._chosen_clips:
             from shards.clip_condition import clips_where  # imports duckdb
 
-            self._chosen_clips[pack.name] = clips_where(self.where, pack.samples, pack.clips, pack.crops)
+            with _named_errors(pack):
+                self._chosen_clips[pack.name] = clips_where(self.where, pack.samples, pack.clips, pack.crops)
         return self._chosen_clips[pack.name]
 
     @cached_property
@@ -239,8 +241,20 @@ def _used_as(piece: pa.RecordBatch, split: str) -> pa.RecordBatch:
 
 
 def _rows_of(pack: Pack, splits: Sequence[str], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for split in splits:
-        yield from sample_pieces(pack.samples, split, columns)
+    with _named_errors(pack):
+        for split in splits:
+            yield from sample_pieces(pack.samples, split, columns)
+
+
+@contextmanager
+def _named_errors(pack: Pack) -> Iterator[None]:
+    """Names the pack in an error about its tables."""
+    try:
+        yield
+    except (ConfigError, TableError) as error:
+        if not pack.name:
+            raise
+        raise type(error)(f"train.data, pack {pack.name}: {error}") from error
 
 
 class BlendedStores(ShardStore):

@@ -3,7 +3,7 @@
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -107,6 +107,20 @@ class DataPack(Section):
     train: tuple[str, ...] = Field(("train",), description="splits of the pack to train on; empty: none")
     valid: tuple[str, ...] = Field(("valid",), description="splits to validate on")
     test: tuple[str, ...] = Field(("test",), description="splits to report")
+
+    @model_validator(mode="after")
+    def _splits_have_one_use(self) -> "DataPack":
+        named = [*self.train, *self.valid, *self.test]
+        if twice := sorted({split for split in named if named.count(split) > 1}):
+            raise ValueError(f"split {twice[0]} has two of the uses train, valid and test; name it once")
+        return self
+
+    @field_validator("samples", "clips", "crops")
+    @classmethod
+    def _is_local(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError(f"{path} must be a local file; only shards may be a URL")
+        return path
 
 
 class MachineParams(Section):

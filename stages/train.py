@@ -56,6 +56,11 @@ def train(job: TrainingJob) -> TrainingSummary:
         refuse_foreign_checkpoints(job.checkpoints)
         refuse_missing_trackers(job.machine.trackers)
         data = TrainingData(job, ranks)
+        if len(set(ranks.lines([data.plan_identity.hash]))) > 1:
+            raise TrainingError(
+                "the processes read different training clips; all machines need the same samples.parquet and the same "
+                "parameters"
+            )
         # all ranks train in the folder that the first one finds
         run = RunFolder(job.runs, ranks.lines([run_of(job, data).folder.name])[0])
         with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():

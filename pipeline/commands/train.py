@@ -191,4 +191,5 @@ def lm(
     if json_:
         print_json(figures)
     else:
-        say(summary_of(figures))
+        for line in summary_of(figures).splitlines():
+            say(line)

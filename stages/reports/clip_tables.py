@@ -29,7 +29,7 @@ class ClipTables:
     clip_totals: Mapping[str, int]
     """Usable clips by split."""
     rejected_by_corpus: Mapping[str, int | None]
-    """Rejected clips of the reported split by pack; None: its tables are not named."""
+    """Rejected clips of the reported split by pack; None: its tables are not named, or lack the clips."""
 
     @property
     def corpora(self) -> Mapping[str, int | None]:
@@ -43,7 +43,7 @@ class ClipTables:
             return []
         return [
             f"Rejected clips of {', '.join(unknown)} are not known, nor are gender, age and quality of their clips: "
-            "train.data does not name clips and crops of these packs."
+            "train.data does not name clips and crops of these packs, or they are of other clips."
         ]
 
 
@@ -58,6 +58,9 @@ def read_clip_tables(packs: Packs, split: str, clip_ids: Collection[str]) -> Cli
             rejected_by_corpus[pack.name] = None
             continue
         clips, crops = _tables(pack.clips, pack.crops)
+        if packs.is_blend and not _lists(packs, pack, split, clips, clip_ids):
+            rejected_by_corpus[pack.name] = None
+            continue
         own_ids = {clip_id for clip_id in _splits(clips) if packs.name_of(pack, clip_id) in clip_ids}
         of_pack = clip_facts(clips, crops, own_ids)
         facts |= {packs.name_of(pack, clip_id): found for clip_id, found in of_pack.items()}
@@ -79,11 +82,16 @@ def rejected_clips(packs: Packs, split: str, clip_ids: Collection[str]) -> dict[
         if pack.clips is None or pack.crops is None or not (pack.clips.exists() and pack.crops.exists()):
             continue
         clips, crops = _tables(pack.clips, pack.crops)
-        listed = {packs.name_of(pack, own): own_split for own, own_split in _splits(clips).items()}
-        of_pack = [name for name in clip_ids if not packs.is_blend or pack_of(name)[0] == pack.name]
-        if all(name in listed and split in pack.uses_of(listed[name]) for name in of_pack):
+        if _lists(packs, pack, split, clips, clip_ids):
             found[pack.name] = _num_rejected(pack, split, _rejections(clips, crops))
     return found
+
+
+def _lists(packs: Packs, pack: Pack, split: str, clips: pa.Table, clip_ids: Collection[str]) -> bool:
+    """Returns whether clips.parquet has the clips of this pack, in splits that are used as `split`."""
+    listed = {packs.name_of(pack, own): own_split for own, own_split in _splits(clips).items()}
+    of_pack = [name for name in clip_ids if not packs.is_blend or pack_of(name)[0] == pack.name]
+    return all(name in listed and split in pack.uses_of(listed[name]) for name in of_pack)
 
 
 def normaliser_of(packs: Packs) -> str | None:

@@ -78,6 +78,9 @@ def test_splits_may_have_other_names_or_be_joined(two: tuple[Packed, Packed]) ->
     assert packs.read("train")["clip_id"].to_pylist()[12:15] == ["b/test_000", "b/test_001", "b/train_000"]
     assert set(packs.read("valid")["corpus"].to_pylist()) == {"a"}
     assert packs.splits >= {"train", "valid", "test"}
+    misspelt = packs_of(two, b={"splits": {"valid": ("vaild",)}})
+    with pytest.raises(ConfigError, match=r"train\.data, pack b: .* no samples of split 'vaild'"):
+        misspelt.read("valid")
     with pytest.raises(ConfigError, match="none of the packs a, b has a split 'dev'"):
         packs.read("dev")
 
@@ -96,6 +99,19 @@ def test_params_name_the_packs(two: tuple[Packed, Packed]) -> None:
         _ = Packs.of(
             [entries[0], entries[1].model_copy(update={"weight": 0})], packs.packs[0], MachineParams()
         ).weights
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"valid": ("train",)}, "split train has two of the uses"),
+        ({"samples": "http://host/samples.parquet"}, "must be a local file; only shards may be a URL"),
+        ({"name": "a/b"}, "String should match pattern"),
+    ],
+)
+def test_wrong_entries_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataPack(**({"name": "a", "samples": "s.parquet", "shards": "shards"} | values))  # type: ignore[arg-type]
 
 
 def test_the_differences_of_two_blends_are_named(two: tuple[Packed, Packed], tmp_path: Path) -> None:
@@ -124,9 +140,12 @@ def test_the_differences_of_two_blends_are_named(two: tuple[Packed, Packed], tmp
 
 
 def with_crops(packed: Packed, folder: Path) -> Path:
-    """Writes a table like crops.parquet whose sharpness is the row number, unknown for the last clip."""
+    """Writes a table like crops.parquet whose sharpness is the row number; unknown for the last and other splits."""
     clip_ids = read_samples(packed.samples, "train")["clip_id"].to_pylist()
     values = [*map(float, range(len(clip_ids) - 1)), None]
+    for split in ("valid", "test"):
+        others = read_samples(packed.samples, split)["clip_id"].to_pylist()
+        clip_ids, values = clip_ids + others, values + [None] * len(others)
     path = folder / "crops.parquet"
     pq.write_table(
         pa.table({"clip_id": clip_ids[::-1], "sharpness": values[::-1], "num_frames": [1] * len(clip_ids)}),
@@ -165,11 +184,29 @@ def tmp_path_of(folder: Path, name: str) -> Path:
         ("1); SELECT ('x') AS clip_id; --", "train.where is not a condition|must be one condition"),
         ("num_frames > 0 and exists (from read_csv('/etc/passwd'))", "train.where is not a condition"),
         ("num_frames > 100000", "train.where leaves no clip of .*samples.parquet"),
+        ("random() < 0.3", r"random gives another answer each time; .* hash\(clip_id\) % 10 < 3"),
+        ("num_frames > 1 and current_date > '2020-01-01'", "current_date gives another answer each time"),
+        ("num_frames", "must be true or false for each clip, but 'num_frames' is INTEGER"),
+        ("mouth_width_px > 40", "the pack names no crops and no clips"),
     ],
 )
 def test_a_wrong_condition_is_refused(two: tuple[Packed, Packed], where: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Packs([Pack("", two[0].samples, two[0].store)], where).read("train")
+
+
+def test_a_random_part_of_the_clips_is_always_the_same(two: tuple[Packed, Packed]) -> None:
+    pack = Pack("", two[0].samples, two[0].store)
+    parts = [Packs([pack], "hash(clip_id) % 10 < 6").read("train")["clip_id"].to_pylist() for _ in range(2)]
+    assert parts[0] == parts[1] and 0 < len(parts[0]) < 12
+
+
+def test_a_table_of_another_pack_is_refused(two: tuple[Packed, Packed], tmp_path: Path) -> None:
+    of_b = with_crops(two[1], tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"pack a: train\.where: .*crops\.parquet lacks \d+ clips of .*samples"
+    ):
+        packs_of(two, "sharpness > 1", a={"crops": of_b}).read("train")
 
 
 def test_a_missing_table_of_the_condition_is_named(two: tuple[Packed, Packed], tmp_path: Path) -> None:

@@ -107,6 +107,21 @@ def test_an_interrupted_blend_resumes_bit_identically(
     assert_same_weights(whole.checkpoints / "best_model.pt", stopped.checkpoints / "best_model.pt")
 
 
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (2.0, 0.0), (2.0, 1.0)])
+def test_a_pack_may_be_only_validated(
+    tmp_path: Path, two: tuple[Packed, Packed], weights: tuple[float, float]
+) -> None:
+    job = blend_job(tmp_path, two, num_epochs=1)
+    first, second = (
+        replace(pack, weight=weight) for pack, weight in zip(job.packs.packs, weights, strict=True)
+    )
+    job = replace(job, packs=Packs([replace(second, splits={"train": ()}), first]))
+    train(job)
+    state = load_checkpoint(job.checkpoints / "best_model.pt")
+    assert state["progress"]["curves"][0].keys() >= {"val_cer_a", "val_cer_b"}
+    assert list(state["plan_identity"]["blend"]["packs"]) == ["a"]
+
+
 def test_a_changed_weight_is_named_when_resuming(tmp_path: Path, two: tuple[Packed, Packed]) -> None:
     job = blend_job(tmp_path, two, num_epochs=1)
     train(job)
