@@ -23,6 +23,7 @@ from shards.files import read_table, table_from_rows, write_table
 from shards.packs import Pack, Packs
 from shards.schema import CLIPS, CROPS, PREDICTIONS, SAMPLES
 from stages.cards.model_card import ExportFacts, TrainedOn
+from stages.reports.clip_tables import read_clip_tables
 from tests.support.in_process import pipeline
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.resuming import state_of
@@ -203,6 +204,20 @@ def test_packs_with_other_normalisers_are_reported_with_a_warning(workplace: Pat
     finally:
         path.write_bytes(before)
     assert "references: a: NFKC" in said and "; b: NFKC" in said and "different normalisers" in said
+
+
+def test_rejected_clips_in_tables_of_another_pack_are_not_counted(workplace: Path) -> None:
+    tables = {"clips": workplace / "a/clips.parquet", "crops": workplace / "a/crops.parquet"}
+    of_a, of_b = (Packed.at(workplace / name) for name in "ab")
+    packs = Packs(
+        [
+            Pack("a", of_a.samples, of_a.store, **tables, splits={"test": ("dev",)}),
+            Pack("b", of_b.samples, of_b.store, **tables),
+        ]
+    )
+    found = read_clip_tables(packs, "test", packs.read("test")["clip_id"].to_pylist())
+    assert found.rejected_by_corpus == {"a": 2, "b": None}
+    assert "of b are not known" in found.warnings()[0]
 
 
 def test_a_report_on_one_pack_has_no_corpora_and_removes_their_file(
