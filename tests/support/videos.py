@@ -180,20 +180,12 @@ def _face_video(
 ) -> bytes:
     places = [placed(**placement)] * (num_frames if speaking else 1)
     pictures = list(face_pictures(places, speaking=speaking))
-    if speaking:
-        return _written(suffix, pictures, rate, EACH_ALONE)
-    return _written(suffix, pictures * num_frames, rate)
+    return _written(suffix, pictures if speaking else pictures * num_frames, rate)
 
 
-def _written(
-    suffix: str,
-    pictures: Iterable[np.ndarray],
-    rate: Fraction | int = 25,
-    options: dict[str, str] | None = None,
-) -> bytes:
+def _written(suffix: str, pictures: Iterable[np.ndarray], rate: Fraction | int = 25) -> bytes:
     with TemporaryDirectory() as folder:
-        path = Path(folder, f"written{suffix}")
-        return write_video(path, pictures, rate, options=options).read_bytes()
+        return write_video(Path(folder, f"written{suffix}"), pictures, rate).read_bytes()
 
 
 def mouth_pictures(

@@ -65,7 +65,7 @@ def test_texts_and_scores_equal_those_of_the_checkpoint(
     assert (without_torch.fps, without_torch.crop_px, without_torch.text) == (25.0, 96, reader.text)
     params = DecodeParams(decoder=decoder)
     texts = set()
-    for number in range(3):
+    for number in range(2, 5):
         ours = reader.read_clip(clip_of(number), params)
         theirs = without_torch.read_clip(clip_of(number), params)
         assert theirs.text == ours.text

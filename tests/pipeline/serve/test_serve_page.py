@@ -31,7 +31,7 @@ DROP = """([node, bytes]) => {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with served(tmp_path_factory.mktemp("cache"), max_upload_mb=3.0, max_video_s=30.0) as server:
+    with served(tmp_path_factory.mktemp("cache"), max_upload_mb=1.0, max_video_s=30.0) as server:
         yield server
 
 
@@ -40,7 +40,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     wall = np.full((240, 320, 3), 128, np.uint8)
     (folder / "letter.mp4").write_text("no video at all " * 50)
-    (folder / "large.mp4").write_bytes(bytes(3_100_000))
+    (folder / "large.mp4").write_bytes(bytes(1_100_000))
     return {
         "mouth": write_mouth(folder / "mouth.mp4", 50),
         "slow": write_mouth(folder / "slow.mp4", IS_SLOW),
@@ -130,7 +130,7 @@ def test_a_video_that_cannot_be_read_gets_a_plain_message(
     browser: Browser, server: Serving, videos: dict[str, Path]
 ) -> None:
     visit = Visit(browser, server.url)
-    for name, words in (("wall", "No face was found"), ("large", "too large: at most 3 MB")):
+    for name, words in (("wall", "No face was found"), ("large", "too large: at most 1 MB")):
         visit.choose(videos[name])
         visit.shows(".fault", words)
         expect(visit.page.locator("#live")).to_contain_text(words)

@@ -168,7 +168,7 @@ def test_where_memory_is_limited_clips_that_die_one_after_the_other_end_the_run(
     assert {row["reason"] for row in run(poisoned, some(*names), tmp_path).values()} == {Reason.CRASHED}
     monkeypatch.setattr(local_pool, "limit_bytes", lambda: 1 << 30)
     with pytest.raises(MachineError, match=r"3 clips in a row: .*huge3\.mp4.*\(memory ran out\).*ulimit -v"):
-        run(poisoned, some(*names), tmp_path)
+        run(poisoned, some(*names), tmp_path, workers=1)
     rows = run(poisoned, some("huge1", "huge2", "a"), tmp_path)
     assert [rows[name]["reason"] for name in ("huge1", "huge2", "a")] == [Reason.CRASHED] * 2 + [None]
 
