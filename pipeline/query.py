@@ -32,6 +32,8 @@ from shards.files import ROW_GROUP_ROWS, atomic_file
 from shards.safe_text import indented_lines, is_control, one_line, write_csv_rows
 
 BATCH_ROWS = 10_000
+_NO_MEMORY_LEFT = "Allocation failure"
+"""In DuckDB's error if the process gets no more memory, though the query is below MEMORY_LIMIT."""
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
 NESTED = ("list", "array", "struct", "map")
 """DuckDB's names of the nested types."""
@@ -159,6 +161,8 @@ def _pipeline_errors(files: dict[str, tuple[Path, str]]) -> Iterator[None]:
         raise TableError(f"{file} is missing; run `{verb}`") from error
     except duckdb.OutOfMemoryException as error:
         # the options that DuckDB proposes after the first line are locked
+        if _NO_MEMORY_LEFT in str(error):
+            raise MemoryError(str(error).splitlines()[0]) from error
         raise ConfigError(
             f"query needs more than {MEMORY_LIMIT} of memory; aggregate, add a LIMIT or select fewer columns: "
             f"{str(error).splitlines()[0]}"
