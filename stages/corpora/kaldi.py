@@ -62,12 +62,19 @@ def _clips_in(folder: Path, root: Path) -> list[Transcript]:
     utterances = segments or recordings
     if unknown := [name for name in speakers if name not in utterances and name not in texts]:
         _log.warning("%s: %d utterances are in no other file: %s", folder, len(unknown), unknown[0])
+    for name, (where, speaker) in speakers.items():
+        if not speaker:
+            raise refused(where, name, "utterance and speaker")
     clips = []
     for utterance in dict.fromkeys([*utterances, *texts]):
         where, rest = utterances.get(utterance) or texts[utterance]
         recording, start_s, end_s = utterance, None, None
         if utterance in segments:
             recording, start_s, end_s = _segment(where, rest)
+            if recording not in recordings:
+                raise CorpusError(
+                    f"{where}: recording {recording} is not in {folder / media}; add it, or remove the line"
+                )
         speaker = speakers.get(utterance, ("", ""))[1]
         clips.append(
             Transcript(

@@ -152,6 +152,16 @@ FAULTS: list[tuple[str, Change, str]] = [
     ),
     (
         "kaldi",
+        lambda r: text(r / "data" / "train" / "segments", "u rec9 0 1"),
+        r"segments:1: recording rec9 is not in .*wav\.scp; add it",
+    ),
+    (
+        "kaldi",
+        lambda r: text(r / "data" / "train" / "utt2spk", "u"),
+        r"utt2spk:1: .* must be utterance and speaker",
+    ),
+    (
+        "kaldi",
         lambda r: text(r / "data" / "train" / "text", "u a", "u b"),
         r"text:2: u already occurs at .*text:1",
     ),
