@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import ConfigError, TrainingError
+from shards.errors import TrainingError
 from shards.settings import LoaderParams
 
 _FIXED_ORDER = 1 << 40
@@ -136,14 +136,3 @@ def _groups(row_N: np.ndarray, shard_N: np.ndarray, shard_size: int) -> Iterator
     """
     for run in np.split(row_N, np.flatnonzero(np.diff(shard_N[row_N])) + 1):
         yield from np.array_split(run, -(-len(run) // (2 * shard_size)))
-
-
-def refuse_unequal_weights(weights: Mapping[str, float]) -> Mapping[str, float]:
-    """Returns the weights, or none if no pack has one; raises ConfigError if only some packs have one."""
-    without = [name for name, weight in weights.items() if not weight]
-    if without and len(without) < len(weights):
-        raise ConfigError(
-            f"train.data: pack {without[0]} has no weight, but others have; give every pack a weight, or none "
-            "(then loader.temperature decides)"
-        )
-    return {} if without else weights

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import schema
-from shards.blend import refuse_unequal_weights
 from shards.enums import TEST_SPLIT, TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError, ShardError, TableError
 from shards.files import fingerprint
@@ -27,7 +26,7 @@ from shards.settings import DataPack, LoaderParams, MachineParams
 from shards.store import ShardStore
 
 NAMES = {"clip_id", "speaker", "shard"}
-"""Columns whose values a pack's name precedes if there are several packs."""
+"""Columns whose values get the name of the pack as a prefix if there are several packs."""
 CORPUS = pa.field("corpus", pa.dictionary(pa.int32(), pa.string()), nullable=False)
 
 
@@ -67,9 +66,10 @@ class Packs:
         self.packs, self.where = tuple(packs), where
         names = [pack.name for pack in self.packs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"train.data has two packs of the name {twice[0]}; give each a name of its own")
+            raise ConfigError(f"train.data has two packs of the name {twice[0]}; give each pack another name")
         self.is_blend = len(self.packs) > 1
         self.store: ShardStore = BlendedStores(self.packs) if self.is_blend else self.packs[0].store
+        self._kept_rows: dict[str, pa.BooleanArray] = {}
 
     @classmethod
     def single(cls, samples: Path, store: ShardStore) -> "Packs":
@@ -95,10 +95,18 @@ class Packs:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """The weight of each pack that has training clips; empty if none has a weight."""
-        return refuse_unequal_weights(
-            {pack.name: pack.weight for pack in self.packs if pack.splits_for(TRAIN_SPLIT)}
-        )
+        """The weight of each pack that has training clips; empty if none has a weight.
+
+        Raises ConfigError if only some of them have a weight.
+        """
+        weights = {pack.name: pack.weight for pack in self.packs if pack.splits_for(TRAIN_SPLIT)}
+        without = [name for name, weight in weights.items() if not weight]
+        if without and len(without) < len(weights):
+            raise ConfigError(
+                f"train.data: pack {without[0]} has no weight, but others have; give every pack a weight, or none "
+                "(then loader.temperature decides)"
+            )
+        return {} if without else weights
 
     @property
     def splits(self) -> set[str]:
@@ -176,18 +184,13 @@ class Packs:
         }
         return {"packs": packs} | ({"where": self.where} if self.where else {})
 
-    @cached_property
+    @property
     def left_out(self) -> Mapping[str, tuple[int, int]]:
         """Pack → training clips that `where` leaves out, and all of its training clips. Empty without a condition."""
         if not self.where:
             return {}
-        counts = {}
-        for pack in self.packs:
-            if splits := pack.splits_for(TRAIN_SPLIT):
-                clip_ids = [piece["clip_id"] for piece in _rows_of(pack, splits, ["clip_id"])]
-                kept = sum(pc.is_in(part, self._chosen(pack)).true_count for part in clip_ids)
-                counts[pack.name] = (sum(map(len, clip_ids)) - kept, sum(map(len, clip_ids)))
-        return counts
+        kept = {pack.name: self._kept(pack) for pack in self.packs if pack.splits_for(TRAIN_SPLIT)}
+        return {name: (kept_N.false_count, len(kept_N)) for name, kept_N in kept.items()}
 
     def _pieces_of(self, pack: Pack, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         splits = pack.splits_for(split)
@@ -198,29 +201,35 @@ class Packs:
         if split != TRAIN_SPLIT or not self.where:
             yield from _rows_of(pack, splits, columns)
             return
-        num_kept = 0
-        for piece in _rows_of(pack, splits, [*columns, *(["clip_id"] if "clip_id" not in columns else [])]):
-            piece = piece.filter(pc.is_in(piece["clip_id"], self._chosen(pack))).select(list(columns))
-            num_kept += piece.num_rows
-            if piece.num_rows:
-                yield piece
-        if not num_kept:
-            raise ConfigError(
-                f"train.where leaves no clip of {pack.name or pack.samples}: {self.where}; change the condition, or "
-                "remove the pack from train.data"
-            )
+        kept_N, start = self._kept(pack), 0
+        for piece in _rows_of(pack, splits, columns):
+            kept = piece.filter(kept_N.slice(start, piece.num_rows))
+            start += piece.num_rows
+            if kept.num_rows:
+                yield kept
 
-    def _chosen(self, pack: Pack) -> pa.Array:
-        if pack.name not in self._chosen_clips:
+    def _kept(self, pack: Pack) -> pa.BooleanArray:
+        """Returns whether `where` keeps each training clip of `pack`, in the order of its rows.
+
+        Raises ConfigError if it keeps none.
+        """
+        if pack.name not in self._kept_rows:
             from shards.clip_condition import clips_where  # imports duckdb
 
+            clip_ids = [
+                piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(TRAIN_SPLIT), ["clip_id"])
+            ]
             with _named_errors(pack):
-                self._chosen_clips[pack.name] = clips_where(self.where, pack.samples, pack.clips, pack.crops)
-        return self._chosen_clips[pack.name]
-
-    @cached_property
-    def _chosen_clips(self) -> dict[str, pa.Array]:
-        return {}
+                chosen = clips_where(self.where, pack.samples, pack.clips, pack.crops)
+            # one call: each call makes a hash table of all chosen clips
+            kept_N = pc.is_in(pa.chunked_array(clip_ids), chosen).combine_chunks()
+            if not kept_N.true_count:
+                raise ConfigError(
+                    f"train.where leaves no clip of {pack.name or pack.samples}: {self.where}; change the condition, "
+                    "or remove the pack from train.data"
+                )
+            self._kept_rows[pack.name] = kept_N
+        return self._kept_rows[pack.name]
 
     def _named(self, piece: pa.RecordBatch, number: int) -> pa.RecordBatch:
         """Adds the pack's name to names, and as column `corpus`, whose dictionary has the names of all packs."""

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shards import samples as samples_module
 from shards.errors import ConfigError, ShardError
 from shards.packs import Pack, Packs
 from shards.plan import plan_epoch
@@ -169,6 +170,17 @@ def test_a_condition_selects_training_clips_only_and_is_counted(
     assert packs.read("valid").num_rows == packs_of(two).read("valid").num_rows
     same = packs_of(two, "crops.sharpness >= 3 and samples.num_frames > 1 and num_frames > 1", **crops)
     assert same.read("train").equals(packs.read("train")), "num_frames is the column of samples"
+
+
+def test_a_condition_selects_the_same_clips_of_a_table_in_many_pieces(
+    two: tuple[Packed, Packed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = packs_of(two, "hash(clip_id) % 10 < 6")
+    whole = packs.read("train")
+    monkeypatch.setattr(samples_module, "_PIECE_ROWS", 5)
+    in_pieces = packs_of(two, packs.where)
+    assert in_pieces.read("train").to_pylist() == whole.to_pylist()
+    assert in_pieces.left_out == packs.left_out and in_pieces.training_hash == packs.training_hash
 
 
 def tmp_path_of(folder: Path, name: str) -> Path:
