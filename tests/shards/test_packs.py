@@ -197,6 +197,7 @@ def tmp_path_of(folder: Path, name: str) -> Path:
         ("num_frames > 0 and exists (from read_csv('/etc/passwd'))", "train.where is not a condition"),
         ("num_frames > 100000", "train.where leaves no clip of .*samples.parquet"),
         ("random() < 0.3", r"random gives another answer each time; .* hash\(clip_id\) % 10 < 3"),
+        ("clip_id <> '口' -- not now()\nand \"random\" () < 0.3", "random gives another answer each time"),
         ("num_frames > 1 and current_date > '2020-01-01'", "current_date gives another answer each time"),
         ("num_frames", "must be true or false for each clip, but 'num_frames' is INTEGER"),
         ("mouth_width_px > 40", "the pack names no crops and no clips"),
@@ -211,6 +212,12 @@ def test_a_random_part_of_the_clips_is_always_the_same(two: tuple[Packed, Packed
     pack = Pack("", two[0].samples, two[0].store)
     parts = [Packs([pack], "hash(clip_id) % 10 < 6").read("train")["clip_id"].to_pylist() for _ in range(2)]
     assert parts[0] == parts[1] and 0 < len(parts[0]) < 12
+
+
+def test_a_text_or_comment_in_a_condition_may_have_the_name_of_a_function(two: tuple[Packed, Packed]) -> None:
+    where = "label <> '口 now' and label <> 'it''s random()' -- as of today()"
+    pack = Pack("", two[0].samples, two[0].store)
+    assert Packs([pack], where).read("train").num_rows == 12
 
 
 def test_a_table_of_another_pack_is_refused(two: tuple[Packed, Packed], tmp_path: Path) -> None:
