@@ -24,8 +24,6 @@ from shards.plan_identity import PlanIdentity
 from shards.settings import LoaderParams
 
 PLAN_VERSION = 2
-BLEND_KEYS = ("mix", "epoch_clips", "temperature")
-_DEFAULTS = LoaderParams().model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,8 @@ def plan_identity(
 
     `blend` describes the packs if there are several, or if a condition selects clips (`Packs.blend`).
     """
-    loader = params.model_dump(mode="json", exclude={"max_bad_fraction"})
-    # plans from before these keys existed stay equal
-    loader = {
-        name: value for name, value in loader.items() if name not in BLEND_KEYS or value != _DEFAULTS[name]
-    }
+    loader = params.recorded()
+    del loader["max_bad_fraction"]
     return PlanIdentity(PLAN_VERSION, samples, loader, batch_size, world_size, blend)
 
 

@@ -16,7 +16,7 @@ class Section(BaseModel):
     def recorded(self) -> dict[str, Any]:
         """Returns the values as JSON for hashes, tables and checkpoints, without later keys that have their default.
 
-        So a new key leaves the fingerprints of older runs and the bytes of older tables as they are.
+        So a new key does not change the fingerprints of older runs or the bytes of older tables.
         """
         fields = type(self).model_fields
         unset = {key for key in self.LATER_KEYS if getattr(self, key) == fields[key].default}
@@ -57,6 +57,8 @@ class PackParams(Section):
 
 class LoaderParams(Section):
     """Order and composition of batches: part of the hash of the epoch plan, except `max_bad_fraction`."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("mix", "epoch_clips", "temperature"))
 
     seed: int = Field(0, ge=0, description="seed for the order of epochs and for augmentation")
     frame_budget: int = Field(8_000, gt=0, description="maximum number of padded frames in a batch")

@@ -1,7 +1,7 @@
-"""Which run folder a command trains in: its own, or that of an unfinished run which it continues.
+"""Chooses the run folder of a command: its own, or the folder of an unfinished run that it continues.
 
-A run is named by its first command. Another number of processes continues it, and so does another batch size with the
-same global batch: `commands.json` in the run folder has what is needed to know, so that no checkpoint is read.
+The first command names the run. A command with another number of processes continues it, and so does a command with
+another batch size but the same global batch. `commands.json` in the run folder has the shapes: no checkpoint is read.
 """
 
 from functools import cache
@@ -47,9 +47,9 @@ class Commands(BaseModel):
 def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
     """Returns the folder of the run that `job` starts or continues.
 
-    That is the run of the same parameters and shape, if there is one; else the latest run of the same parameters that
-    `Commands.includes` this shape; else a new one. With `job.resume`, no run of another shape is continued. Raises
-    CheckpointError if train.init_from is missing.
+    It is the run of the same parameters and shape, if there is one; else the latest run of the same parameters whose
+    `Commands.includes` accepts this shape; else a new run. With `job.resume`, no run of another shape is continued.
+    Raises CheckpointError if train.init_from is missing.
     """
     own = RunFolder(job.runs, _fingerprint(job, data, data.shape))
     if job.resume or _has_checkpoint(own):
@@ -58,8 +58,9 @@ def run_of(job: TrainingJob, data: TrainingData) -> RunFolder:
     for path in job.runs.glob(f"*/{own.commands.name}"):
         run = RunFolder(job.runs, path.parent.name)
         commands = Commands.read(run)
-        if commands and commands.parameters == parameters and _has_checkpoint(run):
-            found += [run] if commands.includes(data.shape) else []
+        is_ours = commands and commands.parameters == parameters and commands.includes(data.shape)
+        if is_ours and _has_checkpoint(run):
+            found.append(run)
     return max(found, key=lambda run: run.commands.stat().st_mtime, default=own)
 
 

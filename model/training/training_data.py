@@ -3,10 +3,10 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.losses import refuse_unspellable
@@ -21,7 +21,7 @@ from shards.errors import ShardError, TrainingError
 from shards.files import check_table
 from shards.open_shards import OpenShards
 from shards.packs import Pack, Packs
-from shards.plan import plan_scoring
+from shards.plan import plan_scoring, shard_numbers
 from shards.sample_reader import read_sample_of
 from shards.samples import STREAM_COLUMNS, samples_hash
 from shards.schema import SAMPLES
@@ -80,8 +80,8 @@ class TrainingData:
     def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
         job.text.refuse_other_heads(job.train.heads)
-        # other columns of the table would stay in memory during the whole training
         _refuse_unlike_normalisers(job.packs)
+        # other columns of the table would stay in memory during the whole training
         self.samples = job.packs.read(TRAIN_SPLIT, STREAM_COLUMNS)
         has_valid = VALID_SPLIT in job.packs.splits
         self.valid_samples = job.packs.read(VALID_SPLIT) if has_valid else SAMPLES.empty_table()
@@ -125,7 +125,7 @@ class TrainingData:
         """Properties of the clips that a checkpoint stores."""
         return {"fps": self.fps, "crop_px": self.crop_px}
 
-    @property
+    @cached_property
     def valid_hash(self) -> str:
         """Hash of the valid clips, which choose the best model."""
         return samples_hash(self.valid_samples)
@@ -162,12 +162,12 @@ class TrainingData:
 
     def _clip_properties(self) -> tuple[float, tuple[int, int]]:
         """Returns frame rate and frame size. Raises TrainingError if they differ between packs."""
-        names, pack_N = packs_of(self.samples)
+        (names, pack_N), shard_N = packs_of(self.samples), shard_numbers(self.samples)
         found: dict[str, tuple[float, tuple[int, int]]] = {}
         for number, name in enumerate(names):
-            if len(rows := self.samples.filter(pa.array(pack_N == number))):
-                clip_THW, metadata = self._first_sample(rows)
-                found[name] = (float(str(metadata["fps"])), (clip_THW.shape[1], clip_THW.shape[2]))
+            row_N = np.flatnonzero(pack_N == number)
+            clip_THW, metadata = self._first_sample(row_N[_shards_first(shard_N[row_N])])
+            found[name] = (float(str(metadata["fps"])), (clip_THW.shape[1], clip_THW.shape[2]))
         (first, properties), *others = found.items()
         for name, other in others:
             if other != properties:
@@ -177,20 +177,19 @@ class TrainingData:
                 )
         return properties
 
-    def _first_sample(self, samples: pa.Table) -> tuple[np.ndarray, dict[str, object]]:
-        """Returns the first clip and its metadata.
+    def _first_sample(self, row_N: np.ndarray) -> tuple[np.ndarray, dict[str, object]]:
+        """Returns the first clip of these rows and its metadata.
 
-        If bad samples are allowed, returns the first good sample: tries the first sample of each shard, then the
-        others, at most one more than may be bad.
+        If bad samples are allowed, returns the first good sample: tries at most one more than may be bad.
         """
-        num_allowed = int(self._job.loader.max_bad_fraction * len(samples))
+        num_allowed = int(self._job.loader.max_bad_fraction * len(row_N))
         shards = OpenShards(self._job.packs.store)
-        rows_N = _shards_first(samples)[: num_allowed + 1]
-        for row in rows_N.tolist():
+        tried = row_N[: num_allowed + 1].tolist()
+        for row in tried:
             try:
-                return read_sample_of(shards, samples.slice(row, 1).to_pylist()[0])
+                return read_sample_of(shards, self.samples.slice(row, 1).to_pylist()[0])
             except ShardError:
-                if row == rows_N[-1]:
+                if row == tried[-1]:
                     raise
         raise AssertionError("a split has samples")
 
@@ -219,8 +218,7 @@ def _normaliser_of(pack: Pack) -> str | None:
     return describe_stored_normaliser(pq.read_schema(pack.samples).metadata, pack.samples)
 
 
-def _shards_first(samples: pa.Table) -> np.ndarray:
-    """Returns all row numbers: the first of each shard, then the others, both in the order of the table."""
-    shards = samples["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
-    firsts = np.sort(np.unique(shards, return_index=True)[1])
-    return np.concatenate([firsts, np.delete(np.arange(len(samples)), firsts)])
+def _shards_first(shard_N: np.ndarray) -> np.ndarray:
+    """Returns the numbers of all rows: the first of each shard, then the others, both in the order of the table."""
+    firsts = np.sort(np.unique(shard_N, return_index=True)[1])
+    return np.concatenate([firsts, np.delete(np.arange(len(shard_N)), firsts)])

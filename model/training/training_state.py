@@ -44,7 +44,6 @@ class TrainingState:
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.job, self.device, self.data, self.ranks = job, device, data, ranks
-        self.valid_hash = data.valid_hash
         self.network = LipNetwork(data.model, data.vocabulary, job.train.heads).to(device)
         if device.type == "cuda":
             channels_last_weights(self.network)
@@ -124,7 +123,7 @@ class TrainingState:
             **self.data.clips,
             "progress": vars(progress).copy(),
             "plan_identity": self.data.plan_identity.in_shape(shape.batch_size, shape.world_size).as_dict(),
-            "valid_hash": self.valid_hash,
+            "valid_hash": self.data.valid_hash,
             "threads": torch.get_num_threads(),
             "world_size": self.ranks.world_size,
             # checkpoints of earlier programs hold it; now every random draw depends on the clips and the epoch only
@@ -289,7 +288,7 @@ class TrainingState:
 
     def _other_choice(self, state: dict[str, Any]) -> list[str]:
         """Returns what differs from the checkpoint in choosing the best model."""
-        changes = ["other valid clips"] if state["valid_hash"] != self.valid_hash else []
+        changes = ["other valid clips"] if state["valid_hash"] != self.data.valid_hash else []
         return changes + other_params(self.job, state, ("text", "decode"))
 
 
