@@ -1,4 +1,4 @@
-"""`python -m benchmarks.copies`: are re-encoded copies of videos found, and no other videos?
+"""`python -m benchmarks.copies`: how many re-encoded copies of videos are found, and how many false alarms there are.
 
 Videos and their copies are cropped and packed like any corpus. All clips are compared with each other, so the figures
 are those of `pipeline overlap`. A second part measures the search alone on random fingerprints.
@@ -33,7 +33,7 @@ from stages.pack import pack
 from stages.settings import CorpusParams, CropParams
 
 CODEC = "jpeg"
-"""Of the packed clips; lossy, and small."""
+"""Codec of the packed clips; lossy, and small."""
 RANDOM_FRAMES = 88
 """Fingerprint of a clip of 4 s."""
 

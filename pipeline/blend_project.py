@@ -1,6 +1,6 @@
 """A project of several corpora: `corpora/NAME.yaml` makes the pack NAME of train.data, and dvc.yaml has its stages.
 
-A file of a corpus has the sections in which it differs from params.yaml, at least its root and its paths:
+A file of a corpus has the values that differ from params.yaml, at least corpus.root and the paths:
 `pipeline ingest --config corpora/NAME.yaml`.
 """
 
@@ -49,7 +49,7 @@ def corpora_of(params_file: Path, values: Params) -> dict[str, Params]:
     return found
 
 
-def verbs_to_run(params_file: Path, values: Params) -> str:
+def commands_without_dvc(params_file: Path, values: Params) -> str:
     """Returns the commands that run all stages without DVC."""
     named = "" if params_file == PARAMS else f" --params {shlex.quote(str(params_file))}"
     configs = [
@@ -57,11 +57,11 @@ def verbs_to_run(params_file: Path, values: Params) -> str:
         for name in corpora_of(params_file, values)
     ]
     # preprocess runs the stages up to pack
-    verbs = ("preprocess", *STAGES[STAGES.index("pack") + 1 :])
+    commands = ("preprocess", *STAGES[STAGES.index("pack") + 1 :])
     return " && ".join(
-        f"pipeline {verb}{named}{config}"
-        for verb in verbs
-        for config in (configs if values.train.data and (verb == "preprocess" or verb in OF_CORPUS) else [""])
+        f"pipeline {command}{named}{config}"
+        for command in commands
+        for config in (configs if values.train.data and command in ("preprocess", *OF_CORPUS) else [""])
     )
 
 
@@ -83,13 +83,12 @@ def blended_dvc_yaml(text: str, corpora: Mapping[str, Params], values: Params) -
     for name in ("lm", "train", "report"):
         stages[name]["deps"] = [*(dep for dep in stages[name]["deps"] if dep not in own), *local]
     stages["report"]["outs"].append({f"${{paths.report}}/{BY_CORPUS}": {"persist": True}})
-    of_stats = f"{values.paths.stats}/"
     for plot in project["plots"]:
         ((_, drawn),) = plot.items()
         ((file, column),) = drawn["y"].items()
-        if file.startswith(of_stats):
+        if file.startswith("stats/"):  # as dvc.yaml writes it, not paths.stats
             drawn["y"] = {
-                f"{corpus.paths.stats}/{file.removeprefix(of_stats)}": column for corpus in corpora.values()
+                f"{corpus.paths.stats}/{file.removeprefix('stats/')}": column for corpus in corpora.values()
             }
     project["plots"].append(
         {"cer by corpus": {"template": "bar_horizontal", "x": "cer", "y": {f"report/{BY_CORPUS}": "group"}}}

@@ -1,4 +1,4 @@
-"""The entry point of the `pipeline` command. The verbs are in pipeline/commands."""
+"""The entry point of the `pipeline` command. The commands are in pipeline/commands."""
 
 import atexit
 import io
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shards.disk import WatchedFile
 
 # isort: off
-# each import adds verbs; `--help` lists them in this order
+# each import adds commands; `--help` lists them in this order
 import pipeline.commands.data
 import pipeline.commands.inspect
 import pipeline.commands.train
@@ -150,7 +150,7 @@ def _with_dashes(arguments: Sequence[str]) -> list[str]:
     """Writes options with dashes, not underscores, --quiet and --verbose first; after `--` nothing is an option."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     ours = [*map(_dashed, arguments[:end])]
-    # options of the program itself may also stand after the verb
+    # options of the program itself may also follow the command
     first = [argument for argument in ours if argument in ("--quiet", "--verbose")]
     return [*first, *(argument for argument in ours if argument not in first), *arguments[end:]]
 

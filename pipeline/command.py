@@ -1,4 +1,4 @@
-"""What all verbs share: the app, common options, loading of parameters, progress, a check for writable folders."""
+"""What all commands share: the app, common options, loading of parameters, progress, a check for writable folders."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.params import Params
 
 STAGES = ("ingest", "crop", "pack", "lm", "stats", "train", "report")
-"""The stages of dvc.yaml, in its order; each is a verb."""
+"""The stages of dvc.yaml, in its order; each is a command."""
 
 DATA, TRAINING, EVALUATION, READING, TOOLS = (
     "Data", "Training", "Evaluation", "Reading lips", "Models and tools"

@@ -65,7 +65,7 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _pinyin_is_learnt_by_syllables(cls, values: Any) -> Any:
-        """Sets train.syllable_weight 0 to 1 with text.units: pinyin, so one key is enough."""
+        """With text.units: pinyin, changes a train.syllable_weight of 0 to 1, so that one key is enough."""
         text, train = (
             values.get(name) if isinstance(values, Mapping) else None for name in ("text", "train")
         )

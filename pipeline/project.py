@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 import shards
-from pipeline.blend_project import CORPORA, blended_dvc_yaml, corpora_of, corpus_file, verbs_to_run
+from pipeline.blend_project import CORPORA, blended_dvc_yaml, commands_without_dvc, corpora_of, corpus_file
 from pipeline.command import PARAMS, verbosity
 from pipeline.params import Params, check, load_params, parse_yaml, read_mapping, recipe_text
 from recipes import RECIPES
@@ -84,10 +84,10 @@ def _corpus_files() -> list[Traversable]:
 
 
 def _next(recipe: str, params_file: Path, values: Params) -> str:
-    """Returns the next commands: `pipeline run`, which reads only params.yaml of its folder, or the verbs."""
+    """Returns the next commands: `pipeline run`, or the commands without DVC for another params file."""
     named = "" if params_file == PARAMS else f" --params {shlex.quote(str(params_file))}"
     steps = [f"pipeline demo{named}"] if recipe in DRAWN else []
-    steps.append(verbs_to_run(params_file, values) if named else "pipeline run")
+    steps.append(commands_without_dvc(params_file, values) if named else "pipeline run")
     return " && ".join(steps)
 
 
@@ -165,7 +165,7 @@ def run_stages(folder: Path, arguments: Sequence[str]) -> int:
         if open_store(made.paths.shards, made.machine).is_remote:
             raise ConfigError(
                 f"paths.shards is {made.paths.shards}, and DVC does not manage remote shards; use "
-                f"`{verbs_to_run(PARAMS, values)}`"
+                f"`{commands_without_dvc(PARAMS, values)}`"
             )
         if not Path(folder, made.corpus.root).exists():
             raise ConfigError(

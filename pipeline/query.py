@@ -33,7 +33,7 @@ from shards.safe_text import indented_lines, is_control, one_line, write_csv_row
 
 BATCH_ROWS = 10_000
 _NO_MEMORY_LEFT = "Allocation failure"
-"""In DuckDB's error if the process gets no more memory, though the query is below MEMORY_LIMIT."""
+"""Part of DuckDB's error if the system gives no more memory, although the query is below MEMORY_LIMIT."""
 _MISSING_TABLE = re.compile(r"Table with name (\w+) does not exist")
 NESTED = ("list", "array", "struct", "map")
 """DuckDB's names of the nested types."""
@@ -130,7 +130,7 @@ def view_files(paths: PathsParams) -> dict[str, tuple[Path, str]]:
 def query(sql: str, paths: PathsParams, use: Callable[[Answer], _Done]) -> _Done:
     """Returns the result of `use` on the answer to one SELECT (also FROM, WITH, DESCRIBE, SUMMARIZE, SHOW).
 
-    Raises ConfigError with DuckDB's message if the SQL is wrong, TableError with the verb to run if a table of the
+    Raises ConfigError with DuckDB's message if the SQL is wrong, TableError with the command to run if a table of the
     query is missing or damaged, Interrupted after Ctrl-C.
     """
     files = view_files(paths)

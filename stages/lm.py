@@ -41,7 +41,7 @@ def make_language_model(packs: Packs, lm: Path, params: LmParams, text: TextPara
     missing = [table for table in tables if not table.exists()]
     if text.units == "bpe" and missing:
         raise ConfigError(
-            f"text.units: bpe learns its units from packed clips, but {missing[0]} is missing: pack first"
+            f"text.units: bpe learns its units from packed clips, but {missing[0]} is missing; run `pipeline pack`"
         )
     splitting = Splitting.learnt(text, _labels(packs, TRAIN_SPLIT) if text.units == "bpe" else ())
     text_hash = hashlib.sha256()

@@ -40,7 +40,7 @@ from stages.corpora.pack_overlap import compared_packs, find_overlap
 
 SAVE_EVERY_S = 60.0
 MAX_COMPARED_CLIPS = 50_000
-"""Training clips of several packs that are searched for copies: some minutes on two cores; time grows as the square."""
+"""More training clips of several packs are not searched for copies; this number takes some minutes on two cores."""
 SKIPPED_IN_A_ROW = 3
 """This number of consecutive skipped steps ends a training."""
 
@@ -139,7 +139,7 @@ class _Trainer:
         num_clips = self.data.samples.num_rows
         if num_clips > MAX_COMPARED_CLIPS:
             logger.warning(
-                "train.data: %d clips are not searched for copies, which would take long; run `pipeline overlap` once",
+                "train.data: %d clips are not searched for copies: it would take long; run `pipeline overlap` once",
                 num_clips,
             )
             return

@@ -49,7 +49,9 @@ def init(
     params: ParamsFile = PARAMS,
     dvc: Annotated[
         bool,
-        typer.Option("--dvc", help="make this folder a DVC project too; keeps params.yaml without --recipe"),
+        typer.Option(
+            "--dvc", help="also make this folder a DVC project; without --recipe, params.yaml stays"
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite files even if they were edited")] = False,
 ) -> None:
@@ -80,7 +82,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="random seed of the drawn corpus")] = 0,
     json_: Json = False,
 ) -> None:
-    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces; of recipe blend, both corpora.
+    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces; with recipe blend, two of them.
 
     Example: pipeline demo && pipeline run
     """

@@ -137,7 +137,7 @@ def overlap(
         typer.Argument(
             help="packs to compare: NAME=FOLDER, with samples.parquet and shards in FOLDER, or "
             "NAME=SAMPLES,SHARDS, where SHARDS may be a URL; default: the packs of --params",
-            metavar="[PACK]...",
+            metavar="PACK",
         ),
     ] = None,
     params: ParamsFile = PARAMS,
@@ -151,11 +151,11 @@ def overlap(
     Example: pipeline overlap lips=lips/data cmlr=cmlr/samples.parquet,s3://bucket/cmlr
     """
     from pipeline.console import stdout
-    from pipeline.tables.overlap import packs_of, print_overlap
+    from pipeline.tables.overlap import packs_to_compare, print_overlap
     from stages.corpora.pack_overlap import find_overlap
 
     values = load(params, assignments)
-    found = find_overlap(packs_of(packs or (), values), values.machine, shown)
+    found = find_overlap(packs_to_compare(packs or (), values), values.machine, shown)
     if json_:
         print_json(found.as_dict())
     else:

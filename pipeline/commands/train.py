@@ -179,7 +179,7 @@ def lm(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Train the character language model for beam search and print its perplexity on split valid.
+    """Train the language model for beam search and print its perplexity on split valid.
 
     Example: pipeline lm --text novels.txt --set lm.order=5
     """

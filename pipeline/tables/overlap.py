@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.params import Params
-from pipeline.training_job import packs_of as packs_of_params
+from pipeline.training_job import packs_of
 from shards.errors import ConfigError
 from shards.open_store import open_store
 from shards.safe_text import one_line
@@ -22,10 +22,10 @@ EXAMPLES = 4
 _PACK = re.compile(r"([A-Za-z0-9_-]{1,40})=(.+)", re.DOTALL)
 
 
-def packs_of(arguments: Sequence[str], values: Params) -> list[ComparedPack]:
+def packs_to_compare(arguments: Sequence[str], values: Params) -> list[ComparedPack]:
     """Returns the packs of the arguments, or those of params.yaml if there are none; raises ConfigError for others."""
     if not arguments and values.train.data:
-        return compared_packs(packs_of_params(values))
+        return compared_packs(packs_of(values))
     if not arguments:
         paths = values.paths
         return [ComparedPack("pack", Path(paths.samples), open_store(paths.shards, values.machine))]

@@ -61,7 +61,9 @@ def _clips_in(folder: Path, root: Path) -> list[Transcript]:
     )
     utterances = segments or recordings
     if unknown := [name for name in speakers if name not in utterances and name not in texts]:
-        _log.warning("%s: %d utterances are in no other file: %s", folder, len(unknown), unknown[0])
+        _log.warning(
+            "%s: utt2spk has %d utterances that are in no other file: %s", folder, len(unknown), unknown[0]
+        )
     for name, (where, speaker) in speakers.items():
         if not speaker:
             raise refused(where, name, "utterance and speaker")
@@ -106,14 +108,14 @@ def _rows(path: Path) -> _Rows:
 
 def _segment(where: str, rest: str) -> tuple[str, float | None, float | None]:
     fields = rest.split()
-    # the fifth is the channel of the sound
+    # a fourth field is the audio channel
     if len(fields) not in (3, 4):
         raise refused(where, rest, "recording, start and end, for example rec1 1.10 2.36")
     recording, start, end = fields[:3]
     start_s = time_s("start", start, where) or None
     end_s = None if end in ("-1", "-1.0") else time_s("end", end, where)
     if end_s is not None and end_s <= (start_s or 0):
-        raise CorpusError(f"{where}: end {end} is not after start {start}")
+        raise CorpusError(f"{where}: end {end} is not after start {start}; correct the times")
     return recording, start_s, end_s
 
 

@@ -1,4 +1,4 @@
-"""What the readers of corpus layouts share: lines, texts of single clips, clip ids, names of splits, and counts."""
+"""Helpers of the corpus readers: lines, texts of single clips, clip ids, names of splits, and counts."""
 
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ _SPLIT_WORDS: Mapping[str, str] = {
 
 
 def refused(where: str, found: str, wanted: str) -> CorpusError:
-    """Returns the error for a part of a line that is not what it should be."""
+    """Returns the error for a malformed text; names its place and the right form."""
     return CorpusError(f"{where}: {found[:80]!r} must be {wanted}")
 
 

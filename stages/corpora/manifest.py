@@ -59,8 +59,8 @@ def read_manifest(corpus: CorpusParams) -> list[Transcript]:
     """Returns the clips of the files that match `corpus.table`, for example `manifests/*.jsonl`; also packed (.gz).
 
     The split of a clip is its field `split`, or the file is named after it (train_manifest.json, cuts_dev.jsonl.gz);
-    where neither is given for any clip, the clips are split by a seed. Raises CorpusError, naming file and line, for
-    what is not understood.
+    where neither is given for any clip, the clips are split by a seed. Raises CorpusError, which names file and line,
+    for a malformed line.
     """
     root = Path(corpus.root)
     found = sorted(glob.glob(corpus.table, root_dir=root, recursive=True))  # noqa: PTH207 (Path.glob raises)
@@ -82,7 +82,10 @@ def read_manifest(corpus: CorpusParams) -> list[Transcript]:
                 recordings = _recordings(path, root, where) if recordings is None else recordings
                 video = recordings.get(_value(row, "recording_id", where))
                 if video is None:
-                    raise CorpusError(f"{where}: recording {row['recording_id']!r} is in no recordings file")
+                    raise CorpusError(
+                        f"{where}: recording {row['recording_id']!r} is in no recordings file; add it, or remove "
+                        "the line"
+                    )
                 clips.append(_clip(row, video, root, split, where))
             else:
                 ignored.update(_unknown(row, where))
@@ -114,7 +117,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refused(number: str) -> NoReturn:
-    raise ValueError(f"{number} is no number")
+    raise ValueError(f"{number} is not a number")
 
 
 def _value(row: _Row, name: str, where: str) -> str:
@@ -215,7 +218,7 @@ def _recordings(path: Path, root: Path, where: str) -> dict[str, str]:
     if other == path:
         raise CorpusError(
             f"{where}: this line names a recording; a file of supervisions must have `supervisions` in its name, and "
-            "the file of the recordings the same name with `recordings`"
+            "the file of the recordings must have the same name with `recordings`"
         )
     return {_value(row, "id", line): _source(row, root, line) for line, row in _objects(other)}
 

@@ -21,7 +21,7 @@ from shards.store import ShardStore
 from stages.corpora.transcript import NAMES_SHOWN, one_spelling
 
 Shown = Callable[[str, str], AbstractContextManager[Any]]
-"""Called with the work and its unit; yields a function of (done, total)."""
+"""Called with the name of the work and its unit; yields a function of (done, total)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class PackedClip:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Clips that show the same video, or parts of it. `similarity` is the least of the pairs that were found."""
+    """Clips that show the same video, or parts of it. `similarity`: the smallest of the pairs that were found."""
 
     clips: tuple[PackedClip, ...]
     similarity: float
@@ -90,7 +90,7 @@ class PackOverlap:
         return sum(found.is_leak for found in self.copies)
 
     def warnings(self) -> list[str]:
-        """Returns a line about leaking videos and one about shared names, without those that there are none of."""
+        """Returns a line about leaking videos and a line about shared names, each only if there are any."""
         leaks = [found.clips for found in self.copies if found.is_leak]
         lines = []
         if leaks:
@@ -179,7 +179,7 @@ def _copies(
 
 
 def _first_of(group_V: list[int], video: int) -> int:
-    """Returns the video that stands for the group of `video`, and shortens the way to it."""
+    """Returns the representative of the group of `video`, and shortens the path to it."""
     while group_V[video] != video:
         group_V[video] = group_V[group_V[video]]
         video = group_V[video]

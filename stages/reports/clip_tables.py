@@ -1,4 +1,4 @@
-"""Reads what the tables of the packs say about the clips of a report."""
+"""Reads facts and counts of clips from the tables of the packs, for a report."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
@@ -42,13 +42,13 @@ class ClipTables:
         if not unknown:
             return []
         return [
-            f"Rejected clips of {', '.join(unknown)} are not known, nor are gender, age and quality of their clips: "
-            "train.data does not name clips and crops of these packs, or they are of other clips."
+            f"Rejected clips of {', '.join(unknown)} are not known, and gender, age and quality of the clips are not "
+            "known either: train.data does not name clips and crops of these packs, or these tables have other clips."
         ]
 
 
 def read_clip_tables(packs: Packs, split: str, clip_ids: Collection[str]) -> ClipTables:
-    """Returns what the tables say about these clips of `split`; raises TableError if a named table is missing."""
+    """Returns facts of these clips of `split`, and counts; raises TableError if a named table is missing."""
     facts: dict[str, ClipFacts] = {}
     rejections: dict[str, Counter[str]] = defaultdict(Counter)
     totals: Counter[str] = Counter()

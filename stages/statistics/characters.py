@@ -102,9 +102,10 @@ def vocabulary(characters: Characters) -> dict[str, Any]:
 def units_of_train(
     connection: duckdb.DuckDBPyConnection, has_crops: bool, text: TextParams
 ) -> dict[str, Any]:
-    """Returns the units that a model learns from the train split, and their number; empty for characters.
+    """Returns the units that a model learns from the train split, and their number.
 
-    For characters it is the number of distinct ones. Raises ConfigError and MachineError like `Splitting.learnt`.
+    Empty for characters, because `vocabulary` has their number. Raises ConfigError and MachineError like
+    `Splitting.learnt`.
     """
     if text.units == "characters" and text.hangul == "syllables":
         return {}

@@ -127,7 +127,8 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
         )
     if units := summary["vocabulary"].get("units"):
         console.print(
-            f"A model of train writes {units['size']:,} units: {units['of']} (text.units)", markup=False
+            f"A model trained on split train writes {units['size']:,} units: {units['of']} (text.units)",
+            markup=False,
         )
     if most := summary["annotations"]["most_frequent"]:
         counted = list(summary["annotations"]["splits"].items())
