@@ -76,7 +76,7 @@ class TextParams(Section):
     def refuse_other_heads(self, heads: Sequence[Head]) -> None:
         """Raises ConfigError if a network with these heads cannot write these units.
 
-        Pinyin is what the syllable head writes, and only from characters does the decoder pinyin make text of it.
+        Only the syllable head writes pinyin. The decoder pinyin turns it into text, for which it needs characters.
         """
         if self.units == "pinyin" and tuple(heads) != ("syllables",):
             raise ConfigError("text.units: pinyin learns syllables alone; set train.syllable_weight to 1")

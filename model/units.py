@@ -22,7 +22,7 @@ from model.settings import TextParams, UnitKind
 from shards.errors import CheckpointError, ConfigError, MachineError
 
 MIN_COUNT = 2
-"""A pair that occurs only once becomes no unit: the unit would have a single example."""
+"""A pair that occurs only once does not become a unit, because the unit would have a single example."""
 MAX_KNOWN_PIECES = 1 << 20
 UNWRITTEN_SPACES = rf"^ +| +(?=[ {HAN}]|$)|(?<=[{HAN}]) +"
 """Spaces in joined units of words and bpe that are not in the text; config.json of an export has it too."""
@@ -47,8 +47,9 @@ class Splitting:
     hangul: Literal["syllables", "letters"] = "syllables"
     merges: tuple[Merge, ...] = ()
     """Of bpe: the pairs of neighbours that become one unit, in the order of merging (Sennrich et al. 2016)."""
-    _known: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
-    _ranks: dict[Merge, int] = field(default_factory=dict, compare=False, repr=False)
+    # not in __init__, so that `replace` does not share them with another splitting
+    _known: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _ranks: dict[Merge, int] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         self._ranks.update((pair, rank) for rank, pair in enumerate(self.merges))
@@ -97,7 +98,7 @@ class Splitting:
     def unit_names(self, texts: Iterable[str]) -> set[str]:
         """Returns the units that a table needs to write `texts`.
 
-        Of bpe also merges that another merge always extends in `texts`: an unseen word may need them.
+        For bpe also the merged units that are always a part of a longer unit in `texts`: an unseen word may need them.
         """
         merged = {first + second for first, second in self.merges}
         return (
@@ -151,7 +152,7 @@ class Splitting:
 
     @property
     def plural(self) -> str:
-        """Returns what the units are called in messages."""
+        """Returns the name of the units in messages."""
         return {"words": "words", "bpe": "bpe units", "pinyin": "syllables"}.get(
             self.kind, "letters" if self.hangul == "letters" else "characters"
         )

@@ -58,7 +58,7 @@ def clips_where(condition: str, samples: Path, clips: Path | None, crops: Path |
 
 
 def _refuse_changing(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
-    """Raises ConfigError for a function such as random(): each process would train on other clips."""
+    """Raises ConfigError for a function such as random(), with which each process would train on other clips."""
     rows = connection.sql(
         "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
     ).fetchall()

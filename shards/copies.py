@@ -17,13 +17,13 @@ from shards.files import Progress
 from shards.fingerprint import NUM_MODES, least_similarity, similarity
 
 MAX_ANCHORS = 8
-"""Of a clip; a copy that keeps one of them is found, wherever it is cut."""
+"""Maximum for a clip. One anchor that a cut copy keeps is enough to find the copy."""
 _AROUND_FRAMES, _STEP_FRAMES = 10, 4
 _SEPARATION_FRAMES = 4
 SIMILAR_ANCHORS = 0.75
 """Cosine from which two clips are compared as a whole."""
 BLOCK_ANCHORS = 4096
-"""Compared at once with as many others: 80 MB of memory."""
+"""Anchors that are compared at once with the same number of others: 80 MB of memory."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find_copies(fingerprints: Fingerprints, on_progress: Progress | None = None)
 
 
 def compared_clips(fingerprints: Fingerprints, on_progress: Progress | None = None) -> Iterator[Compared]:
-    """Yields the pairs of clips that have similar anchors, once for each lag at which they have."""
+    """Yields the pairs of clips that have similar anchors, once for each lag between the anchors."""
     for one, other, lag in _similar_anchors(fingerprints, on_progress):
         yield Compared(one, other, *similarity(fingerprints[one], fingerprints[other], lag))
 
@@ -78,7 +78,10 @@ def compared_clips(fingerprints: Fingerprints, on_progress: Progress | None = No
 def _similar_anchors(
     fingerprints: Fingerprints, on_progress: Progress | None
 ) -> Iterator[tuple[int, int, int]]:
-    """Yields the clips to be compared, once a pair of blocks, and the frame of the first at which the second begins."""
+    """Yields pairs of clips to compare, and the frame of the first clip at which the second clip begins.
+
+    A pair of blocks yields a pair of clips once for each lag.
+    """
     clip_A, frame_A = _anchors(fingerprints)
     starts = range(0, len(clip_A), BLOCK_ANCHORS)
     num_done, num_blocks = 0, len(starts) * (len(starts) + 1) // 2
@@ -114,7 +117,7 @@ def _anchors(fingerprints: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.
         padded_F = np.pad(energy_F, _SEPARATION_FRAMES)
         peak_F = energy_F == sliding_window_view(padded_F, 2 * _SEPARATION_FRAMES + 1).max(axis=1)
         inner = slice(_AROUND_FRAMES, len(print_FM) - _AROUND_FRAMES)
-        # a clip without a peak inside has an anchor too
+        # without a peak, the frame with the most motion is the anchor
         found = (
             np.flatnonzero(peak_F[inner])
             if peak_F[inner].any()

@@ -17,9 +17,9 @@ FINGERPRINT_VERSION = 1
 FPS = 25.0
 """Frames a second of a fingerprint; clips with another rate are interpolated."""
 MIN_FRAMES = 21
-"""Fewer common frames say nothing."""
+"""Two clips with fewer common frames are not compared."""
 _COMMON_FRAMES, _SIMILARITIES = (30, 60, 120, 240), (0.965, 0.905, 0.8, 0.7)
-"""Common frames, and the least similarity of one video: short parts of two sentences may have the same words.
+"""Common frames, and the least similarity of copies: short parts of two sentences may have the same words.
 
 The most similar of different GRID clips have 0.902 (63 frames), of two such clips in a row 0.74, of four 0.54.
 """
@@ -27,7 +27,10 @@ _MIN_MOTION = 0.02
 """Root mean square of the motion; less is a still picture with the noise of its codec. GRID has 0.039 and more."""
 
 _REACH, _HOPELESS = 2, 0.6
-"""Anchors are right within these frames; a copy has 0.7 and more at a lag that is wrong by one."""
+"""The largest error of a lag between anchors, in frames; the similarity below which a pair is given up at once.
+
+A copy has 0.7 and more at a lag that is wrong by one frame.
+"""
 
 _ROW_MODES, _COLUMN_MODES = range(5), (0, 2, 4)  # a mouth is symmetric: odd columns are mostly noise
 NUM_MODES = len(_ROW_MODES) * len(_COLUMN_MODES) - 1

@@ -32,7 +32,7 @@ _MIN_FPS, _MAX_FPS = 1, 1000
 
 
 def read_catalogue(samples_path: Path) -> pa.Table:
-    """Returns the columns of samples.parquet that find copies and speakers, with the rows of all splits."""
+    """Returns the columns of samples.parquet that the search for copies and speakers uses, with all splits."""
     pieces = read_table_in_pieces(samples_path, schema.SAMPLES, "pipeline pack", _COLUMNS, 1 << 16)
     return pa.Table.from_batches(list(pieces), pa.schema([schema.SAMPLES.field(name) for name in _COLUMNS]))
 

@@ -152,8 +152,8 @@ def order_epoch(
     at most `batch_size` clips and `frame_budget` padded frames. Ranks with fewer batches halve their largest. Then
     the steps are shuffled in the same way for all ranks, so at each step all ranks have clips of similar length.
 
-    Of several packs, each gets its share by `weights` (pack's name → weight) or loader.temperature; parts of their
-    shards take turns in proportion to the shares. With loader.mix `epoch` each batch has the clips of one pack.
+    Each of several packs gets its share of the epoch by `weights` (pack's name → weight) or loader.temperature; parts
+    of their shards take turns in proportion to the shares. With loader.mix `epoch`, a batch has the clips of one pack.
     `visited_N` are the numbers of clips that were in earlier batches of the epoch (shards/elastic_plan.py): only the
     others are planned.
     """

@@ -86,8 +86,8 @@ def load_language_model(path: Path, table: Tokenizer, text: TextParams | None = 
 
     Logs a warning if the file names another normaliser than `text`, the normaliser of the labels. Raises TableError
     like `read_arpa`, if the file names other units, and if the model knows none of the units. A file of another program
-    names no units, and single characters are units of bpe too: such a file must know half of other units than
-    characters.
+    names no units, and some units of words and bpe are single characters. So if the units are not characters, such a
+    file must know more than half of them.
     """
     about, ours = arpa_metadata(path), str(table.splitting)
     if about is not None and (theirs := about.get("units", str(CHARACTERS))) != ours:

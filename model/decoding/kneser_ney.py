@@ -2,9 +2,9 @@
 
 Chen and Goodman 1998, "An empirical study of smoothing techniques for language modeling", section 3 and equations
 26 (interpolation) and 17 (discounts, at the end of 4.1.6). As there, the count of an n-gram below the longest order is
-the number of different characters before it; an n-gram at the start of a sentence keeps its own count.
+the number of different units before it; an n-gram at the start of a sentence keeps its own count.
 
-Shapes: T characters of all sentences, with starts and ends, M n-grams of one order, K that order.
+Shapes: T units of all sentences, with starts and ends, M n-grams of one order, K that order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,8 +37,9 @@ class _Grams:
 
 
 def train(labels: Iterable[Sequence[str]], order: int) -> NgramModel:
-    """Returns a model of the units of `labels`: of a text its characters. Each label is a sentence; empty ones are
-    left out.
+    """Returns a model of the units of `labels`, or of the characters of a label that is a string.
+
+    Each label is a sentence; empty ones are left out.
 
     Its order is lower than `order` if no label is long enough. Raises ConfigError if there is no label.
     """

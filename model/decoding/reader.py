@@ -40,15 +40,11 @@ class Encoded(NamedTuple):
     duration_s_B: torch.Tensor
 
 
-def readings_by_attention(
-    name: str,
-    network: LipNetwork,
-    vocabulary: Vocabulary,
-    encoded: Encoded,
-    params: DecodeParams,
-    lm: LanguageModel | None,
+def _readings_by_attention(
+    reader: "LipReader", name: str, encoded: Encoded, params: DecodeParams
 ) -> list[Reading]:
     """Decodes with `name`: attention, attention_beam or joint_beam."""
+    network, vocabulary, lm = reader.network, reader.vocabulary, reader.language_model
     assert network.decoder is not None
     encoded_BSE, device = encoded.encoded_BSE, encoded.encoded_BSE.device
     padding_BS = ~step_mask(encoded.num_steps_B.to(device, non_blocking=True), encoded_BSE.shape[1])
@@ -84,20 +80,14 @@ def readings_by_attention(
     return [best_reading(best_of(with_posteriors(candidates), params)) for candidates in found]
 
 
-def readings_by_ctc(
-    name: str,
-    network: LipNetwork,
-    vocabulary: Vocabulary,
-    encoded: Encoded,
-    params: DecodeParams,
-    lm: LanguageModel | None,
-) -> list[Reading]:
+def _readings_by_ctc(reader: "LipReader", name: str, encoded: Encoded, params: DecodeParams) -> list[Reading]:
     """Decodes with `name`: ctc, ctc_beam, syllables or pinyin.
 
     On a GPU it searches all clips at once, on other devices one clip at a time on the CPU: in a batch every clip tries
     as many units as the clip that needs most, which is slow on a CPU, and on small arrays numpy is faster there than
     torch. The sums need float64, which some other devices lack.
     """
+    network, vocabulary, lm = reader.network, reader.vocabulary, reader.language_model
     encoded_BSE, num_steps_B = encoded.encoded_BSE, encoded.num_steps_B
     padding_BS = ~step_mask(num_steps_B.to(encoded_BSE.device), encoded_BSE.shape[1])
     by_syllables = name in ("syllables", "pinyin")
@@ -230,10 +220,8 @@ class LipReader:
         """Returns the text of each clip, read by the decoder of `params`."""
         name, encoded = self.decoder(params), Encoded(encoded_BSE, num_steps_B, num_frames_B / self.fps)
         if name in ("attention", "attention_beam", "joint_beam"):
-            return readings_by_attention(
-                name, self.network, self.vocabulary, encoded, params, self.language_model
-            )
-        return readings_by_ctc(name, self.network, self.vocabulary, encoded, params, self.language_model)
+            return _readings_by_attention(self, name, encoded, params)
+        return _readings_by_ctc(self, name, encoded, params)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""
