@@ -9,6 +9,7 @@ from model.decoding.scoring import score_batches
 from model.metrics import EditCounts, total_counts
 from model.training.ranks import Ranks
 from model.training.training_data import TrainingData, TrainingJob
+from shards.blend import packs_of
 from shards.packs import pack_of
 from shards.stream import ShardStream
 
@@ -48,7 +49,7 @@ def validate(
     )
     for _ in range(-(-len(data.valid_batches) // ranks.world_size) - len(own)):
         between_batches()
-    names = list(dict.fromkeys(pack_of(clip_id)[0] for clip_id in data.valid_samples["clip_id"].to_pylist()))
+    names, _ = packs_of(data.valid_samples)
     counts_P = [
         total_counts(
             (clip.reference, clip.hypothesis) for clip in scores.clips if pack_of(clip.clip_id)[0] == name
