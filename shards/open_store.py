@@ -5,13 +5,13 @@ from pathlib import Path
 
 from shards.errors import ConfigError
 from shards.settings import MachineParams
-from shards.store import FolderStore, ShardStore
+from shards.store import FolderStore, WritableStore
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
 _LACKS_A_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 
 
-def open_store(place: str, machine: MachineParams) -> ShardStore:
+def open_store(place: str, machine: MachineParams) -> WritableStore:
     """Returns the store at `paths.shards`: a URL of a scheme that fsspec knows (s3://bucket/folder), or a folder.
 
     Raises ConfigError if the scheme is unknown, its package is not installed, or the URL lacks a slash.

@@ -5,11 +5,11 @@ are named `<pack>/<name>`, since two packs may use the same name. So all other c
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -267,7 +267,7 @@ def _named_errors(pack: Pack) -> Iterator[None]:
 
 
 class BlendedStores(ShardStore):
-    """The shards of several packs, named `<pack>/<shard>`; read only."""
+    """The shards of several packs, named `<pack>/<shard>`."""
 
     def __init__(self, packs: Sequence[Pack]) -> None:
         self._stores = {pack.name: pack.store for pack in packs}
@@ -298,12 +298,3 @@ class BlendedStores(ShardStore):
         for pack, store in self._stores.items():
             if own := [name.partition("/")[2] for name in names if name.startswith(f"{pack}/")]:
                 store.expect(own)
-
-    def claim(self, catalogue: Path) -> None:
-        raise NotImplementedError("several packs are only read")
-
-    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
-        raise NotImplementedError("several packs are only read")
-
-    def remove(self, name: str) -> None:
-        raise NotImplementedError("several packs are only read")

@@ -20,7 +20,7 @@ from shards.files import fingerprint, sweep_temporaries, write_text
 from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.settings import MachineParams
 from shards.shard_cache import FetchAhead, ShardCache
-from shards.store import OWNER, ShardStore, refuse_outside_name
+from shards.store import OWNER, WritableStore, refuse_outside_name
 from shards.tar import INDEX, IndexedShard, SplitIndex, parse_index
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ GRACE_S = 5.0
 _UPLOAD_LEFT_S = 24 * 3600.0
 
 
-class RemoteStore(ShardStore):
+class RemoteStore(WritableStore):
     """The pack at `url`. Threads may share it; all processes of the machine share the cache below `cache_dir`.
 
     Downloads complete shards, in ranges, and compares them with the size and sha256 of `<split>/index.json`, which
@@ -78,7 +78,7 @@ class RemoteStore(ShardStore):
         return [name for name in self._files.names() if name != OWNER]
 
     def claim(self, catalogue: Path) -> None:
-        """See ShardStore. The owner file stays, so a later pack of another catalogue is refused too.
+        """See WritableStore. The owner file stays, so a later pack of another catalogue is refused too.
 
         Its first line is an id that is also stored next to the catalogue. With the same id, `pack` may run again from
         any machine and after any failure, because the catalogue has a lock.
@@ -142,7 +142,7 @@ class RemoteStore(ShardStore):
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
-        """See ShardStore: a local file, uploaded when it is complete."""
+        """See WritableStore: a local file, uploaded when it is complete."""
         refuse_outside_name(name)
         with self._on_disk():
             self._uploads.mkdir(parents=True, exist_ok=True)

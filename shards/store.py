@@ -20,7 +20,7 @@ PARTIAL_FILE_NAMES = re.compile(
 
 
 class ShardStore(ABC):
-    """The files of one pack, named as in samples.parquet: `train/train-000000.tar`, `train/index.json`, …"""
+    """The files of one pack, to read, named as in samples.parquet: `train/train-000000.tar`, `train/index.json`, …"""
 
     is_remote: bool
 
@@ -47,12 +47,16 @@ class ShardStore(ABC):
         """
 
     @abstractmethod
-    def claim(self, catalogue: Path) -> None:
-        """Claims the store for a new pack of `catalogue`; raises ShardError if a remote store holds another one's."""
-
-    @abstractmethod
     def expect(self, names: Sequence[str]) -> None:
         """Announces the shards that will be needed, in this order; a remote store fetches them ahead."""
+
+
+class WritableStore(ShardStore):
+    """A store that `pack` can write."""
+
+    @abstractmethod
+    def claim(self, catalogue: Path) -> None:
+        """Claims the store for a new pack of `catalogue`; raises ShardError if a remote store holds another one's."""
 
     @abstractmethod
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
@@ -69,7 +73,7 @@ def refuse_outside_name(name: str) -> None:
         raise ShardError(f"'{name}' is not a valid name of a shard; run `pipeline pack` again")
 
 
-class FolderStore(ShardStore):
+class FolderStore(WritableStore):
     """Shards in a local folder."""
 
     is_remote = False

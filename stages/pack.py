@@ -35,7 +35,7 @@ from shards.machine import usable_cores
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
-from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore
+from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore, WritableStore
 from shards.tar import INDEX, IndexedShard, shard_writer
 from stages.cards.card import CARD, MARK, METADATA, card_files
 from stages.cards.licences import refuse_unlicensed
@@ -80,7 +80,7 @@ def pack(
     clips_path: Path,
     crops_path: Path,
     tracks_path: Path,
-    store: ShardStore,
+    store: WritableStore,
     samples_path: Path,
     on_progress: Progress | None = None,
     has_rights: bool = False,
@@ -139,10 +139,10 @@ def pack(
 
 
 @contextmanager
-def _locked(store: ShardStore, samples_path: Path) -> Iterator[None]:
+def _locked(store: WritableStore, samples_path: Path) -> Iterator[None]:
     """Holds the locks of the catalogue and the shards folder: two packs at once would remove each other's files.
 
-    A remote store has no locks, but an owner (`ShardStore.claim`).
+    A remote store has no locks, but an owner (`WritableStore.claim`).
     """
 
     def refusal(holder: str) -> ShardError:
@@ -161,7 +161,7 @@ def _locked(store: ShardStore, samples_path: Path) -> Iterator[None]:
         yield
 
 
-def _try_writing(store: ShardStore) -> None:
+def _try_writing(store: WritableStore) -> None:
     """Raises where nothing can be written, before the previous pack is removed."""
     # if this file is left behind, the next pack recognises and removes it
     tried = f".{CARD}.tried.tmp"
@@ -223,7 +223,7 @@ def _write_split(
     source: ClipSource,
     crop: CropParams,
     pack: PackParams,
-    store: ShardStore,
+    store: WritableStore,
     shards: list[IndexedShard],
 ) -> Iterator[dict[str, Any]]:
     """Writes the shards of a split and adds them to `shards`; yields the row of each sample after writing it."""
@@ -257,7 +257,7 @@ def _write_split(
         shards.append(IndexedShard(name, shard.num_samples, shard.num_bytes, shard.sha256))
 
 
-def _write_index(store: ShardStore, split: str, shards: Sequence[IndexedShard]) -> None:
+def _write_index(store: WritableStore, split: str, shards: Sequence[IndexedShard]) -> None:
     """Is called last: a store without an index is not a complete pack."""
     index = {
         "split": split,
@@ -275,13 +275,13 @@ def _write_index(store: ShardStore, split: str, shards: Sequence[IndexedShard]) 
     _write(store, f"{split}/{INDEX}", json_bytes(index))
 
 
-def _write(store: ShardStore, name: str, content: bytes) -> None:
+def _write(store: WritableStore, name: str, content: bytes) -> None:
     with store.writing(name) as file:
         file.write(content)
 
 
 @contextmanager
-def _cleared(store: ShardStore, samples_path: Path, least_bytes: int) -> Iterator[None]:
+def _cleared(store: WritableStore, samples_path: Path, least_bytes: int) -> Iterator[None]:
     """Removes the previous pack and its catalogue, since there may be no room for two.
 
     Raises ShardError, and removes nothing, where the store holds other files. Raises DiskError, and removes nothing,
