@@ -12,6 +12,8 @@ import yaml
 
 from pipeline.blend_project import OF_CORPUS
 from pipeline.command import STAGES
+from pipeline.demo import corpus
+from pipeline.demo.plan import CorpusSize
 from pipeline.params import load_params, recipe_text
 from shards.files import read_table
 from shards.schema import PREDICTIONS
@@ -43,9 +45,6 @@ def project(tmp_path: Path) -> Path:
 def test_one_command_goes_from_the_videos_of_all_corpora_to_a_report(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.demo import corpus
-    from pipeline.demo.plan import CorpusSize
-
     small = partial(corpus.build_demo_corpus, size=CorpusSize((1, 2), (1, 1), (1, 2)))
     monkeypatch.setattr(corpus, "build_demo_corpus", small)
     drawn = json.loads(run(project, "demo", "--json"))
@@ -53,7 +52,8 @@ def test_one_command_goes_from_the_videos_of_all_corpora_to_a_report(
     texts = [(project / one["corpus"] / "meta_train.csv").read_bytes() for one in drawn]
     assert texts[0] != texts[1], "the corpora have different seeds"
     edit(
-        project / "params.yaml", lambda values: [values[name].update(small) for name, small in SMALL.items()]
+        project / "params.yaml",
+        lambda values: [values[section].update(changes) for section, changes in SMALL.items()],
     )
     dvc(project, "repro")
     metrics = json.loads((project / "report/metrics.json").read_text("utf-8"))
@@ -74,7 +74,7 @@ def test_one_command_goes_from_the_videos_of_all_corpora_to_a_report(
 
 def test_the_recipe_is_the_demo_with_two_corpora() -> None:
     blend, demo = (yaml.safe_load(recipe_text(name)) for name in ("blend", "demo"))
-    assert [pack["name"] for pack in blend["train"].pop("data")] == [*NAMES]
+    assert [pack["name"] for pack in blend["train"].pop("data")] == list(NAMES)
     assert (blend["corpus"].pop("root"), demo["corpus"].pop("root")) == ("data/corpora", "data/demo")
     assert demo["train"].pop("data") == [] and blend == demo
 
@@ -84,8 +84,8 @@ def test_each_corpus_has_the_stages_of_a_single_one(project: Path) -> None:
     (variables,) = blend["vars"]
     assert tuple(blend["stages"]) == STAGES
     for name in NAMES:
-        corpus = load_params(project / "params.yaml", config=project / f"corpora/{name}.yaml").model_dump()
-        single = declared(corpus)
+        params = load_params(project / "params.yaml", config=project / f"corpora/{name}.yaml")
+        single = declared(params.model_dump())
         for stage in OF_CORPUS:
             text = yaml.safe_dump(blend["stages"][stage]["do"]).replace("${key}", name)
             for section in ("corpus", "paths"):

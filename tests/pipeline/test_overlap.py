@@ -1,4 +1,4 @@
-"""`pipeline overlap` prints copies and speakers of packs, and its exit code tells whether training leaks."""
+"""`pipeline overlap` prints copies and speakers of packs, and its exit code shows whether training leaks."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ KEYS = {"num_clips", "num_not_compared", "copies", "speakers", "num_leaks"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two packs; `leaky` has a video of `lips` in its test split, `fine` shares nothing."""
+    """Three packs: `leaky` has a video of `data` in its test split, `fine` shares nothing."""
     folder = tmp_path_factory.mktemp("packs")
     write_text(folder / "params.yaml", (ROOT / "params.yaml").read_text("utf-8"))
     clips = [(f"c{seed}", "train", speaking(seed), "一") for seed in range(3)]

@@ -1,4 +1,4 @@
-"""Several packs in one epoch plan: each gets its share, and every clip its turns."""
+"""Several packs in one epoch plan: each pack has its share, and its clips are visited equally often."""
 
 from collections import Counter
 
@@ -41,7 +41,7 @@ def plans(
 
 
 def visits(all_plans: list[EpochPlan]) -> Counter[int]:
-    """Visit number of the plan → times; every one must be 1."""
+    """Returns how often each number of the plans occurs: a clip's row, plus the number of rows at each repetition."""
     return Counter(int(number) for plan in all_plans for batch in plan.batches for number in batch)
 
 

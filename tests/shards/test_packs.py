@@ -20,7 +20,7 @@ from tests.support.packed import Packed, pack_clips, toy_clips
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Packed, Packed]:
-    """Packs whose clips have the same names, of other clips."""
+    """Two packs with different clips of the same names."""
     folder = tmp_path_factory.mktemp("packs")
     return pack_clips(folder / "a", toy_clips(12, 3)), pack_clips(folder / "b", toy_clips(7, 2, seed=5))
 
@@ -147,6 +147,7 @@ def with_crops(packed: Packed, folder: Path) -> Path:
     for split in ("valid", "test"):
         others = read_samples(packed.samples, split)["clip_id"].to_pylist()
         clip_ids, values = clip_ids + others, values + [None] * len(others)
+    folder.mkdir(exist_ok=True)
     path = folder / "crops.parquet"
     pq.write_table(
         pa.table({"clip_id": clip_ids[::-1], "sharpness": values[::-1], "num_frames": [1] * len(clip_ids)}),
@@ -159,8 +160,7 @@ def test_a_condition_selects_training_clips_only_and_is_counted(
     two: tuple[Packed, Packed], tmp_path: Path
 ) -> None:
     crops = {
-        name: {"crops": with_crops(packed, tmp_path_of(tmp_path, name))}
-        for name, packed in zip("ab", two, strict=True)
+        name: {"crops": with_crops(packed, tmp_path / name)} for name, packed in zip("ab", two, strict=True)
     }
     packs = packs_of(two, "sharpness >= 3 -- a comment", **crops)
     assert packs.read("train")["clip_id"].to_pylist() == [f"a/train_{n:03d}" for n in range(3, 11)] + [
@@ -181,11 +181,6 @@ def test_a_condition_selects_the_same_clips_of_a_table_in_many_pieces(
     in_pieces = packs_of(two, packs.where)
     assert in_pieces.read("train").to_pylist() == whole.to_pylist()
     assert in_pieces.left_out == packs.left_out and in_pieces.training_hash == packs.training_hash
-
-
-def tmp_path_of(folder: Path, name: str) -> Path:
-    (folder / name).mkdir()
-    return folder / name
 
 
 @pytest.mark.parametrize(

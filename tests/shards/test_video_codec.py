@@ -66,7 +66,6 @@ def test_another_process_writes_the_same_bytes() -> None:
 import hashlib
 from shards.codec import encode_clip
 from shards.settings import PackParams
-from tests.support import forked
 from tests.support.crops import crop_like
 for codec in ("jpeg", "h264", "ffv1"):
     print(hashlib.sha256(encode_clip(crop_like(20), PackParams(codec=codec))).hexdigest())

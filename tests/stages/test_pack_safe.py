@@ -185,9 +185,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.usefixtures("on_small_disk")
-def test_a_full_disk_is_reported_before_the_former_pack_goes_or_as_what_it_cost(
-    own: Packing,
-) -> None:
+def test_a_full_disk_is_reported_before_the_former_pack_goes_or_as_what_it_cost(own: Packing) -> None:
     """Raw clips have a known size; how large others become turns out when there is no room any more."""
     done = python_on_small_disk(own.folder / "small", "24m", FULL_DISK, own.folder)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,8 @@ from tests.support.restarts import Corpus, disturbed
 from tests.support.videos import write_face, write_mouth
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20.0
+"""How long Ray's log may come after its results."""
 pytestmark = [
     pytest.mark.slow,
     # Ray's own code: sockets and subprocesses it leaves to the garbage collector, and what it will do differently
@@ -58,9 +60,6 @@ def two_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoMachines]:
     machines.cluster.shutdown()
 
 
-PATIENCE_S = 20.0
-
-
 def on(machines: TwoMachines, run: Run, **changes: Any) -> MachineParams:
     address = machines.cluster.address
     return MachineParams(executor="ray", ray_address=address, cache_dir=str(run.folder / "cache"), **changes)
@@ -85,12 +84,12 @@ def test_a_machine_lost_on_the_way_loses_nothing(
             two_machines.lose_one()
 
     summary = run(machine=on(two_machines, run), on_progress=lose_one_midway)
-    # Ray's own word that clips of the lost machine were on their way; its log comes later than its results
-    said, last = "", time.monotonic() + PATIENCE_S
-    while "the task will be retried" not in said and time.monotonic() < last:
-        said += "".join(capfd.readouterr())
+    # the log shows that Ray was working on clips of the lost machine
+    log, deadline_s = "", time.monotonic() + PATIENCE_S
+    while "the task will be retried" not in log and time.monotonic() < deadline_s:
+        log += "".join(capfd.readouterr())
         time.sleep(0.1)
-    assert "the task will be retried" in said
+    assert "the task will be retried" in log
     assert (summary.num_ok, dict(summary.rejected)) == (44, {"unreadable": 1, "missing_file": 1})
     tables = run.tables()
     run.forget()

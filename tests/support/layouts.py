@@ -10,7 +10,7 @@ from stages.settings import CorpusParams
 from tests.support.videos import write_mouth
 
 FRAMES = 24
-"""Of each video; at 25 frames/s."""
+"""Frames of each video, at 25 frames/s."""
 
 
 def video(path: Path, seed: int) -> None:
@@ -165,8 +165,8 @@ LAYOUTS = {
 }
 
 
-def again(kind: str, root: Path, **values: Any) -> list[Transcript]:
-    """Reads a changed miniature."""
+def read_layout(kind: str, root: Path, **values: Any) -> list[Transcript]:
+    """Reads a miniature, also after a change of its files."""
     table = {"manifest": "manifests/*.json*", "kaldi": "data/*"}.get(kind, "clips.csv")
     values = {"table": table, "valid_fraction": 0.3, **values}
     return read_corpus(CorpusParams(kind=kind, root=str(root), **values))  # type: ignore[arg-type]

@@ -1,10 +1,10 @@
-"""What the local HTTP servers of tests share."""
+"""The request handler of the local HTTP servers of tests."""
 
 from http.server import BaseHTTPRequestHandler
 
 
 class QuietHandler(BaseHTTPRequestHandler):
-    """Prints nothing, and goes on when a client disconnects or is killed."""
+    """Prints nothing, and continues when a client disconnects or is killed."""
 
     def handle_one_request(self) -> None:
         try:

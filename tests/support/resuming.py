@@ -1,6 +1,7 @@
 """Trainings that stop where a test needs it."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -40,5 +41,15 @@ def stopped_in(folder: Path, packed: Packed) -> Path:
     """Returns the checkpoint of a run that was stopped in the middle of epoch 1."""
     with pytest.raises(Interrupted, match="epoch 1 after 2 batches"):
         train(stopping_at(job_in(folder, packed), 1, 2))
+    return last_of(folder)
+
+
+def last_of(folder: Path) -> Path:
+    """Returns the last checkpoint of the only run in a folder."""
     (last,) = (folder / "runs").glob("*/last.pt")
     return last
+
+
+def copied(stopped: Path, folder: Path) -> Path:
+    """Copies the folder of a stopped run, and returns the last checkpoint of the copy."""
+    return last_of(shutil.copytree(stopped, folder))

@@ -14,7 +14,7 @@ from onnx.reference.op_run import OpRun
 from torch.nn import functional
 
 from model.decoding.reader import LipReader
-from model.exports import files as onnx_file_module
+from model.exports import files
 from model.exports.files import OPSET, largest_difference, onnx_bytes, quantised_bytes
 from model.exports.graph import ExportedNetwork, tracing
 from model.networks.network_input import normalised
@@ -108,7 +108,7 @@ def test_the_onnx_bytes_are_reproducible_and_contain_no_paths(
     reader: LipReader, graph: ExportedNetwork, onnx_file: bytes
 ) -> None:
     assert onnx_bytes(graph, config_of(reader)) == onnx_file
-    assert str(Path(onnx_file_module.__file__).parent.parent.parent).encode() not in onnx_file
+    assert str(Path(files.__file__).parent.parent.parent).encode() not in onnx_file
     assert b".py" not in onnx_file
 
 
@@ -183,7 +183,7 @@ def test_exporting_does_not_change_the_network(reader: LipReader) -> None:
 
 def test_a_wrong_export_is_reported(reader: LipReader, graph: ExportedNetwork, onnx_file: bytes) -> None:
     run = run_onnx(onnx_file)
-    assert largest_difference(run, graph, reader) < onnx_file_module.TOLERANCE
+    assert largest_difference(run, graph, reader) < files.TOLERANCE
 
     def slightly_wrong(video: torch.Tensor, frames: torch.Tensor) -> list[np.ndarray]:
         log_probs, *others = run(video, frames)

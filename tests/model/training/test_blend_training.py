@@ -58,10 +58,6 @@ def test_packs_are_trained_and_validated_together_and_apart(
     assert float(curves[-1]["val_cer"]) == pytest.approx((counts["a"] + counts["b"]).cer)
 
 
-class Killed(Exception):
-    """Stops a training where no checkpoint is saved."""
-
-
 def test_a_training_warns_of_a_video_that_one_pack_trains_on_and_another_validates(
     tmp_path: Path, two: tuple[Packed, Packed], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +81,10 @@ def test_very_many_clips_are_not_compared_and_that_is_logged(
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(blend_job(tmp_path, two, num_epochs=1))
     assert "18 clips are not searched for copies" in caplog.text and "`pipeline overlap`" in caplog.text
+
+
+class Killed(Exception):
+    """Ends a training without saving a checkpoint."""
 
 
 def test_an_interrupted_blend_resumes_bit_identically(

@@ -1,10 +1,9 @@
-"""A run goes on with another number of processes, or in other batches: no clip twice, none lost, equal steps."""
+"""A run resumes with another number of processes or other batches: each clip is visited once, steps are equal."""
 
 import json
 import logging
 import os
 import random
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ from stages.train import train
 from tests.support.damage import damage
 from tests.support.packed import Packed, pack_clips, toy_clips
 from tests.support.ranks import together
-from tests.support.resuming import stopping_at
+from tests.support.resuming import copied, last_of, stopping_at
 from tests.support.trainings import assert_same_weights, job_in
 
 NUM_CLIPS = 26
@@ -61,7 +60,7 @@ def job_of(folder: Path, packed: Packed, shape: Shape, **changes: object) -> Tra
 
 
 def recorded(job: TrainingJob, kill: tuple[int, int] | None) -> None:
-    """Trains, and records what each step has really trained on. `kill` is a rank, and the step after which it dies."""
+    """Trains, and records the clips and figures of each step. `kill` is a rank, and the step after which it dies."""
     rank = int(os.environ["RANK"])
     record = job.runs.parent / f"steps-{rank}.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,7 @@ def recorded(job: TrainingJob, kill: tuple[int, int] | None) -> None:
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """Returns the steps that count, with the clips of all ranks: what a later resumption repeats is overwritten."""
+    """Returns the steps with the clips of all ranks. Of a step that was repeated after a kill, it returns the last."""
     by_number: dict[int, dict[int, dict[str, Any]]] = {}
     for file in folder.glob("steps-*.jsonl"):
         for line in file.read_text().splitlines():
@@ -108,8 +107,8 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def run_killed(folder: Path, packed: Packed, shapes: Sequence[Shape], seed: int) -> list[int]:
-    """Trains with a kill of a random rank in each shape but the last; returns the number of processes each time."""
+def run_killed(folder: Path, packed: Packed, shapes: Sequence[Shape], seed: int) -> None:
+    """Trains with each shape in turn, and kills a random rank in each but the last."""
     draw = random.Random(seed)
     for number, shape in enumerate(shapes):
         is_last = number + 1 == len(shapes)
@@ -117,7 +116,6 @@ def run_killed(folder: Path, packed: Packed, shapes: Sequence[Shape], seed: int)
         results = together(recorded, job_of(folder, packed, shape, num_epochs=4), kill, world_size=shape[0])
         lost = [result for result in results if isinstance(result, TrainingError)]
         assert len(lost) == (0 if is_last else shape[0] - 1), results
-    return [shape[0] for shape in shapes]
 
 
 def test_ten_kills_with_equal_global_batches_leave_every_step_as_it_is(
@@ -162,33 +160,24 @@ def test_ten_kills_with_changing_global_batches_visit_every_clip_once(tmp_path: 
 # -- which run a command continues -------------------------------------------------------------------------
 
 
-def stopped(folder: Path, packed: Packed, shape: Shape = (1, 4, 2)) -> Path:
-    """Returns the last checkpoint of a run that was stopped after the first step of epoch 1."""
-    with pytest.raises(Interrupted):
-        train(stopping_at(job_of(folder, packed, shape), 1, shape[2]))
-    (last,) = (folder / "runs").glob("*/last.pt")
-    return last
-
-
 @pytest.fixture(scope="module")
 def stopped_once(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
-    stopped(folder, packed)
+    with pytest.raises(Interrupted):
+        train(stopping_at(job_of(folder, packed, (1, 4, 2)), 1, 2))
     return folder
 
 
 @pytest.fixture
 def last(stopped_once: Path, tmp_path: Path) -> Path:
     """The checkpoint of a run in the folder `a` that was stopped after the first step of epoch 1."""
-    shutil.copytree(stopped_once, tmp_path / "a")
-    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
-    return last
+    return copied(stopped_once, tmp_path / "a")
 
 
 def test_larger_batches_with_the_same_global_batch_train_the_same_model(
     tmp_path: Path, packed: Packed, last: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bit for bit: the plan of the first command is kept to the end, its batches are taken whole."""
+    """Bit for bit: the plan of the first command is kept to the end, its batches are not split."""
     train(job_of(tmp_path / "whole", packed, (1, 4, 2)))
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(job_of(tmp_path / "a", packed, (1, 8, 1)))
@@ -293,8 +282,7 @@ def test_a_checkpoint_of_an_earlier_program_resumes_exactly(
     train(job_of(tmp_path / "whole", packed, (1, 4, 2)))
     name = "checkpoints/checkpoint_epoch_2.pt"
     assert_same_weights(tmp_path / "whole" / name, tmp_path / "a" / name)
-    seconds = load_checkpoint(tmp_path / "a" / name)["progress"]["curves"]
-    assert len(seconds) == 3
+    assert len(load_checkpoint(tmp_path / "a" / name)["progress"]["curves"]) == 3
 
 
 def test_an_epoch_without_a_clip_left_is_only_validated(
@@ -310,7 +298,7 @@ def test_an_epoch_without_a_clip_left_is_only_validated(
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="epoch 0 after 7 batches"):
         patch.setattr(LipReader, "encode", encode_and_stop)
         train(job_of(tmp_path / "a", packed, (1, 4, 2)))
-    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
+    last = last_of(tmp_path / "a")
     shown: list[tuple[int, int]] = []
     job = replace(job_of(tmp_path / "b", packed, (1, 3, 1)), resume=last)
     # another number of processes: the threads are chosen anew, with the first batch that is left, here a black clip
@@ -336,7 +324,7 @@ def test_bad_clips_count_once_in_an_epoch_of_two_plans(tmp_path: Path) -> None:
     damage(packed, bad)
     with pytest.raises(Interrupted):
         train(stopping_at(job, 0, 2))
-    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    last = last_of(tmp_path)
     # lines of a step that a kill has undone
     quarantine = last.with_name("quarantine.jsonl")
     quarantine.write_text(quarantine.read_text() + '{"epoch": 0, "batch": 2, "clip_id": "undone"}\n')

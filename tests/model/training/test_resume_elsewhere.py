@@ -16,7 +16,7 @@ from shards.packs import Packs
 from shards.settings import LoaderParams, MachineParams
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clips
-from tests.support.resuming import Position, stopped_in, stopping_at
+from tests.support.resuming import Position, copied, last_of, stopped_in, stopping_at
 from tests.support.trainings import assert_same_weights, job_in
 
 
@@ -35,9 +35,7 @@ def stopped_once(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def last(stopped_once: Path, tmp_path: Path) -> Path:
     """The checkpoint of a run in the folder `a` that was stopped in the middle of epoch 1."""
-    shutil.copytree(stopped_once, tmp_path / "a")
-    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
-    return last
+    return copied(stopped_once, tmp_path / "a")
 
 
 def test_a_checkpoint_within_an_epoch_resumes_exactly_in_another_folder(
@@ -187,7 +185,7 @@ def test_a_run_resumes_with_repaired_shards_and_still_reports_skipped_clips(
     job = job_in(tmp_path, spoilt, num_epochs=1)
     with pytest.raises(Interrupted):
         train(stopping_at(allowing(job, 0.5), 0, 4))
-    (last,) = (tmp_path / "runs").glob("*/last.pt")
+    last = last_of(tmp_path)
     num_bad = load_checkpoint(last)["progress"]["bad_clips"]
     assert num_bad > 0
     repair(spoilt)
@@ -204,7 +202,7 @@ def test_the_list_of_bad_clips_is_copied_into_another_run(
     job = allowing(job_in(tmp_path / "a", spoilt, num_epochs=2), 0.5)
     with pytest.raises(Interrupted):
         train(stopping_at(job, 1, 4))
-    (last,) = (tmp_path / "a/runs").glob("*/last.pt")
+    last = last_of(tmp_path / "a")
     num_bad = load_checkpoint(last)["progress"]["bad_clips"]
     assert num_bad > 0
     if not with_names:

@@ -255,7 +255,9 @@ def test_a_real_tracker_shows_an_interrupted_training_once(
     tmp_path: Path, packed: Packed, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In each tracker's own local mode. What it stored is read back, not what it was given."""
-    if name == "swanlab":  # its protobuf is not that of constraints.txt; make test-slow installs the others
+    if (
+        name == "swanlab"
+    ):  # it conflicts with the protobuf of constraints.txt; `make test-slow` installs the others
         pytest.importorskip(name)
     for variable in [v for v in os.environ if v.startswith(("WANDB_", "MLFLOW_", "SWANLAB_"))]:
         monkeypatch.delenv(variable)

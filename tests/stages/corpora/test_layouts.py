@@ -15,7 +15,7 @@ from stages.corpora.layout import clip_id_of, split_of_name
 from stages.corpora.timed import parse_timed
 from stages.ingest import ingest
 from stages.settings import CropParams
-from tests.support.layouts import LAYOUTS, again, manifest, objects, text
+from tests.support.layouts import LAYOUTS, manifest, objects, read_layout, text
 
 Change = Callable[[Path], Any]
 
@@ -59,11 +59,11 @@ def test_the_word_units_of_2023(tmp_path: Path) -> None:
         "cncvs,speech/s02270/video/a.mp4,9,746 313 1126",
         "cncvs,b.mp4,9,2 313",
     )
-    assert [clip.text for clip in again("cnvsrc", tmp_path)] == ["但是不方案", "不"]
+    assert [clip.text for clip in read_layout("cnvsrc", tmp_path)] == ["但是不方案", "不"]
     # the numbers of 2024 with the units of 2023 are other characters
     text(tmp_path / "cncvs" / "train.csv", "cncvs,c.mp4,9,313 1126")
     with pytest.raises(CorpusError, match=r"train\.csv:1: '不方案' is no sentence .*char_units\.txt \(2024"):
-        again("cnvsrc", tmp_path)
+        read_layout("cnvsrc", tmp_path)
 
 
 def test_lrs3_holds_out_whole_talks_of_pretrain_and_trainval(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_lrs3_holds_out_whole_talks_of_pretrain_and_trainval(tmp_path: Path) -> 
     assert clips["trainval_-a_b-c_d-e__50002"].text == "IT'S ON"
     assert clips["test_zzzzzzzzzzz_00003"].split == "test"
     for seed in range(8):
-        splits = {clip.clip_id: clip.split for clip in again("lrs3", tmp_path, seed=seed)}
+        splits = {clip.clip_id: clip.split for clip in read_layout("lrs3", tmp_path, seed=seed)}
         assert splits["pretrain_0Fi83BHQsMA_00001"] == splits["trainval_0Fi83BHQsMA_50001"]
         assert sorted(splits.values()).count("test") == 1
 
@@ -90,7 +90,7 @@ def test_lrs2_reads_its_lists_and_tags_also_without_the_folder_mvlrs(tmp_path: P
     for folder in ("main", "pretrain"):
         (tmp_path / "mvlrs_v1" / folder).rename(tmp_path / folder)
     (tmp_path / "mvlrs_v1").rmdir()
-    flat = again("lrs2", tmp_path)
+    flat = read_layout("lrs2", tmp_path)
     assert {clip.clip_id: (clip.split, clip.text) for clip in flat} == expected
     assert flat[0].media == "pretrain/5535415699068794046/00001.mp4"
 
@@ -142,7 +142,7 @@ LHOTSE_CUT = (
 
 def test_a_cut_as_lhotse_writes_it_gives_a_clip_for_each_supervision(tmp_path: Path) -> None:
     text(tmp_path / "cuts_train.jsonl", LHOTSE_CUT)
-    first, second = again("manifest", tmp_path, table="*.jsonl")
+    first, second = read_layout("manifest", tmp_path, table="*.jsonl")
     assert (first.clip_id, first.speaker, first.gender, first.text) == ("s1", "bob", "M", "a")
     assert (first.media, first.start_s, first.end_s) == ("clips/cut.mp4", 0.5, 1.5)
     assert (second.clip_id, second.text, second.start_s, second.end_s) == ("s2", "b", 1.6, 2.8)
@@ -151,10 +151,12 @@ def test_a_cut_as_lhotse_writes_it_gives_a_clip_for_each_supervision(tmp_path: P
 def test_a_manifest_without_splits_is_split_by_a_seed_that_new_lines_do_not_change(tmp_path: Path) -> None:
     rows = [{"video": f"v/{number}.mp4", "text": "a"} for number in range(40)]
     objects(tmp_path / "all.jsonl", *rows)
-    first = {clip.clip_id: clip.split for clip in again("manifest", tmp_path, table="all.jsonl")}
+    first = {clip.clip_id: clip.split for clip in read_layout("manifest", tmp_path, table="all.jsonl")}
     assert set(first.values()) == {"train", "valid", "test"}
     objects(tmp_path / "all.jsonl", *reversed(rows))
-    assert {clip.clip_id: clip.split for clip in again("manifest", tmp_path, table="all.jsonl")} == first
+    assert {
+        clip.clip_id: clip.split for clip in read_layout("manifest", tmp_path, table="all.jsonl")
+    } == first
 
 
 def test_kaldi(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_clips_without_text_or_video_stay_and_are_counted(
 
 def test_unknown_fields_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     objects(tmp_path / "train.jsonl", {"video": "a.mp4", "text": "a", "lang": "en", "pnc": "no"})
-    again("manifest", tmp_path, table="*.jsonl")
+    read_layout("manifest", tmp_path, table="*.jsonl")
     assert "fields lang, pnc are not known and are ignored" in caplog.text
 
 
