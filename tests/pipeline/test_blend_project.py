@@ -66,7 +66,7 @@ def test_one_command_goes_from_the_videos_of_all_corpora_to_a_report(
     assert "val_cer_demo_b" in (project / "logs/curves.csv").read_text("utf-8")
     assert (project / "report/by_corpus.csv").exists() and (project / "stats/demo_b/qc.html").exists()
     assert json.loads(dvc(project, "status", "--json")) == {}
-    # a corpus is made again after a change of its own values only
+    # only a change of its values makes a corpus again
     edit(project / "corpora/demo_b.yaml", lambda values: values.update(crop={"max_faces": 2}))
     changed = json.loads(dvc(project, "status", "--json"))
     assert sorted(changed) == sorted(f"{stage}@demo_b" for stage in OF_CORPUS)

@@ -301,7 +301,7 @@ def test_an_epoch_without_a_clip_left_is_only_validated(
     last = last_of(tmp_path / "a")
     shown: list[tuple[int, int]] = []
     job = replace(job_of(tmp_path / "b", packed, (1, 3, 1)), resume=last)
-    # another number of processes: the threads are chosen anew, with the first batch that is left, here a black clip
+    # the number of processes differs, so the threads are timed again, with the first batch that is left: a black clip
     job = replace(job, machine=job.machine.model_copy(update={"threads": 0}))
     monkeypatch.setattr("model.training.epoch_figures.usable_cores", lambda: 2)
     state = load_checkpoint(last)

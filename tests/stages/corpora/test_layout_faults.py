@@ -1,4 +1,4 @@
-"""Readers of corpus layouts refuse what they do not understand, by file and line, and never leave the corpus."""
+"""Readers of corpus layouts name the file and line that they refuse, and read no file outside the corpus."""
 
 import gzip
 import json
@@ -127,7 +127,7 @@ FAULTS: list[tuple[str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "change", "message"), FAULTS)
-def test_what_is_not_understood_is_refused_by_file_and_line(
+def test_a_wrong_file_is_refused_by_file_and_line(
     kind: str, change: Change, message: str, tmp_path: Path
 ) -> None:
     LAYOUTS[kind](tmp_path)
@@ -195,7 +195,7 @@ def test_a_wrong_object_of_a_manifest_is_refused_by_line(
         pytest.param("1" * 5000, "this is not JSON", id="5000 digits"),
     ],
 )
-def test_a_number_that_is_none_is_refused(number: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_number_is_refused(number: str, message: str, tmp_path: Path) -> None:
     text(tmp_path / "train.jsonl", f'{{"video": "a.mp4", "text": "a", "offset": {number}}}')
     with pytest.raises(CorpusError, match=rf"train\.jsonl:1: .*{message}"):
         read_layout("manifest", tmp_path, table="*.jsonl")

@@ -72,9 +72,16 @@ def test_lrs3_holds_out_whole_talks_of_pretrain_and_trainval(tmp_path: Path) -> 
     assert (long.text, long.speaker, long.times) == ("SO WE GO", "0Fi83BHQsMA", long.media[:-3] + "txt")
     assert clips["trainval_-a_b-c_d-e__50002"].text == "IT'S ON"
     assert clips["test_zzzzzzzzzzz_00003"].split == "test"
+    talks = [f"talk{number:07}" for number in range(6)]
+    for talk in talks:
+        for folder in ("pretrain", "trainval"):
+            text(tmp_path / folder / talk / "00001.txt", "Text:  A")
     for seed in range(8):
         splits = {clip.clip_id: clip.split for clip in read_layout("lrs3", tmp_path, seed=seed)}
-        assert splits["pretrain_0Fi83BHQsMA_00001"] == splits["trainval_0Fi83BHQsMA_50001"]
+        pretrain, trainval = (
+            [splits[f"{folder}_{talk}_00001"] for talk in talks] for folder in ("pretrain", "trainval")
+        )
+        assert pretrain == trainval and set(pretrain) == {"train", "valid"}
         assert sorted(splits.values()).count("test") == 1
 
 
@@ -250,7 +257,7 @@ def test_a_split_is_read_from_a_name(name: str, split: str | None) -> None:
     assert split_of_name(name) == split
 
 
-def test_any_name_gives_a_clip_id_of_its_own() -> None:
+def test_different_names_give_different_clip_ids() -> None:
     names = ["a-1", "a.1", "a/1", "张三", "李四", "x" * 300, "x" * 299]
     ids = [clip_id_of(name) for name in names]
     assert len(set(ids)) == len(names) and ids[0] == "a-1"
