@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
 from shards.plan import length_limit, plan_epoch
 from shards.settings import LoaderParams
-from tests.shards.test_plan import like_chinese_lips, table
+from tests.support.catalogues import like_chinese_lips, table
 
 PARAMS = LoaderParams(frame_budget=400, max_frames=300, window_shards=2)
 shapes = st.builds(PlanShape, st.integers(1, 6), st.integers(1, 9), st.integers(1, 3))

@@ -17,25 +17,7 @@ from shards.epoch_shuffle import cut, even_out, part_edges
 from shards.errors import TableError, TrainingError
 from shards.plan import EpochPlan, length_limit, order_epoch, plan_epoch, plan_scoring
 from shards.settings import LoaderParams
-
-CHINESE_LIPS_CLIPS = 30_341
-
-
-def table(num_frames: list[int] | np.ndarray, clips_a_shard: int = 7) -> pa.Table:
-    n = len(num_frames)
-    return pa.table(
-        {
-            "clip_id": [f"c{i}" for i in range(n)],
-            "num_frames": num_frames,
-            "shard": [f"train/train-{i // clips_a_shard:06d}.tar" for i in range(n)],
-        }
-    )
-
-
-def like_chinese_lips(num_clips: int = CHINESE_LIPS_CLIPS, seed: int = 0) -> np.ndarray:
-    """Log-normal lengths of 253 frames on average."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(253) - 0.5**2 / 2, 0.5, num_clips)
-    return drawn.round().clip(10, 1_000).astype(np.int32)
+from tests.support.catalogues import like_chinese_lips, table
 
 
 def all_plans(
