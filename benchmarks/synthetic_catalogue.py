@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shards.enums import TRAIN_SPLIT, Reason, Status
 from shards.files import ROW_GROUP_ROWS, atomic_file
-from shards.schema import CLIPS, CROPS, SAMPLES
+from shards.schema import CLIPS, CROPS, SAMPLES, is_optional
 
 SPLIT_SHARES = {TRAIN_SPLIT: 0.84, "valid": 0.05, "test": 0.11}
 MEAN_FRAMES, SIGMA_LOG_FRAMES = 253, 0.5
@@ -55,7 +55,10 @@ def write_catalogue(folder: Path, num_clips: int, seed: int = 0) -> None:
     The same arguments give the same rows. Clips are sorted by split and speaker, like in a corpus; samples are
     shuffled within one row group. Memory does not grow with `num_clips`.
     """
-    schemas = {"clips": CLIPS, "crops": CROPS, "samples": SAMPLES}
+    schemas = {
+        name: pa.schema([field for field in schema if not is_optional(field)], schema.metadata)
+        for name, schema in (("clips", CLIPS), ("crops", CROPS), ("samples", SAMPLES))
+    }
     with ExitStack() as stack:
         writers = {}
         for name, schema in schemas.items():

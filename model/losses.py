@@ -39,7 +39,8 @@ def joint_loss_B(outputs: Outputs, targets: Targets, params: LossParams) -> torc
     """Returns the loss of each clip (B,), in nats.
 
     s * CTC(syllables) + (1 - s) * (c * CTC + (1 - c) * ((1 - r) * forward + r * reverse)): s, c, r are syllable_weight,
-    ctc_weight, reverse_weight; forward and reverse are the decoders' cross-entropies with label smoothing.
+    ctc_weight, reverse_weight; forward and reverse are the decoders' cross-entropies with label smoothing. The loss of
+    a clip is multiplied by the weight of its label.
     """
     s, c, r = params.syllable_weight, params.ctc_weight, params.reverse_weight
     loss_B = torch.zeros(len(outputs.num_steps_B), device=targets.characters_BL.device)
@@ -60,7 +61,7 @@ def joint_loss_B(outputs: Outputs, targets: Targets, params: LossParams) -> torc
             loss_B = loss_B + weight * _entropy_B(
                 logits_BLV, labels_BL, targets.num_characters_B, params.label_smoothing
             )
-    return loss_B
+    return loss_B if targets.weight_B is None else loss_B * targets.weight_B
 
 
 def _ctc_B(

@@ -22,7 +22,7 @@ class Progress:
     segments: list[list[int]] = field(default_factory=list)
     """Earlier segments of that epoch, if it was planned again: their shape and their number of batches of each rank."""
     loss_sum: float = 0.0
-    chars_seen: int = 0
+    chars_seen: float = 0.0
     clips_seen: int = 0
     gradient_norm_sum: float = 0.0
     """Sum over the steps of this epoch."""
@@ -119,6 +119,6 @@ class Progress:
         """Goes back to the first batch of `epoch`."""
         self.total_s += self.seconds
         self.batches_done, self.segments = 0, []
-        self.loss_sum, self.chars_seen, self.clips_seen, self.bad_clips = 0.0, 0, 0, 0
+        self.loss_sum, self.chars_seen, self.clips_seen, self.bad_clips = 0.0, 0.0, 0, 0
         self.gradient_norm_sum, self.steps_in_epoch = 0.0, 0
         self.seconds, self.wait_s, self.process_s = 0.0, 0.0, 0.0

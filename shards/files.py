@@ -20,7 +20,7 @@ from shards.disk import FORBIDDEN, WatchedFile, disk_errors_reported, unwritable
 from shards.errors import MachineError, PipelineError, TableError
 from shards.locks import is_name_of, try_flock, try_lock
 from shards.pipes import is_stream, open_stream, own_descriptor, refuse_pipe
-from shards.schema import SCHEMA_VERSION
+from shards.schema import SCHEMA_VERSION, is_optional
 
 HASH_BLOCK_BYTES = 1 << 20
 ROW_GROUP_ROWS = 1 << 17
@@ -198,23 +198,41 @@ def write_json(path: Path, value: Any) -> None:
 def table_bytes(table: pa.Table, schema: pa.Schema) -> bytes:
     """Returns the bytes that `write_table` writes."""
     file = io.BytesIO()
-    pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(_with_schema(table, schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
     return file.getvalue()
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
-    """Writes `table` with exactly `schema`; raises if a column is missing or has another type."""
+    """Writes `table` with `schema`, without optional columns of which no value is known.
+
+    Raises if a column is missing or has another type.
+    """
     with atomic_file(path) as file:
-        pq.write_table(table.cast(schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(_with_schema(table, schema), file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns the table with `schema`, without optional columns that it lacks or of which no value is known."""
+    unknown = {
+        field.name
+        for field in schema
+        if is_optional(field)
+        and (field.name not in table.column_names or table[field.name].null_count == len(table))
+    }
+    known = pa.schema([field for field in schema if field.name not in unknown], schema.metadata)
+    return table.drop_columns([name for name in table.column_names if name in unknown]).cast(known)
 
 
 def table_from_rows(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Returns an Arrow table of `rows`, which must have exactly the keys of the schema."""
+    """Returns an Arrow table of `rows`, which must have the keys of the schema; optional ones may be missing."""
     names = schema.names
+    optional = {field.name for field in schema if is_optional(field)}
     for row in rows:
-        assert row.keys() == set(names), f"row keys differ from the schema: {set(names) ^ row.keys()}"
+        assert row.keys() | optional == set(names), (
+            f"row keys differ from the schema: {set(names) ^ row.keys()}"
+        )
     return pa.table(
-        {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in names},
+        {name: pa.array([row.get(name) for row in rows], schema.field(name).type) for name in names},
         schema=schema,
     )
 
@@ -235,6 +253,10 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
     except READ_ERRORS as error:
         raise unreadable(path, error, made_by) from error
     _refuse_other_schema(path, table.schema, schema, made_by)
+    table = table.select([name for name in schema.names if name in table.schema.names])
+    for place, field in enumerate(schema):
+        if field.name not in table.schema.names:
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
     _refuse_nulls(path, {name: table[name].null_count for name in schema.names}, schema, made_by)
     return table
 
@@ -249,10 +271,14 @@ def read_table_in_pieces(
             parquet = pq.ParquetFile(file)
             _refuse_other_schema(path, parquet.schema_arrow, schema, made_by)
             # one row group at a time: otherwise Arrow keeps all rows that it has read, 1.8 GB of 10 million rows
+            present = [name for name in columns if name in parquet.schema_arrow.names]
             for number in range(parquet.num_row_groups):
-                for piece in parquet.iter_batches(piece_rows, row_groups=[number], columns=list(columns)):
-                    _refuse_nulls(path, {name: piece[name].null_count for name in columns}, schema, made_by)
-                    yield piece
+                for piece in parquet.iter_batches(piece_rows, row_groups=[number], columns=present):
+                    _refuse_nulls(path, {name: piece[name].null_count for name in present}, schema, made_by)
+                    for name in set(columns) - set(present):
+                        field = schema.field(name)
+                        piece = piece.append_column(field, pa.nulls(len(piece), field.type))
+                    yield piece.select(list(columns))
     except FileNotFoundError:
         raise _missing(path, made_by) from None
     except READ_ERRORS as error:
@@ -291,12 +317,13 @@ def unreadable(path: Path, error: Exception, made_by: str) -> PipelineError:
 
 def _refuse_other_schema(path: Path, found: pa.Schema, schema: pa.Schema, made_by: str) -> None:
     version = (found.metadata or {}).get(b"schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION) or found.names != schema.names:
+    needed = [field for field in schema if field.name in found.names or not is_optional(field)]
+    if version != str(SCHEMA_VERSION) or found.names != [field.name for field in needed]:
         raise TableError(
-            f"{path} has schema version {version} with columns {found.names}, "
-            f"but version {SCHEMA_VERSION} with {schema.names} is needed; run `{made_by}` again"
+            f"{path} has schema version {version} with columns {found.names}, but version {SCHEMA_VERSION} with "
+            f"{[field.name for field in needed]} is needed; run `{made_by}` again"
         )
-    for theirs, ours in zip(found, schema, strict=True):
+    for theirs, ours in zip(found, needed, strict=True):
         if theirs.type != ours.type:
             raise TableError(
                 f"{path}: column {ours.name} has type {theirs.type}, but {ours.type} is needed; "

@@ -13,13 +13,13 @@ from shards import schema
 from shards.errors import ConfigError
 from shards.files import read_table_in_pieces
 
-HASHED_COLUMNS = ("clip_id", "sha256", "num_frames", "label", "shard", "sample_offset")
+HASHED_COLUMNS = ("clip_id", "sha256", "num_frames", "label", "shard", "sample_offset", "confidence")
 """Columns that decide the order of an epoch and its content."""
 PLAN_COLUMNS = ("clip_id", "num_frames", "shard")
 """Columns that `plan_epoch` and `plan_scoring` read."""
 STREAM_COLUMNS = (
     *("clip_id", "label", "shard", "codec", "num_frames"),
-    *("sample_offset", "sample_size", "clip_offset", "clip_size"),
+    *("sample_offset", "sample_size", "clip_offset", "clip_size", "confidence"),
 )
 """Columns for planning and for reading clips with their labels."""
 _PIECE_ROWS = 1 << 16
@@ -66,16 +66,20 @@ def splits_of(samples_path: Path) -> set[str]:
 def samples_hash(samples: pa.Table | Iterable[pa.RecordBatch]) -> str:
     """Returns the hex sha256 of `HASHED_COLUMNS` in table order: equal rows give equal hashes.
 
+    An optional column counts only if a value is known, so tables from before that column have the same hash.
+
     Chunks, slices and dictionary encoding do not change it. Also accepts the pieces of a table, so that only one
     piece must be in memory.
     """
     columns = {name: _ColumnHash() for name in HASHED_COLUMNS}
     for piece in samples.to_batches(_PIECE_ROWS) if isinstance(samples, pa.Table) else samples:
         for name, column_hash in columns.items():
-            column_hash.add(piece[name])
+            if name in piece.schema.names or not schema.is_optional(schema.SAMPLES.field(name)):
+                column_hash.add(piece[name])
     whole = hashlib.sha256()
     for name, column_hash in columns.items():
-        whole.update(name.encode() + column_hash.digest())
+        if column_hash.is_known or not schema.is_optional(schema.SAMPLES.field(name)):
+            whole.update(name.encode() + column_hash.digest())
     return whole.hexdigest()
 
 
@@ -95,9 +99,15 @@ class _ColumnHash:
 
     def __init__(self) -> None:
         self._lengths, self._values = hashlib.sha256(), hashlib.sha256()
+        self.is_known = False
+        """Whether any value is known."""
 
     def add(self, column: pa.Array) -> None:
-        assert column.null_count == 0, "the schema allows no nulls in hashed columns"
+        self.is_known |= column.null_count < len(column)
+        if pa.types.is_floating(column.type):
+            self._values.update(column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype("<f8").data)
+            return
+        assert column.null_count == 0, "the schema allows no nulls in columns of texts and counts"
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if pa.types.is_integer(column.type):

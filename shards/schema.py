@@ -35,6 +35,16 @@ def _field(name: str, kind: pa.DataType, about: str, unit: str = "", nullable: b
     return pa.field(name, kind, nullable=nullable, metadata=metadata)
 
 
+def _optional(name: str, kind: pa.DataType, about: str, unit: str = "") -> pa.Field:
+    """Returns a column that a file has only if a value is known; readers fill it with null."""
+    field = _field(name, kind, about, unit, nullable=True)
+    return field.with_metadata(field.metadata | {b"optional": b"true"})
+
+
+def is_optional(field: pa.Field) -> bool:
+    return b"optional" in (field.metadata or {})
+
+
 def _schema(table: str, fields: list[pa.Field]) -> pa.Schema:
     return pa.schema(fields, metadata={"table": table, "schema_version": str(SCHEMA_VERSION)})
 
@@ -65,6 +75,8 @@ CLIPS = _schema(
         _field("text", _string, "transcript as given"),
         _field("label", _string, "normalised transcript: what the model learns"),
         _field("num_chars", _int32, "characters of label", "characters"),
+        _optional("audio", _string, "file with the clip's sound, relative to the corpus root"),
+        _optional("confidence", _float, "how certain the transcript is; weighs the loss", "0..1"),
     ],
 )
 
@@ -169,6 +181,7 @@ SAMPLES = _schema(
         _field("label", _string, "normalised transcript"),
         _field("speaker", _string, "speaker, null where unknown", nullable=True),
         _field("topic", _string, "topic of the clip", nullable=True),
+        _optional("confidence", _float, "how certain the label is; weighs the loss", "0..1"),
     ],
 )
 

@@ -119,6 +119,8 @@ class Targets(NamedTuple):
     """The characters of each label from its last to its first."""
     syllables_BK: torch.Tensor | None
     num_syllables_B: torch.Tensor | None
+    weight_B: torch.Tensor | None = None
+    """Weight of each label in the loss, float32; None: all count fully."""
 
 
 def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.device) -> Targets:

@@ -253,9 +253,9 @@ def training_input(
     batch: ClipBatch, job: TrainingJob, data: TrainingData, epoch: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, Targets]:
     """Returns normalised, augmented video (B, 1, T, Y, X), the frame counts (on the CPU), and the labels."""
-    changes = []
+    changes, (labels, weight_B) = [], data.labels_of(batch)
     for clip_id, label, num_frames, row in zip(
-        batch.clip_ids, batch.labels, batch.num_frames_B.tolist(), batch.rows, strict=True
+        batch.clip_ids, labels, batch.num_frames_B.tolist(), batch.rows, strict=True
     ):
         change = draw_change(
             job.train.augment,
@@ -274,7 +274,10 @@ def training_input(
     )
     if job.train.compile:
         video_BCTYX = to_bucket(video_BCTYX)
-    return video_BCTYX, num_frames_B, targets_of(batch.labels, data.vocabulary, device)
+    targets = targets_of(labels, data.vocabulary, device)
+    if (weight_B != 1).any():
+        targets = targets._replace(weight_B=torch.from_numpy(weight_B).to(device, non_blocking=True))
+    return video_BCTYX, num_frames_B, targets
 
 
 def _limit_speed(change: ClipChange, label: str, num_frames: int, data: TrainingData) -> ClipChange:

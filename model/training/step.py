@@ -37,8 +37,8 @@ class StepFigures:
 
     loss_sum: float
     """Nats, over all characters of the window; 0 if the step was not taken."""
-    num_chars: int
-    """0 if the step was not taken."""
+    num_chars: float
+    """Each label with its weight; 0 if the step was not taken."""
     num_clips: int
     gradient_norm: float
     """Before clipping; infinite if float16 overflowed."""
@@ -87,12 +87,12 @@ class TrainingStep:
         state.set_learning_rate(rate)
         num_batches = num_batches or len(window)
         window = [batch for batch in window if batch.clip_ids]  # in the other batches, all samples are bad
-        chars = sum(len(label) for batch in window for label in batch.labels)
+        chars = sum(self.data.num_chars(batch) for batch in window)
         clip_ids = tuple(clip_id for batch in window for clip_id in batch.clip_ids)
-        num_chars, num_clips = (int(value) for value in self.ranks.sum([chars, len(clip_ids)]))
-        statistics = _RunningStatistics(state.network, num_clips)
+        num_chars, num_clips = self.ranks.sum([chars, len(clip_ids)])
+        statistics = _RunningStatistics(state.network, int(num_clips))
         # distributed training averages the gradients of the ranks; multiplied by their number, it is the sum
-        share = self.ranks.world_size / num_chars
+        share = self.ranks.world_size / num_chars if num_chars else 0.0
         if window:
             losses = self._backward(window, epoch, share, statistics)
         else:
@@ -109,14 +109,14 @@ class TrainingStep:
             skipped = bad if num_bad else clip_ids
             _log_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
             self._leave_out()
-            return StepFigures(0.0, 0, num_clips, norm_value, rate, skipped, was_taken=False)
+            return StepFigures(0.0, 0, int(num_clips), norm_value, rate, skipped, was_taken=False)
         statistics.update(self.ranks, num_batches)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         if math.isfinite(norm_value):
             state.after_step()
-        return StepFigures(loss_sum, num_chars, num_clips, norm_value, rate)
+        return StepFigures(loss_sum, num_chars, int(num_clips), norm_value, rate)
 
     def batch_loss_B(self, network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
         """Returns nats per clip (B,)."""

@@ -26,7 +26,7 @@ from shards.sample_reader import read_sample_of
 from shards.samples import STREAM_COLUMNS, samples_hash
 from shards.schema import SAMPLES
 from shards.settings import LoaderParams, MachineParams, Section
-from shards.stream import ShardStream
+from shards.stream import ClipBatch, ShardStream
 
 OnBatch = Callable[[int, int, int, float], None]
 """Called with (epoch, batches done, batches of the epoch, mean loss per character so far)."""
@@ -129,6 +129,23 @@ class TrainingData:
     def valid_hash(self) -> str:
         """Hash of the valid clips, which choose the best model."""
         return samples_hash(self.valid_samples)
+
+    @cached_property
+    def _confidence_N(self) -> np.ndarray | None:
+        """Weight of each clip's label in the loss; None if all count fully."""
+        column = self.samples["confidence"]
+        return None if column.null_count == len(column) else column.fill_null(1.0).to_numpy()
+
+    def labels_of(self, batch: ClipBatch) -> tuple[tuple[str, ...], np.ndarray]:
+        """Returns the labels that the clips are trained on, and the weight of each label in the loss (B,)."""
+        if self._confidence_N is None:
+            return batch.labels, np.ones(len(batch.labels), np.float32)
+        return batch.labels, self._confidence_N[np.array(batch.rows) % len(self._confidence_N)]
+
+    def num_chars(self, batch: ClipBatch) -> float:
+        """Returns the characters of the labels, each label with its weight."""
+        labels, weight_B = self.labels_of(batch)
+        return float(np.dot(weight_B, [len(label) for label in labels]))
 
     @property
     def shape(self) -> PlanShape:

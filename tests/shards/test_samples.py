@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shards import samples as samples_module
 from shards.errors import ConfigError, TableError
-from shards.files import write_table
+from shards.files import read_table, write_table
 from shards.packs import Packs
 from shards.plan import PLAN_VERSION, plan_epoch, plan_identity
 from shards.plan_identity import PlanIdentity
@@ -47,6 +47,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_split_is_read_in_the_order_of_the_table(path: Path, split: str) -> None:
     whole = pq.read_table(path)
     expected = whole.filter(pc.equal(whole["split"], split))
+    expected = expected.append_column("confidence", pa.nulls(len(expected), pa.float32()))
     found = read_samples(path, split)
     assert found.schema.equals(SAMPLES, check_metadata=True)
     assert found.to_pylist() == expected.to_pylist()
@@ -143,12 +144,29 @@ def test_the_hash_sees_where_a_string_ends(cuts: list[int], others: list[int]) -
 def test_the_hash_sees_one_changed_value(column: str) -> None:
     table = catalogue(["train"] * 9)
     values = table[column].to_pylist()
-    values[4] = values[4] + 1 if isinstance(values[4], int) else values[4] + "x"
+    values[4] = {int: lambda v: v + 1, str: lambda v: v + "x"}.get(type(values[4]), lambda _: 0.5)(values[4])
     place = table.column_names.index(column)
     changed = table.set_column(
         place, table.schema.field(column), pa.array(values, table.schema.field(column).type)
     )
     assert samples_hash(changed) != samples_hash(table)
+
+
+def test_an_optional_column_without_values_is_not_stored_and_changes_no_hash(tmp_path: Path) -> None:
+    whole = catalogue(["train"] * 9)
+    older = whole.drop_columns(["confidence"])
+    for table, name in ((whole, "whole"), (older, "older")):
+        write_table(tmp_path / name, table, SAMPLES)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "older").read_bytes()
+    read = read_samples(tmp_path / "older", "train")
+    assert read["confidence"].null_count == 9 and samples_hash(read) == samples_hash(older)
+    known = whole.set_column(
+        whole.column_names.index("confidence"), "confidence", pa.array([0.5, *[None] * 8], pa.float32())
+    )
+    write_table(tmp_path / "known", known, SAMPLES)
+    assert read_table(tmp_path / "known", SAMPLES, "")["confidence"].to_pylist() == [0.5, *[None] * 8]
+    pieces = list(sample_pieces(tmp_path / "known", "train", ["confidence", "clip_id"]))
+    assert [piece.schema.names for piece in pieces] == [["confidence", "clip_id"]]
 
 
 def test_the_hash_sees_the_order_of_the_rows() -> None:

@@ -28,6 +28,7 @@ def catalogue(splits: list[str]) -> pa.Table:
             "label": [LABELS[i % len(LABELS)] for i in range(n)],
             "speaker": [None if i % 3 else "s" for i in range(n)],
             "topic": [None] * n,
+            "confidence": pa.nulls(n),
         }
     ).cast(SAMPLES)
 
