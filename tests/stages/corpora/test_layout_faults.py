@@ -189,8 +189,8 @@ def test_a_wrong_object_of_a_manifest_is_refused_by_line(
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        ("NaN", "NaN is no number"),
-        ("Infinity", "Infinity is no number"),
+        ("NaN", "NaN is not a number"),
+        ("Infinity", "Infinity is not a number"),
         ("1e999", "offset 'inf' is not a time"),
         pytest.param("1" * 5000, "this is not JSON", id="5000 digits"),
     ],
