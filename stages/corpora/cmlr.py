@@ -29,8 +29,8 @@ def read_cmlr(corpus: CorpusParams) -> list[Transcript]:
     root = Path(corpus.root)
     if missing := [name for name in _SPLITS if not (root / name).is_file()]:
         raise CorpusError(
-            f"{root} has no {' and no '.join(missing)}; set corpus.root to the folder of CMLR, with train.csv, val.csv, "
-            "test.csv, video/ and text/"
+            f"{root} has no {' and no '.join(missing)}; set corpus.root to the folder of CMLR, with "
+            "train.csv, val.csv, test.csv, video/ and text/"
         )
     clips = []
     for name, split in _SPLITS.items():

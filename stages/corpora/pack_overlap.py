@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from shards.copies import Fingerprints, find_copies
 from shards.enums import TRAIN_SPLIT
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ShardError
 from shards.files import Progress
 from shards.pack_fingerprints import fingerprints_of, read_catalogue
 from shards.packs import Packs
@@ -130,7 +130,10 @@ def find_overlap(
     found = []
     for pack, catalogue in zip(packs, catalogues, strict=True):
         with shown(f"fingerprints of {pack.name}", "clips") as on_progress:
-            found.append(fingerprints_of(catalogue, pack.store, machine, on_progress))
+            try:
+                found.append(fingerprints_of(catalogue, pack.store, machine, on_progress))
+            except ShardError as error:
+                raise ShardError(f"pack {pack.name}: {error}") from error
     with shown("comparing clips", "blocks") as on_progress:
         copies = list(_copies(packs, catalogues, found, on_progress))
     num_empty = [int((np.diff(fingerprints.start_N) == 0).sum()) for fingerprints in found]
