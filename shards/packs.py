@@ -83,7 +83,7 @@ class Packs:
             Pack(
                 entry.name,
                 Path(entry.samples),
-                open_store(entry.shards, machine),
+                open_store(entry.shards, machine, f"shards of pack {entry.name} in train.data"),
                 Path(entry.clips) if entry.clips else None,
                 Path(entry.crops) if entry.crops else None,
                 entry.weight,

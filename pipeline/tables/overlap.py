@@ -40,7 +40,7 @@ def packs_to_compare(arguments: Sequence[str], values: Params) -> list[ComparedP
         samples, comma, shards = place.partition(",")
         if not comma:
             samples, shards = str(Path(place) / "samples.parquet"), str(Path(place) / "shards")
-        packs.append(ComparedPack(name, Path(samples), open_store(shards, values.machine)))
+        packs.append(ComparedPack(name, Path(samples), open_store(shards, values.machine, argument)))
     return packs
 
 

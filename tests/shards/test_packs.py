@@ -142,6 +142,16 @@ def test_params_name_the_packs(two: tuple[Packed, Packed]) -> None:
         ).weights
 
 
+@pytest.mark.parametrize("shards", ["nosuch://x", "s3:/bucket", "memory://empty"])
+def test_a_wrong_url_is_named_by_its_pack(shards: str, two: tuple[Packed, Packed], tmp_path: Path) -> None:
+    machine = MachineParams(cache_dir=str(tmp_path))
+    entry = DataPack(name="far", samples=str(two[0].samples), shards=shards)
+    with pytest.raises((ConfigError, ShardError)) as found:
+        Packs.of([entry], packs_of(two).packs[0], machine).store.local("train/train-000000.tar")
+    message = str(found.value)
+    assert "shards of pack far in train.data" in message and "paths.shards" not in message
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
