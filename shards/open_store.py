@@ -5,13 +5,10 @@ from pathlib import Path
 
 from shards.errors import ConfigError
 from shards.settings import MachineParams
-from shards.store import FolderStore, WritableStore
+from shards.store import SHARDS_KEY, FolderStore, WritableStore
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9+-]*::")
 _LACKS_A_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
-
-
-SHARDS_KEY = "paths.shards"
 
 
 def open_store(place: str, machine: MachineParams, key: str = SHARDS_KEY) -> WritableStore:

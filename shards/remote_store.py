@@ -17,11 +17,10 @@ from typing import BinaryIO
 from shards.disk import FULL
 from shards.errors import DiskError, MachineError, PipelineError, ShardError
 from shards.files import fingerprint, sweep_temporaries, write_text
-from shards.open_store import SHARDS_KEY
 from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.settings import MachineParams
 from shards.shard_cache import FetchAhead, ShardCache
-from shards.store import OWNER, WritableStore, refuse_outside_name
+from shards.store import OWNER, SHARDS_KEY, WritableStore, refuse_outside_name
 from shards.tar import INDEX, IndexedShard, SplitIndex, parse_index
 
 logger = logging.getLogger(__name__)
