@@ -127,8 +127,10 @@ def run(
 
     Example: pipeline run; pipeline run stats; pipeline run --force report
     """
+    from pipeline.console import show_logs
     from pipeline.project import run_stages
 
+    show_logs()
     raise typer.Exit(run_stages(Path.cwd(), arguments or ()))
 
 
