@@ -6,12 +6,14 @@ Precedence, lowest first: params.yaml, preset, `--config`, `--set` and flags.
 import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from model.presets import PRESET_SIZES
 from model.settings import SIZE_FAMILIES, DecodeParams, LmParams, ModelParams, TextParams, TrainParams
@@ -161,7 +163,8 @@ def load_params(
     """Returns the effective parameters.
 
     `preset` names one of PRESETS, `config` a file of sections or of flat names of the older trainer,
-    `assignments` are `section.key=value`, `flags` maps `section.key` to a value (None: not given).
+    `assignments` are `section.key=value` (YAML, or plain text if the key is a text), `flags` maps `section.key` to a
+    value (None: not given).
     Raises ConfigError with the key, the value and what is allowed.
     """
     sources = [_Source(str(file), read_mapping(file))]
@@ -179,7 +182,7 @@ def load_params(
         if not equals or "." not in key:
             raise ConfigError(f"--set {assignment}: write it as section.key=value, e.g. train.batch_size=4")
         name = _cut(f"--set {assignment}")
-        sources.append(_Source(name, _nested(key.strip(), parse_yaml(text, name))))
+        sources.append(_Source(name, _nested(key.strip(), _assigned(key.strip(), text.strip(), name))))
     for key, value in (flags or {}).items():
         if value is not None:
             sources.append(_Source("a flag", _nested(key, value)))
@@ -349,11 +352,28 @@ def _cut(text: str) -> str:
 def _near(keys: Sequence[str | int]) -> str | None:
     """Returns the known key that is most similar to an unknown one; None if no key is similar."""
     *sections, last = map(str, keys)
-    model: type[BaseModel] = Params
-    for section in sections:
-        kind = model.model_fields[section].annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return None
-        model = kind
-    near = difflib.get_close_matches(last, model.model_fields, n=1)
+    near = difflib.get_close_matches(last, _fields_of(sections), n=1)
     return ".".join([*sections, *near]) if near else None
+
+
+def _fields_of(sections: Sequence[str]) -> Mapping[str, FieldInfo]:
+    """Returns the keys of a section; empty if there is none of this name."""
+    model: Any = Params
+    for section in sections:
+        model = model.model_fields[section].annotation if section in model.model_fields else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return {}
+    return model.model_fields
+
+
+def _assigned(key: str, text: str, name: str) -> Any:
+    """Returns the value of `--set key=text`: text as it is, also * & # and :, which have a meaning in YAML."""
+    *sections, last = key.split(".")
+    field = _fields_of(sections).get(last)
+    if field is None or field.annotation is not str:
+        return parse_yaml(text, name)
+    if text[:1] in ("'", '"'):
+        with suppress(ConfigError):
+            if isinstance(quoted := parse_yaml(text, name), str):
+                return quoted
+    return None if text in ("null", "~") else text

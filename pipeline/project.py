@@ -4,6 +4,7 @@ Overwrites an edited params.yaml only if asked to. DVC runs in any folder: a che
 or without.
 """
 
+import logging
 import os
 import re
 import shlex
@@ -29,6 +30,8 @@ from recipes import RECIPES
 from shards.errors import ConfigError, Interrupted
 from shards.files import write_text
 from shards.open_store import open_store
+
+_log = logging.getLogger(__name__)
 
 DRAWN = ("demo", "blend")
 """Recipes whose corpora `pipeline demo` draws."""
@@ -139,9 +142,11 @@ def write_dvc_files(folder: Path, *, force: bool = False) -> list[str]:
     former = folder / "dvc.yaml"
     files = {"dvc.yaml": _portable_dvc_yaml(folder), VERSIONS: _versions()}
     if former.exists() and not force and former.read_text("utf-8") != files["dvc.yaml"]:
+        differing = _differing_stages(former)
         raise ConfigError(
-            f"{former} was edited, or is from another version or for other packs; move it away, or overwrite it with "
-            "`pipeline init --dvc --force`"
+            f"{former} was edited, or is from another version or for other packs"
+            + (f" (stages {', '.join(differing)} differ)" if differing else "")
+            + "; move it away, or overwrite it with `pipeline init --dvc --force`"
         )
     if not _has_above(folder, ".dvc"):
         no_git = "" if _has_above(folder, ".git") else "    no_scm = true\n"
@@ -179,6 +184,12 @@ def run_stages(folder: Path, arguments: Sequence[str]) -> int:
         write_dvc_files(folder)
     elif (folder / VERSIONS).exists():
         write_text(folder / VERSIONS, _versions())
+        if differing := _differing_stages(dvc_yaml):
+            _log.warning(
+                "%s was edited, or is from another version: stages %s differ from those of this version, so DVC may "
+                "miss a change; `pipeline init --dvc --force` replaces the file",
+                *(dvc_yaml, ", ".join(differing)),
+            )
     return _run_dvc(folder, ["repro", *arguments])
 
 
@@ -194,6 +205,13 @@ def _refuse_other_project(dvc_yaml: Path, is_blend: bool) -> None:
     )
     if (is_blend or "foreach" in stages["ingest"]) and not has_packs:
         raise ConfigError(f"{dvc_yaml} is for other packs than those of train.data; {fix}")
+
+
+def _differing_stages(dvc_yaml: Path) -> list[str]:
+    """Returns the stages of this version that a dvc.yaml lacks or has in another form."""
+    ours = yaml.safe_load(_portable_dvc_yaml(dvc_yaml.parent))["stages"]
+    theirs = read_mapping(dvc_yaml).get("stages")
+    return [name for name, stage in ours.items() if not isinstance(theirs, dict) or theirs.get(name) != stage]
 
 
 def _run_dvc(folder: Path, arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ In every epoch each clip of a pack is visited n or n + 1 times; over the epochs 
 Shapes: N clips, P packs, R visits of an epoch.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def visits_of_packs(
 ) -> np.ndarray:
     """Returns the number of clips that an epoch visits of each pack, at least 1.
 
-    `num_clips_P` are the clips that take part. Without `loader.epoch_clips` the largest pack is visited once.
+    `num_clips_P` are the clips that take part. Without `loader.epoch_clips` the largest pack is visited once. Raises
+    TrainingError if `loader.epoch_clips` leaves a pack without a clip.
     """
     share_P = shares_of(names, num_clips_P, weights, params.temperature)
     if not params.epoch_clips:
@@ -58,6 +60,13 @@ def visits_of_packs(
         visits_P = exact_P.astype(np.int64)
         last = np.argsort(visits_P - exact_P, kind="stable")[: params.epoch_clips - int(visits_P.sum())]
         visits_P[last] += 1
+        least = int(np.argmin(share_P))
+        if params.epoch_clips < len(names) or exact_P[least] < 0.5:
+            raise TrainingError(
+                f"loader.epoch_clips {params.epoch_clips} is too few for {len(names)} packs: pack {names[least]} has a "
+                f"share of {share_P[least]:.2%}, less than a clip; set it to {math.ceil(1 / share_P[least])} or more, "
+                "or to 0, or give the pack a larger weight"
+            )
     return np.maximum(visits_P, 1)
 
 

@@ -111,7 +111,7 @@ def shards_of(place: str | Path | Sequence[str], split: str) -> list[StreamedSha
     if URL.match(root):
         from shards.remote_files import RemoteFiles, RetryPolicy  # imports fsspec
 
-        content = RemoteFiles(root, RetryPolicy()).read_small(name)
+        content = RemoteFiles(root, RetryPolicy(), "the URL of the pack").read_small(name)
     else:
         content = FolderStore(Path(root)).local(name).read_bytes()
     return [

@@ -9,7 +9,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -374,6 +374,13 @@ def fingerprint(*parts: Any) -> str:
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) during the work."""
+Shown = Callable[[str, str], AbstractContextManager[Progress]]
+"""Called with the name of the work and its unit; shows the progress that its function is called with."""
+
+
+def not_shown(what: str, unit: str) -> AbstractContextManager[Progress]:
+    """Shows nothing; see `Shown`."""
+    return nullcontext(lambda done, total: None)
 
 
 def _read_umask() -> int:

@@ -83,7 +83,7 @@ class Packs:
             Pack(
                 entry.name,
                 Path(entry.samples),
-                open_store(entry.shards, machine),
+                open_store(entry.shards, machine, f"shards of pack {entry.name} in train.data"),
                 Path(entry.clips) if entry.clips else None,
                 Path(entry.crops) if entry.crops else None,
                 entry.weight,
@@ -288,7 +288,10 @@ class BlendedStores(ShardStore):
 
     def local(self, name: str) -> Path:
         store, shard = self._of(name)
-        return store.local(shard)
+        try:
+            return store.local(shard)
+        except ShardError as error:
+            raise ShardError(f"train.data, pack {pack_of(name)[0]}: {error}") from error
 
     def renew(self, name: str) -> bool:
         store, shard = self._of(name)

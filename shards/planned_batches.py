@@ -175,9 +175,11 @@ class PlannedBatches(IterableDataset[PaddedBatch]):
     def _open_stream(self) -> ShardStream:
         if get_worker_info() is not None:
             machine = self._machine.model_copy(update={"num_workers": 0})
-            return ShardStream(open_store(self._shards, machine), self._samples, machine)
+            return ShardStream(open_store(self._shards, machine, "shards"), self._samples, machine)
         if self._stream is None:
-            self._stream = ShardStream(open_store(self._shards, self._machine), self._samples, self._machine)
+            self._stream = ShardStream(
+                open_store(self._shards, self._machine, "shards"), self._samples, self._machine
+            )
         return self._stream
 
 

@@ -84,7 +84,7 @@ def upload_whole(files: Any, local_path: Path, remote_path: str, **options: Any)
 
 
 class RemoteFiles:
-    """The files below `url`, with names relative to it.
+    """The files below `url`, with names relative to it. `key` is the setting that names the URL.
 
     Every method raises MachineError with the URL and the last error if the file cannot be reached: after the last
     try of `retries`, and immediately if keys are missing or have no permission. Raises ShardError if the file is
@@ -92,8 +92,8 @@ class RemoteFiles:
     uses (for s3 the environment variables AWS_…).
     """
 
-    def __init__(self, url: str, retries: RetryPolicy) -> None:
-        self.url, self.retries = url.rstrip("/"), retries
+    def __init__(self, url: str, retries: RetryPolicy, key: str) -> None:
+        self.url, self.retries, self._key = url.rstrip("/"), retries, key
         is_s3 = url.startswith(("s3://", "s3a://"))
         options: dict[str, Any] = {"skip_instance_cache": True}
         if is_s3:
@@ -107,7 +107,7 @@ class RemoteFiles:
             # by default it ends every transfer after five minutes
             timeout = aiohttp.ClientTimeout(sock_connect=retries.connect_s, sock_read=retries.read_s)
             options["client_kwargs"] = {"timeout": timeout}
-        self._files, root = open_file_system(url, "paths.shards", **options)
+        self._files, root = open_file_system(url, key, **options)
         self._root = root.rstrip("/")
         if is_s3:
             self._files.retries = 1
@@ -249,14 +249,14 @@ class RemoteFiles:
             except PermissionError as error:
                 raise MachineError(
                     f"{place}: cannot {verb} it ({type(error).__name__}: {error}); "
-                    "check paths.shards and the permissions of the keys"
+                    f"check {self._key} and the permissions of the keys"
                 ) from error
             # each file system raises errors of its own libraries, so no list can be complete; every error is
             # logged or raised
             except Exception as error:
                 message = f"{type(error).__name__}: {error}"
                 if isinstance(error, _ABSENT) and _is_absent(error):
-                    raise ShardError(f"{place}: cannot {verb} it ({message}); check paths.shards") from error
+                    raise ShardError(f"{place}: cannot {verb} it ({message}); check {self._key}") from error
                 wait_s = retries.first_wait_s * 2 ** (number - 1) * random.uniform(0.5, 1.5)
                 elapsed_s = time.monotonic() - began
                 if type(error).__name__ in _NO_CREDENTIALS:

@@ -20,7 +20,7 @@ from shards.files import fingerprint, sweep_temporaries, write_text
 from shards.remote_files import RemoteFiles, RetryPolicy
 from shards.settings import MachineParams
 from shards.shard_cache import FetchAhead, ShardCache
-from shards.store import OWNER, WritableStore, refuse_outside_name
+from shards.store import OWNER, SHARDS_KEY, WritableStore, refuse_outside_name
 from shards.tar import INDEX, IndexedShard, SplitIndex, parse_index
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,10 @@ class RemoteStore(WritableStore):
         machine: MachineParams,
         retries: RetryPolicy | None = None,
         grace_s: float = GRACE_S,
+        key: str = SHARDS_KEY,
     ) -> None:
         self._retries = retries or RetryPolicy()
-        self._files = RemoteFiles(url, self._retries)
+        self._files = RemoteFiles(url, self._retries, key)
         cache_dir = Path(machine.cache_dir)
         self._cache = ShardCache(
             cache_dir / "shards", int(machine.shard_cache_gb * 1e9), grace_s, self._retries.total_s

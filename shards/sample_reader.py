@@ -103,10 +103,10 @@ def read_sample(store: ShardStore, row: Mapping[str, object]) -> tuple[np.ndarra
 def read_sample_of(shards: OpenShards, row: Mapping[str, object]) -> tuple[np.ndarray, dict[str, object]]:
     """Does the same as `read_sample` with open shards."""
     place = CatalogueRow.of(row)
-    return shards.read(shards[place.shard], lambda shard: _sample(shard, place))
+    return shards.read(shards[place.shard], lambda shard: _sample(shard, place, row.get("label")))
 
 
-def _sample(shard: OpenShard, place: CatalogueRow) -> tuple[np.ndarray, dict[str, object]]:
+def _sample(shard: OpenShard, place: CatalogueRow, label: object) -> tuple[np.ndarray, dict[str, object]]:
     payload, metadata_json = _members(shard, place)
     try:
         metadata = json.loads(metadata_json)
@@ -114,6 +114,8 @@ def _sample(shard: OpenShard, place: CatalogueRow) -> tuple[np.ndarray, dict[str
         raise _damaged(shard, place, f"its metadata is not valid JSON ({error})") from error
     if not isinstance(metadata, dict) or "fps" not in metadata:
         raise _damaged(shard, place, "its metadata has no key 'fps'")
+    if label is not None and metadata.get("label", label) != label:
+        raise _foreign(shard, place)
     return _decode(shard, place, payload), metadata
 
 
@@ -193,9 +195,11 @@ def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
     except ValueError as error:
         raise _damaged(shard, row, str(error)) from error
     if not holds_clip(shard, row) or row.sample_size > MAX_SAMPLE_BYTES:
-        raise ShardError(
+        raise _foreign_or(
+            shard,
+            row,
             f"shard {shard.place} is truncated or from another pack: it has {shard.num_bytes} bytes and does not hold "
-            f"clip {row.clip_id} at bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}"
+            f"clip {row.clip_id} at bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}",
         )
     sample = memoryview(shard.read(row.sample_size, row.sample_offset))
     try:
@@ -203,13 +207,10 @@ def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
     except (tarfile.HeaderError, ValueError) as error:
         raise _damaged(shard, row, str(error)) from error
     if [name for name, _ in members] != names:
-        raise ShardError(
-            f"shard {shard.place}: at the place of clip {row.clip_id} are {[name for name, _ in members]}; the "
-            f"shard and samples.parquet come from different packs; {ADVICE}"
-        )
+        raise _foreign(shard, row)
     (_, clip), (_, metadata) = members
     if (row.sample_offset + clip.start, clip.stop - clip.start) != (row.clip_offset, row.clip_size):
-        raise _damaged(shard, row, "its offset and size differ from samples.parquet")
+        raise _foreign(shard, row)
     return sample[clip], bytes(sample[metadata])
 
 
@@ -249,4 +250,40 @@ def _decode(shard: OpenShard, row: CatalogueRow, payload: memoryview) -> np.ndar
 
 
 def _damaged(shard: OpenShard, row: CatalogueRow, why: str) -> ShardError:
-    return ShardError(f"shard {shard.place}: the sample of clip {row.clip_id} is damaged: {why}; {ADVICE}")
+    return _foreign_or(
+        shard, row, f"shard {shard.place}: the sample of clip {row.clip_id} is damaged: {why}; {ADVICE}"
+    )
+
+
+def _foreign_or(shard: OpenShard, row: CatalogueRow, message: str) -> ShardError:
+    return _foreign(shard, row) if _is_foreign(shard, row) else ShardError(message)
+
+
+def _foreign(shard: OpenShard, row: CatalogueRow) -> ShardError:
+    pack = row.clip_id.rpartition("/")[0]
+    what, fix = "samples.parquet and the shard", ADVICE
+    if pack:
+        what, fix = f"samples and shards of pack {pack} in train.data", "correct one of the two paths"
+    return ShardError(
+        f"shard {shard.place} does not have clip {row.member} of samples.parquet at byte {row.sample_offset}: {what} "
+        f"belong to different packs; {fix}"
+    )
+
+
+def _is_foreign(shard: OpenShard, row: CatalogueRow) -> bool:
+    """Returns whether the tar is intact up to the sample, but has no sample from its first to its last byte."""
+    offset = 0
+    for wanted in (row.sample_offset, row.sample_offset + row.sample_size):
+        while offset < wanted:
+            block = shard.read(tarfile.BLOCKSIZE, offset)
+            try:
+                header = tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
+            except tarfile.HeaderError:
+                # zeros elsewhere than at the end of the file are damage
+                return block == bytes(tarfile.BLOCKSIZE) and shard.num_bytes - offset <= tarfile.RECORDSIZE
+            if header.size < 0:
+                return False
+            offset += tarfile.BLOCKSIZE * (1 + -(-header.size // tarfile.BLOCKSIZE))
+        if offset > wanted:
+            return True
+    return False

@@ -10,6 +10,8 @@ from typing import BinaryIO
 from shards.errors import ShardError
 from shards.files import TEMPORARY_NAME, atomic_file, sync_folder
 
+SHARDS_KEY = "paths.shards"
+"""The setting that names the store of a single pack, for messages."""
 OWNER = ".pack_owner"
 """File in a remote store that identifies the owner of its pack."""
 PARTIAL_FILE_NAMES = re.compile(

@@ -143,7 +143,7 @@ def _opened(url: str) -> AbstractContextManager[IO[bytes]]:
         from shards.remote_files import RemoteFiles, RetryPolicy  # imports fsspec
 
         folder, _, name = url.rpartition("/")
-        return RemoteFiles(folder, RetryPolicy()).stream(name)
+        return RemoteFiles(folder, RetryPolicy(), "the URL of the shard").stream(name)
     try:
         return Path(url).open("rb")
     except OSError as error:

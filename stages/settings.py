@@ -31,8 +31,8 @@ class CorpusParams(Section):
     )
     table: str = Field(
         "clips.csv",
-        description="relative to the root: the CSV or Parquet file (kind table), or a pattern of files (manifest) or "
-        "data folders (kaldi)",
+        description="the CSV or Parquet file (kind table), or a pattern of files (manifest) or data folders (kaldi): "
+        "absolute or relative to the root, inside it or not; its videos must be inside",
     )
     follow_links: bool = Field(
         False,

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -41,6 +41,8 @@ from stages.corpora.pack_overlap import compared_packs, find_overlap
 SAVE_EVERY_S = 60.0
 MAX_COMPARED_CLIPS = 50_000
 """More training clips of several packs are not searched for copies; this number takes some minutes on two cores."""
+WAIT_S = 60.0
+"""The first rank shows the others after this time that it still works: torch lets them wait for 30 min at most."""
 SKIPPED_IN_A_ROW = 3
 """This number of consecutive skipped steps ends a training."""
 
@@ -111,9 +113,9 @@ class _Trainer:
             run.start(job.config_text, self.data.vocabulary.characters.to_json())
             if not finished_before:
                 log_start(job, self.data, self.state, run, self.precision, resumed_from)
-                if job.packs.is_blend and not resumed_from:
-                    self._warn_of_overlap()
             record_command(run, job, self.data, is_finished=finished_before)
+        if job.packs.is_blend and not resumed_from and not finished_before:
+            self._warn_of_overlap()
         with self._metric_logging():
             if finished_before:
                 self._log_finished()
@@ -135,17 +137,45 @@ class _Trainer:
         )
 
     def _warn_of_overlap(self) -> None:
-        """Logs the videos and names of speakers that several packs share, unless there are very many clips."""
-        num_clips = self.data.samples.num_rows
+        """Logs the videos and names of speakers that several packs share, unless there are very many clips.
+
+        The first rank searches, and the others wait for it.
+        """
+        num_clips, ranks, last = self.data.samples.num_rows, self.ranks, time.monotonic()
         if num_clips > MAX_COMPARED_CLIPS:
-            logger.warning(
-                "train.data: %d clips are not searched for copies: it would take long; run `pipeline overlap` once",
-                num_clips,
-            )
+            if ranks.is_first:
+                logger.warning(
+                    "train.data: %d clips are not searched for copies: it would take long; run `pipeline overlap` once",
+                    num_clips,
+                )
             return
-        logger.info("searching the packs for copies of videos (once; %d training clips)", num_clips)
-        for warning in find_overlap(compared_packs(self.job.packs), self.job.machine).warnings():
-            logger.warning("train.data: %s", warning)
+
+        @contextlib.contextmanager
+        def shown(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+            with self.job.shown(what, unit) as on_progress:
+
+                def update(done: int, total: int) -> None:
+                    nonlocal last
+                    on_progress(done, total)
+                    if time.monotonic() - last > WAIT_S:
+                        last = time.monotonic()
+                        ranks.any(True)
+
+                yield update
+
+        if ranks.is_first:
+            others = "" if ranks.world_size == 1 else "; the other processes wait"
+            logger.info(
+                "searching the packs for copies of videos (once; %d training clips%s)", num_clips, others
+            )
+            for warning in find_overlap(compared_packs(self.job.packs), self.job.machine, shown).warnings():
+                logger.warning("train.data: %s", warning)
+        elif ranks.local_rank == 0:  # on another machine, which does not show the progress
+            logger.warning(
+                "rank %d waits for rank 0, which searches the packs for copies of videos", ranks.rank
+            )
+        while ranks.any(False):
+            pass
 
     def _train_epochs(self) -> None:
         job, progress = self.job, self.progress

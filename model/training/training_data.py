@@ -18,7 +18,7 @@ from shards.blend import packs_of
 from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ShardError, TrainingError
-from shards.files import check_table
+from shards.files import Shown, check_table, not_shown
 from shards.open_shards import OpenShards
 from shards.packs import Pack, Packs
 from shards.plan import plan_scoring, shard_numbers
@@ -52,6 +52,8 @@ class TrainingJob:
     accept_new_plan: bool = False
     """Resume from `resume` even if it used another epoch plan than this run."""
     on_batch: OnBatch | None = None
+    shown: Shown = not_shown
+    """Shows the progress of other work than the steps."""
 
     @property
     def deciding_sections(self) -> dict[str, Section]:

@@ -82,7 +82,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="random seed of the drawn corpus")] = 0,
     json_: Json = False,
 ) -> None:
-    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces; with recipe blend, two of them.
+    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces. For recipe blend, draw two such corpora.
 
     Example: pipeline demo && pipeline run
     """
@@ -127,8 +127,10 @@ def run(
 
     Example: pipeline run; pipeline run stats; pipeline run --force report
     """
+    from pipeline.console import show_logs
     from pipeline.project import run_stages
 
+    show_logs()
     raise typer.Exit(run_stages(Path.cwd(), arguments or ()))
 
 

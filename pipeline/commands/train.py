@@ -115,6 +115,7 @@ def train(
             resume=resume,
             accept_new_plan=accept_new_plan,
             on_batch=over_epochs(on_progress, values.train.num_epochs),
+            shown=shown,
         )
         summary = run(job)
     if json_:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from model.decoding.reader import LipReader
 from model.decoding.registry import GREEDY, HEADS_OF_DECODER, learnt_decoders, unused_weights
+from model.decoding.result import ScoredClip
 from model.decoding.scoring import DecoderScores, score_decoders
 from model.device import choose_device
 from model.metrics import has_words, total_counts, word_error_rate
@@ -19,9 +20,10 @@ from pipeline.tables.evaluation import print_normalisers, print_overlap
 from pipeline.training_job import packs_of
 from shards.errors import ConfigError
 from shards.files import Progress
+from shards.packs import pack_of
 from stages.report import SCORING_BATCH
 from stages.reports.clip_tables import normaliser_of
-from stages.reports.counting import counted_clips
+from stages.reports.counting import CORPUS_FIGURES, counted_clips
 from stages.reports.figures import interval_about, why_no_interval
 from stages.reports.groups import calibration_error, calibration_of, cer_interval
 from stages.reports.train_test_leakage import seen_in_training
@@ -68,7 +70,8 @@ def compare_decoders(
         "normaliser": normaliser_of(packs),
         "checkpoint_normaliser": reader.normaliser,
     }
-    return [{**_figures(score, encode_s, params), **shared} for score in scores]
+    names_of_packs = [pack.name for pack in packs.packs] if packs.is_blend else []
+    return [{**_figures(score, encode_s, params, names_of_packs), **shared} for score in scores]
 
 
 def _named(names: Sequence[str], reader: LipReader, decode: DecodeParams) -> list[str]:
@@ -87,28 +90,42 @@ def _named(names: Sequence[str], reader: LipReader, decode: DecodeParams) -> lis
     return list(dict.fromkeys(named))
 
 
-def _figures(scores: DecoderScores, encode_s: float, params: Params) -> dict[str, Any]:
-    pairs = [(clip.reference, clip.hypothesis) for clip in scores.clips]
-    counts, num_clips = total_counts(pairs), len(pairs)
-    counted = counted_clips(scores.clips)
+def _figures(scores: DecoderScores, encode_s: float, params: Params, packs: Sequence[str]) -> dict[str, Any]:
+    num_clips = len(scores.clips)
+    figures = {
+        "decoder": scores.decoder,
+        **_errors(scores.clips, params),
+        "clips_per_s": num_clips / (encode_s + scores.decode_s),
+        "encode_s_per_clip": encode_s / num_clips,
+        "decode_s_per_clip": scores.decode_s / num_clips,
+    }
+    clips_of = {name: [clip for clip in scores.clips if pack_of(clip.clip_id)[0] == name] for name in packs}
+    of_packs = {name: _errors(clips, params) for name, clips in clips_of.items() if clips}
+    if packs:
+        figures["corpora"] = {
+            name: {key: found[key] for key in CORPUS_FIGURES if key in found}
+            for name, found in of_packs.items()
+        }
+    return figures
+
+
+def _errors(clips: Sequence[ScoredClip], params: Params) -> dict[str, Any]:
+    pairs = [(clip.reference, clip.hypothesis) for clip in clips]
+    counts, counted = total_counts(pairs), counted_clips(clips)
     interval, over = cer_interval(counted, params.report.resamples, params.report.seed)
     return {
-        "decoder": scores.decoder,
         "cer": counts.cer,
         "cer_low": interval.low if interval else None,
         "cer_high": interval.high if interval else None,
         "cer_interval_over": over if interval else None,
-        "num_speakers": len({clip.speaker for clip in scores.clips} - {None}),
+        "num_speakers": len({clip.speaker for clip in clips} - {None}),
         "substitutions": counts.substitutions,
         "deletions": counts.deletions,
         "insertions": counts.insertions,
         "num_chars": counts.num_chars,
         **({"wer": word_error_rate(pairs)} if has_words(reference for reference, _ in pairs) else {}),
         "calibration_error": calibration_error(calibration_of(counted)),
-        "num_clips": num_clips,
-        "clips_per_s": num_clips / (encode_s + scores.decode_s),
-        "encode_s_per_clip": encode_s / num_clips,
-        "decode_s_per_clip": scores.decode_s / num_clips,
+        "num_clips": len(clips),
     }
 
 
@@ -131,8 +148,7 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
         words = [f"{row['wer']:.1%}" if "wer" in row else ""] if with_words else []
         table.add_row(
             row["decoder"],
-            f"{row['cer']:.1%}",
-            "–" if row["cer_low"] is None else f"{100 * row['cer_low']:.1f}–{row['cer_high']:.1%}",
+            *_cer_of(row),
             *(f"{row[name]:,}" for name in ("substitutions", "deletions", "insertions")),
             *words,
             "–" if row["calibration_error"] is None else f"{row['calibration_error']:.1%}",
@@ -140,6 +156,8 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
             f"{1e3 * row['decode_s_per_clip']:,.1f}",
         )
     console.print(table)
+    if "corpora" in rows[0]:
+        _print_corpora(rows, console)
     interval_kinds = {row["cer_interval_over"] for row in rows}
     for over in interval_kinds - {None}:
         console.print(
@@ -151,3 +169,21 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
     print_overlap(rows[0]["speaker_overlap"], split, console)
     if any(row["decoder"] == "syllables" for row in rows):
         console.print("syllables: compared with the labels as toneless pinyin with spaces", style="dim")
+
+
+def _print_corpora(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    table = Table(title="by corpus", title_justify="left", padding=(0, 1, 0, 0))
+    for column in ("corpus", "decoder"):
+        table.add_column(column, no_wrap=True)
+    for column in ("clips", "CER", "95 % interval"):
+        table.add_column(column, justify="right")
+    for name in rows[0]["corpora"]:
+        for row in rows:
+            found = row["corpora"][name]
+            table.add_row(name, row["decoder"], str(found["num_clips"]), *_cer_of(found))
+    console.print(table)
+
+
+def _cer_of(figures: Mapping[str, Any]) -> tuple[str, str]:
+    low, high = figures["cer_low"], figures["cer_high"]
+    return f"{figures['cer']:.1%}", "–" if low is None else f"{100 * low:.1f}–{high:.1%}"

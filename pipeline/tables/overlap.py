@@ -40,7 +40,7 @@ def packs_to_compare(arguments: Sequence[str], values: Params) -> list[ComparedP
         samples, comma, shards = place.partition(",")
         if not comma:
             samples, shards = str(Path(place) / "samples.parquet"), str(Path(place) / "shards")
-        packs.append(ComparedPack(name, Path(samples), open_store(shards, values.machine)))
+        packs.append(ComparedPack(name, Path(samples), open_store(shards, values.machine, argument)))
     return packs
 
 
@@ -61,16 +61,15 @@ def print_overlap(found: PackOverlap, console: Console) -> None:
     _print("Clips of the same video", ("", "similarity", "pack, split, clip"), copies, console)
     _print("Speakers of the same name", ("", "speaker", "pack, split (clips)"), speakers, console)
     counts = ", ".join(f"{name} {count}" for name, count in found.num_clips.items())
-    videos = "1 video is" if len(copies) == 1 else f"{len(copies)} videos are"
     console.print(
-        f"{sum(found.num_clips.values())} clips ({counts}): {videos} there more than once, {found.num_leaks} of them "
-        f"in training and in another split; {len(speakers)} names of speakers are in several packs",
+        f"Compared {sum(found.num_clips.values())} clips ({counts}). Videos with copies: {len(copies)}, of which "
+        f"{found.num_leaks} in training and in another split. Speaker names in several packs: {len(speakers)}.",
         highlight=False,
         markup=False,
     )
     if num_not_compared := sum(found.num_not_compared.values()):
         console.print(
-            f"{num_not_compared} clips are too short or show a still picture: only equal files are found among them",
+            f"{num_not_compared} clips are too short or show a still picture: only equal files count as copies",
             highlight=False,
             markup=False,
         )

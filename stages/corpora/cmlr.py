@@ -11,6 +11,7 @@ The corpus: https://vipazoo.cn/CMLR.html (11 speakers, 102,072 sentences; all sp
 import re
 from pathlib import Path
 
+from shards.errors import CorpusError
 from stages.corpora.layout import counted, lines_of, refused, text_of_clip
 from stages.corpora.transcript import Transcript
 from stages.settings import CorpusParams
@@ -26,6 +27,11 @@ def read_cmlr(corpus: CorpusParams) -> list[Transcript]:
     Raises CorpusError for a missing list, a malformed line, or a text that does not begin with Chinese.
     """
     root = Path(corpus.root)
+    if missing := [name for name in _SPLITS if not (root / name).is_file()]:
+        raise CorpusError(
+            f"{root} has no {' and no '.join(missing)}; set corpus.root to the folder of CMLR, with "
+            "train.csv, val.csv, test.csv, video/ and text/"
+        )
     clips = []
     for name, split in _SPLITS.items():
         for where, line in lines_of(root / name):

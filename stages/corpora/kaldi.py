@@ -29,6 +29,8 @@ from stages.settings import CorpusParams
 
 _log = logging.getLogger(__name__)
 
+_RECORDINGS = ("video.scp", "wav.scp")
+
 _Rows = dict[str, tuple[str, str]]
 """The first word of a line → (`file:line`, the rest)."""
 
@@ -46,15 +48,20 @@ def read_kaldi(corpus: CorpusParams) -> list[Transcript]:
     folders = [root / name for name in found if (root / name / "text").is_file()]
     if not folders:
         raise CorpusError(
-            f"no folder {corpus.table} below {root} has a file text; set corpus.table to the data folders, "
-            "for example data/*"
+            f"no folder that matches {root / corpus.table} has a file text; set corpus.table to the data folders, for "
+            "example data/*, absolute or relative to corpus.root"
         )
     clips = [clip for folder in folders for clip in _clips_in(folder, root)]
     return counted(with_splits(clips, corpus, root), root)
 
 
 def _clips_in(folder: Path, root: Path) -> list[Transcript]:
-    media = "video.scp" if (folder / "video.scp").is_file() else "wav.scp"
+    media = next((name for name in _RECORDINGS if (folder / name).is_file()), None)
+    if media is None:
+        raise CorpusError(
+            f"{folder} has neither {' nor '.join(_RECORDINGS)}; write video.scp: in each line the name of a recording "
+            "and the path of its video, relative to corpus.root"
+        )
     recordings = _rows(folder / media)
     texts, speakers, segments = (
         _rows(folder / name) if (folder / name).is_file() else {} for name in ("text", "utt2spk", "segments")

@@ -67,8 +67,8 @@ def read_manifest(corpus: CorpusParams) -> list[Transcript]:
     paths = [root / name for name in found if "recordings" not in Path(name).name]
     if not paths:
         raise CorpusError(
-            f"no file {corpus.table} below {root}; set corpus.table to the manifest, or to a pattern such as "
-            "manifests/*.jsonl"
+            f"no file matches {root / corpus.table}; set corpus.table to the manifest, or to a pattern such as "
+            "manifests/*.jsonl, absolute or relative to corpus.root"
         )
     clips: list[Transcript] = []
     ignored = Counter[str]()

@@ -1,8 +1,7 @@
 """Finds videos and speakers that are in several packs, or twice in one: leaks from training into scores."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,13 @@ import pyarrow as pa
 
 from shards.copies import Fingerprints, find_copies
 from shards.enums import TRAIN_SPLIT
-from shards.errors import ConfigError
-from shards.files import Progress
+from shards.errors import ConfigError, ShardError
+from shards.files import Progress, Shown, not_shown
 from shards.pack_fingerprints import fingerprints_of, read_catalogue
 from shards.packs import Packs
 from shards.settings import MachineParams
 from shards.store import ShardStore
 from stages.corpora.transcript import NAMES_SHOWN, one_spelling
-
-Shown = Callable[[str, str], AbstractContextManager[Any]]
-"""Called with the name of the work and its unit; yields a function of (done, total)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +107,8 @@ class PackOverlap:
         return asdict(self) | {"num_leaks": self.num_leaks}
 
 
-def _not_shown(what: str, unit: str) -> AbstractContextManager[Any]:
-    return nullcontext(lambda done, total: None)
-
-
 def find_overlap(
-    packs: Sequence[ComparedPack], machine: MachineParams, shown: Shown = _not_shown
+    packs: Sequence[ComparedPack], machine: MachineParams, shown: Shown = not_shown
 ) -> PackOverlap:
     """Compares all clips and speakers of the packs, also the clips of one pack with each other.
 
@@ -130,7 +122,10 @@ def find_overlap(
     found = []
     for pack, catalogue in zip(packs, catalogues, strict=True):
         with shown(f"fingerprints of {pack.name}", "clips") as on_progress:
-            found.append(fingerprints_of(catalogue, pack.store, machine, on_progress))
+            try:
+                found.append(fingerprints_of(catalogue, pack.store, machine, on_progress))
+            except ShardError as error:
+                raise ShardError(f"pack {pack.name}: {error}") from error
     with shown("comparing clips", "blocks") as on_progress:
         copies = list(_copies(packs, catalogues, found, on_progress))
     num_empty = [int((np.diff(fingerprints.start_N) == 0).sum()) for fingerprints in found]

@@ -68,7 +68,9 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
     root = Path(corpus.root)
     path = root / corpus.table
     if not path.is_file():
-        raise CorpusError(f"{path} is missing; set corpus.table to a CSV or Parquet file below corpus.root")
+        raise CorpusError(
+            f"{path} is missing; set corpus.table to a CSV or Parquet file, absolute or relative to corpus.root"
+        )
     rows = (
         _read_parquet(path) if path.suffix.lower() == ".parquet" else read_csv(path, _check_header, REQUIRED)
     )

@@ -72,6 +72,22 @@ def test_one_command_goes_from_the_videos_of_all_corpora_to_a_report(
     assert sorted(changed) == sorted(f"{stage}@demo_b" for stage in OF_CORPUS)
 
 
+def test_a_dvc_yaml_of_an_older_version_is_named_with_its_stages(tmp_path: Path) -> None:
+    run(tmp_path, "init", "--recipe", "demo", "--dvc")
+    (tmp_path / "data/demo").mkdir(parents=True)
+    edit(tmp_path / "dvc.yaml", lambda values: values["stages"]["lm"]["params"].remove("text"))
+    again = ("init", "--recipe", "demo", "--dvc")
+    assert "was edited, or is from another version or for other packs (stages lm differ)" in run(
+        tmp_path, *again, code=2
+    )
+    # a dry run of a stage that does not exist: only what `run` says before DVC counts
+    said = pipeline(tmp_path, ("run", "--dry", "nothing")).stderr
+    assert "is from another version: stages lm differ from those of this version" in said
+    run(tmp_path, *again, "--force")
+    said = pipeline(tmp_path, ("run", "--dry", "nothing")).stderr
+    assert "another version" not in said
+
+
 def test_the_recipe_is_the_demo_with_two_corpora() -> None:
     blend, demo = (yaml.safe_load(recipe_text(name)) for name in ("blend", "demo"))
     assert [pack["name"] for pack in blend["train"].pop("data")] == list(NAMES)

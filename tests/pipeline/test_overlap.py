@@ -31,8 +31,9 @@ def test_a_leak_is_printed_and_is_exit_code_1(folder: Path) -> None:
     done = pipeline(folder, ["overlap", "lips=data", "cmlr=leaky/samples.parquet,leaky/shards", "fine=fine"])
     assert done.returncode == 1, done.stderr
     assert "lips train c1" in done.stdout and "cmlr test copy" in done.stdout and "leak" in done.stdout
-    assert "5 clips (lips 3, cmlr 1, fine 1): 1 video is there more than once, 1 of them" in " ".join(
-        done.stdout.split()
+    assert (
+        "Compared 5 clips (lips 3, cmlr 1, fine 1). Videos with copies: 1, of which 1 in training"
+        in " ".join(done.stdout.split())
     )
 
 
@@ -40,7 +41,7 @@ def test_without_a_leak_it_is_0_and_the_pack_of_params_is_the_default(folder: Pa
     assert read_mapping(folder / "params.yaml")["paths"]["shards"] == "data/shards"
     done = pipeline(folder, ["overlap"])
     assert done.returncode == 0, done.stderr
-    assert "3 clips (pack 3): 0 videos are there more than once" in " ".join(done.stdout.split())
+    assert "Compared 3 clips (pack 3). Videos with copies: 0, of which 0 in" in " ".join(done.stdout.split())
     assert pipeline(folder, ["overlap", "a=data", "b=fine"]).returncode == 0
 
 

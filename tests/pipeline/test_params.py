@@ -123,6 +123,34 @@ def test_precedence_rises_from_params_over_preset_and_config_to_set_and_flags(
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("*.json", "*.json"),
+        ("**/*.jsonl", "**/*.jsonl"),
+        ("&a", "&a"),
+        ("!x", "!x"),
+        ("[ab]*.csv", "[ab]*.csv"),
+        ("{a", "{a"),
+        ("a: b # c", "a: b # c"),
+        ("%d", "%d"),
+        (" x ", "x"),
+        ("2024", "2024"),
+        ("yes", "yes"),
+        ("", ""),
+        ("'*.json'", "*.json"),
+        (r'"a\tb"', "a\tb"),
+        ("'", "'"),
+        ("\"speaker\" = 's1'", "\"speaker\" = 's1'"),
+        ("'a' # b", "a"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_set_takes_text_as_it_is_written(given: str, value: str, params_file: Path) -> None:
+    assert load_params(params_file, assignments=[f"corpus.table={given}"]).corpus.table == value
+    assert load_params(params_file, assignments=[f"train.where ={given}"]).train.where == value
+
+
 def test_a_preset_brings_its_sizes_and_drops_those_of_another(params_file: Path) -> None:
     changes = ["model.sizes.hidden_dim=64"]
     params_file.write_text(params_text(load_params(params_file, assignments=changes)), "utf-8")

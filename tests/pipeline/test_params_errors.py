@@ -205,11 +205,11 @@ def test_an_invalid_yaml_value_is_refused_with_its_place(text: str, params_file:
             parse_yaml(written, "p.yaml")
         except ConfigError as error:
             assert str(error).startswith("p.yaml")
-    with pytest.raises(ConfigError, match=r"--set corpus\.root") as caught:
-        load_params(params_file, assignments=[f"corpus.root={text}"])
+    with pytest.raises(ConfigError, match=r"--set train\.heads") as caught:
+        load_params(params_file, assignments=[f"train.heads={text}"])
     assert len(str(caught.value)) < 1_000
 
 
 def test_a_recursive_value_is_refused(params_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"corpus\.root"):
-        load_params(params_file, assignments=["corpus.root=&a [*a]"])
+    with pytest.raises(ConfigError, match=r"train\.heads"):
+        load_params(params_file, assignments=["train.heads=&a [*a]"])

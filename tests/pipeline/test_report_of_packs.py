@@ -160,6 +160,17 @@ def test_the_terminal_shows_each_corpus(workplace: Path, metrics: dict[str, Any]
             assert ("unknown" in line) == (name == "b")
     decoders = json.loads(run(workplace, "test", "--decoder", "ctc", "--json"))
     assert [row["cer"] for row in decoders] == [metrics["cer"]]
+    shared = ("num_clips", "num_chars", "cer", "cer_low", "cer_high", "cer_interval_over", "num_speakers")
+    assert decoders[0]["corpora"].keys() == metrics["corpora"].keys()
+    for name, found in metrics["corpora"].items():
+        assert {key: decoders[0]["corpora"][name][key] for key in shared} == {
+            key: found[key] for key in shared
+        }
+    table = run(workplace, "test", "--decoder", "ctc", "--decoder", "ctc_beam").partition("by corpus")[2]
+    for name, found in metrics["corpora"].items():
+        lines = [line for line in table.splitlines() if line.lstrip("│ ").startswith(f"{name} ")]
+        assert ["ctc " in line for line in lines] == [True, False] and "ctc_beam" in lines[1]
+        assert f"{found['cer']:.1%} │" in lines[0]
 
 
 def test_two_reports_are_compared_by_corpus(workplace: Path, metrics: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def test_by_size_every_clip_of_every_pack_is_visited_once_an_epoch() -> None:
 @settings(max_examples=100, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=2, max_size=4),
-    weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),
+    weights=st.lists(st.floats(0.5, 10), min_size=4, max_size=4),
     epoch_clips=st.sampled_from([0, 0, 64, 200]),
     world_size=st.integers(1, 3),
     mix=st.sampled_from(["batch", "epoch"]),
@@ -106,6 +106,21 @@ def test_over_the_epochs_all_clips_of_a_pack_are_visited_equally_often() -> None
         counts = visits(plans(samples, LoaderParams(frame_budget=500, epoch_clips=70), epoch, a=3, b=4))
         total += Counter(number % samples.num_rows for number in counts)
     assert {total[row] for row in range(100)} == {3} and {total[row] for row in range(100, 140)} == {10}
+
+
+@pytest.mark.parametrize(("epoch_clips", "weight"), [(1, 1), (2, 1), (4, 1), (2, 4.5)])
+def test_an_epoch_without_a_clip_of_each_pack_is_refused_with_the_fewest_clips(
+    epoch_clips: int, weight: float
+) -> None:
+    names, sizes, by_name = ["a", "b", "small"], np.array([40, 40, 40]), {"a": 4.5, "b": 4.5, "small": weight}
+    share, fewest = weight / (9 + weight), {1: 10, 4.5: 3}[weight]
+    message = (
+        rf"loader\.epoch_clips {epoch_clips} is too few for 3 packs: .* {share:.2%}, .* set it to {fewest} or"
+    )
+    with pytest.raises(TrainingError, match=message):
+        visits_of_packs(names, sizes, LoaderParams(epoch_clips=epoch_clips), by_name)
+    enough = visits_of_packs(names, sizes, LoaderParams(epoch_clips=fewest), by_name)
+    assert enough.min() == 1 and enough.sum() == fewest
 
 
 @pytest.mark.parametrize("epoch_clips", [0, 500, 3001])

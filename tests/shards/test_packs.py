@@ -1,5 +1,6 @@
 """Several packs as one table and one store; conditions on clips."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from shards.errors import ConfigError, ShardError
 from shards.packs import Pack, Packs
 from shards.plan import plan_epoch
 from shards.plan_identity import PlanIdentity
+from shards.sample_reader import read_sample
 from shards.samples import read_samples, samples_hash
 from shards.settings import DataPack, LoaderParams, MachineParams
 from shards.stream import ShardStream
@@ -74,6 +76,44 @@ def test_the_columns_of_the_plan_are_read_alone_with_the_same_rows(two: tuple[Pa
     ]
 
 
+def test_shards_of_another_pack_are_named_with_their_pack(two: tuple[Packed, Packed], tmp_path: Path) -> None:
+    raw = two[0]
+    for other in (two[1], pack_clips(tmp_path / "few", toy_clips(3, 1, seed=9), codec="jpeg")):
+        packs = Packs([Pack("own", raw.samples, raw.store), Pack("mixed", raw.samples, other.store)])
+        num_missing = 0
+        for row in packs.read("train").to_pylist()[12:]:
+            with pytest.raises(ShardError) as found:
+                read_sample(packs.store, row)
+            if "is missing" in str(found.value):
+                num_missing += 1
+                assert re.match(r"train\.data, pack mixed: shard \S+\.tar is missing", str(found.value))
+            else:
+                assert re.match(r"shard \S+ does not have clip train_\d+ of samples", str(found.value))
+                assert "samples and shards of pack mixed in train.data belong to diff" in str(found.value)
+        assert num_missing < 12
+    with pytest.raises(ShardError, match=r"and the shard belong to different packs; `pipeline verify`"):
+        read_sample(two[1].store, read_samples(raw.samples, "train").to_pylist()[0])
+
+
+def test_a_damaged_clip_of_the_own_pack_is_not_called_foreign(tmp_path: Path) -> None:
+    packed = pack_clips(tmp_path, toy_clips(4, 1))
+    shard = packed.shards / "train" / "train-000000.tar"
+    whole, rows = shard.read_bytes(), read_samples(packed.samples, "train").to_pylist()
+    packs = Packs([Pack("a", packed.samples, packed.store), Pack("b", packed.samples, packed.store)])
+    for row in rows[1:]:
+        start, stop = row["sample_offset"], row["sample_offset"] + row["sample_size"]
+        for low, high in ((start, start + 512), (start, stop), (0, stop), (start + 512, start + 600)):
+            for content in (bytes(high - low), b"x" * (high - low)):
+                shard.write_bytes(whole[:low] + content + whole[high:])
+                with pytest.raises(ShardError, match=rf"the sample of clip b/{row['clip_id']} is damaged"):
+                    read_sample(
+                        packs.store, row | {"clip_id": f"b/{row['clip_id']}", "shard": f"b/{row['shard']}"}
+                    )
+        shard.write_bytes(whole[: stop - 600])
+        with pytest.raises(ShardError, match="is truncated or from another pack"):
+            read_sample(packs.store, row | {"shard": f"b/{row['shard']}"})
+
+
 def test_splits_may_have_other_names_or_be_joined(two: tuple[Packed, Packed]) -> None:
     packs = packs_of(two, b={"splits": {"train": ("test", "train"), "valid": ()}})
     assert packs.read("train")["clip_id"].to_pylist()[12:15] == ["b/test_000", "b/test_001", "b/train_000"]
@@ -100,6 +140,16 @@ def test_params_name_the_packs(two: tuple[Packed, Packed]) -> None:
         _ = Packs.of(
             [entries[0], entries[1].model_copy(update={"weight": 0})], packs.packs[0], MachineParams()
         ).weights
+
+
+@pytest.mark.parametrize("shards", ["nosuch://x", "s3:/bucket", "memory://empty"])
+def test_a_wrong_url_is_named_by_its_pack(shards: str, two: tuple[Packed, Packed], tmp_path: Path) -> None:
+    machine = MachineParams(cache_dir=str(tmp_path))
+    entry = DataPack(name="far", samples=str(two[0].samples), shards=shards)
+    with pytest.raises((ConfigError, ShardError)) as found:
+        Packs.of([entry], packs_of(two).packs[0], machine).store.local("train/train-000000.tar")
+    message = str(found.value)
+    assert "shards of pack far in train.data" in message and "paths.shards" not in message
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_an_http_server_that_is_down_is_an_outage_not_a_missing_file() -> None:
     """fsspec's HTTP raises FileNotFoundError for both."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    files = RemoteFiles(f"http://127.0.0.1:{port}/pack", RetryPolicy(tries=2, first_wait_s=0.01))
+    files = RemoteFiles(f"http://127.0.0.1:{port}/pack", RetryPolicy(tries=2, first_wait_s=0.01), "my key")
     for read in (
         files.names,
         lambda: files.stream("train/a.tar").read(),
@@ -332,7 +332,7 @@ def test_an_http_server_that_is_down_is_an_outage_not_a_missing_file() -> None:
 
 def test_a_file_that_an_http_server_lacks_is_missing(tmp_path: Path) -> None:
     with file_server(tmp_path) as server:
-        files = RemoteFiles(f"{server.url}/pack", RetryPolicy(tries=2))
+        files = RemoteFiles(f"{server.url}/pack", RetryPolicy(tries=2), "my key")
         assert files.names() == []
         with pytest.raises(ShardError, match=r"index\.json: cannot read it"):
             files.read_small("index.json")

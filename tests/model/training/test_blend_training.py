@@ -2,6 +2,8 @@
 
 import csv
 import logging
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from model.metrics import total_counts
 from model.settings import DecodeParams
 from model.training.augment import training_input
 from model.training.training_data import TrainingData, TrainingJob
+from pipeline.console import progress
 from shards.errors import CheckpointError, TrainingError
 from shards.packs import Pack, Packs
 from shards.settings import LoaderParams
@@ -22,6 +25,7 @@ from shards.stream import ShardStream
 from stages import train as train_module
 from stages.train import train
 from tests.support.packed import Packed, pack_clips, toy_clip, toy_clips
+from tests.support.ranks import together
 from tests.support.trainings import assert_same_weights, job_in, read_test_clips
 
 
@@ -81,6 +85,44 @@ def test_very_many_clips_are_not_compared_and_that_is_logged(
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(blend_job(tmp_path, two, num_epochs=1))
     assert "18 clips are not searched for copies" in caplog.text and "`pipeline overlap`" in caplog.text
+
+
+def test_the_search_for_copies_shows_its_rate_and_the_time_left(
+    tmp_path: Path, two: tuple[Packed, Packed], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = blend_job(tmp_path, two, num_epochs=1)
+    machine = job.machine.model_copy(update={"cache_dir": str(tmp_path / "cache")})
+    train(replace(job, machine=machine, shown=progress))
+    shown = capsys.readouterr().err
+    for name, num_clips in (("a", 18), ("b", 10)):
+        assert re.search(
+            rf"fingerprints of {name}: {num_clips}/{num_clips} clips, \S+ clips/s, 0:00:00 left", shown
+        )
+
+
+def searching(folder: Path, two: tuple[Packed, Packed]) -> list[str]:
+    """Returns the log lines of this rank, as if each rank had a machine of its own."""
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    train_module.WAIT_S = 0.0
+    job = blend_job(folder, two, num_epochs=1)
+    machine = job.machine.model_copy(update={"cache_dir": str(folder / "cache")})
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pipeline.train").addHandler(handler)
+    train(replace(job, machine=machine))
+    return lines
+
+
+def test_other_ranks_wait_for_the_search_for_copies_and_say_so(
+    tmp_path: Path, two: tuple[Packed, Packed]
+) -> None:
+    first, second = together(searching, tmp_path, two)
+    assert (
+        "searching the packs for copies of videos (once; 18 training clips; the other processes wait)"
+        in first
+    )
+    assert second == ["rank 1 waits for rank 0, which searches the packs for copies of videos"]
 
 
 class Killed(Exception):

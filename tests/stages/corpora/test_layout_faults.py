@@ -33,7 +33,7 @@ def removed(path: str) -> Change:
 
 FAULTS: list[tuple[str, Change, str]] = [
     # lists
-    ("cmlr", removed("val.csv"), r"val\.csv cannot be read: No such file"),
+    ("cmlr", removed("val.csv"), r"has no val\.csv; set corpus\.root to the folder of CMLR"),
     ("cmlr", lines("val.csv", "s1/2017"), r"val\.csv:1: 's1/2017' must be speaker/date_section"),
     (
         "cmlr",
@@ -99,7 +99,7 @@ FAULTS: list[tuple[str, Change, str]] = [
     ),
     ("manifest", removed("manifests/mini_recordings_test.jsonl.gz"), r"recordings_test.* unpacked"),
     # Kaldi
-    ("kaldi", removed("data/train/wav.scp"), r"train/wav\.scp cannot be read"),
+    ("kaldi", removed("data/train/wav.scp"), r"data/train has neither video\.scp nor wav\.scp; write"),
     ("kaldi", lines("data/train/segments", "u rec1 0"), r"segments:1: .* must be recording, start"),
     ("kaldi", lines("data/train/segments", "u rec1 0 -2"), r"segments:1: end '-2' is not a time"),
     ("kaldi", lines("data/train/segments", "u rec1 -1 2"), r"segments:1: start '-1' is not a"),
@@ -210,7 +210,7 @@ def test_a_name_given_twice_in_an_object_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("cmlr", "train.csv cannot be read"),
+        ("cmlr", "has no train.csv and no val.csv and no test.csv; set corpus.root to the folder of CMLR"),
         ("cnvsrc", "no folder with train.csv"),
         ("lrs2", "has none of pretrain.txt, train.txt"),
         ("lrs3", "has none of pretrain, trainval, test"),
@@ -240,6 +240,34 @@ def test_a_path_that_leaves_the_root_is_counted_and_never_read(path: str, tmp_pa
         summary = ingest(corpus, TextParams(), CropParams(), tmp_path / "clips.parquet")
         # cncvs/../ and an absolute path stay within the root, where there is no such file
         assert summary.num_outside + summary.num_missing == sum(summary.clips_by_split.values())
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+@pytest.mark.parametrize("kind", ["table", "manifest", "kaldi"])
+def test_a_table_may_be_outside_the_root_but_its_videos_may_not(
+    kind: str, is_absolute: bool, tmp_path: Path
+) -> None:
+    root, tables = tmp_path / "corpus", tmp_path / "my tables"
+    root.mkdir()
+    (root / "a.mp4").write_bytes(b"x")
+    (tables / "b.mp4").parent.mkdir()
+    (tables / "b.mp4").write_bytes(b"x")
+    outside = str(tables / "b.mp4")
+    text(tables / "a.csv", "clip_id,media,text,split", "a,a.mp4,x,train", f"b,{outside},y,train")
+    rows = [{"id": "a", "video": "a.mp4", "text": "x"}, {"id": "b", "video": outside, "text": "y"}]
+    objects(tables / "train.jsonl", *rows)
+    text(tables / "train" / "video.scp", "a a.mp4", f"b {outside}")
+    text(tables / "train" / "text", "a x", "b y")
+    name = {"table": "a.csv", "manifest": "*.jsonl", "kaldi": "t*"}[kind]
+    table = str(tables / name) if is_absolute else f"../my tables/{name}"
+    clips = read_layout(kind, root, table=table)
+    assert [(clip.clip_id, clip.media, clip.split) for clip in clips] == [
+        ("a", "a.mp4", "train"),
+        ("b", outside, "train"),
+    ]
+    corpus = CorpusParams(kind=kind, root=str(root), table=table)
+    summary = ingest(corpus, TextParams(), CropParams(), tmp_path / "clips.parquet")
+    assert (summary.num_outside, summary.num_missing) == (1, 0)
 
 
 def test_links_out_of_the_corpus_are_followed_only_on_request(tmp_path: Path) -> None:
