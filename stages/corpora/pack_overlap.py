@@ -92,14 +92,14 @@ class PackOverlap:
         if leaks:
             some = " = ".join(f"{clip.pack}/{clip.clip_id} ({clip.split})" for clip in leaks[0][:2])
             lines.append(
-                f"{len(leaks)} videos are in training and in another split, so the CER is too good ({some}, ...); "
+                f"videos in training and in another split, so that the CER is too good: {len(leaks)} ({some}, ...); "
                 "`pipeline overlap` lists them"
             )
         if self.speakers:
             names = ", ".join(one.name for one in self.speakers[:NAMES_SHOWN])
             lines.append(
-                f"{len(self.speakers)} speakers have the same name in several packs ({names}) and count as different "
-                "people; `pipeline overlap` lists them"
+                f"names of speakers in several packs, who count as different people: {len(self.speakers)} ({names}); "
+                "`pipeline overlap` lists them"
             )
         return lines
 

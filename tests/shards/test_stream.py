@@ -1,6 +1,7 @@
 """The stream yields exactly the planned clips for any number of threads, and its threads end with it."""
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def test_the_interpreter_drops_the_queue_after_ctrl_c(tmp_path: Path) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout and process.stderr
-        before = list(iter(process.stdout.readline, "running\n"))
+        before = list(itertools.takewhile(lambda line: line != "running\n", process.stdout))
         assert 1 <= len(before) < 10, before
         process.send_signal(2)
         after, errors = process.communicate(timeout=60)
