@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.copies import Fingerprints, find_copies
-from shards.enums import TRAIN_SPLIT
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import ConfigError, ShardError
 from shards.files import Progress, Shown, not_shown
 from shards.pack_fingerprints import fingerprints_of, read_catalogue
@@ -25,13 +25,18 @@ class ComparedPack:
     name: str
     samples: Path
     store: ShardStore
-    train_splits: tuple[str, ...] = (TRAIN_SPLIT,)
+    train_splits: tuple[str, ...] = (TRAIN_SPLIT, UNLABELLED_SPLIT)
 
 
 def compared_packs(packs: Packs) -> list[ComparedPack]:
     """Returns the packs of train.data."""
     return [
-        ComparedPack(pack.name, pack.samples, pack.store, pack.splits_for(TRAIN_SPLIT))
+        ComparedPack(
+            pack.name,
+            pack.samples,
+            pack.store,
+            pack.splits_for(TRAIN_SPLIT) + pack.splits_for(UNLABELLED_SPLIT),
+        )
         for pack in packs.packs
     ]
 
