@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from model.decoding.registry import chosen_decoder, used_settings
 from model.losses import refuse_unspellable
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.text import describe_stored_normaliser
+from model.training.pseudo_labels import PseudoLabels
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
 from shards.blend import packs_of
 from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
 from shards.enums import TRAIN_SPLIT, VALID_SPLIT
-from shards.errors import ShardError, TrainingError
+from shards.errors import ConfigError, ShardError, TrainingError
 from shards.files import check_table
 from shards.open_shards import OpenShards
 from shards.packs import Pack, Packs
@@ -48,6 +50,10 @@ class TrainingJob:
     machine: MachineParams
     config_text: str
     """The effective configuration, saved next to the weights."""
+    teacher: DecodeParams = DecodeParams()
+    """How `train.self_training` reads the unlabelled clips."""
+    lm: Path = Path("data/lm.arpa")
+    """The language model of `teacher`, if it uses one."""
     resume: Path | None = None
     accept_new_plan: bool = False
     """Resume from `resume` even if it used another epoch plan than this run."""
@@ -57,7 +63,8 @@ class TrainingJob:
     def deciding_sections(self) -> dict[str, Section]:
         """The parameters that determine the weights and the best model, apart from those of the epoch plan."""
         train = self.train.model_copy(update={"data": (), "where": ""})
-        return {"model": self.model, "text": self.text, "train": train, "decode": self.decode}
+        sections = {"model": self.model, "text": self.text, "train": train, "decode": self.decode}
+        return sections | ({"teacher": self.teacher} if train.self_training.is_on else {})
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,26 @@ class TrainingSummary:
     num_parameters: int
     seconds: float
     already_done: bool
+
+
+def teacher_of(train: TrainParams, decode: DecodeParams) -> DecodeParams:
+    """Returns how train.self_training reads: of `decode` only what its decoder uses, so the rest changes no run.
+
+    Raises ConfigError if the trained heads cannot write labels with that decoder.
+    """
+    if not train.self_training.is_on:
+        return DecodeParams()
+    try:
+        params = decode.model_copy(update={"decoder": train.self_training.decoder})
+        name = chosen_decoder(params, train.heads)
+    except ConfigError as error:
+        raise ConfigError(f"train.self_training.decoder: {error}") from error
+    if name == "syllables":
+        raise ConfigError(
+            "train.self_training.decoder: syllables writes pinyin, which is no label; set it to pinyin and "
+            "decode.lm_weight above 0, or learn characters (train.syllable_weight below 1)"
+        )
+    return DecodeParams(**used_settings(name, params, train.heads))
 
 
 class TrainingData:
@@ -97,11 +124,14 @@ class TrainingData:
             "syllables" in job.train.heads,
             job.text,
         )
-        if {"ctc", "syllables"} & set(job.train.heads):
+        self.has_ctc = bool({"ctc", "syllables"} & set(job.train.heads))
+        if self.has_ctc:
             for table in (self.samples, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
+        self.pseudo_labels: PseudoLabels | None = None
+        """Set at the start of an epoch (model/training/self_training.py)."""
         self.plan_identity = job.packs.plan_identity(job.loader, job.train.batch_size, ranks.world_size)
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
         """Batches of all ranks."""

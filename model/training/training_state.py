@@ -121,7 +121,7 @@ class TrainingState:
             "training_state_dict": self.network.state_dict() if self.average else None,
             "averaged_steps": self.average.num_steps if self.average else 0,
             **self.data.clips,
-            "progress": vars(progress).copy(),
+            "progress": progress.recorded(),
             "plan_identity": self.data.plan_identity.in_shape(shape.batch_size, shape.world_size).as_dict(),
             "valid_hash": self.data.valid_hash,
             "threads": torch.get_num_threads(),
