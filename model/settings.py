@@ -189,7 +189,7 @@ class SelfTrainingParams(Section):
     every_epochs: int = Field(5, ge=1, description="epochs after which the clips are labelled anew")
     decoder: DecoderName = Field(
         "auto",
-        description="that writes the labels, with the other values of section decode and the language model of paths.lm",
+        description="writes the labels, with the other values of section decode and the language model of paths.lm",
     )
     keep: float = Field(
         0.3,

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.blend import blended_windows, packs_of
+from shards.blend import IS_LABELLED, blended_windows, packs_of
 from shards.epoch_shuffle import cut, plan_window
 from shards.errors import TableError, TrainingError
 from shards.plan_identity import PlanIdentity
@@ -91,7 +91,7 @@ def plan_identity(
 ) -> PlanIdentity:
     """Returns everything that the plans of all epochs depend on; `samples` is their `samples_hash`.
 
-    `blend` describes the packs if there are several, or if a condition selects clips (`Packs.blend`).
+    `blend` describes the packs if there are several, or if a condition selects clips (`Packs.blend_of`).
     """
     loader = params.recorded()
     del loader["max_bad_fraction"]
@@ -143,6 +143,7 @@ def order_epoch(
     world_size: int = 1,
     weights: Mapping[str, float] | None = None,
     visited_N: np.ndarray | None = None,
+    usable_N: np.ndarray | None = None,
 ) -> EpochOrder:
     """Returns the batches of all ranks in `epoch`.
 
@@ -155,7 +156,7 @@ def order_epoch(
     Each of several packs gets its share of the epoch by `weights` (pack's name → weight) or loader.temperature; parts
     of their shards take turns in proportion to the shares. With loader.mix `epoch`, a batch has the clips of one pack.
     `visited_N` are the numbers of clips that were in earlier batches of the epoch (shards/elastic_plan.py): only the
-    others are planned.
+    others are planned. `usable_N` says which clips have something to learn from in this epoch (`groups_of`).
     """
     rng = np.random.default_rng([params.seed, epoch])
     num_frames_N = _lengths(samples)
@@ -169,8 +170,10 @@ def order_epoch(
             "use fewer ranks, or raise loader.curriculum_frames or loader.max_frames"
         )
     shard_N, num_rows = shard_numbers(samples), samples.num_rows
-    if "corpus" in samples.column_names or params.epoch_clips:
-        windows = blended_windows(samples, shard_N, kept_N, params, weights or {}, epoch, world_size, rng)
+    if {"corpus", IS_LABELLED.name} & {*samples.column_names} or params.epoch_clips:
+        windows = blended_windows(
+            samples, shard_N, kept_N, params, weights or {}, epoch, world_size, rng, usable_N
+        )
     else:
         windows = _super_windows(shard_N, kept_N, params.window_shards, world_size, rng)
     pack_N = packs_of(samples)[1] if params.mix == "epoch" else None

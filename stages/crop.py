@@ -127,6 +127,8 @@ def _clip(row: Mapping[str, Any], corpus: CorpusParams) -> Clip:
         row["end_s"],
         corpus.media_kind,
         corpus.follow_links,
+        row["split"],
+        corpus.unlabelled,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from model.settings import TextParams
 from model.text import in_brackets, normalise, normaliser_metadata
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import ClipRejected, CorpusError
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
@@ -34,7 +35,7 @@ from stages.videos.video import TRUNCATION_TOLERANCE_S, read_header
 
 _log = logging.getLogger(__name__)
 
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 """Increase it when the same corpus gives different rows. It is a DVC parameter."""
 
 # opening a file mostly waits for the disk
@@ -90,7 +91,7 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     Raises CorpusError where the corpus tables are wrong, where one video has two texts in a split, or where a speaker
     or video is in several splits and `corpus.speaker_overlap` is `error`.
     """
-    transcripts = read_corpus(corpus)
+    transcripts = _with_unlabelled_split(read_corpus(corpus), corpus, text)
     video_of = videos_of(corpus, transcripts)
     check_texts(transcripts, video_of, text)
     warn_of_splits(transcripts)
@@ -130,6 +131,25 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
         kept_in_brackets=kept,
         clips_by_kind=dict(sorted(Counter(clip.media_kind for clip in clips if clip.media_kind).items())),
     )
+
+
+def _with_unlabelled_split(
+    transcripts: Sequence[Transcript], corpus: CorpusParams, text: TextParams
+) -> list[Transcript]:
+    """Moves training clips without a label to the split unlabelled, if `corpus.unlabelled` is `keep`."""
+    moved = [
+        replace(one, split=UNLABELLED_SPLIT)
+        if corpus.unlabelled == "keep" and one.split == TRAIN_SPLIT and not normalise(one.text, text)
+        else one
+        for one in transcripts
+    ]
+    if corpus.unlabelled == "keep" and not any(one.split == UNLABELLED_SPLIT for one in moved):
+        _log.warning(
+            "corpus.unlabelled is keep, but every clip of split %s has a text, and no clip has the split %s",
+            TRAIN_SPLIT,
+            UNLABELLED_SPLIT,
+        )
+    return moved
 
 
 def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, int], dict[str, int]]:
@@ -279,6 +299,8 @@ def _row(clip: _Clip, label: str) -> dict[str, object]:
         "text": transcript.text,
         "label": label,
         "num_chars": len(label),
+        "audio": transcript.audio,
+        "confidence": transcript.confidence,
     }
 
 

@@ -252,6 +252,7 @@ def _write_split(
                     shared
                     | asdict(place)
                     | {"shard": name, "sha256": waiting.sha256, "num_chars": clip["num_chars"]}
+                    | {"confidence": clip["confidence"]}
                 )
                 waiting = next(encoded, None)
         shards.append(IndexedShard(name, shard.num_samples, shard.num_bytes, shard.sha256))

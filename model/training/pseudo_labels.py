@@ -15,6 +15,7 @@ import pyarrow as pa
 from model.metrics import edit_counts, total_counts
 from model.runs import Curve
 from model.settings import SelfTrainingParams
+from shards.blend import IS_LABELLED
 from shards.errors import TableError
 from shards.files import read_table, sha256_of, table_from_rows, write_table
 from shards.schema import PSEUDO_LABELS
@@ -160,7 +161,7 @@ def read_labels(path: Path, sha256: str) -> pa.Table:
 
 
 def _unlabelled_rows(samples: pa.Table) -> dict[str, int]:
-    rows = np.flatnonzero(~samples["is_labelled"].to_numpy(zero_copy_only=False))
+    rows = np.flatnonzero(~samples[IS_LABELLED.name].to_numpy(zero_copy_only=False))
     clip_ids = samples["clip_id"].take(pa.array(rows)).to_pylist()
     return dict(zip(clip_ids, rows.tolist(), strict=True))
 

@@ -104,8 +104,9 @@ class SelfTraining:
     def _label(self, stream: ShardStream, share: float, between_batches: Callable[[], None]) -> pa.Table:
         """Returns a row per unlabelled clip, in the order of the training clips; each rank reads its part."""
         data, ranks = self.data, self.ranks
-        row_U = data.unlabelled_rows()
         num_frames_N = data.samples["num_frames"].to_numpy()
+        longest = self.job.loader.max_frames or num_frames_N.max()
+        row_U = np.flatnonzero(~data.is_labelled_N & (num_frames_N <= longest))
         planned = plan_scoring(
             data.samples.select(["clip_id", "num_frames"]).take(pa.array(row_U)),
             self.job.loader,

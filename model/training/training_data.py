@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.decoding.registry import chosen_decoder, used_settings
@@ -16,9 +17,9 @@ from model.text import describe_stored_normaliser
 from model.training.pseudo_labels import PseudoLabels
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
-from shards.blend import packs_of
+from shards.blend import IS_LABELLED, packs_of
 from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
-from shards.enums import TRAIN_SPLIT, VALID_SPLIT
+from shards.enums import VALID_SPLIT
 from shards.errors import ConfigError, ShardError, TrainingError
 from shards.files import check_table
 from shards.open_shards import OpenShards
@@ -50,7 +51,7 @@ class TrainingJob:
     machine: MachineParams
     config_text: str
     """The effective configuration, saved next to the weights."""
-    teacher: DecodeParams = DecodeParams()
+    teacher: DecodeParams = field(default_factory=DecodeParams)
     """How `train.self_training` reads the unlabelled clips."""
     lm: Path = Path("data/lm.arpa")
     """The language model of `teacher`, if it uses one."""
@@ -109,7 +110,7 @@ class TrainingData:
         job.text.refuse_other_heads(job.train.heads)
         _refuse_unlike_normalisers(job.packs)
         # other columns of the table would stay in memory during the whole training
-        self.samples = job.packs.read(TRAIN_SPLIT, STREAM_COLUMNS)
+        self.samples = job.packs.read_training(STREAM_COLUMNS, job.loader)
         has_valid = VALID_SPLIT in job.packs.splits
         self.valid_samples = job.packs.read(VALID_SPLIT) if has_valid else SAMPLES.empty_table()
         """Empty if no valid clips are packed."""
@@ -118,7 +119,8 @@ class TrainingData:
             raise TrainingError(
                 f"model.window_px {job.model.window_px} is larger than the packed crops ({self.crop_px} px); lower it"
             )
-        labels = self.samples["label"].chunks
+        labelled = self.samples.filter(pa.array(self.is_labelled_N))
+        labels = labelled["label"].chunks
         self.vocabulary = Vocabulary.of_labels(
             (label for chunk in labels for label in chunk.to_pylist()),
             "syllables" in job.train.heads,
@@ -126,7 +128,7 @@ class TrainingData:
         )
         self.has_ctc = bool({"ctc", "syllables"} & set(job.train.heads))
         if self.has_ctc:
-            for table in (self.samples, self.valid_samples):
+            for table in (labelled, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
@@ -161,16 +163,49 @@ class TrainingData:
         return samples_hash(self.valid_samples)
 
     @cached_property
-    def _confidence_N(self) -> np.ndarray | None:
+    def is_labelled_N(self) -> np.ndarray:
+        """False for clips of split unlabelled, whose labels are hidden."""
+        if IS_LABELLED.name not in self.samples.column_names:
+            return np.ones(self.samples.num_rows, bool)
+        return self.samples[IS_LABELLED.name].to_numpy()
+
+    @property
+    def usable_N(self) -> np.ndarray | None:
+        """Whether an epoch may visit each clip; None: all. With self-training, only clips that have some label."""
+        if not self._job.train.self_training.is_on:
+            return None
+        usable_N = self.is_labelled_N.copy()
+        if self.pseudo_labels is not None:
+            usable_N[list(self.pseudo_labels.texts)] = True
+        return usable_N
+
+    @cached_property
+    def _weight_N(self) -> np.ndarray | None:
         """Weight of each clip's label in the loss; None if all count fully."""
         column = self.samples["confidence"]
-        return None if column.null_count == len(column) else column.fill_null(1.0).to_numpy()
+        if column.null_count == len(column) and self.is_labelled_N.all():
+            return None
+        return np.where(self.is_labelled_N, column.fill_null(1.0).to_numpy(), np.float32(0))
 
     def labels_of(self, batch: ClipBatch) -> tuple[tuple[str, ...], np.ndarray]:
-        """Returns the labels that the clips are trained on, and the weight of each label in the loss (B,)."""
-        if self._confidence_N is None:
+        """Returns the labels that the clips are trained on, and the weight of each label in the loss (B,).
+
+        A clip of weight 0, such as an unlabelled one, has the label "".
+        """
+        if self._weight_N is None:
             return batch.labels, np.ones(len(batch.labels), np.float32)
-        return batch.labels, self._confidence_N[np.array(batch.rows) % len(self._confidence_N)]
+        row_B = np.array(batch.rows) % len(self._weight_N)
+        weight_B = self._weight_N[row_B]
+        labels = [label if weight else "" for label, weight in zip(batch.labels, weight_B, strict=True)]
+        if self.pseudo_labels is not None:
+            for clip, row in enumerate(row_B.tolist()):
+                # a negative row is a black clip (model/training/step.py)
+                if row in self.pseudo_labels.texts and batch.rows[clip] >= 0:
+                    labels[clip], weight_B[clip] = (
+                        self.pseudo_labels.texts[row],
+                        self.pseudo_labels.weights[row],
+                    )
+        return tuple(labels), weight_B
 
     def num_chars(self, batch: ClipBatch) -> float:
         """Returns the characters of the labels, each label with its weight."""
@@ -196,6 +231,7 @@ class TrainingData:
             ranks.rank,
             job.train.batch_size,
             job.packs.weights,
+            self.usable_N,
         )
 
     def streams(self, pin_memory: bool) -> tuple[ShardStream, ShardStream]:

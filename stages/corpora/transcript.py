@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from model.settings import TextParams
 from model.text import normalise
-from shards.enums import TRAIN_SPLIT
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import ClipRejected, CorpusError
 from stages.settings import CorpusParams
 from stages.videos.media import resolve_media
@@ -61,6 +61,10 @@ class Transcript:
     times: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+    audio: str | None = None
+    """The file with the clip's sound, a path like `media`; None: the video's own sound track."""
+    confidence: float | None = None
+    """How certain the text is, 0 to 1; None: not given."""
 
 
 def relative_media(path: str, root: Path) -> str:
@@ -142,7 +146,8 @@ def _in_several_splits(pairs: Iterable[tuple[str | None, str]]) -> Shared:
     return {
         name: tuple(sorted(splits, key=split_rank))
         for name, splits in sorted(splits_of.items())
-        if len(splits) > 1
+        # both are for training, so sharing is no leak
+        if len(splits) > 1 and splits != {TRAIN_SPLIT, UNLABELLED_SPLIT}
     }
 
 
