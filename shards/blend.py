@@ -133,7 +133,8 @@ def groups_of(
     if not share:
         return labelled
     num_labelled = sum(group.num_visits for group in labelled)
-    return labelled + groups(False, max(1, round(num_labelled * share / (1 - share))), {})
+    num_unlabelled = total - num_labelled if total else round(num_labelled * share / (1 - share))
+    return labelled + groups(False, max(1, num_unlabelled), {})
 
 
 def blended_windows(

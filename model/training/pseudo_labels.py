@@ -133,9 +133,10 @@ class PseudoLabels:
         line = f"{figures['pseudo_labels']} clips read, {_percent(figures['pseudo_kept'])} kept"
         if figures["pseudo_confidence"] is not None:
             line += f", mean confidence {_percent(figures['pseudo_confidence'])}"
-        for name, what in (("pseudo_cer_kept", "CER of the kept labels"), ("pseudo_cer", "of all")):
-            if figures.get(name) is not None:
-                line += f", {what} {_percent(figures[name])}"
+        if figures.get("pseudo_cer") is not None:
+            line += f", CER by the hidden labels {_percent(figures['pseudo_cer'])}"
+        if figures.get("pseudo_cer_kept") is not None:
+            line += f" ({_percent(figures['pseudo_cer_kept'])} of the kept)"
         return line
 
 

@@ -108,6 +108,11 @@ class TrainingData:
     def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
         job.text.refuse_other_heads(job.train.heads)
+        if job.train.self_training.is_on and not job.loader.unlabelled_share:
+            raise ConfigError(
+                "train.self_training labels the clips of split unlabelled, but loader.unlabelled_share is 0; set it to "
+                "their share of an epoch, e.g. 0.5, or train.self_training.start_epoch to null"
+            )
         _refuse_unlike_normalisers(job.packs)
         # other columns of the table would stay in memory during the whole training
         self.samples = job.packs.read_training(STREAM_COLUMNS, job.loader)
