@@ -445,6 +445,17 @@ def test_the_labels_are_what_the_reader_of_the_checkpoint_reads(
     )
 
 
+def test_the_teacher_is_the_average_that_the_checkpoint_of_the_epoch_before_holds(
+    packed: Packed, undisturbed: Path
+) -> None:
+    reader = LipReader.from_checkpoint(undisturbed / "checkpoints/checkpoint_epoch_2.pt", torch.device("cpu"))
+    scored = read_test_clips(reader, packed, DecodeParams(decoder="ctc"), split="unlabelled")
+    (file,) = undisturbed.glob("runs/*/pseudo_labels/epoch_0003.parquet")
+    rows = pq.read_table(file).to_pylist()
+    assert [row["text"] for row in rows] == [clip.hypothesis for clip in scored]
+    np.testing.assert_allclose([row["score"] for row in rows], [clip.score for clip in scored], rtol=1e-4)
+
+
 def test_views_of_the_same_clip_that_differ_are_seen(tmp_path: Path, learnt: tuple[Packed, Path]) -> None:
     """The second view is the mirrored clip: a reader of mirrored pixels is the referee."""
     job = taught_job(tmp_path, learnt, decoder="ctc", views=2)
