@@ -139,6 +139,11 @@ class Packs:
         labelled = self.read(TRAIN_SPLIT, columns)
         if not params.unlabelled_share:
             return labelled
+        if UNLABELLED_SPLIT not in self.splits:
+            raise ConfigError(
+                f"loader.unlabelled_share is {params.unlabelled_share:g}, but no clip is packed in split "
+                f"{UNLABELLED_SPLIT}; set the share to 0, or set corpus.unlabelled to keep and pack again"
+            )
         unlabelled = self.read(UNLABELLED_SPLIT, columns)
         is_labelled_N = pa.chunked_array(
             [pa.repeat(value, len(table)) for value, table in ((True, labelled), (False, unlabelled))]

@@ -9,7 +9,7 @@ import os
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
@@ -146,9 +146,13 @@ def _in_several_splits(pairs: Iterable[tuple[str | None, str]]) -> Shared:
     return {
         name: tuple(sorted(splits, key=split_rank))
         for name, splits in sorted(splits_of.items())
-        # both are for training, so sharing is no leak
-        if len(splits) > 1 and splits != {TRAIN_SPLIT, UNLABELLED_SPLIT}
+        if are_apart(splits)
     }
+
+
+def are_apart(splits: Collection[str]) -> bool:
+    """Returns whether there are several splits, apart from train and unlabelled, which are both for training."""
+    return len({TRAIN_SPLIT if split == UNLABELLED_SPLIT else split for split in splits}) > 1
 
 
 def report_overlap(speakers: Shared, videos: Shared, *, is_error: bool) -> None:
