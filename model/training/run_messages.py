@@ -208,6 +208,7 @@ def _command(
         model=ModelParams.model_validate(state["model_params"]),
         train=TrainParams.model_validate(state["train_params"]),
         decode=DecodeParams.model_validate(state["decode_params"]),
+        teacher=DecodeParams.model_validate(state.get("teacher_params", {})),
         loader=LoaderParams.model_validate(loader),
         packs=Packs(job.packs.packs, (there.blend or {}).get("where", "")),
     )

@@ -112,6 +112,7 @@ class SelfTraining:
             self.job.loader,
             self.job.train.batch_size,
         )
+        logger.info("epoch %d: reading %d unlabelled clips", self.state.progress.epoch, len(row_U))
         own = [row_U[batch] for batch in planned[ranks.rank :: ranks.world_size]]
         reader = replace(self.state.reader(self.precision), language_model=self._language_model)
         reader.network.eval()

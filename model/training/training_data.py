@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -140,6 +140,9 @@ class TrainingData:
         self.pseudo_labels: PseudoLabels | None = None
         """Set at the start of an epoch (model/training/self_training.py)."""
         self.plan_identity = job.packs.plan_identity(job.loader, job.train.batch_size, ranks.world_size)
+        if job.train.self_training.is_on:  # see usable_N
+            blend = {**(self.plan_identity.blend or {}), "self_training": True}
+            self.plan_identity = replace(self.plan_identity, blend=blend)
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
         """Batches of all ranks."""
 

@@ -297,6 +297,7 @@ def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) 
     return [
         f"{name}.{line}"
         for name in names
+        if f"{name}_params" in state  # the teacher of self-training, only where that is on
         for line in differences(job.deciding_sections[name].recorded(), state[f"{name}_params"])
     ]
 
