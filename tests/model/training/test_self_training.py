@@ -584,13 +584,16 @@ def test_clips_of_several_packs_are_labelled_and_one_may_have_none(tmp_path: Pat
     assert curves(tmp_path)[1]["pseudo_labels"] == str(NUM_UNLABELLED)
 
 
-def test_a_curriculum_does_not_end_a_training_whose_kept_clips_are_all_long(
-    tmp_path: Path, packed: Packed
-) -> None:
+def test_kept_clips_that_are_longer_than_the_curriculum_wait(tmp_path: Path, packed: Packed) -> None:
     job = self_training_job(tmp_path, packed)
-    job = replace(job, loader=job.loader.model_copy(update={"curriculum_epochs": 4, "curriculum_frames": 12}))
-    train(job)
-    assert curves(tmp_path)[4]["pseudo_labels"] == str(NUM_UNLABELLED)
+    changes = {"curriculum_epochs": 4, "curriculum_frames": 12}
+    data = TrainingData(replace(job, loader=job.loader.model_copy(update=changes)))
+    num_frames_N = data.samples["num_frames"].to_numpy()
+    longest = [row for row in range(NUM_LABELLED, len(num_frames_N)) if num_frames_N[row] == 24]
+    data.pseudo_labels = PseudoLabels(dict.fromkeys(longest, "一"), dict.fromkeys(longest, 1.0))
+    first, last = (set(np.concatenate(data.epoch(epoch).batches).tolist()) for epoch in (0, 4))
+    assert first == {row for row in range(NUM_LABELLED) if num_frames_N[row] <= 12}
+    assert last == {*range(NUM_LABELLED), *longest} and longest
 
 
 def test_the_figures_go_to_the_trackers_and_curves(undisturbed: Path) -> None:
