@@ -1,5 +1,6 @@
 """Small trainings with self-training on toy clips."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,3 +40,13 @@ def self_training_job(
     job = job_in(folder, packed, **given)
     machine = job.machine.model_copy(update={"trackers": (), "num_workers": 0})
     return replace(job, loader=job.loader.model_copy(update={"unlabelled_share": 0.5}), machine=machine)
+
+
+def label_files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of the labels of the only run in a folder."""
+    return {path.name: path.read_bytes() for path in sorted((folder / "runs").glob("*/pseudo_labels/*"))}
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    with (folder / "logs/curves.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
