@@ -76,6 +76,8 @@ class Done:
     from_cache: bool
     num_damaged: int = 0
     """Damaged cache entries that were made again."""
+    parts_s: tuple[tuple[float | None, float | None], ...] = ()
+    """Start and end of the pieces of a long video (stages/clips/long_videos.py)."""
 
 
 Work = Callable[[Clip], Done]

@@ -49,6 +49,8 @@ LIKE_TIMES = re.compile(
     "(?:(?P<start>start|begin|beginning|onset|开始|起始)|(?P<length>duration|length|时长)|end|stop|offset|结束|终止)"
     "(?:time|times|timestamp|at|s|sec|secs|second|seconds|ms|msec|milliseconds|frame|时间|秒)?"
 )
+_CANDIDATES = re.compile(r"(candidate|share)_\d+")
+"""Columns that `pipeline label` writes for people."""
 UNSPLIT = "unsplit"
 
 # a column of ages with gaps may have become floating point
@@ -133,7 +135,9 @@ def _check_header(header: Sequence[str]) -> str | None:
                 f"column {name} may be the {seen} of a part of the video: name the columns start and end, in "
                 "seconds, as 72.5, or as 00:01:12.500; give a column of other content another name"
             )
-    if ignored := [name for name in header if name and name not in _KNOWN]:
+    if ignored := [
+        name for name in header if name and name not in _KNOWN and not _CANDIDATES.fullmatch(name)
+    ]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
     return None
 
