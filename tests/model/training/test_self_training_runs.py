@@ -250,11 +250,12 @@ def test_switching_self_training_on_within_an_epoch_is_another_epoch_plan(
     assert "self_training" in caplog.text and "to resume that run: pipeline train" in caplog.text
 
 
-def test_a_finished_run_needs_no_labels(tmp_path: Path, packed: Packed, undisturbed: Path) -> None:
-    shutil.copytree(undisturbed, tmp_path / "run")
-    for path in (tmp_path / "run").glob("runs/*/pseudo_labels/*"):
-        path.unlink()
-    assert train(self_training_job(tmp_path / "run", packed)).already_done
+def test_a_finished_run_needs_no_labels(tmp_path: Path, packed: Packed) -> None:
+    job = self_training_job(tmp_path, packed, num_epochs=2)
+    train(job)
+    (file,) = tmp_path.glob("runs/*/pseudo_labels/*")
+    file.unlink()
+    assert train(job).already_done
 
 
 # -- several processes -------------------------------------------------------------------------------------
