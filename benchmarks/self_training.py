@@ -138,20 +138,13 @@ def bench_self_training(
         f"train.num_epochs={num_epochs}",
         f"train.checkpoint_every={num_epochs}",
         "machine.trackers=[]",
-        *assignments,
     ]
     result: SelfTrainingBench | None = None
     for seed in seeds:
         for variant in chosen:
-            values = load_params(
-                params,
-                assignments=[
-                    *common,
-                    f"train.seed={seed}",
-                    f"loader.seed={seed}",
-                    *_changes(variant, num_epochs),
-                ],
-            )
+            seeded = [f"train.seed={seed}", f"loader.seed={seed}"]
+            changes = [*common, *seeded, *_changes(variant, num_epochs), *assignments]
+            values = load_params(params, assignments=changes)
             samples = Path(values.paths.samples)
             few = out / f"samples-{seed}.parquet"
             num_hidden = hide_labels(samples, few, num_labelled, seed)

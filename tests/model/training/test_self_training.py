@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jiwer
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,8 +20,10 @@ from model.training.pseudo_labels import PseudoLabels
 from model.training.self_training import SelfTraining
 from model.training.step import TrainingStep, black_clip, set_up
 from model.training.training_data import TrainingData, TrainingJob, teacher_of
+from shards.blend import groups_of
 from shards.errors import ConfigError, Interrupted, ShardError, TableError
 from shards.packs import Pack, Packs
+from shards.settings import LoaderParams
 from shards.stream import ClipBatch
 from stages.lm import make_language_model
 from stages.train import train
@@ -324,6 +327,20 @@ def test_kept_clips_that_are_longer_than_the_curriculum_wait(tmp_path: Path, pac
     first, last = (set(np.concatenate(data.epoch(epoch).batches).tolist()) for epoch in (0, 4))
     assert first == {row for row in range(NUM_LABELLED) if num_frames_N[row] <= 12}
     assert last == {*range(NUM_LABELLED), *longest} and longest
+
+
+def test_a_pack_whose_kept_clips_are_all_too_long_has_no_unlabelled_group() -> None:
+    rows = [("a", True), ("b", True), ("a", False), ("a", False), ("b", False), ("b", False)]
+    samples = pa.table(
+        {
+            "corpus": pa.array([pack for pack, _ in rows]).dictionary_encode(),
+            "is_labelled": [is_labelled for _, is_labelled in rows],
+        }
+    )
+    is_short_N, usable_N = np.array([1, 1, 1, 1, 1, 0], bool), np.array([1, 1, 1, 0, 0, 1], bool)
+    groups = groups_of(samples, is_short_N, LoaderParams(unlabelled_share=0.9), {}, 0, usable_N)
+    found = [(group.name, group.is_labelled, group.row_N.tolist(), group.num_visits) for group in groups]
+    assert found == [("a", True, [0], 1), ("b", True, [1], 1), ("a", False, [2], 1)]
 
 
 @pytest.mark.parametrize(
