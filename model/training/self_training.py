@@ -159,7 +159,7 @@ class SelfTraining:
             )
 
     def _read_view(self, reader: LipReader, batch: ClipBatch, view: int) -> list[Reading]:
-        """Reads the clips mirrored (view 1), or changed as for training but with every frame visible."""
+        """Reads the clips mirrored (view 1, with train.augment.flip), or augmented but with every frame visible."""
         changes = [
             self._change(clip_id, num_frames, view)
             for clip_id, num_frames in zip(batch.clip_ids, batch.num_frames_B.tolist(), strict=True)
@@ -171,9 +171,9 @@ class SelfTraining:
         return reader.decode(encoded_BSE.float(), num_steps_B, num_frames_B, self.job.teacher)
 
     def _change(self, clip_id: str, num_frames: int, view: int) -> ClipChange:
-        if view == 1:
-            return ClipChange(mirror=True)
         job, epoch = self.job, self.state.progress.epoch
+        if view == 1 and job.train.augment.flip:
+            return ClipChange(mirror=True)
         drawn = draw_change(
             job.train.augment, job.loader.seed, epoch, clip_id, num_frames / self.data.fps, visit=view
         )

@@ -229,6 +229,10 @@ def test_the_second_view_is_the_mirrored_clip(tmp_path: Path, learnt: tuple[Pack
     np.testing.assert_allclose(
         [view.score for view in mirrored], [view.score for view in expected], rtol=1e-4
     )
+    augment = AugmentParams(flip=False, shift_px=8, time_masks_per_s=5)
+    teacher.job = replace(job, train=job.train.model_copy(update={"augment": augment}))
+    drawn = [teacher._change(batch.clip_ids[0], 12, view) for view in (1, 2)]
+    assert drawn[0] != drawn[1] and not any(change.mirror or change.masks for change in drawn)
     plain = reader.read(batch.video_BTHW, batch.num_frames_B, job.teacher)
     other = teacher._read_view(reader, batch, 2)
     scores = np.array([[view.score for view in views] for views in (plain, mirrored, other)])
