@@ -111,7 +111,7 @@ def counted(clips: Sequence[Transcript], root: Path, folders: Iterable[str] = ()
     _log.info("%s: %d clips read, from %d videos", root, len(clips), len({clip.media for clip in clips}))
     if silent := [clip for clip in clips if not clip.text.strip()]:
         _log.warning(
-            "%d of %d clips have no text; crop will reject them: %s",
+            "%d of %d clips have no text; crop rejects them, except training clips with corpus.unlabelled: keep: %s",
             *(len(silent), len(clips), _some([clip.clip_id for clip in silent])),
         )
     listed = {clip.media for clip in clips}

@@ -12,6 +12,7 @@ from shards.files import read_table
 from shards.schema import CLIPS, CROPS
 from shards.settings import MachineParams
 from stages.clips import long_videos
+from stages.clips.clip_work import Clip
 from stages.crop import crop
 from stages.ingest import IngestSummary, ingest
 from stages.mouths.long_video import mouth_pieces
@@ -123,9 +124,14 @@ def test_the_parts_are_cropped_and_others_say_why_not(corpus: Corpus) -> None:
 def test_a_second_run_decodes_nothing(corpus: Corpus) -> None:
     corpus.ingest()
     before = (corpus.folder / "clips.parquet").read_bytes()
-    with patch.object(long_videos, "mouth_pieces", side_effect=AssertionError("decoded again")):
-        corpus.ingest()
+    entries = {path: path.stat().st_mtime_ns for path in (corpus.folder / "cache" / "pieces").rglob("*.npz")}
+    corpus.ingest()
     assert (corpus.folder / "clips.parquet").read_bytes() == before
+    work = long_videos.PieceWork(CROP, long_videos.piece_params(CROP, INFERENCE), corpus.folder / "cache")
+    with patch.object(long_videos, "mouth_pieces", side_effect=AssertionError("decoded again")):
+        done = work(Clip("face", corpus.corpus.root, "face.mp4", "face", "", 0))
+    assert done.from_cache and done.parts_s == ((None, 1.6), (2.6, 4.0))
+    assert entries == {path: path.stat().st_mtime_ns for path in entries}
 
 
 def test_a_damaged_entry_is_made_again_and_other_parameters_are_another_entry(corpus: Corpus) -> None:

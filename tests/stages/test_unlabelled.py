@@ -173,13 +173,15 @@ def test_a_confidence_outside_0_to_1_is_refused(value: str, tmp_path: Path) -> N
         ingest(corpus, TEXT, CROP, tmp_path / "clips.parquet")
 
 
-def test_audio_and_confidence_of_a_table_are_read(tmp_path: Path) -> None:
-    rows = (
-        "clip_id,media,split,text,confidence,audio\na,a.mp4,train,你,.25,./wav/a.wav\nb,b.mp4,train,我,nan,\n"
-    )
-    ingest(table(tmp_path, rows), TEXT, CROP, tmp_path / "clips.parquet")
+def test_audio_and_confidence_of_a_table_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The candidates that `pipeline label` writes are ignored without a warning, other columns with one."""
+    rows = "clip_id,media,split,text,confidence,audio,candidate_2,share_2,note\n"
+    rows += "a,a.mp4,train,你,.25,./wav/a.wav,x,.5,\nb,b.mp4,train,我,nan,,,,\n"
+    with caplog.at_level(logging.WARNING):
+        ingest(table(tmp_path, rows), TEXT, CROP, tmp_path / "clips.parquet")
     clips = read_table(tmp_path / "clips.parquet", CLIPS, "ingest").to_pylist()
     assert [(row["audio"], row["confidence"]) for row in clips] == [("wav/a.wav", 0.25), (None, None)]
+    assert "columns note are not known" in caplog.text
 
 
 def test_the_share_must_leave_labelled_clips() -> None:
