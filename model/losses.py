@@ -107,6 +107,11 @@ def label_steps_needed(label: str, vocabulary: Vocabulary) -> int:
     return max(map(ctc_steps_needed, vocabulary.ctc_targets(label)))
 
 
+def is_spellable(label: str, num_frames: int, vocabulary: Vocabulary, temporal_stride: int) -> bool:
+    """Returns whether a clip has enough encoder steps for every CTC head to spell `label`."""
+    return label_steps_needed(label, vocabulary) <= -(-num_frames // temporal_stride)
+
+
 def refuse_unspellable(samples: pa.Table, vocabulary: Vocabulary, temporal_stride: int) -> None:
     """Raises TrainingError with the clips whose label needs more encoder steps than they have.
 
@@ -116,7 +121,7 @@ def refuse_unspellable(samples: pa.Table, vocabulary: Vocabulary, temporal_strid
         row["clip_id"]
         for piece in samples.select(["clip_id", "label", "num_frames"]).to_batches(max_chunksize=1 << 16)
         for row in piece.to_pylist()
-        if label_steps_needed(row["label"], vocabulary) > -(-row["num_frames"] // temporal_stride)
+        if not is_spellable(row["label"], row["num_frames"], vocabulary, temporal_stride)
     ]
     if short:
         raise TrainingError(

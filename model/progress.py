@@ -50,6 +50,10 @@ class Progress:
     piece_frames: int | None = None
     """Padded frames of a micro-batch since memory ran out; None: batches are not split."""
     total_s: float = 0.0
+    labels_epoch: int = -1
+    """The epoch at whose start the pseudo labels in use were made (model/training/self_training.py); -1: none."""
+    labels_sha256: str = ""
+    """Of their file."""
     curves: list[Curve] = field(default_factory=list)
 
     @classmethod
@@ -68,6 +72,11 @@ class Progress:
             if not is_right or not all(isinstance(number, int) and number > 0 for number in numbers):
                 raise TypeError(f"progress.shape or progress.segments has {numbers!r}")
         return progress
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns the values for a checkpoint, without those of pseudo labels if there are none."""
+        without = set() if self.labels_sha256 else {"labels_epoch", "labels_sha256"}
+        return {name: value for name, value in vars(self).items() if name not in without}
 
     @property
     def plan_shape(self) -> PlanShape:

@@ -175,10 +175,59 @@ class AugmentParams(Section):
     time_mask_s: float = Field(0.4, ge=0, le=2, description="longest mask, s")
 
 
+DecoderName = Literal[
+    "auto", "ctc", "ctc_beam", "attention", "attention_beam", "joint_beam", "syllables", "pinyin"
+]
+
+
+class SelfTrainingParams(Section):
+    """Pseudo labels: the model reads the clips of split unlabelled, and trains on the readings it is sure of."""
+
+    start_epoch: int | None = Field(
+        None, ge=0, description="first epoch that trains on pseudo labels; null: no self-training"
+    )
+    every_epochs: int = Field(5, ge=1, description="epochs after which the clips are labelled anew")
+    decoder: DecoderName = Field(
+        "auto",
+        description="writes the labels, with the other values of section decode and the language model of paths.lm",
+    )
+    keep: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="share of the clips, the surest of each length, kept by the first labelling",
+    )
+    keep_end: float = Field(0.8, gt=0, le=1, description="by the last labelling; linear between")
+    min_confidence: float = Field(0.0, ge=0, le=1, description="less sure readings are never kept")
+    views: int = Field(
+        2, ge=1, le=16, description="readings of a clip: as it is, mirrored, then changed as by train.augment"
+    )
+    max_disagreement: float = Field(
+        0.1, ge=0, description="a clip is kept only if the CER between its readings is at most this"
+    )
+    weight: float = Field(1.0, gt=0, le=1, description="of a pseudo label in the loss; a label's is 1")
+    weigh_by_confidence: bool = Field(False, description="multiply that weight by the confidence")
+
+    @property
+    def is_on(self) -> bool:
+        return self.start_epoch is not None
+
+    def round_of(self, epoch: int) -> int:
+        """Returns the number of the labelling whose labels `epoch` trains on, from 0; -1 if it trains on none."""
+        if self.start_epoch is None or epoch < self.start_epoch:
+            return -1
+        return (epoch - self.start_epoch) // self.every_epochs
+
+    def kept_share(self, epoch: int, num_epochs: int) -> float:
+        """Returns the share of the clips that a labelling at the start of `epoch` keeps."""
+        last = self.round_of(num_epochs - 1)
+        return self.keep + (self.keep_end - self.keep) * self.round_of(epoch) / max(last, 1)
+
+
 class TrainParams(Section):
     """Settings of optimiser and training loop."""
 
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("data", "where"))
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("data", "where", "self_training"))
 
     batch_size: int = Field(8, ge=1, description="clips in a batch, at most")
     accumulation_steps: int = Field(4, ge=1, description="batches for one optimiser step")
@@ -240,6 +289,7 @@ class TrainParams(Section):
     valid_every: int = Field(1, ge=1, description="epochs from one validation to the next")
     checkpoint_every: int = Field(10, ge=1, description="epochs from one checkpoint_epoch_N.pt to the next")
     augment: AugmentParams = AugmentParams()
+    self_training: SelfTrainingParams = SelfTrainingParams()
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -259,13 +309,21 @@ class TrainParams(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels_in_time(self) -> "TrainParams":
+        start = self.self_training.start_epoch
+        if start is not None and start >= self.num_epochs:
+            raise ValueError(
+                f"self_training.start_epoch {start} must be below num_epochs {self.num_epochs}, since epochs are "
+                "counted from 0; null switches self-training off"
+            )
+        return self
+
 
 class DecodeParams(Section):
     """Settings of the decoders, which turn the network's output into text."""
 
-    decoder: Literal[
-        "auto", "ctc", "ctc_beam", "attention", "attention_beam", "joint_beam", "syllables", "pinyin"
-    ] = Field(
+    decoder: DecoderName = Field(
         "auto",
         description="greedy: ctc, attention, syllables (its text is pinyin), auto: the first of attention, ctc, "
         "syllables that was trained; beam search: ctc_beam, attention_beam, joint_beam (CTC and attention together), "

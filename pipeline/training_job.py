@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.training.find_budget import MARGIN, FoundBudget
-from model.training.training_data import TrainingJob
+from model.training.training_data import TrainingJob, teacher_of
 from pipeline.params import Params, params_text
 from shards.open_store import open_store
 from shards.packs import Pack, Packs
@@ -40,6 +40,8 @@ def job_of(values: Params) -> TrainingJob:
         decode=values.decode.for_validation(),
         machine=values.machine,
         config_text=params_text(values),
+        teacher=teacher_of(values.train, values.decode),
+        lm=Path(paths.lm),
     )
 
 

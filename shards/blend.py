@@ -90,13 +90,21 @@ class Group(NamedTuple):
 
 
 def groups_of(
-    samples: pa.Table, kept_N: np.ndarray, params: LoaderParams, weights: Mapping[str, float], epoch: int
+    samples: pa.Table,
+    kept_N: np.ndarray,
+    params: LoaderParams,
+    weights: Mapping[str, float],
+    epoch: int,
+    usable_N: np.ndarray | None = None,
 ) -> list[Group]:
     """Returns the groups of an epoch in which the clips `kept_N` take part, first those of labelled clips.
 
     Labelled clips are visited as without `loader.unlabelled_share`. Unlabelled clips are visited in addition, so that
     they have this share of all visits; the packs share these visits by their number of unlabelled clips
     (loader.temperature). `loader.epoch_clips` counts both. Raises TrainingError if no clip of a group takes part.
+
+    With `usable_N`, only these clips take part, and an unlabelled clip is visited at most as often as a labelled one on
+    average: else an epoch would repeat a few pseudo labels many times. Without a usable one there is no such group.
     """
     names, pack_N = packs_of(samples)
     is_labelled_N = np.ones(samples.num_rows, bool)
@@ -104,10 +112,11 @@ def groups_of(
         is_labelled_N = samples[IS_LABELLED.name].to_numpy()
 
     def groups(is_labelled: bool, num_clips: int, weights: Mapping[str, float]) -> list[Group]:
-        numbers = np.unique(pack_N[is_labelled_N == is_labelled]).tolist()
-        rows = [
-            np.flatnonzero(kept_N & (is_labelled_N == is_labelled) & (pack_N == number)) for number in numbers
-        ]
+        of_kind_N = is_labelled_N == is_labelled
+        if usable_N is not None and not is_labelled:
+            of_kind_N = of_kind_N & usable_N & kept_N
+        numbers = np.unique(pack_N[of_kind_N]).tolist()
+        rows = [np.flatnonzero(kept_N & of_kind_N & (pack_N == number)) for number in numbers]
         for number, row_N in zip(numbers, rows, strict=True):
             if not len(row_N):
                 raise TrainingError(
@@ -126,11 +135,15 @@ def groups_of(
         ]
 
     share, total = params.unlabelled_share, params.epoch_clips
+    if usable_N is not None:
+        is_hidden_K = ~is_labelled_N[kept_N & usable_N]
+        share = min(share, float(is_hidden_K.sum()) / max(len(is_hidden_K), 1))
     labelled = groups(True, max(1, round(total * (1 - share))) if total else 0, weights)
     if not share:
         return labelled
     num_labelled = sum(group.num_visits for group in labelled)
-    return labelled + groups(False, max(1, round(num_labelled * share / (1 - share))), {})
+    num_unlabelled = total - num_labelled if total else round(num_labelled * share / (1 - share))
+    return labelled + groups(False, max(1, num_unlabelled), {})
 
 
 def blended_windows(
@@ -142,12 +155,13 @@ def blended_windows(
     epoch: int,
     world_size: int,
     rng: np.random.Generator,
+    usable_N: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields the visits of each super-window of an epoch, as `visit * N + row`; the groups are mixed evenly.
 
     `shard_N` numbers the shards of all packs. Raises TrainingError if no clip of a group takes part.
     """
-    all_groups = groups_of(samples, kept_N, params, weights, epoch)
+    all_groups = groups_of(samples, kept_N, params, weights, epoch, usable_N)
     num_visits = sum(group.num_visits for group in all_groups)
     if num_visits < world_size:
         raise TrainingError(

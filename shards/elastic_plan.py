@@ -101,13 +101,14 @@ def plan_segments(
     rank: int = 0,
     batch_size: int | None = None,
     weights: Mapping[str, float] | None = None,
+    usable_N: np.ndarray | None = None,
 ) -> ElasticPlan:
     """Returns the plan of process `rank` for what the segments `done` have left of `epoch`.
 
     The batches are dealt to `world_size` processes, in parts of at most `batch_size` clips. If `shape` has the same
     `world_size`, each process gets the batches of its rank. Raises the errors of `order_epoch`.
     """
-    orders = order_segments(samples, params, epoch, shape, done, weights)
+    orders = order_segments(samples, params, epoch, shape, done, weights, usable_N)
     num_frames_N = samples["num_frames"].to_numpy()
     rows = [order.planned() % samples.num_rows for order, _ in orders]
     (order, last), first_step = orders[-1], sum(segment.num_steps for segment in done)
@@ -134,6 +135,7 @@ def order_segments(
     shape: PlanShape,
     done: Sequence[Segment] = (),
     weights: Mapping[str, float] | None = None,
+    usable_N: np.ndarray | None = None,
 ) -> list[tuple[EpochOrder, PlanShape]]:
     """Returns the batches of each segment of `done` and of the rest of the epoch, with the shape that was used.
 
@@ -142,7 +144,8 @@ def order_segments(
     """
     orders: list[tuple[EpochOrder, PlanShape]] = []
     for segment, num_steps in [*done, (shape, None)]:
-        order, used = _order_rest(samples, params, epoch, segment, [order for order, _ in orders], weights)
+        earlier = [order for order, _ in orders]
+        order, used = _order_rest(samples, params, epoch, segment, earlier, weights, usable_N)
         orders.append((order.first_steps(num_steps) if num_steps is not None else order, used))
     return orders
 
@@ -154,19 +157,25 @@ def _order_rest(
     shape: PlanShape,
     earlier: Sequence[EpochOrder],
     weights: Mapping[str, float] | None,
+    usable_N: np.ndarray | None,
 ) -> tuple[EpochOrder, PlanShape]:
+    def ordered(shape: PlanShape, visited_N: np.ndarray | None = None) -> EpochOrder:
+        return order_epoch(
+            samples, params, shape.batch_size, epoch, shape.world_size, weights, visited_N, usable_N
+        )
+
     if not earlier:
-        return order_epoch(samples, params, shape.batch_size, epoch, shape.world_size, weights), shape
+        return ordered(shape), shape
     visited_N = np.concatenate([order.planned() for order in earlier])
     num_left = len(earlier[0].row_N) - len(visited_N)
     if num_left == 0:
         return replace(earlier[-1].first_steps(0), row_N=visited_N[:0]), shape
     if num_left >= shape.world_size:
-        order = order_epoch(samples, params, shape.batch_size, epoch, shape.world_size, weights, visited_N)
+        order = ordered(shape, visited_N)
         if len(order.planned()) == num_left:
             return order, shape
     single = PlanShape(1, shape.batch_size, shape.world_size * shape.accumulation_steps)
-    return order_epoch(samples, params, single.batch_size, epoch, 1, weights, visited_N), single
+    return ordered(single, visited_N), single
 
 
 def _dealt(

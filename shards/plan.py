@@ -143,6 +143,7 @@ def order_epoch(
     world_size: int = 1,
     weights: Mapping[str, float] | None = None,
     visited_N: np.ndarray | None = None,
+    usable_N: np.ndarray | None = None,
 ) -> EpochOrder:
     """Returns the batches of all ranks in `epoch`.
 
@@ -155,7 +156,7 @@ def order_epoch(
     Each of several packs gets its share of the epoch by `weights` (pack's name → weight) or loader.temperature; parts
     of their shards take turns in proportion to the shares. With loader.mix `epoch`, a batch has the clips of one pack.
     `visited_N` are the numbers of clips that were in earlier batches of the epoch (shards/elastic_plan.py): only the
-    others are planned.
+    others are planned. `usable_N` says which clips have something to learn from in this epoch (`groups_of`).
     """
     rng = np.random.default_rng([params.seed, epoch])
     num_frames_N = _lengths(samples)
@@ -170,7 +171,9 @@ def order_epoch(
         )
     shard_N, num_rows = shard_numbers(samples), samples.num_rows
     if {"corpus", IS_LABELLED.name} & {*samples.column_names} or params.epoch_clips:
-        windows = blended_windows(samples, shard_N, kept_N, params, weights or {}, epoch, world_size, rng)
+        windows = blended_windows(
+            samples, shard_N, kept_N, params, weights or {}, epoch, world_size, rng, usable_N
+        )
     else:
         windows = _super_windows(shard_N, kept_N, params.window_shards, world_size, rng)
     pack_N = packs_of(samples)[1] if params.mix == "epoch" else None

@@ -19,7 +19,8 @@ class PlanIdentity:
     batch_size: int
     world_size: int
     blend: dict[str, Any] | None = None
-    """The packs, their unlabelled clips and the condition on clips (`Packs.blend_of`); None for one whole pack."""
+    """The packs, their unlabelled clips, the condition on clips (`Packs.blend_of`) and whether self-training chooses
+    among the unlabelled clips; None for one whole pack."""
 
     @property
     def hash(self) -> str:
@@ -72,6 +73,9 @@ def blend_differences(here: Mapping[str, Any], stored: Mapping[str, Any]) -> lis
     where, stored_where = here.get("where", ""), stored.get("where", "")
     if where != stored_where:
         messages.append(f"train.where is '{where}', the checkpoint has '{stored_where}'")
+    if (is_on := "self_training" in here) != ("self_training" in stored):
+        states = ("on", "off") if is_on else ("off", "on")
+        messages.append(f"train.self_training is {states[0]}, in the checkpoint it is {states[1]}")
     unlabelled, stored_unlabelled = here.get("unlabelled"), stored.get("unlabelled")
     if unlabelled and stored_unlabelled and unlabelled != stored_unlabelled and where == stored_where:
         messages.append("the unlabelled clips differ: samples.parquet was packed again")

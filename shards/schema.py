@@ -7,6 +7,7 @@
 | tracks | `ok` face clip | crop |
 | samples | packed sample | pack |
 | predictions | scored clip | report |
+| pseudo labels | unlabelled clip | train (`train.self_training`) |
 """
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ __all__ = [
     "CLIP_ID_PATTERN",
     "CROPS",
     "PREDICTIONS",
+    "PSEUDO_LABELS",
     "SAMPLES",
     "TABLES",
     "TRACKS",
@@ -204,6 +206,18 @@ PREDICTIONS = _schema(
         _field("insertions", _int32, "I"),
         _field("score", _float, "log-probability of the hypothesis a character; higher is surer", "nats"),
         _field("confidence", _double, "exp(score), how sure the model is of a character", "0..1"),
+    ],
+)
+
+PSEUDO_LABELS = _schema(
+    "pseudo_labels",
+    [
+        _field("clip_id", _string, "row of samples"),
+        _field("text", _string, "what the model read: the label, if it is kept"),
+        _field("score", _double, "log-probability of the text a character; higher is surer", "nats"),
+        _field("confidence", _double, "exp(score), how sure the model is of a character", "0..1"),
+        _field("disagreement", _double, "the largest CER between the text and a reading of another view"),
+        _field("kept", pa.bool_(), "whether training uses the label"),
     ],
 )
 

@@ -29,6 +29,7 @@ from model.training.quarantine import Quarantine
 from model.training.ranks import StopSignals, only_warnings, process_group
 from model.training.run_choice import record_command, run_of
 from model.training.run_messages import log_left_out, log_other_shape, log_start
+from model.training.self_training import SelfTraining
 from model.training.step import StepFigures, set_up
 from model.training.trackers import refuse_missing_trackers
 from model.training.training_data import TrainingData, TrainingJob, TrainingSummary
@@ -88,6 +89,7 @@ class _Trainer:
         # raises before training if the network lacks the head of job.decode
         self.state.reader(self.precision).decoder(job.decode)
         self.stop = self.step.stop = StopSignals()
+        self.self_training = SelfTraining(job, self.state, run, self.precision)
         self.metric_logger: MetricLogger | None = None
         """Only on the first rank."""
         self.flops_per_frame = 0.0
@@ -180,10 +182,13 @@ class _Trainer:
     def _train_epochs(self) -> None:
         job, progress = self.job, self.progress
         stream, valid_stream = self.data.streams(pin_memory=self.device.type == "cuda")
+        self.self_training.restore()
         choose_threads(self.step, stream)
         self.flops_per_frame = flops_per_frame_if_known(self.step, stream)
         with self.stop.handlers():
             while not progress.is_over(job.train):
+                if self.self_training.label_if_due(stream, self._stop_if_asked):
+                    self._save_last()
                 plan = self.state.plan()
                 if self.state.resumed_shape:
                     log_other_shape(plan, self.data.shape, self.state.resumed_shape, progress)
@@ -337,6 +342,8 @@ class _Trainer:
             self._flop_utilisation(plan),
             validated.cer_of_pack if validated else None,
         )
+        if self.data.pseudo_labels:
+            curve |= self.data.pseudo_labels.figures
         logger.info(epoch_line(curve))
         progress.curves.append(curve)
         if self.metric_logger:

@@ -224,7 +224,7 @@ def _checkpoint(
         "averaged_steps": 0,
         "fps": FPS,
         "crop_px": CROP_PX,
-        "progress": vars(Progress()).copy(),
+        "progress": Progress().recorded(),
         "plan_identity": None,
         "valid_hash": None,
         "threads": 0,

@@ -42,6 +42,11 @@ EPOCH_TAGS = {
     "flop_utilisation": "speed/model_flop_utilisation",
     "peak_memory_mb": "epoch/peak_memory_mb",
     "skipped": "epoch/skipped_steps",
+    "pseudo_labels": "self_training/clips",
+    "pseudo_kept": "self_training/kept_share",
+    "pseudo_confidence": "self_training/confidence",
+    "pseudo_cer": "self_training/cer",
+    "pseudo_cer_kept": "self_training/cer_of_kept",
 }
 """Columns of an epoch's row, and their names in TensorBoard and other trackers."""
 
@@ -91,7 +96,7 @@ class MetricLogger:
         """Writes the figures of an epoch. `scored` holds the valid clips if the epoch was validated."""
         step = self._progress.steps
         self._add(
-            {tag: value for name, tag in EPOCH_TAGS.items() if (value := curve[name]) is not None}, step
+            {tag: value for name, tag in EPOCH_TAGS.items() if (value := curve.get(name)) is not None}, step
         )
         if not self._has_events:
             return

@@ -84,6 +84,8 @@ def _fingerprint(job: TrainingJob, data: TrainingData, shape: PlanShape) -> str:
     if job.train.init_from and not init_from.is_file():
         raise CheckpointError(f"train.init_from: {init_from} is missing")
     init_hash = _sha256_of(init_from, init_from.stat().st_mtime_ns) if job.train.init_from else ""
+    if job.train.self_training.is_on and job.teacher.lm_weight and job.lm.is_file():
+        init_hash += _sha256_of(job.lm, job.lm.stat().st_mtime_ns)
     batches = {"batch_size": shape.batch_size, "accumulation_steps": shape.accumulation_steps}
     sections = job.deciding_sections | {"train": job.train.model_copy(update=batches)}
     return run_fingerprint(

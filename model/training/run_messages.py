@@ -103,7 +103,9 @@ def _log_packs(job: TrainingJob, data: TrainingData) -> None:
         )
     num_frames_N = data.samples["num_frames"].to_numpy()
     kept_N = num_frames_N <= (job.loader.max_frames or num_frames_N.max())
-    groups = groups_of(data.samples, kept_N, job.loader, job.packs.weights, job.loader.curriculum_epochs)
+    groups = groups_of(
+        data.samples, kept_N, job.loader, job.packs.weights, job.loader.curriculum_epochs, data.usable_N
+    )
     if len(groups) < 2 and not job.loader.epoch_clips:
         return
     for group in groups:
@@ -206,6 +208,7 @@ def _command(
         model=ModelParams.model_validate(state["model_params"]),
         train=TrainParams.model_validate(state["train_params"]),
         decode=DecodeParams.model_validate(state["decode_params"]),
+        teacher=DecodeParams.model_validate(state.get("teacher_params", {})),
         loader=LoaderParams.model_validate(loader),
         packs=Packs(job.packs.packs, (there.blend or {}).get("where", "")),
     )

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,15 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.decoding.registry import chosen_decoder, used_settings
 from model.losses import refuse_unspellable
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.text import describe_stored_normaliser
+from model.training.pseudo_labels import PseudoLabels
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
 from shards.blend import IS_LABELLED, packs_of
 from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
 from shards.enums import VALID_SPLIT
-from shards.errors import ShardError, TrainingError
+from shards.errors import ConfigError, ShardError, TrainingError
 from shards.files import Shown, check_table, not_shown
 from shards.open_shards import OpenShards
 from shards.packs import Pack, Packs
@@ -49,6 +51,10 @@ class TrainingJob:
     machine: MachineParams
     config_text: str
     """The effective configuration, saved next to the weights."""
+    teacher: DecodeParams = field(default_factory=DecodeParams)
+    """How `train.self_training` reads the unlabelled clips."""
+    lm: Path = Path("data/lm.arpa")
+    """The language model of `teacher`, if it uses one."""
     resume: Path | None = None
     accept_new_plan: bool = False
     """Resume from `resume` even if it used another epoch plan than this run."""
@@ -60,7 +66,8 @@ class TrainingJob:
     def deciding_sections(self) -> dict[str, Section]:
         """The parameters that determine the weights and the best model, apart from those of the epoch plan."""
         train = self.train.model_copy(update={"data": (), "where": ""})
-        return {"model": self.model, "text": self.text, "train": train, "decode": self.decode}
+        sections = {"model": self.model, "text": self.text, "train": train, "decode": self.decode}
+        return sections | ({"teacher": self.teacher} if train.self_training.is_on else {})
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,26 @@ class TrainingSummary:
     already_done: bool
 
 
+def teacher_of(train: TrainParams, decode: DecodeParams) -> DecodeParams:
+    """Returns how train.self_training reads: of `decode` only what its decoder uses, so the rest changes no run.
+
+    Raises ConfigError if the trained heads cannot write labels with that decoder.
+    """
+    if not train.self_training.is_on:
+        return DecodeParams()
+    try:
+        params = decode.model_copy(update={"decoder": train.self_training.decoder})
+        name = chosen_decoder(params, train.heads)
+    except ConfigError as error:
+        raise ConfigError(f"train.self_training.decoder: {error}") from error
+    if name == "syllables":
+        raise ConfigError(
+            "train.self_training.decoder: syllables writes pinyin, which is no label; set it to pinyin and "
+            "decode.lm_weight above 0, or learn characters (train.syllable_weight below 1)"
+        )
+    return DecodeParams(**used_settings(name, params, train.heads))
+
+
 class TrainingData:
     """The samples of train and valid, and the batches of this rank.
 
@@ -83,6 +110,11 @@ class TrainingData:
     def __init__(self, job: TrainingJob, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._job, self.ranks = job, ranks
         job.text.refuse_other_heads(job.train.heads)
+        if job.train.self_training.is_on and not job.loader.unlabelled_share:
+            raise ConfigError(
+                "train.self_training labels the clips of split unlabelled, but loader.unlabelled_share is 0; set it to "
+                "their share of an epoch, e.g. 0.5, or train.self_training.start_epoch to null"
+            )
         _refuse_unlike_normalisers(job.packs)
         # other columns of the table would stay in memory during the whole training
         self.samples = job.packs.read_training(STREAM_COLUMNS, job.loader)
@@ -94,19 +126,25 @@ class TrainingData:
             raise TrainingError(
                 f"model.window_px {job.model.window_px} is larger than the packed crops ({self.crop_px} px); lower it"
             )
-        labelled = self.samples.filter(pa.array(self._is_labelled_N))
+        labelled = self.samples.filter(pa.array(self.is_labelled_N))
         labels = labelled["label"].chunks
         self.vocabulary = Vocabulary.of_labels(
             (label for chunk in labels for label in chunk.to_pylist()),
             "syllables" in job.train.heads,
             job.text,
         )
-        if {"ctc", "syllables"} & set(job.train.heads):
+        self.has_ctc = bool({"ctc", "syllables"} & set(job.train.heads))
+        if self.has_ctc:
             for table in (labelled, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
+        self.pseudo_labels: PseudoLabels | None = None
+        """Set at the start of an epoch (model/training/self_training.py)."""
         self.plan_identity = job.packs.plan_identity(job.loader, job.train.batch_size, ranks.world_size)
+        if job.train.self_training.is_on:  # see usable_N
+            blend = {**(self.plan_identity.blend or {}), "self_training": True}
+            self.plan_identity = replace(self.plan_identity, blend=blend)
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
         """Batches of all ranks."""
 
@@ -134,20 +172,30 @@ class TrainingData:
         """Hash of the valid clips, which choose the best model."""
         return samples_hash(self.valid_samples)
 
-    @property
-    def _is_labelled_N(self) -> np.ndarray:
+    @cached_property
+    def is_labelled_N(self) -> np.ndarray:
         """False for clips of split unlabelled, whose labels are hidden."""
         if IS_LABELLED.name not in self.samples.column_names:
             return np.ones(self.samples.num_rows, bool)
         return self.samples[IS_LABELLED.name].to_numpy()
 
+    @property
+    def usable_N(self) -> np.ndarray | None:
+        """Whether an epoch may visit each clip; None: all. With self-training, only clips that have some label."""
+        if not self._job.train.self_training.is_on:
+            return None
+        usable_N = self.is_labelled_N.copy()
+        if self.pseudo_labels is not None:
+            usable_N[list(self.pseudo_labels.texts)] = True
+        return usable_N
+
     @cached_property
     def _weight_N(self) -> np.ndarray | None:
         """Weight of each clip's label in the loss; None if all count fully."""
         column = self.samples["confidence"]
-        if column.null_count == len(column) and self._is_labelled_N.all():
+        if column.null_count == len(column) and self.is_labelled_N.all():
             return None
-        return np.where(self._is_labelled_N, column.fill_null(1.0).to_numpy(), np.float32(0))
+        return np.where(self.is_labelled_N, column.fill_null(1.0).to_numpy(), np.float32(0))
 
     def labels_of(self, batch: ClipBatch) -> tuple[tuple[str, ...], np.ndarray]:
         """Returns the labels that the clips are trained on, and the weight of each label in the loss (B,).
@@ -156,8 +204,17 @@ class TrainingData:
         """
         if self._weight_N is None:
             return batch.labels, np.ones(len(batch.labels), np.float32)
-        weight_B = self._weight_N[np.array(batch.rows) % len(self._weight_N)]
-        labels = (label if weight else "" for label, weight in zip(batch.labels, weight_B, strict=True))
+        row_B = np.array(batch.rows) % len(self._weight_N)
+        weight_B = self._weight_N[row_B]
+        labels = [label if weight else "" for label, weight in zip(batch.labels, weight_B, strict=True)]
+        if self.pseudo_labels is not None:
+            for clip, row in enumerate(row_B.tolist()):
+                # a negative row is a black clip (model/training/step.py)
+                if row in self.pseudo_labels.texts and batch.rows[clip] >= 0:
+                    labels[clip], weight_B[clip] = (
+                        self.pseudo_labels.texts[row],
+                        self.pseudo_labels.weights[row],
+                    )
         return tuple(labels), weight_B
 
     def num_chars(self, batch: ClipBatch) -> float:
@@ -184,6 +241,7 @@ class TrainingData:
             ranks.rank,
             job.train.batch_size,
             job.packs.weights,
+            self.usable_N,
         )
 
     def streams(self, pin_memory: bool) -> tuple[ShardStream, ShardStream]:

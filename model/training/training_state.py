@@ -121,7 +121,7 @@ class TrainingState:
             "training_state_dict": self.network.state_dict() if self.average else None,
             "averaged_steps": self.average.num_steps if self.average else 0,
             **self.data.clips,
-            "progress": vars(progress).copy(),
+            "progress": progress.recorded(),
             "plan_identity": self.data.plan_identity.in_shape(shape.batch_size, shape.world_size).as_dict(),
             "valid_hash": self.data.valid_hash,
             "threads": torch.get_num_threads(),
@@ -297,6 +297,7 @@ def other_params(job: TrainingJob, state: dict[str, Any], names: Iterable[str]) 
     return [
         f"{name}.{line}"
         for name in names
+        if f"{name}_params" in state  # the teacher of self-training, only where that is on
         for line in differences(job.deciding_sections[name].recorded(), state[f"{name}_params"])
     ]
 
