@@ -166,7 +166,7 @@ def overlap(
 
 @app.command(rich_help_panel=TOOLS)
 def query(
-    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, predictions")],
+    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, audit, predictions")],
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
