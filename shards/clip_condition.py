@@ -13,6 +13,7 @@ from shards.errors import ConfigError
 from shards.safe_text import one_line
 from shards.schema import FURTHER_TABLES, TABLES
 
+
 def clips_where(
     condition: str, samples: Path, clips: Path | None, crops: Path | None, further: Mapping[str, Path]
 ) -> pa.Array:

@@ -220,9 +220,7 @@ AUDIT = _schema(
         _field(
             "label_score", _float, "log-probability of the label, by unit (character) of the label", "nats"
         ),
-        _field(
-            "reading_score", _float, "log-probability of the reading, by unit of the label", "nats"
-        ),
+        _field("reading_score", _float, "log-probability of the reading, by unit of the label", "nats"),
         _field("contradiction", _float, "reading_score - label_score: 0 where the video agrees", "nats"),
         _field(
             "fit",

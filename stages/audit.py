@@ -121,7 +121,11 @@ def audit(
         if of_pack := scored.get(pack.name):
             found, share = _rows(of_pack)
             write_table(pack.further["audit"], table_from_rows(found, AUDIT), AUDIT)
-            rows += found if not job.packs.is_blend else [row | {"clip_id": job.packs.name_of(pack, row["clip_id"])} for row in found]
+            rows += (
+                found
+                if not job.packs.is_blend
+                else [row | {"clip_id": job.packs.name_of(pack, row["clip_id"])} for row in found]
+            )
             num_exchanged += share * len(found)
             if share > MOST_DOUBTFUL:
                 warnings.append(_too_weak(pack, share))

@@ -16,7 +16,7 @@ from model.decoding.reader import LipReader, padded_log_probs
 from model.decoding.scoring import refuse_other_pack
 from model.metrics import EditCounts, edit_counts
 from model.networks.network_input import step_mask
-from model.text import BLANK_ID, SPECIAL_TOKENS, UNKNOWN_ID
+from model.text import SPECIAL_TOKENS, UNKNOWN_ID
 from shards.errors import ConfigError
 from shards.plan import plan_scoring
 from shards.settings import LoaderParams, MachineParams
@@ -62,7 +62,7 @@ def score_labels(
     if network.ctc_head is None:
         if network.syllable_head is None:
             raise ConfigError(
-                "an audit compares CTC probabilities, but the model has no CTC head; train with train.ctc_weight above 0"
+                "an audit compares CTC probabilities, but the model has no CTC head; set train.ctc_weight above 0"
             )
         assert reader.vocabulary.syllables is not None
         table = reader.vocabulary.syllables
@@ -118,7 +118,6 @@ def _with_wildcard(log_probs_BSV: torch.Tensor) -> torch.Tensor:
     It stands for a unit that the model's training labels lack: such a unit speaks neither for nor against a label.
     """
     spoken_BSV = log_probs_BSV[..., len(SPECIAL_TOKENS) :]
-    assert BLANK_ID < len(SPECIAL_TOKENS)
     return torch.cat([log_probs_BSV, spoken_BSV.logsumexp(dim=2, keepdim=True)], dim=2)
 
 
