@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -56,7 +57,8 @@ def exchange_labels(samples: Path, out: Path, share: float, seed: int) -> set[st
 
     Each gets the label of the next one in a drawn order. A clip keeps its label if the new one is equal, or too long.
     """
-    rows = read_table(samples, SAMPLES, "pipeline pack").to_pylist()
+    table = read_table(samples, SAMPLES, "pipeline pack")
+    rows = table.to_pylist()
     drawn = np.random.default_rng(seed).permutation(
         [n for n, row in enumerate(rows) if row["split"] == TRAIN_SPLIT]
     )
@@ -68,10 +70,9 @@ def exchange_labels(samples: Path, out: Path, share: float, seed: int) -> set[st
         if label != row["label"] and ctc_steps_needed([ord(char) for char in label]) <= row["num_frames"]:
             rows[number] = row | {"label": label, "num_chars": len(label)}
             exchanged.add(row["clip_id"])
-    table = read_table(samples, SAMPLES, "pipeline pack")
     for name in ("label", "num_chars"):
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, table.schema.field(name), [[row[name] for row in rows]])
+        place, field = table.schema.get_field_index(name), table.schema.field(name)
+        table = table.set_column(place, field, pa.array([row[name] for row in rows], field.type))
     write_table(out, table, table.schema)
     return exchanged
 

@@ -61,12 +61,11 @@ def clips_where(
         except duckdb.Error as error:
             lacking = [name for name in ("crops", "clips") if name not in tables]
             hint = f"the pack names no {' and no '.join(lacking)} (train.data); " if lacking else ""
-            for name, command in FURTHER_TABLES.items():
+            for name, writer in FURTHER_TABLES.items():
                 if name not in tables and _names(condition) & ({name, *TABLES[name].names} - known):
-                    path = further.get(name)
                     hint += (
-                        f"{path} is missing, `{command}` writes it; "
-                        if path
+                        f"{further[name]} is missing, `{writer}` writes it; "
+                        if name in further
                         else f"the pack names no {name} (train.data); "
                     )
             raise ConfigError(

@@ -95,7 +95,7 @@ def audit(
     by_pack: dict[str, dict[str, str]] = defaultdict(dict)
     for clip_id, label in label_of.items():
         by_pack[pack_of(clip_id)[0]][clip_id] = label
-    others = {}
+    others: dict[str, Sequence[str]] = {}
     for of_pack in by_pack.values():  # the labels of another pack may be of another language
         of_label = other_labels(list(of_pack.values()))
         others |= {clip_id: of_label[label] for clip_id, label in of_pack.items()}
@@ -118,8 +118,8 @@ def audit(
                 on_progress(num_done, len(label_of))
     rows, warnings, num_exchanged = [], [], 0.0
     for pack in job.packs.packs:
-        if of_pack := scored.get(pack.name):
-            found, share = _rows(of_pack)
+        if pack.name in scored:
+            found, share = _rows(scored[pack.name])
             write_table(pack.further["audit"], table_from_rows(found, AUDIT), AUDIT)
             rows += (
                 found
