@@ -41,7 +41,7 @@ LEFT_OUT = "left out"
 class AuditBench:
     num_clips: int
     num_exchanged: int
-    estimated_share: float
+    estimated_share: float | None
     recall: float
     precision: float
     ranking: dict[str, float]
@@ -146,10 +146,9 @@ def _test_cer(job: TrainingJob, pack: Pack) -> float:
 
 
 def print_audit_bench(result: AuditBench, console: Console) -> None:
-    table = Table(
-        title=f"{result.num_exchanged} of {result.num_clips} labels exchanged; estimated: {result.estimated_share:.0%}",
-        title_justify="left",
-    )
+    estimated = "unknown" if result.estimated_share is None else f"{result.estimated_share:.0%}"
+    title = f"{result.num_exchanged} of {result.num_clips} labels exchanged, estimated: {estimated}"
+    table = Table(title=title, title_justify="left")
     for name in ("found", "precision", *(f"among the worst by {name}" for name in result.ranking)):
         table.add_column(name, justify="right")
     table.add_row(*(f"{value:.1%}" for value in (result.recall, result.precision, *result.ranking.values())))

@@ -12,7 +12,7 @@ from model.checkpoints import load_checkpoint
 from model.decoding.label_scores import LabelScores, other_labels, score_labels
 from model.decoding.reader import LipReader
 from model.device import choose_device
-from model.doubtful_labels import MOST_DOUBTFUL, doubt_of
+from model.doubtful_labels import doubt_of
 from model.metrics import EditCounts
 from model.training.training_data import OnBatch, TrainingJob
 from shards.enums import TRAIN_SPLIT
@@ -40,8 +40,8 @@ class BlindModel(NamedTuple):
 class AuditSummary:
     num_clips: int
     num_doubtful: int
-    exchanged_share: float
-    """Estimated share of exchanged labels; of several packs, of all clips."""
+    exchanged_share: float | None
+    """Estimated share of exchanged labels, over all packs; None if a model is too weak."""
     cer: float
     """Of the readings, compared with the labels."""
     warnings: Sequence[str]
@@ -126,23 +126,23 @@ def audit(
                 if not job.packs.is_blend
                 else [row | {"clip_id": job.packs.name_of(pack, row["clip_id"])} for row in found]
             )
-            num_exchanged += share * len(found)
-            if share > MOST_DOUBTFUL:
-                warnings.append(_too_weak(pack, share))
+            num_exchanged += len(found) * (np.nan if share is None else share)
+            if share is None:
+                warnings.append(_too_weak(pack))
     rows.sort(key=_worst_first)
     counts = sum((scores.counts for of_pack in scored.values() for _, scores in of_pack), EditCounts())
     return AuditSummary(
         len(rows),
         sum(row["is_doubtful"] for row in rows),
-        num_exchanged / len(rows),
+        None if np.isnan(num_exchanged) else num_exchanged / len(rows),
         counts.cer,
         warnings,
         rows[:num_shown],
     )
 
 
-def _rows(scored: Sequence[tuple[int | None, LabelScores]]) -> tuple[list[dict[str, Any]], float]:
-    """Returns the rows of a pack's table, worst first, and the estimated share of exchanged labels."""
+def _rows(scored: Sequence[tuple[int | None, LabelScores]]) -> tuple[list[dict[str, Any]], float | None]:
+    """Returns the rows of a pack's table, worst first, and the estimated share of exchanged labels (`Doubt`)."""
     doubt = doubt_of(
         np.array([scores.label_score for _, scores in scored]),
         np.array([scores.other_scores for _, scores in scored]),
@@ -180,8 +180,8 @@ def _refuse_without_table(packs: Packs) -> None:
             )
 
 
-def _too_weak(pack: Pack, share: float) -> str:
+def _too_weak(pack: Pack) -> str:
     return (
-        f"{pack.name or pack.samples}: {share:.0%} of the labels seem to be exchanged, so the model reads too badly to "
-        "judge them, and none is marked as doubtful; train longer or on more clips"
+        f"{pack.name or pack.samples}: most labels fit their clips hardly better than labels of other clips do, so the "
+        "models read too badly to judge them, and none is marked as doubtful; train longer or on more clips"
     )

@@ -117,7 +117,14 @@ def _qc(values: "Params", page: Path, **choice: Any) -> "QcSummary":
     tables = (Path(paths.clips), Path(paths.crops), Path(paths.tracks))
     with shown("drawing the page", "clips") as on_progress:
         return run(
-            values.corpus, values.crop, values.machine, *tables, page, on_progress=on_progress, **choice
+            values.corpus,
+            values.crop,
+            values.machine,
+            *tables,
+            page,
+            audit_path=Path(paths.audit),
+            on_progress=on_progress,
+            **choice,
         )
 
 
