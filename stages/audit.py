@@ -14,6 +14,7 @@ from model.decoding.reader import LipReader
 from model.device import choose_device
 from model.doubtful_labels import doubt_of
 from model.metrics import EditCounts
+from model.training.ranks import process_group
 from model.training.training_data import OnBatch, TrainingJob
 from shards.enums import TRAIN_SPLIT
 from shards.errors import CheckpointError, ConfigError
@@ -53,21 +54,23 @@ def train_folds(job: TrainingJob, num_folds: int, on_fold: OnFold = lambda _: No
     """Trains a model for each fold of the training clips, on the clips of the other folds that train.where keeps.
 
     Each training is a run in `job.runs`, so the same call continues it, and finished folds are not trained again.
+    Started by torchrun, the processes train each model together.
     """
     _refuse_without_table(job.packs)
     models = []
-    for number in range(num_folds):
-        fold, folder = Fold(number, num_folds, is_held_out=False), job.runs / "audit" / f"fold_{number}"
-        trained = replace(
-            job,
-            packs=Packs(job.packs.packs, job.packs.where, fold),
-            checkpoints=folder / "checkpoints",
-            logs=folder / "logs",
-            on_batch=on_fold(number),
-        )
-        train(trained)
-        held_out = Packs(job.packs.packs, fold=replace(fold, is_held_out=True))
-        models.append(BlindModel(number, trained.checkpoints / "best_model.pt", held_out))
+    with process_group():
+        for number in range(num_folds):
+            fold, folder = Fold(number, num_folds, is_held_out=False), job.runs / "audit" / f"fold_{number}"
+            trained = replace(
+                job,
+                packs=Packs(job.packs.packs, job.packs.where, fold),
+                checkpoints=folder / "checkpoints",
+                logs=folder / "logs",
+                on_batch=on_fold(number),
+            )
+            train(trained)
+            held_out = Packs(job.packs.packs, fold=replace(fold, is_held_out=True))
+            models.append(BlindModel(number, trained.checkpoints / "best_model.pt", held_out))
     return models
 
 
