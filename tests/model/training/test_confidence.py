@@ -124,7 +124,7 @@ def test_a_confidence_outside_0_to_1_is_refused_with_its_clip(
     weighted = with_column(packed, tmp_path, "confidence", CONFIDENCE | {"train_007": wrong})
     assert read_table(weighted.samples, SAMPLES, "pipeline pack")["confidence"].null_count
     with pytest.raises(
-        TrainingError, match=r"train_007 .* between 0 and 1 \(got .* 1\); .*`pipeline ingest`"
+        TrainingError, match=r"train_007: .* between 0 and 1 \(got .* 1\); .*`pipeline ingest`"
     ):
         TrainingData(job_in(tmp_path, weighted))
 
