@@ -124,11 +124,7 @@ def audit(
         if pack.name in scored:
             found, share = _rows(scored[pack.name])
             write_table(pack.further["audit"], table_from_rows(found, AUDIT), AUDIT)
-            rows += (
-                found
-                if not job.packs.is_blend
-                else [row | {"clip_id": job.packs.name_of(pack, row["clip_id"])} for row in found]
-            )
+            rows += [row | {"clip_id": job.packs.name_of(pack, row["clip_id"])} for row in found]
             num_exchanged += len(found) * (np.nan if share is None else share)
             if share is None:
                 warnings.append(_too_weak(pack))
