@@ -121,8 +121,8 @@ def audit(
                 on_progress(num_done, len(label_of))
     rows, warnings, num_exchanged = [], [], 0.0
     for pack in job.packs.packs:
-        if pack.name in scored:
-            found, share = _rows(scored[pack.name])
+        if of_clips := scored.get(pack.name if job.packs.is_blend else ""):
+            found, share = _rows(of_clips)
             write_table(pack.further["audit"], table_from_rows(found, AUDIT), AUDIT)
             rows += [row | {"clip_id": job.packs.name_of(pack, row["clip_id"])} for row in found]
             num_exchanged += len(found) * (np.nan if share is None else share)

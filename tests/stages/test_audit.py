@@ -168,12 +168,19 @@ def test_each_pack_gets_its_own_table(tmp_path: Path, packed: Packed) -> None:
         for name, one in (("a", packed), ("b", other))
     ]
     job = replace(job, packs=Packs(packs))
-    summary = audit(job, train_folds(job, 2), num_shown=NUM_TRAIN + 6)
+    models = train_folds(job, 2)
+    summary = audit(job, models, num_shown=NUM_TRAIN + 6)
     assert sorted(row["clip_id"] for row in rows_of(tmp_path / "a.parquet")) == [
         f"train_{number:03d}" for number in range(NUM_TRAIN)
     ]
     assert len(rows_of(tmp_path / "b.parquet")) == 6
     assert {row["clip_id"] for row in summary.worst} == set(job.packs.read("train")["clip_id"].to_pylist())
+    fits = []
+    for read in (packs, packs[1:]):
+        model = BlindModel(None, models[0].checkpoint, Packs(read))
+        audit(replace(job, packs=model.packs), [model])
+        fits.append({row["clip_id"]: row["fit"] for row in rows_of(tmp_path / "b.parquet")})
+    assert fits[0] == pytest.approx(fits[1], abs=1e-3), "compared with labels of the same pack only"
     unnamed = replace(job, packs=Packs([packs[0], replace(packs[1], further={})]))
     with pytest.raises(ConfigError, match=r"train\.data, pack b: names no table for the audit; add `audit: "):
         train_folds(unnamed, 2)
