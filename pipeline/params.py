@@ -37,6 +37,7 @@ class PathsParams(Section):
     tracks: str = "data/tracks.parquet"
     shards: str = "data/shards"
     samples: str = "data/samples.parquet"
+    audit: str = "data/audit.parquet"
     lm: str = "data/lm.arpa"
     stats: str = "stats"
     checkpoints: str = "checkpoints"
@@ -283,6 +284,7 @@ _PACK = """\
     {hash}  shards: data/packs/{name}/shards
     {hash}  clips: data/packs/{name}/clips.parquet
     {hash}  crops: data/packs/{name}/crops.parquet
+    {hash}  audit: data/packs/{name}/audit.parquet
     {hash}  weight: 1
 """
 

@@ -19,6 +19,7 @@ from shards.blend import IS_LABELLED
 from shards.enums import TEST_SPLIT, TRAIN_SPLIT, UNLABELLED_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError, ShardError, TableError
 from shards.files import fingerprint
+from shards.folds import Fold
 from shards.open_store import open_store
 from shards.plan import plan_identity
 from shards.plan_identity import PlanIdentity
@@ -46,6 +47,8 @@ class Pack:
     store: ShardStore
     clips: Path | None = None
     crops: Path | None = None
+    further: Mapping[str, Path] = field(default_factory=dict)
+    """Name → path of tables that need not exist (`schema.FURTHER_TABLES`)."""
     weight: float = 0.0
     """0: none was given."""
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -61,10 +64,13 @@ class Pack:
 
 
 class Packs:
-    """One or several packs as one data set. `where` is a DuckDB condition on the clips of train (`train.where`)."""
+    """One or several packs as one data set.
 
-    def __init__(self, packs: Sequence[Pack], where: str = "") -> None:
-        self.packs, self.where = tuple(packs), where
+    `where` is a DuckDB condition on the clips of train (`train.where`); `fold` selects a part of them.
+    """
+
+    def __init__(self, packs: Sequence[Pack], where: str = "", fold: Fold | None = None) -> None:
+        self.packs, self.where, self.fold = tuple(packs), where, fold
         names = [pack.name for pack in self.packs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"train.data has two packs of the name {twice[0]}; give each pack another name")
@@ -87,6 +93,7 @@ class Packs:
                 open_store(entry.shards, machine, f"shards of pack {entry.name} in train.data"),
                 Path(entry.clips) if entry.clips else None,
                 Path(entry.crops) if entry.crops else None,
+                {name: Path(path) for name in schema.FURTHER_TABLES if (path := getattr(entry, name))},
                 entry.weight,
                 {
                     TRAIN_SPLIT: entry.train,
@@ -218,8 +225,11 @@ class Packs:
 
     @property
     def left_out(self) -> Mapping[str, tuple[int, int]]:
-        """Pack → labelled clips of train that `where` leaves out, and all of them. Empty without a condition."""
-        if not self.where:
+        """Pack → labelled clips of train that `where` leaves out, and all of them. Empty without a condition.
+
+        Empty for a fold too, of which other clips are left out as well.
+        """
+        if not self.where or self.fold:
             return {}
         kept = {
             pack.name: self._kept(pack, TRAIN_SPLIT) for pack in self.packs if pack.splits_for(TRAIN_SPLIT)
@@ -232,7 +242,8 @@ class Packs:
         is_default = self.is_blend and split != TRAIN_SPLIT and splits == (split,)
         if not splits or (is_default and split not in splits_of(pack.samples)):
             return
-        if split not in (TRAIN_SPLIT, UNLABELLED_SPLIT) or not self.where:
+        is_chosen = self.where or (self.fold and split == TRAIN_SPLIT)
+        if split not in (TRAIN_SPLIT, UNLABELLED_SPLIT) or not is_chosen:
             yield from _rows_of(pack, splits, columns)
             return
         kept_N, start = self._kept(pack, split), 0
@@ -243,18 +254,26 @@ class Packs:
                 yield kept
 
     def _kept(self, pack: Pack, split: str) -> pa.BooleanArray:
-        """Returns whether `where` keeps each clip of train or unlabelled of `pack`, in the order of its rows.
+        """Returns whether training uses each clip of train or unlabelled of `pack`, in the order of its rows.
 
-        Raises ConfigError if it keeps none.
+        Both obey `where`; `fold` chooses clips of train only.
+
+        Raises ConfigError if they keep none.
         """
         if (pack.name, split) not in self._kept_rows:
-            from shards.clip_condition import clips_where  # imports duckdb
+            pieces = [piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(split), ["clip_id"])]
+            clip_ids = pa.chunked_array(pieces)
+            kept_N = pa.repeat(pa.scalar(True), len(clip_ids))
+            if self.where:
+                from shards.clip_condition import clips_where  # imports duckdb
 
-            clip_ids = [piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(split), ["clip_id"])]
-            with _named_errors(pack):
-                chosen = clips_where(self.where, pack.samples, pack.clips, pack.crops)
-            # one call: each call makes a hash table of all chosen clips
-            kept_N = pc.is_in(pa.chunked_array(clip_ids), chosen).combine_chunks()
+                with _named_errors(pack):
+                    chosen = clips_where(self.where, pack.samples, pack.clips, pack.crops, pack.further)
+                # one call: each call makes a hash table of all chosen clips
+                kept_N = pc.is_in(clip_ids, chosen).combine_chunks()
+            if self.fold and split == TRAIN_SPLIT:
+                in_fold_N = self.fold.keeps(clip_ids.to_pylist(), pack.name or str(pack.samples))
+                kept_N = pc.and_(kept_N, in_fold_N)
             if not kept_N.true_count:
                 raise ConfigError(
                     f"train.where leaves no clip of {pack.name or pack.samples}, split {split}: {self.where}; change "

@@ -71,7 +71,9 @@ def test_a_training_warns_of_a_video_that_one_pack_trains_on_and_another_validat
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(blend_job(tmp_path, (two[0], copied), num_epochs=1))
     (line,) = [line for line in caplog.messages if "in another split" in line]
-    assert line.startswith("train.data: videos in training and in another split, so that the CER is too good: 1")
+    assert line.startswith(
+        "train.data: videos in training and in another split, so that the CER is too good: 1"
+    )
     assert "a/train_000 (train)" in line and "b/again (valid)" in line and "`pipeline overlap`" in line
 
 
