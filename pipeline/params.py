@@ -36,6 +36,7 @@ class PathsParams(Section):
     shards: str = "data/shards"
     samples: str = "data/samples.parquet"
     lm: str = "data/lm.arpa"
+    sound: str = "data/sound.parquet"
     stats: str = "stats"
     checkpoints: str = "checkpoints"
     logs: str = "logs"

@@ -182,6 +182,7 @@ SAMPLES = _schema(
         _field("speaker", _string, "speaker, null where unknown", nullable=True),
         _field("topic", _string, "topic of the clip", nullable=True),
         _optional("confidence", _float, "how certain the label is; weighs the loss", "0..1"),
+        _optional("audio_sha256", _string, "of the payload of the clip's sound, null where it is silent"),
     ],
 )
 
