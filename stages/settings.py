@@ -41,9 +41,9 @@ class CorpusParams(Section):
     )
     audio: str = Field(
         "",
-        description="for pack.audio: the file with the sound of a clip, relative to the root, with {clip_id}, {speaker} "
-        "or {name} (of the video, without extension), such as audio/{speaker}/{name}.wav; empty: the video's own "
-        "sound. A table names it in its column audio",
+        description="for pack.audio: the file with a clip's sound, relative to the root, with {clip_id}, {speaker} or "
+        "{name} (of the video, without extension), such as audio/{speaker}/{name}.wav; empty: the video's own sound. "
+        "A table names it in its column audio",
     )
     media_kind: KindSetting = Field(
         "auto",

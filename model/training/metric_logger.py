@@ -42,6 +42,8 @@ EPOCH_TAGS = {
     "flop_utilisation": "speed/model_flop_utilisation",
     "peak_memory_mb": "epoch/peak_memory_mb",
     "skipped": "epoch/skipped_steps",
+    "audio_loss": "epoch/audio_loss",
+    "audio_accuracy": "epoch/audio_accuracy",
 }
 """Columns of an epoch's row, and their names in TensorBoard and other trackers."""
 
@@ -85,13 +87,15 @@ class MetricLogger:
             "step/gradient_norm": figures.gradient_norm,
             "step/learning_rate": figures.learning_rate,
         }
+        if figures.audio_tokens:
+            values["step/audio_loss"] = figures.audio_loss_sum / figures.audio_tokens
         self._add(values, progress.steps)
 
     def epoch(self, curve: Curve, scored: Sequence[ScoredClip]) -> None:
         """Writes the figures of an epoch. `scored` holds the valid clips if the epoch was validated."""
         step = self._progress.steps
         self._add(
-            {tag: value for name, tag in EPOCH_TAGS.items() if (value := curve[name]) is not None}, step
+            {tag: value for name, tag in EPOCH_TAGS.items() if (value := curve.get(name)) is not None}, step
         )
         if not self._has_events:
             return

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from model.losses import refuse_unspellable
+from model.networks.sound_head import SoundTokens
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.text import describe_stored_normaliser
 from model.training.ranks import SINGLE_PROCESS, Ranks
@@ -82,7 +83,15 @@ class TrainingData:
         job.text.refuse_other_heads(job.train.heads)
         _refuse_unlike_normalisers(job.packs)
         # other columns of the table would stay in memory during the whole training
-        self.samples = job.packs.read(TRAIN_SPLIT, STREAM_COLUMNS)
+        has_sound = job.train.audio_weight > 0
+        self.samples = job.packs.read(
+            TRAIN_SPLIT, [*STREAM_COLUMNS, *(["audio_sha256"] if has_sound else [])]
+        )
+        if has_sound and self.samples["audio_sha256"].null_count == len(self.samples):
+            raise TrainingError(
+                f"train.audio_weight is {job.train.audio_weight:g}, but no training clip has sound in its pack; set "
+                "pack.audio to true and run `pipeline pack`, or set train.audio_weight to 0"
+            )
         has_valid = VALID_SPLIT in job.packs.splits
         self.valid_samples = job.packs.read(VALID_SPLIT) if has_valid else SAMPLES.empty_table()
         """Empty if no valid clips are packed."""
@@ -102,6 +111,8 @@ class TrainingData:
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
+        self.sound_tokens: SoundTokens | None = None
+        """The trainer sets them if train.audio_weight is above 0 (model/training/sound_tokens.py)."""
         self.plan_identity = job.packs.plan_identity(job.loader, job.train.batch_size, ranks.world_size)
         self.valid_batches = plan_scoring(self.valid_samples, job.loader, job.train.batch_size)
         """Batches of all ranks."""
@@ -173,7 +184,10 @@ class TrainingData:
         job = self._job
         quarantine = job.loader.max_bad_fraction > 0
         return (
-            ShardStream(job.packs.store, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
+            ShardStream(
+                *(job.packs.store, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
+                audio=job.train.audio_weight > 0,
+            ),
             ShardStream(job.packs.store, self.valid_samples, job.machine, pin_memory, False, self.crop_HW),
         )
 
