@@ -35,6 +35,7 @@ class PathsParams(Section):
     tracks: str = "data/tracks.parquet"
     shards: str = "data/shards"
     samples: str = "data/samples.parquet"
+    audit: str = "data/audit.parquet"
     lm: str = "data/lm.arpa"
     sound: str = "data/sound.parquet"
     stats: str = "stats"

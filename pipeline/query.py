@@ -30,6 +30,7 @@ from shards.catalogue import MEMORY_LIMIT, batches, damaged_table_error, interru
 from shards.errors import ConfigError, TableError
 from shards.files import ROW_GROUP_ROWS, atomic_file
 from shards.safe_text import indented_lines, is_control, one_line, write_csv_rows
+from shards.schema import FURTHER_TABLES
 
 BATCH_ROWS = 10_000
 _NO_MEMORY_LEFT = "Allocation failure"
@@ -123,6 +124,7 @@ def view_files(paths: PathsParams) -> dict[str, tuple[Path, str]]:
         "crops": (Path(paths.crops), "pipeline crop"),
         "tracks": (Path(paths.tracks), "pipeline crop"),
         "samples": (Path(paths.samples), "pipeline pack"),
+        **{name: (Path(getattr(paths, name)), command) for name, command in FURTHER_TABLES.items()},
         "predictions": (Path(paths.report) / "predictions.parquet", "pipeline report"),
     }
 

@@ -10,6 +10,7 @@ from model.training.training_data import TrainingJob
 from pipeline.params import Params, params_text
 from shards.open_store import open_store
 from shards.packs import Pack, Packs
+from shards.schema import FURTHER_TABLES
 
 
 def packs_of(values: Params) -> Packs:
@@ -21,6 +22,7 @@ def packs_of(values: Params) -> Packs:
         open_store(paths.shards, values.machine),
         Path(paths.clips),
         Path(paths.crops),
+        {name: Path(getattr(paths, name)) for name in FURTHER_TABLES},
     )
     return Packs.of(values.train.data, default, values.machine, values.train.where)
 

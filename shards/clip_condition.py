@@ -11,14 +11,17 @@ import pyarrow as pa
 from shards.catalogue import open_catalogue
 from shards.errors import ConfigError
 from shards.safe_text import one_line
+from shards.schema import FURTHER_TABLES, TABLES
 
 
-def clips_where(condition: str, samples: Path, clips: Path | None, crops: Path | None) -> pa.Array:
+def clips_where(
+    condition: str, samples: Path, clips: Path | None, crops: Path | None, further: Mapping[str, Path]
+) -> pa.Array:
     """Returns the clip_id of every sample for which `condition` is true. A condition on an unknown value is not true.
 
-    `condition` may use the columns of samples, crops and clips by name (a name in several tables has the value of the
-    first of them), or as `crops.jitter_px`. `clips` and `crops` may be None. Raises ConfigError for a condition that
-    DuckDB does not accept, TableError for a damaged table.
+    `condition` may use the columns of samples, crops, clips and those of the FURTHER_TABLES that exist, by name (a name
+    in several tables has the value of the first of them), or as `crops.jitter_px`. `clips` and `crops` may be None.
+    Raises ConfigError for a condition that DuckDB does not accept, TableError for a damaged table.
     """
     tables = {"samples": (samples, "pipeline pack")}
     tables |= {"crops": (crops, "pipeline crop")} if crops else {}
@@ -26,6 +29,7 @@ def clips_where(condition: str, samples: Path, clips: Path | None, crops: Path |
     for path, command in tables.values():
         if not path.exists():
             raise ConfigError(f"train.where needs {path}, which is missing; run `{command}`")
+    tables |= {name: (path, FURTHER_TABLES[name]) for name, path in further.items() if path.exists()}
     with open_catalogue(tables) as connection:
         known: set[str] = set()
         columns = list(tables)  # a row of each as a struct, for crops.jitter_px
@@ -33,7 +37,13 @@ def clips_where(condition: str, samples: Path, clips: Path | None, crops: Path |
             names = connection.table(table).columns
             columns += [f'{table}."{name}"' for name in names if name not in known]
             known |= set(names)
-        joins = " ".join(f"LEFT JOIN {table} USING (clip_id)" for table in list(tables)[1:])
+        labelled = [name for name in FURTHER_TABLES if "label" in TABLES[name].names]
+        joins = " ".join(
+            f"LEFT JOIN {table} ON {table}.clip_id = samples.clip_id"
+            # what was found out about a label says nothing about another label of the clip
+            + (f" AND {table}.label = samples.label" if table in labelled else "")
+            for table in list(tables)[1:]
+        )
         # on a separate line, so that a comment in the condition ends there
         query = f"SELECT clip_id, (\n{condition}\n) AS is_kept FROM (SELECT {', '.join(columns)} FROM samples {joins})"
         _refuse_changing(connection, condition)
@@ -51,6 +61,13 @@ def clips_where(condition: str, samples: Path, clips: Path | None, crops: Path |
         except duckdb.Error as error:
             lacking = [name for name in ("crops", "clips") if name not in tables]
             hint = f"the pack names no {' and no '.join(lacking)} (train.data); " if lacking else ""
+            for name, writer in FURTHER_TABLES.items():
+                if name not in tables and _names(condition) & ({name, *TABLES[name].names} - known):
+                    hint += (
+                        f"{further[name]} is missing, `{writer}` writes it; "
+                        if name in further
+                        else f"the pack names no {name} (train.data); "
+                    )
             raise ConfigError(
                 f"train.where is not a condition that DuckDB accepts ({one_line(' '.join(str(error).split()))}); {hint}"
                 "example: mouth_width_px > 40 and sharpness > 30"
@@ -63,12 +80,16 @@ def _refuse_changing(connection: duckdb.DuckDBPyConnection, condition: str) -> N
         "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
     ).fetchall()
     changing = {str(name).lower() for (name,) in rows} | {"current_date", "current_time", "current_timestamp"}
-    names = {name for part in _code(condition) for name in re.findall(r"[a-z_]\w*", part.lower())}
-    if found := sorted(names & changing):
+    if found := sorted(_names(condition) & changing):
         raise ConfigError(
             f"train.where: {found[0]} gives another answer each time; for a random part of the clips write "
             "hash(clip_id) % 10 < 3"
         )
+
+
+def _names(condition: str) -> set[str]:
+    """Returns the names in a condition, lower-case, without those in texts and comments."""
+    return {name for part in _code(condition) for name in re.findall(r"[a-z_]\w*", part.lower())}
 
 
 def _code(condition: str) -> Iterator[str]:
@@ -83,8 +104,8 @@ def _code(condition: str) -> Iterator[str]:
 def _refuse_other_clips(
     connection: duckdb.DuckDBPyConnection, tables: Mapping[str, tuple[Path, str]]
 ) -> None:
-    """Raises ConfigError if a table lacks packed clips: it is of another pack, or older."""
-    for table in list(tables)[1:]:
+    """Raises ConfigError if crops or clips lacks packed clips: it is of another pack, or older."""
+    for table in [name for name in ("crops", "clips") if name in tables]:
         (num_lacking,) = connection.sql(
             f"SELECT count(*) FROM samples ANTI JOIN {table} USING (clip_id)"
         ).fetchall()[0]

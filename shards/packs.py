@@ -18,6 +18,7 @@ from shards import schema
 from shards.enums import TEST_SPLIT, TRAIN_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError, ShardError, TableError
 from shards.files import fingerprint
+from shards.folds import Fold
 from shards.open_store import open_store
 from shards.plan import plan_identity
 from shards.plan_identity import PlanIdentity
@@ -45,6 +46,8 @@ class Pack:
     store: ShardStore
     clips: Path | None = None
     crops: Path | None = None
+    further: Mapping[str, Path] = field(default_factory=dict)
+    """Name → path of tables that need not exist (`schema.FURTHER_TABLES`)."""
     weight: float = 0.0
     """0: none was given."""
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -60,10 +63,13 @@ class Pack:
 
 
 class Packs:
-    """One or several packs as one data set. `where` is a DuckDB condition on the clips of train (`train.where`)."""
+    """One or several packs as one data set.
 
-    def __init__(self, packs: Sequence[Pack], where: str = "") -> None:
-        self.packs, self.where = tuple(packs), where
+    `where` is a DuckDB condition on the clips of train (`train.where`); `fold` selects a part of them.
+    """
+
+    def __init__(self, packs: Sequence[Pack], where: str = "", fold: Fold | None = None) -> None:
+        self.packs, self.where, self.fold = tuple(packs), where, fold
         names = [pack.name for pack in self.packs]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"train.data has two packs of the name {twice[0]}; give each pack another name")
@@ -86,6 +92,7 @@ class Packs:
                 open_store(entry.shards, machine),
                 Path(entry.clips) if entry.clips else None,
                 Path(entry.crops) if entry.crops else None,
+                {name: Path(path) for name in schema.FURTHER_TABLES if (path := getattr(entry, name))},
                 entry.weight,
                 {TRAIN_SPLIT: entry.train, VALID_SPLIT: entry.valid, TEST_SPLIT: entry.test},
             )
@@ -186,8 +193,11 @@ class Packs:
 
     @property
     def left_out(self) -> Mapping[str, tuple[int, int]]:
-        """Pack → training clips that `where` leaves out, and all of its training clips. Empty without a condition."""
-        if not self.where:
+        """Pack → training clips that `where` leaves out, and all of its training clips. Empty without a condition.
+
+        Empty for a fold too, of which other clips are left out as well.
+        """
+        if not self.where or self.fold:
             return {}
         kept = {pack.name: self._kept(pack) for pack in self.packs if pack.splits_for(TRAIN_SPLIT)}
         return {name: (kept_N.false_count, len(kept_N)) for name, kept_N in kept.items()}
@@ -198,7 +208,7 @@ class Packs:
         is_default = self.is_blend and split != TRAIN_SPLIT and splits == (split,)
         if not splits or (is_default and split not in splits_of(pack.samples)):
             return
-        if split != TRAIN_SPLIT or not self.where:
+        if split != TRAIN_SPLIT or not (self.where or self.fold):
             yield from _rows_of(pack, splits, columns)
             return
         kept_N, start = self._kept(pack), 0
@@ -209,20 +219,24 @@ class Packs:
                 yield kept
 
     def _kept(self, pack: Pack) -> pa.BooleanArray:
-        """Returns whether `where` keeps each training clip of `pack`, in the order of its rows.
+        """Returns whether `where` and `fold` keep each training clip of `pack`, in the order of its rows.
 
-        Raises ConfigError if it keeps none.
+        Raises ConfigError if they keep none.
         """
         if pack.name not in self._kept_rows:
-            from shards.clip_condition import clips_where  # imports duckdb
+            pieces = [piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(TRAIN_SPLIT), ["clip_id"])]
+            clip_ids = pa.chunked_array(pieces)
+            kept_N = pa.repeat(pa.scalar(True), len(clip_ids))
+            if self.where:
+                from shards.clip_condition import clips_where  # imports duckdb
 
-            clip_ids = [
-                piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(TRAIN_SPLIT), ["clip_id"])
-            ]
-            with _named_errors(pack):
-                chosen = clips_where(self.where, pack.samples, pack.clips, pack.crops)
-            # one call: each call makes a hash table of all chosen clips
-            kept_N = pc.is_in(pa.chunked_array(clip_ids), chosen).combine_chunks()
+                with _named_errors(pack):
+                    chosen = clips_where(self.where, pack.samples, pack.clips, pack.crops, pack.further)
+                # one call: each call makes a hash table of all chosen clips
+                kept_N = pc.is_in(clip_ids, chosen).combine_chunks()
+            if self.fold:
+                in_fold_N = self.fold.keeps(clip_ids.to_pylist(), pack.name or str(pack.samples))
+                kept_N = pc.and_(kept_N, in_fold_N)
             if not kept_N.true_count:
                 raise ConfigError(
                     f"train.where leaves no clip of {pack.name or pack.samples}: {self.where}; change the condition, "

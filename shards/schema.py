@@ -7,6 +7,7 @@
 | tracks | `ok` face clip | crop |
 | samples | packed sample | pack |
 | predictions | scored clip | report |
+| audit | clip of train | audit |
 """
 
 import pyarrow as pa
@@ -14,9 +15,11 @@ import pyarrow as pa
 from shards.enums import CLIP_ID_PATTERN, MediaKind, Reason, Status, Transfer
 
 __all__ = [
+    "AUDIT",
     "CLIPS",
     "CLIP_ID_PATTERN",
     "CROPS",
+    "FURTHER_TABLES",
     "PREDICTIONS",
     "SAMPLES",
     "TABLES",
@@ -208,4 +211,37 @@ PREDICTIONS = _schema(
     ],
 )
 
-TABLES = {"clips": CLIPS, "crops": CROPS, "tracks": TRACKS, "samples": SAMPLES, "predictions": PREDICTIONS}
+AUDIT = _schema(
+    "audit",
+    [
+        _field("clip_id", _string, "row of samples"),
+        _field("label", _string, "the label that was compared with the video"),
+        _field("reading", _string, "what a model read that had not seen the clip"),
+        _field("cer", _float, "(S + D + I) / characters of the label"),
+        _field(
+            "label_score", _float, "log-probability of the label, by unit (character) of the label", "nats"
+        ),
+        _field("reading_score", _float, "log-probability of the reading, by unit of the label", "nats"),
+        _field("contradiction", _float, "reading_score - label_score: 0 where the video agrees", "nats"),
+        _field(
+            "fit",
+            _float,
+            "how much better the label fits the video than labels of other clips do; about 0 for an exchanged label",
+            "standard deviations",
+        ),
+        _field("is_doubtful", pa.bool_(), "the label is more likely exchanged than right"),
+        _field("fold", _int32, "fold of the clip, null if a given checkpoint read it", nullable=True),
+    ],
+)
+
+TABLES = {
+    "clips": CLIPS,
+    "crops": CROPS,
+    "tracks": TRACKS,
+    "samples": SAMPLES,
+    "predictions": PREDICTIONS,
+    "audit": AUDIT,
+}
+
+FURTHER_TABLES = {"audit": "pipeline audit"}
+"""Tables about clips that a pack need not have, and the commands that write them. They may lack clips."""

@@ -108,6 +108,7 @@ class DataPack(Section):
     shards: str = Field(min_length=1, description="folder or URL of its shards")
     clips: str = Field("", description="its clips.parquet, for train.where and the report")
     crops: str = Field("", description="its crops.parquet, for train.where and the report")
+    audit: str = Field("", description="its audit.parquet (pipeline audit), for train.where")
     weight: float = Field(
         0, ge=0, description="share of an epoch relative to the other packs; 0 for all: by size"
     )
@@ -122,7 +123,7 @@ class DataPack(Section):
             raise ValueError(f"split {twice[0]} has two of the uses train, valid and test; name it once")
         return self
 
-    @field_validator("samples", "clips", "crops")
+    @field_validator("samples", "clips", "crops", "audit")
     @classmethod
     def _is_local(cls, path: str) -> str:
         if "://" in path:

@@ -39,7 +39,7 @@ def score_split(
 
     Raises CheckpointError if the clips have another frame rate or size than the training clips.
     """
-    _refuse_other_pack(reader, samples, store)
+    refuse_other_pack(reader, samples, store)
     batches = plan_scoring(samples, loader, batch_size)
     stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
     scored = score_batches(
@@ -76,7 +76,7 @@ def score_decoders(
 
     Raises like `score_split`.
     """
-    _refuse_other_pack(reader, samples, store)
+    refuse_other_pack(reader, samples, store)
     reader.network.eval()
     results = [DecoderScores(reader.decoder(decode), []) for decode in decodes]
     scored: list[dict[int, ScoredClip]] = [{} for _ in decodes]
@@ -146,7 +146,7 @@ def score_batches(
     return Scores([scored[row] for row in sorted(scored)], loss_sum, num_chars)
 
 
-def _refuse_other_pack(reader: LipReader, samples: pa.Table, store: ShardStore) -> None:
+def refuse_other_pack(reader: LipReader, samples: pa.Table, store: ShardStore) -> None:
     """Checks only the first sample of each pack: all clips of a pack have the same frame rate and size."""
     names, pack_N = packs_of(samples)
     for pack, row in zip(*np.unique(pack_N, return_index=True), strict=True):

@@ -122,10 +122,12 @@ SINGLE_PROCESS = Ranks()
 def process_group() -> Iterator[Ranks]:
     """Joins the process group of torchrun and yields this rank; yields a single process without torchrun.
 
+    Within another `process_group` it stays in that one: a second group at the same address may hang. So several
+    trainings one after another need one around them.
     Values are exchanged by gloo, gradients on GPUs by NCCL. Raises ConfigError if environment variables are missing.
     """
     ranks = ranks_of(os.environ)
-    if ranks.world_size == 1:
+    if ranks.world_size == 1 or distributed.is_initialized():
         yield ranks
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.losses import refuse_unspellable
@@ -95,6 +96,7 @@ class TrainingData:
         has_valid = VALID_SPLIT in job.packs.splits
         self.valid_samples = job.packs.read(VALID_SPLIT) if has_valid else SAMPLES.empty_table()
         """Empty if no valid clips are packed."""
+        _refuse_confidence(self.samples)
         self.fps, self.crop_HW = self._clip_properties()
         if job.model.window_px > self.crop_px:
             raise TrainingError(
@@ -228,6 +230,22 @@ class TrainingData:
 def _shown(properties: tuple[float, tuple[int, int]]) -> str:
     fps, (height, width) = properties
     return f"{height}x{width} px at {fps:g} frames/s"
+
+
+def _refuse_confidence(samples: pa.Table) -> None:
+    """Raises TrainingError if a confidence is not within 0..1, or if no label counts."""
+    confidence_N = samples["confidence"].fill_null(1.0).to_numpy()
+    wrong_N = np.flatnonzero(~((confidence_N >= 0) & (confidence_N <= 1)))  # also NaN
+    if len(wrong_N):
+        clip_id = samples["clip_id"][int(wrong_N[0])].as_py()
+        raise TrainingError(
+            f"clip {clip_id}: confidence must be between 0 and 1 (got {confidence_N[wrong_N[0]]:g}; clips with such "
+            f"values: {len(wrong_N)}); correct the corpus table, then run `pipeline ingest` and `pipeline pack`"
+        )
+    if not confidence_N.any():
+        raise TrainingError(
+            "every training clip has confidence 0, so no label would be learnt; raise some, or leave them out"
+        )
 
 
 def _refuse_unlike_normalisers(packs: Packs) -> None:

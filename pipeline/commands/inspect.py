@@ -117,7 +117,14 @@ def _qc(values: "Params", page: Path, **choice: Any) -> "QcSummary":
     tables = (Path(paths.clips), Path(paths.crops), Path(paths.tracks))
     with shown("drawing the page", "clips") as on_progress:
         return run(
-            values.corpus, values.crop, values.machine, *tables, page, on_progress=on_progress, **choice
+            values.corpus,
+            values.crop,
+            values.machine,
+            *tables,
+            page,
+            audit_path=Path(paths.audit),
+            on_progress=on_progress,
+            **choice,
         )
 
 
@@ -166,7 +173,7 @@ def overlap(
 
 @app.command(rich_help_panel=TOOLS)
 def query(
-    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, predictions")],
+    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, audit, predictions")],
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",

@@ -1,10 +1,10 @@
-"""The commands train and lm.
+"""The commands train, audit and lm.
 
 Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from pipeline.command import (
     app,
     check_writable,
     figures_of,
+    is_other_rank,
     load,
     print_json,
     say,
@@ -129,6 +130,65 @@ def train(
         f"{paths.checkpoints}: {summary.num_parameters:,} parameters, {summary.epochs} epochs, {best}, "
         f"{summary.seconds:.0f} s of training"
     )
+
+
+@app.command(rich_help_panel=TRAINING)
+def audit(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    folds: Annotated[
+        int,
+        typer.Option(min=2, max=100, help="number of models, each trained without the clips that it reads"),
+    ] = 4,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="read all clips with this model, which has not seen them; train none", metavar="FILE"
+        ),
+    ] = None,
+    clips: Annotated[int, typer.Option(min=0, help="number of clips to print")] = 20,
+    json_: Json = False,
+) -> None:
+    """Find training clips whose label the video contradicts, by models that have not seen the clip.
+
+    Trains a model for each fold with the parameters of `pipeline train`; the same command resumes. Writes paths.audit,
+    which train.where can use.
+
+    Example: pipeline audit --folds 4 --set train.num_epochs=20
+    """
+    from pipeline.console import over_epochs, stdout
+    from pipeline.tables.audit import print_audit
+    from pipeline.training_job import job_of
+    from stages.audit import audit as run
+    from stages.audit import given_model, train_folds
+
+    values = load(params, assignments)
+    for key in ("runs", "audit"):
+        check_writable(Path(getattr(values.paths, key)).parent, f"paths.{key}")
+    job = job_of(values)
+    if checkpoint:
+        models = given_model(checkpoint, job.packs)
+    else:
+        with shown("training", "batches") as on_progress:
+
+            def on_fold(number: int) -> Any:
+                def show(done: int, total: int, detail: str = "") -> None:
+                    on_progress(
+                        number * total + done, folds * total, f"fold {number + 1} of {folds}, {detail}"
+                    )
+
+                return over_epochs(show, values.train.num_epochs)
+
+            models = train_folds(job, folds, on_fold)
+    if is_other_rank():
+        return
+    with shown("reading", "clips") as on_progress:
+        summary = run(job, models, clips, on_progress)
+    if json_:
+        print_json(figures_of(summary))
+    else:
+        print_audit(summary, stdout)
+        say("`pipeline qc` shows the worst clips")
 
 
 def _find_budget(values: "Params", json_: bool) -> None:

@@ -8,7 +8,7 @@ import duckdb
 
 from shards.errors import TableError
 from shards.files import read_table
-from shards.schema import CLIPS, CROPS
+from shards.schema import AUDIT, CLIPS, CROPS
 from stages.qc.page import Speaker, Totals
 from stages.settings import CropParams
 from stages.statistics.join_tables import is_of_clips
@@ -120,6 +120,18 @@ class Ledger:
                 QUALIFY draw_rank = 1 ORDER BY speaker_draw, speaker LIMIT $num
             ) ORDER BY speaker
             """,
+            num=num,
+        )
+
+    def contradicted(self, audit_path: Path, num: int) -> list[Row]:
+        """Returns the usable clips with the columns of their audit, worst first; not those whose label is another now.
+
+        Raises TableError if the table is damaged.
+        """
+        self.connection.register("audit", read_table(audit_path, AUDIT, "pipeline audit"))
+        return self._rows(
+            "SELECT * FROM ledger JOIN audit USING (clip_id, label) WHERE status = 'ok' "
+            "ORDER BY is_doubtful DESC, contradiction DESC, clip_id LIMIT $num",
             num=num,
         )
 

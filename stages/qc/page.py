@@ -1,7 +1,7 @@
 """The page of `pipeline qc`: its content, the film strips and stills of the clips, and its HTML text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -52,6 +52,8 @@ class Card:
     figure: str | None
     facts: Sequence[tuple[str, str]]
     strip: Picture
+    reading: str | None = None
+    """What a model read in the clip, if it was audited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class QcPage:
     limits: Mapping[str, str]
     histograms: Sequence[Histogram]
     random: CardList
+    contradicted: CardList | None
+    """None without an audit."""
     extremes: Sequence[CardList]
     speaker_columns: Sequence[Quality]
     speakers: Sequence[Speaker]
@@ -153,6 +157,14 @@ class Pictures:
         self.bytes_left = PICTURE_BYTES
         self.num_done = self.num_left_out = self.num_lost = 0
         self._strips: dict[str, Picture] = {}
+
+    def audited(self, row: dict[str, Any]) -> Card:
+        """Returns the card of a clip whose label the video contradicts."""
+        return replace(
+            self.card(row),
+            figure=f"{row['contradiction']:.2f} nats" + (", doubtful" if row["is_doubtful"] else ""),
+            reading=_shortened(row["reading"], LABEL_CHARS),
+        )
 
     def card(self, row: dict[str, Any], quality: Quality | None = None) -> Card:
         """Returns the card of a usable clip, with its figure of `quality` as the reason, if given."""

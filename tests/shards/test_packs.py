@@ -9,10 +9,12 @@ import pytest
 
 from shards import samples as samples_module
 from shards.errors import ConfigError, ShardError
+from shards.files import table_from_rows, write_table
 from shards.packs import Pack, Packs
 from shards.plan import plan_epoch
 from shards.plan_identity import PlanIdentity
 from shards.samples import read_samples, samples_hash
+from shards.schema import AUDIT
 from shards.settings import DataPack, LoaderParams, MachineParams
 from shards.stream import ShardStream
 from tests.support.packed import Packed, pack_clips, toy_clips
@@ -229,6 +231,85 @@ def test_a_missing_table_of_the_condition_is_named(two: tuple[Packed, Packed], t
         ConfigError, match=r"train\.where needs .*crops\.parquet, which is missing; run `pipeline crop`"
     ):
         Packs([pack], "num_frames > 1").read("train")
+
+
+def with_audit(packed: Packed, folder: Path, label_of_last: str | None = None) -> Path:
+    """Writes an audit of the first ten training clips; every third is doubtful."""
+    rows = read_samples(packed.samples, "train").slice(0, 10).to_pylist()
+    contents = [
+        dict.fromkeys(AUDIT.names, 0.0)
+        | {name: row[name] for name in ("clip_id", "label")}
+        | {"reading": "", "fold": None, "contradiction": float(number), "is_doubtful": number % 3 == 0}
+        for number, row in enumerate(rows)
+    ]
+    contents[-1]["label"] = label_of_last or contents[-1]["label"]
+    folder.mkdir(exist_ok=True)
+    write_table(folder / "audit.parquet", table_from_rows(contents, AUDIT), AUDIT)
+    return folder / "audit.parquet"
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("audit.contradiction < 4 and not is_doubtful", [1, 2]),
+        ("contradiction > 7", [8, 9]),
+        ("is_doubtful is not true", [1, 2, 4, 5, 7, 8, 10, 11]),  # 10 and 11 were not audited
+        ("num_frames > 0 and audit.clip_id is null", [10, 11]),
+    ],
+)
+def test_a_condition_may_use_an_audit_that_lacks_clips(
+    two: tuple[Packed, Packed], tmp_path: Path, where: str, numbers: list[int]
+) -> None:
+    pack = Pack("", two[0].samples, two[0].store, further={"audit": with_audit(two[0], tmp_path)})
+    assert Packs([pack], where).read("train")["clip_id"].to_pylist() == [f"train_{n:03d}" for n in numbers]
+
+
+def test_an_audit_of_a_former_label_says_nothing_of_the_clip(
+    two: tuple[Packed, Packed], tmp_path: Path
+) -> None:
+    pack = Pack(
+        "", two[0].samples, two[0].store, further={"audit": with_audit(two[0], tmp_path, "四四四四四")}
+    )
+    kept = Packs([pack], "contradiction > 7").read("train")
+    assert kept["clip_id"].to_pylist() == ["train_008"], "the label of train_009 was corrected"
+
+
+def test_another_audit_is_another_plan(two: tuple[Packed, Packed], tmp_path: Path) -> None:
+    first, second = with_audit(two[0], tmp_path / "a"), with_audit(two[0], tmp_path / "b", "四四四四四")
+    plans = [
+        Packs(
+            [Pack("", two[0].samples, two[0].store, further={"audit": path})], "contradiction > 7"
+        ).training_hash
+        for path in (first, first, second)
+    ]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_each_pack_has_its_own_audit(two: tuple[Packed, Packed], tmp_path: Path) -> None:
+    entries = [
+        DataPack(name=name, samples=str(packed.samples), shards=str(packed.shards), **audit)
+        for name, packed, audit in zip(
+            "ab", two, ({"audit": str(with_audit(two[0], tmp_path))}, {}), strict=True
+        )
+    ]
+    default = Pack("", Path("none"), two[0].store)
+    packs = Packs.of(entries[:1], default, MachineParams(), "audit.contradiction > 8")
+    assert packs.read("train")["clip_id"].to_pylist() == ["train_009"]
+    with pytest.raises(ConfigError, match=r"pack b: train\.where is not a .*the pack names no audit"):
+        Packs.of(entries, default, MachineParams(), "audit.contradiction > 8").read("train")
+
+
+@pytest.mark.parametrize("where", ["audit.contradiction < 2", "not is_doubtful"])
+def test_a_condition_on_a_missing_audit_names_its_command(
+    two: tuple[Packed, Packed], tmp_path: Path, where: str
+) -> None:
+    pack = Pack("", two[0].samples, two[0].store, further={"audit": tmp_path / "audit.parquet"})
+    with pytest.raises(ConfigError, match=r"audit\.parquet is missing, `pipeline audit` writes it; example"):
+        Packs([pack], where).read("train")
+    assert Packs([pack], "num_frames > 12").read("train").num_rows, "other conditions need no audit"
+    with pytest.raises(ConfigError) as refused:
+        Packs([pack], "sharpnes > 1").read("train")
+    assert "audit" not in str(refused.value)
 
 
 def test_a_shard_of_an_unknown_pack_is_refused(two: tuple[Packed, Packed]) -> None:

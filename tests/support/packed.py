@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from shards.codec import clip_extension, encode_clip
-from shards.files import table_from_rows, write_table
+from shards.files import read_table, table_from_rows, write_table
 from shards.schema import SAMPLES
 from shards.settings import PackParams
 from shards.store import FolderStore
@@ -168,3 +169,14 @@ def _write_shard(
                 }
             )
     return rows
+
+
+def with_column(packed: Packed, folder: Path, name: str, value_of: dict[str, object]) -> Packed:
+    """Returns the same shards with a catalogue in `folder` in which a column has these values by clip_id."""
+    table = read_table(packed.samples, SAMPLES, "pipeline pack")
+    place, field = table.schema.get_field_index(name), table.schema.field(name)
+    old = zip(table["clip_id"].to_pylist(), table[name].to_pylist(), strict=True)
+    values = pa.array([value_of.get(clip_id, value) for clip_id, value in old], field.type)
+    folder.mkdir(exist_ok=True)
+    write_table(folder / "samples.parquet", table.set_column(place, field, values), SAMPLES)
+    return Packed(packed.store, folder / "samples.parquet")

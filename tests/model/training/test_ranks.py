@@ -28,7 +28,7 @@ from shards.samples import read_samples
 from shards.store import FolderStore
 from stages import train as train_module
 from stages.train import train
-from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.packed import Packed, pack_clips, toy_clips, with_column
 from tests.support.ranks import together
 from tests.support.trainings import MODEL, assert_same_weights, job_in
 
@@ -92,10 +92,14 @@ def as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_BatchNorm, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
 
 
+@pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "confidences"])
 def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
-    tmp_path: Path, packed: Packed, as_one: None
+    tmp_path: Path, packed: Packed, as_one: None, is_weighted: bool
 ) -> None:
     """With windows of two batches: the gradient of the first is exchanged only with the second."""
+    if is_weighted:
+        confidence = {f"train_{number:03d}": number / 25 for number in range(26)}
+        packed = with_column(packed, tmp_path, "confidence", confidence)
     ours, silent = together(still_ranks, tmp_path / "two", packed)
     theirs = losses_of(still_job(tmp_path / "one", packed))
     assert silent == []

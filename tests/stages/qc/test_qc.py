@@ -16,14 +16,22 @@ from hypothesis import strategies as st
 from pipeline.params import read_mapping
 from shards.errors import TableError
 from shards.files import table_from_rows, write_table
-from shards.schema import CROPS
+from shards.schema import AUDIT, CROPS
 from stages.pages.histogram import NUM_BINS, bin_edges, count
 from stages.qc import pages as qc_stage
 from stages.statistics.quality import QUALITIES, Limit
 from tests.support.crop_runs import clip_row
 from tests.support.in_process import pipeline
 from tests.support.ledgers import PARAMS, Corpus, Row
-from tests.support.qc_pages import own_fixture, plain, real_fixture, synthetic_fixture  # noqa: F401
+from tests.support.qc_pages import (  # noqa: F401
+    ids,
+    own_fixture,
+    part,
+    pictures,
+    plain,
+    real_fixture,
+    synthetic_fixture,
+)
 from tests.support.report_figures import HOSTILE
 
 ROOT = Path(__file__).parents[3]
@@ -122,6 +130,28 @@ def test_hostile_text_is_escaped(synthetic: tuple[Corpus, str]) -> None:
     assert page.count("&lt;script&gt;alert(&#39;嘴&#39;)&lt;/script&gt;") > 30
     assert not re.search(r"(src|href)=\"(?!data:image/jpeg|#)", page)
     assert HOSTILE in plain(page)
+
+
+def test_the_clips_whose_label_the_video_contradicts_are_shown_with_their_reading(own: Corpus) -> None:
+    usable = [row["clip_id"] for row in own.crops if row["status"] == "ok"]
+    label_of = {row["clip_id"]: row["label"] for row in own.clips}
+    audit = own.folder / "audit.parquet"
+    assert "Contradicted labels" not in own.page(audit_path=audit), "not audited"
+    rows = [
+        dict.fromkeys(AUDIT.names, 0.0)
+        | {"clip_id": clip_id, "label": label_of[clip_id], "reading": f"{HOSTILE} {number}", "fold": 1}
+        | {"contradiction": float(number), "is_doubtful": number == 1}
+        for number, clip_id in enumerate(usable)
+    ]
+    rows[0]["label"] = "a former label"
+    write_table(audit, table_from_rows(rows, AUDIT), AUDIT)
+    shown = part(own.page(audit_path=audit), "Contradicted labels")
+    assert ids(shown) == [usable[1], *usable[:1:-1]], "the doubtful clip first, then by contradiction"
+    text = plain(shown)
+    assert "1.00 nats, doubtful" in text and f"{len(usable) - 1:.2f} nats" in text
+    assert f"read: {HOSTILE} 1" in text and label_of[usable[1]] in text and "<script" not in shown
+    assert len(pictures(shown)) == 2 * (len(usable) - 1), "two pictures of four frames each"
+    assert len(ids(part(own.page(audit_path=audit, num_clips=1), "Contradicted labels"))) == 1
 
 
 # --- faults --------------------------------------------------------------------------------------------
