@@ -8,6 +8,7 @@
 | samples | packed sample | pack |
 | predictions | scored clip | report |
 | audit | clip of train | audit |
+| sound | packed sample | sync |
 """
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ __all__ = [
     "FURTHER_TABLES",
     "PREDICTIONS",
     "SAMPLES",
+    "SOUND",
     "TABLES",
     "TRACKS",
     "MediaKind",
@@ -234,6 +236,29 @@ AUDIT = _schema(
     ],
 )
 
+SOUND = _schema(
+    "sound",
+    [
+        _field("clip_id", _string, "row of samples"),
+        _field("has_audio", pa.bool_(), "the clip has sound"),
+        _field(
+            "offset_frames",
+            _int32,
+            "by how much the sound is late, negative: early; null without sound",
+            "frames",
+            nullable=True,
+        ),
+        _field("offset_s", _float, "the same in seconds", "s", nullable=True),
+        _field(
+            "agreement",
+            _float,
+            "how much more likely the sound is at this offset than at others, by frame",
+            "nats",
+            nullable=True,
+        ),
+    ],
+)
+
 TABLES = {
     "clips": CLIPS,
     "crops": CROPS,
@@ -241,7 +266,8 @@ TABLES = {
     "samples": SAMPLES,
     "predictions": PREDICTIONS,
     "audit": AUDIT,
+    "sound": SOUND,
 }
 
-FURTHER_TABLES = {"audit": "pipeline audit"}
+FURTHER_TABLES = {"audit": "pipeline audit", "sound": "pipeline sync"}
 """Tables about clips that a pack need not have, and the commands that write them. They may lack clips."""

@@ -109,6 +109,7 @@ class DataPack(Section):
     clips: str = Field("", description="its clips.parquet, for train.where and the report")
     crops: str = Field("", description="its crops.parquet, for train.where and the report")
     audit: str = Field("", description="its audit.parquet (pipeline audit), for train.where")
+    sound: str = Field("", description="its sound.parquet (pipeline sync), for train.where")
     weight: float = Field(
         0, ge=0, description="share of an epoch relative to the other packs; 0 for all: by size"
     )
@@ -123,7 +124,7 @@ class DataPack(Section):
             raise ValueError(f"split {twice[0]} has two of the uses train, valid and test; name it once")
         return self
 
-    @field_validator("samples", "clips", "crops", "audit")
+    @field_validator("samples", "clips", "crops", "audit", "sound")
     @classmethod
     def _is_local(cls, path: str) -> str:
         if "://" in path:
