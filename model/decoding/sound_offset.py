@@ -21,7 +21,7 @@ from shards.plan import plan_scoring
 from shards.settings import LoaderParams, MachineParams
 from shards.sound import VECTORS_A_FRAME
 from shards.store import ShardStore
-from shards.stream import ShardStream
+from shards.stream import ClipBatch, ShardStream
 
 MAX_OFFSET = 15
 """Largest offset that is searched, frames."""
@@ -64,6 +64,22 @@ class SoundReferee:
         return cls(reader, head.to(device).eval(), tokens)
 
     @torch.no_grad()
+    def offsets_of(self, batch: ClipBatch) -> list[SoundOffset]:
+        """Returns the results of the clips of a batch, which has their sound."""
+        assert batch.audio_BTKM is not None and batch.has_audio_B is not None
+        encoded_BSE, _ = self.reader.encode(batch.video_BTHW, batch.num_frames_B)
+        log_probs_BJV = functional.log_softmax(self.head.logits(encoded_BSE), dim=2).cpu()
+        tokens_BJ = self.tokens.of(batch.audio_BTKM)
+        found = []
+        for number, (row, num_frames) in enumerate(zip(batch.rows, batch.num_frames_B.tolist(), strict=True)):
+            inside = slice(num_frames * VECTORS_A_FRAME)
+            found.append(
+                SoundOffset(row, *best_offset(log_probs_BJV[number, inside], tokens_BJ[number, inside]))
+                if batch.has_audio_B[number]
+                else SoundOffset(row, None, None)
+            )
+        return found
+
     def offsets(
         self,
         samples: pa.Table,
@@ -82,19 +98,7 @@ class SoundReferee:
         stream = ShardStream(store, samples, machine, self.reader.device.type == "cuda", audio=True)
         found: dict[int, SoundOffset] = {}
         for batch in stream.batches(plan_scoring(samples, loader, batch_size)):
-            assert batch.audio_BTKM is not None and batch.has_audio_B is not None
-            encoded_BSE, _ = self.reader.encode(batch.video_BTHW, batch.num_frames_B)
-            log_probs_BJV = functional.log_softmax(self.head.logits(encoded_BSE), dim=2).cpu()
-            tokens_BJ = self.tokens.of(batch.audio_BTKM)
-            for number, (row, num_frames) in enumerate(
-                zip(batch.rows, batch.num_frames_B.tolist(), strict=True)
-            ):
-                if not batch.has_audio_B[number]:
-                    found[row] = SoundOffset(row, None, None)
-                    continue
-                inside = slice(num_frames * VECTORS_A_FRAME)
-                offset, agreement = best_offset(log_probs_BJV[number, inside], tokens_BJ[number, inside])
-                found[row] = SoundOffset(row, offset, agreement)
+            found |= {offset.row: offset for offset in self.offsets_of(batch)}
             if on_progress:
                 on_progress(len(found), samples.num_rows)
         return [found[row] for row in sorted(found)]
