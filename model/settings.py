@@ -244,7 +244,8 @@ class TrainParams(Section):
     data: tuple[DataPack, ...] = Field((), description="packs to train on together; empty: the pack of paths")
     where: str = Field(
         "",
-        description="DuckDB condition on the training clips over the columns of samples, crops and clips; empty: all",
+        description="DuckDB condition on the training clips over the columns of samples, crops, clips and audit; "
+        "empty: all",
     )
     valid_every: int = Field(1, ge=1, description="epochs from one validation to the next")
     checkpoint_every: int = Field(10, ge=1, description="epochs from one checkpoint_epoch_N.pt to the next")

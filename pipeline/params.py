@@ -282,6 +282,7 @@ _PACK = """\
     {hash}  shards: data/packs/{name}/shards
     {hash}  clips: data/packs/{name}/clips.parquet
     {hash}  crops: data/packs/{name}/crops.parquet
+    {hash}  audit: data/packs/{name}/audit.parquet
     {hash}  weight: 1
 """
 
