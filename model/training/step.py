@@ -141,9 +141,9 @@ class TrainingStep:
 
     def batch_loss_B(self, network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
         """Returns nats per clip (B,), of the labels."""
-        return self._losses(network, batch, epoch)[0]
+        return self.losses(network, batch, epoch)[0]
 
-    def _losses(
+    def losses(
         self, network: nn.Module, batch: ClipBatch, epoch: int
     ) -> tuple[torch.Tensor, SoundLoss | None]:
         """Returns the loss of each label (B,), and that of the sound if `network` has a sound head."""
@@ -211,7 +211,7 @@ class TrainingStep:
         # dropout and scheduled sampling depend on the clips, not on the rank or on earlier steps
         torch.manual_seed(int(fingerprint(self.job.train.seed, epoch, piece.rows[0])[:16], 16))
         with contextlib.nullcontext() if is_last else ranks.unsynchronised(learner):
-            loss_B, sound = self._losses(learner, piece, epoch)
+            loss_B, sound = self.losses(learner, piece, epoch)
             total = loss_B.sum() * shares[0]
             if sound:
                 tokens_B = num_tokens(piece).to(loss_B.device, non_blocking=True)
