@@ -1,11 +1,13 @@
-"""Which clips of several packs an epoch visits, so that each pack has its share of the epoch.
+"""Which clips an epoch visits, so that each of several packs, and the unlabelled clips, have their share of the epoch.
 
-In every epoch each clip of a pack is visited n or n + 1 times; over the epochs the numbers differ by at most 1.
+The labelled and the unlabelled clips of each pack are a group. In every epoch each clip of a group is visited n or
+n + 1 times; over the epochs the numbers differ by at most 1.
 
-Shapes: N clips, P packs, R visits of an epoch.
+Shapes: N clips, P packs, G groups (the labelled clips of each pack, then the unlabelled ones), R visits of an epoch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,10 @@ from shards.settings import LoaderParams
 
 _FIXED_ORDER = 1 << 40
 """A place in the seeds of random generators that no epoch uses."""
+
+
+IS_LABELLED = pa.field("is_labelled", pa.bool_(), nullable=False)
+"""Column of a training table that also has unlabelled clips (`Packs.read_training`)."""
 
 
 def packs_of(samples: pa.Table) -> tuple[list[str], np.ndarray]:
@@ -61,6 +67,63 @@ def visits_of_packs(
     return np.maximum(visits_P, 1)
 
 
+class Group(NamedTuple):
+    """The labelled or the unlabelled clips of a pack."""
+
+    name: str
+    """The pack; "" for a single pack."""
+    is_labelled: bool
+    seed: int
+    row_N: np.ndarray
+    """The rows that take part in the epoch."""
+    num_visits: int
+    """Clips that an epoch visits."""
+
+
+def groups_of(
+    samples: pa.Table, kept_N: np.ndarray, params: LoaderParams, weights: Mapping[str, float], epoch: int
+) -> list[Group]:
+    """Returns the groups of an epoch in which the clips `kept_N` take part, first those of labelled clips.
+
+    Labelled clips are visited as without `loader.unlabelled_share`. Unlabelled clips are visited in addition, so that
+    they have this share of all visits; the packs share these visits by their number of unlabelled clips
+    (loader.temperature). `loader.epoch_clips` counts both. Raises TrainingError if no clip of a group takes part.
+    """
+    names, pack_N = packs_of(samples)
+    is_labelled_N = np.ones(samples.num_rows, bool)
+    if params.unlabelled_share:
+        is_labelled_N = samples[IS_LABELLED.name].to_numpy()
+
+    def groups(is_labelled: bool, num_clips: int, weights: Mapping[str, float]) -> list[Group]:
+        numbers = np.unique(pack_N[is_labelled_N == is_labelled]).tolist()
+        rows = [
+            np.flatnonzero(kept_N & (is_labelled_N == is_labelled) & (pack_N == number)) for number in numbers
+        ]
+        for number, row_N in zip(numbers, rows, strict=True):
+            if not len(row_N):
+                raise TrainingError(
+                    f"epoch {epoch} has no {'' if is_labelled else 'unlabelled '}clip of pack {names[number]}; raise "
+                    "loader.curriculum_frames or loader.max_frames, or remove the pack from train.data"
+                )
+        own_names = [names[number] for number in numbers]
+        num_rows = np.array([len(row_N) for row_N in rows])
+        visits = visits_of_packs(
+            own_names, num_rows, params.model_copy(update={"epoch_clips": num_clips}), weights
+        )
+        seeds = [number if is_labelled else len(names) + number for number in numbers]
+        return [
+            Group(name, is_labelled, seed, row_N, num_visits)
+            for name, seed, row_N, num_visits in zip(own_names, seeds, rows, visits.tolist(), strict=True)
+        ]
+
+    share, total = params.unlabelled_share, params.epoch_clips
+    labelled = groups(True, max(1, round(total * (1 - share))) if total else 0, weights)
+    if not share:
+        return labelled
+    num_labelled = sum(group.num_visits for group in labelled)
+    return labelled + groups(False, max(1, round(num_labelled * share / (1 - share))), {})
+
+
 def blended_windows(
     samples: pa.Table,
     shard_N: np.ndarray,
@@ -71,51 +134,42 @@ def blended_windows(
     world_size: int,
     rng: np.random.Generator,
 ) -> Iterator[np.ndarray]:
-    """Yields the visits of each super-window of an epoch, as `visit * N + row`; the packs are mixed evenly.
+    """Yields the visits of each super-window of an epoch, as `visit * N + row`; the groups are mixed evenly.
 
-    `shard_N` numbers the shards of all packs. Raises TrainingError if no clip of a pack takes part.
+    `shard_N` numbers the shards of all packs. Raises TrainingError if no clip of a group takes part.
     """
-    names, pack_N = packs_of(samples)
-    num_clips_P = np.bincount(pack_N[kept_N], minlength=len(names))
-    for name, num_clips in zip(names, num_clips_P.tolist(), strict=True):
-        if not num_clips:
-            raise TrainingError(
-                f"epoch {epoch} has no clip of pack {name}; raise loader.curriculum_frames or loader.max_frames, or "
-                "remove the pack from train.data"
-            )
-    visits_P = visits_of_packs(names, num_clips_P, params, weights)
-    if visits_P.sum() < world_size:
+    all_groups = groups_of(samples, kept_N, params, weights, epoch)
+    num_visits = sum(group.num_visits for group in all_groups)
+    if num_visits < world_size:
         raise TrainingError(
-            f"an epoch visits {visits_P.sum()} clips, too few for {world_size} ranks; raise loader.epoch_clips, or use "
+            f"an epoch visits {num_visits} clips, too few for {world_size} ranks; raise loader.epoch_clips, or use "
             "fewer ranks"
         )
-    groups: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     place: list[np.ndarray] = []
     row_N = np.flatnonzero(kept_N)
     shard_size = max(1, round(len(row_N) / len(np.unique(shard_N[row_N]))))
-    for pack, num_visits in enumerate(visits_P.tolist()):
-        own = row_N[pack_N[row_N] == pack]
-        of_pack = [
-            [group + visit * len(shard_N) for group in _groups(rows, shard_N, shard_size)]
-            for visit, rows in enumerate(
-                _passes(own, shard_N, num_visits, epoch, [params.seed, pack, _FIXED_ORDER])
-            )
+    for group in all_groups:
+        seed = [params.seed, group.seed, _FIXED_ORDER]
+        of_group = [
+            [part + visit * len(shard_N) for part in _runs(rows, shard_N, shard_size)]
+            for visit, rows in enumerate(_passes(group.row_N, shard_N, group.num_visits, epoch, seed))
         ]
-        shuffled = [visit[number] for visit in of_pack for number in rng.permutation(len(visit))]
+        shuffled = [visit[number] for visit in of_group for number in rng.permutation(len(visit))]
         place.append((np.arange(len(shuffled)) + rng.random(len(shuffled))) / len(shuffled))
-        groups += shuffled
+        parts += shuffled
     order = np.argsort(np.concatenate(place), kind="stable")
-    wanted = round(len(groups) / (params.window_shards * world_size))
-    for window in np.array_split(order, max(1, min(wanted, len(groups) // world_size))):
-        yield np.concatenate([groups[number] for number in window.tolist()])
+    wanted = round(len(parts) / (params.window_shards * world_size))
+    for window in np.array_split(order, max(1, min(wanted, len(parts) // world_size))):
+        yield np.concatenate([parts[number] for number in window.tolist()])
 
 
 def _passes(
     row_N: np.ndarray, shard_N: np.ndarray, num_visits: int, epoch: int, seed: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yields the rows of each visit to a pack, shard by shard: all rows, as often as they fit, then a part of them.
+    """Yields the rows of each visit to a group, shard by shard: all rows, as often as they fit, then a part of them.
 
-    The parts of successive epochs follow each other around the pack, in the same order in all epochs.
+    The parts of successive epochs follow each other around the group, in the same order in all epochs.
     """
     shards = np.random.default_rng(seed).permutation(np.unique(shard_N[row_N]))
     place_of_shard = np.empty(int(shard_N.max()) + 1, np.int64)
@@ -129,7 +183,7 @@ def _passes(
         yield np.roll(row_N, -first)[:num_part]
 
 
-def _groups(row_N: np.ndarray, shard_N: np.ndarray, shard_size: int) -> Iterator[np.ndarray]:
+def _runs(row_N: np.ndarray, shard_N: np.ndarray, shard_size: int) -> Iterator[np.ndarray]:
     """Cuts rows into the runs of their shards. A shard of more than twice the mean size is cut into even parts.
 
     Else a small pack of one large shard would be in one window only.

@@ -8,6 +8,11 @@ CLIP_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,120}")
 TRAIN_SPLIT, VALID_SPLIT, TEST_SPLIT = "train", "valid", "test"
 """Training learns from `train` and selects the best model on `valid`; other splits are only scored."""
 
+UNLABELLED_SPLIT = "unlabelled"
+"""Clips without a label: training may read them (`loader.unlabelled_share`), and nothing scores them.
+
+A clip of this split may have a label, which is hidden: nothing is trained on it."""
+
 
 class MediaKind(StrEnum):
     FACE = "face"

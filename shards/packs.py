@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards import schema
-from shards.enums import TEST_SPLIT, TRAIN_SPLIT, VALID_SPLIT
+from shards.blend import IS_LABELLED
+from shards.enums import TEST_SPLIT, TRAIN_SPLIT, UNLABELLED_SPLIT, VALID_SPLIT
 from shards.errors import ConfigError, ShardError, TableError
 from shards.files import fingerprint
 from shards.folds import Fold
@@ -51,7 +52,7 @@ class Pack:
     weight: float = 0.0
     """0: none was given."""
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """train, valid, test → the splits of this pack; others mean the split of that name."""
+    """train, valid, test, unlabelled → the splits of this pack; others mean the split of that name."""
 
     def splits_for(self, split: str) -> tuple[str, ...]:
         return self.splits.get(split, (split,))
@@ -75,7 +76,7 @@ class Packs:
             raise ConfigError(f"train.data has two packs of the name {twice[0]}; give each pack another name")
         self.is_blend = len(self.packs) > 1
         self.store: ShardStore = BlendedStores(self.packs) if self.is_blend else self.packs[0].store
-        self._kept_rows: dict[str, pa.BooleanArray] = {}
+        self._kept_rows: dict[tuple[str, str], pa.BooleanArray] = {}
 
     @classmethod
     def single(cls, samples: Path, store: ShardStore) -> "Packs":
@@ -94,7 +95,12 @@ class Packs:
                 Path(entry.crops) if entry.crops else None,
                 {name: Path(path) for name in schema.FURTHER_TABLES if (path := getattr(entry, name))},
                 entry.weight,
-                {TRAIN_SPLIT: entry.train, VALID_SPLIT: entry.valid, TEST_SPLIT: entry.test},
+                {
+                    TRAIN_SPLIT: entry.train,
+                    VALID_SPLIT: entry.valid,
+                    TEST_SPLIT: entry.test,
+                    UNLABELLED_SPLIT: entry.unlabelled,
+                },
             )
             for entry in data
         ]
@@ -130,6 +136,26 @@ class Packs:
         fields = [schema.SAMPLES.field(name) for name in columns] + ([CORPUS] if self.is_blend else [])
         pieces = list(self.pieces(split, columns))
         return pa.Table.from_batches(pieces, pa.schema(fields, schema.SAMPLES.metadata))
+
+    def read_training(self, columns: Sequence[str], params: LoaderParams) -> pa.Table:
+        """Returns the clips that training visits: `read` of train, with `loader.unlabelled_share` also of unlabelled.
+
+        Then the table has the column `is_labelled`. The labels of unlabelled clips are hidden: never learn them.
+        Raises ConfigError if there is no clip of one of the two.
+        """
+        labelled = self.read(TRAIN_SPLIT, columns)
+        if not params.unlabelled_share:
+            return labelled
+        if UNLABELLED_SPLIT not in self.splits:
+            raise ConfigError(
+                f"loader.unlabelled_share is {params.unlabelled_share:g}, but no clip is packed in split "
+                f"{UNLABELLED_SPLIT}; set the share to 0, or set corpus.unlabelled to keep and pack again"
+            )
+        unlabelled = self.read(UNLABELLED_SPLIT, columns)
+        is_labelled_N = pa.chunked_array(
+            [pa.repeat(value, len(table)) for value, table in ((True, labelled), (False, unlabelled))]
+        )
+        return pa.concat_tables([labelled, unlabelled]).append_column(IS_LABELLED, is_labelled_N)
 
     def read_plan_columns(self, split: str) -> pa.Table:
         """Returns `PLAN_COLUMNS` of `read`, the same rows, with dictionary-encoded shards: a sixth of the memory.
@@ -169,7 +195,13 @@ class Packs:
 
     def plan_identity(self, params: LoaderParams, batch_size: int, world_size: int = 1) -> PlanIdentity:
         """Returns everything that the epoch plans of the training split depend on."""
-        return plan_identity(self.training_hash, params, batch_size, world_size, self.blend)
+        return plan_identity(self.training_hash, params, batch_size, world_size, self.blend_of(params))
+
+    def blend_of(self, params: LoaderParams) -> dict[str, Any] | None:
+        """Returns `blend`, with the hash of the unlabelled clips if training visits them."""
+        if not params.unlabelled_share:
+            return self.blend
+        return (self.blend or {}) | {"unlabelled": samples_hash(self.pieces(UNLABELLED_SPLIT))}
 
     @cached_property
     def training_hash(self) -> str:
@@ -193,13 +225,15 @@ class Packs:
 
     @property
     def left_out(self) -> Mapping[str, tuple[int, int]]:
-        """Pack → training clips that `where` leaves out, and all of its training clips. Empty without a condition.
+        """Pack → labelled clips of train that `where` leaves out, and all of them. Empty without a condition.
 
         Empty for a fold too, of which other clips are left out as well.
         """
         if not self.where or self.fold:
             return {}
-        kept = {pack.name: self._kept(pack) for pack in self.packs if pack.splits_for(TRAIN_SPLIT)}
+        kept = {
+            pack.name: self._kept(pack, TRAIN_SPLIT) for pack in self.packs if pack.splits_for(TRAIN_SPLIT)
+        }
         return {name: (kept_N.false_count, len(kept_N)) for name, kept_N in kept.items()}
 
     def _pieces_of(self, pack: Pack, split: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -208,23 +242,26 @@ class Packs:
         is_default = self.is_blend and split != TRAIN_SPLIT and splits == (split,)
         if not splits or (is_default and split not in splits_of(pack.samples)):
             return
-        if split != TRAIN_SPLIT or not (self.where or self.fold):
+        is_chosen = (self.where and split in (TRAIN_SPLIT, UNLABELLED_SPLIT)) or (
+            self.fold and split == TRAIN_SPLIT
+        )
+        if not is_chosen:
             yield from _rows_of(pack, splits, columns)
             return
-        kept_N, start = self._kept(pack), 0
+        kept_N, start = self._kept(pack, split), 0
         for piece in _rows_of(pack, splits, columns):
             kept = piece.filter(kept_N.slice(start, piece.num_rows))
             start += piece.num_rows
             if kept.num_rows:
                 yield kept
 
-    def _kept(self, pack: Pack) -> pa.BooleanArray:
-        """Returns whether `where` and `fold` keep each training clip of `pack`, in the order of its rows.
+    def _kept(self, pack: Pack, split: str) -> pa.BooleanArray:
+        """Returns whether `where` keeps each clip of train or unlabelled, in the order of its rows; `fold` too, of train.
 
         Raises ConfigError if they keep none.
         """
-        if pack.name not in self._kept_rows:
-            pieces = [piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(TRAIN_SPLIT), ["clip_id"])]
+        if (pack.name, split) not in self._kept_rows:
+            pieces = [piece["clip_id"] for piece in _rows_of(pack, pack.splits_for(split), ["clip_id"])]
             clip_ids = pa.chunked_array(pieces)
             kept_N = pa.repeat(pa.scalar(True), len(clip_ids))
             if self.where:
@@ -234,16 +271,16 @@ class Packs:
                     chosen = clips_where(self.where, pack.samples, pack.clips, pack.crops, pack.further)
                 # one call: each call makes a hash table of all chosen clips
                 kept_N = pc.is_in(clip_ids, chosen).combine_chunks()
-            if self.fold:
+            if self.fold and split == TRAIN_SPLIT:
                 in_fold_N = self.fold.keeps(clip_ids.to_pylist(), pack.name or str(pack.samples))
                 kept_N = pc.and_(kept_N, in_fold_N)
             if not kept_N.true_count:
                 raise ConfigError(
-                    f"train.where leaves no clip of {pack.name or pack.samples}: {self.where}; change the condition, "
-                    "or remove the pack from train.data"
+                    f"train.where leaves no clip of {pack.name or pack.samples}, split {split}: {self.where}; change "
+                    "the condition, or remove the pack from train.data"
                 )
-            self._kept_rows[pack.name] = kept_N
-        return self._kept_rows[pack.name]
+            self._kept_rows[pack.name, split] = kept_N
+        return self._kept_rows[pack.name, split]
 
     def _named(self, piece: pa.RecordBatch, number: int) -> pa.RecordBatch:
         """Adds the pack's name to names, and as column `corpus`, whose dictionary has the names of all packs."""

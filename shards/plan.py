@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.blend import blended_windows, packs_of
+from shards.blend import IS_LABELLED, blended_windows, packs_of
 from shards.epoch_shuffle import cut, plan_window
 from shards.errors import TableError, TrainingError
 from shards.plan_identity import PlanIdentity
@@ -91,7 +91,7 @@ def plan_identity(
 ) -> PlanIdentity:
     """Returns everything that the plans of all epochs depend on; `samples` is their `samples_hash`.
 
-    `blend` describes the packs if there are several, or if a condition selects clips (`Packs.blend`).
+    `blend` describes the packs if there are several, or if a condition selects clips (`Packs.blend_of`).
     """
     loader = params.recorded()
     del loader["max_bad_fraction"]
@@ -169,7 +169,7 @@ def order_epoch(
             "use fewer ranks, or raise loader.curriculum_frames or loader.max_frames"
         )
     shard_N, num_rows = shard_numbers(samples), samples.num_rows
-    if "corpus" in samples.column_names or params.epoch_clips:
+    if {"corpus", IS_LABELLED.name} & {*samples.column_names} or params.epoch_clips:
         windows = blended_windows(samples, shard_N, kept_N, params, weights or {}, epoch, world_size, rng)
     else:
         windows = _super_windows(shard_N, kept_N, params.window_shards, world_size, rng)

@@ -19,7 +19,7 @@ class PlanIdentity:
     batch_size: int
     world_size: int
     blend: dict[str, Any] | None = None
-    """The packs and the condition on clips (`Packs.blend`); None for one whole pack."""
+    """The packs, their unlabelled clips and the condition on clips (`Packs.blend_of`); None for one whole pack."""
 
     @property
     def hash(self) -> str:
@@ -67,11 +67,14 @@ class PlanIdentity:
 
 
 def blend_differences(here: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Returns messages about the differences of two values of `Packs.blend`."""
+    """Returns messages about the differences of two values of `Packs.blend_of`."""
     messages = []
     where, stored_where = here.get("where", ""), stored.get("where", "")
     if where != stored_where:
         messages.append(f"train.where is '{where}', the checkpoint has '{stored_where}'")
+    unlabelled, stored_unlabelled = here.get("unlabelled"), stored.get("unlabelled")
+    if unlabelled and stored_unlabelled and unlabelled != stored_unlabelled and where == stored_where:
+        messages.append("the unlabelled clips differ: samples.parquet was packed again")
     packs, stored_packs = here.get("packs", {}), stored.get("packs", {})
     if list(packs) != list(stored_packs):
         shown = [", ".join(names) or "none" for names in (packs, stored_packs)]

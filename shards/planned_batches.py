@@ -49,6 +49,10 @@ def dataset(
         raise ConfigError(f"loader.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if params.max_bad_fraction:
         raise ConfigError("max_bad_fraction must be 0: shards.dataset raises for every damaged clip")
+    if params.unlabelled_share:
+        raise ConfigError(
+            "unlabelled_share must be 0: make a dataset of split unlabelled, and draw from both"
+        )
     return PlannedBatches(
         Path(samples),
         str(shards),

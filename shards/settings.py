@@ -63,7 +63,9 @@ class PackParams(Section):
 class LoaderParams(Section):
     """Order and composition of batches: part of the hash of the epoch plan, except `max_bad_fraction`."""
 
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("mix", "epoch_clips", "temperature"))
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(
+        ("mix", "epoch_clips", "temperature", "unlabelled_share")
+    )
 
     seed: int = Field(0, ge=0, description="seed for the order of epochs and for augmentation")
     frame_budget: int = Field(8_000, gt=0, description="maximum number of padded frames in a batch")
@@ -89,6 +91,12 @@ class LoaderParams(Section):
         ge=1,
         le=100,
         description="packs without weights: a pack's share is its clips ** (1 / temperature); 1: by size",
+    )
+    unlabelled_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of an epoch's clips that have no label (split unlabelled); 0: none are read",
     )
     max_bad_fraction: float = Field(
         0.0,
@@ -116,12 +124,17 @@ class DataPack(Section):
     train: tuple[str, ...] = Field(("train",), description="splits of the pack to train on; empty: none")
     valid: tuple[str, ...] = Field(("valid",), description="splits to validate on")
     test: tuple[str, ...] = Field(("test",), description="splits to report")
+    unlabelled: tuple[str, ...] = Field(
+        ("unlabelled",), description="splits without labels, for loader.unlabelled_share"
+    )
 
     @model_validator(mode="after")
     def _splits_have_one_use(self) -> "DataPack":
-        named = [*self.train, *self.valid, *self.test]
+        named = [*self.train, *self.valid, *self.test, *self.unlabelled]
         if twice := sorted({split for split in named if named.count(split) > 1}):
-            raise ValueError(f"split {twice[0]} has two of the uses train, valid and test; name it once")
+            raise ValueError(
+                f"split {twice[0]} has two of the uses train, valid, test and unlabelled; name it once"
+            )
         return self
 
     @field_validator("samples", "clips", "crops", "audit", "sound")

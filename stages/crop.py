@@ -8,28 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from shards import schema
-from shards.disk import disk_errors_reported
-from shards.files import (
-    Progress,
-    read_table,
-    sweep_temporaries,
-    table_from_rows,
-    writable_by_this_user,
-    write_table,
-)
-from shards.machine import usable_cores
-from shards.pipes import refuse_pipe
+from shards.files import Progress, read_table, table_from_rows, write_table
 from shards.schema import Reason, Status
 from shards.settings import MachineParams
-from stages.clips.clip_work import Clip, CropWork, Done, Executor
+from stages.clips.clip_work import Clip, CropWork
+from stages.clips.executors import run_clips
 from stages.clips.ledger import Part, ledger_mark, mark_of
-from stages.clips.local_pool import LocalPool
-from stages.clips.shared_cache import SharedCache
 from stages.mouths.landmarker import NATIVE_LOG
 from stages.settings import CorpusParams, CropParams
-
-PARTIAL_FILE_AGE_S = 24 * 3_600.0
-"""Older temporary files in the cache are partial files of killed processes: no clip takes a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +81,11 @@ def crop(
         )
         for path in (crops_path, tracks_path):
             path.unlink(missing_ok=True)
-    done = _done_by_id(clips, crop, machine, part, on_progress)
+    cache_folder = Path(machine.cache_dir)
+    # jobs of a Slurm array share the cache, and each its own log
+    native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
+    work = CropWork(crop, cache_folder, machine.share)
+    done = run_clips(work, clips, machine, crop.timeout_s, native_log, on_progress)
     crop_rows = [done[clip.clip_id].crop_row for clip in clips]
     track_rows = [row for clip in clips if (row := done[clip.clip_id].track_row) is not None]
     # if the run is killed between the two, the ledger is missing, and pack reports it
@@ -127,42 +117,6 @@ def _clip(row: Mapping[str, Any], corpus: CorpusParams) -> Clip:
         row["end_s"],
         corpus.media_kind,
         corpus.follow_links,
+        row["split"],
+        corpus.unlabelled,
     )
-
-
-def _done_by_id(
-    clips: list[Clip],
-    crop: CropParams,
-    machine: MachineParams,
-    part: Part | None,
-    on_progress: Progress | None,
-) -> dict[str, Done]:
-    cache_folder = Path(machine.cache_dir)
-    sweep_temporaries(cache_folder, PARTIAL_FILE_AGE_S)
-    # jobs of a Slurm array share the cache, and each its own log
-    native_log = cache_folder / NATIVE_LOG if part is None else part.path(cache_folder / NATIVE_LOG)
-    native_log = writable_by_this_user(native_log)
-    refuse_pipe(native_log)
-    # checked here: the workers cannot report it
-    with disk_errors_reported(f"machine.cache_dir: {native_log}"):
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        native_log.write_bytes(b"")
-    if machine.share:
-        SharedCache(machine.share, cache_folder)  # reports a wrong URL before the first clip
-    work = CropWork(crop, cache_folder, machine.share)
-    done: dict[str, Done] = {}
-    with _executor(work, machine, crop.timeout_s, native_log) as executor:
-        for clip, result in executor.run(clips):
-            done[clip.clip_id] = result
-            if on_progress:
-                on_progress(len(done), len(clips))
-    assert len(done) == len(clips), f"{len(clips)} clips in, {len(done)} rows out"
-    return done
-
-
-def _executor(work: CropWork, machine: MachineParams, timeout_s: float, native_log: Path) -> Executor:
-    if machine.executor == "ray":
-        from stages.clips.ray_pool import RayPool
-
-        return RayPool(work, machine, timeout_s, native_log)
-    return LocalPool(work, machine.workers or usable_cores(), timeout_s, native_log)

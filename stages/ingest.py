@@ -11,12 +11,20 @@ from pathlib import Path, PurePosixPath
 
 from model.settings import TextParams
 from model.text import in_brackets, normalise, normaliser_metadata
-from shards.errors import ClipRejected, CorpusError
-from shards.files import table_from_rows, write_table
-from shards.schema import CLIP_ID_PATTERN, CLIPS, Reason
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
+from shards.errors import ClipRejected
+from shards.files import Progress, table_from_rows, write_table
+from shards.schema import CLIPS, Reason
+from shards.settings import MachineParams
 from stages.clips.clip_work import DATA_ERRORS
 from stages.corpora import Transcript, read_corpus, split_rank
-from stages.corpora.long_clips import cut_long_clip
+from stages.corpora.parts import (
+    HEADER_THREADS,
+    InspectedClip,
+    check_part_names,
+    parts_by_pauses,
+    parts_by_transcript,
+)
 from stages.corpora.transcript import (
     NAMES_SHOWN,
     Shared,
@@ -28,17 +36,14 @@ from stages.corpora.transcript import (
     warn_of_splits,
 )
 from stages.mouths.media_kind import media_kind_of
-from stages.settings import CorpusParams, CropParams
+from stages.settings import CorpusParams, CropParams, InferenceParams
 from stages.videos.media import resolve_media
 from stages.videos.video import TRUNCATION_TOLERANCE_S, read_header
 
 _log = logging.getLogger(__name__)
 
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 """Increase it when the same corpus gives different rows. It is a DVC parameter."""
-
-# opening a file mostly waits for the disk
-HEADER_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,46 +72,49 @@ class IngestSummary:
     """Other texts in brackets, the most frequent first. Labels contain them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Clip:
-    """A future row: a transcript, and what the file's header says."""
-
-    transcript: Transcript
-    media_kind: str | None
-    problem: tuple[Reason, str] | None = None
-    """Why it will be rejected, and the detail."""
-    length_s: float | None = None
-    """The longest duration of the whole video that its header allows; None where it does not say."""
-
-
-def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path: Path) -> IngestSummary:
+def ingest(
+    corpus: CorpusParams,
+    text: TextParams,
+    crop: CropParams,
+    clips_path: Path,
+    inference: InferenceParams | None = None,
+    machine: MachineParams | None = None,
+    on_progress: Progress | None = None,
+) -> IngestSummary:
     """Writes clips.parquet: one row per transcript line, by split (train, valid, test, others), then clip id.
 
     With `crop.split_long`, a video that is too long and has a transcript with times gets a row for each of its parts,
-    `<clip id>_000` and so on. `num_chars` counts every character of the label, including the spaces between words of
-    scripts other than Han: the model has to write them. `media_kind` is `corpus.media_kind`, or is found from each
-    file's header and frames. It is null where the file cannot be read; crop finds the reason.
+    `<clip id>_000` and so on. A video of split unlabelled that is too long is cut at pauses of the mouth, with the
+    parameters `inference` and in processes of `machine`; `on_progress` counts these videos. `num_chars` counts every
+    character of the label, including the spaces between words of scripts other than Han: the model has to write them.
+    `media_kind` is `corpus.media_kind`, or is found from each file's header and frames. It is null where the file
+    cannot be read; crop finds the reason.
 
     Raises CorpusError where the corpus tables are wrong, where one video has two texts in a split, or where a speaker
     or video is in several splits and `corpus.speaker_overlap` is `error`.
     """
-    transcripts = read_corpus(corpus)
+    transcripts = _with_unlabelled_split(read_corpus(corpus), corpus, text)
     video_of = videos_of(corpus, transcripts)
     check_texts(transcripts, video_of, text)
     warn_of_splits(transcripts)
     speakers, videos = shared_speakers(transcripts), shared_videos(transcripts, video_of)
     report_overlap(speakers, videos, is_error=corpus.speaker_overlap == "error")
-    # parts are one frame shorter: rounding to frames may add one. Files give times in milliseconds
-    max_s, longest_s = (crop.max_frames - 1) / crop.target_fps, crop.max_frames / crop.target_fps + 1e-3
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         clips = list(pool.map(partial(_inspect, corpus, crop), transcripts))
-        num_split = num_parts = 0
-        if crop.split_long:
-            parted = list(pool.map(partial(_parts, corpus, text, max_s, longest_s), clips))
-            num_split = sum(parts is not None for parts in parted)
-            num_parts = sum(len(parts) for parts in parted if parts is not None)
-            clips = [part for clip, parts in zip(clips, parted, strict=True) for part in parts or [clip]]
-            _check_part_names(clips)
+    num_split = num_parts = 0
+    if crop.split_long:
+        parts = parts_by_transcript(clips, corpus, text, crop)
+        parts |= parts_by_pauses(
+            [clip for clip in clips if clip.transcript.clip_id not in parts],
+            corpus,
+            crop,
+            inference or InferenceParams(),
+            machine or MachineParams(),
+            on_progress,
+        )
+        num_split, num_parts = len(parts), sum(map(len, parts.values()))
+        clips = [part for clip in clips for part in parts.get(clip.transcript.clip_id, [clip])]
+        check_part_names(clips)
     clips.sort(key=lambda clip: (split_rank(clip.transcript.split), clip.transcript.clip_id))
     rows = [_row(clip, normalise(clip.transcript.text, text)) for clip in clips]
     marked = CLIPS.with_metadata(CLIPS.metadata | normaliser_metadata(text))
@@ -132,7 +140,26 @@ def ingest(corpus: CorpusParams, text: TextParams, crop: CropParams, clips_path:
     )
 
 
-def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, int], dict[str, int]]:
+def _with_unlabelled_split(
+    transcripts: Sequence[Transcript], corpus: CorpusParams, text: TextParams
+) -> list[Transcript]:
+    """Moves training clips without a label to the split unlabelled, if `corpus.unlabelled` is `keep`."""
+    moved = [
+        replace(one, split=UNLABELLED_SPLIT)
+        if corpus.unlabelled == "keep" and one.split == TRAIN_SPLIT and not normalise(one.text, text)
+        else one
+        for one in transcripts
+    ]
+    if corpus.unlabelled == "keep" and not any(one.split == UNLABELLED_SPLIT for one in moved):
+        _log.warning(
+            "corpus.unlabelled is keep, but every clip of split %s has a text, and no clip has the split %s",
+            TRAIN_SPLIT,
+            UNLABELLED_SPLIT,
+        )
+    return moved
+
+
+def _annotations(clips: Sequence[InspectedClip], text: TextParams) -> tuple[dict[str, int], dict[str, int]]:
     found, kept = Counter[str](), Counter[str]()
     for clip in clips:
         for counter, names in zip((found, kept), in_brackets(clip.transcript.text, text), strict=True):
@@ -147,22 +174,22 @@ def _annotations(clips: Sequence[_Clip], text: TextParams) -> tuple[dict[str, in
     return dict(found.most_common()), dict(kept.most_common())
 
 
-def _inspect(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> _Clip:
+def _inspect(corpus: CorpusParams, crop: CropParams, transcript: Transcript) -> InspectedClip:
     try:
         source = resolve_media(Path(corpus.root), transcript.media, follow_links=corpus.follow_links)
         header = read_header(source, crop)
         kind = media_kind_of(source, header, corpus.media_kind, crop)
-        return _Clip(transcript, kind.value, length_s=header.max_duration_s)
+        return InspectedClip(transcript, kind.value, None, header.max_duration_s, header.duration_s)
     except ClipRejected as error:
         _log.debug("%s: %s", transcript.media, error)
-        return _Clip(transcript, None, (error.reason, error.detail))
+        return InspectedClip(transcript, None, (error.reason, error.detail))
     except DATA_ERRORS:
         # crop reads the file again, and rejects the clip
         _log.exception("while reading the header of %s", transcript.media)
-        return _Clip(transcript, None)
+        return InspectedClip(transcript, None)
 
 
-def _warn_of(clips: Sequence[_Clip], reason: Reason, fault: str) -> int:
+def _warn_of(clips: Sequence[InspectedClip], reason: Reason, fault: str) -> int:
     """Logs how many clips have `reason`, with the first clip of each kind of detail, the most frequent kind first."""
     alike: dict[str, list[tuple[Transcript, str]]] = defaultdict(list)
     for clip in clips:
@@ -194,7 +221,7 @@ def _without_names(detail: str, media: str) -> str:
     return re.sub(r"\S*/\S*|\d+", "", detail)
 
 
-def _warn_of_times(clips: Sequence[_Clip]) -> None:
+def _warn_of_times(clips: Sequence[InspectedClip]) -> None:
     late = [
         (clip.transcript, clip.length_s)
         for clip in clips
@@ -219,51 +246,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
 
 
-def _parts(
-    corpus: CorpusParams, text: TextParams, max_s: float, longest_s: float, clip: _Clip
-) -> list[_Clip] | None:
-    """Returns the clips that a long clip is split into; None where it is not split."""
-    if clip.media_kind is None:
-        return None
-    parts = cut_long_clip(
-        Path(corpus.root),
-        clip.transcript,
-        lambda words: normalise(words, text),
-        max_s,
-        longest_s,
-        corpus.follow_links,
-    )
-    if parts is None:
-        return None
-    transcript = clip.transcript
-    return [
-        replace(
-            clip,
-            transcript=replace(
-                transcript,
-                clip_id=f"{transcript.clip_id}_{number:03d}",
-                text=part.text,
-                start_s=part.start_s,
-                end_s=part.end_s,
-            ),
-        )
-        for number, part in enumerate(parts)
-    ]
-
-
-def _check_part_names(clips: Sequence[_Clip]) -> None:
-    seen: dict[str, str] = {}
-    for transcript in (clip.transcript for clip in clips):
-        clip_id, where = transcript.clip_id, transcript.where
-        if clip_id in seen or not CLIP_ID_PATTERN.fullmatch(clip_id):
-            fault = f"is also the id of the clip at {seen[clip_id]}" if clip_id in seen else "is too long"
-            raise CorpusError(
-                f"{where}: {clip_id}, the id of a part of this long clip, {fault}; rename the clip"
-            )
-        seen[clip_id] = where
-
-
-def _row(clip: _Clip, label: str) -> dict[str, object]:
+def _row(clip: InspectedClip, label: str) -> dict[str, object]:
     transcript = clip.transcript
     return {
         "clip_id": transcript.clip_id,
@@ -279,6 +262,8 @@ def _row(clip: _Clip, label: str) -> dict[str, object]:
         "text": transcript.text,
         "label": label,
         "num_chars": len(label),
+        "audio": transcript.audio,
+        "confidence": transcript.confidence,
     }
 
 

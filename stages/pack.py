@@ -296,6 +296,7 @@ def _write_split(
                     | asdict(place)
                     | {"shard": name, "sha256": waiting.sha256, "num_chars": clip["num_chars"]}
                     | {"audio_sha256": hashlib.sha256(sound[0][1]).hexdigest() if has_sound else None}
+                    | {"confidence": clip["confidence"]}
                 )
                 waiting = next(encoded, None)
         shards.append(IndexedShard(name, shard.num_samples, shard.num_bytes, shard.sha256))

@@ -117,7 +117,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
     samples = job.packs.read(job.report_params.split)
     records = {record["clip_id"]: record for record in samples.to_pylist()}
     tables = read_clip_tables(job.packs, job.report_params.split, records.keys())
-    seen = seen_in_training(job.packs, job.report_params.split)
+    seen = seen_in_training(job.packs, job.report_params.split, job.loader)
 
     def clip_of(clip_id: str) -> np.ndarray:
         return read_sample(job.packs.store, records[clip_id])[0]

@@ -53,6 +53,10 @@ class CorpusParams(Section):
     speaker_overlap: Literal["error", "warn"] = Field(
         "error", description="what to do when one speaker or one video is in two splits"
     )
+    unlabelled: Literal["reject", "keep"] = Field(
+        "reject",
+        description="training clips without a text: reject them as empty_text, or keep them in the split unlabelled",
+    )
     valid_fraction: float = Field(
         0.05, ge=0, lt=1, description="clips without a split, and lrs3: share of valid"
     )

@@ -10,9 +10,10 @@ import duckdb
 
 from model.settings import TextParams
 from shards.catalogue import MEMORY_LIMIT, damaged_table_error, interruptible, open_catalogue
+from shards.enums import UNLABELLED_SPLIT
 from shards.errors import MachineError
 from shards.files import check_table, json_bytes, write_all_or_none
-from stages.corpora.transcript import split_rank
+from stages.corpora.transcript import are_apart, split_rank
 from stages.pages.stats_picture import stats_picture
 from stages.statistics.characters import (
     Characters,
@@ -168,6 +169,10 @@ def _splits(
     for split, figures in splits.items():
         figures["distinct_characters"] = len(characters[split])
     total = _by(connection, "'total'", has)["total"] | {"distinct_characters": num_distinct(characters)}
+    if UNLABELLED_SPLIT in splits:
+        hours, unlabelled = total["hours"], splits[UNLABELLED_SPLIT]["hours"]
+        labelled = None if hours is None else round(hours - unlabelled, 4)
+        total |= {"labelled_hours": labelled, "unlabelled_hours": unlabelled}
     return {
         "counted": "ok clips" if has["has_crops"] else "all clips",
         "splits": splits,
@@ -203,7 +208,7 @@ def _overlap(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> dict[str
     clips: dict[str, dict[str, int]] = {}
     for speaker, split, count in rows:
         clips.setdefault(speaker, {})[split] = count
-    shared = {speaker: _ranked(by_split) for speaker, by_split in clips.items()}
+    shared = {speaker: _ranked(by_split) for speaker, by_split in clips.items() if are_apart(by_split)}
     copies = copies_across_splits(connection, num_parts_of(connection)) if has_crops else None
     return {"num_speakers": len(shared), "speakers": shared, "copies": copies}
 

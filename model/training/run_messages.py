@@ -24,7 +24,7 @@ from model.training.ranks import Ranks
 from model.training.run_choice import Commands, run_of
 from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState, other_params
-from shards.blend import packs_of, visits_of_packs
+from shards.blend import groups_of
 from shards.elastic_plan import ElasticPlan, PlanShape
 from shards.enums import VALID_SPLIT
 from shards.errors import CheckpointError, PipelineError
@@ -101,21 +101,19 @@ def _log_packs(job: TrainingJob, data: TrainingData) -> None:
             num_clips,
             f" of pack {name}" if name else "",
         )
-    names, pack_N = packs_of(data.samples)
-    if len(names) < 2 and not job.loader.epoch_clips:
-        return
     num_frames_N = data.samples["num_frames"].to_numpy()
-    num_clips_P = np.bincount(
-        pack_N[num_frames_N <= (job.loader.max_frames or num_frames_N.max())], minlength=len(names)
-    )
-    visits_P = visits_of_packs(names, num_clips_P, job.loader, job.packs.weights)
-    for name, num_clips, num_visits in zip(names, num_clips_P.tolist(), visits_P.tolist(), strict=True):
+    kept_N = num_frames_N <= (job.loader.max_frames or num_frames_N.max())
+    groups = groups_of(data.samples, kept_N, job.loader, job.packs.weights, job.loader.curriculum_epochs)
+    if len(groups) < 2 and not job.loader.epoch_clips:
+        return
+    for group in groups:
         logger.info(
-            "An epoch visits %d clips%s (%.1f %%), which has %d",
-            num_visits,
-            f" of pack {name}" if name else "",
-            100 * num_visits / visits_P.sum(),
-            num_clips,
+            "An epoch visits %d %sclips%s (%.1f %%), which has %d",
+            group.num_visits,
+            "" if group.is_labelled else "unlabelled ",
+            f" of pack {group.name}" if group.name else "",
+            100 * group.num_visits / sum(one.num_visits for one in groups),
+            len(group.row_N),
         )
 
 

@@ -16,9 +16,9 @@ from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.text import describe_stored_normaliser
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.vocabulary import Vocabulary
-from shards.blend import packs_of
+from shards.blend import IS_LABELLED, packs_of
 from shards.elastic_plan import ElasticPlan, PlanShape, Segment, plan_segments
-from shards.enums import TRAIN_SPLIT, VALID_SPLIT
+from shards.enums import VALID_SPLIT
 from shards.errors import ShardError, TrainingError
 from shards.files import check_table
 from shards.open_shards import OpenShards
@@ -85,9 +85,8 @@ class TrainingData:
         _refuse_unlike_normalisers(job.packs)
         # other columns of the table would stay in memory during the whole training
         has_sound = job.train.audio_weight > 0
-        self.samples = job.packs.read(
-            TRAIN_SPLIT, [*STREAM_COLUMNS, *(["audio_sha256"] if has_sound else [])]
-        )
+        columns = [*STREAM_COLUMNS, *(["audio_sha256"] if has_sound else [])]
+        self.samples = job.packs.read_training(columns, job.loader)
         if has_sound and self.samples["audio_sha256"].null_count == len(self.samples):
             raise TrainingError(
                 f"train.audio_weight is {job.train.audio_weight:g}, but no training clip has sound in its pack; set "
@@ -102,14 +101,15 @@ class TrainingData:
             raise TrainingError(
                 f"model.window_px {job.model.window_px} is larger than the packed crops ({self.crop_px} px); lower it"
             )
-        labels = self.samples["label"].chunks
+        labelled = self.samples.filter(pa.array(self._is_labelled_N))
+        labels = labelled["label"].chunks
         self.vocabulary = Vocabulary.of_labels(
             (label for chunk in labels for label in chunk.to_pylist()),
             "syllables" in job.train.heads,
             job.text,
         )
         if {"ctc", "syllables"} & set(job.train.heads):
-            for table in (self.samples, self.valid_samples):
+            for table in (labelled, self.valid_samples):
                 refuse_unspellable(table, self.vocabulary, job.model.temporal_stride)
         self.model = job.model
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
@@ -143,17 +143,31 @@ class TrainingData:
         """Hash of the valid clips, which choose the best model."""
         return samples_hash(self.valid_samples)
 
+    @property
+    def _is_labelled_N(self) -> np.ndarray:
+        """False for clips of split unlabelled, whose labels are hidden."""
+        if IS_LABELLED.name not in self.samples.column_names:
+            return np.ones(self.samples.num_rows, bool)
+        return self.samples[IS_LABELLED.name].to_numpy()
+
     @cached_property
-    def _confidence_N(self) -> np.ndarray | None:
+    def _weight_N(self) -> np.ndarray | None:
         """Weight of each clip's label in the loss; None if all count fully."""
         column = self.samples["confidence"]
-        return None if column.null_count == len(column) else column.fill_null(1.0).to_numpy()
+        if column.null_count == len(column) and self._is_labelled_N.all():
+            return None
+        return np.where(self._is_labelled_N, column.fill_null(1.0).to_numpy(), np.float32(0))
 
     def labels_of(self, batch: ClipBatch) -> tuple[tuple[str, ...], np.ndarray]:
-        """Returns the labels that the clips are trained on, and the weight of each label in the loss (B,)."""
-        if self._confidence_N is None:
+        """Returns the labels that the clips are trained on, and the weight of each label in the loss (B,).
+
+        A clip of weight 0, such as an unlabelled one, has the label "".
+        """
+        if self._weight_N is None:
             return batch.labels, np.ones(len(batch.labels), np.float32)
-        return batch.labels, self._confidence_N[np.array(batch.rows) % len(self._confidence_N)]
+        weight_B = self._weight_N[np.array(batch.rows) % len(self._weight_N)]
+        labels = (label if weight else "" for label, weight in zip(batch.labels, weight_B, strict=True))
+        return tuple(labels), weight_B
 
     def num_chars(self, batch: ClipBatch) -> float:
         """Returns the characters of the labels, each label with its weight."""

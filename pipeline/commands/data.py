@@ -4,6 +4,7 @@ Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -238,7 +239,17 @@ def _ingest(values: "Params", json_: bool) -> Mapping[str, object]:
     from stages.ingest import ingest as run
 
     check_writable(Path(values.paths.clips).parent, "paths.clips")
-    summary = run(values.corpus, values.text, values.crop, Path(values.paths.clips))
+    cutting = shown("cutting long videos", "videos") if values.crop.split_long else nullcontext()
+    with cutting as on_progress:
+        summary = run(
+            values.corpus,
+            values.text,
+            values.crop,
+            Path(values.paths.clips),
+            values.inference,
+            values.machine,
+            on_progress,
+        )
     done = figures_of(summary)
     if json_:
         return done

@@ -76,7 +76,7 @@ def test(
         return
     # read the tables first: a damaged one is reported before the work
     packs = packs_of(values)
-    seen = seen_in_training(packs, values.report.split)
+    seen = seen_in_training(packs, values.report.split, values.loader)
     clip_ids = packs.read(values.report.split, ["clip_id"])["clip_id"].to_pylist()
     rejected = rejected_clips(packs, values.report.split, clip_ids)
     with shown("reading normally, then blind", "readings") as on_progress:

@@ -1,4 +1,4 @@
-"""The commands inference, live and serve.
+"""The commands inference, label, live and serve.
 
 Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
@@ -19,7 +19,10 @@ from pipeline.command import (
     ModelFile,
     ParamsFile,
     app,
+    figures_of,
     load,
+    print_json,
+    say,
     shown,
 )
 
@@ -108,6 +111,51 @@ def inference(
     if out is None and kind is OutFormat.JSON:
         print_json(readings)
     if any(reading.reason for reading in readings):
+        raise SystemExit(1)
+
+
+@app.command(rich_help_panel=READING)
+def label(
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="video files, folders (searched with all subfolders) or patterns", metavar="VIDEO..."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="the table to write: .csv or .parquet", metavar="FILE")],
+    root: Annotated[
+        Path | None,
+        typer.Option(help="corpus.root of the table; default: its folder", metavar="DIR"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="split of the clips")] = "train",
+    checkpoint: ModelFile = None,
+    onnx: Onnx = None,
+    checkpoint_dir: CheckpointDir = None,
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    json_: Json = False,
+) -> None:
+    """Read videos into a table of clips with text, confidence and other candidates, to correct and to train on.
+
+    Example: pipeline label videos/ --out videos/labels.csv
+    """
+    from pipeline.inference.found_videos import find_videos
+    from pipeline.inference.labelling import label_videos
+    from pipeline.inference.readers import model_of
+    from shards.errors import ConfigError
+
+    paths, _ = find_videos(videos)
+    if not paths:
+        raise ConfigError(f"no video found in {', '.join(videos)}; name video files or folders with videos")
+    values = load(params, assignments, checkpoint_dir=checkpoint_dir)
+    model = model_of(checkpoint, onnx, values)
+    with shown("reading videos", "videos") as on_progress:
+        summary = label_videos(list(paths), model, values, out, root, split, on_progress)
+    if json_:
+        print_json(figures_of(summary))
+    else:
+        say(f"{out}: {summary}")
+    if summary.num_unread:
         raise SystemExit(1)
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline.inference.caption_font import CaptionFont
 from pipeline.inference.captions import caption_lines
-from pipeline.inference.pieces import Piece
 from pipeline.inference.text_of_video import Segment, VideoReading
 from pipeline.params import Params
 from shards.errors import ClipRejected
 from stages.mouths.cropping import MouthClip
+from stages.mouths.pieces import Piece
 from stages.videos.picture import SourceFrame
 from stages.videos.streams import select_video_stream
 from stages.videos.video import OPEN_OPTIONS, decode, read_header

@@ -19,14 +19,14 @@ import numpy as np
 
 from model.decoding.result import ClipReader
 from pipeline.inference.capture import Capture, capturing, stopped_by_signals
-from pipeline.inference.long_video import MouthStream
-from pipeline.inference.pieces import Piece
 from pipeline.inference.readers import open_reader
 from pipeline.inference.text_of_video import JoinedReadings, Segment
 from pipeline.params import Params
 from shards.safe_text import one_line
 from stages.mouths.landmarker import NATIVE_LOG, face_finder, native_stderr_to
+from stages.mouths.long_video import MouthStream
 from stages.mouths.mouth_pictures import WholePictures
+from stages.mouths.pieces import Piece
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 

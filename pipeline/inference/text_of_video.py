@@ -14,12 +14,12 @@ from model.decoding.result import Candidate, ClipReader, Reading
 from model.metrics import edit_counts
 from model.scripts import written_plainly
 from model.text import is_han, normalise
-from pipeline.inference.long_video import mouth_pieces
-from pipeline.inference.pieces import Piece
 from pipeline.params import Params
 from shards.errors import ClipRejected
 from shards.schema import Reason
 from stages.mouths.cropping import MouthClip
+from stages.mouths.long_video import mouth_pieces
+from stages.mouths.pieces import Piece
 from stages.videos.media import Source
 from stages.videos.video import read_header
 

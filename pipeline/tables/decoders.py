@@ -52,7 +52,7 @@ def compare_decoders(
         LOG.warning(warning)
     packs = packs_of(params)
     samples = packs.read(params.report.split)
-    seen = seen_in_training(packs, params.report.split)
+    seen = seen_in_training(packs, params.report.split, params.loader)
     scores, encode_s = score_decoders(
         reader,
         samples,

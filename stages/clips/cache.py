@@ -3,6 +3,7 @@
     <folder>/content-HOST.sqlite  sha256 of sources, memoised by (path, size, mtime); each host has its own
     <folder>/tracks/ab/abcd….npz  faces of one video; key: content, parameters of face tracking, TRACK_VERSION
     <folder>/clips/ab/abcd….npz   outcome of one clip; key: content, crop parameters, both code versions
+    <folder>/pieces/ab/abcd….npz  times of the pieces of a long video; key: that of its clip, parameters, PIECES_VERSION
 
 The .npz are plain numpy archives, without pickles. A damaged entry is logged and made again.
 """
@@ -34,12 +35,14 @@ from stages.clips.entries import (
     clip_of,
     landmarks_of,
     outcome_of,
+    piece_times_of,
 )
 from stages.mouths.cropping import CODE_VERSION, Figures, crop_video
 from stages.mouths.face_tracking import track_faces
 from stages.mouths.landmarks import TRACK_VERSION, Landmarks
 from stages.mouths.mouth_pictures import MouthPatches
-from stages.settings import CropParams
+from stages.mouths.pieces import PIECES_VERSION
+from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Media, Source, check_file_size, source_of
 from stages.videos.zip_directory import find_member
 from stages.videos.zip_member import member_sha256
@@ -112,11 +115,7 @@ class ClipCache:
                 return self._made(path, media_kind, params, keys)
             except _Replaced:
                 log.warning("%s was replaced while it was read; reading it again", source_of(path).name)
-        raise ClipRejected(
-            Reason.UNREADABLE,
-            f"{source_of(path).name} is being written: it changed {_TRIES} times while it was read; run "
-            "`pipeline crop` again when it is complete",
-        )
+        raise _changing(path)
 
     def _made(self, path: Media, media_kind: MediaKind, params: CropParams, keys: Keys) -> Outcome:
         """Makes and keeps the outcome; keeps nothing and raises _Replaced where `keys` are no longer valid."""
@@ -152,6 +151,34 @@ class ClipCache:
     def read_clip(self, clip_key: str, shape: tuple[int, int, int]) -> NDArray[np.uint8] | None:
         """Returns the clip kept under a key, uint8, T×H×W; None where the cache holds none of this shape."""
         return self._read(self._place("clips", clip_key), lambda kept: clip_of(kept, shape))
+
+    def piece_times(
+        self,
+        media: Media,
+        media_kind: MediaKind,
+        params: CropParams,
+        inference: InferenceParams,
+        find: Callable[[], NDArray[np.float64]],
+    ) -> tuple[NDArray[np.float64], bool]:
+        """Returns start and end of each piece of a long video (P, 2), seconds, and whether the cache had them.
+
+        Keeps what `find` returns. Raises ClipRejected like `crop`.
+        """
+
+        def place_now() -> Path:
+            key = self.keys(media, media_kind, params).clip
+            return self._place("pieces", fingerprint("pieces", PIECES_VERSION, key, inference.recorded()))
+
+        for _ in range(_TRIES):
+            place = place_now()
+            kept = self._read(place, piece_times_of)
+            if kept is not None:
+                return kept, True
+            found = find()
+            if place_now() == place:
+                self._write(place, {"times_s_P2": found})
+                return found, False
+        raise _changing(media)
 
     # -- sources ---------------------------------------------------------------------------------------
 
@@ -217,6 +244,14 @@ class ClipCache:
     def _write(self, place: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         with atomic_file(place) as file:
             np.savez(file, allow_pickle=False, **arrays)
+
+
+def _changing(media: Media) -> ClipRejected:
+    return ClipRejected(
+        Reason.UNREADABLE,
+        f"{source_of(media).name} is being written: it changed {_TRIES} times while it was read; run "
+        "`pipeline crop` again when it is complete",
+    )
 
 
 class _Replaced(Exception):

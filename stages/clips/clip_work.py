@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 
 from model.text import is_han
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import ClipRejected, PipelineError
 from shards.machine import is_address_space_short
 from shards.schema import MediaKind, Reason, Status
@@ -57,6 +58,13 @@ class Clip:
     """`corpus.media_kind`, used for a clip whose kind is not known."""
     follow_links: bool = False
     """`corpus.follow_links`."""
+    split: str = TRAIN_SPLIT
+    unlabelled: Literal["reject", "keep"] = "reject"
+    """`corpus.unlabelled`."""
+
+    @property
+    def needs_label(self) -> bool:
+        return self.split != UNLABELLED_SPLIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,8 @@ class Done:
     from_cache: bool
     num_damaged: int = 0
     """Damaged cache entries that were made again."""
+    parts_s: tuple[tuple[float | None, float | None], ...] = ()
+    """Start and end of the pieces of a long video (stages/clips/long_videos.py)."""
 
 
 Work = Callable[[Clip], Done]
@@ -111,8 +121,15 @@ def place(clip: Clip) -> str:
 def crop_one(clip: Clip, params: CropParams, cache_folder: Path, share: str = "") -> Done:
     """Returns the ledger's row and the track of one clip; runs in a worker."""
     try:
-        if not clip.label:
-            raise ClipRejected(Reason.EMPTY_TEXT, "nothing is left of the transcript after normalising")
+        if not clip.label and clip.needs_label:
+            leak = (
+                f"; corpus.unlabelled does not keep clips of split {clip.split}: to train on them is a leak"
+            )
+            raise ClipRejected(
+                Reason.EMPTY_TEXT,
+                "nothing is left of the transcript after normalising"
+                + (leak if clip.unlabelled == "keep" else ""),
+            )
         source = resolve_media(Path(clip.root), clip.media, clip.start_s, clip.end_s, clip.follow_links)
         # without a kind, ingest could not read the header: reading it again gives the reason, or finds a new file
         if clip.media_kind is None:
@@ -153,6 +170,8 @@ def _mirrored(
 def _too_dense(clip: Clip, figures: Figures, params: CropParams) -> ClipRejected | None:
     """Returns a rejection where the label takes longer to say than the video lasts: one of the two is wrong."""
     assert figures.duration_s is not None, "a clip that was cut has a duration"
+    if not clip.needs_label:
+        return None
     syllables = spoken_syllables(clip.label)
     if syllables <= params.max_chars_per_s * figures.duration_s:
         return None

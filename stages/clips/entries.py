@@ -86,6 +86,7 @@ _TRACK = {
     "frame_index_T": _Declared("<i4", "T", are_frames=True),
     "landmarked": _Declared("<i4", "L", are_frames=True),
 }
+_PIECES = {"times_s_P2": _Declared("<f8", "P 2")}
 _TRANSFORM = {"transform_T23": _places("T 2 3")}
 
 
@@ -119,6 +120,14 @@ def landmarks_of(kept: zipfile.ZipFile) -> Landmarks:
         raise ValueError("its times do not increase")
     width, height, transfer = (found.pop(name) for name in ("width", "height", "transfer"))
     return Landmarks(int(width), int(height), **found, transfer=Transfer(str(transfer)))
+
+
+def piece_times_of(kept: zipfile.ZipFile) -> NDArray[np.float64]:
+    _refuse_other_members(kept, _PIECES)
+    times_s_P2 = _arrays(kept, _PIECES, {})["times_s_P2"]
+    if (times_s_P2[:, 0] >= times_s_P2[:, 1]).any():
+        raise ValueError("a piece ends before it begins")
+    return times_s_P2
 
 
 def arrays_of_outcome(

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards import schema
+from shards.enums import UNLABELLED_SPLIT
 from shards.errors import ConfigError, TableError
 from shards.files import fingerprint, read_table, sha256_of, write_table
 from shards.schema import SCHEMA_VERSION, Status
@@ -36,7 +37,9 @@ def ledger_mark(clips: Iterable[Mapping[str, Any]], crop: CropParams) -> dict[by
     """Returns metadata of a ledger of the rows `clips` of clips.parquet, in this order, cut by `crop`."""
     digest = hashlib.sha256()
     for row in clips:
-        digest.update(json.dumps([row[name] for name in _DECIDING]).encode() + b"\n")
+        # of the splits only this one decides: its clips need no label
+        unlabelled = [UNLABELLED_SPLIT] if row["split"] == UNLABELLED_SPLIT else []
+        digest.update(json.dumps([row[name] for name in _DECIDING] + unlabelled).encode() + b"\n")
     return {_CLIPS: digest.hexdigest().encode(), _CUT: _cut(crop).encode()}
 
 

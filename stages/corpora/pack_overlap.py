@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.copies import Fingerprints, find_copies
-from shards.enums import TRAIN_SPLIT
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import ConfigError
 from shards.files import Progress
 from shards.pack_fingerprints import fingerprints_of, read_catalogue
@@ -29,13 +29,18 @@ class ComparedPack:
     name: str
     samples: Path
     store: ShardStore
-    train_splits: tuple[str, ...] = (TRAIN_SPLIT,)
+    train_splits: tuple[str, ...] = (TRAIN_SPLIT, UNLABELLED_SPLIT)
 
 
 def compared_packs(packs: Packs) -> list[ComparedPack]:
     """Returns the packs of train.data."""
     return [
-        ComparedPack(pack.name, pack.samples, pack.store, pack.splits_for(TRAIN_SPLIT))
+        ComparedPack(
+            pack.name,
+            pack.samples,
+            pack.store,
+            pack.splits_for(TRAIN_SPLIT) + pack.splits_for(UNLABELLED_SPLIT),
+        )
         for pack in packs.packs
     ]
 

@@ -9,6 +9,8 @@
 | topic | of the clip |
 | start, end | the part of the video that says the text: seconds (72.5) or [hours:]minutes:seconds (00:01:12.500) |
 | times | a transcript with times (.align, .srt, .vtt, .TextGrid), relative to the root |
+| audio | a file with the clip's sound, relative to the root, if it is not the video's own sound track |
+| confidence | how certain the text is, 0 to 1; weighs the loss |
 
 start_s and end_s are other names of start and end.
 
@@ -27,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import CorpusError
 from shards.pipes import refuse_pipe
 from stages.corpora.csv_rows import read_csv
@@ -36,7 +39,7 @@ from stages.settings import CorpusParams
 _log = logging.getLogger(__name__)
 
 REQUIRED = ("clip_id", "media", "text")
-OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times")
+OPTIONAL = ("split", "speaker", "gender", "age", "topic", "start", "end", "times", "audio", "confidence")
 # as clips.parquet calls them
 _SAME = {"start_s": "start", "end_s": "end"}
 _KNOWN = (*REQUIRED, *OPTIONAL, *_SAME)
@@ -46,6 +49,8 @@ LIKE_TIMES = re.compile(
     "(?:(?P<start>start|begin|beginning|onset|开始|起始)|(?P<length>duration|length|时长)|end|stop|offset|结束|终止)"
     "(?:time|times|timestamp|at|s|sec|secs|second|seconds|ms|msec|milliseconds|frame|时间|秒)?"
 )
+_CANDIDATES = re.compile(r"(candidate|share)_\d+")
+"""Columns that `pipeline label` writes for people."""
 UNSPLIT = "unsplit"
 
 # a column of ages with gaps may have become floating point
@@ -82,7 +87,7 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
         transcripts.append(
             Transcript(
                 clip_id=row["clip_id"].strip(),
-                split=row["split"].strip() if has_splits else UNSPLIT,
+                split=_split_of(row, corpus) if has_splits else UNSPLIT,
                 speaker=row.get("speaker", "").strip() or None,
                 gender=row.get("gender", "").strip() or None,
                 age=age(row.get("age", "").strip(), where),
@@ -94,9 +99,16 @@ def read_transcript_table(corpus: CorpusParams) -> list[Transcript]:
                 # 0 is the start of the video
                 start_s=start_s or None,
                 end_s=end_s,
+                audio=relative_media(row.get("audio", "").strip(), root) or None,
+                confidence=confidence(row.get("confidence", "").strip(), where),
             )
         )
     return transcripts if has_splits else with_seeded_split(with_one_spelling(transcripts), corpus, path)
+
+
+def _split_of(row: Mapping[str, str], corpus: CorpusParams) -> str:
+    split = row["split"].strip()
+    return UNLABELLED_SPLIT if not (split or row["text"].strip()) and corpus.unlabelled == "keep" else split
 
 
 def _check_header(header: Sequence[str]) -> str | None:
@@ -123,7 +135,9 @@ def _check_header(header: Sequence[str]) -> str | None:
                 f"column {name} may be the {seen} of a part of the video: name the columns start and end, in "
                 "seconds, as 72.5, or as 00:01:12.500; give a column of other content another name"
             )
-    if ignored := [name for name in header if name and name not in _KNOWN]:
+    if ignored := [
+        name for name in header if name and name not in _KNOWN and not _CANDIDATES.fullmatch(name)
+    ]:
         _log.warning("columns %s are not known and are ignored", ", ".join(ignored))
     return None
 
@@ -206,14 +220,18 @@ def with_seeded_split(
 ) -> list[Transcript]:
     """Returns the clips with splits by `seeded_split`; raises CorpusError, which names `path`, if that fails."""
     keys = _groups(transcripts, videos_of(corpus, transcripts))
+    counted = keys
+    if corpus.unlabelled == "keep":
+        # a group without any text is for training, and needs no share of valid and test
+        counted = [key for t, key in zip(transcripts, keys, strict=True) if t.text.strip()]
     try:
-        splits = seeded_split(Counter(keys), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
+        splits = seeded_split(Counter(counted), corpus.valid_fraction, corpus.test_fraction, corpus.seed)
     except ValueError as error:
         raise CorpusError(
             f"{path} cannot be split without sharing a speaker or video between splits ({error}); give each clip "
             f"a split, in a table by a column split, or set corpus.valid_fraction or corpus.test_fraction to 0"
         ) from error
-    return [replace(t, split=splits[key]) for t, key in zip(transcripts, keys, strict=True)]
+    return [replace(t, split=splits.get(key, TRAIN_SPLIT)) for t, key in zip(transcripts, keys, strict=True)]
 
 
 def _groups(transcripts: Sequence[Transcript], video_of: Mapping[str, str]) -> list[str]:
@@ -266,6 +284,17 @@ def age(text: str, where: str) -> int | None:
             f"{where}: age {text[:40]!r} is not a number of years; leave it empty where it is not known"
         )
     return int(match[1])
+
+
+def confidence(text: str, where: str) -> float | None:
+    if text.casefold() in _UNKNOWN:
+        return None
+    if _SECONDS.fullmatch(text) is None or (value := float(text)) > 1:
+        raise CorpusError(
+            f"{where}: confidence {text[:40]!r} is not between 0 and 1; divide percents by 100, or leave it empty "
+            "where it is not known"
+        )
+    return value
 
 
 def is_time(kind: pa.DataType) -> bool:

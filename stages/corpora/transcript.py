@@ -9,7 +9,7 @@ import os
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from model.settings import TextParams
 from model.text import normalise
-from shards.enums import TRAIN_SPLIT
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import ClipRejected, CorpusError
 from stages.settings import CorpusParams
 from stages.videos.media import resolve_media
@@ -61,6 +61,10 @@ class Transcript:
     times: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+    audio: str | None = None
+    """The file with the clip's sound, a path like `media`; None: the video's own sound track."""
+    confidence: float | None = None
+    """How certain the text is, 0 to 1; None: not given."""
 
 
 def relative_media(path: str, root: Path) -> str:
@@ -142,8 +146,13 @@ def _in_several_splits(pairs: Iterable[tuple[str | None, str]]) -> Shared:
     return {
         name: tuple(sorted(splits, key=split_rank))
         for name, splits in sorted(splits_of.items())
-        if len(splits) > 1
+        if are_apart(splits)
     }
+
+
+def are_apart(splits: Collection[str]) -> bool:
+    """Returns whether there are several splits, apart from train and unlabelled, which are both for training."""
+    return len({TRAIN_SPLIT if split == UNLABELLED_SPLIT else split for split in splits}) > 1
 
 
 def report_overlap(speakers: Shared, videos: Shared, *, is_error: bool) -> None:

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from shards.enums import TRAIN_SPLIT
 from shards.packs import Packs
+from shards.settings import LoaderParams
 
 _log = logging.getLogger(__name__)
 
@@ -55,15 +56,17 @@ class SeenInTraining:
         return warnings
 
 
-def seen_in_training(packs: Packs, split: str) -> SeenInTraining:
-    """Finds speakers and clips of `split` in the clips to train on; logs a warning for clips.
+def seen_in_training(packs: Packs, split: str, loader: LoaderParams) -> SeenInTraining:
+    """Finds speakers and clips of `split` in the clips to train on, also in unlabelled ones; logs a warning for clips.
 
     Clips are compared over all packs, speakers within each pack. Raises ConfigError if there is no such split,
     TableError if a table is missing or damaged.
     """
     columns = ("clip_id", "speaker", "sha256")
     ours = packs.read(split, columns)
-    learnt = packs.read(TRAIN_SPLIT, columns) if TRAIN_SPLIT in packs.splits else ours.slice(0, 0)
+    learnt = ours.slice(0, 0)
+    if TRAIN_SPLIT in packs.splits:
+        learnt = packs.read_training(columns, loader)
     speakers, known = (set(rows["speaker"].drop_null().to_pylist()) for rows in (ours, learnt))
     clips: list[str] = []
     if split != TRAIN_SPLIT:

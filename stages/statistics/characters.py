@@ -19,7 +19,7 @@ from model.settings import TextParams
 from model.text import in_brackets, normaliser_from_metadata
 from model.vocabulary import Vocabulary
 from shards.catalogue import batches
-from shards.enums import TRAIN_SPLIT
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from stages.corpora.transcript import split_rank
 
 HEAD = 50
@@ -33,7 +33,10 @@ Characters = Mapping[str, Counter[str]]
 
 
 def characters_by_split(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> Characters:
-    """Counts each character (code point) in the labels of the kept clips; every split has an entry."""
+    """Counts each character (code point) in the labels of the kept clips; every split has an entry.
+
+    Split unlabelled has no characters: its labels are hidden.
+    """
     counts = {
         split: np.zeros(_NUM_CODE_POINTS, np.int64)
         for (split,) in connection.execute("SELECT DISTINCT split FROM clips").fetchall()
@@ -41,7 +44,9 @@ def characters_by_split(connection: duckdb.DuckDBPyConnection, has_crops: bool) 
     # joins the few clips that are left out, not the many that are kept
     left_out = "SEMI JOIN (SELECT clip_id FROM crops WHERE status <> 'ok') USING (clip_id)"
     for join, sign in (("", 1), (left_out, -1)) if has_crops else (("", 1),):
-        labels = connection.sql(f"SELECT split, label FROM clips {join}")
+        labels = connection.sql(
+            f"SELECT split, label FROM clips {join} WHERE split <> $1", params=[UNLABELLED_SPLIT]
+        )
         for batch in batches(labels, ROWS_AT_ONCE):
             # mostly one split: tables are sorted by split
             for split in pc.unique(batch["split"]).to_pylist():
@@ -79,7 +84,7 @@ def vocabulary(characters: Characters) -> dict[str, Any]:
     """Compares the characters of each split with train: a model trained on train cannot write the others."""
     known = characters.get(TRAIN_SPLIT)
     splits = {}
-    for split in sorted(characters, key=split_rank):
+    for split in sorted(characters.keys() - {UNLABELLED_SPLIT}, key=split_rank):
         own = characters[split]
         figures: dict[str, Any] = {"characters": own.total(), "distinct": len(own)}
         if split != TRAIN_SPLIT:

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from shards.enums import TRAIN_SPLIT, UNLABELLED_SPLIT
 from shards.errors import TableError
 from shards.schema import CLIPS, CROPS, SAMPLES
 from stages.corpora.transcript import split_rank
@@ -39,6 +40,9 @@ _WORDS = {
 }
 """Columns with few different values; an ENUM of a word takes 1 to 4 bytes a clip, a string 16 and more."""
 
+_USE = f"CASE split::VARCHAR WHEN '{UNLABELLED_SPLIT}' THEN '{TRAIN_SPLIT}' ELSE split::VARCHAR END"
+"""As in `are_apart`."""
+
 _CREATE_JOINED = """
     CREATE TEMP TABLE joined (
         split split_word, speaker speaker_word, topic topic_word, reason reason_word,
@@ -48,7 +52,8 @@ _CREATE_JOINED = """
 """
 _INSERT_JOINED = """
     INSERT INTO joined
-    SELECT c.split, c.speaker, c.topic, r.reason, c.media_kind, c.num_chars, r.status = 'ok',
+    SELECT c.split, c.speaker, c.topic, r.reason, c.media_kind,
+        CASE WHEN c.split <> '{unlabelled}' THEN c.num_chars END, r.status = 'ok',
         round(r.duration_s::DOUBLE * 1e6)::BIGINT, r.num_frames,
         s.clip_id IS NOT NULL, NOT $has_crops OR r.status = 'ok',
         CASE WHEN r.clip_key IS NOT NULL THEN hash(r.clip_key) END
@@ -68,7 +73,7 @@ _CREATE_COPIED = "CREATE OR REPLACE TEMP TABLE copied (content UBIGINT)"
 _INSERT_COPIED = """
     INSERT INTO copied SELECT content FROM joined
     WHERE kept AND content IS NOT NULL AND content % {num_parts} = {number}
-    GROUP BY content HAVING min(split) <> max(split)
+    GROUP BY content HAVING min({use}) <> max({use})
 """
 _EXAMPLES = """
     SELECT list(clip_id ORDER BY clip_id)[:{limit}] FROM crops
@@ -153,7 +158,9 @@ def _join(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> None:
         )
     connection.execute(_CREATE_JOINED)
     for part in _parts(connection):
-        connection.execute(_INSERT_JOINED.format(part=part), {"has_crops": has_crops})
+        connection.execute(
+            _INSERT_JOINED.format(part=part, unlabelled=UNLABELLED_SPLIT), {"has_crops": has_crops}
+        )
 
 
 def _is_whole(connection: duckdb.DuckDBPyConnection, has_crops: bool) -> bool:
@@ -175,7 +182,7 @@ def copies_across_splits(connection: duckdb.DuckDBPyConnection, num_parts: int) 
     """
     connection.execute(_CREATE_COPIED)
     for number in range(num_parts):
-        connection.execute(_INSERT_COPIED.format(num_parts=num_parts, number=number))
+        connection.execute(_INSERT_COPIED.format(num_parts=num_parts, number=number, use=_USE))
     ((num_videos,),) = connection.execute("SELECT count(*) FROM copied").fetchall()
     clips = dict(
         connection.execute(

@@ -89,6 +89,10 @@ def print_stats(summary: Mapping[str, Any], console: Console) -> None:
     _print_figures(
         console, "Splits", "split", rows, ("clips", "ok", "rejected", "packed", "hours", "speakers")
     )
+    if "unlabelled_hours" in (total := splits["total"]) and total["hours"] is not None:
+        console.print(
+            f"{total['labelled_hours']:g} hours with labels, {total['unlabelled_hours']:g} without (split unlabelled)"
+        )
     _print_figures(console, "Taken as", "split", rows, ("face_videos", "ready_mouths"))
     _print_figures(
         console,

@@ -77,6 +77,36 @@ def test_every_figure_of_a_small_corpus(tmp_path: Path) -> None:
     assert plot(tmp_path / "stats" / "clip_frames.csv") == {50: 1, 70: 3, 100: 1}
 
 
+def test_hours_with_and_without_labels_are_counted_and_hidden_labels_are_not(tmp_path: Path) -> None:
+    """A speaker or video of train and unlabelled is no leak, of unlabelled and test it is."""
+    clips = [*CLIP_ROWS, clip("u", "unlabelled", "藏藏", "s2"), clip("v", "unlabelled", "", "s3")]
+    crops = [row | {"clip_key": row["clip_id"]} for row in [*CROP_ROWS, crop("u", 400), crop("v", 600)]]
+    for row, key in zip(crops[-2:], "ae", strict=True):
+        row["clip_key"] = key
+    summary = run(tmp_path, clips, crops, None)
+    total, unlabelled = summary["splits"]["total"], summary["splits"]["splits"]["unlabelled"]
+    assert (total["labelled_hours"], total["unlabelled_hours"]) == (
+        round((75 + 100 + 75 + 50 + 79) / 25 / 3600, 4),
+        round(1000 / 25 / 3600, 4),
+    )
+    assert (unlabelled["clips"], unlabelled["ok"], unlabelled["characters"]) == (2, 2, 0)
+    assert unlabelled["mean_chars"] is None and total["characters"] == 13
+    assert "unlabelled" not in summary["histograms"]["label_lengths"]["splits"]
+    assert "unlabelled" not in summary["vocabulary"]["splits"]
+    assert "藏" not in {row["character"] for row in summary["vocabulary"]["most_frequent"]}
+    assert summary["overlap"]["speakers"].keys() == {"s1", "s3"}
+    assert summary["overlap"]["copies"]["examples"] == [["e", "v"]]
+    assert "0.0042 hours with labels, 0.0111 without (split unlabelled)" in printed(summary)
+    picture = (tmp_path / "stats" / "stats.svg").read_text("utf-8")
+    assert "Hours of video: 0.0042 with labels, 0.0111 without" in picture and ">unlabelled, " in picture
+    figures = {
+        (row["figure"], row["value"])
+        for row in pq.read_table(tmp_path / "stats" / "stats.parquet").to_pylist()
+        if row["report"] == "splits" and row["split"] is None
+    }
+    assert {("labelled_hours", 0.0042), ("unlabelled_hours", 0.0111)} <= figures
+
+
 @pytest.mark.parametrize("rows_a_pass", [2, 4_000_000])
 def test_copies_of_a_video_in_several_splits_are_counted_under_whatever_names(
     tmp_path: Path, rows_a_pass: int, monkeypatch: pytest.MonkeyPatch

@@ -255,6 +255,26 @@ def test_clips_whose_labels_count_nothing_teach_by_their_sound(packed: Packed, t
     assert not all(torch.equal(a, b) for a, b in zip(before, bench.everything(), strict=False))
 
 
+def test_unlabelled_clips_teach_by_their_sound_alone(tmp_path: Path) -> None:
+    clips = [
+        (name.replace("test", "unlabelled"), split.replace("test", "unlabelled"), clip_THW, label)
+        for name, split, clip_THW, label in toy_clips(num_train=4, num_valid=3)
+    ]
+    sounds = {clip_id: toy_sound(label, 0) for clip_id, _, _, label in clips if clip_id != "unlabelled_001"}
+    packed = pack_clips(tmp_path, clips, sounds=sounds)
+    job = stepping_job(tmp_path, packed, model=CONFORMER, audio_weight=0.7, audio_tokens=20)
+    bench = Bench(replace(job, loader=job.loader.model_copy(update={"unlabelled_share": 0.4})))
+    bench.data.sound_tokens = learn_sound_tokens(packed.store, bench.data.samples, 20, seed=0)
+    assert bench.data.samples["clip_id"].to_pylist()[4:] == [f"unlabelled_{n:03d}" for n in range(3)]
+    window = bench.batches([5, 2])
+    figures = bench(window)
+    frames = {row["clip_id"]: row["num_frames"] for row in bench.data.samples.to_pylist()}
+    assert figures.audio_tokens == sum(4 * n for clip_id, n in frames.items() if clip_id != "unlabelled_001")
+    labels = {clip_id: label for clip_id, _, _, label in clips}
+    assert figures.num_chars == sum(len(labels[f"train_{n:03d}"]) for n in range(4))
+    assert figures.was_taken and figures.num_clips == 7
+
+
 def test_a_window_of_silent_clips_is_a_step_on_labels(packed: Packed, tmp_path: Path) -> None:
     ours, plain = bench_of(tmp_path, packed), bench_of(tmp_path, packed, audio_weight=0.0)
     (batch,) = ours.batches([4])

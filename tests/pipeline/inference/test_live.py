@@ -20,14 +20,14 @@ from pipeline.cli import app
 from pipeline.inference import live
 from pipeline.inference.capture import Capture, Captured, camera_pictures, file_pictures
 from pipeline.inference.live import LiveSummary, run_live
-from pipeline.inference.long_video import MouthStream
-from pipeline.inference.pieces import Piece
 from pipeline.params import Params, load_params
 from shards.errors import ClipRejected, MachineError
 from shards.schema import MediaKind
 from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.landmarker import face_finder
+from stages.mouths.long_video import MouthStream
 from stages.mouths.mouth_pictures import WholePictures
+from stages.mouths.pieces import Piece
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame
 from stages.videos.video import decode

@@ -12,15 +12,15 @@ import pytest
 from model.decoding.result import Candidate, Reading
 from model.settings import DecodeParams, TextParams
 from pipeline.inference.found_videos import find_videos
-from pipeline.inference.long_video import MouthStream, mouth_pieces
-from pipeline.inference.pieces import Piece
 from pipeline.inference.text_of_video import Alternative, JoinedReadings, Segment, _shares, read_video
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, MouthClip, crop_video
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
+from stages.mouths.long_video import MouthStream, mouth_pieces
 from stages.mouths.mouth_pictures import MouthPatches
+from stages.mouths.pieces import Piece
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame

@@ -18,15 +18,15 @@ from model.decoding.result import Reading
 from model.settings import DecodeParams
 from pipeline.inference import live, text_of_video
 from pipeline.inference.live import run_live
-from pipeline.inference.long_video import MouthStream
-from pipeline.inference.pieces import Piece
 from pipeline.inference.text_of_video import read_video
 from shards.schema import MediaKind
 from stages.mouths.cropping import MouthClip, crop_video
 from stages.mouths.face_search import Square
 from stages.mouths.flow import ANCHORS
 from stages.mouths.landmarks import KEPT
+from stages.mouths.long_video import MouthStream
 from stages.mouths.mouth_pictures import WholePictures
+from stages.mouths.pieces import Piece
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.inference import inference_run
 from pipeline.inference.captions import as_srt
-from pipeline.inference.long_video import mouth_pieces
-from pipeline.inference.pieces import Piece, ReadyMouthStream
 from pipeline.inference.text_of_video import VideoReading, read_video
 from pipeline.params import Params
 from shards.schema import MediaKind
 from stages.mouths import mouth_pictures as mouth_pictures_module
 from stages.mouths.cropping import crop_video
+from stages.mouths.long_video import mouth_pieces
+from stages.mouths.pieces import Piece, ReadyMouthStream
 from stages.settings import CropParams, InferenceParams
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame

@@ -8,7 +8,7 @@ import pytest
 from pipeline.params import load_params, params_text, recipe_text
 from shards.errors import ConfigError, TableError
 from stages import crop as crop_stage
-from stages.clips import ledger
+from stages.clips import executors, ledger
 from stages.clips.ledger import Merged, Part, merge
 from stages.settings import CropParams
 from tests.support import in_process
@@ -109,7 +109,7 @@ def test_a_job_killed_in_its_rerun_leaves_no_stale_part(
     run_all_parts(run)
     with monkeypatch.context() as patch:
         if at == "clips":
-            patch.setattr(crop_stage, "_executor", None)
+            patch.setattr(executors, "_executor", None)
         else:
             kill_at(patch, crop_stage, at)
         with pytest.raises(TypeError if at == "clips" else KeyboardInterrupt):

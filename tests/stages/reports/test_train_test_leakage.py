@@ -7,6 +7,7 @@ import pytest
 from shards.files import table_from_rows, write_table
 from shards.packs import Packs
 from shards.schema import SAMPLES
+from shards.settings import LoaderParams
 from shards.store import FolderStore
 from stages.reports.train_test_leakage import seen_in_training
 
@@ -33,10 +34,12 @@ def test_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
     speakers = [("train", "b"), ("train", "a"), ("train", None), ("test", "a"), ("test", None), ("test", "b")]
     speakers += [("test", "a"), ("valid", "c")]
     packs = samples(tmp_path, [(*pair, str(i)) for i, pair in enumerate(speakers)])
-    found = {split: seen_in_training(packs, split).speakers for split in ("test", "valid", "train")}
+    found = {
+        split: seen_in_training(packs, split, LoaderParams()).speakers for split in ("test", "valid", "train")
+    }
     assert found == {"test": ("a", "b"), "valid": (), "train": ("a", "b")}
-    assert seen_in_training(packs, "valid").warnings() == []
-    (warning,) = seen_in_training(packs, "test").warnings()
+    assert seen_in_training(packs, "valid", LoaderParams()).warnings() == []
+    (warning,) = seen_in_training(packs, "test", LoaderParams()).warnings()
     assert warning.startswith("Speakers in training: 2 of the speakers of split test (a, b)")
 
 
@@ -49,7 +52,7 @@ def test_speakers_are_those_of_packed_training_clips(tmp_path: Path) -> None:
     ],
 )
 def test_unnamed_speakers_are_unknown_and_not_unshared(tmp_path: Path, clips: Clips) -> None:
-    seen = seen_in_training(samples(tmp_path, clips), "test")
+    seen = seen_in_training(samples(tmp_path, clips), "test", LoaderParams())
     assert seen.speakers is None and seen.num_speakers is None
     (warning,) = seen.warnings()
     assert "the training clips may show people of split" in warning
@@ -67,10 +70,19 @@ def test_clips_with_the_same_pictures_are_found_for_any_speaker(
         ("test", "c", "1"),
     ]
     packs = samples(tmp_path, clips)
-    seen = seen_in_training(packs, "test")
+    seen = seen_in_training(packs, "test", LoaderParams())
     assert (seen.clips, seen.num_clips, seen.num_speakers) == (("c4", "c5"), 3, 0)
     (warning,) = seen.warnings()
     assert warning.startswith("Clips in training: 2 of the 3 clips of split test") and "(c4, c5)" in warning
     assert [record.getMessage() for record in caplog.records] == [warning]
-    assert seen_in_training(packs, "valid").clips == ()
-    assert seen_in_training(packs, "train").clips == ()
+    assert seen_in_training(packs, "valid", LoaderParams()).clips == ()
+    assert seen_in_training(packs, "train", LoaderParams()).clips == ()
+
+
+def test_a_person_of_unlabelled_clips_that_were_trained_on_is_seen_in_training(tmp_path: Path) -> None:
+    packs = samples(tmp_path, [("train", "a", "1"), ("unlabelled", "b", "2"), ("test", "b", "2")])
+    without, with_share = (
+        seen_in_training(packs, "test", LoaderParams(unlabelled_share=share)) for share in (0.0, 0.5)
+    )
+    assert (without.speakers, without.clips) == ((), ())
+    assert (with_share.speakers, with_share.clips) == (("b",), ("c2",))

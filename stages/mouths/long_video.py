@@ -13,7 +13,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.inference.pieces import (
+from shards.errors import ClipRejected
+from shards.schema import MediaKind, Reason
+from stages.mouths.cropping import Figures, cut_mouth
+from stages.mouths.face_search import DetectFaces
+from stages.mouths.face_tracking import FaceTracker
+from stages.mouths.landmarker import face_finder
+from stages.mouths.landmarks import Landmarks
+from stages.mouths.main_face import main_face
+from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
+from stages.mouths.mouth_pictures import MouthPatches
+from stages.mouths.pieces import (
     Cut,
     Piece,
     ReadyMouthStream,
@@ -26,16 +36,6 @@ from pipeline.inference.pieces import (
     rests_throughout,
     runs,
 )
-from shards.errors import ClipRejected
-from shards.schema import MediaKind, Reason
-from stages.mouths.cropping import Figures, cut_mouth
-from stages.mouths.face_search import DetectFaces
-from stages.mouths.face_tracking import FaceTracker
-from stages.mouths.landmarker import face_finder
-from stages.mouths.landmarks import Landmarks
-from stages.mouths.main_face import main_face
-from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
-from stages.mouths.mouth_pictures import MouthPatches
 from stages.settings import CropParams, InferenceParams, KindSetting
 from stages.videos.media import Source
 from stages.videos.picture import SourceFrame

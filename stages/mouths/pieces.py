@@ -24,6 +24,9 @@ from stages.videos.media import Source
 from stages.videos.picture import SourceFrame, Window
 from stages.videos.video import decode
 
+PIECES_VERSION = 1
+"""Increase it when the same video gives other pieces. Versions of tracking and cropping count too."""
+
 MAX_REST_CHANGE = 0.03
 """A mouth rests while the gap between its lips changes by at most this, in units of the distance between the eyes.
 

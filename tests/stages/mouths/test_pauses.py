@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inference.pieces import Cut, next_cut, runs
+from stages.mouths.pieces import Cut, next_cut, runs
 from stages.settings import CropParams, InferenceParams
 from tests.support.faces import landmarks_of
 
