@@ -256,7 +256,7 @@ class Packs:
                 yield kept
 
     def _kept(self, pack: Pack, split: str) -> pa.BooleanArray:
-        """Returns whether `where` keeps each clip of train or unlabelled, in the order of its rows; `fold` too, of train.
+        """Returns whether `where` (for train also `fold`) keeps each clip of train or unlabelled, in row order.
 
         Raises ConfigError if they keep none.
         """
