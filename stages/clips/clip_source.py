@@ -37,7 +37,7 @@ class ClipSource:
         read_tracks: Callable[[], pa.Table],
     ) -> None:
         self.root, self.params, self.clips = Path(corpus.root), crop, clips
-        self.follow_links, self.audio_pattern = corpus.follow_links, corpus.audio
+        self.follow_links, self._corpus = corpus.follow_links, corpus
         self.cache = ClipCache(Path(machine.cache_dir))
         self.mirror = SharedCache(machine.share, self.cache.folder) if machine.share else None
         self.read_tracks = read_tracks
@@ -83,7 +83,7 @@ class ClipSource:
     def _audio_of(self, clip: Mapping[str, Any]) -> str:
         """Returns the file with the sound, relative to the root; empty: the video has it."""
         name = PurePosixPath(clip["media"]).stem
-        return clip["audio"] or self.audio_pattern.format(
+        return clip["audio"] or self._corpus.audio.format(
             clip_id=clip["clip_id"], speaker=clip["speaker"] or "", name=name
         )
 

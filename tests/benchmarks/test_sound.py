@@ -17,12 +17,11 @@ from tests.support.trainings import job_in
 
 
 def test_planted_offsets_are_measured(tmp_path: Path) -> None:
-    clips = [*drawn("train", 30, 0), *drawn("valid", 8, 500), *drawn("test", 8, 900)]
+    clips = [*drawn("train", 40, 0), *drawn("valid", 8, 500), *drawn("test", 8, 900)]
     sounds = {clip_id: toy_sound(label, number) for number, (clip_id, _, _, label) in enumerate(clips)}
     packed = pack_clips(tmp_path, clips, sounds=sounds)
-    job = job_in(
-        tmp_path, packed, audio_weight=1.0, audio_tokens=16, num_epochs=8, ctc_weight=1.0, valid_every=9
-    )
+    learns = {"audio_weight": 1.0, "audio_tokens": 16, "num_epochs": 8, "ctc_weight": 1.0, "ema_decay": 0.9}
+    job = job_in(tmp_path, packed, **learns)
     checkpoint = train_model(job, tmp_path / "bench", lambda _: None)
     result = bench_sound(job, checkpoint, ("valid", "test"), 12, seed=0)
     assert result.num_clips == sum(map(len, result.errors.values())) == 12
