@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,7 @@ PACKAGES = ("torch", "numpy")
 BASELINE, LARGE, SMALL = "cnn3d_bilstm_attention", "conformer_large", "conformer_tiny"
 BATCHES = 16
 """Number of batches in the synthetic pack."""
-GROUPS = ("training", "inference", "conformer", "loop")
+GROUPS = ("training", "inference", "conformer", "loop", "sound")
 CONFORMERS = tuple(name for name, sizes in PRESET_SIZES.items() if isinstance(sizes, ConformerSizes))
 SHOWN_LINES = 5
 """Number of last lines that a message shows of a failed measurement."""
@@ -65,6 +66,7 @@ class TrainBench:
             ),
             f"{self.preset} training against plain eager float32": ("conformer", "conformer, plain"),
             "loop over shards against one cached batch": ("loop, shards", "loop, cached"),
+            "training with sound against without": ("sound, on", "sound, off"),
         }
         speeds = {name: (self.speed(ours), self.speed(theirs)) for name, (ours, theirs) in pairs.items()}
         return {name: ours / theirs for name, (ours, theirs) in speeds.items() if ours and theirs}
@@ -86,6 +88,13 @@ class TrainBench:
             Goal(f"GPU: {LARGE}, FLOP utilisation", large.get("flop_utilisation"), 0.35, "≥", "conformer"),
             Goal(loop, ratios.get(loop), 0.97, "≥", "loop"),
             Goal(f"CPU: baseline training {plain}", cpu_ratio, 2.2, "≥", "training"),
+            Goal(
+                "training with sound against without",
+                ratios.get("training with sound against without"),
+                0.95,
+                "≥",
+                "sound",
+            ),
             Goal("peak memory of baseline training, MB", training.get("peak_mb"), 4_000, "≤", "training"),
         ]
 
@@ -132,6 +141,10 @@ def tasks_of(task: Task, preset: str, on_gpu: bool, only: Collection[str]) -> di
             "conformer, plain": replace(task, preset=preset, settings="plain"),
         },
         "loop": {"loop, cached": task, "loop, shards": replace(task, source="shards")},
+        "sound": {
+            "sound, off": replace(task, preset=preset, source="shards"),
+            "sound, on": replace(task, preset=preset, source="shards", audio_weight=1.0),
+        },
     }
     return {name: task for group in GROUPS if group in only for name, task in groups[group].items()}
 
@@ -186,6 +199,9 @@ def bench_train(
         progress(f"writing {BATCHES * batch} synthetic clips of {frames} frames")
         folder, samples = write_pack(out / "material", BATCHES * batch, frames)
         pack = (str(folder), samples)
+    elif "sound" in only and "audio_sha256" not in pq.read_schema(pack[1]).names:
+        progress("the pack has no sound, so training with sound is not measured (pack.audio)")
+        only = [group for group in only if group != "sound"]
     device = "cuda" if on_gpu else "cpu"
     task = Task(
         "training",
@@ -286,7 +302,7 @@ def command(
         int, typer.Option(min=0, help="number of CPU threads; 0: one per core, slow on a busy machine")
     ] = 0,
     only: Annotated[
-        list[str] | None, typer.Option(help="training, inference, conformer or loop; repeatable")
+        list[str] | None, typer.Option(help="training, inference, conformer, loop or sound; repeatable")
     ] = None,
 ) -> None:
     """Compare the clips per second of training and reading with plain eager torch, on the GPU if any; also peak memory.

@@ -12,6 +12,7 @@ from shards.enums import TRAIN_SPLIT
 from shards.files import table_from_rows, write_table
 from shards.schema import SAMPLES
 from shards.settings import PackParams
+from shards.sound import BANDS, EXTENSION, VECTORS_A_FRAME, encode_sound
 from shards.store import FolderStore
 from shards.tar import shard_writer
 
@@ -24,7 +25,7 @@ SIZE_PX = 96
 
 
 def write_pack(folder: Path, num_clips: int, num_frames: int, size_px: int = SIZE_PX) -> tuple[Path, Path]:
-    """Writes `num_clips` clips of noise with Han labels; returns the paths of shards and samples.parquet."""
+    """Writes clips of noise with Han labels and sound; returns the paths of shards and samples.parquet."""
     rng = np.random.default_rng(0)
     store, params = FolderStore(folder / "shards"), PackParams()
     rows: list[dict[str, Any]] = []
@@ -36,10 +37,14 @@ def write_pack(folder: Path, num_clips: int, num_frames: int, size_px: int = SIZ
                 num_chars = max(1, num_frames // FRAMES_A_CHAR)
                 label = "".join(chr(FIRST_HAN + c) for c in rng.permutation(NUM_CHARACTERS)[:num_chars])
                 payload = encode_clip(clip_THW, params)
+                sound_TKM = rng.normal(-8, 4, (num_frames, VECTORS_A_FRAME, BANDS)).astype(np.float16)
+                sound = encode_sound(sound_TKM)
+                about = {"label": label, "fps": FPS, "audio": "present"}
                 place = shard.add(
                     f"{number:06d}",
                     (clip_extension(params.codec), payload),
-                    ("json", json.dumps({"label": label, "fps": FPS}).encode()),
+                    ("json", json.dumps(about).encode()),
+                    (EXTENSION, sound),
                 )
                 rows.append(
                     {
@@ -57,6 +62,7 @@ def write_pack(folder: Path, num_clips: int, num_frames: int, size_px: int = SIZ
                         "label": label,
                         "speaker": None,
                         "topic": None,
+                        "audio_sha256": hashlib.sha256(sound).hexdigest(),
                     }
                 )
     write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)

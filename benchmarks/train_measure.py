@@ -17,6 +17,7 @@ from model.networks.network import num_parameters
 from model.settings import DecodeParams
 from model.training.augment import training_input
 from model.training.epoch_figures import flop_utilisation, flops_per_frame, peak_flops_per_s, peak_memory_mb
+from model.training.sound_tokens import learn_sound_tokens
 from model.training.step import TrainingStep, set_up
 from model.training.training_data import TrainingData
 from model.training.training_state import TrainingState
@@ -52,6 +53,8 @@ class Task:
     """Has an effect only with our settings."""
     source: str = "cached"
     """For training: `cached` (one batch again and again) or `shards`."""
+    audio_weight: float = 0.0
+    """train.audio_weight; above 0, the pack must have sound."""
     decoder: str = "ctc"
     device: str = "auto"
     threads: int = 0
@@ -145,7 +148,7 @@ def _set_up(task: Task) -> TrainingStep:
     values = parse_yaml(recipe_text(RECIPE), RECIPE)
     values["model"] |= {"preset": task.preset, "sizes": task.sizes or {}}
     values["train"] |= {"batch_size": task.batch, "accumulation_steps": 1, "mixed_precision": is_ours}
-    values["train"] |= {"compile": task.compile and is_ours}
+    values["train"] |= {"compile": task.compile and is_ours, "audio_weight": task.audio_weight}
     # all batches from the first epoch on: no curriculum, no grouping by length
     values["loader"] |= {"max_frames": 0, "curriculum_epochs": 0, "frame_budget": 1_000_000}
     num_workers = values["machine"]["num_workers"] if task.source == "shards" else 0
@@ -155,6 +158,10 @@ def _set_up(task: Task) -> TrainingStep:
     device = choose_device(task.device)
     torch.set_num_threads(task.threads or usable_cores())
     data = TrainingData(job)
+    if task.audio_weight > 0:
+        data.sound_tokens = learn_sound_tokens(
+            job.packs.store, data.samples, job.train.audio_tokens, job.train.seed
+        )
     if is_ours:
         return set_up(job, data, device)
     if task.settings == "kept":

@@ -28,6 +28,12 @@ class Progress:
     """Sum over the steps of this epoch."""
     steps_in_epoch: int = 0
     """Steps taken in this epoch with a finite gradient norm."""
+    audio_loss_sum: float = 0.0
+    """Nats, over the sound tokens of this epoch."""
+    audio_right: float = 0.0
+    """Sound tokens of this epoch that the sound head found the most likely."""
+    audio_tokens: float = 0.0
+    """Sound tokens of this epoch."""
     bad_clips: int = 0
     """Clips left out of this epoch's batches so far."""
     bad_clips_before: int = 0
@@ -74,9 +80,13 @@ class Progress:
         return progress
 
     def recorded(self) -> dict[str, Any]:
-        """Returns the values for a checkpoint, without those of pseudo labels if there are none."""
+        """Returns the values for a checkpoint, without those of pseudo labels and of sound if there are none."""
         without = set() if self.labels_sha256 else {"labels_epoch", "labels_sha256"}
-        return {name: value for name, value in vars(self).items() if name not in without}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in without and (value or not name.startswith("audio_"))
+        }
 
     @property
     def plan_shape(self) -> PlanShape:
@@ -129,5 +139,6 @@ class Progress:
         self.total_s += self.seconds
         self.batches_done, self.segments = 0, []
         self.loss_sum, self.chars_seen, self.clips_seen, self.bad_clips = 0.0, 0.0, 0, 0
+        self.audio_loss_sum, self.audio_right, self.audio_tokens = 0.0, 0.0, 0.0
         self.gradient_norm_sum, self.steps_in_epoch = 0.0, 0
         self.seconds, self.wait_s, self.process_s = 0.0, 0.0, 0.0

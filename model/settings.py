@@ -227,7 +227,9 @@ class SelfTrainingParams(Section):
 class TrainParams(Section):
     """Settings of optimiser and training loop."""
 
-    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("data", "where", "self_training"))
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(
+        ("data", "where", "self_training", "audio_weight", "audio_tokens")
+    )
 
     batch_size: int = Field(8, ge=1, description="clips in a batch, at most")
     accumulation_steps: int = Field(4, ge=1, description="batches for one optimiser step")
@@ -252,6 +254,15 @@ class TrainParams(Section):
         ge=0,
         le=1,
         description="share of a CTC loss over toneless pinyin; 0: none, 1: only syllables are learnt and read",
+    )
+    audio_weight: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="weight of the loss of a head that predicts the sound, in training only (pack.audio); 0: off",
+    )
+    audio_tokens: int = Field(
+        200, ge=2, le=10_000, description="sound tokens, by k-means; no effect with audio_weight 0"
     )
     teacher_forcing: float = Field(
         1.0,

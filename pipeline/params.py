@@ -39,6 +39,7 @@ class PathsParams(Section):
     samples: str = "data/samples.parquet"
     audit: str = "data/audit.parquet"
     lm: str = "data/lm.arpa"
+    sound: str = "data/sound.parquet"
     stats: str = "stats"
     checkpoints: str = "checkpoints"
     logs: str = "logs"

@@ -1,7 +1,8 @@
 """`shards.webdataset`: a pack, or any list of its shards, as a pipeline of webdataset.
 
 For places without random access, and for programs that already use webdataset. Each sample is a dictionary:
-`video_THW` (uint8 array), `label`, `clip_id`, `metadata` (the whole .json), `__key__` and `__url__`.
+`video_THW` (uint8 array), `label`, `clip_id`, `metadata` (the whole .json), `__key__` and `__url__`; of a pack with
+sound also `audio_TKM` (float16 array).
 """
 
 import json
@@ -20,6 +21,7 @@ from shards.errors import ConfigError, ShardError
 from shards.loading import SharedEpoch, pad, rank_of
 from shards.open_shards import ADVICE
 from shards.open_store import URL
+from shards.sound import EXTENSION, decode_sound
 from shards.store import FolderStore
 from shards.tar import INDEX, parse_index
 from shards.tar_stream import PIPE, StreamedShard, read_shard
@@ -139,10 +141,11 @@ def _decode(sample: dict[str, Any]) -> dict[str, Any]:
         )
         if clip_id != key or not isinstance(label, str) or type(num_frames) is not int:
             raise ValueError("its metadata is of another clip, or has values of the wrong type")
-        payload = members.pop(clip_extension(codec))
+        payload, sound = members.pop(clip_extension(codec)), members.pop(EXTENSION, None)
         if members:
             raise ValueError(f"it has other members too: {', '.join(members)}")
         video_THW = decode_clip(payload, codec, num_frames)
+        with_sound = {} if sound is None else {"audio_TKM": decode_sound(sound, num_frames)}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ShardError(f"shard {url}: the sample of clip {key} is damaged: {what}; {ADVICE}") from error
@@ -153,4 +156,5 @@ def _decode(sample: dict[str, Any]) -> dict[str, Any]:
         "label": label,
         "clip_id": clip_id,
         "metadata": metadata,
+        **with_sound,
     }

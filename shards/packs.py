@@ -242,8 +242,10 @@ class Packs:
         is_default = self.is_blend and split != TRAIN_SPLIT and splits == (split,)
         if not splits or (is_default and split not in splits_of(pack.samples)):
             return
-        is_chosen = self.where or (self.fold and split == TRAIN_SPLIT)
-        if split not in (TRAIN_SPLIT, UNLABELLED_SPLIT) or not is_chosen:
+        is_chosen = (self.where and split in (TRAIN_SPLIT, UNLABELLED_SPLIT)) or (
+            self.fold and split == TRAIN_SPLIT
+        )
+        if not is_chosen:
             yield from _rows_of(pack, splits, columns)
             return
         kept_N, start = self._kept(pack, split), 0

@@ -14,16 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from shards.codec import clip_extension, decode_clip, parse_raw_header
 from shards.errors import ShardError
 from shards.open_shards import ADVICE, OpenShard, OpenShards
+from shards.sound import EXTENSION, decode_sound
 from shards.store import ShardStore
 
 MAX_SAMPLE_BYTES = 1 << 30
 """116,000 raw frames of 96×96 px; no clip is larger."""
 _RAW_HEAD_BYTES = 640  # a tar header and the header of an .npy
-_MEMBERS = 2
+_MOST_MEMBERS = 3
 _NAME_BYTES = 100
 _CHECKSUM = slice(148, 156)
 
@@ -107,9 +109,9 @@ def read_sample_of(shards: OpenShards, row: Mapping[str, object]) -> tuple[np.nd
 
 
 def _sample(shard: OpenShard, place: CatalogueRow, label: object) -> tuple[np.ndarray, dict[str, object]]:
-    payload, metadata_json = _members(shard, place)
+    payload, metadata_json, *_ = _members(shard, place)
     try:
-        metadata = json.loads(metadata_json)
+        metadata = json.loads(bytes(metadata_json))
     except (ValueError, RecursionError) as error:
         raise _damaged(shard, place, f"its metadata is not valid JSON ({error})") from error
     if not isinstance(metadata, dict) or "fps" not in metadata:
@@ -122,6 +124,26 @@ def _sample(shard: OpenShard, place: CatalogueRow, label: object) -> tuple[np.nd
 def read_clip(shard: OpenShard, row: CatalogueRow) -> np.ndarray:
     """Returns the clip (uint8, T×H×W) of any codec; raises ShardError as `read_sample` does."""
     return _decode(shard, row, _members(shard, row)[0])
+
+
+def read_sound(shard: OpenShard, row: CatalogueRow) -> NDArray[np.float16]:
+    """Returns the log-mel vectors (float16, T×4×40) of a clip; raises ShardError as `read_sample` does.
+
+    Reads only the members after the clip.
+    """
+    start = row.clip_offset + -(-row.clip_size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    num_bytes = row.sample_offset + row.sample_size - start
+    if not holds_clip(shard, row) or not 0 < num_bytes <= MAX_SAMPLE_BYTES:
+        raise _truncated(shard, row)
+    rest = memoryview(shard.read(num_bytes, start))
+    try:
+        members = dict(_files_in(rest))
+        name = f"{row.member}.{EXTENSION}"
+        if [*members] != [f"{row.member}.json", name]:
+            raise ValueError(f"after the clip are {[*members]}, and not its metadata and its sound")
+        return decode_sound(rest[members[name]], row.num_frames)
+    except (tarfile.HeaderError, ValueError) as error:
+        raise _damaged(shard, row, str(error)) from error
 
 
 def raw_frame_size(shard: OpenShard, row: CatalogueRow) -> tuple[int, int] | None:
@@ -188,30 +210,25 @@ def _raw_header(shape: tuple[int, int, int]) -> bytes:
     return header.getvalue()
 
 
-def _members(shard: OpenShard, row: CatalogueRow) -> tuple[memoryview, bytes]:
-    """Returns the payloads of the two members of a sample; raises ShardError if they differ from the catalogue."""
+def _members(shard: OpenShard, row: CatalogueRow) -> list[memoryview]:
+    """Returns the payloads of clip, metadata and, if packed, sound; raises ShardError if they are another sample's."""
     try:
-        names = [f"{row.member}.{clip_extension(row.codec)}", f"{row.member}.json"]
+        names = [f"{row.member}.{extension}" for extension in (clip_extension(row.codec), "json", EXTENSION)]
     except ValueError as error:
         raise _damaged(shard, row, str(error)) from error
     if not holds_clip(shard, row) or row.sample_size > MAX_SAMPLE_BYTES:
-        raise _foreign_or(
-            shard,
-            row,
-            f"shard {shard.place} is truncated or from another pack: it has {shard.num_bytes} bytes and does not hold "
-            f"clip {row.clip_id} at bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}",
-        )
+        raise _truncated(shard, row)
     sample = memoryview(shard.read(row.sample_size, row.sample_offset))
     try:
         members = _files_in(sample)
     except (tarfile.HeaderError, ValueError) as error:
         raise _damaged(shard, row, str(error)) from error
-    if [name for name, _ in members] != names:
+    if [name for name, _ in members] not in (names, names[:2]):
         raise _foreign(shard, row)
-    (_, clip), (_, metadata) = members
+    clip = members[0][1]
     if (row.sample_offset + clip.start, clip.stop - clip.start) != (row.clip_offset, row.clip_size):
         raise _foreign(shard, row)
-    return sample[clip], bytes(sample[metadata])
+    return [sample[content] for _, content in members]
 
 
 def _files_in(sample: memoryview) -> list[tuple[str, slice]]:
@@ -222,8 +239,8 @@ def _files_in(sample: memoryview) -> list[tuple[str, slice]]:
     files: list[tuple[str, slice]] = []
     start, long_name = 0, ""
     while start < len(sample):
-        if len(files) == _MEMBERS:
-            raise ValueError(f"it has more than {_MEMBERS} members")
+        if len(files) == _MOST_MEMBERS:
+            raise ValueError(f"it has more than {_MOST_MEMBERS} members")
         header = tarfile.TarInfo.frombuf(
             bytes(sample[start : start + tarfile.BLOCKSIZE]), tarfile.ENCODING, "surrogateescape"
         )
@@ -247,6 +264,15 @@ def _decode(shard: OpenShard, row: CatalogueRow, payload: memoryview) -> np.ndar
         return decode_clip(bytes(payload), row.codec, row.num_frames)
     except ValueError as error:
         raise _damaged(shard, row, f"it cannot be decoded: {error}") from error
+
+
+def _truncated(shard: OpenShard, row: CatalogueRow) -> ShardError:
+    return _foreign_or(
+        shard,
+        row,
+        f"shard {shard.place} is truncated or from another pack: it has {shard.num_bytes} bytes and does not hold "
+        f"clip {row.clip_id} at bytes {row.sample_offset} to {row.sample_offset + row.sample_size}; {ADVICE}",
+    )
 
 
 def _damaged(shard: OpenShard, row: CatalogueRow, why: str) -> ShardError:

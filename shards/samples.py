@@ -13,7 +13,10 @@ from shards import schema
 from shards.errors import ConfigError
 from shards.files import read_table_in_pieces
 
-HASHED_COLUMNS = ("clip_id", "sha256", "num_frames", "label", "shard", "sample_offset", "confidence")
+HASHED_COLUMNS = (
+    *("clip_id", "sha256", "num_frames", "label", "shard", "sample_offset"),
+    *("confidence", "audio_sha256"),
+)
 """Columns that decide the order of an epoch and its content."""
 PLAN_COLUMNS = ("clip_id", "num_frames", "shard")
 """Columns that `plan_epoch` and `plan_scoring` read."""
@@ -71,14 +74,14 @@ def samples_hash(samples: pa.Table | Iterable[pa.RecordBatch]) -> str:
     Chunks, slices and dictionary encoding do not change it. Also accepts the pieces of a table, so that only one
     piece must be in memory.
     """
-    columns = {name: _ColumnHash() for name in HASHED_COLUMNS}
+    columns = {name: _ColumnHash(schema.is_optional(schema.SAMPLES.field(name))) for name in HASHED_COLUMNS}
     for piece in samples.to_batches(_PIECE_ROWS) if isinstance(samples, pa.Table) else samples:
         for name, column_hash in columns.items():
-            if name in piece.schema.names or not schema.is_optional(schema.SAMPLES.field(name)):
+            if name in piece.schema.names or not column_hash.is_optional:
                 column_hash.add(piece[name])
     whole = hashlib.sha256()
     for name, column_hash in columns.items():
-        if column_hash.is_known or not schema.is_optional(schema.SAMPLES.field(name)):
+        if column_hash.is_known or not column_hash.is_optional:
             whole.update(name.encode() + column_hash.digest())
     return whole.hexdigest()
 
@@ -97,7 +100,8 @@ class _ColumnHash:
     Two streams, so that chunks do not change the hash; lengths, because "ab", "c" must differ from "a", "bc".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_optional: bool) -> None:
+        self.is_optional = is_optional
         self._lengths, self._values = hashlib.sha256(), hashlib.sha256()
         self.is_known = False
         """Whether any value is known."""
@@ -107,9 +111,11 @@ class _ColumnHash:
         if pa.types.is_floating(column.type):
             self._values.update(column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype("<f8").data)
             return
-        assert column.null_count == 0, "the schema allows no nulls in columns of texts and counts"
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if self.is_optional and pa.types.is_string(column.type):
+            column = column.fill_null("")
+        assert column.null_count == 0, "the schema allows no nulls in columns of texts and counts"
         if pa.types.is_integer(column.type):
             self._values.update(np.ascontiguousarray(column.to_numpy(), "<i8").data)
         elif len(column):

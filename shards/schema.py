@@ -9,6 +9,7 @@
 | predictions | scored clip | report |
 | pseudo labels | unlabelled clip | train (`train.self_training`) |
 | audit | clip of train | audit |
+| sound | packed sample | sync |
 """
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ __all__ = [
     "PREDICTIONS",
     "PSEUDO_LABELS",
     "SAMPLES",
+    "SOUND",
     "TABLES",
     "TRACKS",
     "MediaKind",
@@ -187,6 +189,7 @@ SAMPLES = _schema(
         _field("speaker", _string, "speaker, null where unknown", nullable=True),
         _field("topic", _string, "topic of the clip", nullable=True),
         _optional("confidence", _float, "how certain the label is; weighs the loss", "0..1"),
+        _optional("audio_sha256", _string, "of the payload of the clip's sound, null where it is silent"),
     ],
 )
 
@@ -247,6 +250,29 @@ AUDIT = _schema(
     ],
 )
 
+SOUND = _schema(
+    "sound",
+    [
+        _field("clip_id", _string, "row of samples"),
+        _field("has_audio", pa.bool_(), "the clip has sound"),
+        _field(
+            "offset_frames",
+            _int32,
+            "by how much the sound is late, negative: early; null without sound",
+            "frames",
+            nullable=True,
+        ),
+        _field("offset_s", _float, "the same in seconds", "s", nullable=True),
+        _field(
+            "agreement",
+            _float,
+            "how much more likely the sound is at this offset than at others, by frame",
+            "nats",
+            nullable=True,
+        ),
+    ],
+)
+
 TABLES = {
     "clips": CLIPS,
     "crops": CROPS,
@@ -254,7 +280,8 @@ TABLES = {
     "samples": SAMPLES,
     "predictions": PREDICTIONS,
     "audit": AUDIT,
+    "sound": SOUND,
 }
 
-FURTHER_TABLES = {"audit": "pipeline audit"}
+FURTHER_TABLES = {"audit": "pipeline audit", "sound": "pipeline sync"}
 """Tables about clips that a pack need not have, and the commands that write them. They may lack clips."""

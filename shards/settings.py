@@ -46,11 +46,16 @@ class Section(BaseModel):
 class PackParams(Section):
     """How `pack` writes mouth clips to tar shards."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("audio",))
+
     codec: Literal["raw", "jpeg", "h264", "ffv1"] = Field(
         "raw", description="codec of stored mouth clips: raw (.npy), jpeg (.jpg), h264 (.mp4), ffv1 (.mkv)"
     )
     jpeg_quality: int = Field(90, ge=50, le=100, description="quality of codec jpeg")
     h264_crf: int = Field(18, ge=1, le=40, description="constant rate factor of codec h264; lower is better")
+    audio: bool = Field(
+        False, description="also pack the sound of each clip, as log-mel vectors in step with its frames"
+    )
     shard_mb: float = Field(256, gt=0, le=65_536, description="size after which a shard is closed, MB")
     seed: int = Field(0, ge=0, description="seed for the order of samples in a split")
 
@@ -112,6 +117,7 @@ class DataPack(Section):
     clips: str = Field("", description="its clips.parquet, for train.where and the report")
     crops: str = Field("", description="its crops.parquet, for train.where and the report")
     audit: str = Field("", description="its audit.parquet (pipeline audit), for train.where")
+    sound: str = Field("", description="its sound.parquet (pipeline sync), for train.where")
     weight: float = Field(
         0, ge=0, description="share of an epoch relative to the other packs; 0 for all: by size"
     )
@@ -131,7 +137,7 @@ class DataPack(Section):
             )
         return self
 
-    @field_validator("samples", "clips", "crops", "audit")
+    @field_validator("samples", "clips", "crops", "audit", "sound")
     @classmethod
     def _is_local(cls, path: str) -> str:
         if "://" in path:

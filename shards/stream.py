@@ -27,8 +27,10 @@ from shards.sample_reader import (
     read_clip,
     read_raw_into,
     read_sample,
+    read_sound,
 )
 from shards.settings import MachineParams
+from shards.sound import BANDS, VECTORS_A_FRAME
 from shards.store import ShardStore
 
 __all__ = ["BadSample", "ClipBatch", "ShardStream", "read_sample"]
@@ -58,6 +60,11 @@ class ClipBatch:
     rows: tuple[int, ...]
     """Row numbers in the split's samples table, as in the plan: `visit * N + row` if it visits a clip again."""
     bad: tuple[BadSample, ...] = ()
+    audio_BTKM: torch.Tensor | None = None
+    """Log-mel vectors of the sound, float16, 4 of 40 bands a frame; 0 for padding and for silent clips. None: not asked
+    for."""
+    has_audio_B: torch.Tensor | None = None
+    """bool: the clip has sound."""
 
 
 class ShardStream:
@@ -65,7 +72,8 @@ class ShardStream:
 
     With `quarantine` a bad sample is left out of its batch and listed in `ClipBatch.bad`; otherwise it raises
     ShardError. A shard that cannot be reached always raises MachineError. `frame_HW` is the required size of all
-    frames; None: the size of the first clip of the batch.
+    frames; None: the size of the first clip of the batch. With `audio` batches have the sound; `samples` then has the
+    column audio_sha256.
     """
 
     def __init__(
@@ -76,9 +84,10 @@ class ShardStream:
         pin_memory: bool = False,
         quarantine: bool = False,
         frame_HW: tuple[int, int] | None = None,
+        audio: bool = False,
     ) -> None:
         self._store = store
-        self._reader = _BatchReader(store, samples, pin_memory, quarantine, frame_HW)
+        self._reader = _BatchReader(store, samples, pin_memory, quarantine, frame_HW, audio)
         self._num_ahead = machine.num_workers * machine.prefetch
         self._threads = ReadingThreads(machine.num_workers) if machine.num_workers else None
 
@@ -170,8 +179,10 @@ class _BatchReader:
         pin_memory: bool,
         quarantine: bool,
         frame_HW: tuple[int, int] | None,
+        audio: bool,
     ) -> None:
         self.table, self.shards, self._store = SampleRows(samples), OpenShards(store), store
+        self._has_audio_N = samples["audio_sha256"].is_valid().to_numpy() if audio else None
         self._pin_memory, self._quarantine, self._frame_HW = pin_memory, quarantine, frame_HW
 
     def read(self, rows: np.ndarray, buffers: _Buffers, is_unwanted: Callable[[], bool]) -> ClipBatch:
@@ -189,18 +200,20 @@ class _BatchReader:
             else:
                 found.append(clip)
         video_BTHW = self._allocate(found, frame_HW or (0, 0), buffers)
-        filled_BTHW, read = video_BTHW.numpy(), list[_Found]()
+        filled_BTHW, read, sounds = video_BTHW.numpy(), list[_Found](), list[np.ndarray | None]()
         for clip in found:
             if is_unwanted():
                 raise CancelledError
             padded_THW = filled_BTHW[len(read)]
             try:
                 self._fill(padded_THW[: clip.row.num_frames], clip)
+                sound_TKM = self._sound(clip)
             except ShardError as error:
                 self._quarantine_or_raise(clip.row, error, bad)
             else:
                 padded_THW[clip.row.num_frames :] = 0
                 read.append(clip)
+                sounds.append(sound_TKM)
         if len(read) < len(found):
             longest = max((clip.row.num_frames for clip in read), default=0)
             video_BTHW = video_BTHW[: len(read), :longest].contiguous()
@@ -212,7 +225,22 @@ class _BatchReader:
             tuple(self.table.label(clip.row_number) for clip in read),
             tuple(clip.row_number for clip in read),
             tuple(bad),
+            *(() if self._has_audio_N is None else self._padded(sounds, video_BTHW.shape[1])),
         )
+
+    def _sound(self, clip: _Found) -> np.ndarray | None:
+        """Returns the sound of a clip; None if it is silent or not asked for."""
+        if self._has_audio_N is None or not self._has_audio_N[clip.row_number % len(self._has_audio_N)]:
+            return None
+        return self.shards.read(clip.shard, lambda shard: read_sound(shard, clip.row))
+
+    def _padded(self, sounds: Sequence[np.ndarray | None], longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (len(sounds), longest, VECTORS_A_FRAME, BANDS)
+        audio_BTKM = torch.zeros(shape, dtype=torch.float16, pin_memory=self._pin_memory)
+        for padded_TKM, sound_TKM in zip(audio_BTKM.numpy(), sounds, strict=True):
+            if sound_TKM is not None:
+                padded_TKM[: len(sound_TKM)] = sound_TKM
+        return audio_BTKM, torch.tensor([sound_TKM is not None for sound_TKM in sounds])
 
     def _find(
         self, number: int, row: CatalogueRow, frame_HW: tuple[int, int] | None

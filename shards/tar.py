@@ -52,12 +52,15 @@ class ShardWriter:
         """Hash of the tar so far; includes the end of the tar after it is closed."""
         return self._hashed.digest.hexdigest()
 
-    def add(self, clip_id: str, clip: tuple[str, bytes], metadata: tuple[str, bytes]) -> SamplePlace:
-        """Appends `<clip_id>.<extension>` for the clip, then one for its metadata."""
+    def add(
+        self, clip_id: str, clip: tuple[str, bytes], metadata: tuple[str, bytes], *others: tuple[str, bytes]
+    ) -> SamplePlace:
+        """Appends `<clip_id>.<extension>` for the clip, then one for its metadata, then those of `others`."""
         start = self._tar.offset
         self._add_member(f"{clip_id}.{clip[0]}", clip[1])
         clip_offset = self._tar.offset - _padded(len(clip[1]))
-        self._add_member(f"{clip_id}.{metadata[0]}", metadata[1])
+        for extension, payload in (metadata, *others):
+            self._add_member(f"{clip_id}.{extension}", payload)
         self.num_samples += 1
         return SamplePlace(start, self._tar.offset - start, clip_offset, len(clip[1]))
 

@@ -20,10 +20,11 @@ from shards.machine import describe_exit
 from shards.open_shards import ADVICE, unreadable
 from shards.open_store import URL
 from shards.sample_reader import MAX_SAMPLE_BYTES
+from shards.sound import says_sound
 
 PIPE = "pipe:"
 _SAMPLE_KEYS = 4
-"""`__key__`, `__url__`, and one for each of the two members."""
+"""`__key__`, `__url__`, and one for each of two members; a sample with sound has one more."""
 _MAX_PADDING_BYTES = 1 << 20
 """Zeros after the end of a tar; tar programs pad to 10 KB, by default."""
 _PIPE_END_S = 1.0
@@ -84,15 +85,17 @@ def _samples(stream: "_Capped", url: str) -> Iterator[dict[str, Any]]:
             if not sample:
                 sample = {"__key__": key, "__url__": url}
             if key == last or key != sample["__key__"] or extension in sample:
-                raise ValueError(f"member {member.name!r} is not the second of two members of a sample")
+                place = "third of three" if len(sample) == _SAMPLE_KEYS else "second of two"
+                raise ValueError(f"member {member.name!r} is not the {place} members of a sample")
             stream.allow(MAX_SAMPLE_BYTES)
             sample[extension] = tar.extractfile(member).read()
             stream.allow(MAX_SAMPLE_BYTES)
-            if len(sample) == _SAMPLE_KEYS:
+            if len(sample) == _SAMPLE_KEYS + says_sound(sample.get("json", b"")):
                 yield sample
                 sample, last = {}, key
     if sample:
-        raise ValueError(f"clip {sample['__key__']} has one member instead of two")
+        has = "one member instead of two" if len(sample) < _SAMPLE_KEYS else "no sound"
+        raise ValueError(f"clip {sample['__key__']} has {has}")
 
 
 class _StrictHeader(tarfile.TarInfo):

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from shards.codec import clip_extension, decode_clip, parse_raw_header
 from shards.sample_reader import MAX_SAMPLE_BYTES
 from shards.samples import without_null
+from shards.sound import EXTENSION, decode_sound
 from shards.tar import IndexedShard
 
 BLOCK_BYTES = 1 << 20
@@ -150,8 +151,11 @@ class _ShardCheck:
                     self.skip(member.size)
                 elif found == expected[:1]:
                     self._clip(row, member.size, decode)
+                elif found == expected[:2]:
+                    if self._metadata(row, member.size):
+                        expected.append(f"{clip_id}.{EXTENSION}")
                 elif found == expected:
-                    self._metadata(row, member.size)
+                    self._sound(row, member.size)
                 else:
                     self.skip(member.size)
                 if any(self._read(_padded(member.size) - member.size)):
@@ -246,25 +250,47 @@ class _ShardCheck:
         except ValueError as error:
             self.add(f"the clip cannot be decoded: {error}", row)
 
-    def _metadata(self, row: Mapping[str, Any], num_bytes: int) -> None:
+    def _metadata(self, row: Mapping[str, Any], num_bytes: int) -> bool:
+        """Returns whether it says that a sound follows."""
         if num_bytes > MAX_METADATA_BYTES:
             self.add(f"its metadata has {num_bytes} bytes, the limit is {MAX_METADATA_BYTES}", row)
             self.skip(num_bytes)
-            return
+            return False
         try:
             metadata = json.loads(self._read(num_bytes))
         except (ValueError, RecursionError) as error:
             self.add(f"its metadata is not valid JSON ({error})", row)
-            return
+            return False
         if not isinstance(metadata, dict) or not isinstance(metadata.get("fps"), (int, float)):
             self.add("its metadata has no frame rate (fps)", row)
-            return
+            return False
         for field in _SHARED_FIELDS:
             # an unknown value is null in the catalogue and empty in a sample; older packs have null in samples
             if field not in metadata or without_null(metadata[field]) != without_null(row[field]):
                 self.add(
                     f"its metadata says {field} {metadata.get(field)!r}, samples.parquet {row[field]!r}", row
                 )
+        sound = metadata.get("audio")
+        if sound not in (["present"] if row["audio_sha256"] else [None, "silent"]):
+            self.add(
+                f"its metadata says audio {sound!r}, samples.parquet audio_sha256 {row['audio_sha256']!r}",
+                row,
+            )
+        return sound is not None
+
+    def _sound(self, row: Mapping[str, Any], num_bytes: int) -> None:
+        if num_bytes > MAX_SAMPLE_BYTES:
+            self.add(f"its sound has {num_bytes} bytes", row)
+            self.skip(num_bytes)
+            return
+        payload = self._read(num_bytes)
+        if row["audio_sha256"] not in (None, hashlib.sha256(payload).hexdigest()):
+            self.add("the sha256 of the sound differs from samples.parquet", row)
+            return
+        try:
+            decode_sound(payload, row["num_frames"])
+        except ValueError as error:
+            self.add(f"the sound cannot be decoded: {error}", row)
 
     def _read(self, num_bytes: int) -> bytes:
         """Returns exactly the next `num_bytes` bytes."""

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from shards.machine import usable_cores
 from shards.samples import without_null
 from shards.schema import Status
 from shards.settings import MachineParams, PackParams
+from shards.sound import EXTENSION, encode_sound
 from shards.store import OWNER, PARTIAL_FILE_NAMES, ShardStore, WritableStore
 from shards.tar import INDEX, IndexedShard, shard_writer
 from stages.cards.card import CARD, MARK, METADATA, card_files
@@ -42,8 +44,11 @@ from stages.cards.licences import refuse_unlicensed
 from stages.cards.pack_facts import facts_of
 from stages.clips.clip_source import ClipSource
 from stages.clips.ledger import refuse_other_ledger
-from stages.corpora.transcript import split_rank
+from stages.corpora.transcript import NAMES_SHOWN, split_rank
 from stages.settings import CorpusParams, CropParams
+from stages.videos.sound import NoSound, silence
+
+_log = logging.getLogger(__name__)
 
 # a copy of a remote pack contains the owner's mark
 _OURS = re.compile(
@@ -59,17 +64,24 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class PackSummary:
-    """What was packed; `num_rendered` clips were no longer in the cache and were cropped again."""
+    """What was packed; `num_rendered` clips were no longer in the cache and were cropped again.
+
+    With pack.audio, `num_silent` clips have no usable sound; else it is None.
+    """
 
     samples_by_split: Mapping[str, int]
     num_shards: int
     num_bytes: int
     num_rendered: int
+    num_silent: int | None = None
 
     def __str__(self) -> str:
         counts = ", ".join(f"{split} {count}" for split, count in self.samples_by_split.items())
         rendered = f", {self.num_rendered} cropped again" if self.num_rendered else ""
-        return f"{counts} samples in {self.num_shards} shards, {self.num_bytes / 1e6:.0f} MB{rendered}"
+        silent = "" if self.num_silent is None else f", {self.num_silent} without sound"
+        return (
+            f"{counts} samples in {self.num_shards} shards, {self.num_bytes / 1e6:.0f} MB{rendered}{silent}"
+        )
 
 
 def pack(
@@ -104,6 +116,7 @@ def pack(
     least_bytes = sum(row["num_frames"] for row in usable) * crop.size_px**2 if pack.codec == "raw" else 0
     with _locked(store, samples_path), _cleared(store, samples_path, least_bytes):
         rows: list[dict[str, Any]] = []
+        silent: list[tuple[str, str]] = []
         splits = sorted({clip["split"] for clip in clips.values()}, key=split_rank)
         shards: dict[str, list[IndexedShard]] = {split: [] for split in splits}
         for split in splits:
@@ -111,11 +124,12 @@ def pack(
                 [row for row in usable if clips[row["clip_id"]]["split"] == split], split, pack.seed
             )
             with _encoded(of_split, source, pack, machine.workers or usable_cores()) as encoded:
-                for row in _write_split(encoded, split, source, crop, pack, store, shards[split]):
+                for row in _write_split(encoded, split, source, crop, pack, store, shards[split], silent):
                     rows.append(row)
                     if on_progress:
                         on_progress(len(rows), len(usable))
         assert len(rows) == len(usable), f"{len(usable)} clips in, {len(rows)} samples out"
+        _log_silent(silent, len(rows))
         facts = facts_of(
             rows,
             splits,
@@ -124,6 +138,7 @@ def pack(
             codec=pack.codec,
             size_px=crop.size_px,
             fps=crop.target_fps,
+            has_sound=pack.audio,
         )
         for name, content in card_files(facts).items():
             _write(store, name, content)
@@ -135,7 +150,13 @@ def pack(
         write_table(samples_path, table_from_rows(rows, schema.SAMPLES), marked)
     by_split = {split: sum(shard.num_samples for shard in shards[split]) for split in splits}
     made = [shard for of_split in shards.values() for shard in of_split]
-    return PackSummary(by_split, len(made), sum(shard.num_bytes for shard in made), source.num_rendered)
+    return PackSummary(
+        by_split,
+        len(made),
+        sum(shard.num_bytes for shard in made),
+        source.num_rendered,
+        len(silent) if pack.audio else None,
+    )
 
 
 @contextmanager
@@ -181,6 +202,10 @@ class _Encoded:
     crop_row: dict[str, Any]
     payload: bytes
     sha256: str
+    sound: bytes | None = None
+    """With pack.audio. The sound of a clip without usable sound is that of silence."""
+    no_sound: str = ""
+    """Why the clip has no usable sound."""
 
 
 @contextmanager
@@ -198,7 +223,13 @@ def _encoded(
                 f"clip {crop_row['clip_id']} cannot be packed with pack.codec {pack.codec} ({error}); "
                 "lower crop.max_frames or crop.size_px, then run `pipeline crop` again"
             ) from error
-        return _Encoded(crop_row, payload, hashlib.sha256(payload).hexdigest())
+        encoded = _Encoded(crop_row, payload, hashlib.sha256(payload).hexdigest())
+        if not pack.audio:
+            return encoded
+        try:
+            return replace(encoded, sound=encode_sound(source.read_sound(crop_row)))
+        except NoSound as why:
+            return replace(encoded, sound=encode_sound(silence(crop_row["num_frames"])), no_sound=str(why))
 
     def in_order() -> Iterator[_Encoded]:
         begun: deque[Future[_Encoded]] = deque()
@@ -225,8 +256,12 @@ def _write_split(
     pack: PackParams,
     store: WritableStore,
     shards: list[IndexedShard],
+    silent: list[tuple[str, str]],
 ) -> Iterator[dict[str, Any]]:
-    """Writes the shards of a split and adds them to `shards`; yields the row of each sample after writing it."""
+    """Writes the shards of a split and adds them to `shards`; yields the row of each sample after writing it.
+
+    Adds each clip without usable sound to `silent`, with the cause.
+    """
     waiting = next(encoded, None)
     while waiting is not None:
         name = f"{split}/{split}-{len(shards):06d}.tar"
@@ -240,6 +275,12 @@ def _write_split(
                     "codec": pack.codec,
                 }
                 filled = {field: without_null(value) for field, value in shared.items()}
+                sound: list[tuple[str, bytes]] = []
+                if waiting.sound is not None:
+                    filled["audio"] = "silent" if waiting.no_sound else "present"
+                    sound = [(EXTENSION, waiting.sound)]
+                if waiting.no_sound:
+                    silent.append((clip["clip_id"], waiting.no_sound))
                 described = json.dumps(
                     filled | {"fps": crop.target_fps}, ensure_ascii=False, sort_keys=True
                 ).encode()
@@ -247,15 +288,27 @@ def _write_split(
                     clip["clip_id"],
                     (clip_extension(pack.codec), waiting.payload),
                     ("json", described),
+                    *sound,
                 )
+                has_sound = waiting.sound is not None and not waiting.no_sound
                 yield (
                     shared
                     | asdict(place)
                     | {"shard": name, "sha256": waiting.sha256, "num_chars": clip["num_chars"]}
+                    | {"audio_sha256": hashlib.sha256(sound[0][1]).hexdigest() if has_sound else None}
                     | {"confidence": clip["confidence"]}
                 )
                 waiting = next(encoded, None)
         shards.append(IndexedShard(name, shard.num_samples, shard.num_bytes, shard.sha256))
+
+
+def _log_silent(silent: Sequence[tuple[str, str]], num_clips: int) -> None:
+    if silent:
+        shown = "; ".join(f"{clip_id}: {why}" for clip_id, why in silent[:NAMES_SHOWN])
+        _log.warning(
+            "pack.audio: %d of %d clips have no usable sound and count as silent (%s%s)",
+            *(len(silent), num_clips, shown, "; …" if len(silent) > NAMES_SHOWN else ""),
+        )
 
 
 def _write_index(store: WritableStore, split: str, shards: Sequence[IndexedShard]) -> None:

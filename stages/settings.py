@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shards.settings import Section
 
@@ -39,6 +39,12 @@ class CorpusParams(Section):
         description="also read videos outside the corpus that its links lead to (links of a Hugging Face cache count "
         "as inside)",
     )
+    audio: str = Field(
+        "",
+        description="for pack.audio: the file with a clip's sound, relative to the root, with {clip_id}, {speaker} or "
+        "{name} (of the video, without extension), such as audio/{speaker}/{name}.wav; empty: the video's own sound. "
+        "A table names it in its column audio",
+    )
     media_kind: KindSetting = Field(
         "auto",
         description="what the videos show: face, mouth (ready mouth crops, not searched for a face), or auto: "
@@ -56,6 +62,17 @@ class CorpusParams(Section):
     )
     test_fraction: float = Field(0.1, ge=0, lt=1, description="clips without a split: share of test")
     seed: int = Field(0, ge=0, description="seed of that split")
+
+    @field_validator("audio")
+    @classmethod
+    def _names_known_fields(cls, pattern: str) -> str:
+        try:
+            pattern.format(clip_id="", speaker="", name="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{pattern} may have only the fields {{clip_id}}, {{speaker}} and {{name}} ({error!r})"
+            ) from error
+        return pattern
 
     @model_validator(mode="after")
     def _fractions_leave_training_clips(self) -> "CorpusParams":

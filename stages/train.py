@@ -30,6 +30,7 @@ from model.training.ranks import StopSignals, only_warnings, process_group
 from model.training.run_choice import record_command, run_of
 from model.training.run_messages import log_left_out, log_other_shape, log_start
 from model.training.self_training import SelfTraining
+from model.training.sound_tokens import with_sound_tokens
 from model.training.step import StepFigures, set_up
 from model.training.trackers import refuse_missing_trackers
 from model.training.training_data import TrainingData, TrainingJob, TrainingSummary
@@ -68,12 +69,13 @@ def train(job: TrainingJob) -> TrainingSummary:
         run = RunFolder(job.runs, ranks.lines([run_of(job, data).folder.name])[0])
         with locked_run_folder(run.folder) if ranks.is_first else contextlib.nullcontext():
             data.model = with_pixel_statistics(job, run, data.samples, ranks)
+            data.sound_tokens = with_sound_tokens(job, run, data.samples, ranks)
             trainer = _Trainer(job, data, run)
             with training_log(run, job.logs) if ranks.is_first else only_warnings(logger):
                 try:
                     return trainer.train()
                 finally:
-                    trainer.state.learner = trainer.state.network  # see Ranks.wrap
+                    trainer.state.learner = trainer.state.trained  # see Ranks.wrap
 
 
 class _Trainer:
@@ -106,7 +108,7 @@ class _Trainer:
         resumed_from = self.state.restore(run)
         progress = self.progress
         self._check_same_position()
-        self.state.learner = self.ranks.wrap(self.state.network)
+        self.state.learner = self.ranks.wrap(self.state.trained)
         finished_before = progress.is_over(job.train)
         if self.ranks.is_first:
             if job.resume:
@@ -256,6 +258,9 @@ class _Trainer:
         if figures.was_taken:
             progress.loss_sum += figures.loss_sum
             progress.chars_seen += figures.num_chars
+            progress.audio_loss_sum += figures.audio_loss_sum
+            progress.audio_right += figures.audio_right
+            progress.audio_tokens += figures.audio_tokens
             progress.steps += 1
             if math.isfinite(figures.gradient_norm):  # not finite: float16 overflowed
                 progress.gradient_norm_sum += figures.gradient_norm

@@ -30,6 +30,8 @@ class Outputs(NamedTuple):
     reverse_logits_BLV: torch.Tensor | None
     """Like decoder_logits_BLV, for the label from its last character to its first."""
     syllable_logits_BSW: torch.Tensor | None
+    sound_logits_BJV: torch.Tensor | None = None
+    """Of the sound head, which the network does not have (model/networks/sound_head.py)."""
 
 
 class LipNetwork(nn.Module):

@@ -121,6 +121,8 @@ class Targets(NamedTuple):
     num_syllables_B: torch.Tensor | None
     weight_B: torch.Tensor | None = None
     """Weight of each label in the loss, float32; None: all count fully."""
+    sound_BJ: torch.Tensor | None = None
+    """Sound tokens in step with the input (model/networks/sound_head.py); None: no sound."""
 
 
 def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.device) -> Targets:

@@ -26,6 +26,7 @@ from model.networks.network_input import (
     targets_of,
     window_of,
 )
+from model.networks.sound_head import sound_targets
 from model.settings import AugmentParams, ModelParams
 from model.training.compiling import to_bucket
 from model.training.training_data import TrainingData, TrainingJob
@@ -277,6 +278,13 @@ def training_input(
     targets = targets_of(labels, data.vocabulary, device)
     if (weight_B != 1).any():
         targets = targets._replace(weight_B=torch.from_numpy(weight_B).to(device, non_blocking=True))
+    if data.sound_tokens and batch.audio_BTKM is not None:
+        assert batch.has_audio_B is not None
+        tokens_BJ = data.sound_tokens.of(batch.audio_BTKM.to(device, non_blocking=True))
+        speeds = [change.speed for change in changes]
+        targets = targets._replace(
+            sound_BJ=sound_targets(tokens_BJ, batch.num_frames_B, num_frames_B, speeds, batch.has_audio_B)
+        )
     return video_BCTYX, num_frames_B, targets
 
 

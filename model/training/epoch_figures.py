@@ -118,7 +118,18 @@ def curve_of(
         "peak_memory_mb": peak_memory_mb,
         "skipped": progress.skipped_steps - skipped_before,
         "flop_utilisation": flop_utilisation,
+        **_audio_columns(progress),
         **{f"{CER_OF_PACK}{name}": cer for name, cer in (cer_of_pack or {}).items()},
+    }
+
+
+def _audio_columns(progress: Progress) -> Curve:
+    """Returns the mean loss of sound tokens, in nats, and the share that was found; empty without sound."""
+    if not progress.audio_tokens:
+        return {}
+    return {
+        "audio_loss": progress.audio_loss_sum / progress.audio_tokens,
+        "audio_accuracy": progress.audio_right / progress.audio_tokens,
     }
 
 
@@ -138,6 +149,8 @@ def epoch_line(curve: Curve) -> str:
         f"padded {_percent(curve['padding'])}",
         f"peak memory {curve['peak_memory_mb']:.0f} MB",
     ]
+    if "audio_accuracy" in curve:
+        figures.append(f"found {_percent(curve['audio_accuracy'])} of the sound tokens")
     if curve["flop_utilisation"] is not None:
         figures.append(f"model FLOP utilisation {_percent(curve['flop_utilisation'])}")
     if curve["skipped"]:

@@ -62,6 +62,14 @@ def parameter_groups(network: nn.Module, train: TrainParams) -> list[dict[str, A
     return list(groups.values())
 
 
+def head_groups(head: nn.Linear, train: TrainParams) -> list[dict[str, Any]]:
+    """Returns AdamW's groups of a linear head outside the network."""
+    return [
+        {"params": [head.weight], "weight_decay": train.weight_decay, "rate_share": 1.0},
+        {"params": [head.bias], "weight_decay": 0.0, "rate_share": 1.0},
+    ]
+
+
 def to_training_mode(network: nn.Module, train: TrainParams) -> None:
     """Sets training mode, except for frozen parts: no dropout there, and no change of running statistics."""
     network.train()

@@ -47,6 +47,8 @@ EPOCH_TAGS = {
     "pseudo_confidence": "self_training/confidence",
     "pseudo_cer": "self_training/cer",
     "pseudo_cer_kept": "self_training/cer_of_kept",
+    "audio_loss": "epoch/audio_loss",
+    "audio_accuracy": "epoch/audio_accuracy",
 }
 """Columns of an epoch's row, and their names in TensorBoard and other trackers."""
 
@@ -90,6 +92,8 @@ class MetricLogger:
             "step/gradient_norm": figures.gradient_norm,
             "step/learning_rate": figures.learning_rate,
         }
+        if figures.audio_tokens:
+            values["step/audio_loss"] = figures.audio_loss_sum / figures.audio_tokens
         self._add(values, progress.steps)
 
     def epoch(self, curve: Curve, scored: Sequence[ScoredClip]) -> None:

@@ -88,4 +88,8 @@ def part(batch: ClipBatch, first: int, stop: int) -> ClipBatch:
         labels=batch.labels[first:stop],
         rows=batch.rows[first:stop],
         bad=(),
+        audio_BTKM=None
+        if batch.audio_BTKM is None
+        else batch.audio_BTKM[first:stop, : int(num_frames_B.max())],
+        has_audio_B=None if batch.has_audio_B is None else batch.has_audio_B[first:stop],
     )

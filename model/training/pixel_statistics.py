@@ -69,7 +69,7 @@ def measure_pixel_statistics(
     """
     shards = OpenShards(store)
     num_pixels, means, variances = [], [], []
-    for row in _measured_rows(samples).tolist():
+    for row in measured_rows(samples).tolist():
         try:
             clip_THW, _ = read_sample_of(shards, samples.slice(row, 1).to_pylist()[0])
         except ShardError:
@@ -94,7 +94,7 @@ def measure_pixel_statistics(
     return _rounded(mean), _rounded(math.sqrt(max(variance, SMALLEST_VARIANCE)))
 
 
-def _measured_rows(samples: pa.Table) -> np.ndarray:
+def measured_rows(samples: pa.Table) -> np.ndarray:
     """Returns the rows to measure: spread over shards that are spread over the table. Small shards: more of them."""
     shard_N = samples["shard"].combine_chunks().dictionary_encode().indices.to_numpy()
     num_shards = int(shard_N.max()) + 1

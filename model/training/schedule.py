@@ -6,15 +6,16 @@ Also the exponential moving average of a network's weights, which reads better t
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from model.device import copy_of
-from model.networks.network import LipNetwork
 from model.settings import TrainParams
 
 _Tensors = list[torch.Tensor]
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def learning_rate(params: TrainParams, epochs_done: float) -> float:
@@ -34,7 +35,7 @@ def teacher_forcing(params: TrainParams, epoch: int) -> float:
     return params.teacher_forcing + (params.teacher_forcing_end - params.teacher_forcing) * progress
 
 
-class WeightAverage:
+class WeightAverage(Generic[_Module]):
     """A network whose weights are the average of another network's weights after each step.
 
     After step n (from 0): average ← d · average + (1 − d) · weights, d = min(decay, (1 + n) / (10 + n)), so that the
@@ -42,9 +43,9 @@ class WeightAverage:
     buffers are averaged too; its counters are copied.
     """
 
-    def __init__(self, learning: LipNetwork, decay: float) -> None:
+    def __init__(self, learning: _Module, decay: float) -> None:
         self.learning, self.decay = learning, decay
-        self.network = copy_of(learning).requires_grad_(False).eval()
+        self.network: _Module = copy_of(learning).requires_grad_(False).eval()
         """Has the averaged weights; it is never trained."""
         self.num_steps = 0
         """Number of steps in the average."""
@@ -71,7 +72,7 @@ class WeightAverage:
         self.num_steps = num_steps
 
 
-def _tensors(network: LipNetwork) -> _Tensors:
+def _tensors(network: nn.Module) -> _Tensors:
     return [tensor.detach() for tensor in itertools.chain(network.parameters(), network.buffers())]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from model.device import Precision, tune
 from model.losses import LossParams, joint_loss_B
+from model.networks.sound_head import SoundLoss, sound_loss
 from model.runs import logger
 from model.training import schedule
 from model.training.augment import training_input
@@ -24,6 +25,7 @@ from model.training.training_data import TrainingData, TrainingJob
 from model.training.training_state import TrainingState
 from shards.errors import Interrupted, TrainingError
 from shards.files import fingerprint
+from shards.sound import VECTORS_A_FRAME
 from shards.stream import ClipBatch
 
 BLACK_FRAMES = 8
@@ -50,6 +52,11 @@ class StepFigures:
 
     After an overflow of float16, the scaler lowers its scale: this counts as taken.
     """
+    audio_loss_sum: float = 0.0
+    """Nats, over the sound tokens of the window; of clips that are played faster or slower, as many as at speed 1."""
+    audio_right: float = 0.0
+    """Sound tokens that were found the most likely."""
+    audio_tokens: float = 0.0
 
 
 class TrainingStep:
@@ -65,6 +72,8 @@ class TrainingStep:
     ) -> None:
         self.job, self.data, self.state, self.precision, self.ranks = job, data, state, precision, ranks
         self.loss_params = LossParams.of(job.train)
+        self._heard: list[torch.Tensor] = []
+        """Sums over the sound tokens of each micro-batch of a window: loss, right tokens."""
         self.micro_batches = MicroBatches()
         self.stop = StopSignals()
         """Set by the trainer; checked between two micro-batches of a window."""
@@ -89,22 +98,29 @@ class TrainingStep:
         window = [batch for batch in window if batch.clip_ids]  # in the other batches, all samples are bad
         chars = sum(self.data.num_chars(batch) for batch in window)
         clip_ids = tuple(clip_id for batch in window for clip_id in batch.clip_ids)
-        num_chars, num_clips = self.ranks.sum([chars, len(clip_ids)])
+        tokens = float(sum(int(num_tokens(batch).sum()) for batch in window))
+        num_chars, num_clips, audio_tokens = self.ranks.sum([chars, len(clip_ids), tokens])
         statistics = _RunningStatistics(state.network, int(num_clips))
         # distributed training averages the gradients of the ranks; multiplied by their number, it is the sum
         share = self.ranks.world_size / num_chars if num_chars else 0.0
+        audio_share = self.job.train.audio_weight * self.ranks.world_size / (audio_tokens or 1.0)
         if window:
-            losses = self._backward(window, epoch, share, statistics)
+            losses = self._backward(window, epoch, (share, audio_share), statistics)
         else:
-            self._backward([black_clip(self.data)], epoch, 0.0, statistics)
+            self._backward([black_clip(self.data)], epoch, (0.0, 0.0), statistics)
             statistics.restart()
             losses = []
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(state.network.parameters(), self.job.train.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(state.trained.parameters(), self.job.train.gradient_clip)
+        heard_2 = torch.stack(self._heard).sum(dim=0) if self._heard else norm.new_zeros(2)
         # the only place where the step waits for the device
-        norm_value, *loss_N = torch.cat([norm.detach()[None], *losses]).tolist()
+        norm_value, audio_loss, audio_right, *loss_N = torch.cat(
+            [norm.detach()[None], heard_2, *losses]
+        ).tolist()
         bad = tuple(c for c, loss in zip(clip_ids, loss_N, strict=True) if not math.isfinite(loss))
-        loss_sum, num_bad = self.ranks.sum([math.fsum(loss_N) if not bad else 0.0, len(bad)])
+        loss_sum, num_bad, *heard = self.ranks.sum(
+            [math.fsum(loss_N) if not bad else 0.0, len(bad), audio_loss, audio_right]
+        )
         if num_bad or (not math.isfinite(norm_value) and not self._is_overflow()):
             skipped = bad if num_bad else clip_ids
             _log_skipped(skipped, len(clip_ids), epoch, "loss" if num_bad else "gradient")
@@ -116,10 +132,21 @@ class TrainingStep:
         state.optimizer.zero_grad(set_to_none=True)
         if math.isfinite(norm_value):
             state.after_step()
-        return StepFigures(loss_sum, num_chars, int(num_clips), norm_value, rate)
+        return StepFigures(
+            *(loss_sum, num_chars, int(num_clips), norm_value, rate),
+            audio_loss_sum=heard[0],
+            audio_right=heard[1],
+            audio_tokens=audio_tokens,
+        )
 
     def batch_loss_B(self, network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
-        """Returns nats per clip (B,)."""
+        """Returns nats per clip (B,), of the labels."""
+        return self.losses(network, batch, epoch)[0]
+
+    def losses(
+        self, network: nn.Module, batch: ClipBatch, epoch: int
+    ) -> tuple[torch.Tensor, SoundLoss | None]:
+        """Returns the loss of each label (B,), and that of the sound if `network` has a sound head."""
         video_BCTYX, num_frames_B, targets = training_input(
             batch, self.job, self.data, epoch, self.state.device
         )
@@ -127,25 +154,36 @@ class TrainingStep:
             outputs = network(
                 video_BCTYX, num_frames_B, targets, schedule.teacher_forcing(self.job.train, epoch)
             )
-            return joint_loss_B(outputs, targets, self.loss_params)
+            loss_B = joint_loss_B(outputs, targets, self.loss_params)
+        if outputs.sound_logits_BJV is None:
+            return loss_B, None
+        return loss_B, sound_loss(outputs.sound_logits_BJV, targets.sound_BJ)
 
     # -- the gradient ----------------------------------------------------------------------------------
 
     def _backward(
-        self, window: Sequence[ClipBatch], epoch: int, share: float, statistics: "_RunningStatistics"
+        self,
+        window: Sequence[ClipBatch],
+        epoch: int,
+        shares: tuple[float, float],
+        statistics: "_RunningStatistics",
     ) -> list[torch.Tensor]:
-        """Adds the gradient of `share` times the losses of `window`; returns the losses, nats, on the device."""
+        """Adds the gradient of the losses of `window`; returns the losses of labels, nats, on the device.
+
+        `shares` multiply the losses of labels and of sound.
+        """
         progress = self.state.progress
         self.micro_batches.max_frames = progress.piece_frames
         while True:
             losses: list[torch.Tensor] = []
+            self._heard = []
             pieces = [piece for batch in window for piece in self.micro_batches.pieces(batch)]
             try:
                 for piece in pieces:
                     if self.stop.requested and self.ranks.world_size == 1:
                         raise Interrupted("stopped between two micro-batches of a window")
                     is_last = len(losses) + 1 == len(pieces)
-                    losses.append(self._piece_backward(piece, epoch, share, is_last))
+                    losses.append(self._piece_backward(piece, epoch, shares, is_last))
                     statistics.add(len(piece.clip_ids))
                 return losses
             except MEMORY_ERRORS as error:
@@ -166,13 +204,22 @@ class TrainingStep:
         self.state.optimizer.zero_grad(set_to_none=True)
         statistics.restart()
 
-    def _piece_backward(self, piece: ClipBatch, epoch: int, share: float, is_last: bool) -> torch.Tensor:
+    def _piece_backward(
+        self, piece: ClipBatch, epoch: int, shares: tuple[float, float], is_last: bool
+    ) -> torch.Tensor:
         learner, ranks = self.state.learner, self.ranks
         # dropout and scheduled sampling depend on the clips, not on the rank or on earlier steps
         torch.manual_seed(int(fingerprint(self.job.train.seed, epoch, piece.rows[0])[:16], 16))
         with contextlib.nullcontext() if is_last else ranks.unsynchronised(learner):
-            loss_B = self.batch_loss_B(learner, piece, epoch)
-            self.state.scaler.scale(loss_B.sum() * share).backward()
+            loss_B, sound = self.losses(learner, piece, epoch)
+            total = loss_B.sum() * shares[0]
+            if sound:
+                tokens_B = num_tokens(piece).to(loss_B.device, non_blocking=True)
+                heard = torch.stack([(tokens_B * mean_B).sum() for mean_B in sound])
+                self._heard.append(heard.detach())
+                # also without a token: all ranks need a gradient of the head
+                total = total + heard[0] * shares[1]
+            self.state.scaler.scale(total).backward()
         return loss_B.detach()
 
     def _make_smaller(self, piece: ClipBatch, error: BaseException) -> None:
@@ -210,6 +257,13 @@ def _log_skipped(skipped: Sequence[str], num_clips: int, epoch: int, what: str) 
             ", ".join(skipped),
             num_clips,
         )
+
+
+def num_tokens(batch: ClipBatch) -> torch.Tensor:
+    """Returns the sound tokens of each clip (B,), before its speed is changed; 0 for a silent clip."""
+    if batch.has_audio_B is None:
+        return torch.zeros(len(batch.clip_ids))
+    return VECTORS_A_FRAME * batch.num_frames_B * batch.has_audio_B
 
 
 class _RunningStatistics:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from model.decoding.registry import chosen_decoder, used_settings
 from model.losses import refuse_unspellable
+from model.networks.sound_head import SoundTokens
 from model.settings import DecodeParams, ModelParams, TextParams, TrainParams
 from model.text import describe_stored_normaliser
 from model.training.pseudo_labels import PseudoLabels
@@ -117,7 +118,14 @@ class TrainingData:
             )
         _refuse_unlike_normalisers(job.packs)
         # other columns of the table would stay in memory during the whole training
-        self.samples = job.packs.read_training(STREAM_COLUMNS, job.loader)
+        has_sound = job.train.audio_weight > 0
+        columns = [*STREAM_COLUMNS, *(["audio_sha256"] if has_sound else [])]
+        self.samples = job.packs.read_training(columns, job.loader)
+        if has_sound and self.samples["audio_sha256"].null_count == len(self.samples):
+            raise TrainingError(
+                f"train.audio_weight is {job.train.audio_weight:g}, but no training clip has sound in its pack; set "
+                "pack.audio to true and run `pipeline pack`, or set train.audio_weight to 0"
+            )
         has_valid = VALID_SPLIT in job.packs.splits
         self.valid_samples = job.packs.read(VALID_SPLIT) if has_valid else SAMPLES.empty_table()
         """Empty if no valid clips are packed."""
@@ -142,6 +150,8 @@ class TrainingData:
         """The trainer sets its pixel statistics (model/training/pixel_statistics.py)."""
         self.pseudo_labels: PseudoLabels | None = None
         """Set at the start of an epoch (model/training/self_training.py)."""
+        self.sound_tokens: SoundTokens | None = None
+        """The trainer sets them if train.audio_weight is above 0 (model/training/sound_tokens.py)."""
         self.plan_identity = job.packs.plan_identity(job.loader, job.train.batch_size, ranks.world_size)
         if job.train.self_training.is_on:  # see usable_N
             blend = {**(self.plan_identity.blend or {}), "self_training": True}
@@ -182,12 +192,14 @@ class TrainingData:
 
     @property
     def usable_N(self) -> np.ndarray | None:
-        """Whether an epoch may visit each clip; None: all. With self-training, only clips that have some label."""
+        """Whether an epoch may visit each clip; None: all. With self-training, clips that have some label or sound."""
         if not self._job.train.self_training.is_on:
             return None
         usable_N = self.is_labelled_N.copy()
         if self.pseudo_labels is not None:
             usable_N[list(self.pseudo_labels.texts)] = True
+        if self._job.train.audio_weight > 0:
+            usable_N |= self.samples["audio_sha256"].is_valid().to_numpy()
         return usable_N
 
     @cached_property
@@ -250,7 +262,10 @@ class TrainingData:
         job = self._job
         quarantine = job.loader.max_bad_fraction > 0
         return (
-            ShardStream(job.packs.store, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
+            ShardStream(
+                *(job.packs.store, self.samples, job.machine, pin_memory, quarantine, self.crop_HW),
+                audio=job.train.audio_weight > 0,
+            ),
             ShardStream(job.packs.store, self.valid_samples, job.machine, pin_memory, False, self.crop_HW),
         )
 

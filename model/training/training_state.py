@@ -18,11 +18,12 @@ from model.checkpoints import (
 from model.decoding.reader import LipReader
 from model.device import Precision, channels_last_weights
 from model.networks.network import LipNetwork, differences
+from model.networks.sound_head import SoundHead, SoundLearner
 from model.progress import Progress
 from model.runs import RunFolder, logger
 from model.settings import TrainParams
 from model.text import NORMALISER_VERSION
-from model.training.fine_tuning import parameter_groups, start_from
+from model.training.fine_tuning import head_groups, parameter_groups, start_from
 from model.training.last_checkpoint import load_last
 from model.training.ranks import SINGLE_PROCESS, Ranks
 from model.training.schedule import WeightAverage
@@ -47,12 +48,21 @@ class TrainingState:
         self.network = LipNetwork(data.model, data.vocabulary, job.train.heads).to(device)
         if device.type == "cuda":
             channels_last_weights(self.network)
-        self.learner: nn.Module = self.network
+        self.sound_head: SoundHead | None = None
+        groups = parameter_groups(self.network, job.train)
+        self.trained: nn.Module = self.network
+        """Everything that training changes: the network, and the sound head if there is one."""
+        if job.train.audio_weight > 0:
+            self.sound_head = SoundHead(self.network, job.train.audio_tokens).to(device)
+            self.trained = SoundLearner(self.network, self.sound_head)
+            groups += head_groups(self.sound_head, job.train)
+        self.learner: nn.Module = self.trained
         """The network that a step calls. With several ranks, the trainer wraps it."""
         decay = job.train.ema_decay
         self.average = WeightAverage(self.network, decay) if decay else None
+        self.sound_average = WeightAverage(self.sound_head, decay) if decay and self.sound_head else None
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.network, job.train),
+            groups,
             lr=job.train.learning_rate,
             betas=(0.9, 0.98),
             fused=True,
@@ -70,9 +80,10 @@ class TrainingState:
             group["lr"] = rate * group["rate_share"]
 
     def after_step(self) -> None:
-        """Updates the average. Call it after each optimiser step that was taken."""
-        if self.average:
-            self.average.step()
+        """Updates the averages. Call it after each optimiser step that was taken."""
+        for average in (self.average, self.sound_average):
+            if average:
+                average.step()
 
     @property
     def evaluation_network(self) -> LipNetwork:
@@ -121,6 +132,7 @@ class TrainingState:
             "training_state_dict": self.network.state_dict() if self.average else None,
             "averaged_steps": self.average.num_steps if self.average else 0,
             **self.data.clips,
+            **self._sound_head_state(),
             "progress": progress.recorded(),
             "plan_identity": self.data.plan_identity.in_shape(shape.batch_size, shape.world_size).as_dict(),
             "valid_hash": self.data.valid_hash,
@@ -129,6 +141,19 @@ class TrainingState:
             # checkpoints of earlier programs hold it; now every random draw depends on the clips and the epoch only
             "random_state": None,
             "cuda_random_state": None,
+        }
+
+    def _sound_head_state(self) -> dict[str, Any]:
+        if not self.sound_head:
+            return {}
+        assert self.data.sound_tokens is not None
+        kept = self.sound_average.network if self.sound_average else self.sound_head
+        return {
+            "audio_head": {
+                "weights": kept.state_dict(),
+                "training_weights": self.sound_head.state_dict() if self.sound_average else None,
+                "tokens": self.data.sound_tokens._asdict(),
+            }
         }
 
     def plan(self) -> ElasticPlan:
@@ -175,6 +200,7 @@ class TrainingState:
         other_plan = ours.differences(theirs)
         if other_plan and not job.accept_new_plan:
             raise CheckpointError(_other_plan_message(source, other_plan, progress))
+        self._refuse_other_sound(state, source)
         self._refuse_other_groups(state, source)
         self._restore_weights(state, source)
         self._restore_momenta(state["optimizer_state_dict"])
@@ -201,6 +227,17 @@ class TrainingState:
         data = self.data
         refuse_other_model(state, data.model, data.vocabulary, self.job.train.heads, data.clips, source)
 
+    def _refuse_other_sound(self, state: dict[str, Any], source: Path) -> None:
+        """Raises CheckpointError if only one of the runs learns from sound, or with another number of tokens."""
+        theirs = len(state["audio_head"]["tokens"]["centre_VD"]) if "audio_head" in state else 0
+        ours = self.job.train.audio_tokens if self.sound_head else 0
+        if theirs != ours:
+            raise CheckpointError(
+                f"{source} was trained with {theirs or 'no'} sound tokens, this run has {ours or 'none'} "
+                "(train.audio_weight, train.audio_tokens); set them to the checkpoint's values, or start a new run "
+                f"from its weights with --set train.init_from={source}"
+            )
+
     def _refuse_other_groups(self, state: dict[str, Any], source: Path) -> None:
         """Raises CheckpointError if the groups differ: momenta belong to parameters by their position in the groups."""
         groups = (state["optimizer_state_dict"]["param_groups"], self.optimizer.param_groups)
@@ -215,6 +252,12 @@ class TrainingState:
     def _restore_weights(self, state: dict[str, Any], source: Path) -> None:
         """Restores the weights, and their average if it is used: the checkpoint's, or a new one."""
         average, weights = state["model_state_dict"], state["training_state_dict"]
+        if self.sound_head:
+            head = state["audio_head"]
+            self.sound_head.load_state_dict(head["training_weights"] or head["weights"])
+            if self.sound_average:
+                num_steps = state["averaged_steps"] if head["training_weights"] else 0
+                self.sound_average.restore(head["weights"], num_steps)
         self.network.load_state_dict(weights or average)
         if self.average and weights:
             self.average.restore(average, state["averaged_steps"])

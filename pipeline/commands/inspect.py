@@ -123,6 +123,7 @@ def _qc(values: "Params", page: Path, **choice: Any) -> "QcSummary":
             *tables,
             page,
             audit_path=Path(paths.audit),
+            sound_path=Path(paths.sound),
             on_progress=on_progress,
             **choice,
         )
@@ -173,7 +174,9 @@ def overlap(
 
 @app.command(rich_help_panel=TOOLS)
 def query(
-    sql: Annotated[str, typer.Argument(help="SELECT over clips, crops, tracks, samples, audit, predictions")],
+    sql: Annotated[
+        str, typer.Argument(help="SELECT over clips, crops, tracks, samples, audit, sound, predictions")
+    ],
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",

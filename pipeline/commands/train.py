@@ -1,4 +1,4 @@
-"""The commands train, audit and lm.
+"""The commands train, audit, sync and lm.
 
 Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
@@ -17,6 +17,7 @@ from pipeline.command import (
     ConfigFile,
     DataRoot,
     Json,
+    ModelFile,
     ParamsFile,
     app,
     check_writable,
@@ -189,6 +190,44 @@ def audit(
         print_json(figures_of(summary))
     else:
         print_audit(summary, stdout)
+        say("`pipeline qc` shows the worst clips")
+
+
+@app.command(rich_help_panel=TRAINING)
+def sync(
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    checkpoint: ModelFile = None,
+    clips: Annotated[int, typer.Option(min=0, help="number of clips to print")] = 20,
+    json_: Json = False,
+) -> None:
+    """Measure the offset between sound and picture of each packed clip, and how well they belong together.
+
+    Needs a pack with pack.audio and a model that was trained with train.audio_weight. Writes paths.sound, which
+    train.where can use.
+
+    Example: pipeline sync && pipeline train --set "train.where=abs(offset_frames) <= 2"
+    """
+    from pipeline.console import stdout
+    from pipeline.tables.sync import print_sync
+    from pipeline.training_job import packs_of
+    from stages.sync import sync as run
+
+    values = load(params, assignments)
+    check_writable(Path(values.paths.sound).parent, "paths.sound")
+    with shown("comparing sound and picture", "clips") as on_progress:
+        summary = run(
+            packs_of(values),
+            checkpoint or Path(values.paths.checkpoints) / "best_model.pt",
+            loader=values.loader,
+            machine=values.machine,
+            num_shown=clips,
+            on_progress=on_progress,
+        )
+    if json_:
+        print_json(figures_of(summary))
+    else:
+        print_sync(summary, stdout)
         say("`pipeline qc` shows the worst clips")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from shards.sound import EXTENSION
 from stages.cards.licences import is_unknown
 from stages.cards.pack_facts import PackFacts
 
@@ -81,6 +82,10 @@ def croissant(facts: PackFacts, name: str, description: str, extension: str) -> 
         _members("descriptions", "the facts of a clip", "application/json", "*.json", shards),
         _members("clips", "the mouth clip", _MEDIA_TYPES[facts.codec], f"*.{extension}", shards),
     ]
+    if facts.has_sound:
+        members[1]["excludes"] = f"*.{EXTENSION}"
+        sound = "log-mel vectors of the sound"
+        members.append(_members("sounds", sound, _MEDIA_TYPES["raw"], f"*.{EXTENSION}", shards))
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",

@@ -36,6 +36,8 @@ class PackFacts:
     size_px: int
     fps: float
     splits: tuple[SplitFacts, ...]
+    has_sound: bool = False
+    """Whether each sample also has log-mel vectors of its sound."""
 
 
 def facts_of(
@@ -47,6 +49,7 @@ def facts_of(
     codec: str,
     size_px: int,
     fps: float,
+    has_sound: bool = False,
 ) -> PackFacts:
     """Returns the facts of rows of samples.parquet; `kind` is the corpus's, and gives its language."""
     by_split: dict[str, list[Mapping[str, Any]]] = {split: [] for split in splits}
@@ -59,6 +62,7 @@ def facts_of(
         size_px,
         fps,
         tuple(_split_facts(split, of_split, fps) for split, of_split in by_split.items()),
+        has_sound,
     )
 
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from stages.clips.shared_cache import SharedCache
 from stages.mouths.cropping import crop_video, render_from_track
 from stages.settings import CorpusParams, CropParams
 from stages.videos.media import Source, resolve_media
+from stages.videos.sound import NoSound, sound_of_clip
 
 
 class ClipSource:
@@ -36,7 +37,7 @@ class ClipSource:
         read_tracks: Callable[[], pa.Table],
     ) -> None:
         self.root, self.params, self.clips = Path(corpus.root), crop, clips
-        self.follow_links = corpus.follow_links
+        self.follow_links, self._corpus = corpus.follow_links, corpus
         self.cache = ClipCache(Path(machine.cache_dir))
         self.mirror = SharedCache(machine.share, self.cache.folder) if machine.share else None
         self.read_tracks = read_tracks
@@ -68,6 +69,23 @@ class ClipSource:
     def video_of(self, clip: Mapping[str, Any]) -> Source:
         """Returns the video, or its part, of a row of clips.parquet. Raises ClipRejected if missing or outside."""
         return resolve_media(self.root, clip["media"], clip["start_s"], clip["end_s"], self.follow_links)
+
+    def read_sound(self, crop_row: Mapping[str, Any]) -> NDArray[np.float16]:
+        """Returns the log-mel vectors of the clip's sound, float16, T×4×40. Raises NoSound."""
+        clip = self.clips[crop_row["clip_id"]]
+        try:
+            video, name = self.video_of(clip), self._audio_of(clip)
+            file = resolve_media(self.root, name, follow_links=self.follow_links) if name else None
+        except ClipRejected as error:
+            raise NoSound(error.detail) from error
+        return sound_of_clip(video, file, crop_row["num_frames"], self.params)
+
+    def _audio_of(self, clip: Mapping[str, Any]) -> str:
+        """Returns the file with the sound, relative to the root; empty: the video has it."""
+        name = PurePosixPath(clip["media"]).stem
+        return clip["audio"] or self._corpus.audio.format(
+            clip_id=clip["clip_id"], speaker=clip["speaker"] or "", name=name
+        )
 
     def _render(self, crop_row: Mapping[str, Any]) -> NDArray[np.uint8]:
         clip_id = crop_row["clip_id"]

@@ -8,7 +8,7 @@ import duckdb
 
 from shards.errors import TableError
 from shards.files import read_table
-from shards.schema import AUDIT, CLIPS, CROPS
+from shards.schema import AUDIT, CLIPS, CROPS, SOUND
 from stages.qc.page import Speaker, Totals
 from stages.settings import CropParams
 from stages.statistics.join_tables import is_of_clips
@@ -132,6 +132,18 @@ class Ledger:
         return self._rows(
             "SELECT * FROM ledger JOIN audit USING (clip_id, label) WHERE status = 'ok' "
             "ORDER BY is_doubtful DESC, contradiction DESC, clip_id LIMIT $num",
+            num=num,
+        )
+
+    def out_of_step(self, sound_path: Path, num: int) -> list[Row]:
+        """Returns the usable clips with the columns of their sound, those that are most out of step first.
+
+        Raises TableError if the table is damaged.
+        """
+        self.connection.register("sound", read_table(sound_path, SOUND, "pipeline sync"))
+        return self._rows(
+            "SELECT * FROM ledger JOIN sound USING (clip_id) WHERE status = 'ok' AND has_audio "
+            "ORDER BY abs(offset_frames) DESC, agreement, clip_id LIMIT $num",
             num=num,
         )
 

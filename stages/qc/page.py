@@ -136,6 +136,8 @@ class QcPage:
     random: CardList
     contradicted: CardList | None
     """None without an audit."""
+    out_of_step: CardList | None
+    """None if the sound was not compared with the pictures."""
     extremes: Sequence[CardList]
     speaker_columns: Sequence[Quality]
     speakers: Sequence[Speaker]
@@ -165,6 +167,13 @@ class Pictures:
             figure=f"{row['contradiction']:.2f} nats" + (", doubtful" if row["is_doubtful"] else ""),
             reading=_shortened(row["reading"], LABEL_CHARS),
         )
+
+    def heard(self, row: dict[str, Any]) -> Card:
+        """Returns the card of a clip whose sound is out of step."""
+        figure = (
+            f"{row['offset_frames']:+d} frames, {row['offset_s']:+.2f} s; agreement {row['agreement']:.2f}"
+        )
+        return replace(self.card(row), figure=figure)
 
     def card(self, row: dict[str, Any], quality: Quality | None = None) -> Card:
         """Returns the card of a usable clip, with its figure of `quality` as the reason, if given."""

@@ -66,6 +66,7 @@ def qc(
     page_path: Path,
     *,
     audit_path: Path | None = None,
+    sound_path: Path | None = None,
     seed: int = 0,
     num_clips: int = NUM_CLIPS,
     on_progress: Progress | None = None,
@@ -73,9 +74,10 @@ def qc(
     """Writes the page: the same tables, videos and seed give the same bytes.
 
     Film strips show `num_clips` random usable clips, a third as many at each bad end of each figure, and one clip of
-    each of twice as many speakers; with an audit also `num_clips` clips whose label the video contradicts. Stills show
-    a third as many rejected clips of each reason. A clip that is missing from the cache is cut again; if that fails,
-    the page says why. Raises TableError if a table is missing, or does not belong to these clips.
+    each of twice as many speakers; with an audit also `num_clips` clips whose label the video contradicts, and with
+    `pipeline sync` as many whose sound is out of step. Stills show a third as many rejected clips of each reason. A
+    clip that is missing from the cache is cut again; if that fails, the page says why. Raises TableError if a table is
+    missing, or does not belong to these clips.
     """
     assert 1 <= num_clips <= MAX_CLIPS, "the command line checks num_clips"
     few = -(-num_clips // 3)
@@ -84,6 +86,7 @@ def qc(
         ledger = Ledger(connection, clips_path, crops_path, seed)
         totals, by_reason, warnings = ledger.totals(), ledger.reasons(), ledger.beyond_limits(crop)
         random, by_speaker = ledger.random(num_clips), ledger.one_per_speaker(2 * num_clips)
+        heard = ledger.out_of_step(sound_path, num_clips) if sound_path and sound_path.exists() else None
         audited = ledger.contradicted(audit_path, num_clips) if audit_path and audit_path.exists() else None
         extremes = [
             (quality, title, ledger.extremes(quality, end, few))
@@ -94,7 +97,7 @@ def qc(
         rejected = {reason: ledger.rejected(reason, few) for reason in by_reason}
         speakers = ledger.speakers(_SPEAKER_COLUMNS, MAX_SPEAKERS)
         drawn = histograms(connection, QUALITIES, crop)
-    usable = _by_id(random, by_speaker, audited or (), *(rows for _, _, rows in extremes))
+    usable = _by_id(random, by_speaker, audited or (), heard or (), *(rows for _, _, rows in extremes))
     read_tracks = partial(read_table, tracks_path, TRACKS, "pipeline crop")
     source = ClipSource(corpus, crop, machine, usable, read_tracks)
     pictures = Pictures(source, len(usable) + sum(map(len, rejected.values())), on_progress)
@@ -115,6 +118,14 @@ def qc(
             "a model that had not seen the clip finds its reading this much more likely than the label, by character "
             "(pipeline audit)",
             tuple(map(pictures.audited, audited)),
+        ),
+        out_of_step=None
+        if heard is None
+        else CardList(
+            "Sound and picture out of step",
+            "by how much the sound is late (+) or early, and how much better it fits there than elsewhere, nats by "
+            "frame (pipeline sync)",
+            tuple(map(pictures.heard, heard)),
         ),
         extremes=[
             CardList(title, quality.about, tuple(pictures.card(row, quality) for row in rows))

@@ -73,6 +73,11 @@ class Clock:
         """Time until which pictures are shown, by their own durations: the last picture may have a long one."""
         self._origin_s = origin_s
 
+    @property
+    def origin_s(self) -> float:
+        """The timestamp of time 0, once a picture was read."""
+        return self._origin_s or 0.0
+
     def read(self, picture: av.VideoFrame) -> tuple[float, float]:
         """Returns the time of `picture`, and the time since the previous picture (0 for the first)."""
         time_s, gap_s = self._read(picture)

@@ -129,6 +129,22 @@ def decode(media: Media, params: CropParams) -> Iterator[SourceFrame]:
             )
 
 
+def picture_start_s(media: Media, params: CropParams) -> float:
+    """Returns the time of the first picture of `media` on the clock of the file, which its sound shares.
+
+    Raises ClipRejected like `decode`.
+    """
+    source = source_of(media)
+    begin_s = -TIME_SLACK_S if source.start_s is None else source.start_s - TIME_SLACK_S
+    with _opened_before(source, params, begin_s) as (_, clock, make_display, pictures):
+        for _, _, time_s, _ in _timed(source, pictures, clock, make_display, params):
+            if time_s >= begin_s:
+                return clock.origin_s + time_s
+    raise ClipRejected(
+        Reason.TRUNCATED, f"{source.name} shows no picture from {source.start_s or 0:.3f} s on"
+    )
+
+
 def _check_end(source: Source, announced_s: float | None, found_s: float, num_frames: int) -> None:
     """Raises ClipRejected if a video breaks off, or the requested part lies beyond its end."""
     is_beyond = source.start_s is not None and source.start_s >= found_s - TIME_SLACK_S

@@ -51,6 +51,7 @@ CONFORMER = {
 CPU_TASKS = (
     *("training", "training, plain", "training, plain, kept", "inference, ctc", "inference, attention"),
     *("conformer", "conformer, plain", "loop, cached", "loop, shards"),
+    *("sound, off", "sound, on"),
 )
 
 

@@ -28,7 +28,7 @@ UNSEEN_DEPS = {
     "stats": {"corpus.root", "paths.tracks"},
     "report": {"paths.lm"},
 }
-UNSEEN_PARAMS = {"ingest": {"inference"}, "pack": {"corpus.root", "crop"}, "lm": {"text"}}
+UNSEEN_PARAMS = {"ingest": {"inference"}, "pack": {"corpus.root", "corpus.audio", "crop"}, "lm": {"text"}}
 
 
 def test_the_stages_call_verbs_that_exist() -> None:

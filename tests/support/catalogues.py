@@ -29,6 +29,7 @@ def catalogue(splits: list[str]) -> pa.Table:
             "speaker": [None if i % 3 else "s" for i in range(n)],
             "topic": [None] * n,
             "confidence": pa.nulls(n),
+            "audio_sha256": pa.nulls(n),
         }
     ).cast(SAMPLES)
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,16 @@ def toy_clip(label: str, seed: int, frames_a_char: int = 6) -> np.ndarray:
     return np.stack(frames)
 
 
+def toy_sound(label: str, seed: int, frames_a_char: int = 6) -> np.ndarray:
+    """Returns log-mel vectors (float16, T×4×40) whose loud bands encode the character that `toy_clip` shows."""
+    rng = np.random.default_rng(seed)
+    sound_TKM = rng.normal(-10, 0.5, (len(label) * frames_a_char, 4, 40))
+    for number, character in enumerate(label):
+        bands = slice(10 * SYLLABLES.index(character), 10 * SYLLABLES.index(character) + 10)
+        sound_TKM[number * frames_a_char + 1 : (number + 1) * frames_a_char - 1, :, bands] += 8
+    return sound_TKM.astype(np.float16)
+
+
 def toy_clips(
     num_train: int = 24, num_valid: int = 6, seed: int = 0, frames_a_char: int = 6
 ) -> list[tuple[str, str, np.ndarray, str]]:
@@ -69,8 +80,12 @@ def pack_clips(
     clips_a_shard: int = 5,
     codec: Codec = "raw",
     fps: float = 25.0,
+    sounds: Mapping[str, np.ndarray] | None = None,
 ) -> Packed:
-    """Writes shards and samples.parquet for (clip_id, split, clip, label)."""
+    """Writes shards and samples.parquet for (clip_id, split, clip, label).
+
+    `sounds` has the log-mel vectors of the clips with sound (clip_id → float16, T×4×40); None: a pack without sound.
+    """
     rows = []
     for split in dict.fromkeys(clip[1] for clip in clips):
         of_split = [clip for clip in clips if clip[1] == split]
@@ -78,7 +93,7 @@ def pack_clips(
             name = f"{split}/{split}-{shard // clips_a_shard:06d}.tar"
             path = folder / "shards" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard], codec, fps)
+            rows += _write_shard(path, name, of_split[shard : shard + clips_a_shard], codec, fps, sounds)
     write_table(folder / "samples.parquet", table_from_rows(rows, SAMPLES), SAMPLES)
     return Packed.at(folder)
 
@@ -93,9 +108,14 @@ def _payload(clip: np.ndarray, codec: Codec) -> bytes:
 
 
 def _write_shard(
-    path: Path, name: str, clips: list[tuple[str, str, np.ndarray, str]], codec: Codec, fps: float
+    path: Path,
+    name: str,
+    clips: list[tuple[str, str, np.ndarray, str]],
+    codec: Codec,
+    fps: float,
+    sounds: Mapping[str, np.ndarray] | None,
 ) -> list[dict]:
-    payloads = {}
+    payloads, heard = {}, {}
     # GNU format if names are too long for USTAR
     is_long = any(len(clip_id) > 95 for clip_id, *_ in clips)
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT if is_long else tarfile.USTAR_FORMAT) as tar:
@@ -108,10 +128,15 @@ def _write_shard(
                 "codec": codec,
                 "num_frames": len(clip),
             }
-            for extension, payload in (
-                (clip_extension(codec), payloads[clip_id]),
-                ("json", json.dumps(metadata).encode()),
-            ):
+            members = [(clip_extension(codec), payloads[clip_id])]
+            if sounds is not None:
+                metadata["audio"] = "present" if clip_id in sounds else "silent"
+            members.append(("json", json.dumps(metadata).encode()))
+            if sounds is not None:
+                silence = np.full((len(clip), 4, 40), -23, np.float16)
+                heard[clip_id] = _payload(sounds.get(clip_id, silence), "raw")
+                members.append(("audio.npy", heard[clip_id]))
+            for extension, payload in members:
                 member = tarfile.TarInfo(f"{clip_id}.{extension}")
                 member.size = len(payload)
                 tar.addfile(member, io.BytesIO(payload))
@@ -119,7 +144,8 @@ def _write_shard(
     with tarfile.open(path) as tar:
         members = tar.getmembers()
         for number, (clip_id, split, clip, label) in enumerate(clips):
-            first, last = members[2 * number], members[2 * number + 1]
+            own = members[number * len(members) // len(clips) : (number + 1) * len(members) // len(clips)]
+            first, last = own[0], own[-1]
             end = last.offset_data + -(-last.size // 512) * 512
             rows.append(
                 {
@@ -137,6 +163,9 @@ def _write_shard(
                     "label": label,
                     "speaker": None,
                     "topic": None,
+                    "audio_sha256": hashlib.sha256(heard[clip_id]).hexdigest()
+                    if sounds and clip_id in sounds
+                    else None,
                 }
             )
     return rows

@@ -28,7 +28,7 @@ from shards.samples import read_samples
 from shards.store import FolderStore
 from stages import train as train_module
 from stages.train import train
-from tests.support.packed import Packed, pack_clips, toy_clips, with_column
+from tests.support.packed import Packed, pack_clips, toy_clips, toy_sound, with_column
 from tests.support.ranks import together
 from tests.support.trainings import MODEL, assert_same_weights, job_in
 
@@ -64,9 +64,9 @@ def losses_of(job: TrainingJob) -> list[float]:
 # -- the same as one process ------------------------------------------------------------------------------
 
 
-def still_ranks(folder: Path, packed: Packed) -> list[float]:
+def still_ranks(folder: Path, packed: Packed, changes: dict[str, object]) -> list[float]:
     batchnorm_in_eval()
-    return losses_of(still_job(folder, packed))
+    return losses_of(still_job(folder, packed, **changes))
 
 
 @pytest.fixture
@@ -92,16 +92,22 @@ def as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_BatchNorm, "train", lambda self, mode=True: torch.nn.Module.train(self, False))
 
 
-@pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "confidences"])
+@pytest.mark.parametrize("kind", ["plain", "confidences", "sound"])
 def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
-    tmp_path: Path, packed: Packed, as_one: None, is_weighted: bool
+    tmp_path: Path, packed: Packed, as_one: None, kind: str
 ) -> None:
     """With windows of two batches: the gradient of the first is exchanged only with the second."""
-    if is_weighted:
+    changes: dict[str, object] = {}
+    if kind == "sound":
+        clips = toy_clips(num_train=26, num_valid=7)
+        sounds = {clip_id: toy_sound(label, 0) for clip_id, _, _, label in clips[:20]}
+        packed = pack_clips(tmp_path / "sound", clips, sounds=sounds)
+        changes = {"audio_weight": 0.5, "audio_tokens": 8}
+    if kind == "confidences":
         confidence = {f"train_{number:03d}": number / 25 for number in range(26)}
         packed = with_column(packed, tmp_path, "confidence", confidence)
-    ours, silent = together(still_ranks, tmp_path / "two", packed)
-    theirs = losses_of(still_job(tmp_path / "one", packed))
+    ours, silent = together(still_ranks, tmp_path / "two", packed, changes)
+    theirs = losses_of(still_job(tmp_path / "one", packed, **changes))
     assert silent == []
     assert len(ours) == len(theirs) >= 6
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -110,7 +116,13 @@ def test_two_ranks_learn_what_one_process_learns_from_the_doubled_batch(
     )
     for name, weights in one["model_state_dict"].items():
         torch.testing.assert_close(two["model_state_dict"][name], weights, atol=1e-4, rtol=0)
-    for key in ("train_loss", "val_loss", "val_cer", "gradient_norm"):
+    keys = ["train_loss", "val_loss", "val_cer", "gradient_norm"]
+    if kind == "sound":
+        keys += ["audio_loss", "audio_accuracy"]
+        for name, weights in one["audio_head"]["weights"].items():
+            torch.testing.assert_close(two["audio_head"]["weights"][name], weights, atol=1e-4, rtol=0)
+        assert all(curve["audio_accuracy"] > 0 for curve in one["progress"]["curves"])
+    for key in keys:
         np.testing.assert_allclose(
             [curve[key] for curve in two["progress"]["curves"]],
             [curve[key] for curve in one["progress"]["curves"]],

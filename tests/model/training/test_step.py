@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.device import copy_of
+from model.networks.sound_head import SoundLoss
 from model.settings import DecodeParams
 from model.training.augment import training_input
 from model.training.ranks import Ranks
@@ -87,7 +88,8 @@ def test_a_rank_without_clips_takes_part_with_a_zero_gradient(
 ) -> None:
     """Like a rank whose clips are all damaged, while the other rank has four clips."""
 
-    others = iter([(9, 4), (20.0, 0)])  # characters and clips; loss and clips of a bad one
+    # characters, clips and sound tokens; loss, clips of a bad one, and figures of sound
+    others = iter([(9, 4, 0), (20.0, 0, 0.0, 0.0)])
 
     class Other(Ranks):
         def sum(self, values: list[float]) -> list[float]:
@@ -225,13 +227,14 @@ def test_with_several_ranks_a_stop_waits_for_the_end_of_the_window(tmp_path: Pat
 
 def poisoned(bench: Bench, clip_id: str, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """Multiplies the loss of one clip, and its gradient, by `value`."""
-    whole = bench.step.batch_loss_B
+    whole = bench.step.losses
 
-    def batch_loss_B(network: nn.Module, batch: ClipBatch, epoch: int) -> torch.Tensor:
+    def losses(network: nn.Module, batch: ClipBatch, epoch: int) -> tuple[torch.Tensor, SoundLoss | None]:
         factor_B = torch.tensor([value if other == clip_id else 1.0 for other in batch.clip_ids])
-        return whole(network, batch, epoch) * factor_B
+        loss_B, sound = whole(network, batch, epoch)
+        return loss_B * factor_B, sound
 
-    monkeypatch.setattr(bench.step, "batch_loss_B", batch_loss_B)
+    monkeypatch.setattr(bench.step, "losses", losses)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

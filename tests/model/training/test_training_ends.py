@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from model.checkpoints import load_checkpoint
+from model.networks.sound_head import SoundLoss
 from model.progress import Progress
 from model.runs import RunFolder, training_log
 from model.training.ranks import StopSignals
@@ -77,9 +78,9 @@ class Poisoned(TrainingStep):
         Poisoned.num_windows += 1
         return super().__call__(*arguments)
 
-    def batch_loss_B(self, network, batch, epoch: int) -> torch.Tensor:
-        loss_B = super().batch_loss_B(network, batch, epoch)
-        return loss_B * float("nan") if Poisoned.num_windows in self.windows else loss_B
+    def losses(self, network, batch, epoch: int) -> tuple[torch.Tensor, SoundLoss | None]:
+        loss_B, sound = super().losses(network, batch, epoch)
+        return loss_B * float("nan") if Poisoned.num_windows in self.windows else loss_B, sound
 
 
 @pytest.fixture

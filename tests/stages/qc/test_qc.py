@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.params import read_mapping
 from shards.errors import TableError
 from shards.files import table_from_rows, write_table
-from shards.schema import AUDIT, CROPS
+from shards.schema import AUDIT, CROPS, SOUND
 from stages.pages.histogram import NUM_BINS, bin_edges, count
 from stages.qc import pages as qc_stage
 from stages.statistics.quality import QUALITIES, Limit
@@ -152,6 +152,27 @@ def test_the_clips_whose_label_the_video_contradicts_are_shown_with_their_readin
     assert f"read: {HOSTILE} 1" in text and label_of[usable[1]] in text and "<script" not in shown
     assert len(pictures(shown)) == 2 * (len(usable) - 1), "two pictures of four frames each"
     assert len(ids(part(own.page(audit_path=audit, num_clips=1), "Contradicted labels"))) == 1
+
+
+def test_the_clips_whose_sound_is_out_of_step_are_shown_worst_first(own: Corpus) -> None:
+    usable = [row["clip_id"] for row in own.crops if row["status"] == "ok"]
+    sound = own.folder / "sound.parquet"
+    assert "out of step" not in own.page(sound_path=sound), "not compared"
+    rows = [
+        {
+            "clip_id": clip_id,
+            "has_audio": number > 0,
+            "offset_frames": None if number == 0 else (-1) ** number * number,
+            "offset_s": None if number == 0 else (-1) ** number * number / 25,
+            "agreement": None if number == 0 else 1.5,
+        }
+        for number, clip_id in enumerate(usable)
+    ]
+    write_table(sound, table_from_rows(rows, SOUND), SOUND)
+    shown = part(own.page(sound_path=sound), "Sound and picture out of step")
+    assert ids(shown) == usable[:0:-1], "the largest offset first; a silent clip is not shown"
+    assert "-1 frames, -0.04 s; agreement 1.50" in plain(shown) and len(usable) > 2
+    assert "+2 frames, +0.08 s" in plain(shown)
 
 
 # --- faults --------------------------------------------------------------------------------------------
