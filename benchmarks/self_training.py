@@ -25,7 +25,6 @@ from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
 from model.decoding.scoring import score_split
 from model.metrics import total_counts
-from model.settings import TrainParams
 from model.training.training_data import TrainingJob
 from pipeline.params import Params, load_params
 from pipeline.training_job import job_of
@@ -38,7 +37,7 @@ from stages.lm import make_language_model
 from stages.train import train
 
 PACKAGES = ("torch", "numpy")
-FEW, ALL, SELF, SOUND, BOTH = "few labels", "all labels", "self-training", "sound", "both"
+VARIANTS = FEW, ALL, SELF, SOUND, BOTH = "few labels", "all labels", "self-training", "sound", "both"
 UNLABELLED_SHARE = 0.5
 """Drawn clips, one seed: from half of the epochs on, 0.5 gave 10.2 % CER, 0.75 (labels weighed by confidence) 11.2 %;
 from a quarter of the epochs on, 0.75 gave 13.9 %. 16 labels alone gave 10.2 %, all 160 2.2 %."""
@@ -111,11 +110,6 @@ class SelfTrainingBench:
         return [dict(zip(("name", "figure", "goal", "is_reached"), row, strict=True)) for row in rows]
 
 
-def variants() -> list[str]:
-    """Returns the variants that this version of the program can train."""
-    return [FEW, ALL, SELF, SOUND, BOTH]
-
-
 def bench_self_training(
     params: Path,
     out: Path,
@@ -133,8 +127,8 @@ def bench_self_training(
     `params` is the params.yaml of a project with a pack; `assignments` change it for all variants. A seed also draws
     the clips that keep their labels. Raises ConfigError if a variant is unknown.
     """
-    if unknown := set(chosen) - set(variants()):
-        raise ConfigError(f"--only {min(unknown)}: choose from {', '.join(variants())}")
+    if unknown := set(chosen) - set(VARIANTS):
+        raise ConfigError(f"--only {min(unknown)}: choose from {', '.join(VARIANTS)}")
     common = [
         f"loader.epoch_clips={epoch_clips}",
         f"train.num_epochs={num_epochs}",
@@ -295,7 +289,7 @@ def command(
         params,
         out,
         print_progress,
-        chosen=only or variants(),
+        chosen=only or VARIANTS,
         seeds=range(seeds),
         num_labelled=labelled,
         epoch_clips=epoch_clips,

@@ -284,7 +284,14 @@ def inputs_of(batch: ClipBatch, augment: AugmentParams, model: ModelParams = SMA
     vocabulary = Vocabulary.of_labels(["一二三四"], with_syllables=True)
     job = SimpleNamespace(train=TrainParams(augment=augment), loader=LoaderParams(seed=5))
     samples = SimpleNamespace(num_rows=100)
-    data = SimpleNamespace(fps=25.0, vocabulary=vocabulary, model=model, samples=samples)
+    data = SimpleNamespace(
+        fps=25.0,
+        vocabulary=vocabulary,
+        model=model,
+        samples=samples,
+        sound_tokens=None,
+        labels_of=lambda batch: (batch.labels, np.ones(len(batch.labels), np.float32)),
+    )
     return training_input(batch, job, data, epoch, torch.device("cpu"))
 
 
