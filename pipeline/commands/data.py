@@ -83,7 +83,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="random seed of the drawn corpus")] = 0,
     json_: Json = False,
 ) -> None:
-    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces. For recipe blend, draw two such corpora.
+    """Draw the demo corpus, a miniature Chinese-LiPS with animated faces (for recipe blend: two of them).
 
     Example: pipeline demo && pipeline run
     """
