@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forked import Forked
-from tests.support.restarts import NUM_FACES, NUM_MOUTHS, SOME, Corpus, disturbed, workers_of
+from tests.support.restarts import NUM_FACES, NUM_MOUTHS, ONE_WORKER, SOME, Corpus, disturbed, workers_of
 from tests.support.small_disk import python_on_small_disk
 
 
@@ -20,7 +20,7 @@ def check_the_rest(corpus: Corpus) -> None:
     """A rerun does only the rest; pack comes to the same bytes as ever."""
     num_cached = corpus.num_cached()
     assert SOME <= num_cached < NUM_FACES + NUM_MOUTHS, "disturbed in its midst"
-    output = corpus.pipeline("crop")
+    output = corpus.pipeline("crop", *ONE_WORKER)
     assert f"; {num_cached} from the cache" in output
     corpus.pipeline("pack")
     assert corpus.made() == corpus.undisturbed
@@ -68,7 +68,7 @@ def test_partial_files_of_killed_processes_are_removed_when_old(corpus: Corpus) 
     old.write_bytes(b"partial")
     young.write_bytes(b"another run writes it")
     os.utime(old, (time.time() - 2 * 86_400,) * 2)
-    corpus.pipeline("crop")
+    corpus.pipeline("crop", *ONE_WORKER)
     assert (old.exists(), young.exists()) == (False, True)
     young.unlink()
 

@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "corpus"
-        self.root.mkdir()
+        self.root.mkdir(exist_ok=True)
         self.progress: list[tuple[int, int]] = []
 
     def __call__(

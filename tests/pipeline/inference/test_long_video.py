@@ -208,7 +208,7 @@ def test_a_video_longer_than_allowed_is_refused_before_it_is_read(tmp_path: Path
 
 
 def test_a_stream_frees_the_frames_of_complete_pieces(tmp_path: Path) -> None:
-    """Forty seconds of the same face: the number of stored frames does not grow."""
+    """Twenty seconds of the same face: the number of stored frames does not grow."""
     patches = MouthPatches()
     points_K3 = face_points(np.array([[[1.0, 0, 0], [0, 1, 0]]]))[0]
     mesh = np.tile(points_K3.mean(axis=0), (478, 1)).astype(np.float32)
@@ -221,7 +221,7 @@ def test_a_stream_frees_the_frames_of_complete_pieces(tmp_path: Path) -> None:
         Source(tmp_path / "none.mp4"), lambda frame: [mesh], crop, InferenceParams(longest_s=2), patches
     )
     covered_s, held = 0.0, 0
-    for index in range(1_000):
+    for index in range(500):
         for piece in stream.add(SourceFrame(index, index / FPS, picture)):
             assert piece.rejected is None and piece.start_s <= covered_s
             covered_s = piece.end_s
@@ -230,7 +230,7 @@ def test_a_stream_frees_the_frames_of_complete_pieces(tmp_path: Path) -> None:
         assert end_s - begin_s <= 2 + 2 / FPS
     assert held <= 2 * FPS + 2
     pieces = list(stream.end())
-    assert pieces[-1].end_s == pytest.approx(40.0)
+    assert pieces[-1].end_s == pytest.approx(20.0)
 
 
 class Failing(CountingReader):
@@ -282,9 +282,9 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
 
 @pytest.mark.realdata
 def test_sentences_of_a_real_speaker_are_cut_in_silence(realdata: Path, tmp_path: Path) -> None:
-    """Eight clips in a row: each cut is in a silence of the corpus's own alignment."""
+    """Five clips in a row: each cut is in a silence of the corpus's own alignment."""
     pictures, silences, begin_s = [], [], 0.0
-    for path in sorted((realdata / "grid" / "video" / "s1").glob("*.mp4"))[10:18]:
+    for path in sorted((realdata / "grid" / "video" / "s1").glob("*.mp4"))[10:15]:
         with av.open(str(path)) as container:
             pictures += [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
         lines = (realdata / "grid" / "align" / "s1" / f"{path.stem}.align").read_text().splitlines()
@@ -298,7 +298,7 @@ def test_sentences_of_a_real_speaker_are_cut_in_silence(realdata: Path, tmp_path
     assert all(piece.rejected is None for piece in pieces)
     assert all(one.end_s == other.start_s for one, other in pairwise(pieces))
     cuts_s = [piece.end_s for piece in pieces[:-1]]
-    assert len(cuts_s) >= 7
+    assert len(cuts_s) >= 4
     in_silence = [any(begin <= cut_s <= end for begin, end in silences) for cut_s in cuts_s]
     assert all(in_silence), list(zip(cuts_s, in_silence, strict=True))
 

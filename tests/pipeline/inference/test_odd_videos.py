@@ -95,7 +95,7 @@ def pieces_of(num_frames: int, is_away: np.ndarray, params: InferenceParams) -> 
 )  # absent at the end of a window, which bridges it, but too long for the next window
 @example([(15, 8), (15, 1)])  # never long enough to be read
 @example([(38, 17), (90, 1)])  # absent where the next window begins
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_cues_are_in_order_and_no_word_comes_twice_whenever_the_speaker_is_absent(
     absences: list[tuple[int, int]],
 ) -> None:

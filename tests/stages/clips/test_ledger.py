@@ -1,5 +1,7 @@
 """Crop in several jobs: each its share, and the parts are one ledger again, byte for byte."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,41 @@ from stages.clips import executors, ledger
 from stages.clips.ledger import Merged, Part, merge
 from stages.settings import CropParams
 from tests.support import in_process
-from tests.support.crop_runs import Run, clip_row, write_clips
+from tests.support.crop_runs import Run, clip_row, forked_workers, write_clips
 from tests.support.videos import write_face, write_mouth
 
 NUM_JOBS = 3
 
 
-@pytest.fixture
-def run(tmp_path: Path, forked_workers: None) -> Run:
-    """Seven clips of all kinds, whose tables one job has written; a part of them is not made yet."""
-    run = Run(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with seven clips of all kinds, whose tables and cache one job has written."""
+    run = Run(tmp_path_factory.mktemp("made"))
     write_face(run.root / "face.mp4", 12)
     write_face(run.root / "other.mp4", 14)
     write_mouth(run.root / "mouth.mp4", 12)
     (run.root / "garbage.mp4").write_bytes(b"garbage" * 999)
     rows = [clip_row(name, f"{name}.mp4") for name in ("face", "nowhere", "other", "garbage")]
     rows += [clip_row("mouth", "mouth.mp4", media_kind="mouth"), clip_row("again", "face.mp4")]
-    write_clips(tmp_path / "clips.parquet", [*rows, clip_row("no_label", "face.mp4", label="")])
-    run()
-    return run
+    write_clips(run.folder / "clips.parquet", [*rows, clip_row("no_label", "face.mp4", label="")])
+    with forked_workers():
+        run(workers=1)
+    return run.folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Iterator[Run]:
+    """A copy of `made` with tables of its own, because they name its folder; its parts are not made yet."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    run = Run(tmp_path)
+    with forked_workers():
+        run(workers=1)
+        yield run
 
 
 def run_all_parts(run: Run) -> None:
     for index in range(NUM_JOBS):
-        run(part=Part(index, NUM_JOBS))
+        run(workers=1, part=Part(index, NUM_JOBS))
 
 
 def parts_of(run: Run) -> list[str]:
@@ -66,7 +79,7 @@ def test_parts_join_to_the_tables_of_one_job(run: Run, num_jobs: int) -> None:
     whole = run.tables()
     (run.folder / "crops.parquet").unlink()
     for index in reversed(range(num_jobs)):
-        run(part=Part(index, num_jobs))
+        run(workers=1, part=Part(index, num_jobs))
     assert len(parts_of(run)) == 2 * num_jobs
     assert not (run.folder / "crops.parquet").exists()
     assert str(merged(run)) == f"4 of 7 clips ok, joined from {num_jobs} parts"
@@ -77,7 +90,7 @@ def test_parts_join_to_the_tables_of_one_job(run: Run, num_jobs: int) -> None:
 def test_a_missing_part_is_named_and_nothing_is_touched(run: Run) -> None:
     whole = run.tables()
     for index in (0, 2):
-        run(part=Part(index, NUM_JOBS))
+        run(workers=1, part=Part(index, NUM_JOBS))
     before = parts_of(run)
     for num_jobs in (None, NUM_JOBS):
         with pytest.raises(TableError, match=r"crops\.part-0001-of-0003\.parquet.*--job-index 1$"):
@@ -113,10 +126,10 @@ def test_a_job_killed_in_its_rerun_leaves_no_stale_part(
         else:
             kill_at(patch, crop_stage, at)
         with pytest.raises(TypeError if at == "clips" else KeyboardInterrupt):
-            run(part=Part(1, NUM_JOBS))
+            run(workers=1, part=Part(1, NUM_JOBS))
     with pytest.raises(TableError, match=r"--job-index 1$"):
         merged(run)
-    run(part=Part(1, NUM_JOBS))
+    run(workers=1, part=Part(1, NUM_JOBS))
     merged(run)
     assert run.tables() == whole
 
@@ -125,7 +138,7 @@ def test_a_part_whose_tracks_are_of_an_older_run(run: Run) -> None:
     whole = run.tables()
     face = run.root / "face.mp4"
     away = face.rename(run.root / "away.mp4")
-    run(part=Part(0, NUM_JOBS))
+    run(workers=1, part=Part(0, NUM_JOBS))
     old = (run.folder / "tracks.part-0000-of-0003.parquet").read_bytes()
     away.rename(face)
     run_all_parts(run)
@@ -172,7 +185,7 @@ def test_merge_killed_while_it_removes_parts(run: Run, monkeypatch: pytest.Monke
     with pytest.raises(TableError, match=r"--job-index 0, 1$"):
         merged(run)
     for index in (0, 1):
-        assert run(part=Part(index, NUM_JOBS)).frames_made == 0
+        assert run(workers=1, part=Part(index, NUM_JOBS)).frames_made == 0
     merged(run)
     assert run.tables() == whole
 
@@ -185,7 +198,7 @@ def test_no_parts_at_all(run: Run) -> None:
 def test_parts_of_two_splits_of_the_work(run: Run) -> None:
     for num_jobs in (1, 2):
         for index in range(num_jobs):
-            run(part=Part(index, num_jobs))
+            run(workers=1, part=Part(index, num_jobs))
     with pytest.raises(TableError, match="of 1 and of 2 jobs"):
         merged(run)
     assert merged(run, 2).num_jobs == 2
@@ -199,7 +212,7 @@ def test_parts_of_other_parameters_or_clips_are_refused(run: Run) -> None:
     assert merged(run, timeout_s=1).num_jobs == NUM_JOBS, "a limit of the machine is none of the result"
     run_all_parts(run)
     write_clips(run.folder / "clips.parquet", [clip_row("face", "face.mp4")])
-    run(part=Part(0, NUM_JOBS))
+    run(workers=1, part=Part(0, NUM_JOBS))
     with pytest.raises(TableError, match=r"crops\.part-0001-of-0003\.parquet, \S+crops\.part-0002-of-0003"):
         merged(run)
     assert len(parts_of(run)) == 2 * NUM_JOBS

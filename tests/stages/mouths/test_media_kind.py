@@ -14,6 +14,7 @@ from stages.mouths import media_kind
 from stages.mouths.cropping import crop_video
 from stages.mouths.media_kind import MOUTH_MAX_PX, media_kind_of
 from stages.settings import CropParams
+from stages.videos.media import Source
 from stages.videos.video import read_header
 from tests.support.pictures import pictures_of
 from tests.support.videos import (
@@ -28,8 +29,8 @@ from tests.support.videos import (
 pytestmark = pytest.mark.usefixtures("networks_once")
 
 PARAMS = CropParams()
-EVERY = 15
-"""Five pictures of three seconds: as many as are examined, at the same times as in the whole clip."""
+NUM_FRAMES, EVERY = 35, 7
+"""Five pictures: as many as are examined of a video."""
 SIZES = [(96, 96), (88, 88), (112, 112), (100, 50), (140, 46), (128, 128), (160, 120), (256, 256)]
 MOUTHS = [
     (96, 96, 0.45), (88, 88, 0.5), (112, 112, 0.45), (128, 128, 0.6), (256, 256, 0.45), (160, 80, 0.45),
@@ -117,11 +118,11 @@ def test_real_mouth_crops_and_real_faces(realdata: Path, tmp_path: Path) -> None
     s1 = random.Random(0).sample(sorted((realdata / "grid/video/s1").glob("*.mp4")), 6)
     wrong = []
     for path in [*s1, *sorted((realdata / "grid/video/s26").glob("*.mpg"))[:3]]:
-        crops_THW = crop_video(path, MediaKind.FACE, PARAMS).clip_THW[::EVERY]
+        crops_THW = crop_video(Source(path, end_s=NUM_FRAMES / 25), MediaKind.FACE, PARAMS).clip_THW[::EVERY]
         mouths = [cv2.cvtColor(one, cv2.COLOR_GRAY2BGR) for one in crops_THW]
         lips = resized([one[32:64, 16:80] for one in mouths], (100, 50))
         # the middle of 288 rows: a square
-        faces = [one[:, 36:324] for one in pictures_of(path, 75)[::EVERY]]
+        faces = [one[:, 36:324] for one in pictures_of(path, NUM_FRAMES)[::EVERY]]
         for name, pictures, expected in (
             ("crop", mouths, MediaKind.MOUTH),
             ("large", resized(mouths, (256, 256)), MediaKind.MOUTH),

@@ -141,7 +141,7 @@ def test_real_speakers_are_above_the_limit_and_still_mouths_below(
         *sorted((realdata / "grid/video/s26").glob("*"))[:2],
     ]
     for path in paths:
-        pictures = pictures_of(path, 75)
+        pictures = pictures_of(path, 50)
         shown = pictures if change is None else change(pictures)
         video = write_video(tmp_path / "a.mp4", shown, options={"crf": "35"})
         motion = crop_video(video, MediaKind.FACE, PARAMS).figures.mouth_motion

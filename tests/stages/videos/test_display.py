@@ -21,6 +21,13 @@ RATIOS = [
     *(Fraction(*pair) for pair in ((40, 33), (64, 45), (1, 2), (2, 1), (8, 9), (32, 27), (3, 2), (2, 3))),
     *(Fraction(*pair) for pair in ((128, 117), (24, 11))),
 ]
+DISPLAYED = [
+    (ratio, matrix)
+    for i, ratio in enumerate(RATIOS)
+    for j, matrix in enumerate(ORIENTATIONS)
+    if i < 2 or (i + j) % 4 == 0
+]
+"""Every orientation with square pixels and with 4:3; every ratio with an upright orientation and with a turned one."""
 
 
 def write_stored(
@@ -40,8 +47,7 @@ def write_stored(
     return path
 
 
-@pytest.mark.parametrize("matrix", ORIENTATIONS)
-@pytest.mark.parametrize("ratio", RATIOS, ids=str)
+@pytest.mark.parametrize(("ratio", "matrix"), DISPLAYED)
 def test_any_ratio_and_orientation_gives_the_displayed_picture(
     tmp_path: Path, ratio: Fraction, matrix: tuple[int, int, int, int]
 ) -> None:
