@@ -27,7 +27,7 @@ ENOUGH_SPEAKERS = 8
 def groups_of(speakers: Sequence[str | None]) -> tuple[NDArray[np.int64], Over]:
     """Returns the group number of each clip, from 0, and what the groups are.
 
-    The groups are speakers if at least two are known: each clip of an unknown speaker is then a group of its own.
+    The groups are speakers if at least two are known: each clip of an unknown speaker is then one group.
     Otherwise the groups are clips.
     """
     known = {

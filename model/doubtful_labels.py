@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 LEAST_DEVIATION = 0.05
 """Nats a unit: smallest deviation of the scores of other labels, so that equal ones give no infinite fit."""
 LEAST_MEDIAN_FIT = 1.5
-"""If half of the labels fit worse, the model tells right labels from others too badly to judge them."""
+"""If half of the labels fit worse, the model cannot separate right labels from wrong ones well enough to judge them."""
 RANK = 0.75
 """Hardly any right label fits worse than this share of exchanged labels. With 0.5 the estimate rests on few labels."""
 Floats = NDArray[np.float64]

@@ -186,7 +186,7 @@ class SelfTrainingParams(Section):
     start_epoch: int | None = Field(
         None, ge=0, description="first epoch that trains on pseudo labels; null: no self-training"
     )
-    every_epochs: int = Field(5, ge=1, description="epochs after which the clips are labelled anew")
+    every_epochs: int = Field(5, ge=1, description="epochs after which the clips are labelled again")
     decoder: DecoderName = Field(
         "auto",
         description="writes the labels, with the other values of section decode and the language model of paths.lm",

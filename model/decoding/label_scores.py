@@ -115,7 +115,7 @@ def score_labels(
 def _with_wildcard(log_probs_BSV: torch.Tensor) -> torch.Tensor:
     """Returns (B, S, U): the last column is the probability that any unit is spoken.
 
-    It stands for a unit that the model's training labels lack: such a unit speaks neither for nor against a label.
+    It represents a unit that the model's training labels lack: such a unit speaks neither for nor against a label.
     """
     spoken_BSV = log_probs_BSV[..., len(SPECIAL_TOKENS) :]
     return torch.cat([log_probs_BSV, spoken_BSV.logsumexp(dim=2, keepdim=True)], dim=2)

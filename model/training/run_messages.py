@@ -120,7 +120,7 @@ def _log_packs(job: TrainingJob, data: TrainingData) -> None:
 
 
 def log_other_shape(plan: ElasticPlan, ours: PlanShape, theirs: PlanShape, progress: Progress) -> None:
-    """Logs whether this run keeps the checkpoint's epoch plan, which has the shape `theirs`, or plans anew."""
+    """Logs whether this run keeps the checkpoint's epoch plan, which has the shape `theirs`, or makes a new plan."""
     num_done = plan.windows[0].clips_before if plan.windows else plan.num_clips
     if progress.plan_shape == theirs:
         num_done += sum(w.num_clips for w in plan.windows if w.stop_step <= progress.batches_done)

@@ -208,7 +208,7 @@ class SelfTraining:
         fix = (
             f"run with --resume {before}, whose weights wrote them: epoch {progress.labels_epoch} starts again"
             if before.exists()
-            else f"run with --resume {source} --accept-new-plan to label the clips anew with its weights; the weights "
+            else f"run with --resume {source} --accept-new-plan to label the clips again with its weights; the weights "
             f"that wrote them, at the start of epoch {progress.labels_epoch}, are not kept"
         )
         return (

@@ -281,7 +281,7 @@ class TrainingState:
                     )
 
     def _change_shape(self) -> None:
-        """Keeps the plan of the checkpoint if it has the same global batch; else plans the rest of the epoch anew."""
+        """Keeps the plan of the checkpoint if it has the same global batch; else plans the rest of the epoch again."""
         ours, theirs = self.data.shape, self.progress.plan_shape
         if ours != theirs:
             self.resumed_shape = theirs

@@ -182,7 +182,7 @@ def test_a_changed_file_is_an_error(tmp_path: Path, packed: Packed, stopped: Pat
         train(self_training_job(tmp_path / "run", packed))
 
 
-def test_without_that_checkpoint_the_clips_can_be_labelled_anew(
+def test_without_that_checkpoint_the_clips_can_be_labelled_again(
     tmp_path: Path, packed: Packed, stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost = copy_of(stopped, tmp_path / "run")
@@ -191,7 +191,7 @@ def test_without_that_checkpoint_the_clips_can_be_labelled_anew(
     job, last = self_training_job(tmp_path / "run", packed), last_of(tmp_path / "run")
     with pytest.raises(CheckpointError) as error:
         train(job)
-    assert f"--resume {last} --accept-new-plan to label the clips anew" in str(error.value)
+    assert f"--resume {last} --accept-new-plan to label the clips again" in str(error.value)
     with caplog.at_level(logging.INFO, "pipeline.train"):
         train(replace(job, resume=last, accept_new_plan=True))
     assert "the clips are labelled again at the start of epoch 2" in caplog.text
