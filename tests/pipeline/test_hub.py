@@ -190,6 +190,13 @@ def test_pushing_again_changes_only_what_changed_and_removes_only_files_of_an_ol
     assert hub.commits[REPO][-1] == first | others
 
 
+def environment_of(hub: HubServer, folder: Path) -> dict[str, str]:
+    return {
+        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"},
+        **{"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"},
+    }
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_hugging_face_datasets_streams_a_pushed_pack(hub: HubServer, tmp_path: Path) -> None:
     source = pack_in(tmp_path / "source")
@@ -200,15 +207,30 @@ def test_hugging_face_datasets_streams_a_pushed_pack(hub: HubServer, tmp_path: P
         "    for sample in load_dataset('anna/lips', split=split, streaming=True):\n"
         "        print(split, len(sample['npy']), sample['json']['label'])\n"
     )
-    environment = {
-        **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"},
-        **{"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"},
-    }
-    result = Forked(tmp_path, source=program, environment=environment).wait()
+    result = Forked(tmp_path, source=program, environment=environment_of(hub, tmp_path)).wait()
     assert result.returncode == 0, result.stderr
     rows = pq.read_table(source / "data" / "samples.parquet").to_pylist()
     wanted = sorted(f"{row['split']} {row['num_frames']} {row['label']}" for row in rows)
     assert sorted(result.stdout.splitlines()) == wanted
+
+
+def test_our_readers_read_a_pushed_pack_over_hf(hub: HubServer, tmp_path: Path) -> None:
+    source = pack_in(tmp_path / "source")
+    done(run(hub, source, "push", "pack", "anna/lips"))
+    rows = pq.read_table(source / "data" / "samples.parquet").to_pylist()
+    last = max(row["shard"] for row in rows if row["split"] == "train")[-10:-4]
+    program = (
+        "from shards import webdataset\n"
+        "place = 'hf://datasets/anna/lips'\n"
+        f"shards = place + '/train/train-{{000000..{last}}}.tar'\n"
+        "for data in (place, shards):\n"
+        "    for clip in webdataset(data, 'train'):\n"
+        "        print(len(clip['video_THW']), clip['label'])\n"
+    )
+    result = Forked(tmp_path, source=program, environment=environment_of(hub, tmp_path)).wait()
+    assert result.returncode == 0, result.stderr
+    wanted = [f"{row['num_frames']} {row['label']}" for row in rows if row["split"] == "train"]
+    assert sorted(result.stdout.splitlines()) == sorted(2 * wanted)
 
 
 def test_a_licence_that_forbids_sharing_is_refused_before_anything_is_sent(
