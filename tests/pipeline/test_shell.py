@@ -143,6 +143,9 @@ def test_no_color_is_respected_on_a_terminal(folder: Path, has_colour: bool) -> 
 COMPLETE = {
     "bash": 'eval "$(pipeline --show-completion bash)"; COMP_WORDS=(pipeline "{word}"); COMP_CWORD=1; '
     "_pipeline_completion pipeline; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+    # in zsh a completion calls _arguments, which works only at a prompt
+    "zsh": 'compdef() {{ : }}; eval "$(pipeline --show-completion zsh)"; _arguments() {{ print -r -- "$@" }}; '
+    "words=(pipeline {word}); CURRENT=2; _pipeline_completion | grep -oE '\"[a-z-]+\":' | tr -d '\":'",
     "fish": "pipeline --show-completion fish | source; complete -C 'pipeline {word}'",
 }
 
