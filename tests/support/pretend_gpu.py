@@ -274,11 +274,14 @@ def _numbered(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _guarded_as_a_cpu() -> Iterator[None]:
-    """Registers the CPU's device guard for CUDA: indexing needs a guard, and a torch without CUDA has none."""
+    """Registers the CPU's device guard for CUDA: indexing needs a guard.
+
+    A torch without CUDA has none, and the guard of a torch with CUDA needs a driver.
+    """
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     of_cuda = guards[1]
-    guards[1] = of_cuda or guards[0]
+    guards[1] = guards[0]
     try:
         yield
     finally:
@@ -324,7 +327,8 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
     monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
     _ON.append(gpu)
     try:
-        with _guarded_as_a_cpu(), gpu, _Named():
+        # a torch with CUDA would choose cuDNN's kernels
+        with torch.backends.cudnn.flags(enabled=False), _guarded_as_a_cpu(), gpu, _Named():
             yield gpu
     finally:
         _ON.remove(gpu)
