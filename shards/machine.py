@@ -43,7 +43,10 @@ def limit_bytes() -> int | None:
 def is_address_space_short() -> bool:
     """Returns whether the address space came so close to its limit that an error may have this cause."""
     limit = limit_bytes()
-    return limit is not None and status_mb("VmPeak") * 1e6 > NEAR_LIMIT_SHARE * limit
+    try:
+        return limit is not None and status_mb("VmPeak") * 1e6 > NEAR_LIMIT_SHARE * limit
+    except MemoryError:  # reading the figure needs memory too
+        return True
 
 
 def status_mb(name: str) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import memory_limit
 from pipeline.memory_limit import is_about_memory
+from shards import machine
 from shards.errors import ClipRejected, TableError
 from shards.machine import is_address_space_short, status_mb
 from stages.settings import CropParams
@@ -153,6 +154,15 @@ def test_ffmpegs_own_memory_error_is_not_a_fault_of_the_file(
     monkeypatch.setattr("av.open", refused)
     with pytest.raises(MemoryError):
         list(video.decode(path, CropParams()))
+
+
+def test_an_address_space_without_room_to_read_its_size_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(name: str) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(machine, "limit_bytes", lambda: 1 << 40)
+    monkeypatch.setattr(machine, "status_mb", no_memory)
+    assert machine.is_address_space_short()
 
 
 def test_memory_is_short_only_near_a_limit() -> None:
