@@ -7,6 +7,7 @@ process instead of raising, some without a message, and no handler in the proces
 import ctypes
 import os
 import signal
+import sys
 
 from shards.errors import PipelineError
 from shards.machine import describe_exit, is_address_space_short, limit_bytes
@@ -66,6 +67,7 @@ def run_under_watch() -> int | None:
         os.close(ended_by_itself)
         # OpenBLAS threads take 40 MB each; if one cannot start, OpenBLAS sends SIGINT to this process
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        sys.unraisablehook = _print_unless_memory
         return report
     os.close(report)
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
@@ -82,6 +84,15 @@ def run_under_watch() -> int | None:
         os.write(2, message.encode())
         code = 1
     os._exit(code)
+
+
+def _print_unless_memory(ignored: "sys.UnraisableHookArgs") -> None:
+    """Prints an error that Python ignores, as in a destructor, but not a lack of memory: the command reports that.
+
+    Without memory, Python 3.13 prints only a traceback and not what it ignores.
+    """
+    if not issubclass(ignored.exc_type, MemoryError):
+        sys.__unraisablehook__(ignored)
 
 
 _PR_SET_PDEATHSIG = 1

@@ -104,6 +104,15 @@ def test_a_process_that_ends_by_itself_ends_as_without_a_limit(end: str, code: i
     assert ended(end) == (code, "done\n" if code == 0 else "", errors)
 
 
+@pytest.mark.parametrize(("error", "is_printed"), [("MemoryError", False), ("ValueError", True)])
+def test_only_a_lack_of_memory_is_not_printed_when_python_ignores_it(error: str, is_printed: bool) -> None:
+    """Python 3.13 printed a bare traceback before the command's own message."""
+    code, out, errors = ended(
+        f"Left = type('Left', (), {{'__del__': lambda _: (_ for _ in ()).throw({error})}}); Left(); return 0"
+    )
+    assert (code, out) == (0, "") and (error in errors) == is_printed
+
+
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_signals_reach_the_command_and_no_process_is_left(way: signal.Signals) -> None:
     process = limited(4096, [sys.executable, "-c", ENDS.format(end=WAITS)])

@@ -240,14 +240,14 @@ def test_the_interpreter_drops_the_queue_after_ctrl_c(tmp_path: Path) -> None:
         "from tests.shards.test_stream import SlowStore\n"
         "class Noting(SlowStore):\n"
         "    def local(self, name):\n"
-        "        print(name, flush=True)\n"
+        "        os.write(1, name.encode() + b'\\n')  # print() of two threads may mix their lines\n"
         "        return super().local(name)\n"
         "packed = Packed.at(pathlib.Path(sys.argv[1]))\n"
         "samples = read_samples(packed.samples, 'train')\n"
         "stream = ShardStream(Noting(packed.shards, 0.3), samples, MachineParams(num_workers=2, prefetch=16))\n"
         "batches = stream.batches([np.array([row]) for row in range(40)])\n"
         "next(batches)\n"
-        "print('running', flush=True)\n"
+        "os.write(1, b'running\\n')\n"
         "time.sleep(60)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
