@@ -154,6 +154,9 @@ CROPS = _schema(
         _field("track_key", _string, "cache key of the raw landmarks", nullable=True),
         _field("clip_key", _string, "cache key of the mouth clip", nullable=True),
         _field("bytes", _int64, "size of the cached mouth clip", "bytes", nullable=True),
+        _optional(
+            "sound_agreement", _float, "of lips and sound, if crop.speaker: sound chose a face", "0..1"
+        ),
     ],
 )
 

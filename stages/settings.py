@@ -102,6 +102,9 @@ class CropParams(Section):
         description="the largest error of the smoothed window that skipping detection may cause, crop px",
     )
     max_faces: int = Field(3, ge=1, le=16, description="largest number of faces tracked at once")
+    speaker: Literal["motion", "sound"] = Field(
+        "motion", description="of several faces, take the one whose lips move most, or follow the sound best"
+    )
     max_gap_s: float = Field(0.5, ge=0, description="longest gap without the face that is interpolated, s")
     min_frames: int = Field(10, ge=1, description="shorter clips are too_short, frames at target_fps")
     max_frames: int = Field(1_000, ge=1, description="longer clips are too_long, frames at target_fps")
@@ -125,7 +128,9 @@ class CropParams(Section):
 
     def cache_values(self) -> dict[str, Any]:
         """Returns the values for a clip's cache key: all that can change it, so not `split_long` and `timeout_s`."""
-        return self.model_dump(mode="json", exclude={"split_long", "timeout_s"})
+        # clips that were cut before `speaker` existed keep their keys
+        by_motion = {"speaker"} if self.speaker == "motion" else set()
+        return self.model_dump(mode="json", exclude={"split_long", "timeout_s"} | by_motion)
 
     def track_values(self) -> dict[str, Any]:
         """Returns the values that a video's faces depend on. Changing others cuts again without new landmarks."""

@@ -45,6 +45,7 @@ _FIGURES_OF_FACES = {
     "mouth_width_px",
     "jitter_px",
     "yaw_deg",
+    "sound_agreement",
 }
 """Figures that are not measured for ready mouth crops."""
 
@@ -156,7 +157,8 @@ def outcome_of(
     stored = _StoredOutcome.model_validate_json(_arrays(kept, _OUTCOME, {})["outcome"].tobytes())
     figures = stored.figures.as_row()
     for name, value in figures.items():
-        if isinstance(value, int | float) and not 0 <= value <= _MOST_INT32:
+        most = 1 if name == "sound_agreement" else _MOST_INT32
+        if isinstance(value, int | float) and not 0 <= value <= most:
             raise ValueError(f"its {name} is {value}")
     if stored.reason is not None:
         _refuse_other_members(kept, _OUTCOME)
@@ -166,7 +168,7 @@ def outcome_of(
     declared = _TRACK | (_TRANSFORM if is_face else {})
     _refuse_other_members(kept, _OUTCOME | _CLIP | declared)
     unmeasured = {name for name, value in figures.items() if value is None} - {"source_fps"}
-    if unmeasured != (set() if is_face else _FIGURES_OF_FACES):
+    if unmeasured - {"sound_agreement"} if is_face else unmeasured != _FIGURES_OF_FACES:
         raise ValueError(f"the figures that were not measured are {', '.join(sorted(unmeasured)) or 'none'}")
     lengths = {
         "T": figures["num_frames"],

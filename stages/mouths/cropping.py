@@ -5,6 +5,7 @@ Shapes: T output frames, H = W = params.size_px.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from stages.mouths.main_face import main_face
 from stages.mouths.media_kind import kind_hint
 from stages.mouths.mouth_pictures import MouthPatches
 from stages.mouths.rendering import mouth_motion, render_from_track
+from stages.mouths.voice import loudness_of
 from stages.settings import CropParams
 from stages.videos.media import Media, source_of
 from stages.videos.picture import Window
@@ -58,6 +60,7 @@ class Figures:
     sharpness: float | None = None
     mean_luma: float | None = None
     mouth_motion: float | None = None
+    sound_agreement: float | None = None
 
     def as_row(self) -> dict[str, float | int | str | None]:
         return asdict(self)
@@ -129,7 +132,7 @@ def cut_mouth(
     _check_length(media, len(frame_index_T), params)
     transform_T23 = None
     if landmarks is not None:
-        transform_T23 = _transform(landmarks, frame_index_T, params, figures)
+        transform_T23 = _transform(media, landmarks, frame_index_T, params, figures)
     clip_THW = render_from_track(media, transform_T23, frame_index_T, params, patches)
     figures.mean_luma = float(clip_THW.mean())
     figures.sharpness = float(np.median([cv2.Laplacian(crop, cv2.CV_64F).var() for crop in clip_THW]))
@@ -157,11 +160,16 @@ def _keep_whole(
 
 
 def _transform(
-    landmarks: Landmarks, frame_index_T: NDArray[np.int32], params: CropParams, figures: Figures
+    media: Media,
+    landmarks: Landmarks,
+    frame_index_T: NDArray[np.int32],
+    params: CropParams,
+    figures: Figures,
 ) -> NDArray[np.float32]:
     """Returns the transform of each output frame. Raises ClipRejected if the face is not good enough."""
     num_frames = len(landmarks.times_s_F)
-    face = main_face(landmarks, params)
+    loudness = partial(loudness_of, media, len(frame_index_T), params) if params.speaker == "sound" else None
+    face = main_face(landmarks, params, loudness)
     if face is None:
         figures.detection_rate = 0.0
         raise ClipRejected(
@@ -171,6 +179,7 @@ def _transform(
             f"{kind_hint(landmarks.width, landmarks.height)}",
         )
     figures.detection_rate = len(face.frame_N) / num_frames
+    figures.sound_agreement = face.sound_agreement
     figures.bridged_frames = int((~np.isin(frame_index_T, face.frame_N)).sum())
     figures.implausible_frames = len(face.implausible_frames)
     if face.cut_frames:

@@ -29,6 +29,7 @@ MOUTH_CORNERS = (61, 291)  # points 48, 54
 OUTER_LIPS = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)  # points 48 to 59
 INNER_LIPS = (78, 81, 13, 311, 308, 402, 14, 178)  # points 60 to 67; 13 and 14 face each other across the gap
 LIP_GAP = (13, 14)
+LIPS_TOP_AND_BOTTOM = (0, 17)
 KEPT = tuple(dict.fromkeys((*RIGHT_EYE_CORNERS, *LEFT_EYE_CORNERS, *NOSE_BASE, *OUTER_LIPS, *INNER_LIPS)))
 """The landmarks that are stored: those that geometry needs, a fifteenth of the mesh."""
 
@@ -74,6 +75,8 @@ class FaceTrack:
     """Frames left out because the edge of the picture cuts off the mouth."""
     implausible_frames: list[int] = field(default_factory=list)
     """Frames left out because their mesh is not plausible: it fits neither a face nor the neighbouring frames."""
+    sound_agreement: float | None = None
+    """Correlation of the lips with the sound, if it chose this one of several faces (stages/mouths/voice.py)."""
 
 
 def match_faces(boxes_A: Sequence[list[float]], boxes_B: Sequence[list[float]]) -> list[tuple[int, int]]:

@@ -17,12 +17,14 @@ from stages.mouths.landmarks import (
     KEPT_INDEX,
     LEFT_EYE_CORNERS,
     LIP_GAP,
+    LIPS_TOP_AND_BOTTOM,
     MIN_OVERLAP,
     RIGHT_EYE_CORNERS,
     FaceTrack,
     Landmarks,
     match_faces,
 )
+from stages.mouths.voice import MIN_AGREEMENT, Loudness, agreement
 from stages.settings import CropParams
 
 SPEAKER_MIN_SIZE = 0.4
@@ -51,10 +53,11 @@ class _Track:
     implausible: list[int] = field(default_factory=list)
 
 
-def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
+def main_face(landmarks: Landmarks, params: CropParams, loudness: Loudness | None = None) -> FaceTrack | None:
     """Returns the face of the clip: among large and long visible faces, the one whose lips move most, if any move.
 
-    If nobody speaks, returns the face with the largest sum of its size over its frames. Frames with an implausible
+    With `loudness`, which is called only for several such faces, it is the one whose lips follow the sound best, if any
+    do. If nobody speaks, returns the face with the largest sum of its size over its frames. Frames with an implausible
     mesh, or without the whole mouth in the picture, do not count. A face without other frames is returned only if there
     is no better face. Faces are tracked by the overlap of their boxes; a track ends after `max_gap_s` and at cuts.
     Returns None if there is no face at all.
@@ -68,22 +71,28 @@ def main_face(landmarks: Landmarks, params: CropParams) -> FaceTrack | None:
         track.implausible = [m for m in track.members if m in implausible]
         track.outside = [m for m in track.members if m not in implausible and not is_inside_M[m]]
         track.members = [m for m in track.members if m not in implausible and is_inside_M[m]]
-    track = _choose(landmarks, [t for t in tracks if t.members] or tracks)
+    track, sound_agreement = _choose(
+        landmarks, [t for t in tracks if t.members] or tracks, params.target_fps, loudness
+    )
     return FaceTrack(
         landmarks.frame_M[track.members],
         landmarks.points_MK3[track.members],
         track.cut_frames,
         landmarks.frame_M[track.outside].tolist(),
         landmarks.frame_M[track.implausible].tolist(),
+        sound_agreement,
     )
 
 
-def _choose(landmarks: Landmarks, tracks: list[_Track]) -> _Track:
+def _choose(
+    landmarks: Landmarks, tracks: list[_Track], fps: float, loudness: Loudness | None
+) -> tuple[_Track, float | None]:
+    """Returns the face that speaks, and how well it agrees with the sound if the sound decided."""
     sizes_M = np.sqrt(np.prod(landmarks.box_M4[:, 2:] - landmarks.box_M4[:, :2], axis=1, dtype=np.float64))
     # the sum over frames prefers presence to closeness; max() keeps the first of equals
     largest = max(tracks, key=lambda track: float(sizes_M[track.members or track.outside].sum()))
     if not largest.members:
-        return largest
+        return largest, None
     median_size = [float(np.median(sizes_M[track.members])) for track in tracks]
     most_frames = max(len(track.members) for track in tracks)
     likely = [
@@ -92,8 +101,21 @@ def _choose(landmarks: Landmarks, tracks: list[_Track]) -> _Track:
         if size >= SPEAKER_MIN_SIZE * max(median_size)
         and len(track.members) >= SPEAKER_MIN_PRESENCE * most_frames
     ]
+    if len(likely) > 1 and loudness is not None and (loudness_T := loudness()) is not None:
+        agreements = [
+            agreement(
+                landmarks.times_s_F[landmarks.frame_M[track.members]],
+                lip_height(landmarks.points_MK3[track.members]),
+                loudness_T,
+                fps,
+            )
+            for track in likely
+        ]
+        best = int(np.argmax(agreements))
+        if agreements[best] >= MIN_AGREEMENT:
+            return likely[best], agreements[best]
     motion = [lip_motion(landmarks.points_MK3[track.members]) for track in likely]
-    return likely[int(np.argmax(motion))] if max(motion, default=0) > SPEAKING else largest
+    return (likely[int(np.argmax(motion))] if max(motion, default=0) > SPEAKING else largest), None
 
 
 def lip_motion(points_NK3: NDArray[np.float32]) -> float:
@@ -103,8 +125,18 @@ def lip_motion(points_NK3: NDArray[np.float32]) -> float:
 
 def lip_gap(points_NK3: NDArray[np.float32]) -> NDArray[np.float64]:
     """Returns the gap between the lips in each frame (N), in distances between the eyes."""
+    return _apart(points_NK3, LIP_GAP)
+
+
+def lip_height(points_NK3: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Returns the height of both lips and their gap in each frame (N), in distances between the eyes."""
+    return _apart(points_NK3, LIPS_TOP_AND_BOTTOM)
+
+
+def _apart(points_NK3: NDArray[np.float32], pair: tuple[int, int]) -> NDArray[np.float64]:
+    """Returns the distance in the picture of two landmarks in each frame (N), in distances between the eyes."""
     points = points_NK3.astype(np.float64)
-    upper, lower = (points[:, KEPT_INDEX[index], :2] for index in LIP_GAP)
+    upper, lower = (points[:, KEPT_INDEX[index], :2] for index in pair)
     right, left = (
         points[:, [KEPT_INDEX[i] for i in eye]].mean(axis=1) for eye in (RIGHT_EYE_CORNERS, LEFT_EYE_CORNERS)
     )

@@ -1,5 +1,6 @@
 """Small videos with a sound track, and sound files, written with PyAV."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def write_sound(
 
 def write_talk(
     path: Path,
-    num_frames: int,
+    pictures: int | Sequence[np.ndarray],
     sound_N: np.ndarray,
     rate: int = 16_000,
     sound_starts_s: float = 0.0,
@@ -45,15 +46,16 @@ def write_talk(
     layout: str = "mono",
     num_pictures_a_key: int = 250,
 ) -> Path:
-    """Writes numbered pictures at 25 frames/s, and a sound track; each starts at its time."""
+    """Writes pictures (BGR; a number: that many numbered ones) at 25 frames/s, and sound; each starts at its time."""
+    shown = [numbered(number) for number in range(pictures)] if isinstance(pictures, int) else pictures
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
-        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        (video.height, video.width), video.pix_fmt = shown[0].shape[:2], "yuv420p"
         video.options = {"preset": "ultrafast", "g": str(num_pictures_a_key)}
         video.codec_context.time_base = Fraction(1, 90_000)
         sound = container.add_stream(codec, rate=rate, layout=layout)
-        for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(numbered(number), format="bgr24")
+        for number, picture in enumerate(shown):
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
             frame.time_base, frame.pts = Fraction(1, 90_000), round((number / 25 + pictures_start_s) * 90_000)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))

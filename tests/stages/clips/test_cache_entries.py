@@ -184,7 +184,11 @@ def test_every_figure_is_checked(sound: dict[str, Arrays], kind: str) -> None:
     assert not is_refused(kind, with_reported(stored))
     for name, value in stored["figures"].items():
         hostile = list(HOSTILE_FIGURES)
-        if kind != "rejection" and name != "source_fps":
+        if name == "sound_agreement":
+            hostile.append(1.1)
+        if kind == "mouth" and name == "sound_agreement":
+            hostile.append(1)
+        elif kind != "rejection" and name not in ("source_fps", "sound_agreement"):
             # measured of a clip, or of a face alone
             hostile += [None] if value is not None else [1]
         if isinstance(value, int) and kind != "rejection" and name not in ("source_width", "source_height"):
