@@ -16,6 +16,7 @@ from pipeline.command import PARAMS, STAGES
 from pipeline.params import Params, load_params
 from shards.errors import ConfigError
 from shards.open_store import URL
+from shards.schema import FURTHER_TABLES
 from stages.reports.csv_tables import BY_CORPUS
 
 CORPORA = "corpora"
@@ -23,6 +24,7 @@ CORPORA = "corpora"
 OF_CORPUS = ("ingest", "crop", "pack", "stats")
 """Stages that run once for each corpus; the others read all packs."""
 _PACK_TABLES = ("samples", "shards", "clips", "crops")
+"""What the stages of a corpus write and training reads."""
 
 
 def corpus_file(name: str, params_file: Path = PARAMS) -> Path:
@@ -39,7 +41,7 @@ def corpora_of(params_file: Path, values: Params) -> dict[str, Params]:
         file = corpus_file(pack.name, params_file)
         if file.exists():
             found[pack.name] = load_params(params_file, config=file)
-            for table in _PACK_TABLES:
+            for table in (*_PACK_TABLES, *FURTHER_TABLES):
                 given, made = getattr(pack, table), getattr(found[pack.name].paths, table)
                 if given and given != made:
                     raise ConfigError(

@@ -286,6 +286,7 @@ _PACK = """\
     {hash}  clips: data/packs/{name}/clips.parquet
     {hash}  crops: data/packs/{name}/crops.parquet
     {hash}  audit: data/packs/{name}/audit.parquet
+    {hash}  sound: data/packs/{name}/sound.parquet
     {hash}  weight: 1
 """
 

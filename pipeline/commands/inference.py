@@ -77,7 +77,7 @@ def inference(
     Example: pipeline inference me.mp4 holidays/ --format srt --out captions
     """
     from pipeline.inference.found_videos import find_videos
-    from pipeline.inference.inference_run import Outputs, print_json, run_inference
+    from pipeline.inference.inference_run import Outputs, print_readings, run_inference
     from pipeline.inference.readers import model_of
     from shards.errors import ConfigError
     from shards.safe_text import one_line
@@ -109,7 +109,7 @@ def inference(
     with shown("videos", "videos") if has_progress else nullcontext(lambda *_: None) as on_progress:
         readings = run_inference(paths, model, values, outputs, ground_truth, on_progress)
     if out is None and kind is OutFormat.JSON:
-        print_json(readings)
+        print_readings(readings)
     if any(reading.reason for reading in readings):
         raise SystemExit(1)
 

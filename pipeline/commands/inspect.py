@@ -85,6 +85,7 @@ def stats(
 def qc(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
+    config: ConfigFile = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -101,7 +102,7 @@ def qc(
 
     Example: pipeline qc --seed 7 --clips 24 --out qc.html
     """
-    values = load(params, assignments)
+    values = load(params, assignments, config=config)
     check_writable(out.parent if out else Path(values.paths.stats), "--out" if out else "paths.stats")
     summary = _qc(values, out or Path(values.paths.stats) / QC_PAGE, seed=seed, num_clips=clips)
     if json_:

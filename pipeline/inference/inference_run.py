@@ -55,7 +55,7 @@ def run_inference(
     """Returns every reading, in order; prints the reason why a video could not be read to stderr.
 
     `paths` are the videos and their paths in the output folder (`find_videos`). JSON for stdout is left to
-    `print_json`, but printed here if the run is interrupted. `ground_truth` is normalised like the labels of training.
+    `print_readings`, but printed here if the run is interrupted. `ground_truth` is normalised like training's labels.
     Raises CheckpointError if the model does not fit, ConfigError if the folder cannot be written or a file next to a
     video would be overwritten, MachineError if no font has the characters that the model may write into captions, and,
     after all videos are read, if some could not be written or captioned; Interrupted at Ctrl-C and SIGTERM.
@@ -78,7 +78,7 @@ def run_inference(
     except KeyboardInterrupt as error:
         where = f"in {folder}" if outputs.folder is not None else "printed above"
         if outputs.folder is None and outputs.kind == "json":
-            print_json(readings)
+            print_readings(readings)
         raise Interrupted(
             f"stopped after {len(readings)} of {len(paths)} videos; their texts are {where}; run it again to read all"
         ) from error
@@ -127,7 +127,7 @@ def _read_all(
     return num_unwritten
 
 
-def print_json(readings: Sequence[VideoReading]) -> None:
+def print_readings(readings: Sequence[VideoReading]) -> None:
     content = [asdict(reading) for reading in readings]
     typer.echo(valid_utf8(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)))
 

@@ -252,8 +252,8 @@ def _too_long(media: Media, num_frames: float, params: CropParams) -> ClipReject
     advice = (
         "Give shorter parts in the corpus table (columns start and end): crop.split_long only cuts whole videos"
         if source_of(media).is_part
-        else "Put a transcript with times (.align, .TextGrid, .srt, .vtt) next to the video and set crop.split_long: "
-        "true to cut it at pauses"
+        else "Set crop.split_long: true to cut it at pauses; a clip with a label also needs a transcript with times "
+        "(.align, .TextGrid, .srt, .vtt) next to the video"
     )
     return ClipRejected(
         Reason.TOO_LONG,

@@ -16,7 +16,7 @@ from pipeline.demo import corpus
 from pipeline.demo.plan import CorpusSize
 from pipeline.params import load_params, recipe_text
 from shards.files import read_table
-from shards.schema import PREDICTIONS
+from shards.schema import FURTHER_TABLES, PREDICTIONS
 from tests.support.dvc_stages import ROOT, SMALL, declared, dvc
 from tests.support.in_process import pipeline
 
@@ -122,6 +122,21 @@ def test_each_corpus_has_the_stages_of_a_single_one(project: Path) -> None:
     for stage in ("lm", "train", "report"):
         others = {dep for dep in blend["stages"][stage]["deps"] if not dep.startswith("${")}
         assert others == packed | tables
+
+
+def test_each_corpus_has_all_tables_of_its_own(project: Path) -> None:
+    packs = load_params(project / "params.yaml").train.data
+    for pack in packs:
+        paths = load_params(project / "params.yaml", config=project / f"corpora/{pack.name}.yaml").paths
+        assert {name: getattr(paths, name) for name in FURTHER_TABLES} == {
+            name: getattr(pack, name) for name in FURTHER_TABLES
+        }
+    edit(project / "corpora/demo_b.yaml", lambda values: values["paths"].update(sound="data/sound.parquet"))
+    assert "train.data: sound of pack demo_b is data/packs/demo_b/sound.parquet, but paths.sound of " in run(
+        project, "run", code=2
+    )
+    asked = run(project, "qc", "--config", "corpora/demo_b.yaml", code=1)
+    assert "data/packs/demo_b/c" in asked and "pipeline ingest" in asked
 
 
 def test_a_dvc_yaml_for_other_packs_is_refused(project: Path) -> None:

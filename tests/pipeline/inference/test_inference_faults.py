@@ -19,7 +19,7 @@ from model.settings import DecodeParams
 from pipeline.cli import main
 from pipeline.inference import inference_run
 from pipeline.inference.found_videos import find_videos
-from pipeline.inference.inference_run import Outputs, print_json, run_inference
+from pipeline.inference.inference_run import Outputs, print_readings, run_inference
 from pipeline.params import Params, load_params
 from shards.errors import ConfigError, Interrupted, MachineError
 from tests.support.in_process import pipeline
@@ -87,7 +87,7 @@ def test_a_name_that_is_not_utf8_survives_json(
     assert [json.loads(each.decode("utf-8"))["path"] for each in written] == [str(video), str(missing)]
     found = {video: Path(video.name)}
     readings = run_inference(found, Path("m.pt"), params, Outputs("json", None, False), None, lambda *_: None)
-    print_json(readings)
+    print_readings(readings)
     (printed,) = json.loads(capfdbinary.readouterr().out.decode("utf-8"))
     assert os.fsencode(printed["path"]) == os.fsencode(video)
 

@@ -101,7 +101,7 @@ def test_the_message_for_a_too_long_part_does_not_suggest_split_long(tmp_path: P
     params = PARAMS.model_copy(update={"max_frames": 20})
     detail = rejected(Source(path, start_s=0.4), params, find_landmarks=no_landmarks)[0].detail
     assert "shorter parts in the corpus table" in detail and "split_long: true" not in detail
-    assert "set crop.split_long: true" in rejected(path, params, find_landmarks=no_landmarks)[0].detail
+    assert "Set crop.split_long: true" in rejected(path, params, find_landmarks=no_landmarks)[0].detail
 
 
 def test_a_tiny_picture_has_no_face(tmp_path: Path) -> None:
