@@ -1,12 +1,19 @@
-"""`pipeline label`: writes the texts of videos to a table that `corpus.kind: table` reads, for a person to correct."""
+"""`pipeline label`: writes the texts of videos to a table that `corpus.kind: table` reads, for a person to correct.
+
+The rows of each video are appended to `TABLE.partial.jsonl` when it is read, so that an interrupted run loses at most
+one video. The first line identifies model and settings, each other line holds a video and its rows.
+"""
 
 import csv
 import hashlib
 import io
+import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +26,7 @@ from pipeline.inference.readers import open_reader
 from pipeline.inference.text_of_video import Segment, VideoReading, read_video
 from pipeline.params import Params
 from shards.errors import ConfigError, Interrupted
-from shards.files import atomic_file
+from shards.files import atomic_file, fingerprint, sha256_of
 from shards.safe_text import one_line
 from stages.corpora.transcript import relative_media
 from stages.mouths.landmarker import NATIVE_LOG, native_stderr_to
@@ -58,9 +65,10 @@ def label_videos(
 ) -> LabelSummary:
     """Writes one row for each part of each video that can be read; prints why others cannot.
 
-    `root` is the corpus.root of the table, by default its folder: videos are named relative to it. Raises ConfigError
-    where the table exists, since a person may have corrected it, or a video is not below the root; Interrupted, after
-    writing the rows so far, at Ctrl-C and SIGTERM; and what `open_reader` raises.
+    Does not read again the videos that an interrupted run of the same model and settings has read. `root` is the
+    corpus.root of the table, by default its folder: videos are named relative to it. Raises ConfigError where the table
+    exists, since a person may have corrected it, where a video is not below the root, and where an interrupted run had
+    another model or settings; Interrupted at Ctrl-C and SIGTERM; and what `open_reader` raises.
     """
     root = table.parent if root is None else root
     if table.exists():
@@ -72,30 +80,93 @@ def label_videos(
     media = {video: _media_of(video, root) for video in videos}
     check_writable(table.parent)
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-    rows: list[dict[str, object]] = []
-    num_unread = done = 0
-    is_stopped = False
+    finished: dict[str, Any] = {}
+    num_unread = 0
+    partial = table.with_name(table.name + ".partial.jsonl")
     try:
         with terminable():
             reader = open_reader(model, params)
-            for video in videos:
-                reading, found = _read(video, reader, params)
-                _print_unread(reading)
-                num_unread += reading.reason is not None
-                name = _name_of(media[video], rows)
-                rows += [
-                    {"clip_id": f"{name}_{number:03d}", "media": media[video], "split": split} | row
-                    for number, row in enumerate(found)
-                ]
-                done += 1
+            finished = _finished_videos(partial, _identity(model, params))
+            for done, video in enumerate(videos, start=1):
+                state = _state_of(video)
+                if finished.get(media[video], {}).get("state") != state:
+                    reading, found = _read(video, reader, params)
+                    _print_unread(reading)
+                    # a video that cannot be read is tried again by the next run
+                    num_unread += reading.reason is not None
+                    line = {"media": media[video], "state": state, "rows": found}
+                    if reading.reason is None:
+                        _append(partial, line)
+                    finished[media[video]] = line
                 on_progress(done, len(videos))
     except KeyboardInterrupt:
-        is_stopped = True
+        raise Interrupted(
+            f"stopped; {partial} has the texts of {len(finished)} of {len(videos)} videos: the same command continues"
+            if finished
+            else "stopped before a video was read"
+        ) from None
+    rows: list[dict[str, object]] = []
+    for video in videos:
+        name = _name_of(media[video], rows)
+        rows += [
+            {"clip_id": f"{name}_{number:03d}", "media": media[video], "split": split} | row
+            for number, row in enumerate(finished[media[video]]["rows"])
+        ]
     _write(table, rows)
-    if is_stopped:
-        raise Interrupted(f"stopped; {table} has the clips of the first {done} of {len(videos)} videos")
+    partial.unlink(missing_ok=True)
     seconds = sum(float(str(row["end"])) - float(str(row["start"])) for row in rows)
     return LabelSummary(table, len(videos), num_unread, len(rows), seconds)
+
+
+def _identity(model: Path, params: Params) -> str:
+    """Returns a hash of what the texts depend on, apart from the videos."""
+    lm = Path(params.paths.lm)
+    return fingerprint(
+        sha256_of(model),
+        sha256_of(lm) if params.decode.lm_weight and lm.exists() else "",
+        *(section.model_dump(mode="json") for section in (params.decode, params.crop, params.inference)),
+    )
+
+
+def _state_of(video: Path) -> list[int]:
+    """Returns size and time of change: a video that differs is read again."""
+    try:
+        status = video.stat()
+    except OSError:
+        return []  # reading it gives the reason
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _finished_videos(partial: Path, identity: str) -> dict[str, Any]:
+    """Returns what an interrupted run has read, by the name of the video; begins the partial file if there is none.
+
+    An incomplete last line is removed: the process was killed while it wrote. Raises ConfigError if another model or
+    other settings wrote the file.
+    """
+    content = partial.read_bytes() if partial.exists() else b""
+    complete, _, rest = content.rpartition(b"\n")
+    if rest:
+        os.truncate(partial, len(content) - len(rest))
+    if not complete:
+        _append(partial, {"identity": identity})
+        return {}
+    try:
+        first, *lines = map(json.loads, complete.splitlines())
+        if first["identity"] == identity:
+            return {line["media"]: line for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{partial} is damaged ({error}); remove it to read all videos again") from error
+    raise ConfigError(
+        f"{partial} has texts of an interrupted run with another model or other settings (decode, crop, inference); "
+        "repeat that command, choose another --out, or remove the file"
+    )
+
+
+def _append(partial: Path, line: Mapping[str, object]) -> None:
+    with partial.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _media_of(video: Path, root: Path) -> str:

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,8 +50,10 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> CountingReader:
     return reader
 
 
-def label(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["label", *map(str, arguments), "--params", str(ROOT / "params.yaml")])
+def label(*arguments: str | Path, last: Sequence[str] = ()) -> Result:
+    # any file: a test's reader opens none
+    model = ["--checkpoint", str(ROOT / "README.md"), "--params", str(ROOT / "params.yaml")]
+    return CliRunner().invoke(app, ["label", *map(str, arguments), *model, *last])
 
 
 def rows_of(table: Path) -> list[dict[str, str]]:
@@ -175,17 +178,79 @@ def test_a_video_that_cannot_be_read_is_reported_and_the_others_are_labelled(
     assert len({row["clip_id"] for row in rows}) == 3
 
 
-def test_an_interrupted_labelling_keeps_the_videos_that_were_read(
-    recorded: Path, reader: CountingReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read_video = labelling.read_video
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of videos at which the process gets SIGTERM."""
+    read_video, names = labelling.read_video, list[str]()
 
     def stopping(path: Path, *arguments: object) -> object:
-        if path.name == "talk.mp4":
+        if path.name in names:
             os.kill(os.getpid(), signal.SIGTERM)
         return read_video(path, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(labelling, "read_video", stopping)
-    done = label(recorded, "--out", recorded / "part.csv")
-    assert "has the clips of the first 1 of 2 videos" in str(done.exception)
-    assert [row["media"] for row in rows_of(recorded / "part.csv")] == ["b.mp4"]
+    return names
+
+
+def test_an_interrupted_labelling_goes_on_as_if_it_had_not_been_interrupted(
+    recorded: Path, reader: CountingReader, stop_at: list[str]
+) -> None:
+    assert label(recorded, "--out", recorded / "whole.csv").exit_code == 0
+    reader.clips.clear()
+    reader.texts = ["we go", "so, we go", ""]
+    stop_at.append("talk.mp4")
+    table, partial = recorded / "part.csv", recorded / "part.csv.partial.jsonl"
+    done = label(recorded, "--out", table)
+    assert "part.csv.partial.jsonl has the texts of 1 of 2 videos" in str(done.exception)
+    assert not table.exists() and len(reader.clips) == 1
+    # killed while it wrote the next line
+    partial.write_bytes(partial.read_bytes() + b'{"media": "talk')
+    stop_at.clear()
+    assert label(recorded, "--out", table).exit_code == 0
+    assert table.read_bytes() == (recorded / "whole.csv").read_bytes() and not partial.exists()
+    assert len(reader.clips) == 3, "b.mp4 was read once"
+
+
+def test_a_changed_video_is_read_again(
+    recorded: Path, reader: CountingReader, stop_at: list[str], tmp_path: Path
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((recorded / "b.mp4").read_bytes())
+    stop_at.append("b.mp4")
+    label(tmp_path, "--out", tmp_path / "labels.csv")
+    stop_at.clear()
+    (tmp_path / "a.mp4").write_bytes((recorded / "第 1 天" / "talk.mp4").read_bytes())
+    reader.texts = ["one", "two", "three"]
+    assert label(tmp_path, "--out", tmp_path / "labels.csv").exit_code == 0
+    assert [row["text"] for row in rows_of(tmp_path / "labels.csv")] == ["one", "two", "three"]
+
+
+def test_texts_of_two_models_or_settings_are_never_mixed(
+    recorded: Path, reader: CountingReader, stop_at: list[str], tmp_path: Path
+) -> None:
+    stop_at.append("talk.mp4")
+    table = tmp_path / "labels.csv"
+    label(recorded, "--out", table, "--root", recorded)
+    stop_at.clear()
+    for other in (["--set", "decode.beam=3"], ["--set", "inference.longest_s=2"], ["--checkpoint", __file__]):
+        done = label(recorded, "--out", table, "--root", recorded, last=other)
+        assert isinstance(done.exception, ConfigError) and "remove the file" in str(done.exception), other
+    partial = tmp_path / "labels.csv.partial.jsonl"
+    for damaged in (b"[]\n", b'{"identity": 5}\n', b"\xff\n", partial.read_bytes() + b"[1]\n"):
+        partial.write_bytes(damaged)
+        done = label(recorded, "--out", table, "--root", recorded)
+        assert isinstance(done.exception, ConfigError) and "labels.csv.partial.jsonl" in str(done.exception)
+        assert not table.exists() and partial.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("killed_in_first_line", [False, True])
+def test_a_stop_before_the_first_video_loses_nothing(
+    recorded: Path, reader: CountingReader, stop_at: list[str], killed_in_first_line: bool
+) -> None:
+    table = recorded / f"first-{killed_in_first_line}.csv"
+    if killed_in_first_line:
+        table.with_name(table.name + ".partial.jsonl").write_bytes(b'{"identi')
+    stop_at.append("b.mp4")
+    assert "stopped before a video was read" in str(label(recorded, "--out", table).exception)
+    stop_at.clear()
+    assert label(recorded, "--out", table).exit_code == 0 and len(rows_of(table)) == 3
