@@ -9,7 +9,8 @@ A line of a plain manifest is one clip; these names are known, and only a video 
 | part of the video, s | offset or start; duration or end |
 | clip id | id, clip_id, utt_id |
 | speaker | speaker, speaker_id |
-| the same as in a table | gender, age, topic, split |
+| the same as in a table | gender, age, topic, split, confidence |
+| sound, next to a video | audio_filepath |
 
 https://docs.nvidia.com/nemo/curator/main/about/concepts/audio/manifests-ingest and
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/operations/nvidia.dali.fn.readers.nemo_asr.html (offset).
@@ -24,13 +25,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from shards.errors import CorpusError
 from stages.corpora.layout import clip_id_of, counted, lines_of, split_of_name, video_path, with_splits
-from stages.corpora.table import LIKE_TIMES, UNSPLIT, age, time_s
-from stages.corpora.transcript import Transcript
+from stages.corpora.table import LIKE_TIMES, UNSPLIT, age, confidence, time_s
+from stages.corpora.transcript import Transcript, relative_media
 from stages.settings import CorpusParams
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "age": ("age",),
     "topic": ("topic",),
     "split": ("split",),
+    "confidence": ("confidence",),
 }
 _KNOWN = {_SOUND, *_VIDEO, *(name for names in _FIELDS.values() for name in names)}
 _CUTS = ("MonoCut", "MultiCut")
@@ -89,7 +92,10 @@ def read_manifest(corpus: CorpusParams) -> list[Transcript]:
                 clips.append(_clip(row, video, root, split, where))
             else:
                 ignored.update(_unknown(row, where))
-                clips.append(_clip(row, _video(row, root, where), root, split, where))
+                video = _video(row, root, where)
+                sound = relative_media(_value(row, _SOUND, where), root)
+                clip = _clip(row, video, root, split, where)
+                clips.append(clip if sound in ("", video) else replace(clip, audio=sound))
     if ignored:
         _log.warning("fields %s are not known and are ignored", ", ".join(sorted(ignored)))
     return counted(with_splits(clips, corpus, root), root)
@@ -192,6 +198,7 @@ def _clip(row: _Row, media: str, root: Path, split: str, where: str, cut_start_s
         where=where,
         start_s=start_s or None,
         end_s=end_s,
+        confidence=confidence(_field(row, "confidence", where), where),
     )
 
 

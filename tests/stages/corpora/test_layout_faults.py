@@ -161,6 +161,11 @@ FILE = {"id": "r", "sources": [{"type": "file", "source": "a.mp4"}]}
         ({"video": "a.mp4", "text": "\ud800"}, "half a character"),
         ({"video": "a.mp4", "begin_time": 3}, "begin_time may be a time of the part"),
         ({"video": "a.mp4", "age": "old"}, "age 'old' is not a number of years"),
+        ({"video": "a.mp4", "confidence": 80}, "confidence '80' is not between 0 and 1"),
+        (
+            {**CUT, "recording": FILE, "supervisions": [{"confidence": True}]},
+            "confidence must be a text or a number",
+        ),
         ({"video": "a.mp4", "split": "a b"}, "split 'a b' must be 1 to 120"),
         ({"recording_id": "rec", "start": 0, "duration": 1}, "must have `supervisions` in its name"),
         ({**CUT, "type": "MixedCut"}, "only cuts of one recording .* MixedCut has none"),

@@ -166,6 +166,17 @@ def test_a_manifest_without_splits_is_split_by_a_seed_that_new_lines_do_not_chan
     } == first
 
 
+def test_confidence_and_sound_of_a_manifest(tmp_path: Path) -> None:
+    sure = '{"id": "a", "video": "v/a.mp4", "audio_filepath": "%s/w/a.wav", "text": "x", "confidence": 0.25}'
+    alone = '{"id": "b", "audio_filepath": "v/b.mp4", "text": "x", "confidence": null}'
+    text(tmp_path / "train.jsonl", sure % tmp_path, alone)
+    found = read_layout("manifest", tmp_path, table="train.jsonl")
+    assert [(clip.media, clip.audio, clip.confidence) for clip in found] == [
+        ("v/a.mp4", "w/a.wav", 0.25),
+        ("v/b.mp4", None, None),
+    ]
+
+
 def test_kaldi(tmp_path: Path) -> None:
     clips = read("kaldi", tmp_path)
     found = {name: (c.split, c.speaker, c.media, c.text, c.start_s, c.end_s) for name, c in clips.items()}
