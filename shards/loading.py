@@ -5,7 +5,7 @@ Shapes: B clips, T frames (padded), H and W px.
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ class PaddedBatch(TypedDict):
     """int64"""
     labels: list[str]
     clip_ids: list[str]
+    audio_BTKM: NotRequired[torch.Tensor]
+    """float16, log-mel vectors of the sound; only if asked for. 0 for padding and for silent clips."""
+    has_audio_B: NotRequired[torch.Tensor]
+    """bool"""
 
 
 class SharedEpoch:

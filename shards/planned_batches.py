@@ -27,6 +27,7 @@ def dataset(
     split: str = "train",
     *,
     batch_size: int,
+    audio: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
     machine: MachineParams | None = None,
@@ -34,7 +35,8 @@ def dataset(
 ) -> "PlannedBatches":
     """Returns the batches of a split, for a DataLoader with `batch_size=None` or for direct iteration.
 
-    `samples` is samples.parquet, `shards` the folder or URL of the pack (paths.samples and paths.shards). `loader` are
+    `samples` is samples.parquet, `shards` the folder or URL of the pack (paths.samples and paths.shards). With `audio`
+    batches have the sound, too; then the pack must have sound (pack.audio). `loader` are
     the keys of that section of params.yaml, such as `seed` and `frame_budget`. Rank and world size come from
     torch.distributed or torchrun unless given; all ranks get the same number of batches. `machine` sets cache and
     reading threads; DataLoader workers use no threads.
@@ -61,6 +63,7 @@ def dataset(
         params,
         machine or MachineParams(),
         *rank_of(rank, world_size),
+        audio,
     )
 
 
@@ -81,9 +84,16 @@ class PlannedBatches(IterableDataset[PaddedBatch]):
         machine: MachineParams,
         rank: int,
         world_size: int,
+        audio: bool,
     ) -> None:
         super().__init__()
-        self._samples = read_samples(samples, split, STREAM_COLUMNS)
+        self._audio = audio
+        self._samples = read_samples(samples, split, (*STREAM_COLUMNS, *(["audio_sha256"] if audio else [])))
+        if audio and self._samples["audio_sha256"].null_count == len(self._samples):
+            raise ConfigError(
+                f"no clip of split {split} of {samples} has sound; set pack.audio to true and run `pipeline pack`, or "
+                "audio to False"
+            )
         self._identity = plan_identity(
             samples_hash(sample_pieces(samples, split)), params, batch_size, world_size
         )
@@ -169,22 +179,28 @@ class PlannedBatches(IterableDataset[PaddedBatch]):
     def _read(self, batches: tuple[Any, ...], epoch: int, first: int) -> Iterator[PaddedBatch]:
         for number, batch in enumerate(self._open_stream().batches(batches, first), start=first + 1):
             self._running = (epoch, number)
-            yield PaddedBatch(
+            padded = PaddedBatch(
                 video_BTHW=batch.video_BTHW,
                 num_frames_B=batch.num_frames_B,
                 labels=list(batch.labels),
                 clip_ids=list(batch.clip_ids),
             )
+            if batch.audio_BTKM is not None and batch.has_audio_B is not None:
+                padded |= {"audio_BTKM": batch.audio_BTKM, "has_audio_B": batch.has_audio_B}
+            yield padded
 
     def _open_stream(self) -> ShardStream:
         if get_worker_info() is not None:
             machine = self._machine.model_copy(update={"num_workers": 0})
-            return ShardStream(open_store(self._shards, machine, "shards"), self._samples, machine)
+            return self._new_stream(machine)
         if self._stream is None:
-            self._stream = ShardStream(
-                open_store(self._shards, self._machine, "shards"), self._samples, self._machine
-            )
+            self._stream = self._new_stream(self._machine)
         return self._stream
+
+    def _new_stream(self, machine: MachineParams) -> ShardStream:
+        return ShardStream(
+            open_store(self._shards, machine, "shards"), self._samples, machine, audio=self._audio
+        )
 
 
 def _worker() -> tuple[int, int]:

@@ -1,11 +1,14 @@
 """`shards.dataset` yields the batches of `pipeline train` in the same order, for any DataLoader, and resumes."""
 
 import copy
+import io
+import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -19,7 +22,7 @@ from shards.loading import PaddedBatch
 from shards.planned_batches import PlannedBatches
 from shards.settings import LoaderParams, MachineParams
 from tests.support.damage import damage
-from tests.support.packed import Packed, pack_clips, toy_clips
+from tests.support.packed import Packed, pack_clips, toy_clips, toy_sound
 from tests.support.remote_packs import write_indexes
 from tests.support.trainings import job_in
 
@@ -220,6 +223,42 @@ def test_wrong_values_are_refused(packed: Packed) -> None:
             dataset_of(packed, **options)
     with pytest.raises(ConfigError, match="epoch must be at least 0"):
         dataset_of(packed).set_epoch(-1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_have_the_sound_if_asked_for(tmp_path: Path, num_workers: int) -> None:
+    clips = toy_clips(num_train=9, num_valid=2)
+    sounds = {clip_id: toy_sound(label, 1) for clip_id, _, _, label in clips}
+    silent = clips[2][0]
+    del sounds[silent]
+    packed = pack_clips(tmp_path, clips, sounds=sounds)
+    batches = list(DataLoader(dataset_of(packed, audio=True), batch_size=None, num_workers=num_workers))
+    assert ids(batches) == ids(dataset_of(packed)), "sound changes no order"
+    for batch in batches:
+        for number, clip_id in enumerate(batch["clip_ids"]):
+            sound_TKM, num_frames = batch["audio_BTKM"][number].numpy(), batch["num_frames_B"][number]
+            assert bool(batch["has_audio_B"][number]) == (clip_id != silent)
+            if clip_id != silent:
+                assert np.array_equal(sound_TKM[:num_frames], member_of(packed, clip_id)[:num_frames])
+            assert not sound_TKM[num_frames if clip_id != silent else 0 :].any()
+    assert "audio_BTKM" not in next(iter(dataset_of(packed)))
+
+
+def member_of(packed: Packed, clip_id: str) -> np.ndarray:
+    """The sound as tarfile and numpy read it."""
+    for shard in packed.shards.glob("train/*.tar"):
+        with tarfile.open(shard) as tar:
+            name = f"{clip_id}.audio.npy"
+            if name in tar.getnames():
+                member = tar.extractfile(name)
+                assert member is not None
+                return np.load(io.BytesIO(member.read()))
+    raise AssertionError(f"no shard has the sound of {clip_id}")
+
+
+def test_a_pack_without_sound_gives_none(packed: Packed) -> None:
+    with pytest.raises(ConfigError, match=r"no clip of split train .* has sound; set pack.audio"):
+        dataset_of(packed, audio=True)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
