@@ -33,13 +33,11 @@ def doubt_of(score_N: Floats, other_scores_NK: Floats) -> Doubt:
     Labels up to a threshold are doubtful; it maximises the expected number of exchanged labels below it minus that of
     right ones. None is doubtful if the model is too weak (LEAST_MEDIAN_FIT).
     """
-    N, K = other_scores_NK.shape
+    N = len(score_N)
     fit_N = _fit(score_N, other_scores_NK)
     if np.median(fit_N) < LEAST_MEDIAN_FIT:
         return Doubt(fit_N, None, np.zeros(N, bool))
-    # how an exchanged label fits: each of the others, compared with the rest of them
-    others = [_fit(other_scores_NK[:, k], np.delete(other_scores_NK, k, axis=1)) for k in range(K)]
-    exchanged_M = np.sort(others, axis=None)
+    exchanged_M = np.sort(_fit_of_others(other_scores_NK), axis=None)
     # Storey 2002: the labels that fit worse than most exchanged ones are such labels
     share = min(1.0, float((fit_N < np.quantile(exchanged_M, RANK)).mean()) / RANK)
     threshold_N = np.sort(fit_N)
@@ -52,3 +50,14 @@ def doubt_of(score_N: Floats, other_scores_NK: Floats) -> Doubt:
 def _fit(score_N: Floats, other_scores_NK: Floats) -> Floats:
     deviation_N = np.maximum(other_scores_NK.std(axis=1, ddof=1), LEAST_DEVIATION)
     return np.asarray((score_N - other_scores_NK.mean(axis=1)) / deviation_N)
+
+
+def _fit_of_others(other_scores_NK: Floats) -> Floats:
+    """Returns how exchanged labels fit: each of the others, compared with the rest of them."""
+    K = other_scores_NK.shape[1]
+    centred_NK = other_scores_NK - other_scores_NK.mean(axis=1, keepdims=True)
+    square_NK = centred_NK**2
+    # without copies of the rest: their mean is -centred / (K - 1), their squared deviations are all minus this term
+    rest_NK = square_NK.sum(axis=1, keepdims=True) - square_NK * K / (K - 1)
+    deviation_NK = np.maximum(np.sqrt(np.maximum(rest_NK, 0) / (K - 2)), LEAST_DEVIATION)
+    return np.asarray(centred_NK * K / (K - 1) / deviation_NK)

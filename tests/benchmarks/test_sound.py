@@ -11,8 +11,7 @@ from rich.console import Console
 from benchmarks.sound import SILENCE, bench_sound, print_sound_bench, shifted, train_model
 from shards.errors import ConfigError
 from shards.stream import ClipBatch
-from tests.stages.test_sync import drawn
-from tests.support.packed import pack_clips, toy_sound
+from tests.support.packed import drawn, pack_clips, toy_sound
 from tests.support.trainings import job_in
 
 

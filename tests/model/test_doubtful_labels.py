@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.doubtful_labels import doubt_of
+from model.doubtful_labels import _fit, _fit_of_others, doubt_of
 
 
 def simulated(
@@ -57,3 +57,12 @@ def test_a_model_that_tells_nothing_marks_nothing() -> None:
 def test_equal_scores_give_a_finite_fit() -> None:
     doubt = doubt_of(np.array([-50.0, -1.0]), np.full((2, 4), -50.0))
     assert np.isfinite(doubt.fit_N).all() and doubt.fit_N[0] == 0 < doubt.fit_N[1]
+
+
+def test_each_other_label_is_compared_with_the_rest() -> None:
+    """The fit of a label, with the rest cut out as a table of its own, is the referee."""
+    _, others_NK, _ = simulated(300, 0.1, advantage=5.0)
+    others_NK[:2] = -50.0  # equal scores
+    others_NK[1, 3] = -1.0
+    expected = [_fit(others_NK[:, k], np.delete(others_NK, k, axis=1)) for k in range(others_NK.shape[1])]
+    np.testing.assert_allclose(_fit_of_others(others_NK), np.transpose(expected), rtol=1e-9, atol=1e-9)

@@ -47,7 +47,7 @@ def test_one_command_goes_from_the_videos_of_all_corpora_to_a_report(
 ) -> None:
     small = partial(corpus.build_demo_corpus, size=CorpusSize((1, 2), (1, 1), (1, 2)))
     monkeypatch.setattr(corpus, "build_demo_corpus", small)
-    drawn = json.loads(run(project, "demo", "--json"))
+    drawn = json.loads(run(project, "demo", "--set", "machine.workers=1", "--json"))
     assert [one["corpus"] for one in drawn] == [f"data/corpora/{name}" for name in NAMES]
     texts = [(project / one["corpus"] / "meta_train.csv").read_bytes() for one in drawn]
     assert texts[0] != texts[1], "the corpora have different seeds"

@@ -16,20 +16,11 @@ from shards.schema import SOUND
 from shards.settings import LoaderParams, MachineParams
 from stages.sync import SyncSummary, sync
 from stages.train import train
-from tests.support.packed import SYLLABLES, Packed, pack_clips, toy_clip, toy_sound
+from tests.support.packed import Packed, drawn, pack_clips, toy_sound
 from tests.support.trainings import job_in
 
 NUM_SHIFTED = 41
 MACHINE = MachineParams(num_workers=0, device="cpu")
-
-
-def drawn(split: str, count: int, seed: int) -> list[tuple[str, str, np.ndarray, str]]:
-    rng = np.random.default_rng(seed)
-    clips = []
-    for number in range(count):
-        label = "".join(rng.choice(list(SYLLABLES), rng.integers(7, 11)))
-        clips.append((f"{split}_{number:03d}", split, toy_clip(label, seed + number), label))
-    return clips
 
 
 def shifted(sound_TKM: np.ndarray, late: int) -> np.ndarray:

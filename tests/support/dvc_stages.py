@@ -1,7 +1,14 @@
 """The stages of dvc.yaml, and the dvc program."""
 
+import json
 import os
+import socketserver
+import sys
 import sysconfig
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +78,50 @@ DECLARED = declared(params_of(ROOT / "params.yaml"))
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """Runs DVC in `folder` with the PATH that make sets, and returns its stdout."""
-    environment = {"PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    """Runs DVC in `folder` with the PATH that make sets, and returns its stdout.
+
+    The `pipeline` commands of stages run in forked processes, too; test_wheel.py has DVC start the installed command.
+    """
     program = "import sys; from dvc.cli import main; sys.argv[0] = 'dvc'; sys.exit(main())"
-    done = forked.python(program, *arguments, folder=folder, environment=environment)
+    with forked_command() as first:
+        path = os.pathsep.join([str(first), str(SCRIPTS), os.environ["PATH"]])
+        environment = {"PATH": path, "DVC_NO_ANALYTICS": "1"}
+        done = forked.python(program, *arguments, folder=folder, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+COMMAND = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({server!r})
+    server.sendall(json.dumps([os.getcwd(), sys.argv[1:], dict(os.environ)]).encode())
+    server.shutdown(socket.SHUT_WR)
+    code, stdout, stderr = json.load(server.makefile())
+print(stdout, end="")
+print(stderr, end="", file=sys.stderr)
+sys.exit(code)
+"""
+
+
+class _ForkedCommand(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        folder, arguments, environment = json.load(self.rfile)
+        done = forked.pipeline(Path(folder), arguments, environment)
+        self.wfile.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode())
+
+
+@contextmanager
+def forked_command() -> Iterator[Path]:
+    """A folder with a program `pipeline` for PATH: it has this process run the command in a forked one."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        server_path, program = str(folder / "server"), folder / "pipeline"
+        program.write_text(COMMAND.format(python=sys.executable, server=server_path))
+        program.chmod(0o755)
+        with socketserver.ThreadingUnixStreamServer(server_path, _ForkedCommand) as server:
+            threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+            try:
+                yield folder
+            finally:
+                server.shutdown()

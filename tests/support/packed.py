@@ -74,6 +74,16 @@ def toy_clips(
     return clips
 
 
+def drawn(split: str, count: int, seed: int) -> list[tuple[str, str, np.ndarray, str]]:
+    """Returns clips of one split with labels of 7 to 10 characters."""
+    rng = np.random.default_rng(seed)
+    clips = []
+    for number in range(count):
+        label = "".join(rng.choice(list(SYLLABLES), rng.integers(7, 11)))
+        clips.append((f"{split}_{number:03d}", split, toy_clip(label, seed + number), label))
+    return clips
+
+
 def pack_clips(
     folder: Path,
     clips: list[tuple[str, str, np.ndarray, str]],

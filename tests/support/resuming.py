@@ -5,6 +5,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +54,24 @@ def last_of(folder: Path) -> Path:
 def copied(stopped: Path, folder: Path) -> Path:
     """Copies the folder of a stopped run, and returns the last checkpoint of the copy."""
     return last_of(shutil.copytree(stopped, folder))
+
+
+MEASURED = ("seconds", "wait_s", "total_s", "clips_per_s", "data_wait", "peak_memory_mb")
+"""Figures that depend on time or on the operating system."""
+
+
+def assert_same_state(ours: Any, theirs: Any, where: str = "") -> None:
+    """Asserts that both are bit-identical, except for measured figures."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours.keys() - set(MEASURED):
+            assert_same_state(ours[key], theirs[key], f"{where}/{key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), where
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same_state(*pair, f"{where}/{number}")
+    else:
+        assert ours == theirs, where

@@ -2,11 +2,15 @@
 
 import csv
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from shards.files import table_from_rows, write_table
 from shards.schema import CLIPS, CROPS, SAMPLES
+from stages.statistics.tables import print_stats
 from stages.stats import stats
 
 JSON_FILES = (
@@ -100,3 +104,10 @@ def run(folder: Path, clips: list[Row], crops: list[Row] | None, samples: list[R
 def plot(path: Path) -> dict[int, int]:
     with path.open(encoding="utf-8") as file:
         return {int(x): int(y) for x, y in list(csv.reader(file))[1:]}
+
+
+def printed(summary: dict[str, Any]) -> str:
+    """Returns what `pipeline stats` prints."""
+    out = StringIO()
+    print_stats(summary, Console(file=out, width=200))
+    return out.getvalue()

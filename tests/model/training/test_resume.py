@@ -29,7 +29,7 @@ from stages.train import train
 from tests.support.damage import damage
 from tests.support.killed_runs import INTERRUPTED, Kill, job_in_folder, run, steps_of
 from tests.support.packed import Codec, Packed, pack_clips, toy_clips
-from tests.support.resuming import Position, stopping_at
+from tests.support.resuming import Position, assert_same_state, stopping_at
 from tests.support.trainings import job_in
 
 NUM_EPOCHS = 2
@@ -267,24 +267,3 @@ def test_sigterm_in_validation_stops_during_it(tmp_path: Path, packed: Packed) -
     state = load_checkpoint(last)
     assert (state["progress"]["epoch"], state["progress"]["curves"]) == (0, [])
     assert state["progress"]["batches_done"] > 0
-
-
-MEASURED = ("seconds", "wait_s", "total_s", "clips_per_s", "data_wait", "peak_memory_mb")
-"""Figures that depend on time or on the operating system."""
-
-
-def assert_same_state(ours: Any, theirs: Any, where: str = "") -> None:
-    """Asserts that both are bit-identical, except for measured figures."""
-    assert type(ours) is type(theirs), where
-    if isinstance(ours, torch.Tensor):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), where
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), where
-        for key in ours.keys() - set(MEASURED):
-            assert_same_state(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), where
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_same_state(*pair, f"{where}/{number}")
-    else:
-        assert ours == theirs, where

@@ -21,10 +21,9 @@ from model.training.training_data import TrainingData, TrainingJob
 from shards.errors import CheckpointError, Interrupted, TrainingError
 from shards.stream import ClipBatch
 from stages.train import train
-from tests.model.training.test_resume import assert_same_state
 from tests.support.killed_runs import INTERRUPTED, Kill, job_in_folder, run, steps_of
 from tests.support.packed import Packed, pack_clips, toy_clips, toy_sound
-from tests.support.resuming import stopping_at
+from tests.support.resuming import assert_same_state, stopping_at
 from tests.support.stepping import CONFORMER, Bench, TwoAlike, assert_close, stepping_job
 from tests.support.trainings import job_in
 
