@@ -43,7 +43,8 @@ UNLABELLED_SHARE = 0.5
 from a quarter of the epochs on, 0.75 gave 13.9 %. 16 labels alone gave 10.2 %, all 160 2.2 %."""
 TEACHER = ("train.self_training.decoder=ctc_beam", "decode.lm_weight=0.5", "decode.beam=10")
 """Beams with a language model of the few labels; it knows no hidden text."""
-SOUND_WEIGHT = 0.5
+SOUND_WEIGHT = 2.0
+"""GRID, 80 labels, one seed, CER on valid: 12.7 % with 2, 17.6 % with 0.5, 21.6 % without sound."""
 GOALS = {SELF: 0.3, BOTH: 0.5}
 """Share of the gap between few and all labels that a variant should close."""
 SOUND_GOAL = 0.75
