@@ -81,7 +81,7 @@ def label_videos(
     check_writable(table.parent)
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
     finished: dict[str, Any] = {}
-    num_unread = 0
+    num_unread = num_read = 0
     partial = table.with_name(table.name + ".partial.jsonl")
     try:
         with terminable():
@@ -94,15 +94,15 @@ def label_videos(
                     _print_unread(reading)
                     # a video that cannot be read is tried again by the next run
                     num_unread += reading.reason is not None
-                    line = {"media": media[video], "state": state, "rows": found}
+                    finished[media[video]] = {"media": media[video], "state": state, "rows": found}
                     if reading.reason is None:
-                        _append(partial, line)
-                    finished[media[video]] = line
+                        _append(partial, finished[media[video]])
+                num_read = done - num_unread
                 on_progress(done, len(videos))
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped; {partial} has the texts of {len(finished)} of {len(videos)} videos: the same command continues"
-            if finished
+            f"stopped; {partial} has the texts of {num_read} of {len(videos)} videos: the same command continues"
+            if num_read
             else "stopped before a video was read"
         ) from None
     rows: list[dict[str, object]] = []
@@ -152,10 +152,14 @@ def _finished_videos(partial: Path, identity: str) -> dict[str, Any]:
         return {}
     try:
         first, *lines = map(json.loads, complete.splitlines())
+        found = {line["media"]: line for line in lines}
         if first["identity"] == identity:
-            return {line["media"]: line for line in lines}
+            return found
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{partial} is damaged ({error}); remove it to read all videos again") from error
+    if not found:
+        partial.unlink()
+        return _finished_videos(partial, identity)
     raise ConfigError(
         f"{partial} has texts of an interrupted run with another model or other settings (decode, crop, inference); "
         "repeat that command, choose another --out, or remove the file"

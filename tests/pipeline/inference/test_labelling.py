@@ -236,7 +236,12 @@ def test_texts_of_two_models_or_settings_are_never_mixed(
         done = label(recorded, "--out", table, "--root", recorded, last=other)
         assert isinstance(done.exception, ConfigError) and "remove the file" in str(done.exception), other
     partial = tmp_path / "labels.csv.partial.jsonl"
-    for damaged in (b"[]\n", b'{"identity": 5}\n', b"\xff\n", partial.read_bytes() + b"[1]\n"):
+    for damaged in (
+        b"[]\n",
+        b'{"identity": 5}\n{"media": "x"}\n',
+        b"\xff\n",
+        partial.read_bytes() + b"[1]\n",
+    ):
         partial.write_bytes(damaged)
         done = label(recorded, "--out", table, "--root", recorded)
         assert isinstance(done.exception, ConfigError) and "labels.csv.partial.jsonl" in str(done.exception)
@@ -253,4 +258,16 @@ def test_a_stop_before_the_first_video_loses_nothing(
     stop_at.append("b.mp4")
     assert "stopped before a video was read" in str(label(recorded, "--out", table).exception)
     stop_at.clear()
-    assert label(recorded, "--out", table).exit_code == 0 and len(rows_of(table)) == 3
+    # another model has nothing to be mixed with
+    done = label(recorded, "--out", table, last=["--checkpoint", __file__])
+    assert done.exit_code == 0 and len(rows_of(table)) == 3
+
+
+def test_a_stop_counts_only_videos_whose_texts_are_kept(
+    recorded: Path, reader: CountingReader, stop_at: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"garbage" * 99)
+    for name in ("b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes((recorded / "b.mp4").read_bytes())
+    stop_at.append("c.mp4")
+    assert "has the texts of 1 of 3 videos" in str(label(tmp_path, "--out", tmp_path / "x.csv").exception)
