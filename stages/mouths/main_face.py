@@ -56,10 +56,11 @@ class _Track:
 def main_face(landmarks: Landmarks, params: CropParams, loudness: Loudness | None = None) -> FaceTrack | None:
     """Returns the face of the clip: among large and long visible faces, the one whose lips move most, if any move.
 
-    With `loudness`, which is called only for several such faces, it is the one whose lips follow the sound best, if any
-    do. If nobody speaks, returns the face with the largest sum of its size over its frames. Frames with an implausible
-    mesh, or without the whole mouth in the picture, do not count. A face without other frames is returned only if there
-    is no better face. Faces are tracked by the overlap of their boxes; a track ends after `max_gap_s` and at cuts.
+    With `loudness`, which is called only if the lips of several such faces move, it is the face whose lips follow the
+    sound best, if any do. If nobody speaks, returns the face with the largest sum of its size over its frames. Frames
+    with an implausible mesh, or without the whole mouth in the picture, do not count. A face without other frames is
+    returned only if there is no better face. Faces are tracked by the overlap of their boxes; a track ends after
+    `max_gap_s` and at cuts.
     Returns None if there is no face at all.
     """
     tracks = _join_frames(landmarks, params.max_gap_s)
@@ -101,7 +102,9 @@ def _choose(
         if size >= SPEAKER_MIN_SIZE * max(median_size)
         and len(track.members) >= SPEAKER_MIN_PRESENCE * most_frames
     ]
-    if len(likely) > 1 and loudness is not None and (loudness_T := loudness()) is not None:
+    motion = [lip_motion(landmarks.points_MK3[track.members]) for track in likely]
+    moving = [track for track, how_much in zip(likely, motion, strict=True) if how_much > SPEAKING]
+    if len(moving) > 1 and loudness is not None and (loudness_T := loudness()) is not None:
         agreements = [
             agreement(
                 landmarks.times_s_F[landmarks.frame_M[track.members]],
@@ -109,13 +112,12 @@ def _choose(
                 loudness_T,
                 fps,
             )
-            for track in likely
+            for track in moving
         ]
         best = int(np.argmax(agreements))
         if agreements[best] >= MIN_AGREEMENT:
-            return likely[best], agreements[best]
-    motion = [lip_motion(landmarks.points_MK3[track.members]) for track in likely]
-    return (likely[int(np.argmax(motion))] if max(motion, default=0) > SPEAKING else largest), None
+            return moving[best], agreements[best]
+    return (likely[int(np.argmax(motion))] if moving else largest), None
 
 
 def lip_motion(points_NK3: NDArray[np.float32]) -> float:

@@ -113,7 +113,7 @@ def test_the_face_that_the_sound_belongs_to_is_chosen_though_another_moves_more(
 
 
 def test_sound_of_somebody_outside_the_picture_leaves_the_choice_to_motion() -> None:
-    people = [person(2.0, 0, STILL), person(1.5, 900, LIPS_PX[0])]
+    people = [person(2.0, 0, LIPS_PX[0]), person(1.5, 900, LIPS_PX[1])]
     for loudness_T in (np.cos(np.arange(NUM_FRAMES) ** 1.3), np.full(NUM_FRAMES, -23.0)):
         assert chosen(*people, loudness_T=loudness_T) == 1
 
@@ -123,6 +123,10 @@ def test_one_face_needs_no_sound() -> None:
         raise AssertionError("reading the sound costs time")
 
     assert main_face(person(2.0, 0, SPEECH_PX), PARAMS, loudness) is not None
+    # the lips of the second face rest
+    assert (
+        main_face(together(person(1.9, 0, STILL), person(2.0, 900, SPEECH_PX)), PARAMS, loudness) is not None
+    )
     assert (
         main_face(together(person(2.0, 0, STILL), person(0.5, 900, SPEECH_PX)), PARAMS, loudness) is not None
     )
