@@ -55,3 +55,14 @@ def readings_of(character: str, spells: bool = False) -> tuple[str, ...]:
         for reading in pinyin(one, style=Style.NORMAL, heteronym=True, errors=lambda other: [[other]])[0]  # type: ignore[arg-type, return-value]
     )
     return tuple(dict.fromkeys((*readings, *([name] if name else []))))
+
+
+def toned_pinyin(text: str) -> list[str | None]:
+    """Returns the pinyin with tone of each Han character by its reading in the phrase (`běi`); None for others."""
+    if not _HAS_HAN.search(text):
+        return [None] * len(text)
+    from pypinyin import Style, lazy_pinyin
+
+    simple = simplified(text)
+    read = lazy_pinyin(simple, style=Style.TONE, errors=lambda others: list(others))  # type: ignore[arg-type, return-value]
+    return [None if sound == written else sound for written, sound in zip(simple, read, strict=True)]

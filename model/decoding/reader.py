@@ -3,7 +3,7 @@
 Shapes: B clips, S encoder steps, E encoder width, V characters, W syllables.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from model.checkpoints import load_checkpoint, reported_as_modified, vocabulary_of
+from model.decoding.alignment import with_times
 from model.decoding.arpa import load_language_model
 from model.decoding.attention import joint_beam, read_greedily
-from model.decoding.ctc import SyllableScores
+from model.decoding.ctc import SyllableScores, spiking_head
 from model.decoding.ctc_beam import best_of, best_reading, ctc_readings, greedy_reading, with_syllables
 from model.decoding.ctc_prefix import CtcPrefixes
 from model.decoding.ngram import LanguageModel
@@ -139,6 +140,8 @@ class LipReader:
     """Over the vocabulary's characters, for beam searches."""
     normaliser_version: int = NORMALISER_VERSION
     """Of the training labels."""
+    confidence_temperature: float = 1.0
+    """Calibrates the characters' confidences (model/decoding/alignment.py)."""
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
@@ -252,10 +255,44 @@ class LipReader:
         logits_BSV = logits_of(encoded_BSE)
         return None if logits_BSV is None else functional.log_softmax(logits_BSV[0], dim=1).cpu().numpy()
 
+    @torch.no_grad()
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Returns the text of one uint8 clip."""
+        """Returns the text of one uint8 clip, with the times and confidences of its characters."""
         video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
-        return self.read(video_BTHW, torch.tensor([len(clip_THW)]), params)[0]
+        num_frames_B = torch.tensor([len(clip_THW)])
+        encoded_BSE, num_steps_B = self.encode(video_BTHW, num_frames_B)
+        (reading,) = self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
+        return self.timed([reading], encoded_BSE, num_steps_B, num_frames_B, params)[0]
+
+    @torch.no_grad()
+    def timed(
+        self,
+        readings: Sequence[Reading],
+        encoded_BSE: torch.Tensor,
+        num_steps_B: torch.Tensor,
+        num_frames_B: torch.Tensor,
+        params: DecodeParams,
+    ) -> list[Reading]:
+        """Returns the readings with times and confidences of their characters; unchanged without a CTC head."""
+        network, table = self.network, self.vocabulary.characters
+        logits_of = network.ctc_logits
+        if network.ctc_head is None or spiking_head(self.decoder(params)) == "syllables":
+            if network.syllable_head is None:
+                return list(readings)
+            assert self.vocabulary.syllables is not None
+            logits_of, table = network.syllable_logits, self.vocabulary.syllables
+        logits_BSV = logits_of(encoded_BSE)
+        assert logits_BSV is not None
+        log_probs_BSV = functional.log_softmax(logits_BSV, dim=2).cpu().numpy()
+        sizes = zip(num_steps_B.tolist(), num_frames_B.tolist(), strict=True)
+        return [
+            with_times(
+                reading, log_probs_SV[:num_steps], table, num_frames, self.fps, self.confidence_temperature
+            )
+            for reading, log_probs_SV, (num_steps, num_frames) in zip(
+                readings, log_probs_BSV, sizes, strict=True
+            )
+        ]
 
 
 def _refuse_unlearnt(learnt: Collection[str] | None, path: Path) -> None:

@@ -33,6 +33,27 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """Another text of a clip or of one character, before the words that neighbouring clips read too are removed."""
+
+    text: str
+    share: float
+    """Its share of the probability of all candidates."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimedCharacter:
+    """A character of a reading, by the CTC head (model/decoding/alignment.py)."""
+
+    text: str
+    start_s: float
+    end_s: float
+    confidence: float
+    alternatives: tuple[Alternative, ...] = ()
+    """Other characters at this place, best first; empty where the model writes several characters as one unit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """The decoding result of one clip."""
 
@@ -41,6 +62,8 @@ class Reading:
     """Log-probability per character (per syllable if syllables are read), nats; if the text is empty, of all of it."""
     candidates: tuple[Candidate, ...] = ()
     """The best texts, `text` first; empty for a greedy decoder."""
+    characters: tuple[TimedCharacter, ...] = ()
+    """One for each character of `text`; empty without a CTC head, or if the clip has too few steps for the text."""
 
 
 class ClipReader(Protocol):

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from model.decoding.alignment import with_times
 from model.decoding.arpa import load_language_model
+from model.decoding.ctc import spiking_head
 from model.decoding.ctc_beam import ctc_readings
 from model.decoding.ngram import LanguageModel
 from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
@@ -60,6 +62,7 @@ class OnnxReader:
     outputs: tuple[str, ...]
     language_model: LanguageModel | None = None
     """Over the vocabulary's characters, for beam searches."""
+    confidence_temperature: float = 1.0
 
     @property
     def heads(self) -> list[Head]:
@@ -136,11 +139,16 @@ class OnnxReader:
         return self.log_probs(clip_THW).get(LOG_PROBS)
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Reads one uint8 clip."""
+        """Returns the text of one uint8 clip, with the times and confidences of its characters."""
         name = self.decoder(params)
         of_clip = {output: log_probs_SV[None] for output, log_probs_SV in self.log_probs(clip_THW).items()}
         characters, syllables = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
-        return ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)[0]
+        (reading,) = ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)
+        table = self.vocabulary.characters
+        if characters is None or spiking_head(name) == "syllables":
+            assert syllables is not None and self.vocabulary.syllables is not None
+            characters, table = syllables, self.vocabulary.syllables
+        return with_times(reading, characters[0], table, len(clip_THW), self.fps, self.confidence_temperature)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""

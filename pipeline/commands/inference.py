@@ -38,6 +38,10 @@ class OutFormat(StrEnum):
     JSON = "json"
     SRT = "srt"
     VTT = "vtt"
+    KARAOKE = "karaoke"
+    CTM = "ctm"
+    TEXTGRID = "textgrid"
+    ELAN = "elan"
 
 
 @app.command(rich_help_panel=READING)
@@ -55,7 +59,12 @@ def inference(
         str | None, typer.Option(help="true text of the one video; also prints the CER")
     ] = None,
     format_: Annotated[
-        OutFormat | None, typer.Option("--format", help="text, json, srt or vtt captions; default: text")
+        OutFormat | None,
+        typer.Option(
+            "--format",
+            help="text, json; captions: srt, vtt, karaoke (vtt with word times); word times: ctm, textgrid, elan; "
+            "default: text",
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -1,18 +1,17 @@
-"""Writes readings as text, JSON, SubRip (SRT) and WebVTT."""
+"""Writes readings as text, SubRip (SRT), WebVTT, and in the formats of timed_text.py."""
 
 import html
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pipeline.inference.text_of_video import Segment, VideoReading
+from pipeline.inference.timed_text import Word, as_ctm, as_elan, as_json, as_textgrid, words_of
 from shards.files import write_text
 
-Format = Literal["text", "json", "srt", "vtt"]
+Format = Literal["text", "json", "srt", "vtt", "karaoke", "ctm", "textgrid", "elan"]
 
 _MARKUP = re.compile(r"<(?=[^<>]*>)|\{(?=[^{}]*\})")
 """The opening bracket of a tag, <i> or {\\an8}, if the tag is closed."""
@@ -20,7 +19,18 @@ _WORD_JOINER = "\u2060"
 LINE_COLUMNS = 42
 """Width of a caption line; a Han character takes two columns."""
 
-_SUFFIXES: Mapping[Format, str] = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
+_SUFFIXES: Mapping[Format, str] = {
+    "text": ".txt",
+    "json": ".json",
+    "srt": ".srt",
+    "vtt": ".vtt",
+    "karaoke": ".vtt",
+    "ctm": ".ctm",
+    "textgrid": ".TextGrid",
+    "elan": ".eaf",
+}
+TIMED: Sequence[Format] = ("karaoke", "ctm", "textgrid", "elan")
+"""Formats with the times of words, for which a model needs a CTC head."""
 
 
 def rendered(reading: VideoReading, kind: Format) -> str:
@@ -30,10 +40,6 @@ def rendered(reading: VideoReading, kind: Format) -> str:
 
 def as_text(reading: VideoReading) -> str:
     return reading.text + "\n"
-
-
-def as_json(reading: VideoReading) -> str:
-    return valid_utf8(json.dumps(asdict(reading), ensure_ascii=False, indent=2, allow_nan=False)) + "\n"
 
 
 def valid_utf8(text: str) -> str:
@@ -51,7 +57,12 @@ def as_srt(reading: VideoReading) -> str:
     return "\n".join(cues)
 
 
-def as_vtt(reading: VideoReading) -> str:
+def as_karaoke(reading: VideoReading) -> str:
+    """Returns WebVTT with the time of each word inside the cues."""
+    return as_vtt(reading, has_word_times=True)
+
+
+def as_vtt(reading: VideoReading, has_word_times: bool = False) -> str:
     """Returns WebVTT (W3C): cues, with notes for their confidence and for the segments that could not be read."""
     blocks = ["WEBVTT\n"]
     for segment in reading.segments:
@@ -61,7 +72,8 @@ def as_vtt(reading: VideoReading) -> str:
             blocks.append(f"NOTE {times.replace('-->', 'to')} not read: {_one_line(segment.reason)}\n")
         elif segment.text:
             blocks.append(f"NOTE confidence {segment.confidence:.3f}\n")
-            blocks.append(f"{times}\n{html.escape(_caption(segment.text), quote=False)}\n")
+            caption, words = _caption(segment.text), words_of(segment) if has_word_times else ()
+            blocks.append(f"{times}\n{with_word_times(caption, words)}\n")
     return "\n".join(blocks)
 
 
@@ -70,6 +82,10 @@ _WRITERS: Mapping[Format, Callable[[VideoReading], str]] = {
     "json": as_json,
     "srt": as_srt,
     "vtt": as_vtt,
+    "karaoke": as_karaoke,
+    "ctm": as_ctm,
+    "textgrid": as_textgrid,
+    "elan": as_elan,
 }
 
 
@@ -120,6 +136,25 @@ def suffix_of(kind: Format) -> str:
 def write_reading(reading: VideoReading, kind: Format, path: Path) -> None:
     """Writes the whole file or nothing."""
     write_text(path, valid_utf8(rendered(reading, kind)))
+
+
+def with_word_times(caption: str, words: Sequence[Word]) -> str:
+    """Returns the text of a WebVTT cue in which each word but the first has its time, for players to highlight it.
+
+    `caption` has the same characters as `words`, apart from spaces and line ends.
+    """
+    starts_s: dict[int, float] = {}
+    place = 0
+    for word in words:
+        starts_s[place] = word.start_s
+        place += len("".join(_one_line(word.text).split()))
+    marked, place = "", 0
+    for character in caption:
+        if not character.isspace():
+            marked += f"<{stamp(starts_s[place], '.')}>" if place and place in starts_s else ""
+            place += 1
+        marked += html.escape(character, quote=False)
+    return marked
 
 
 def _spoken(reading: VideoReading) -> Iterable[Segment]:

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import typer
 from model.vocabulary import Vocabulary
 from pipeline.command import check_writable, terminable
 from pipeline.inference.captions import (
+    TIMED,
     Format,
     out_paths,
     rendered,
@@ -24,6 +25,7 @@ from pipeline.inference.captions import (
 from pipeline.inference.found_videos import BURNT_SUFFIX, VIDEO_SUFFIXES, is_kind
 from pipeline.inference.readers import open_reader
 from pipeline.inference.text_of_video import VideoReading, read_video
+from pipeline.inference.timed_text import as_json_object
 from pipeline.params import Params
 from shards.errors import ClipRejected, ConfigError, DiskError, Interrupted, MachineError
 from shards.files import atomic_file
@@ -60,7 +62,7 @@ def run_inference(
     video would be overwritten, MachineError if no font has the characters that the model may write into captions, and,
     after all videos are read, if some could not be written or captioned; Interrupted at Ctrl-C and SIGTERM.
     """
-    if outputs.folder is None and outputs.kind in ("srt", "vtt") and len(paths) > 1:
+    if outputs.folder is None and outputs.kind not in ("text", "json") and len(paths) > 1:
         raise ConfigError(f"captions of {len(paths)} videos need one file each; name a folder with --out DIR")
     folder = outputs.folder or Path()
     files = out_paths(paths, folder, suffix_of(outputs.kind))
@@ -106,6 +108,11 @@ def _read_all(
 ) -> int:
     """Fills `readings`; returns the number of videos with an output that could not be written."""
     reader = open_reader(model, params)
+    if outputs.kind in TIMED and not {"ctc", "syllables"} & set(reader.heads):
+        raise ConfigError(
+            f"--format {outputs.kind} needs the times of words, which the CTC head gives, but {model} has none; train "
+            "with train.ctc_weight above 0, or choose text, json, srt or vtt"
+        )
     # before the reading, which may take hours and would be useless without a font
     font = _caption_font(reader.vocabulary) if outputs.burn_in else None
     num_unwritten = 0
@@ -128,7 +135,7 @@ def _read_all(
 
 
 def print_readings(readings: Sequence[VideoReading]) -> None:
-    content = [asdict(reading) for reading in readings]
+    content = [as_json_object(reading) for reading in readings]
     typer.echo(valid_utf8(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)))
 
 

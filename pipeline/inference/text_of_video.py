@@ -4,13 +4,13 @@ Neighbouring pieces may overlap in time; the joined text has the words of an ove
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
-from model.decoding.result import Candidate, ClipReader, Reading
+from model.decoding.result import Alternative, Candidate, ClipReader, Reading, TimedCharacter
 from model.metrics import edit_counts
 from model.scripts import written_plainly
 from model.text import is_han, normalise
@@ -28,15 +28,6 @@ AT_REST = "at_rest"
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative:
-    """A candidate text of the whole clip, before the words that neighbouring clips read too are removed."""
-
-    text: str
-    share: float
-    """Its share of the probability of all candidates."""
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
     """A part of the video with its text; `reason` says why it could not be read."""
 
@@ -48,6 +39,9 @@ class Segment:
     """Geometric mean of the characters' probabilities; None if the segment could not be read."""
     reason: str | None = None
     candidates: tuple[Alternative, ...] = ()
+    """Texts of the whole clip, before the words that neighbouring clips read too are removed."""
+    characters: tuple[TimedCharacter, ...] = ()
+    """One for each character of `text`, with times like the segment's; empty if the model cannot give them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +110,35 @@ def read_video(
 def _shifted(segment: Segment, start_s: float) -> Segment:
     """Returns the segment with times as players count and without spaces at its ends."""
     return replace(
-        segment,
+        _cut(segment, segment.text.strip()),
         start_s=segment.start_s + start_s,
         end_s=segment.end_s + start_s,
-        text=segment.text.strip(),
+        characters=shifted(segment.characters, start_s),
     )
+
+
+def shifted(characters: Sequence[TimedCharacter], start_s: float) -> tuple[TimedCharacter, ...]:
+    """Returns the characters with `start_s` added to their times."""
+    return tuple(replace(one, start_s=one.start_s + start_s, end_s=one.end_s + start_s) for one in characters)
+
+
+def _cut(segment: Segment, part: str, at_end: bool = False) -> Segment:
+    """Returns the segment with only `part` of its text: the first part that is equal to it, or the last one."""
+    start = segment.text.rfind(part) if at_end else segment.text.find(part)
+    assert start >= 0, "a part of the text"
+    return replace(segment, text=part, characters=segment.characters[start : start + len(part)])
+
+
+def _within(segment: Segment) -> Segment:
+    """Returns the segment with no character's time outside of it: two windows can place one word differently."""
+
+    def inside_s(time_s: float) -> float:
+        return min(max(time_s, segment.start_s), segment.end_s)
+
+    characters = tuple(
+        replace(one, start_s=inside_s(one.start_s), end_s=inside_s(one.end_s)) for one in segment.characters
+    )
+    return replace(segment, characters=characters)
 
 
 def _check_there(path: Path) -> None:
@@ -196,24 +214,30 @@ class JoinedReadings:
         # an empty text has the score of its one blank path
         self._num_chars += max(len(reading.text), 1)
         self._log_probability += max(len(reading.text), 1) * reading.score
-        start_s, text = max(piece.start_s, self._read_until_s), reading.text
-        glue = separator(self.text, text)
+        segment = Segment(
+            max(piece.start_s, self._read_until_s),
+            piece.end_s,
+            reading.text,
+            math.exp(reading.score),
+            None,
+            _shares(reading.candidates),
+            shifted(reading.characters, piece.start_s),
+        )
+        glue = separator(self.text, segment.text)
         if is_shared:
-            glue, text, start_s = self._remove_overlap(piece, text)
+            glue, segment = self._remove_overlap(piece, segment)
         elif self.num_read > 1:
-            text = text.lstrip()
-        self.text += glue + text
-        candidates = _shares(reading.candidates)
-        confidence = math.exp(reading.score)
-        self.segments.append(Segment(start_s, piece.end_s, text, confidence, None, candidates))
-        return self.segments[-1]
+            segment = _cut(segment, segment.text.lstrip(), at_end=True)
+        self.text += glue + segment.text
+        self.segments.append(segment)
+        return segment
 
     def _ends_after(self, time_s: float) -> bool:
         return self.segments[-1].end_s > time_s + 1e-6
 
-    def _remove_overlap(self, piece: Piece, text: str) -> tuple[str, str, float]:
-        """Removes the overlap; returns the separator, the rest of the new text and the time it starts at."""
-        last = self.segments[-1]
+    def _remove_overlap(self, piece: Piece, new: Segment) -> tuple[str, Segment]:
+        """Removes the overlap; returns the separator and the rest of the new segment."""
+        last, text = self.segments[-1], new.text
         shared_s = last.end_s - piece.start_s
         duration_s = (last.end_s - last.start_s) + (piece.end_s - piece.start_s)
         shared_chars = shared_s * (len(last.text) + len(text)) / duration_s
@@ -222,9 +246,10 @@ class JoinedReadings:
         glue = " " if kept.endswith(" ") or text.startswith(" ") else ""
         kept, text = kept.strip(), text.strip()
         self.text = begun + kept
-        middle_s = (max(last.start_s, piece.start_s) + last.end_s) / 2
-        self.segments[-1] = replace(last, end_s=middle_s, text=kept)
-        return (glue if kept and text else ""), text, middle_s
+        last, new = _cut(last, kept), _cut(new, text, at_end=True)
+        border_s = (max(last.start_s, piece.start_s) + last.end_s) / 2
+        self.segments[-1] = _within(replace(last, end_s=border_s))
+        return (glue if kept and text else ""), _within(replace(new, start_s=border_s))
 
     def add_gap(self, piece: Piece) -> Segment | None:
         """Adds a piece that cannot be read; returns its segment, merged with a neighbour of the same reason.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import jsonschema
 import pytest
 import typer
 import yaml
@@ -29,6 +30,7 @@ from tests.support.in_process import pipeline
 ROOT = Path(__file__).parents[2]
 PIPELINE = Path(sysconfig.get_path("scripts")) / "pipeline"
 QUERIES = (ROOT / "docs" / "queries.md").read_text("utf-8")
+READING_SCHEMA = json.loads((ROOT / "docs" / "reading.schema.json").read_text("utf-8"))
 SMALL = {
     "model": {"frame_height": 24, "frame_width": 24, "sizes": {"channels": [4, 8, 8, 12], "hidden_dim": 16}},
     "train": {"warmup_epochs": 0, "batch_size": 4, "mixed_precision": False, "valid_every": 1},
@@ -138,7 +140,9 @@ def test_inference_reads_videos_and_names_reasons_for_failures(workspace: Path) 
     found = run(workspace, "inference", "--json", video, "--video_path", "garbage.mp4")
     assert found.returncode == 1
     good, bad = json.loads(found.stdout)
-    assert set(good) == {"path", "text", "confidence", "cer", "num_frames", "reason", "segments"}
+    for reading in (good, bad):
+        jsonschema.validate(reading, READING_SCHEMA)
+    assert "".join(one["text"] for one in good["segments"][0]["characters"]) == good["text"] != ""
     assert good["path"] == video and good["reason"] is None and good["num_frames"] > 10
     assert bad["path"] == "garbage.mp4" and "unreadable" in bad["reason"] and bad["text"] == ""
     read = run(workspace, "inference", "--video_path", video, "--ground-truth", text)

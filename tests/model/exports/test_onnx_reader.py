@@ -70,6 +70,10 @@ def test_texts_and_scores_equal_those_of_the_checkpoint(
         theirs = without_torch.read_clip(clip_of(number), params)
         assert theirs.text == ours.text
         assert theirs.score == pytest.approx(ours.score, abs=1e-3)
+        assert "".join(character.text for character in ours.characters) == ours.text
+        for mine, other in zip(ours.characters, theirs.characters, strict=True):
+            assert (other.text, other.start_s, other.end_s) == (mine.text, mine.start_s, mine.end_s)
+            assert other.confidence == pytest.approx(mine.confidence, abs=1e-3)
         texts.add(ours.text)
     assert len(texts) > 1
     assert without_torch.reference(LABELS[0], params) == reader.reference(LABELS[0], params)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.decoding.result import Alternative
 from pipeline.inference.caption_font import font_for
 from pipeline.inference.captions import (
     LINE_COLUMNS,
@@ -20,7 +21,7 @@ from pipeline.inference.captions import (
     stamp,
     write_reading,
 )
-from pipeline.inference.text_of_video import Alternative, Segment, VideoReading
+from pipeline.inference.text_of_video import Segment, VideoReading
 from shards.errors import MachineError
 
 READING = VideoReading(
@@ -75,7 +76,7 @@ def test_vtt_notes_confidence_and_gaps() -> None:
 
 def test_json_keeps_everything() -> None:
     read = json.loads(rendered(READING, "json"))
-    assert list(read) == ["path", "text", "confidence", "cer", "num_frames", "reason", "segments"]
+    assert list(read) == ["version", "path", "text", "confidence", "cer", "num_frames", "reason", "segments"]
     first, gap, *_ = read["segments"]
     assert first == {
         "start_s": 0.0,
@@ -84,6 +85,8 @@ def test_json_keeps_everything() -> None:
         "confidence": 0.75,
         "reason": None,
         "candidates": [{"text": "我们旨在", "share": 0.75}],
+        "characters": [],
+        "words": [{"text": "我们旨在", "start_s": 0.0, "end_s": 2.5, "confidence": 0.75}],
     }
     assert gap["confidence"] is None and gap["reason"].startswith("no_face")
 

@@ -2,11 +2,15 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.inference.text_of_video import separator, without_overlap
+from model.decoding.result import Reading, TimedCharacter
+from pipeline.inference.text_of_video import JoinedReadings, separator, without_overlap
+from stages.mouths.cropping import Figures, MouthClip
+from stages.mouths.pieces import Piece
 
 HAN = [chr(0x4E00 + i) for i in range(200)]
 DISTINCT = st.integers(0, 2**32).map(lambda seed: "".join(random.Random(seed).sample(HAN, 60)))
@@ -89,3 +93,31 @@ def test_without_equal_characters_the_time_decides() -> None:
 )
 def test_words_are_separated_and_han_characters_are_not(before: str, after: str, space: str) -> None:
     assert separator(before, after) == space
+
+
+@given(st.lists(st.text(alphabet="ab 一二", max_size=12), min_size=1, max_size=5), st.integers(0, 30))
+@settings(max_examples=200, deadline=None)
+def test_each_character_of_the_joined_text_keeps_its_time(texts: list[str], shared_frames: int) -> None:
+    fps, num_frames = 25.0, 100
+    mouth = MouthClip(
+        np.zeros((num_frames, 4, 4), np.uint8),
+        None,
+        np.arange(num_frames, dtype=np.int32),
+        np.zeros(0, np.int32),
+        Figures(),
+    )
+    joined, start_s = JoinedReadings(fps), 0.0
+    for text in texts:
+        borders_s = np.linspace(0, num_frames / fps, len(text) + 1)
+        characters = tuple(
+            TimedCharacter(one, borders_s[place], borders_s[place + 1], 0.5) for place, one in enumerate(text)
+        )
+        joined.add(Piece(start_s, start_s + num_frames / fps, mouth), Reading(text, -0.5, (), characters))
+        start_s += (num_frames - shared_frames) / fps
+    all_times: list[float] = []
+    for segment in joined.segments:
+        assert "".join(one.text for one in segment.characters) == segment.text
+        times = [time_s for one in segment.characters for time_s in (one.start_s, one.end_s)]
+        assert all(segment.start_s <= time_s <= segment.end_s for time_s in times)
+        all_times += times
+    assert all_times == sorted(all_times)

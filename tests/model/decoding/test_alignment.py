@@ -1,0 +1,164 @@
+"""Alignment by the CTC head, against sums over all paths (itertools) and against `ctc_log_probabilities`."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.decoding.alignment import align, with_times
+from model.decoding.ctc import ctc_log_probabilities
+from model.decoding.result import Reading
+from model.settings import TextParams
+from model.text import BLANK_ID, SPECIAL_TOKENS
+from model.vocabulary import Vocabulary
+
+FIRST = len(SPECIAL_TOKENS)
+A, B, C = FIRST, FIRST + 1, FIRST + 2
+
+
+def random_log_probs(seed: int, num_steps: int, num_tokens: int = FIRST + 3) -> np.ndarray:
+    logits_SV = 2 * np.random.default_rng(seed).standard_normal((num_steps, num_tokens))
+    return logits_SV - np.logaddexp.reduce(logits_SV, axis=1, keepdims=True)
+
+
+def spelled(path: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(token for token, _ in itertools.groupby(path) if token != BLANK_ID)
+
+
+def emissions(path: tuple[int, ...]) -> list[tuple[int, int]]:
+    spans, step = [], 0
+    for token, run in itertools.groupby(path):
+        length = len(list(run))
+        if token != BLANK_ID:
+            spans.append((step, step + length - 1))
+        step += length
+    return spans
+
+
+def probability(log_probs_SV: np.ndarray, tokens: list[int]) -> float:
+    return float(np.exp(ctc_log_probabilities(log_probs_SV[None], [0], [tokens])[0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.lists(st.sampled_from([A, B, C]), max_size=4))
+def test_steps_are_those_of_the_best_of_all_paths(seed: int, num_steps: int, tokens: list[int]) -> None:
+    log_probs_SV = random_log_probs(seed, num_steps)
+    paths = [
+        path
+        for path in itertools.product([BLANK_ID, A, B, C], repeat=num_steps)
+        if spelled(path) == tuple(tokens)
+    ]
+    units = align(log_probs_SV, tokens)
+    if not paths:
+        assert units is None
+        return
+    best = max(paths, key=lambda path: sum(log_probs_SV[step, token] for step, token in enumerate(path)))
+    assert units is not None
+    assert [(unit.first, unit.last) for unit in units] == emissions(best)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 10_000), st.integers(1, 9), st.lists(st.sampled_from([A, B, C]), min_size=1, max_size=6)
+)
+def test_confidences_compare_the_probabilities_of_whole_texts(
+    seed: int, num_steps: int, tokens: list[int]
+) -> None:
+    log_probs_SV = random_log_probs(seed, num_steps)
+    units = align(log_probs_SV, tokens)
+    if units is None:
+        assert probability(log_probs_SV, tokens) == 0
+        return
+    own = probability(log_probs_SV, tokens)
+    for place, unit in enumerate(units):
+        changed = {
+            token: probability(log_probs_SV, [*tokens[:place], token, *tokens[place + 1 :]])
+            for token in (A, B, C)
+            if token != tokens[place]
+        }
+        all_texts = (
+            own + sum(changed.values()) + probability(log_probs_SV, tokens[:place] + tokens[place + 1 :])
+        )
+        assert unit.confidence == pytest.approx(own / all_texts, rel=1e-9)
+        assert dict(unit.alternatives) == pytest.approx(
+            {token: of_text / all_texts for token, of_text in changed.items()}, rel=1e-9
+        )
+        shares = [share for _, share in unit.alternatives]
+        assert shares == sorted(shares, reverse=True)
+
+
+def test_a_higher_temperature_makes_confidences_less_sure_but_keeps_their_order() -> None:
+    log_probs_SV = random_log_probs(3, 12)
+    plain, flat = (align(log_probs_SV, [A, B, A, C], temperature) for temperature in (1.0, 4.0))
+    assert plain is not None and flat is not None
+    for one, other in zip(plain, flat, strict=True):
+        assert [token for token, _ in one.alternatives] == [token for token, _ in other.alternatives]
+        # each share is the power 1/4 of the other, up to one factor
+        ratio = np.log(one.alternatives[0][1] / one.confidence)
+        assert np.log(other.alternatives[0][1] / other.confidence) == pytest.approx(ratio / 4)
+
+
+def test_an_empty_text_has_no_units() -> None:
+    assert align(random_log_probs(0, 4), []) == []
+
+
+LABELS = ["我去北京", "bin blue at f two now", "한국어 하나", "我爱 go", "now at two"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TextParams(),
+        TextParams(units="words"),
+        TextParams(units="bpe", bpe_size=40),
+        TextParams(hangul="letters"),
+        TextParams(units="words", latin="spell"),
+    ],
+    ids=lambda text: f"{text.units}-{text.hangul}-{text.latin}",
+)
+@pytest.mark.parametrize("label", LABELS)
+def test_times_of_all_characters_follow_each_other(text: TextParams, label: str) -> None:
+    table = Vocabulary.of_labels(LABELS, with_syllables=False, text=text).characters
+    num_frames, fps = 80, 25.0
+    log_probs_SV = random_log_probs(1, num_frames // 2, table.num_tokens)
+    reading = with_times(Reading(label, -0.5), log_probs_SV, table, num_frames, fps, 1.0)
+    characters = reading.characters
+    assert "".join(one.text for one in characters) == label
+    times = [time for one in characters for time in (one.start_s, one.end_s)]
+    assert times == sorted(times) and times[0] >= 0 and times[-1] <= num_frames / fps
+    assert all(one.end_s > one.start_s and 0 < one.confidence < 1 for one in characters)
+
+
+@pytest.mark.parametrize("written", ["我去北京", "wo qu bei jing", "我去 北京"])
+def test_a_syllable_head_times_pinyin_and_the_characters_that_have_it(written: str) -> None:
+    table = Vocabulary.of_labels(LABELS, with_syllables=True).syllables
+    assert table is not None
+    log_probs_SV = random_log_probs(2, 40, table.num_tokens)
+    characters = with_times(Reading(written, -0.5), log_probs_SV, table, 40, 25.0, 1.0).characters
+    assert "".join(one.text for one in characters) == written
+    times = [time for one in characters for time in (one.start_s, one.end_s)]
+    assert times == sorted(times)
+    units = align(log_probs_SV, table.encode(["wo", "qu", "bei", "jing"]))
+    assert units is not None
+    assert {one.confidence for one in characters} == {unit.confidence for unit in units}
+
+
+def test_a_character_lasts_until_the_middle_before_the_next_but_not_into_a_pause() -> None:
+    table = Vocabulary.of_labels(["ab"], with_syllables=False).characters
+    log_probs_SV = np.full((50, table.num_tokens), -9.0)
+    log_probs_SV[:, BLANK_ID] = 0.0
+    for step, unit in ((10, "a"), (14, "b"), (40, "a")):
+        log_probs_SV[step, [BLANK_ID, *table.encode(unit)]] = -9.0, 0.0
+    first, second, third = with_times(Reading("aba", -0.1), log_probs_SV, table, 50, 25.0, 1.0).characters
+    assert (first.start_s, first.end_s) == pytest.approx((10 / 25 - 0.2, 12.5 / 25))
+    assert (second.start_s, second.end_s) == pytest.approx((12.5 / 25, 15 / 25 + 0.2))
+    assert (third.start_s, third.end_s) == pytest.approx((40 / 25 - 0.2, 41 / 25 + 0.2))
+
+
+def test_a_text_that_does_not_fit_into_the_clip_has_no_times() -> None:
+    table = Vocabulary.of_labels(["ab"], with_syllables=False).characters
+    assert with_times(Reading("aa", -1.0), random_log_probs(0, 2, table.num_tokens), table, 2, 25.0, 1.0) == (
+        Reading("aa", -1.0)
+    )
