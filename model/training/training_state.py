@@ -174,7 +174,7 @@ class TrainingState:
         state, source = found
         if state["optimizer_state_dict"] is None:
             raise CheckpointError(
-                f"{source} has only weights and no training to resume (`pipeline import-weights` wrote it); "
+                f"{source} has only weights and no training to resume (pipeline import-weights or average wrote it); "
                 f"start from it with --set train.init_from={source}"
             )
         with reported_as_modified(source):
