@@ -1,6 +1,6 @@
 """The sections `corpus`, `crop`, `inference` and `report` of params.yaml."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -141,7 +141,9 @@ class CropParams(Section):
 
 
 class InferenceParams(Section):
-    """How a video of any length is cut into clips for the model."""
+    """How a video of any length is cut into clips for the model, and how its characters get their times."""
+
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("times",))
 
     longest_s: float = Field(10.0, ge=1, le=60, description="a longer part is cut, s")
     min_pause_s: float = Field(
@@ -151,6 +153,11 @@ class InferenceParams(Section):
         1.0, ge=0, le=10, description="overlap of neighbouring windows if a part has no pause, s"
     )
     max_video_s: float = Field(14_400.0, gt=0, description="longer videos are oversized, s")
+    times: Literal["auto", "path", "evidence"] = Field(
+        "auto",
+        description="of characters and words: path (of CTC, fast, may be off by several frames), evidence (frames that "
+        "show them, slow), auto (evidence for karaoke, ctm, textgrid, elan)",
+    )
 
     @model_validator(mode="after")
     def _overlap_leaves_something(self) -> "InferenceParams":

@@ -4,7 +4,7 @@ Imports no torch. Shapes: S steps, V columns (tokens) of the head, L units of th
 between them, K alternatives of a unit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +21,18 @@ NUM_ALTERNATIVES = 5
 LONGEST_HOLD_S = 0.2
 """A character lasts until the middle between its last step and the next character's first one, but at most this much
 longer than its steps."""
+MASK_S, MASK_EVERY_S = 0.2, 0.08
+"""Length and distance of the masks that find the frames of a character (`masked_copies`), s."""
+MASK_BATCH = 16
+FRAME_COST, PAUSE_COST = 0.6, 2.0
+"""What a unit must pay for a frame, and for a pause before it, as shares of its strongest evidence."""
+LEAST_EVIDENCE = 0.1
+"""Nats; less evidence is noise."""
+EVIDENCE_HOLD_S = 0.08
+"""A unit lasts this much longer than its evidence into a pause.
+
+These constants are chosen on 24 validation clips of GRID and a model of 10 % CER: the borders of words are within 1.75
+frames in the median, as with a mask around each frame; with masks every 3 frames, within 2.0."""
 
 
 class AlignedUnit(NamedTuple):
@@ -72,17 +84,27 @@ def with_times(
     num_frames: int,
     fps: float,
     temperature: float,
+    masked: Iterable[tuple[int, np.ndarray]] = (),
 ) -> Reading:
     """Returns the reading with its characters' times and confidences; without them if it cannot be aligned.
 
-    `log_probs_SV` are of the head that writes the units of `table`.
+    `log_probs_SV` are of the head that writes the units of `table`. With `masked`, the middle frame of each mask and
+    the log-probabilities of the masked clip, the times are of the frames that show a unit; else of the best path.
     """
     places = list(_units_of(reading.text, table))
-    units = align(log_probs_SV, table.encode(unit for unit, _, _ in places), temperature)
+    tokens = table.encode(unit for unit, _, _ in places)
+    units = align(log_probs_SV, tokens, temperature)
     if not units:
         return reading
     # a network with stride 2 makes one step of the last frame if their number is odd
-    times_s = _times(units, -(-num_frames // len(log_probs_SV)) / fps, num_frames / fps)
+    times_s = _times(
+        [(unit.first, unit.last) for unit in units],
+        -(-num_frames // len(log_probs_SV)) / fps,
+        num_frames / fps,
+    )
+    if drops := [(frame, _lost_evidence(units, align(of_mask, tokens))) for frame, of_mask in masked]:
+        frames, drop_CL = zip(*drops, strict=True)
+        times_s = times_by_evidence(np.array(frames), np.array(drop_CL), num_frames, fps)
     characters: list[TimedCharacter] = []
     for unit, (_, start, stop), (first_s, last_s) in zip(units, places, times_s, strict=True):
         if start == stop and characters:  # a further letter of a Hangul syllable
@@ -98,16 +120,77 @@ def with_times(
     return replace(reading, characters=tuple(characters))
 
 
-def _times(units: Sequence[AlignedUnit], step_s: float, duration_s: float) -> list[tuple[float, float]]:
-    """Returns start and end of each unit, s."""
-    starts_s = [max(units[0].first * step_s - LONGEST_HOLD_S, 0.0)]
+def masked_copies(clip_THW: np.ndarray, fps: float) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yields copies of a clip that hide a short time by the clip's mean frame, as the time masks of training do.
+
+    In batches: the middle frames of the masks, and the copies (B, T, H, W).
+    """
+    num_frames, half = len(clip_THW), round(MASK_S * fps) // 2
+    mean_HW = clip_THW.mean(axis=0).round().astype(np.uint8)
+    middles = range(0, num_frames, max(1, round(MASK_EVERY_S * fps)))
+    for start in range(0, len(middles), MASK_BATCH):
+        batch = list(middles[start : start + MASK_BATCH])
+        copies_BTHW = np.repeat(clip_THW[None], len(batch), axis=0)
+        for copy_THW, middle in zip(copies_BTHW, batch, strict=True):
+            copy_THW[max(middle - half, 0) : middle + half + 1] = mean_HW
+        yield batch, copies_BTHW
+
+
+def _lost_evidence(units: Sequence[AlignedUnit], masked: Sequence[AlignedUnit] | None) -> list[float]:
+    """Returns by how much a mask lowers the logarithm of each unit's confidence, 0 or more."""
+    assert masked is not None, "the same text in as many steps"
+    return [
+        max(float(np.log(max(unit.confidence, 1e-9) / max(other.confidence, 1e-9))), 0.0)
+        for unit, other in zip(units, masked, strict=True)
+    ]
+
+
+def times_by_evidence(
+    frame_C: np.ndarray, drop_CL: np.ndarray, num_frames: int, fps: float
+) -> list[tuple[float, float]]:
+    """Returns start and end of each unit, s: the frames without which the model is less sure of it.
+
+    `drop_CL` is the evidence that a mask around each frame takes from each unit. The units share the frames in their
+    order, so that the sum of their evidence minus the costs is largest (dynamic programming); pauses belong to none. A
+    CTC head can write a unit far from the frames that show it, since its encoder sees the whole clip.
+    """
+    strongest_L = np.maximum(drop_CL.max(axis=0), LEAST_EVIDENCE)
+    all_T = np.arange(num_frames)
+    evidence_TL = np.stack(
+        [
+            np.interp(all_T, frame_C, drop_C / strongest)
+            for drop_C, strongest in zip(drop_CL.T, strongest_L, strict=True)
+        ],
+        axis=1,
+    )
+    score_TP = np.zeros((num_frames, 2 * drop_CL.shape[1] + 1))
+    score_TP[:, 1::2] = evidence_TL - FRAME_COST
+    entry_P = np.zeros(score_TP.shape[1])
+    entry_P[2:-1:2] = -PAUSE_COST
+    spans = _emissions(score_TP, np.ones(score_TP.shape[1], bool), entry_P)
+    assert spans is not None, "as many frames as units"
+    shown = []
+    for unit, (first, last) in enumerate(spans):
+        frames = first + np.flatnonzero(evidence_TL[first : last + 1, unit] > 0.0)
+        shown.append((int(frames[0]), int(frames[-1])) if len(frames) else (first, last))
+    return _times(shown, 1 / fps, num_frames / fps, EVIDENCE_HOLD_S)
+
+
+def _times(
+    spans: Sequence[tuple[int, int]], step_s: float, duration_s: float, hold_s: float = LONGEST_HOLD_S
+) -> list[tuple[float, float]]:
+    """Returns start and end of each unit, s, from its first and last step.
+
+    Neighbours share the time between them, unless it is a pause.
+    """
+    starts_s = [max(spans[0][0] * step_s - hold_s, 0.0)]
     ends_s = []
-    for unit, following in pairwise(units):
-        last_s, next_s = (unit.last + 1) * step_s, following.first * step_s
+    for (_, last), (following, _) in pairwise(spans):
+        last_s, next_s = (last + 1) * step_s, following * step_s
         is_pause = next_s - last_s > 2 * LONGEST_HOLD_S
-        ends_s.append(last_s + LONGEST_HOLD_S if is_pause else (last_s + next_s) / 2)
-        starts_s.append(next_s - LONGEST_HOLD_S if is_pause else ends_s[-1])
-    ends_s.append(min((units[-1].last + 1) * step_s + LONGEST_HOLD_S, duration_s))
+        ends_s.append(last_s + hold_s if is_pause else (last_s + next_s) / 2)
+        starts_s.append(next_s - hold_s if is_pause else ends_s[-1])
+    ends_s.append(min((spans[-1][1] + 1) * step_s + hold_s, duration_s))
     return list(zip(starts_s, ends_s, strict=True))
 
 
@@ -147,7 +230,9 @@ def _skips(column_P: np.ndarray) -> np.ndarray:
     return skips_P
 
 
-def _emissions(log_probs_SP: np.ndarray, skips_P: np.ndarray) -> list[tuple[int, int]] | None:
+def _emissions(
+    log_probs_SP: np.ndarray, skips_P: np.ndarray, entry_P: np.ndarray | float = 0.0
+) -> list[tuple[int, int]] | None:
     """Returns first and last step of each unit on the best path; of equal paths, the one that emits later."""
     S, P = log_probs_SP.shape
     best_P, from_SP = np.full(P, -np.inf), np.zeros((S, P), np.int64)
@@ -156,6 +241,7 @@ def _emissions(log_probs_SP: np.ndarray, skips_P: np.ndarray) -> list[tuple[int,
         reached_3P = np.full((3, P), -np.inf)
         reached_3P[0], reached_3P[1, 1:] = best_P, best_P[:-1]
         reached_3P[2, 2:] = np.where(skips_P[2:], best_P[:-2], -np.inf)
+        reached_3P[1:] += entry_P
         from_SP[step] = reached_3P.argmax(axis=0)
         best_P = reached_3P.max(axis=0) + log_probs_SP[step]
     position = P - 1 if P == 1 or best_P[-1] >= best_P[-2] else P - 2

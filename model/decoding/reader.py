@@ -3,7 +3,7 @@
 Shapes: B clips, S encoder steps, E encoder width, V characters, W syllables.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from model.checkpoints import load_checkpoint, reported_as_modified, vocabulary_of
-from model.decoding.alignment import with_times
+from model.decoding.alignment import masked_copies, with_times
 from model.decoding.arpa import load_language_model
 from model.decoding.attention import joint_beam, read_greedily
 from model.decoding.ctc import SyllableScores, spiking_head
@@ -27,7 +27,7 @@ from model.device import Precision
 from model.networks.network import LipNetwork
 from model.networks.network_input import network_input, step_mask
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams
-from model.text import BLANK_ID, NORMALISER_VERSION, describe_normaliser
+from model.text import BLANK_ID, NORMALISER_VERSION, Tokenizer, describe_normaliser
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
 
@@ -142,6 +142,8 @@ class LipReader:
     """Of the training labels."""
     confidence_temperature: float = 1.0
     """Calibrates the characters' confidences (model/decoding/alignment.py)."""
+    times_by_evidence: bool = False
+    """Whether `read_clip` reads a clip again with many masks, to find the frames that show each character."""
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
@@ -262,7 +264,32 @@ class LipReader:
         num_frames_B = torch.tensor([len(clip_THW)])
         encoded_BSE, num_steps_B = self.encode(video_BTHW, num_frames_B)
         (reading,) = self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
-        return self.timed([reading], encoded_BSE, num_steps_B, num_frames_B, params)[0]
+        masked = self.masked_log_probs(clip_THW, params) if self.times_by_evidence else ()
+        return self.timed([reading], encoded_BSE, num_steps_B, num_frames_B, params, masked)[0]
+
+    def masked_log_probs(
+        self, clip_THW: np.ndarray, params: DecodeParams
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields the middle frame of each mask, and the log-probabilities (S, V) of the masked clip."""
+        for frames, copies_BTHW in masked_copies(clip_THW, self.fps):
+            num_frames_B = torch.full((len(frames),), len(clip_THW))
+            encoded_BSE, _ = self.encode(torch.from_numpy(copies_BTHW), num_frames_B)
+            log_probs_BSV, _ = self._timing_head(encoded_BSE, params)
+            assert log_probs_BSV is not None, "read_clip has used this head"
+            yield from zip(frames, log_probs_BSV, strict=True)
+
+    def _timing_head(
+        self, encoded_BSE: torch.Tensor, params: DecodeParams
+    ) -> tuple[np.ndarray | None, Tokenizer]:
+        """Returns log-probabilities (B, S, V) of the CTC head that times the texts, None without it, and its units."""
+        network, table = self.network, self.vocabulary.characters
+        logits_of = network.ctc_logits
+        if network.ctc_head is None or spiking_head(self.decoder(params)) == "syllables":
+            logits_of, table = network.syllable_logits, self.vocabulary.syllables or table
+        logits_BSV = logits_of(encoded_BSE)
+        if logits_BSV is None:
+            return None, table
+        return functional.log_softmax(logits_BSV, dim=2).cpu().numpy(), table
 
     @torch.no_grad()
     def timed(
@@ -272,23 +299,19 @@ class LipReader:
         num_steps_B: torch.Tensor,
         num_frames_B: torch.Tensor,
         params: DecodeParams,
+        masked: Iterable[tuple[int, np.ndarray]] = (),
     ) -> list[Reading]:
-        """Returns the readings with times and confidences of their characters; unchanged without a CTC head."""
-        network, table = self.network, self.vocabulary.characters
-        logits_of = network.ctc_logits
-        if network.ctc_head is None or spiking_head(self.decoder(params)) == "syllables":
-            if network.syllable_head is None:
-                return list(readings)
-            assert self.vocabulary.syllables is not None
-            logits_of, table = network.syllable_logits, self.vocabulary.syllables
-        logits_BSV = logits_of(encoded_BSE)
-        assert logits_BSV is not None
-        log_probs_BSV = functional.log_softmax(logits_BSV, dim=2).cpu().numpy()
+        """Returns the readings with times and confidences of their characters; unchanged without a CTC head.
+
+        `masked` is for a single clip (`with_times`).
+        """
+        log_probs_BSV, table = self._timing_head(encoded_BSE, params)
+        if log_probs_BSV is None:
+            return list(readings)
         sizes = zip(num_steps_B.tolist(), num_frames_B.tolist(), strict=True)
+        temperature = self.confidence_temperature
         return [
-            with_times(
-                reading, log_probs_SV[:num_steps], table, num_frames, self.fps, self.confidence_temperature
-            )
+            with_times(reading, log_probs_SV[:num_steps], table, num_frames, self.fps, temperature, masked)
             for reading, log_probs_SV, (num_steps, num_frames) in zip(
                 readings, log_probs_BSV, sizes, strict=True
             )

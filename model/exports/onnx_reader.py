@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from model.decoding.alignment import with_times
+from model.decoding.alignment import masked_copies, with_times
 from model.decoding.arpa import load_language_model
 from model.decoding.ctc import spiking_head
 from model.decoding.ctc_beam import ctc_readings
@@ -63,6 +63,7 @@ class OnnxReader:
     language_model: LanguageModel | None = None
     """Over the vocabulary's characters, for beam searches."""
     confidence_temperature: float = 1.0
+    times_by_evidence: bool = False
 
     @property
     def heads(self) -> list[Head]:
@@ -122,33 +123,47 @@ class OnnxReader:
 
     def log_probs(self, clip_THW: np.ndarray) -> dict[str, np.ndarray]:
         """Returns float32 (S, V or W) per output, of one uint8 clip. Raises CheckpointError for another crop size."""
-        if clip_THW.shape[1:] != (self.crop_px, self.crop_px):
-            height, width = clip_THW.shape[1:]
+        return {name: log_probs_BSV[0] for name, log_probs_BSV in self._run(clip_THW[None]).items()}
+
+    def _run(self, video_BTHW: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns float32 (B, S, V or W) per output, of uint8 clips of the same length."""
+        if video_BTHW.shape[2:] != (self.crop_px, self.crop_px):
+            height, width = video_BTHW.shape[2:]
             raise CheckpointError(
                 f"the model needs mouth clips of {self.crop_px} × {self.crop_px} px, this one has {width} × {height}; "
                 f"set crop.size_px to {self.crop_px}"
             )
-        assert clip_THW.dtype == np.uint8 and len(clip_THW)
-        fed = {VIDEO: np.ascontiguousarray(clip_THW)[None], NUM_FRAMES: np.array([len(clip_THW)], np.int64)}
+        num_clips, num_frames = video_BTHW.shape[:2]
+        assert video_BTHW.dtype == np.uint8 and num_frames
+        fed = {
+            VIDEO: np.ascontiguousarray(video_BTHW),
+            NUM_FRAMES: np.full(num_clips, num_frames, np.int64),
+        }
         *log_probs, num_steps_B = self.session.run(list(self.outputs), fed)
         heads = zip(self.outputs, log_probs, strict=False)
-        return {name: log_probs_BSV[0, : int(num_steps_B[0])] for name, log_probs_BSV in heads}
+        return {name: log_probs_BSV[:, : int(num_steps_B[0])] for name, log_probs_BSV in heads}
 
     def ctc_log_probs(self, clip_THW: np.ndarray) -> np.ndarray | None:
         """Returns log-probabilities (S, V) of the characters of one uint8 clip; None without a CTC head."""
         return self.log_probs(clip_THW).get(LOG_PROBS)
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Returns the text of one uint8 clip, with the times and confidences of its characters."""
+        """Returns the text of one uint8 clip, with the times and confidences of its characters, as LipReader does."""
         name = self.decoder(params)
-        of_clip = {output: log_probs_SV[None] for output, log_probs_SV in self.log_probs(clip_THW).items()}
+        of_clip = self._run(clip_THW[None])
         characters, syllables = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
         (reading,) = ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)
-        table = self.vocabulary.characters
+        output, table = LOG_PROBS, self.vocabulary.characters
         if characters is None or spiking_head(name) == "syllables":
-            assert syllables is not None and self.vocabulary.syllables is not None
-            characters, table = syllables, self.vocabulary.syllables
-        return with_times(reading, characters[0], table, len(clip_THW), self.fps, self.confidence_temperature)
+            assert self.vocabulary.syllables is not None
+            output, table = SYLLABLE_LOG_PROBS, self.vocabulary.syllables
+        masked = (
+            (frame, log_probs_SV)
+            for frames, copies_BTHW in (masked_copies(clip_THW, self.fps) if self.times_by_evidence else ())
+            for frame, log_probs_SV in zip(frames, self._run(copies_BTHW)[output], strict=True)
+        )
+        temperature = self.confidence_temperature
+        return with_times(reading, of_clip[output][0], table, len(clip_THW), self.fps, temperature, masked)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""

@@ -113,6 +113,8 @@ def _read_all(
             f"--format {outputs.kind} needs the times of words, which the CTC head gives, but {model} has none; train "
             "with train.ctc_weight above 0, or choose text, json, srt or vtt"
         )
+    times = params.inference.times
+    reader.times_by_evidence = times == "evidence" or (times == "auto" and outputs.kind in TIMED)
     # before the reading, which may take hours and would be useless without a font
     font = _caption_font(reader.vocabulary) if outputs.burn_in else None
     num_unwritten = 0

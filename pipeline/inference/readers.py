@@ -35,6 +35,8 @@ class OpenedReader(ClipReader, Protocol):
     """A reader that also has the model's vocabulary and its trained heads."""
 
     vocabulary: Vocabulary
+    times_by_evidence: bool
+    """Whether times are those of the frames that show a character, for which a clip is read many times."""
 
     @property
     def heads(self) -> list[Head]:

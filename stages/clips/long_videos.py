@@ -58,7 +58,11 @@ def piece_params(crop: CropParams, inference: InferenceParams) -> InferenceParam
     # parts are one frame shorter: rounding to frames may add one
     longest_s = min(inference.longest_s, (crop.max_frames - 1) / crop.target_fps)
     return inference.model_copy(
-        update={"longest_s": longest_s, "overlap_s": min(inference.overlap_s, longest_s / 2)}
+        update={
+            "longest_s": longest_s,
+            "overlap_s": min(inference.overlap_s, longest_s / 2),
+            "times": "auto",  # changes no piece
+        }
     )
 
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decoding.alignment import align, with_times
+from model.decoding.alignment import (
+    EVIDENCE_HOLD_S,
+    FRAME_COST,
+    align,
+    masked_copies,
+    times_by_evidence,
+    with_times,
+)
 from model.decoding.ctc import ctc_log_probabilities
 from model.decoding.result import Reading
 from model.settings import TextParams
@@ -162,3 +169,51 @@ def test_a_text_that_does_not_fit_into_the_clip_has_no_times() -> None:
     assert with_times(Reading("aa", -1.0), random_log_probs(0, 2, table.num_tokens), table, 2, 25.0, 1.0) == (
         Reading("aa", -1.0)
     )
+
+
+# -- times by evidence ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(0, 4))
+def test_units_share_the_frames_so_that_their_evidence_is_largest(
+    seed: int, num_units: int, more: int
+) -> None:
+    """Against all ways to share the frames; evidence in each frame, so that none is left out."""
+    num_frames = num_units + more
+    drop_TL = np.random.default_rng(seed).uniform(0.1, 1, (num_frames, num_units))
+    share_TL = drop_TL / drop_TL.max(axis=0)
+
+    def evidence(borders: tuple[int, ...]) -> float:
+        return sum(
+            float((share_TL[start:stop, unit] - FRAME_COST).sum())
+            for unit, (start, stop) in enumerate(itertools.pairwise(borders))
+        )
+
+    best = max(itertools.combinations(range(num_frames + 1), num_units + 1), key=evidence)
+    fps = 1000.0  # so that the time that a unit is held before and after the text is longer than the clip
+    found = times_by_evidence(np.arange(num_frames), drop_TL, num_frames, fps)
+    inner = [round(start_s * fps) for start_s, _ in found[1:]]
+    assert inner == list(best[1:-1])
+    assert [end_s for _, end_s in found[:-1]] == [start_s for start_s, _ in found[1:]]
+
+
+def test_a_unit_ends_soon_after_its_evidence() -> None:
+    fps, drop_TL = 25.0, np.zeros((100, 2))
+    drop_TL[10:20, 0], drop_TL[60:70, 1] = 2.0, 0.5
+    first, second = times_by_evidence(np.arange(100), drop_TL, 100, fps)
+    assert first == pytest.approx((10 / fps - EVIDENCE_HOLD_S, 20 / fps + EVIDENCE_HOLD_S))
+    assert second == pytest.approx((60 / fps - EVIDENCE_HOLD_S, 70 / fps + EVIDENCE_HOLD_S))
+
+
+def test_masks_hide_every_frame_in_turn() -> None:
+    clip_THW = np.random.default_rng(0).integers(0, 256, (40, 3, 3), dtype=np.uint8)
+    mean_HW = clip_THW.mean(axis=0).round().astype(np.uint8)
+    hidden_frames: list[list[int]] = []
+    for middles, copies_BTHW in masked_copies(clip_THW, 25.0):
+        for middle, copy_THW in zip(middles, copies_BTHW, strict=True):
+            changed = np.flatnonzero((copy_THW != clip_THW).any(axis=(1, 2))).tolist()
+            assert np.array_equal(copy_THW[changed], np.broadcast_to(mean_HW, (len(changed), 3, 3)))
+            assert changed == [frame for frame in range(middle - 2, middle + 3) if 0 <= frame < 40]
+            hidden_frames.append(changed)
+    assert len(hidden_frames) == 20 and set().union(*hidden_frames) == set(range(40))

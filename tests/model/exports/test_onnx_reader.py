@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ def test_texts_and_scores_equal_those_of_the_checkpoint(
         texts.add(ours.text)
     assert len(texts) > 1
     assert without_torch.reference(LABELS[0], params) == reader.reference(LABELS[0], params)
+
+
+def test_both_readers_find_times_by_evidence(reader: LipReader, exported: Path) -> None:
+    params = DecodeParams(decoder="ctc")
+    ours = replace(reader, times_by_evidence=True).read_clip(clip_of(4), params)
+    theirs = replace(OnnxReader.open(exported), times_by_evidence=True).read_clip(clip_of(4), params)
+    by_path = reader.read_clip(clip_of(4), params)
+    for reading in (ours, theirs):
+        times_s = [time_s for one in reading.characters for time_s in (one.start_s, one.end_s)]
+        assert times_s == sorted(times_s) and len(times_s) == 2 * len(by_path.text) > 2
+        assert times_s != [time_s for one in by_path.characters for time_s in (one.start_s, one.end_s)]
+    assert [one.confidence for one in ours.characters] == [one.confidence for one in by_path.characters]
 
 
 def test_the_log_probabilities_cover_the_steps_of_the_clip(reader: LipReader, exported: Path) -> None:
