@@ -39,7 +39,7 @@ from stages.reports.groups import UNKNOWN, confidence_of
 from stages.reports.train_test_leakage import seen_in_training
 from stages.settings import CorpusParams, ReportParams
 
-REPORT_VERSION = 4
+REPORT_VERSION = 5
 """Increased when a report of the same checkpoint and clips changes: decoders, figures or page."""
 SCORING_BATCH = 32
 LOG = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def score_checkpoint(
             machine=machine,
             decode=decode,
             blind=blind,
+            with_confidences=not blind,
             on_progress=on_clip,
         )
         passes.append(scored)
@@ -232,6 +233,7 @@ def reading_facts(
         language_model,
         normaliser_of(packs),
         reader.normaliser,
+        reader.confidence_scale,
     )
 
 

@@ -13,6 +13,7 @@ from model.networks.network import num_parameters
 from model.progress import Progress
 from model.runs import RunFolder, locked_run_folder, logger, refuse_foreign_checkpoints, training_log
 from model.training import schedule
+from model.training.calibrate import calibrate
 from model.training.epoch_figures import (
     choose_threads,
     curve_of,
@@ -128,6 +129,7 @@ class _Trainer:
         if self.ranks.is_first:
             self.quarantine.log_damaged_share(progress.bad_readings, progress.epoch)
             self._publish_logs()
+            calibrate(run.best, job, self.data, self.device, logger.info)
             write_weights(run)
             run.publish(job.checkpoints)
             record_command(run, job, self.data, is_finished=True)

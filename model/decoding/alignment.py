@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from model.decoding.calibration import UNCALIBRATED, ConfidenceScale
 from model.decoding.result import Alternative, Reading, TimedCharacter
 from model.text import BLANK_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokenizer
 
@@ -46,14 +47,11 @@ class AlignedUnit(NamedTuple):
     """Tokens and their probabilities by the same measure, best first."""
 
 
-def align(
-    log_probs_SV: np.ndarray, tokens: Sequence[int], temperature: float = 1.0
-) -> list[AlignedUnit] | None:
+def align(log_probs_SV: np.ndarray, tokens: Sequence[int]) -> list[AlignedUnit] | None:
     """Returns each token of a text with its steps; None if the text needs more steps than the clip has.
 
     Steps are those of the most probable path that spells the text (Viterbi; Graves et al. 2006). A confidence is exact:
-    it compares the probabilities of whole texts, each summed over all its paths. `temperature` divides the logarithms
-    of these probabilities.
+    it compares the probabilities of whole texts, each summed over all its paths.
     """
     log_probs_SV = np.asarray(log_probs_SV, np.float64)
     column_P = _columns(tokens)
@@ -66,7 +64,7 @@ def align(
     candidate_LK = _candidates(log_probs_SV, tokens, spans)
     changed_LK = _with_other_unit(log_probs_SV, column_P, forward_SP, backward_SP, candidate_LK)
     without_L = _without_unit(log_probs_SV, column_P, forward_SP, backward_SP)
-    scores_LM = (np.column_stack([np.full(len(tokens), own), changed_LK, without_L]) - own) / temperature
+    scores_LM = np.column_stack([np.full(len(tokens), own), changed_LK, without_L])
     shares_LM = np.exp(scores_LM - np.logaddexp.reduce(scores_LM, axis=1, keepdims=True))
     units = []
     for (first, last), candidates, shares in zip(
@@ -83,7 +81,7 @@ def with_times(
     table: Tokenizer,
     num_frames: int,
     fps: float,
-    temperature: float,
+    scale: ConfidenceScale = UNCALIBRATED,
     masked: Iterable[tuple[int, np.ndarray]] = (),
 ) -> Reading:
     """Returns the reading with its characters' times and confidences; without them if it cannot be aligned.
@@ -93,7 +91,7 @@ def with_times(
     """
     places = list(_units_of(reading.text, table))
     tokens = table.encode(unit for unit, _, _ in places)
-    units = align(log_probs_SV, tokens, temperature)
+    units = align(log_probs_SV, tokens)
     if not units:
         return reading
     # a network with stride 2 makes one step of the last frame if their number is odd
@@ -107,16 +105,19 @@ def with_times(
         times_s = times_by_evidence(np.array(frames), np.array(drop_CL), num_frames, fps)
     characters: list[TimedCharacter] = []
     for unit, (_, start, stop), (first_s, last_s) in zip(units, places, times_s, strict=True):
+        confidence = scale.calibrated(unit.confidence)
         if start == stop and characters:  # a further letter of a Hangul syllable
             first = characters.pop()
-            confidence = first.confidence * unit.confidence
+            confidence *= first.confidence
             characters.append(TimedCharacter(first.text, first.start_s, last_s, confidence))
             continue
         borders_s = np.linspace(first_s, last_s, stop - start + 1).tolist()
-        others = tuple(Alternative(table.unit(token), share) for token, share in unit.alternatives)
+        # the alternatives share the rest in the same proportions
+        rest = (1 - confidence) / max(1 - unit.confidence, 1e-9)
+        others = tuple(Alternative(table.unit(token), share * rest) for token, share in unit.alternatives)
         for character, span_s in zip(reading.text[start:stop], pairwise(borders_s), strict=True):
             alternatives = others if stop - start == 1 else ()
-            characters.append(TimedCharacter(character, *span_s, unit.confidence, alternatives))
+            characters.append(TimedCharacter(character, *span_s, confidence, alternatives))
     return replace(reading, characters=tuple(characters))
 
 

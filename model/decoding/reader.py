@@ -17,6 +17,7 @@ from model.checkpoints import load_checkpoint, reported_as_modified, vocabulary_
 from model.decoding.alignment import masked_copies, with_times
 from model.decoding.arpa import load_language_model
 from model.decoding.attention import joint_beam, read_greedily
+from model.decoding.calibration import UNCALIBRATED, ConfidenceScale
 from model.decoding.ctc import SyllableScores, spiking_head
 from model.decoding.ctc_beam import best_of, best_reading, ctc_readings, greedy_reading, with_syllables
 from model.decoding.ctc_prefix import CtcPrefixes
@@ -140,8 +141,8 @@ class LipReader:
     """Over the vocabulary's characters, for beam searches."""
     normaliser_version: int = NORMALISER_VERSION
     """Of the training labels."""
-    confidence_temperature: float = 1.0
-    """Calibrates the characters' confidences (model/decoding/alignment.py)."""
+    confidence_scale: ConfidenceScale = UNCALIBRATED
+    """Calibrates the characters' confidences."""
     times_by_evidence: bool = False
     """Whether `read_clip` reads a clip again with many masks, to find the frames that show each character."""
 
@@ -165,6 +166,7 @@ class LipReader:
             network = LipNetwork(model, vocabulary, state["heads"])
             network.load_state_dict(state["model_state_dict"])
             text = TextParams.model_validate(state["text_params"])
+            scale = ConfidenceScale.of(state.get("confidence_scale"))
         network.to(device).eval()
         return cls(
             network,
@@ -177,6 +179,7 @@ class LipReader:
             state["crop_px"],
             epoch=state["epoch"],
             normaliser_version=state["normaliser_version"],
+            confidence_scale=scale,
         )
 
     def encode(
@@ -309,9 +312,9 @@ class LipReader:
         if log_probs_BSV is None:
             return list(readings)
         sizes = zip(num_steps_B.tolist(), num_frames_B.tolist(), strict=True)
-        temperature = self.confidence_temperature
+        scale = self.confidence_scale
         return [
-            with_times(reading, log_probs_SV[:num_steps], table, num_frames, self.fps, temperature, masked)
+            with_times(reading, log_probs_SV[:num_steps], table, num_frames, self.fps, scale, masked)
             for reading, log_probs_SV, (num_steps, num_frames) in zip(
                 readings, log_probs_BSV, sizes, strict=True
             )

@@ -107,6 +107,8 @@ class ScoredClip:
     topic: str | None
     candidates: tuple[Candidate, ...] = ()
     """The best texts, `hypothesis` first; empty for a greedy decoder."""
+    confidences: tuple[float, ...] = ()
+    """Of each character of `hypothesis`; empty if they were not asked for, or the model cannot give them."""
 
 
 def with_posteriors(found: Sequence[Candidate], log_mass: float | None = None) -> list[Candidate]:

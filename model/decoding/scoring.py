@@ -33,9 +33,10 @@ def score_split(
     machine: MachineParams,
     decode: DecodeParams,
     blind: bool = False,
+    with_confidences: bool = False,
     on_progress: Progress | None = None,
 ) -> list[ScoredClip]:
-    """Returns one ScoredClip per sample, in the table's order.
+    """Returns one ScoredClip per sample, in the table's order; `with_confidences` of its characters, if the model can.
 
     Raises CheckpointError if the clips have another frame rate or size than the training clips.
     """
@@ -43,7 +44,14 @@ def score_split(
     batches = plan_scoring(samples, loader, batch_size)
     stream = ShardStream(store, samples, machine, reader.device.type == "cuda")
     scored = score_batches(
-        reader, samples, stream, batches, decode=decode, blind=blind, on_progress=on_progress
+        reader,
+        samples,
+        stream,
+        batches,
+        decode=decode,
+        blind=blind,
+        with_confidences=with_confidences,
+        on_progress=on_progress,
     ).clips
     assert len(scored) == samples.num_rows, f"{samples.num_rows} samples, {len(scored)} scored"
     return scored
@@ -121,6 +129,7 @@ def score_batches(
     *,
     decode: DecodeParams,
     blind: bool = False,
+    with_confidences: bool = False,
     loss: TrainParams | None = None,
     on_progress: Progress | None = None,
 ) -> Scores:
@@ -135,6 +144,8 @@ def score_batches(
     for batch in stream.batches(batches):
         encoded_BSE, num_steps_B = reader.encode(batch.video_BTHW, batch.num_frames_B, blind)
         readings = reader.decode(encoded_BSE, num_steps_B, batch.num_frames_B, decode)
+        if with_confidences:
+            readings = reader.timed(readings, encoded_BSE, num_steps_B, batch.num_frames_B, decode)
         if loss is not None:
             targets = targets_of(batch.labels, reader.vocabulary, reader.device)
             outputs = reader.network.outputs(encoded_BSE, num_steps_B, targets)
@@ -182,5 +193,6 @@ def _scored_clips(
             speaker=record["speaker"],
             topic=record["topic"],
             candidates=reading.candidates,
+            confidences=tuple(character.confidence for character in reading.characters),
         )
     return scored

@@ -69,6 +69,7 @@ def reader_config(state: dict[str, Any]) -> dict[str, Any]:
             "params": state["text_params"],
         },
         "decode": state["decode_params"],
+        "confidence_scale": state.get("confidence_scale"),
     }
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from model.decoding.alignment import masked_copies, with_times
 from model.decoding.arpa import load_language_model
+from model.decoding.calibration import UNCALIBRATED, ConfidenceScale
 from model.decoding.ctc import spiking_head
 from model.decoding.ctc_beam import ctc_readings
 from model.decoding.ngram import LanguageModel
@@ -62,7 +63,7 @@ class OnnxReader:
     outputs: tuple[str, ...]
     language_model: LanguageModel | None = None
     """Over the vocabulary's characters, for beam searches."""
-    confidence_temperature: float = 1.0
+    confidence_scale: ConfidenceScale = UNCALIBRATED
     times_by_evidence: bool = False
 
     @property
@@ -90,6 +91,7 @@ class OnnxReader:
             version = config["normaliser"]["version"]
             fps, crop_px = float(config["fps"]), int(config["crop_px"])
             tables = (config["characters"], config["syllables"])
+            scale = ConfidenceScale.of(config.get("confidence_scale"))
         except (KeyError, TypeError, ValueError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise CheckpointError(
@@ -108,7 +110,7 @@ class OnnxReader:
             Tokenizer.from_json(tables[0], str(path)),
             Tokenizer.from_json(tables[1], f"{path} (syllables)") if tables[1] is not None else None,
         )
-        reader = cls(session, vocabulary, text, fps, crop_px, outputs)
+        reader = cls(session, vocabulary, text, fps, crop_px, outputs, confidence_scale=scale)
         reader._refuse_other_sizes(path)
         return reader
 
@@ -162,8 +164,8 @@ class OnnxReader:
             for frames, copies_BTHW in (masked_copies(clip_THW, self.fps) if self.times_by_evidence else ())
             for frame, log_probs_SV in zip(frames, self._run(copies_BTHW)[output], strict=True)
         )
-        temperature = self.confidence_temperature
-        return with_times(reading, of_clip[output][0], table, len(clip_THW), self.fps, temperature, masked)
+        scale = self.confidence_scale
+        return with_times(reading, of_clip[output][0], table, len(clip_THW), self.fps, scale, masked)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""

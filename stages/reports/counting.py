@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from model.decoding.calibration import ConfidenceScale, right_characters
+from model.decoding.calibration import calibration_error as expected_error
 from model.decoding.result import ScoredClip
 from model.metrics import (
     Pair,
@@ -176,6 +178,8 @@ def split_metrics(
     The rates of syllables, look-alike classes and visemes are null unless half of the text is Han, or pinyin was read.
     `num_rejected`: clips of the split that crop rejected and that no other figure contains; a CER falls if hard clips
     are rejected. `num_without_confidence`: clips without a score; `calibration_error` does not contain them.
+    `character_calibration_error` is of the confidences of single characters, `uncalibrated_error` of the same before
+    calibration on valid; null without a CTC head.
     `corpora`: of several packs, the figures of each; the argument has the rejected clips of each.
     Raises ConfigError if the split has no clips.
     """
@@ -214,6 +218,7 @@ def split_metrics(
         "look_error_rate": unit_error_rate(pairs, sounds.look_alike_classes) if sounds else None,
         "viseme_error_rate": unit_error_rate(pairs, sounds.visemes) if sounds else None,
         "calibration_error": calibration_error(calibration_of(clips)),
+        **_character_calibration(clips, facts.confidence_scale),
         "num_without_confidence": sum(math.isnan(counted.clip.score) for counted in clips),
         "blind_cer": total_counts((c.reference, c.hypothesis) for c in blind).cer if blind else None,
         "chance_cer": chance.cer if chance else None,
@@ -237,6 +242,16 @@ def split_metrics(
                 )
                 metrics["corpora"][name] = {key: found[key] for key in CORPUS_FIGURES if key in found}
     return metrics
+
+
+def _character_calibration(clips: Sequence[CountedClip], scale: ConfidenceScale) -> dict[str, float | None]:
+    timed = [counted.clip for counted in clips if counted.clip.confidences]
+    confidences = [confidence for clip in timed for confidence in clip.confidences]
+    are_right = [right for clip in timed for right in right_characters(clip.reference, clip.hypothesis)]
+    return {
+        "character_calibration_error": expected_error(confidences, are_right),
+        "uncalibrated_error": expected_error([scale.uncalibrated(one) for one in confidences], are_right),
+    }
 
 
 class _Sounds(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from model.bootstrap import ENOUGH_SPEAKERS, Over
+from model.decoding.calibration import UNCALIBRATED, ConfidenceScale
 from model.decoding.ctc import Spikes
 from model.decoding.registry import describe_settings
 from model.decoding.result import ScoredClip
@@ -155,6 +156,8 @@ class ReportFacts:
     """The normaliser of the references, in a line; None if their table does not name it."""
     checkpoint_normaliser: str | None = None
     """The normaliser of the learnt labels, in a line."""
+    confidence_scale: ConfidenceScale = UNCALIBRATED
+    """Of the confidences of characters."""
 
 
 @dataclass(frozen=True, slots=True)

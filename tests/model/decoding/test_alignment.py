@@ -96,17 +96,6 @@ def test_confidences_compare_the_probabilities_of_whole_texts(
         assert shares == sorted(shares, reverse=True)
 
 
-def test_a_higher_temperature_makes_confidences_less_sure_but_keeps_their_order() -> None:
-    log_probs_SV = random_log_probs(3, 12)
-    plain, flat = (align(log_probs_SV, [A, B, A, C], temperature) for temperature in (1.0, 4.0))
-    assert plain is not None and flat is not None
-    for one, other in zip(plain, flat, strict=True):
-        assert [token for token, _ in one.alternatives] == [token for token, _ in other.alternatives]
-        # each share is the power 1/4 of the other, up to one factor
-        ratio = np.log(one.alternatives[0][1] / one.confidence)
-        assert np.log(other.alternatives[0][1] / other.confidence) == pytest.approx(ratio / 4)
-
-
 def test_an_empty_text_has_no_units() -> None:
     assert align(random_log_probs(0, 4), []) == []
 
@@ -130,7 +119,7 @@ def test_times_of_all_characters_follow_each_other(text: TextParams, label: str)
     table = Vocabulary.of_labels(LABELS, with_syllables=False, text=text).characters
     num_frames, fps = 80, 25.0
     log_probs_SV = random_log_probs(1, num_frames // 2, table.num_tokens)
-    reading = with_times(Reading(label, -0.5), log_probs_SV, table, num_frames, fps, 1.0)
+    reading = with_times(Reading(label, -0.5), log_probs_SV, table, num_frames, fps)
     characters = reading.characters
     assert "".join(one.text for one in characters) == label
     times = [time for one in characters for time in (one.start_s, one.end_s)]
@@ -143,7 +132,7 @@ def test_a_syllable_head_times_pinyin_and_the_characters_that_have_it(written: s
     table = Vocabulary.of_labels(LABELS, with_syllables=True).syllables
     assert table is not None
     log_probs_SV = random_log_probs(2, 40, table.num_tokens)
-    characters = with_times(Reading(written, -0.5), log_probs_SV, table, 40, 25.0, 1.0).characters
+    characters = with_times(Reading(written, -0.5), log_probs_SV, table, 40, 25.0).characters
     assert "".join(one.text for one in characters) == written
     times = [time for one in characters for time in (one.start_s, one.end_s)]
     assert times == sorted(times)
@@ -158,7 +147,7 @@ def test_a_character_lasts_until_the_middle_before_the_next_but_not_into_a_pause
     log_probs_SV[:, BLANK_ID] = 0.0
     for step, unit in ((10, "a"), (14, "b"), (40, "a")):
         log_probs_SV[step, [BLANK_ID, *table.encode(unit)]] = -9.0, 0.0
-    first, second, third = with_times(Reading("aba", -0.1), log_probs_SV, table, 50, 25.0, 1.0).characters
+    first, second, third = with_times(Reading("aba", -0.1), log_probs_SV, table, 50, 25.0).characters
     assert (first.start_s, first.end_s) == pytest.approx((10 / 25 - 0.2, 12.5 / 25))
     assert (second.start_s, second.end_s) == pytest.approx((12.5 / 25, 15 / 25 + 0.2))
     assert (third.start_s, third.end_s) == pytest.approx((40 / 25 - 0.2, 41 / 25 + 0.2))
@@ -166,7 +155,7 @@ def test_a_character_lasts_until_the_middle_before_the_next_but_not_into_a_pause
 
 def test_a_text_that_does_not_fit_into_the_clip_has_no_times() -> None:
     table = Vocabulary.of_labels(["ab"], with_syllables=False).characters
-    assert with_times(Reading("aa", -1.0), random_log_probs(0, 2, table.num_tokens), table, 2, 25.0, 1.0) == (
+    assert with_times(Reading("aa", -1.0), random_log_probs(0, 2, table.num_tokens), table, 2, 25.0) == (
         Reading("aa", -1.0)
     )
 
