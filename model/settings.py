@@ -205,6 +205,13 @@ class SelfTrainingParams(Section):
     max_disagreement: float = Field(
         0.1, ge=0, description="a clip is kept only if the CER between its readings is at most this"
     )
+    min_character_confidence: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="less sure characters of a kept label, and those that not all views confirm, stand for any "
+        "character; 0: all characters are learnt",
+    )
     weight: float = Field(1.0, gt=0, le=1, description="of a pseudo label in the loss; a label's is 1")
     weigh_by_confidence: bool = Field(False, description="multiply that weight by the confidence")
 
@@ -328,6 +335,14 @@ class TrainParams(Section):
             raise ValueError(
                 f"self_training.start_epoch {start} must be below num_epochs {self.num_epochs}, since epochs are "
                 "counted from 0; null switches self-training off"
+            )
+        if (
+            start is not None
+            and self.self_training.min_character_confidence
+            and not ({"ctc", "syllables"} & set(self.heads))
+        ):
+            raise ValueError(
+                "self_training.min_character_confidence needs a CTC head: set ctc_weight above 0, or it to 0"
             )
         return self
 

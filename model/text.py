@@ -104,6 +104,10 @@ def _without_symbols(character: str) -> str:
     return character if kind[0] not in "PS" else "" if character in "'’" else " "
 
 
+DOUBTFUL = "\x1a"
+"""Stands for any unit in a pseudo label (model/losses.py). No label has control characters."""
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Units of text and their ids: blank 0, start 1, end 2, unknown 3, then `units` in order.

@@ -227,6 +227,7 @@ PSEUDO_LABELS = _schema(
         _field("confidence", _double, "exp(score), how sure the model is of a character", "0..1"),
         _field("disagreement", _double, "the largest CER between the text and a reading of another view"),
         _field("kept", pa.bool_(), "whether training uses the label"),
+        _optional("learnt", _string, "the text with U+001A for each doubtful character; null: all is learnt"),
     ],
 )
 

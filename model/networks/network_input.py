@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from model.settings import ModelParams
-from model.text import END_ID
+from model.text import DOUBTFUL, END_ID
 from model.vocabulary import Vocabulary
 
 # A tenth of a gray level of 255, squared: avoids a division by 0 for a clip of a single gray level.
@@ -123,6 +123,8 @@ class Targets(NamedTuple):
     """Weight of each label in the loss, float32; None: all count fully."""
     sound_BJ: torch.Tensor | None = None
     """Sound tokens in step with the input (model/networks/sound_head.py); None: no sound."""
+    has_doubtful: bool = False
+    """Whether UNKNOWN_ID stands for any unit (DOUBTFUL), not for one that the vocabulary lacks."""
 
 
 def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.device) -> Targets:
@@ -135,7 +137,14 @@ def targets_of(labels: Sequence[str], vocabulary: Vocabulary, device: torch.devi
         syllables_BK, num_syllables_B = _padded(
             [vocabulary.encode_syllables(label) for label in labels], device
         )
-    return Targets(characters_BL, num_characters_B, reversed_BL, syllables_BK, num_syllables_B)
+    return Targets(
+        characters_BL,
+        num_characters_B,
+        reversed_BL,
+        syllables_BK,
+        num_syllables_B,
+        has_doubtful=any(DOUBTFUL in label for label in labels),
+    )
 
 
 def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -47,6 +47,8 @@ EPOCH_TAGS = {
     "pseudo_confidence": "self_training/confidence",
     "pseudo_cer": "self_training/cer",
     "pseudo_cer_kept": "self_training/cer_of_kept",
+    "pseudo_doubtful": "self_training/doubtful_characters",
+    "pseudo_wrong_learnt": "self_training/wrong_learnt_characters",
     "audio_loss": "epoch/audio_loss",
     "audio_accuracy": "epoch/audio_accuracy",
 }

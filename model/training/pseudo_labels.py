@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from model.decoding.calibration import right_characters
 from model.metrics import edit_counts, total_counts
 from model.runs import Curve
 from model.settings import SelfTrainingParams
+from model.text import DOUBTFUL
 from shards.blend import IS_LABELLED
 from shards.errors import TableError
 from shards.files import read_table, sha256_of, table_from_rows, write_table
@@ -33,6 +35,8 @@ class PseudoLabel(NamedTuple):
     text: str
     score: float
     disagreement: float
+    learnt: str | None = None
+    """The text with DOUBTFUL characters; None: all of it is learnt."""
 
     @property
     def confidence(self) -> float:
@@ -42,6 +46,17 @@ class PseudoLabel(NamedTuple):
 def disagreement(text: str, others: Sequence[str]) -> float:
     """Returns the largest CER between `text` and a reading of another view; 0 without other views."""
     return max((edit_counts(text, other).cer for other in others), default=0.0)
+
+
+def with_doubtful(text: str, confidences: Sequence[float], others: Sequence[str], least: float) -> str:
+    """Returns `text` with DOUBTFUL for each character that is less sure than `least`, or not in all other readings.
+
+    A text without confidences, which has too many characters for its clip, stays.
+    """
+    is_sure = [confidence >= least for confidence in confidences] or [True] * len(text)
+    for other in others:
+        is_sure = [sure and right for sure, right in zip(is_sure, right_characters(other, text), strict=True)]
+    return "".join(character if sure else DOUBTFUL for character, sure in zip(text, is_sure, strict=True))
 
 
 def consensus(texts: Sequence[str]) -> int:
@@ -76,7 +91,8 @@ def table_of(
     """Returns the labels with the choice of those to keep, as `write_table` writes them."""
     confidence_U = np.array([label.confidence for label in labels])
     disagreement_U = np.array([label.disagreement for label in labels])
-    has_text_U = np.array([bool(label.text) for label in labels], bool)
+    # a label of doubtful characters alone teaches nothing
+    has_text_U = np.array([bool((label.learnt or label.text).strip(DOUBTFUL)) for label in labels], bool)
     is_fit_U = (
         has_text_U
         & is_spellable_U
@@ -108,6 +124,9 @@ class PseudoLabels:
         row_of_clip = _unlabelled_rows(samples)
         hidden = samples["label"]
         texts, weights = {}, {}
+        learnt: list[bool] = []
+        """For each learnt character of a kept label whether it is right."""
+        num_doubtful = num_kept_chars = 0
         pairs: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
         for label in table.to_pylist():
             if (row := row_of_clip.get(label["clip_id"])) is None:
@@ -115,7 +134,14 @@ class PseudoLabels:
             if reference := hidden[row].as_py():
                 pairs[label["kept"]].append((reference, label["text"]))
             if label["kept"]:
-                texts[row] = label["text"]
+                texts[row] = label["learnt"] or label["text"]
+                num_kept_chars += len(texts[row])
+                num_doubtful += texts[row].count(DOUBTFUL)
+                if reference:
+                    are_right = right_characters(reference, label["text"])
+                    learnt += [
+                        right for right, one in zip(are_right, texts[row], strict=True) if one != DOUBTFUL
+                    ]
                 weights[row] = params.weight * (label["confidence"] if params.weigh_by_confidence else 1.0)
         num_clips = table.num_rows
         figures: Curve = {
@@ -126,6 +152,9 @@ class PseudoLabels:
         if pairs[True] or pairs[False]:
             figures["pseudo_cer"] = total_counts(pairs[True] + pairs[False]).cer
             figures["pseudo_cer_kept"] = total_counts(pairs[True]).cer if pairs[True] else None
+        if params.min_character_confidence:
+            figures["pseudo_doubtful"] = num_doubtful / max(num_kept_chars, 1)
+            figures["pseudo_wrong_learnt"] = learnt.count(False) / len(learnt) if learnt else None
         return cls(texts, weights, figures)
 
     def __str__(self) -> str:
@@ -137,6 +166,10 @@ class PseudoLabels:
             line += f", CER by the hidden labels {_percent(figures['pseudo_cer'])}"
         if figures.get("pseudo_cer_kept") is not None:
             line += f" ({_percent(figures['pseudo_cer_kept'])} of the kept)"
+        if figures.get("pseudo_doubtful") is not None:
+            line += f", {_percent(figures['pseudo_doubtful'])} of their characters doubtful"
+        if figures.get("pseudo_wrong_learnt") is not None:
+            line += f", {_percent(figures['pseudo_wrong_learnt'])} of the others wrong"
         return line
 
 

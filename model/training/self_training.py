@@ -29,6 +29,7 @@ from model.training.pseudo_labels import (
     labels_file,
     read_labels,
     table_of,
+    with_doubtful,
     write_labels,
 )
 from model.training.training_data import TrainingJob
@@ -37,6 +38,17 @@ from shards.errors import CheckpointError, TableError
 from shards.files import write_bytes
 from shards.plan import plan_scoring
 from shards.stream import ClipBatch, ShardStream
+
+
+def _confidences(reading: Reading, text: str) -> list[float]:
+    """Returns the confidence of each character of `text`, which is the reading without superfluous spaces."""
+    found, place = [], 0
+    for character in text:
+        while place < len(reading.characters) and reading.characters[place].text != character:
+            place += 1
+        found += [reading.characters[place].confidence] if place < len(reading.characters) else []
+        place += 1
+    return found if len(found) == len(text) else []
 
 
 class SelfTraining:
@@ -127,7 +139,11 @@ class SelfTraining:
             logger.warning("%d of %d unlabelled clips are damaged and get no label", num_bad, len(row_U))
         rows = sorted(found)
         is_spellable_U = np.array(
-            [self._is_spellable(found[row].text, int(num_frames_N[row])) for row in rows], bool
+            [
+                self._is_spellable(found[row].learnt or found[row].text, int(num_frames_N[row]))
+                for row in rows
+            ],
+            bool,
         )
         labels = [found[row] for row in rows]
         return table_of(labels, num_frames_N[rows], is_spellable_U, self.params, share)
@@ -142,8 +158,8 @@ class SelfTraining:
         """Yields the row and the label of each clip of a batch."""
         if not batch.clip_ids:
             return
-        views = [reader.read(batch.video_BTHW, batch.num_frames_B, self.job.teacher)]
-        views += [self._read_view(reader, batch, view) for view in range(1, self.params.views)]
+        views = [self._read_view(reader, batch, view) for view in range(self.params.views)]
+        least = self.params.min_character_confidence
         for clip, row in enumerate(batch.rows):
             readings = [view[clip] for view in views]
             texts = [
@@ -151,24 +167,37 @@ class SelfTraining:
             ]  # as labels are: no double spaces
             best = consensus(texts)
             others = [text for view, text in enumerate(texts) if view != best]
+            text, confidences = texts[best], _confidences(readings[best], texts[best])
             yield (
                 row,
                 PseudoLabel(
-                    batch.clip_ids[clip], texts[best], readings[best].score, disagreement(texts[best], others)
+                    batch.clip_ids[clip],
+                    text,
+                    readings[best].score,
+                    disagreement(text, others),
+                    with_doubtful(text, confidences, others, least) if least else None,
                 ),
             )
 
     def _read_view(self, reader: LipReader, batch: ClipBatch, view: int) -> list[Reading]:
-        """Reads the clips mirrored (view 1, with train.augment.flip), or augmented but with every frame visible."""
-        changes = [
-            self._change(clip_id, num_frames, view)
-            for clip_id, num_frames in zip(batch.clip_ids, batch.num_frames_B.tolist(), strict=True)
-        ]
-        video_BTHW = batch.video_BTHW.to(reader.device, non_blocking=True)
-        inputs, num_frames_B = augmented_input(video_BTHW, batch.num_frames_B, changes, reader.model)
-        with reader.precision.autocast(reader.device):
-            encoded_BSE, num_steps_B = reader.network.encode(inputs, num_frames_B)
-        return reader.decode(encoded_BSE.float(), num_steps_B, num_frames_B, self.job.teacher)
+        """Reads the clips as they are (view 0), mirrored (1, with train.augment.flip), or augmented but unmasked."""
+        if view == 0:
+            encoded_BSE, num_steps_B = reader.encode(batch.video_BTHW, batch.num_frames_B)
+            num_frames_B = batch.num_frames_B
+        else:
+            changes = [
+                self._change(clip_id, num_frames, view)
+                for clip_id, num_frames in zip(batch.clip_ids, batch.num_frames_B.tolist(), strict=True)
+            ]
+            video_BTHW = batch.video_BTHW.to(reader.device, non_blocking=True)
+            inputs, num_frames_B = augmented_input(video_BTHW, batch.num_frames_B, changes, reader.model)
+            with reader.precision.autocast(reader.device):
+                encoded_BSE, num_steps_B = reader.network.encode(inputs, num_frames_B)
+            encoded_BSE = encoded_BSE.float()
+        readings = reader.decode(encoded_BSE, num_steps_B, num_frames_B, self.job.teacher)
+        if self.params.min_character_confidence:
+            readings = reader.timed(readings, encoded_BSE, num_steps_B, num_frames_B, self.job.teacher)
+        return readings
 
     def _change(self, clip_id: str, num_frames: int, view: int) -> ClipChange:
         job, epoch = self.job, self.state.progress.epoch

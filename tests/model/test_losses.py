@@ -21,7 +21,7 @@ from model.networks.network import LipNetwork, Outputs
 from model.networks.network_input import Targets, targets_of
 from model.pinyin import syllables_of
 from model.settings import DecodeParams, ModelParams, TrainParams
-from model.text import BLANK_ID, END_ID, UNKNOWN_ID, Tokenizer
+from model.text import BLANK_ID, DOUBTFUL, END_ID, UNKNOWN_ID, Tokenizer
 from model.vocabulary import Vocabulary
 from shards.errors import ConfigError, TrainingError
 from shards.samples import read_samples
@@ -84,6 +84,52 @@ def test_ctc_agrees_with_the_sum_over_all_paths(target: list[int], num_steps: in
     targets = Targets(characters, torch.tensor([len(target)]), characters, None, None)
     loss = joint_loss_B(outputs, targets, LossParams(ctc_weight=1, label_smoothing=0))
     assert float(loss) == pytest.approx(ctc_by_all_paths(logits_1SV[0], target), rel=1e-5)
+
+
+@pytest.mark.parametrize("target", [[3], [4, 3], [3, 3], [3, 4, 3], [4, 3, 3]])
+def test_a_doubtful_unit_is_any_unit(target: list[int]) -> None:
+    """Against the sum over all paths of all texts with a unit there; neighbours that differ need no blank."""
+    num_steps, units = 4, [4, 5]
+    logits_1SV = torch.randn(1, num_steps, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def loss_of(logits_1SV: torch.Tensor) -> torch.Tensor:
+        outputs = Outputs(torch.tensor([num_steps]), logits_1SV, None, None, None)
+        characters = torch.tensor([target])
+        targets = Targets(characters, torch.tensor([len(target)]), characters, None, None, has_doubtful=True)
+        return joint_loss_B(outputs, targets, LossParams(ctc_weight=1, label_smoothing=0))
+
+    # paths over the tokens and the two columns "any unit": their sum over the units, step by step
+    probs_SV = logits_1SV[0].softmax(1)
+    any_S1 = probs_SV[:, units].sum(1, keepdim=True)
+    extended_SV = torch.cat([probs_SV, any_S1, any_S1], dim=1)
+    wanted = [6 + place % 2 if token == 3 else token for place, token in enumerate(target)]
+    total = sum(
+        math.prod(float(extended_SV[step, token]) for step, token in enumerate(path))
+        for path in itertools.product(sorted({BLANK_ID, *wanted}), repeat=num_steps)
+        if [token for token, _ in itertools.groupby(path) if token != BLANK_ID] == wanted
+    )
+    assert float(loss_of(logits_1SV)) == pytest.approx(-math.log(total), rel=1e-5)
+    logits_1SV = logits_1SV.float().requires_grad_()
+    (gradient_1SV,) = torch.autograd.grad(loss_of(logits_1SV).sum(), logits_1SV)
+    for step, token in itertools.product(range(num_steps), range(6)):
+        moved = torch.zeros_like(logits_1SV)
+        moved[0, step, token] = 1e-2
+        slope = (loss_of(logits_1SV + moved) - loss_of(logits_1SV - moved)).item() / 2e-2
+        assert float(gradient_1SV[0, step, token]) == pytest.approx(slope, abs=2e-3)
+
+
+def test_a_decoder_learns_nothing_from_a_doubtful_character() -> None:
+    outputs = synthetic_outputs(LABELS, [6, 6, 6])
+    assert outputs.decoder_logits_BLV is not None
+    doubtful = targets_of(["一" + DOUBTFUL, "二", "四"], VOCABULARY, CPU)
+    known = targets_of(["一" + "二", "二", "四"], VOCABULARY, CPU)
+    params = LossParams(ctc_weight=0, label_smoothing=0)
+    logits_BLV = outputs.decoder_logits_BLV[:, :3]
+    cut = outputs._replace(decoder_logits_BLV=logits_BLV)
+    difference_B = joint_loss_B(cut, known, params) - joint_loss_B(cut, doubtful, params)
+    (two,) = VOCABULARY.characters.encode("二")
+    assert float(difference_B[0]) == pytest.approx(-float(logits_BLV[0, 1].log_softmax(0)[two]), rel=1e-5)
+    assert difference_B[1:].tolist() == [0.0, 0.0]
 
 
 def test_the_syllable_loss_is_ctc_over_the_pinyin_of_labels() -> None:

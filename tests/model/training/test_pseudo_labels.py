@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from model.settings import SelfTrainingParams, TrainParams
+from model.text import DOUBTFUL
 from model.training.pseudo_labels import (
     FEWEST_OF_CLASS,
     LENGTH_CLASSES,
@@ -20,6 +21,7 @@ from model.training.pseudo_labels import (
     labels_file,
     read_labels,
     table_of,
+    with_doubtful,
     write_labels,
 )
 from shards.errors import TableError
@@ -67,6 +69,40 @@ def test_clips_that_are_not_fit_are_not_kept_and_do_not_enlarge_the_share_of_oth
 @pytest.mark.parametrize("num_clips", [0, 1, 2])
 def test_few_clips_are_one_class(num_clips: int) -> None:
     assert kept(np.ones(num_clips), np.ones(num_clips), 0.5).sum() == num_clips - num_clips // 2
+
+
+# -- doubtful characters -----------------------------------------------------------------------------------
+
+
+def test_unsure_characters_and_those_that_a_view_reads_differently_are_doubtful() -> None:
+    confidences = [0.9, 0.2, 0.9, 0.9]
+    assert with_doubtful("一二三四", confidences, [], 0.5) == f"一{DOUBTFUL}三四"
+    assert with_doubtful("一二三四", confidences, ["一二四", "一二三四"], 0.5) == f"一{DOUBTFUL * 2}四"
+    assert with_doubtful("一二三四", [], ["一二三"], 0.5) == f"一二三{DOUBTFUL}", "without confidences"
+
+
+def test_the_figures_count_doubtful_and_wrong_characters() -> None:
+    labels = [
+        PseudoLabel(
+            "a", "一二三", -0.1, 0.0, f"一{DOUBTFUL}三"
+        ),  # read 一二三, said 一四三: what is learnt is right
+        PseudoLabel("b", "一二三四", -0.1, 0.0, f"一二{DOUBTFUL * 2}"),  # 二 is wrong
+        PseudoLabel("c", "一", -0.1, 0.0, DOUBTFUL),  # nothing is learnt, so it is not kept
+    ]
+    params = SelfTrainingParams(start_epoch=0, min_character_confidence=0.5)
+    table = table_of(labels, np.full(3, 75), np.ones(3, bool), params, 1.0)
+    assert table["kept"].to_pylist() == [True, True, False]
+    samples = pa.table(
+        {
+            "clip_id": ["a", "b", "c"],
+            "label": ["一四三", "一三三四", "一"],
+            "is_labelled": [False] * 3,
+        }
+    )
+    found = PseudoLabels.of(table, samples, params)
+    assert found.texts == {0: f"一{DOUBTFUL}三", 1: f"一二{DOUBTFUL * 2}"}
+    assert found.figures["pseudo_doubtful"] == pytest.approx(3 / 7)
+    assert found.figures["pseudo_wrong_learnt"] == pytest.approx(1 / 4)
 
 
 # -- the schedule ------------------------------------------------------------------------------------------

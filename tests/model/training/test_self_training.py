@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.decoding.calibration import UNCALIBRATED
 from model.decoding.reader import LipReader
 from model.runs import RunFolder
 from model.settings import AugmentParams, DecodeParams, LmParams, SelfTrainingParams
+from model.text import DOUBTFUL
 from model.training.augment import training_input
 from model.training.pseudo_labels import PseudoLabels
 from model.training.self_training import SelfTraining
@@ -249,6 +251,23 @@ def test_disagreement_is_between_the_readings_of_the_views(
     disagreements = [float(str(row["disagreement"])) for row in rows]
     assert min(disagreements) < max(disagreements)
     assert all(row["kept"] == (bool(row["text"]) and row["disagreement"] <= 0.3) for row in rows)  # type: ignore[operator]
+
+
+def test_unsure_characters_are_doubtful(tmp_path: Path, learnt: tuple[Packed, Path]) -> None:
+    """The checkpoint's own reader is the referee; the limit is the median of the least sure characters."""
+    _, checkpoint = learnt
+    reader = replace(
+        LipReader.from_checkpoint(checkpoint, torch.device("cpu")), confidence_scale=UNCALIBRATED
+    )
+    clips = [toy_clip(label, number, 4) for number, (*_, label) in enumerate(hidden_clips())]
+    read = [reader.read_clip(clip_THW, DecodeParams(decoder="ctc")).characters for clip_THW in clips]
+    least = float(np.median([min(one.confidence for one in of_clip) for of_clip in read]))
+    rows = labels_of(taught_job(tmp_path, learnt, decoder="ctc", min_character_confidence=least))
+    expected = [
+        "".join(one.text if one.confidence >= least else DOUBTFUL for one in of_clip) for of_clip in read
+    ]
+    assert [row["learnt"] for row in rows] == expected
+    assert sum(DOUBTFUL in text for text in expected) == len(clips) // 2
 
 
 def test_the_language_model_helps_the_teacher_and_belongs_to_the_run(

@@ -326,4 +326,5 @@ def test_the_figures_go_to_the_trackers_and_curves(undisturbed: Path) -> None:
     assert {"self_training/clips", "self_training/kept_share", "self_training/cer"} <= tags
     rounds = curves(undisturbed)
     assert [row["pseudo_labels"] for row in rounds] == ["", *[str(NUM_UNLABELLED)] * 4]
+    assert rounds[1]["pseudo_doubtful"] != "" != rounds[1]["pseudo_wrong_learnt"]
     assert rounds[1]["pseudo_cer"] == rounds[2]["pseudo_cer"]  # the same labels
