@@ -20,6 +20,7 @@ from model.decoding.arpa import load_language_model
 from model.decoding.ctc import spiking_head
 from model.decoding.ctc_beam import ctc_readings
 from model.decoding.ngram import LanguageModel
+from model.decoding.part_scores import with_part_scores
 from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Reading
 from model.settings import DecodeParams, Head, TextParams
@@ -139,16 +140,20 @@ class OnnxReader:
         return self.log_probs(clip_THW).get(LOG_PROBS)
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Returns the text of one uint8 clip, with the times and confidences of its characters."""
+        """Returns the text of one uint8 clip, with the times of its characters and the parts of its candidates."""
         name = self.decoder(params)
-        of_clip = {output: log_probs_SV[None] for output, log_probs_SV in self.log_probs(clip_THW).items()}
+        of_clip, vocabulary, lm = self.log_probs(clip_THW), self.vocabulary, self.language_model
         characters, syllables = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
-        (reading,) = ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)
-        table = self.vocabulary.characters
+        characters_1SV, syllables_1SW = (
+            None if one is None else one[None] for one in (characters, syllables)
+        )
+        (reading,) = ctc_readings(name, characters_1SV, syllables_1SW, vocabulary, params, lm)
+        reading = with_part_scores(reading, characters, syllables, vocabulary, lm)
+        table = vocabulary.characters
         if characters is None or spiking_head(name) == "syllables":
-            assert syllables is not None and self.vocabulary.syllables is not None
-            characters, table = syllables, self.vocabulary.syllables
-        return with_times(reading, characters[0], table, len(clip_THW), self.fps, self.confidence_temperature)
+            assert syllables is not None and vocabulary.syllables is not None
+            characters, table = syllables, vocabulary.syllables
+        return with_times(reading, characters, table, len(clip_THW), self.fps, self.confidence_temperature)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         """Returns the reference for this decoder: the label, or its syllables."""
