@@ -196,6 +196,10 @@ SAMPLES = _schema(
     ],
 )
 
+_SCORES = ("rank_score", "log_probability", "ctc", "attention", "syllables", "language_model")
+_CANDIDATE = pa.struct([("text", _string), *((name, _double) for name in _SCORES), ("length", _int32)])
+"""A `Candidate` of model/decoding/result.py with its `PartScores`, nats; null where the model lacks the part."""
+
 PREDICTIONS = _schema(
     "predictions",
     [
@@ -215,6 +219,10 @@ PREDICTIONS = _schema(
         _field("insertions", _int32, "I"),
         _field("score", _float, "log-probability of the hypothesis a character; higher is surer", "nats"),
         _field("confidence", _double, "exp(score), how sure the model is of a character", "0..1"),
+        _optional("oracle_errors", _int32, "S + D + I of the best candidate", "characters"),
+        _optional(
+            "candidates", pa.list_(_CANDIDATE), "texts of the beam search, best first, and their scores"
+        ),
     ],
 )
 

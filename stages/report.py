@@ -3,7 +3,7 @@
 import csv
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from model.decoding.ctc import Spikes, ctc_spikes, spiking_head
 from model.decoding.reader import LipReader
 from model.decoding.registry import describe_settings, unused_weights, used_settings, uses_language_model
-from model.decoding.result import ScoredClip
+from model.decoding.result import Candidate, ScoredClip
 from model.decoding.scoring import score_split
 from model.device import choose_device
 from model.networks.network import num_parameters
@@ -205,7 +205,15 @@ def _prediction(counted: CountedClip, facts: ReportFacts) -> dict[str, Any]:
         "insertions": counts.insertions,
         "score": clip.score,
         "confidence": confidence_of(counted),
+        "oracle_errors": counted.oracle_errors,
+        "candidates": [_candidate(one) for one in clip.candidates] or None,
     }
+
+
+def _candidate(candidate: Candidate) -> dict[str, Any]:
+    values = asdict(candidate)
+    parts = values.pop("parts") or {}
+    return values | parts
 
 
 def reading_facts(

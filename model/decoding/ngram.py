@@ -224,6 +224,14 @@ class LanguageModel:
         _, next_N = self._tree.step(states_N, self._word_V[tokens_N])
         return array_namespace(states_N).where(tokens_N < len(SPECIAL_TOKENS), states_N, next_N)
 
+    def text_log_probability(self, tokens: Sequence[int]) -> float:
+        """Returns the log-probability of a text and its end, nats; of a model for numpy arrays."""
+        states = [np.array([self.start()])]
+        for token in tokens:
+            states.append(self.advance(states[-1], np.array([token])))
+        rows_NV = self.log_probs(np.concatenate(states))
+        return float(rows_NV[np.arange(len(states)), [*tokens, END_ID]].sum(dtype=np.float64))
+
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:

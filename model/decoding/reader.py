@@ -22,15 +22,20 @@ from model.decoding.ctc import SyllableScores, spiking_head
 from model.decoding.ctc_beam import best_of, best_reading, ctc_readings, greedy_reading, with_syllables
 from model.decoding.ctc_prefix import CtcPrefixes
 from model.decoding.ngram import LanguageModel
+from model.decoding.part_scores import with_part_scores
 from model.decoding.registry import GREEDY, chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Candidate, Reading, with_posteriors
 from model.device import Precision
+from model.losses import LossParams, joint_loss_B
 from model.networks.network import LipNetwork
-from model.networks.network_input import network_input, step_mask
+from model.networks.network_input import network_input, step_mask, targets_of
 from model.settings import HEAD_OF_MODULE, DecodeParams, Head, ModelParams, TextParams
 from model.text import BLANK_ID, NORMALISER_VERSION, Tokenizer, describe_normaliser
 from model.vocabulary import Vocabulary
 from shards.errors import CheckpointError
+
+ATTENTION_ALONE = LossParams(ctc_weight=0.0, label_smoothing=0.0)
+"""The loss is the negative log-probability of a text and its end by the attention decoder."""
 
 
 class Encoded(NamedTuple):
@@ -262,13 +267,14 @@ class LipReader:
 
     @torch.no_grad()
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
-        """Returns the text of one uint8 clip, with the times and confidences of its characters."""
+        """Returns the text of one uint8 clip, with the times of its characters and the parts of its candidates."""
         video_BTHW = torch.from_numpy(np.ascontiguousarray(clip_THW))[None]
         num_frames_B = torch.tensor([len(clip_THW)])
         encoded_BSE, num_steps_B = self.encode(video_BTHW, num_frames_B)
-        (reading,) = self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
+        readings = self.decode(encoded_BSE, num_steps_B, num_frames_B, params)
+        readings = self.with_part_scores(readings, encoded_BSE, num_steps_B)
         masked = self.masked_log_probs(clip_THW, params) if self.times_by_evidence else ()
-        return self.timed([reading], encoded_BSE, num_steps_B, num_frames_B, params, masked)[0]
+        return self.timed(readings, encoded_BSE, num_steps_B, num_frames_B, params, masked)[0]
 
     def masked_log_probs(
         self, clip_THW: np.ndarray, params: DecodeParams
@@ -293,6 +299,29 @@ class LipReader:
         if logits_BSV is None:
             return None, table
         return functional.log_softmax(logits_BSV, dim=2).cpu().numpy(), table
+
+    @torch.no_grad()
+    def with_part_scores(
+        self, readings: Sequence[Reading], encoded_BSE: torch.Tensor, num_steps_B: torch.Tensor
+    ) -> list[Reading]:
+        """Returns the readings with the score of each candidate by each part of the model."""
+        scored = []
+        for reading, encoded_SE, num_steps in zip(readings, encoded_BSE, num_steps_B.tolist(), strict=True):
+            if texts := [candidate.text for candidate in reading.candidates]:
+                encoded_NSE = encoded_SE[:num_steps].expand(len(texts), -1, -1)
+                targets = targets_of(texts, self.vocabulary, encoded_NSE.device)
+                outputs = self.network.outputs(encoded_NSE, torch.full((len(texts),), num_steps), targets)
+                log_probs_SV, log_probs_SW = (
+                    None if logits is None else functional.log_softmax(logits[0], dim=1).cpu().numpy()
+                    for logits in (outputs.ctc_logits_BSV, outputs.syllable_logits_BSW)
+                )
+                attention_N = None
+                if outputs.decoder_logits_BLV is not None:
+                    attention_N = (-joint_loss_B(outputs, targets, ATTENTION_ALONE)).tolist()
+                vocabulary, lm = self.vocabulary, self.language_model
+                reading = with_part_scores(reading, log_probs_SV, log_probs_SW, vocabulary, lm, attention_N)
+            scored.append(reading)
+        return scored
 
     @torch.no_grad()
     def timed(

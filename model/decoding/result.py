@@ -22,6 +22,23 @@ from shards.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
+class PartScores:
+    """Log-probabilities of a text by each part of the model alone, nats; None if the model lacks the part.
+
+    All are of whole texts: attention and language model include the end. They are -inf if the part excludes the text.
+    """
+
+    ctc: float | None
+    """Summed over all paths."""
+    attention: float | None
+    syllables: float | None
+    """By the syllable head, of the text's toneless syllables, summed over all paths."""
+    language_model: float | None
+    length: int
+    """Number of units, mostly characters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A possible text of a clip."""
 
@@ -30,6 +47,8 @@ class Candidate:
     """Of the text given the clip, by all scores that the decoder uses, nats (`with_posteriors`)."""
     rank_score: float
     """The score that orders the candidates, nats. It includes language model and length bonus: not a probability."""
+    parts: PartScores | None = None
+    """None before `with_part_scores` (model/decoding/part_scores.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,8 @@ def score_batches(
     for batch in stream.batches(batches):
         encoded_BSE, num_steps_B = reader.encode(batch.video_BTHW, batch.num_frames_B, blind)
         readings = reader.decode(encoded_BSE, num_steps_B, batch.num_frames_B, decode)
+        if not blind:
+            readings = reader.with_part_scores(readings, encoded_BSE, num_steps_B)
         if with_confidences:
             readings = reader.timed(readings, encoded_BSE, num_steps_B, batch.num_frames_B, decode)
         if loss is not None:

@@ -21,6 +21,7 @@ from model.decoding.calibration import UNCALIBRATED, ConfidenceScale
 from model.decoding.ctc import spiking_head
 from model.decoding.ctc_beam import ctc_readings
 from model.decoding.ngram import LanguageModel
+from model.decoding.part_scores import with_part_scores
 from model.decoding.registry import chosen_decoder, ready_decoder, uses_language_model
 from model.decoding.result import Reading
 from model.settings import DecodeParams, Head, TextParams
@@ -151,10 +152,12 @@ class OnnxReader:
 
     def read_clip(self, clip_THW: np.ndarray, params: DecodeParams) -> Reading:
         """Returns the text of one uint8 clip, with the times and confidences of its characters, as LipReader does."""
-        name = self.decoder(params)
+        name, vocabulary, lm = self.decoder(params), self.vocabulary, self.language_model
         of_clip = self._run(clip_THW[None])
-        characters, syllables = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
-        (reading,) = ctc_readings(name, characters, syllables, self.vocabulary, params, self.language_model)
+        characters_1SV, syllables_1SW = of_clip.get(LOG_PROBS), of_clip.get(SYLLABLE_LOG_PROBS)
+        (reading,) = ctc_readings(name, characters_1SV, syllables_1SW, vocabulary, params, lm)
+        characters, syllables = (None if one is None else one[0] for one in (characters_1SV, syllables_1SW))
+        reading = with_part_scores(reading, characters, syllables, vocabulary, lm)
         output, table = LOG_PROBS, self.vocabulary.characters
         if characters is None or spiking_head(name) == "syllables":
             assert self.vocabulary.syllables is not None

@@ -4,8 +4,8 @@ Neighbouring pieces may overlap in time; the joined text has the words of an ove
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
@@ -28,6 +28,15 @@ AT_REST = "at_rest"
 
 
 @dataclass(frozen=True, slots=True)
+class RankedText(Alternative):
+    """A candidate of a beam search with its scores, for JSON: None instead of -inf, a probability of 0."""
+
+    rank_score: float | None
+    scores: Mapping[str, float | None]
+    """Of each part that the model has (`PartScores`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A part of the video with its text; `reason` says why it could not be read."""
 
@@ -38,7 +47,7 @@ class Segment:
     confidence: float | None
     """Geometric mean of the characters' probabilities; None if the segment could not be read."""
     reason: str | None = None
-    candidates: tuple[Alternative, ...] = ()
+    candidates: tuple[RankedText, ...] = ()
     """Texts of the whole clip, before the words that neighbouring clips read too are removed."""
     characters: tuple[TimedCharacter, ...] = ()
     """One for each character of `text`, with times like the segment's; empty if the model cannot give them."""
@@ -153,15 +162,25 @@ def _check_there(path: Path) -> None:
         raise ClipRejected(Reason.MISSING_FILE, f"{path} does not exist")
 
 
-def _shares(candidates: tuple[Candidate, ...]) -> tuple[Alternative, ...]:
-    """Returns the softmax of log-probabilities, not of means per character: texts of one clip exclude each other."""
+def _ranked(candidates: tuple[Candidate, ...]) -> tuple[RankedText, ...]:
+    """Returns candidates for a segment; shares are the softmax of log-probabilities, not of means per character:
+    texts of one clip exclude each other."""
     best = max((candidate.log_probability for candidate in candidates), default=0.0)
     # if all have probability 0, all get the same share
     weights = [math.exp(text.log_probability - best) if best > -math.inf else 1.0 for text in candidates]
     return tuple(
-        Alternative(text.text, weight / sum(weights))
+        RankedText(text.text, weight / sum(weights), _finite(text.rank_score), _scores(text))
         for text, weight in zip(candidates, weights, strict=True)
     )
+
+
+def _scores(candidate: Candidate) -> dict[str, float | None]:
+    parts = {} if candidate.parts is None else asdict(candidate.parts)
+    return {name: _finite(score) for name, score in parts.items() if score is not None}
+
+
+def _finite(score: float) -> float | None:
+    return score if score > -math.inf else None
 
 
 class JoinedReadings:
@@ -220,7 +239,7 @@ class JoinedReadings:
             reading.text,
             math.exp(reading.score),
             None,
-            _shares(reading.candidates),
+            _ranked(reading.candidates),
             shifted(reading.characters, piece.start_s),
         )
         glue = separator(self.text, segment.text)

@@ -17,7 +17,7 @@ from shards.safe_text import one_line
 JSON_VERSION = 1
 """Of docs/reading.schema.json. Raise it when a key changes its meaning or is removed."""
 _DIGITS = 4
-"""Of confidences, shares and the characters' times in seconds."""
+"""Of confidences, shares, scores in nats and the characters' times in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def as_json_object(reading: VideoReading) -> dict[str, Any]:
         of_segment["characters"] = [
             _character(one, sound) for one, sound in zip(segment.characters, pinyin, strict=False)
         ]
+        for candidate in of_segment["candidates"]:
+            candidate |= _rounded(candidate) | {"scores": _rounded(candidate["scores"])}
         of_segment["words"] = [_rounded(asdict(word)) for word in words_of(segment)]
     return values
 

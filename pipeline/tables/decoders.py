@@ -23,7 +23,7 @@ from shards.files import Progress
 from shards.packs import pack_of
 from stages.report import SCORING_BATCH
 from stages.reports.clip_tables import normaliser_of
-from stages.reports.counting import CORPUS_FIGURES, counted_clips
+from stages.reports.counting import CORPUS_FIGURES, counted_clips, oracle_figures
 from stages.reports.figures import interval_about, why_no_interval
 from stages.reports.groups import calibration_error, calibration_of, cer_interval
 from stages.reports.train_test_leakage import seen_in_training
@@ -124,6 +124,7 @@ def _errors(clips: Sequence[ScoredClip], params: Params) -> dict[str, Any]:
         "insertions": counts.insertions,
         "num_chars": counts.num_chars,
         **({"wer": word_error_rate(pairs)} if has_words(reference for reference, _ in pairs) else {}),
+        **oracle_figures(counted),
         "calibration_error": calibration_error(calibration_of(counted)),
         "num_clips": len(clips),
     }
@@ -135,14 +136,16 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
     table = Table(
         title=f"split {split}: {rows[0]['num_clips']} clips, encoded once in {encode_ms:.1f} ms per clip",
         title_justify="left",
-        caption="ECE: expected calibration error of the confidence; clips/s: from frames to text",
+        caption="best: oracle CER, of the best candidate of each clip; greedy decoders have none\n"
+        "ECE: expected calibration error of the confidence\n"
+        "clips/s: from frames to text; ms: to decode a clip",
         caption_justify="left",
         padding=(0, 1, 0, 0),  # so that 80 columns are enough
     )
     table.add_column("decoder", no_wrap=True)
     with_words = any("wer" in row for row in rows)
-    errors = ("CER", "95 % interval", "S", "D", "I", *(["WER"] if with_words else []))
-    for column in (*errors, "ECE", "clips/s", "decoding a clip, ms"):
+    errors = ("CER", "95 %\ninterval", "S", "D", "I", *(["WER"] if with_words else []))
+    for column in (*errors, "best", "ECE", "clips\n/s", "ms"):
         table.add_column(column, justify="right")
     for row in rows:
         words = [f"{row['wer']:.1%}" if "wer" in row else ""] if with_words else []
@@ -151,7 +154,10 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
             *_cer_of(row),
             *(f"{row[name]:,}" for name in ("substitutions", "deletions", "insertions")),
             *words,
-            "–" if row["calibration_error"] is None else f"{row['calibration_error']:.1%}",
+            *(
+                "–" if row[name] is None else f"{row[name]:.1%}"
+                for name in ("oracle_cer", "calibration_error")
+            ),
             f"{row['clips_per_s']:,.1f}",
             f"{1e3 * row['decode_s_per_clip']:,.1f}",
         )

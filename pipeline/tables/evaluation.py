@@ -19,6 +19,7 @@ from stages.reports.figures import (
     has_interval,
     interval_about,
     normaliser_warning,
+    oracle_about,
     read_by,
     unit_of,
     why_no_interval,
@@ -68,6 +69,8 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
             _percent(metrics["viseme_error_rate"]),
             "mouth shapes, one to three for each syllable",
         )
+    about = oracle_about(metrics.get("decoder"), metrics.get("oracle_candidates"))
+    table.add_row("oracle CER", percent(metrics.get("oracle_cer")), about)
     table.add_row(
         "blind CER", _percent(metrics["blind_cer"]), "the same model reads only each clip's mean frame"
     )
@@ -183,7 +186,10 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
     )
     for name in ("", "clips", "A", "B", "change", "95 % interval"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("all", *_cells(whole), end_section=True)
+    table.add_row("all", *_cells(whole))
+    oracles = comparison.oracle_a, comparison.oracle_b
+    change = "–" if oracles[0] is None or oracles[1] is None else signed(oracles[1] - oracles[0])
+    table.add_row("oracle", str(whole.num_clips), *map(percent, oracles), change, "–", end_section=True)
     for kind, groups in comparison.groups.items():
         for name, found in _shown(groups):
             table.add_row(Text(one_line(f"{kind} {name}")), *_cells(found))
@@ -197,6 +203,8 @@ def print_comparison(comparison: Comparison, num_clips: int, console: Console) -
         say(f"{letter}: {name}" + (f" ({decoder})" if decoder else ""))
     console.print(table)
     say(f"Changes are percentage points of {unit.rate}, B minus A. {INTERVALS_NOTE}")
+    for line in comparison.oracle_notes:
+        say(line)
     if unit.note:
         say(unit.note)
     say(verdict(whole)[1])

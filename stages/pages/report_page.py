@@ -22,6 +22,7 @@ from stages.reports.figures import (
     has_interval,
     interval_about,
     normaliser_warning,
+    oracle_about,
     unit_of,
     why_no_interval,
 )
@@ -178,6 +179,7 @@ def render_page(figures: Figures, context: ReportContext) -> str:
         verdict=verdict(metrics),
         verdict_of=verdict,
         interval_of=interval_about,
+        oracle_about=oracle_about(metrics.get("decoder"), metrics.get("oracle_candidates")),
         why_no_interval=why_no_interval(metrics["num_clips"]),
         has_interval=has_interval,
         normaliser_unknown=NORMALISER_UNKNOWN,

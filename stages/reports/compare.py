@@ -25,9 +25,10 @@ from shards.files import read_table
 from shards.packs import pack_of
 from shards.pipes import refuse_pipe
 from shards.schema import PREDICTIONS
-from stages.reports.figures import LETTERS, CountedUnit, Interval, unit_of
+from stages.reports.figures import LETTERS, CountedUnit, Interval, oracle_about, unit_of
 from stages.reports.groups import decade_name
 
+ORACLE_NOTE = "Oracle: the rate if the best candidate of each clip were chosen."
 PREDICTIONS_FILE, METRICS_FILE = "predictions.parquet", "metrics.json"
 
 
@@ -107,6 +108,11 @@ class Comparison:
     read_by_a: str | None
     """Checkpoint, decoder and language model; None if there is no metrics.json next to the predictions."""
     read_by_b: str | None
+    oracle_a: float | None
+    """CER if the best candidate of each clip were chosen; None if a clip has no candidates."""
+    oracle_b: float | None
+    oracle_notes: Sequence[str]
+    """What both are, or why one is missing."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -117,6 +123,8 @@ class Comparison:
             "split": self.split,
             "unit": self.unit.names,
             **_flat(self.whole),
+            "oracle_cer_a": self.oracle_a,
+            "oracle_cer_b": self.oracle_b,
             "only_a": list(self.only_a),
             "only_b": list(self.only_b),
             "groups": {
@@ -148,6 +156,12 @@ def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
     clips = [_compared(rows_a[clip_id], rows_b[clip_id]) for clip_id in common]
     changed = sorted((clip for clip in clips if clip.change), key=lambda clip: (clip.change, clip.clip_id))
     worse = [clip for clip in changed if clip.change > 0]
+    oracle_a, oracle_b = (_oracle_cer([rows[clip_id] for clip_id in common]) for rows in (rows_a, rows_b))
+    missing = [
+        f"Oracle CER of {letter}: {oracle_about(decoder)}"
+        for letter, decoder, cer in (("A", decoder_a, oracle_a), ("B", decoder_b, oracle_b))
+        if cer is None
+    ]
     return Comparison(
         str(run_a),
         str(run_b),
@@ -162,7 +176,17 @@ def compare(run_a: Path, run_b: Path, resamples: int, seed: int) -> Comparison:
         sorted(rows_b.keys() - rows_a.keys()),
         read_by_a,
         read_by_b,
+        oracle_a,
+        oracle_b,
+        missing if len(missing) == 2 else [ORACLE_NOTE, *missing],
     )
+
+
+def _oracle_cer(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    errors = [row["oracle_errors"] for row in rows if row["oracle_errors"] is not None]
+    if len(errors) < len(rows):
+        return None
+    return EditCounts(sum(errors), num_chars=sum(len(row["reference"]) for row in rows)).cer
 
 
 def paired_difference(clips: Sequence[ComparedClip], resamples: int, seed: int) -> Difference:

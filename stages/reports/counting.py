@@ -10,6 +10,7 @@ from model.decoding.calibration import ConfidenceScale, right_characters
 from model.decoding.calibration import calibration_error as expected_error
 from model.decoding.result import ScoredClip
 from model.metrics import (
+    EditCounts,
     Pair,
     chance_cer,
     edit_counts,
@@ -172,6 +173,7 @@ def split_metrics(
     `decode`: the settings that the decoder used. `language_model`: the identity of the file that it used.
     `cer_low` to `cer_high` contains 95 % of the resamples over `cer_interval_over`; all three are null if an interval
     would mean nothing (`why_no_interval`). `chance_cer`: the mean of `chance_pairings`, independent of the seed.
+    `oracle_cer`, `oracle_candidates`: of `oracle_figures`.
     `normaliser` made the references, `checkpoint_normaliser` the learnt labels. `speaker_overlap`: speakers that were
     also trained on. `num_unwritable`: characters of the references that the model has no token for; they are errors.
     `wer` exists only for text with words, `mer` (Han characters and words of other scripts) only for text with both.
@@ -213,6 +215,7 @@ def split_metrics(
         "substitutions": counts.substitutions,
         "deletions": counts.deletions,
         "insertions": counts.insertions,
+        **oracle_figures(clips),
         "num_unwritable": None if facts.table is None else _num_unwritable(references, facts.table),
         "syllable_error_rate": unit_error_rate(pairs, sounds.syllables) if sounds else None,
         "look_error_rate": unit_error_rate(pairs, sounds.look_alike_classes) if sounds else None,
@@ -272,9 +275,27 @@ def _sounds(references: Sequence[str], decoder: str | None) -> _Sounds | None:
 def counted_clips(scored: Sequence[ScoredClip]) -> list[CountedClip]:
     """Counts the errors of the clips, in a fixed order: chance CER and files do not depend on batches."""
     return [
-        CountedClip(clip, edit_counts(clip.reference, clip.hypothesis))
+        CountedClip(
+            clip,
+            edit_counts(clip.reference, clip.hypothesis),
+            min((edit_counts(clip.reference, one.text).errors for one in clip.candidates), default=None),
+        )
         for clip in sorted(scored, key=lambda clip: clip.clip_id)
     ]
+
+
+def oracle_figures(clips: Sequence[CountedClip]) -> dict[str, Any]:
+    """Returns the CER if the best candidate of each clip were chosen, and the largest number of candidates.
+
+    Both are None if a clip has no candidates.
+    """
+    errors = [counted.oracle_errors for counted in clips if counted.oracle_errors is not None]
+    if len(errors) < len(clips):
+        return {"oracle_cer": None, "oracle_candidates": None}
+    return {
+        "oracle_cer": EditCounts(sum(errors), num_chars=total(clips).num_chars).cer,
+        "oracle_candidates": max(len(counted.clip.candidates) for counted in clips),
+    }
 
 
 def _num_unwritable(references: Sequence[str], table: Tokenizer) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from model.bootstrap import ENOUGH_SPEAKERS, Over
 from model.decoding.calibration import UNCALIBRATED, ConfidenceScale
 from model.decoding.ctc import Spikes
-from model.decoding.registry import describe_settings
+from model.decoding.registry import GREEDY, describe_settings
 from model.decoding.result import ScoredClip
 from model.metrics import EditCounts
 from model.text import Tokenizer, without_version
@@ -63,6 +63,8 @@ class CountedClip:
 
     clip: ScoredClip
     counts: EditCounts
+    oracle_errors: int | None = None
+    """Errors of the candidate with the fewest; None for a greedy decoder, which has no candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,18 @@ def why_no_interval(num_clips: int, rate: str = "error rate") -> str:
 def has_interval(low: float | None, high: float | None) -> bool:
     """Returns whether there is an interval to show; older reports wrote one without width if all rates were equal."""
     return low is not None and high is not None and low < high
+
+
+def oracle_about(decoder: str | None, num_candidates: int | None = None) -> str:
+    """Says what the oracle CER is, or, if the number of candidates is not known, why there is none."""
+    if num_candidates is not None:
+        most = (
+            "the best candidate" if num_candidates == 1 else f"the best of up to {num_candidates} candidates"
+        )
+        return f"if {most} of each clip were chosen: the most that rescoring them could gain"
+    if decoder in GREEDY:
+        return f"none: decoder {decoder} is greedy and has no candidates; set decode.decoder to a beam search"
+    return "not known: this report has no candidates; run `pipeline report` again with a beam search"
 
 
 NO_INTERVAL_NOTE = "one clip, or clips or speakers with equal error rates, say nothing about others"

@@ -110,6 +110,12 @@ def test_a_beam_search_returns_its_candidates(reader: LipReader, exported: Path)
     reading = without_torch.read_clip(clip_of(2), params)
     assert [candidate.text for candidate in reading.candidates] == [candidate.text for candidate in expected]
     assert len(expected) == 3 and reading.text == expected[0].text
+    theirs = {one.text: one.parts for one in reader.read_clip(clip_of(2), params).candidates}
+    for candidate in reading.candidates:
+        ours = candidate.parts
+        assert ours is not None and (other := theirs[candidate.text]) is not None
+        assert (ours.attention, ours.language_model, ours.length) == (None, None, other.length)
+        assert (ours.ctc, ours.syllables) == pytest.approx((other.ctc, other.syllables), abs=1e-3)
 
 
 def test_a_language_model_with_a_weight_is_used(tmp_path: Path, exported: Path) -> None:

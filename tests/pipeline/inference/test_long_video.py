@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from model.decoding.result import Candidate, Reading
+from model.decoding.result import Candidate, PartScores, Reading
 from model.settings import DecodeParams, TextParams
 from pipeline.inference.found_videos import find_videos
-from pipeline.inference.text_of_video import Alternative, JoinedReadings, Segment, _shares, read_video
+from pipeline.inference.text_of_video import JoinedReadings, RankedText, Segment, _ranked, read_video
 from shards.errors import ClipRejected
 from shards.schema import MediaKind, Reason
 from stages.mouths.cropping import Figures, MouthClip, crop_video
@@ -324,8 +324,9 @@ def test_the_reason_for_no_text_is_that_of_the_larger_part() -> None:
 
 def test_the_share_of_an_impossible_text_is_a_number() -> None:
     """A decoder without a possible text returns one of log-probability -inf, and JSON has no NaN."""
-    (only,) = _shares((Candidate("", -math.inf, -math.inf),))
-    assert only == Alternative("", 1.0)
+    parts = PartScores(-math.inf, None, -1.0, None, 0)
+    (only,) = _ranked((Candidate("", -math.inf, -math.inf, parts),))
+    assert only == RankedText("", 1.0, None, {"ctc": None, "syllables": -1.0, "length": 0})
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from model.decoding.result import Alternative, TimedCharacter
 from pipeline.inference.captions import Format, rendered
-from pipeline.inference.text_of_video import Segment, VideoReading
+from pipeline.inference.text_of_video import RankedText, Segment, VideoReading
 from pipeline.inference.timed_text import words_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ def timed(text: str, start_s: float) -> tuple[TimedCharacter, ...]:
     )
 
 
+CANDIDATES = (
+    RankedText("我去北京", 0.75, -1.25, {"ctc": -0.123456, "attention": -2.0, "length": 4}),
+    RankedText("我去", 0.25, None, {"ctc": None, "language_model": -8.0, "length": 2}),
+)
 READING = VideoReading(
     'my "film".mp4',
     "我去北京 a<b go",
@@ -36,7 +40,7 @@ READING = VideoReading(
     300,
     None,
     (
-        Segment(0.5, 2.0, "我去北京", 0.75, None, (Alternative("我去北京", 0.75),), timed("我去北京", 0.5)),
+        Segment(0.5, 2.0, "我去北京", 0.75, None, CANDIDATES, timed("我去北京", 0.5)),
         Segment(2.5, 4.0, "", None, "no_face: nobody"),
         Segment(4.0, 6.0, "a<b go", 0.25, None, (), timed("a<b go", 4.0)),
         Segment(6.0, 7.0, 'so "it" is', 0.125),
@@ -111,6 +115,20 @@ def test_json_follows_the_published_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(read, SCHEMA)
     first, _, third, last = read["segments"]
+    assert first["candidates"] == [
+        {
+            "text": "我去北京",
+            "share": 0.75,
+            "rank_score": -1.25,
+            "scores": {"ctc": -0.1235, "attention": -2.0, "length": 4},
+        },
+        {
+            "text": "我去",
+            "share": 0.25,
+            "rank_score": None,
+            "scores": {"ctc": None, "language_model": -8.0, "length": 2},
+        },
+    ]
     assert [one["pinyin"] for one in first["characters"]] == ["wǒ", "qù", "běi", "jīng"]
     assert first["characters"][0]["alternatives"] == [{"text": "x", "share": 0.25}]
     assert "".join(one["text"] for one in third["characters"]) == third["text"]

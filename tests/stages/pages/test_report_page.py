@@ -85,7 +85,7 @@ def test_page_shows_and_fits(
     assert page.evaluate(OVERFLOW_PX) == 0
     assert page.evaluate(BROKEN_IMAGES) == 0
     assert page.evaluate("document.images.length") == 2 * page.locator("article.clip").count() > 0
-    for text in ("character error rate", "95 % interval", "This model", "Blind", "Chance"):
+    for text in ("character error rate", "95 % interval", "This model", "Oracle", "Blind", "Chance"):
         assert page.get_by_text(text, exact=False).first.is_visible(), text
     page.close()
 
@@ -168,6 +168,7 @@ def test_an_unknown_figure_is_a_dash_with_a_reason(browser: Browser, pages: dict
     shown = {rate.locator("dt").inner_text(): rate.inner_text() for rate in page.locator(".rate").all()}
     for name in ("Blind", "Chance", "Syllables", "Look-alikes", "Visemes"):
         assert "–" in shown[name] and "not known: " in shown[name], shown[name]
+    assert "–" in shown["Oracle"] and "this report has no candidates" in shown["Oracle"]
     assert "95 % interval none: " in page.locator(".interval").inner_text()
     said = page.locator("main").inner_text()
     for line in (

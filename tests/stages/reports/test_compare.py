@@ -7,22 +7,25 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from model.decoding.registry import used_settings
-from model.decoding.result import ScoredClip
+from model.decoding.result import Candidate, ScoredClip
 from model.metrics import EditCounts, edit_counts
 from model.pinyin import syllables_of
 from model.settings import DecodeParams
 from pipeline.cli import app
 from shards.errors import ConfigError, TableError
 from shards.files import read_table, write_table
-from shards.schema import PREDICTIONS
+from shards.schema import PREDICTIONS, is_optional
 from stages.pages.compare_page import compare_page, verdict
 from stages.report import write_report
 from stages.reports.compare import ComparedClip, compare, paired_difference
@@ -294,6 +297,35 @@ def test_json_and_table(tmp_path: Path) -> None:
     assert "Fewer errors in B: 4 clips" in table and "clips if fewer than two speakers are known" in table
     assert re.search(r"−\d+\.\d†", table), "each interval of few speakers is marked"
     assert table.count("reference:") == 1
+
+
+def test_the_oracle_of_both_reports_is_that_of_the_common_clips(tmp_path: Path) -> None:
+    found = [tuple(Candidate(text, -1.0, -1.0) for text in (read, said[1:], said[:2])) for said, read in READ]
+    clips = [replace(clip, candidates=texts) for clip, texts in zip(made_clips(), found, strict=True)]
+    beam, greedy = ReportFacts("ctc_beam"), ReportFacts("ctc")
+    write_report(clips, [], made_context(), tmp_path / "a", beam)
+    write_report(clips[:3], [], made_context(), tmp_path / "b", beam)
+    write_report(made_clips(), [], made_context(), tmp_path / "greedy", greedy)
+    best = [
+        min((one.text for one in clip.candidates), key=partial(jiwer.cer, clip.reference)) for clip in clips
+    ]
+    oracle = jiwer.cer([clip.reference for clip in clips[:3]], best[:3])
+    output = json.loads(run(tmp_path / "a", tmp_path / "b", "--json").stdout)
+    assert output["oracle_cer_a"] == output["oracle_cer_b"] == oracle
+    page_file = tmp_path / "page.html"
+    table = run(tmp_path / "greedy", tmp_path / "a", "--html", page_file).stdout
+    whole = jiwer.cer([clip.reference for clip in clips], best)
+    assert re.search(rf"oracle *│ *5 *│ *– *│ *{100 * whole:.1f}\u202f% *│ *– *│ *–", table)
+    for text in (table, page_file.read_text("utf-8")):
+        assert "Oracle: the rate if the best candidate of each clip were chosen." in text
+        assert "Oracle CER of A: none: decoder ctc is greedy" in text
+    # a report of an older version
+    rows = read_table(tmp_path / "a" / "predictions.parquet", PREDICTIONS, "")
+    older = pa.schema([field for field in PREDICTIONS if not is_optional(field)], PREDICTIONS.metadata)
+    write_table(tmp_path / "a" / "predictions.parquet", rows.select(older.names), older)
+    older_found = compare(tmp_path / "a", tmp_path / "b", 200, 0)
+    assert (older_found.oracle_a, older_found.oracle_b) == (None, oracle)
+    assert "Oracle CER of A: not known: this report has no candidates" in older_found.oracle_notes[1]
 
 
 def test_an_ascii_terminal_gets_utf8(tmp_path: Path) -> None:

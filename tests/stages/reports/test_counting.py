@@ -3,16 +3,21 @@
 import csv
 import io
 import json
+import math
 import re
 import resource
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from model.decoding.result import Candidate, PartScores
 from model.pinyin import syllables_of
 from pipeline.tables.evaluation import print_metrics
 from shards.errors import ConfigError, DiskError
@@ -57,6 +62,56 @@ def test_all_files_are_written_and_figures_agree_with_jiwer(tmp_path: Path) -> N
     assert (metrics["num_clips"], metrics["num_chars"], metrics["split"]) == (5, 40, "test")
     assert "wer" not in metrics
     assert all(value is None or isinstance(value, int | float | str) for value in metrics.values())
+
+
+def test_the_oracle_chooses_the_best_candidate_of_each_clip(tmp_path: Path) -> None:
+    """jiwer counts; the second clip is best as it is, the others have a better candidate."""
+    others = [
+        ("今天",),
+        ("请把", ""),
+        ("电动汽车的续航路程", "电动"),
+        ("科学",),
+        ("早上吃", "早上吃两个苹果"),
+    ]
+    parts = PartScores(-1.5, None, -math.inf, -7.0, 4)
+    clips = [
+        replace(
+            clip, candidates=tuple(Candidate(text, -1.0, -2.0, parts) for text in (clip.hypothesis, *texts))
+        )
+        for clip, texts in zip(made_clips(), others, strict=True)
+    ]
+    metrics = write_report(clips, [], made_context(), tmp_path, ReportFacts("ctc_beam"))
+    best = [min((c.text for c in clip.candidates), key=partial(jiwer.cer, clip.reference)) for clip in clips]
+    assert metrics["oracle_cer"] == jiwer.cer([clip.reference for clip in clips], best) < metrics["cer"]
+    assert metrics["oracle_candidates"] == 3
+    rows = read_table(tmp_path / "predictions.parquet", PREDICTIONS, "pipeline report").to_pylist()
+    assert [row["oracle_errors"] for row in rows] == [
+        round(len(clip.reference) * jiwer.cer(clip.reference, text))
+        for clip, text in zip(clips, best, strict=True)
+    ]
+    assert rows[3]["candidates"] == [
+        {"text": text, "rank_score": -2.0, "log_probability": -1.0}
+        | {"ctc": -1.5, "attention": None, "syllables": -math.inf, "language_model": -7.0, "length": 4}
+        for text in ("", "科学")
+    ]
+    about = "if the best of up to 3 candidates of each clip were chosen"
+    assert about in page_of(tmp_path) and f"oracle CER {100 * metrics['oracle_cer']:.1f}" in printed(metrics)
+    greedy = write_report(made_clips(), [], made_context(), tmp_path, ReportFacts("ctc"))
+    assert (greedy["oracle_cer"], greedy["oracle_candidates"]) == (None, None)
+    names = pq.read_schema(tmp_path / "predictions.parquet").names
+    assert not {"oracle_errors", "candidates"} & set(names)
+    for text in (page_of(tmp_path), printed(greedy)):
+        assert "decoder ctc is greedy and has no candidates; set decode.decoder" in text
+    assert "oracle CER – none" in printed(greedy)
+    del greedy["oracle_cer"], greedy["oracle_candidates"], greedy["decoder"]
+    assert "run `pipeline report` again" in printed(greedy), "an older report"
+
+
+def printed(metrics: dict[str, Any]) -> str:
+    """Returns the table of the terminal with single spaces and no lines."""
+    with (console := Console(width=200)).capture() as captured:
+        print_metrics(metrics, console)
+    return " ".join(captured.get().replace("│", " ").replace("\u202f", " ").split())
 
 
 def test_text_with_words_gets_a_word_error_rate(tmp_path: Path) -> None:
