@@ -130,7 +130,7 @@ async def _json_events(
                 case Mouth():
                     mouth = event
                     yield {"state": "mouth", "mouth": mouth.strip, "mouth_fps": mouth.fps}
-                case Answer(reading, mouth_s, reading_s):
+                case Answer(reading, captions, mouth_s, reading_s):
                     if reading["reason"] is not None:
                         reason, detail = _split_reason(reading["reason"], upload)
                         yield _failed(refusal(reason, limits, detail))
@@ -139,6 +139,10 @@ async def _json_events(
                         "state": "done",
                         **reading,
                         "path": upload.name,
+                        "captions": {
+                            ending: text.replace(str(upload.path), upload.name)
+                            for ending, text in captions.items()
+                        },
                         "segments": [_with_message(part, upload, limits) for part in reading["segments"]],
                         "mouth": mouth and mouth.strip,
                         "mouth_fps": mouth and mouth.fps,

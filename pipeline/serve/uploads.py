@@ -68,17 +68,19 @@ async def receive_upload(request: Request, limits: Limits) -> Upload:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limits.max_upload_bytes:
         raise TooLargeUpload
+    form = None
     try:
-        with anyio.fail_after(limits.pause_s) as patience:
+        # not fail_after: it raises nothing if a byte comes between the deadline and the cancellation, and extends it
+        with anyio.move_on_after(limits.pause_s) as patience:
             form = await _Capped(request, limits, patience).form(max_files=1, max_fields=0)
-    except TimeoutError as error:
-        raise SlowUpload from error
     except HTTPException as error:
         raise BadUpload(error.detail) from error
     except UnicodeError as error:  # the sender chooses the encoding of the name
         raise BadUpload(str(error)) from error
     except OSError as error:
         raise _no_room(error) from error
+    if form is None:
+        raise SlowUpload
     video = form.get(FIELD)
     if not isinstance(video, UploadFile):
         await form.close()

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,6 +43,8 @@ class Answer:
     """The result; `reading` has the keys of `pipeline inference --json`."""
 
     reading: dict[str, Any]
+    captions: dict[str, str]
+    """The files that the page offers, by the ending of their names; empty if nothing was read."""
     mouth_s: float
     """Time to find and crop the mouth, including decoding."""
     reading_s: float
@@ -176,7 +178,9 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
+        from pipeline.inference.captions import as_karaoke, as_srt
         from pipeline.inference.text_of_video import read_video
+        from pipeline.inference.timed_text import as_json_object
 
         opened = open_reader()
     except PipelineError as error:
@@ -192,11 +196,13 @@ def _serve(pipe: "Connection[Any, Any]", open_reader: Callable[[], OpenedReader]
         reader.expect_video()
         started_s = time.monotonic()
         try:
-            reading = read_video(path, reader, params)
+            result = read_video(path, reader, params)
         except MemoryError:
             os._exit(1)  # as if the kernel had killed it
         total_s = time.monotonic() - started_s
-        pipe.send(Answer(asdict(reading), total_s - reader.reading_s, reader.reading_s))
+        captions = {"srt": as_srt(result), "vtt": as_karaoke(result)} if result.text else {}
+        values = as_json_object(result)
+        pipe.send(Answer(values, captions, total_s - reader.reading_s, reader.reading_s))
 
 
 def with_candidates(params: Params, heads: Collection[Head]) -> Params:

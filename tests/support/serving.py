@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import uvicorn
 
-from model.decoding.result import Candidate, Reading
+from model.decoding.result import Alternative, Candidate, PartScores, Reading, TimedCharacter
 from model.settings import DecodeParams, Head, TextParams
 from pipeline.params import load_params
 from pipeline.serve import worker as worker_module
@@ -54,8 +54,16 @@ class FakeReader:
             time.sleep(SLOW_S)
         if params.decoder != "ctc_beam":
             return Reading(SAID, -0.25)
-        candidates = (Candidate(SAID, -1.0, -1.0), Candidate("你好<b>四界", -2.0, -2.0))
-        return Reading(SAID, -0.25, candidates)
+        scores = PartScores(-1.0, None, None, None, 4)
+        candidates = (
+            Candidate(SAID, -1.0, -1.0, scores),
+            Candidate("你好<b>四界", -2.0, -2.0, replace(scores, length=7)),
+        )
+        characters = tuple(
+            TimedCharacter(one, place / 4, (place + 1) / 4, confidence, (Alternative("<b>", 0.25),))
+            for place, (one, confidence) in enumerate(zip(SAID, (0.9, 0.8, 0.3, 0.7), strict=True))
+        )
+        return Reading(SAID, -0.25, candidates, characters)
 
     def reference(self, label: str, params: DecodeParams) -> str:
         return label

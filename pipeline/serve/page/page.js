@@ -2,6 +2,7 @@
 // Sends videos to this server and shows the readings. Texts are inserted as text, never as markup.
 
 const LOW_CONFIDENCE = 0.3;
+const UNSURE = 0.5;
 const SHOWN_CANDIDATES = 5;
 const LINES = "application/x-ndjson";
 
@@ -58,6 +59,7 @@ class Reading {
     this.find(".copy").addEventListener("click", () => this.copy());
     this.video = this.find(".see video");
     this.address = URL.createObjectURL(file);
+    this.addresses = [this.address];
     this.video.src = `${this.address}#t=0.001`; // shows the first picture instead of black
     this.video.setAttribute("aria-label", file.name);
     this.video.addEventListener("error", () => show(this.video, false)); // a format that only the server can decode
@@ -173,6 +175,8 @@ class Reading {
     text.textContent = reading.text || "The model found no words.";
     text.classList.toggle("none", !reading.text);
     inItsLanguage(text);
+    this.showCharacters(text, reading);
+    this.offer(reading.captions || {});
     if (reading.confidence !== null && reading.text) {
       const isLow = reading.confidence < LOW_CONFIDENCE;
       show(this.find(".sure")).classList.toggle("low", isLow);
@@ -182,8 +186,54 @@ class Reading {
     this.showSegments(reading.segments);
     this.showCandidates(reading.segments);
     this.showSeconds(reading.seconds);
-    show(this.find(".tools"), Boolean(reading.text) && Boolean(navigator.clipboard));
+    show(this.find(".tools"), Boolean(reading.text));
+    show(this.find(".copy"), Boolean(navigator.clipboard));
     speak(`${this.file.name}:`, text.textContent);
+  }
+
+  /** Puts each character into its own element, with time and alternatives, where the model gives them. */
+  showCharacters(text, reading) {
+    let place = 0;
+    const parts = [];
+    for (const segment of reading.segments.filter((one) => one.characters?.length)) {
+      const start = reading.text.indexOf(segment.text, place);
+      if (start < 0) {
+        return; // the text of some scripts is joined without spaces
+      }
+      parts.push(reading.text.slice(place, start), ...segment.characters.map((one) => this.character(one)));
+      place = start + segment.text.length;
+    }
+    if (parts.length) {
+      text.replaceChildren(...parts, reading.text.slice(place));
+      show(this.find(".doubt"));
+    }
+  }
+
+  character(one) {
+    if (!one.text.trim()) {
+      return one.text;
+    }
+    const others = one.alternatives.slice(0, 3).filter((other) => other.share >= 0.005);
+    const node = element("span", one.text, one.confidence < UNSURE ? "unsure" : "");
+    node.title = `${seconds(one.start_s)} to ${seconds(one.end_s)}, ${percentOfAll(one.confidence)} sure`
+      + (others.length ? `; else ${others.map((other) => `${other.text.trim() || "a space"} ${percent(other.share)}`).join(", ")}` : "");
+    node.addEventListener("click", () => {
+      this.video.currentTime = one.start_s;
+      this.video.play();
+    });
+    return node;
+  }
+
+  /** Links to captions, which the browser saves under the video's name. */
+  offer(captions) {
+    const stem = this.file.name.replace(/\.[^.]*$/, "");
+    for (const [ending, content] of Object.entries(captions)) {
+      const link = element("a", `Captions (${ending.toUpperCase()})`, "link");
+      link.href = URL.createObjectURL(new Blob([content], { type: "text/plain" }));
+      link.download = `${stem}.${ending}`;
+      this.addresses.push(link.href);
+      this.find(".files").append(link);
+    }
   }
 
   showSegments(segments) {
@@ -258,7 +308,7 @@ class Reading {
 
   dismiss() {
     this.request?.abort();
-    URL.revokeObjectURL(this.address);
+    this.addresses.forEach((address) => URL.revokeObjectURL(address));
     this.item.remove();
     show(byId("readings-section"), byId("readings").children.length > 0);
     byId("file").focus();

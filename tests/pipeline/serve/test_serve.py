@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import httpx
+import jsonschema
 import numpy as np
 import psutil
 import pytest
@@ -40,6 +41,7 @@ from tests.support.serving import (
 from tests.support.videos import write_audio, write_mouth
 
 ROOT = Path(__file__).parents[3]
+SCHEMA = json.loads((ROOT / "docs/reading.schema.json").read_text("utf-8"))
 LINES = {"Accept": "application/x-ndjson"}
 
 
@@ -85,7 +87,12 @@ def test_a_reading_has_the_keys_of_inference_plus_mouth_and_times(
     answer = post(server, videos[25], "我.mp4")
     assert answer.status_code == 200
     read = answer.json()
-    assert read.keys() == {field.name for field in fields(VideoReading)} | {"mouth", "mouth_fps", "seconds"}
+    ours = {"version", "captions", "mouth", "mouth_fps", "seconds"}
+    assert read.keys() == {field.name for field in fields(VideoReading)} | ours
+    jsonschema.validate({key: read[key] for key in read.keys() - (ours - {"version"})}, SCHEMA)
+    assert [one["confidence"] for one in read["segments"][0]["characters"]] == [0.9, 0.8, 0.3, 0.7]
+    assert read["captions"].keys() == {"srt", "vtt"}
+    assert SAID in read["captions"]["srt"] and "<00:00:00.250>" in read["captions"]["vtt"]
     assert (read["path"], read["text"], read["reason"], read["num_frames"]) == ("我.mp4", SAID, None, 25)
     assert read["confidence"] == pytest.approx(math.exp(-0.25))
     (segment,) = read["segments"]

@@ -67,6 +67,16 @@ def test_a_video_is_read_and_the_page_fits(
     visit.shows("h3", "mouth.mp4")
     assert page.locator(".text").get_attribute("lang") == "zh"
     assert page.locator("progress:visible").count() == 0
+    # each character has its time and alternatives, which are no markup
+    assert page.locator(".text span").all_text_contents() == list(SAID)
+    assert page.locator(".text .unsure").all_text_contents() == [SAID[2]]
+    assert (
+        page.locator(".text span").nth(2).get_attribute("title") == "0.5 s to 0.8 s, 30 % sure; else <b> 25 %"
+    )
+    with page.expect_download() as saved:
+        page.get_by_text("Captions (SRT)").click()
+    assert saved.value.suggested_filename == "mouth.srt"
+    assert SAID in Path(saved.value.path()).read_text("utf-8")
     # candidates: without the text itself, and no text is markup
     page.get_by_text("Other readings").click()
     visit.shows(".candidates li.of", f"“{SAID}”: 73 % of the probability")
