@@ -33,7 +33,7 @@ def rover(readings: Sequence[Reading]) -> Reading:
         if not np.isfinite(ranks).any():
             ranks[:] = 0.0
         shares = np.exp(ranks - np.logaddexp.reduce(ranks))
-        confidence = math.exp(min(reading.score, 0.0))
+        confidence = 0.0 if math.isnan(reading.score) else math.exp(min(reading.score, 0.0))
         for candidate, share in zip(candidates, shares.tolist(), strict=True):
             votes[candidate.text] = votes.get(candidate.text, 0.0) + confidence * share
     ranked = sorted(votes, key=lambda text: -votes[text])
@@ -41,7 +41,7 @@ def rover(readings: Sequence[Reading]) -> Reading:
     if not total:  # no reading is at all sure
         return readings[0]
     slots = slots_of([(WORDS.split(text), votes[text] / total) for text in ranked])
-    chosen = [max(slot, key=lambda unit: slot[unit]) for slot in slots]
+    chosen = [max(slot, key=lambda unit: round(slot[unit], 9)) for slot in slots]
     log_share = sum(math.log(slot[unit]) for slot, unit in zip(slots, chosen, strict=True))
     text = WORDS.join(chosen)
     others = [
@@ -79,8 +79,9 @@ def _aligned(slots: Sequence[Slot], units: Sequence[str], votes: float, counted:
         if column:  # all texts before have no unit there
             costs[NEW] = cost_IU[row, column - 1] + 1
         if row or column:
-            move_IU[row, column] = int(np.argmin(costs))
-            cost_IU[row, column] = min(costs)
+            # rounded, so that rounding errors decide no tie
+            move_IU[row, column] = min((PAIR, SKIP, NEW), key=lambda move: round(costs[move], 9))
+            cost_IU[row, column] = costs[move_IU[row, column]]
     aligned: list[Slot] = []
     row, column = len(slots), len(units)
     while row or column:
