@@ -108,7 +108,7 @@ def main(video: str, model: str, params_file: str) -> None:
     from pipeline.params import load_params
 
     params = load_params(Path(params_file))
-    reader = open_reader(Path(model), params)
+    reader = open_reader([Path(model)], params)
     begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
     reading = read_video(Path(video), reader, params)
     seconds, cpu_seconds = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from model.presets import PRESET_SIZES, Cnn3dSizes, ConformerSizes, Sizes
 from shards.errors import ConfigError
@@ -180,6 +180,9 @@ DecoderName = Literal[
 ]
 
 
+View = Literal["flip", "scale", "shift"]
+
+
 class SelfTrainingParams(Section):
     """Pseudo labels: the model reads the clips of split unlabelled, and trains on the readings it is sure of."""
 
@@ -350,6 +353,8 @@ class TrainParams(Section):
 class DecodeParams(Section):
     """Settings of the decoders, which turn the network's output into text."""
 
+    LATER_KEYS: ClassVar[frozenset[str]] = frozenset(("views",))
+
     decoder: DecoderName = Field(
         "auto",
         description="greedy: ctc, attention, syllables (its text is pinyin), auto: the first of attention, ctc, "
@@ -379,6 +384,18 @@ class DecodeParams(Section):
         gt=0,
         description="where an attention decoder stops, characters/s; no effect with train.ctc_weight 1",
     )
+    views: tuple[View, ...] = Field(
+        (),
+        description="further views of each clip that are read too: flip (mirrored), scale (larger and smaller), shift "
+        "(a frame earlier); no effect in training",
+    )
+
+    @field_validator("views")
+    @classmethod
+    def _views_once(cls, views: tuple[View, ...]) -> tuple[View, ...]:
+        if len(set(views)) < len(views):
+            raise ValueError(f"views names {max(views, key=views.count)} twice; name each view once")
+        return views
 
     def for_validation(self) -> "DecodeParams":
         """Returns greedy settings for validation: a beam would slow epochs, and changing it would start a new run."""

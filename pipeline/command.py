@@ -130,6 +130,14 @@ DataRoot = Annotated[
 ModelFile = Annotated[
     Path | None, typer.Option(help="checkpoint; default: best_model.pt in paths.checkpoints", metavar="FILE")
 ]
+ModelFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--checkpoint",
+        help="checkpoint; default: best_model.pt in paths.checkpoints; repeat it to read with several together",
+        metavar="FILE",
+    ),
+]
 CheckpointDir = Annotated[
     str | None, typer.Option(help="folder of checkpoints; default: paths.checkpoints", metavar="DIR")
 ]

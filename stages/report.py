@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from model.decoding.ctc import Spikes, ctc_spikes, spiking_head
-from model.decoding.reader import LipReader
-from model.decoding.registry import describe_settings, unused_weights, used_settings, uses_language_model
+from model.decoding.fusion import open_checkpoints
+from model.decoding.registry import describe_settings, unused_weights, uses_language_model
 from model.decoding.result import Candidate, ScoredClip
-from model.decoding.scoring import score_split
+from model.decoding.scoring import BatchReader, score_split
 from model.device import choose_device
 from model.networks.network import num_parameters
 from model.settings import DecodeParams
@@ -49,7 +49,7 @@ LOG = logging.getLogger(__name__)
 class ReportJob:
     """The inputs and settings of a report."""
 
-    checkpoint: Path
+    checkpoints: Sequence[Path]
     packs: Packs
     curves: Path
     report: Path
@@ -63,7 +63,7 @@ class ReportJob:
 
 
 def score_checkpoint(
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     packs: Packs,
     split: str,
     *,
@@ -72,9 +72,9 @@ def score_checkpoint(
     machine: MachineParams,
     lm: Path | None = None,
     on_progress: Progress | None = None,
-) -> tuple[LipReader, list[ScoredClip], list[ScoredClip]]:
-    """Returns the reader of a checkpoint and every clip of `split` as read normally, and as read blind."""
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(machine.device))
+) -> tuple[BatchReader, list[ScoredClip], list[ScoredClip]]:
+    """Returns the reader of the checkpoints and every clip of `split` as read normally, and as read blind."""
+    reader = open_checkpoints(checkpoints, choose_device(machine.device), decode.views)
     if lm is not None:
         reader.open_language_model(lm, decode)
     if warning := unused_weights(decode, reader.heads):
@@ -106,7 +106,7 @@ def score_checkpoint(
 def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any]:
     """Writes the report folder and returns the contents of metrics.json."""
     reader, scored, blind = score_checkpoint(
-        job.checkpoint,
+        job.checkpoints,
         job.packs,
         job.report_params.split,
         loader=job.loader,
@@ -132,7 +132,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         assert table is not None
         return ctc_spikes(log_probs_SV, table, table.splitting.split(records[clip_id]["label"]))
 
-    facts = reading_facts(reader, job.decode, job.checkpoint, job.packs, job.lm, tables.facts)
+    facts = reading_facts(reader, job.decode, job.checkpoints, job.packs, job.lm, tables.facts)
     context = ReportContext(
         corpus=", ".join(tables.corpora) or job.corpus.kind,
         split=job.report_params.split,
@@ -140,10 +140,10 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         num_examples=job.report_params.num_examples,
         resamples=job.report_params.resamples,
         model=ModelFacts(
-            preset=reader.model.preset,
-            num_parameters=num_parameters(reader.network),
-            epoch=reader.epoch,
-            decoder=describe_settings(used_settings(reader.decoder(job.decode), job.decode, reader.heads)),
+            preset=" + ".join(model.model.preset for model in reader.models),
+            num_parameters=sum(num_parameters(model.network) for model in reader.models),
+            epoch=" + ".join(str(model.epoch) for model in reader.models),
+            decoder=describe_settings(reader.settings(job.decode)),
         ),
         clip_of=clip_of,
         spikes_of=spikes_of,
@@ -217,9 +217,9 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
 
 
 def reading_facts(
-    reader: LipReader,
+    reader: BatchReader,
     decode: DecodeParams,
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     packs: Packs,
     lm: Path | None = None,
     clips: Mapping[str, ClipFacts] | None = None,
@@ -231,18 +231,22 @@ def reading_facts(
     decoder, vocabulary = reader.decoder(decode), reader.vocabulary
     table = vocabulary.syllables if decoder == "syllables" else vocabulary.characters
     language_model = file_identity(lm) if lm is not None and uses_language_model(decoder, decode) else None
-    settings = used_settings(decoder, decode, reader.heads)
     return ReportFacts(
         decoder,
         table,
         clips or {},
-        file_identity(checkpoint),
-        settings,
+        identity_of(checkpoints),
+        reader.settings(decode),
         language_model,
         normaliser_of(packs),
-        reader.normaliser,
+        reader.models[0].normaliser,
         reader.confidence_scale,
     )
+
+
+def identity_of(checkpoints: Sequence[Path]) -> str:
+    """Returns the identities of the checkpoints' bytes, one after another."""
+    return " + ".join(map(file_identity, checkpoints))
 
 
 def _read_curves(path: Path) -> list[dict[str, float | None]]:

@@ -6,7 +6,7 @@ Shapes: B clips, S encoder steps, E encoder width, V characters, W syllables.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from model.decoding.ctc_beam import best_of, best_reading, ctc_readings, greedy_
 from model.decoding.ctc_prefix import CtcPrefixes
 from model.decoding.ngram import LanguageModel
 from model.decoding.part_scores import with_part_scores
-from model.decoding.registry import GREEDY, chosen_decoder, ready_decoder, uses_language_model
+from model.decoding.registry import GREEDY, chosen_decoder, ready_decoder, used_settings, uses_language_model
 from model.decoding.result import Candidate, Reading, with_posteriors
 from model.device import Precision
 from model.losses import LossParams, joint_loss_B
@@ -195,15 +195,30 @@ class LipReader:
         The numbers of steps are on the device of `num_frames_B`.
         """
         video_BTHW, frames_B = (one.to(self.device, non_blocking=True) for one in (video_BTHW, num_frames_B))
-        inputs = network_input(video_BTHW, frames_B, self.model, blind)
+        return self.encode_input(network_input(video_BTHW, frames_B, self.model, blind), num_frames_B)
+
+    def encode_input(
+        self, inputs_BCTYX: torch.Tensor, num_frames_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what `encode` returns, of normalised clips on the device."""
         with self.precision.autocast(self.device):
-            encoded_BSE, num_steps_B = self.network.encode(inputs, num_frames_B)
+            encoded_BSE, num_steps_B = self.network.encode(inputs_BCTYX, num_frames_B)
         return encoded_BSE.float(), num_steps_B  # decoders and losses are computed in float32
 
     @property
     def normaliser(self) -> str:
         """Returns the normaliser of the training labels, in one line."""
         return describe_normaliser(self.text, self.normaliser_version)
+
+    @property
+    def models(self) -> Sequence["LipReader"]:
+        """Returns itself, as a reader of several models (model/decoding/fusion.py) returns them."""
+        return (self,)
+
+    @property
+    def num_views(self) -> int:
+        """Returns how many views of a clip are encoded: only the clip as it is."""
+        return 1
 
     @property
     def heads(self) -> list[Head]:
@@ -213,6 +228,10 @@ class LipReader:
     def decoder(self, params: DecodeParams) -> str:
         """Returns the decoder of `params`. Raises ConfigError if the model lacks its heads or its language model."""
         return ready_decoder(params, self.heads, self.language_model is not None)
+
+    def settings(self, params: DecodeParams) -> dict[str, Any]:
+        """Returns the decoder's name and the settings of `params` that reading uses."""
+        return used_settings(self.decoder(params), params, self.heads)
 
     def open_language_model(self, path: Path, params: DecodeParams) -> None:
         """Opens the ARPA file at `path` if the decoder of `params` uses a language model.

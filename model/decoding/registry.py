@@ -52,10 +52,15 @@ def used_settings(name: str, params: DecodeParams, heads: Collection[Head]) -> d
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
-    """Returns `used_settings` as one line of text."""
+    """Returns the settings of a reader (`used_settings`, and fusion and views) as one line of text."""
     name = settings["decoder"]
-    first = f"{name}, greedy" if name in GREEDY else str(name)
-    return ", ".join([first, *(f"{key} {value:g}" for key, value in settings.items() if key != "decoder")])
+    first = f"{name}, greedy" if name in GREEDY and "fusion" not in settings else str(name)
+    written = {
+        key: str(value) if key == "fusion" else " ".join(value) if key == "views" else f"{value:g}"
+        for key, value in settings.items()
+        if key != "decoder"
+    }
+    return ", ".join([first, *(f"{key} {value}" for key, value in written.items())])
 
 
 def unused_weights(params: DecodeParams, heads: Collection[Head]) -> str | None:

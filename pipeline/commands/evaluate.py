@@ -15,7 +15,7 @@ from pipeline.command import (
     CheckpointDir,
     DataRoot,
     Json,
-    ModelFile,
+    ModelFiles,
     ParamsFile,
     app,
     check_writable,
@@ -30,7 +30,7 @@ from pipeline.command import (
 def test(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    checkpoint: ModelFile = None,
+    checkpoint: ModelFiles = None,
     checkpoint_dir: CheckpointDir = None,
     split: Annotated[str | None, typer.Option(help="split to score; default: report.split")] = None,
     data_root: DataRoot = None,
@@ -62,13 +62,13 @@ def test(
         params, assignments, data_root=data_root, checkpoint_dir=checkpoint_dir, report__split=split
     )
     paths = values.paths
-    checkpoint = checkpoint or Path(paths.checkpoints) / "best_model.pt"
+    checkpoints = checkpoint or [Path(paths.checkpoints) / "best_model.pt"]
     if decoder:
         from pipeline.tables.decoders import compare_decoders, print_decoders
 
         with shown("reading clips", "clips") as on_progress:
             warn_of_other_text(Path(values.paths.lm), values.lm, values.decode, decoder)
-            rows = compare_decoders(checkpoint, values, decoder, on_progress)
+            rows = compare_decoders(checkpoints, values, decoder, on_progress)
         if json_:
             print_json(rows)
         else:
@@ -82,7 +82,7 @@ def test(
     with shown("reading normally, then blind", "readings") as on_progress:
         warn_of_other_text(Path(values.paths.lm), values.lm, values.decode)
         reader, scored, blind = score_checkpoint(
-            checkpoint,
+            checkpoints,
             packs,
             values.report.split,
             loader=values.loader,
@@ -98,7 +98,7 @@ def test(
         values.report.seed,
         seen.num_speakers,
         resamples=values.report.resamples,
-        facts=reading_facts(reader, values.decode, checkpoint, packs, Path(paths.lm)),
+        facts=reading_facts(reader, values.decode, checkpoints, packs, Path(paths.lm)),
         num_rejected=next(iter(rejected.values())),
         corpora=rejected if packs.is_blend else None,
     )
@@ -113,7 +113,7 @@ def test(
 def report(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
-    checkpoint: ModelFile = None,
+    checkpoint: ModelFiles = None,
     json_: Json = False,
 ) -> None:
     """Score a split and write metrics.json, predictions.parquet and report.html.
@@ -134,7 +134,7 @@ def report(
         warn_of_other_text(Path(values.paths.lm), values.lm, values.decode)
         metrics = run(
             ReportJob(
-                checkpoint=checkpoint or Path(paths.checkpoints) / "best_model.pt",
+                checkpoints=checkpoint or [Path(paths.checkpoints) / "best_model.pt"],
                 packs=packs_of(values),
                 curves=Path(paths.logs) / "curves.csv",
                 report=Path(paths.report),

@@ -17,6 +17,7 @@ from pipeline.command import (
     CheckpointDir,
     Json,
     ModelFile,
+    ModelFiles,
     ParamsFile,
     app,
     figures_of,
@@ -74,7 +75,7 @@ def inference(
         bool,
         typer.Option("--burn-in", help="with --out: also write each video with the mouth box and captions"),
     ] = False,
-    checkpoint: ModelFile = None,
+    checkpoint: ModelFiles = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -87,7 +88,7 @@ def inference(
     """
     from pipeline.inference.found_videos import find_videos
     from pipeline.inference.inference_run import Outputs, print_readings, run_inference
-    from pipeline.inference.readers import model_of
+    from pipeline.inference.readers import models_of
     from shards.errors import ConfigError
     from shards.safe_text import one_line
 
@@ -112,11 +113,11 @@ def inference(
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     kind = OutFormat.JSON if json_ else format_ or OutFormat.TEXT
     outputs = Outputs(kind.value, out, burn_in)
-    model = model_of(checkpoint, onnx, values)
+    models = models_of(checkpoint, onnx, values)
     # text on stdout shows the progress itself, and a progress bar would overwrite it
     has_progress = len(paths) > 1 and (out is not None or kind is OutFormat.JSON)
     with shown("videos", "videos") if has_progress else nullcontext(lambda *_: None) as on_progress:
-        readings = run_inference(paths, model, values, outputs, ground_truth, on_progress)
+        readings = run_inference(paths, models, values, outputs, ground_truth, on_progress)
     if out is None and kind is OutFormat.JSON:
         print_readings(readings)
     if any(reading.reason for reading in readings):
@@ -137,7 +138,7 @@ def label(
         typer.Option(help="corpus.root of the table; default: its folder", metavar="DIR"),
     ] = None,
     split: Annotated[str, typer.Option(help="split of the clips")] = "train",
-    checkpoint: ModelFile = None,
+    checkpoint: ModelFiles = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -150,16 +151,16 @@ def label(
     """
     from pipeline.inference.found_videos import find_videos
     from pipeline.inference.labelling import label_videos
-    from pipeline.inference.readers import model_of
+    from pipeline.inference.readers import models_of
     from shards.errors import ConfigError
 
     paths, _ = find_videos(videos)
     if not paths:
         raise ConfigError(f"no video found in {', '.join(videos)}; name video files or folders with videos")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
-    model = model_of(checkpoint, onnx, values)
+    models = models_of(checkpoint, onnx, values)
     with shown("reading videos", "videos") as on_progress:
-        summary = label_videos(list(paths), model, values, out, root, split, on_progress)
+        summary = label_videos(list(paths), models, values, out, root, split, on_progress)
     if json_:
         print_json(figures_of(summary))
     else:
@@ -176,7 +177,7 @@ def live(
         typer.Option(help="read this video at its own speed, instead of a camera", metavar="VIDEO"),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="stop after this many seconds; 0: at Ctrl-C")] = 0.0,
-    checkpoint: ModelFile = None,
+    checkpoint: ModelFiles = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -188,14 +189,14 @@ def live(
     Example: pipeline live --camera 0
     """
     from pipeline.inference.live import run_live
-    from pipeline.inference.readers import model_of
+    from pipeline.inference.readers import models_of
     from shards.errors import ConfigError
 
     if camera is not None and file is not None:
         raise ConfigError("--camera and --file cannot be used together; remove one of them")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     source = file if file is not None else camera or 0
-    summary = run_live(source, model_of(checkpoint, onnx, values), values, seconds, json_)
+    summary = run_live(source, models_of(checkpoint, onnx, values), values, seconds, json_)
     # as in inference: a video without speech is not an error, speech that could not be read is one
     if summary.num_gaps and not summary.settled:
         raise SystemExit(1)
@@ -236,13 +237,13 @@ def serve(
         raise ConfigError(
             f"pipeline serve needs {', '.join(missing)}; install them: pip install 'lip-pipeline[serve]'"
         )
-    from pipeline.inference.readers import model_of
+    from pipeline.inference.readers import models_of
     from pipeline.serve.refusals import Limits
     from pipeline.serve.run import serve as run
 
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     run(
-        model_of(checkpoint, onnx, values),
+        models_of([checkpoint] if checkpoint else None, onnx, values)[0],
         values,
         host,
         port,

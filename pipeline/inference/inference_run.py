@@ -48,7 +48,7 @@ class Outputs:
 
 def run_inference(
     paths: Mapping[Path, Path],
-    model: Path,
+    models: Sequence[Path],
     params: Params,
     outputs: Outputs,
     ground_truth: str | None,
@@ -75,7 +75,7 @@ def run_inference(
     try:
         with terminable():
             unwritten = _read_all(
-                paths, files, captioned, model, params, outputs, ground_truth, on_progress, readings
+                paths, files, captioned, models, params, outputs, ground_truth, on_progress, readings
             )
     except KeyboardInterrupt as error:
         where = f"in {folder}" if outputs.folder is not None else "printed above"
@@ -99,7 +99,7 @@ def _read_all(
     paths: Mapping[Path, Path],
     files: Mapping[Path, Path],
     captioned: Mapping[Path, Path],
-    model: Path,
+    models: Sequence[Path],
     params: Params,
     outputs: Outputs,
     ground_truth: str | None,
@@ -107,11 +107,11 @@ def _read_all(
     readings: list[VideoReading],
 ) -> int:
     """Fills `readings`; returns the number of videos with an output that could not be written."""
-    reader = open_reader(model, params)
+    reader = open_reader(models, params)
     if outputs.kind in TIMED and not {"ctc", "syllables"} & set(reader.heads):
         raise ConfigError(
-            f"--format {outputs.kind} needs the times of words, which the CTC head gives, but {model} has none; train "
-            "with train.ctc_weight above 0, or choose text, json, srt or vtt"
+            f"--format {outputs.kind} needs the times of words, which the CTC head gives, but {models[0]} has none; "
+            "train with train.ctc_weight above 0, or choose text, json, srt or vtt"
         )
     times = params.inference.times
     reader.times_by_evidence = times == "evidence" or (times == "auto" and outputs.kind in TIMED)

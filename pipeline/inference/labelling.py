@@ -56,7 +56,7 @@ class LabelSummary:
 
 def label_videos(
     videos: Sequence[Path],
-    model: Path,
+    models: Sequence[Path],
     params: Params,
     table: Path,
     root: Path | None,
@@ -85,8 +85,8 @@ def label_videos(
     partial = table.with_name(table.name + ".partial.jsonl")
     try:
         with terminable():
-            reader = open_reader(model, params)
-            finished = _finished_videos(partial, _identity(model, params))
+            reader = open_reader(models, params)
+            finished = _finished_videos(partial, _identity(models, params))
             for done, video in enumerate(videos, start=1):
                 state = _state_of(video)
                 if finished.get(media[video], {}).get("state") != state:
@@ -118,13 +118,13 @@ def label_videos(
     return LabelSummary(table, len(videos), num_unread, len(rows), seconds)
 
 
-def _identity(model: Path, params: Params) -> str:
+def _identity(models: Sequence[Path], params: Params) -> str:
     """Returns a hash of what the texts depend on, apart from the videos."""
     lm = Path(params.paths.lm)
     return fingerprint(
-        sha256_of(model),
+        *map(sha256_of, models),
         sha256_of(lm) if params.decode.lm_weight and lm.exists() else "",
-        *(section.model_dump(mode="json") for section in (params.decode, params.crop, params.inference)),
+        *(section.recorded() for section in (params.decode, params.crop, params.inference)),
     )
 
 

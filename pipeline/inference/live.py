@@ -9,7 +9,7 @@ from until the text is shown.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,13 +70,15 @@ def _spread(latencies_s: list[float]) -> str:
     return f"median {median_s:.2f} s, 95 % within {late_s:.2f} s ({len(latencies_s)} readings)"
 
 
-def run_live(source: int | Path, model: Path, params: Params, seconds: float, as_json: bool) -> LiveSummary:
+def run_live(
+    source: int | Path, models: Sequence[Path], params: Params, seconds: float, as_json: bool
+) -> LiveSummary:
     """Reads until the source ends, `seconds` (0: no limit) have passed, or Ctrl-C; prints the text and a summary.
 
     Raises CheckpointError, MachineError if the camera cannot be opened, ClipRejected if the file cannot.
     """
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-    reader = open_reader(model, params)
+    reader = open_reader(models, params)
     output = _LiveOutput(as_json)
     summary = LiveSummary()
     # a second Ctrl-C drops the text that is not final, but still prints the summary

@@ -1,6 +1,7 @@
 """Opens readers: a checkpoint with torch, or an exported model.onnx without torch."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,20 +16,22 @@ ONNX = ".onnx"
 LOG = logging.getLogger("pipeline.inference.readers")
 
 
-def model_of(checkpoint: Path | None, onnx: Path | None, values: Params) -> Path:
-    """Returns the model file: the given checkpoint or exported model, by default the best checkpoint.
+def models_of(checkpoints: Sequence[Path] | None, onnx: Path | None, values: Params) -> Sequence[Path]:
+    """Returns the model files: the given checkpoints or exported model, by default the best checkpoint.
 
     Raises ConfigError if both are given, or if the name given with --onnx does not end in .onnx, which decides how the
     file is opened.
     """
-    if checkpoint is not None and onnx is not None:
-        raise ConfigError("--checkpoint and --onnx name two models; give only one")
+    if checkpoints and onnx is not None:
+        raise ConfigError(
+            "--checkpoint and --onnx cannot be used together, since an ONNX model is read alone; give only one of them"
+        )
     if onnx is not None and onnx.suffix != ONNX:
         raise ConfigError(
             f"--onnx {onnx}: the name of an ONNX model must end in {ONNX}; rename the file, or give a checkpoint with "
             "--checkpoint (`pipeline export --format onnx` makes an ONNX model from a checkpoint)"
         )
-    return onnx or checkpoint or Path(values.paths.checkpoints) / "best_model.pt"
+    return [onnx] if onnx else checkpoints or [Path(values.paths.checkpoints) / "best_model.pt"]
 
 
 class OpenedReader(ClipReader, Protocol):
@@ -43,29 +46,36 @@ class OpenedReader(ClipReader, Protocol):
         """The model's heads."""
 
 
-def open_reader(source: Path, params: Params) -> OpenedReader:
-    """Opens a checkpoint, or a file whose name ends in .onnx, for clips cropped with these parameters.
+def open_reader(sources: Sequence[Path], params: Params) -> OpenedReader:
+    """Opens checkpoints, or one file whose name ends in .onnx, for clips cropped with these parameters.
 
     Raises CheckpointError if the model was trained on clips of another frame rate or size, ConfigError if it has no
     head for decode.decoder, TableError if the language model that decode.decoder needs is missing.
     """
-    reader = _onnx_reader(source, params) if source.suffix == ONNX else _checkpoint_reader(source, params)
+    onnx = [source for source in sources if source.suffix == ONNX]
+    if onnx and (len(sources) > 1 or params.decode.views):
+        raise ConfigError(
+            f"{onnx[0]} is an ONNX model, which is read alone and without decode.views; give checkpoints with "
+            "--checkpoint instead, or set decode.views=[]"
+        )
+    reader = _onnx_reader(onnx[0], params) if onnx else _checkpoint_reader(sources, params)
     refuse_other_clips(
         reader,
         params.crop.target_fps,
         params.crop.size_px,
         "those that crop.target_fps and crop.size_px ask for",
         f"set crop.target_fps to {reader.fps:g} and crop.size_px to {reader.crop_px}, or use all the parameters that "
-        f"{source} was trained with (config.yaml next to a checkpoint)",
+        f"{sources[0]} was trained with (config.yaml next to a checkpoint)",
     )
     return reader
 
 
-def _checkpoint_reader(checkpoint: Path, params: Params) -> OpenedReader:
-    from model.decoding.reader import LipReader
+def _checkpoint_reader(checkpoints: Sequence[Path], params: Params) -> OpenedReader:
+    from model.decoding.fusion import open_checkpoints
     from model.device import choose_device
 
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    device = choose_device(params.machine.device)
+    reader = open_checkpoints(checkpoints, device, params.decode.views)
     reader.open_language_model(Path(params.paths.lm), params.decode)
     if message := unused_weights(params.decode, reader.heads):
         LOG.warning(message)

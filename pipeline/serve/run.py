@@ -33,7 +33,7 @@ def serve(source: Path, params: Params, host: str, port: int, limits: Limits) ->
     """
     reading = within_limits(params, limits)
     with terminable(), listening(host, port) as listener:
-        worker = ReadingWorker(partial(open_reader, source, reading), reading, limits.timeout_s)
+        worker = ReadingWorker(partial(open_reader, [source], reading), reading, limits.timeout_s)
         try:
             _print_message(f"opening {source}")
             worker.start()

@@ -8,10 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from model.decoding.reader import LipReader
-from model.decoding.registry import GREEDY, HEADS_OF_DECODER, learnt_decoders, unused_weights
+from model.decoding.fusion import open_checkpoints
+from model.decoding.registry import (
+    GREEDY,
+    HEADS_OF_DECODER,
+    describe_settings,
+    learnt_decoders,
+    unused_weights,
+)
 from model.decoding.result import ScoredClip
-from model.decoding.scoring import DecoderScores, score_decoders
+from model.decoding.scoring import BatchReader, DecoderScores, score_decoders
 from model.device import choose_device
 from model.metrics import has_words, total_counts, word_error_rate
 from model.settings import DecodeParams
@@ -21,7 +27,7 @@ from pipeline.training_job import packs_of
 from shards.errors import ConfigError
 from shards.files import Progress
 from shards.packs import pack_of
-from stages.report import SCORING_BATCH
+from stages.report import SCORING_BATCH, identity_of
 from stages.reports.clip_tables import normaliser_of
 from stages.reports.counting import CORPUS_FIGURES, counted_clips, oracle_figures
 from stages.reports.figures import interval_about, why_no_interval
@@ -33,14 +39,14 @@ LOG = logging.getLogger("pipeline.test")
 
 
 def compare_decoders(
-    checkpoint: Path, params: Params, names: Sequence[str], on_progress: Progress | None = None
+    checkpoints: Sequence[Path], params: Params, names: Sequence[str], on_progress: Progress | None = None
 ) -> list[dict[str, Any]]:
     """Returns the figures of each decoder on split report.split; the clips are encoded once for all decoders.
 
     `names`: decoders, or `all` for all that the model has learnt. Seconds are those of this machine, separate for
     encoding and decoding. Raises ConfigError for an unknown decoder, or one that the model has not learnt.
     """
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    reader = open_checkpoints(checkpoints, choose_device(params.machine.device), params.decode.views)
     decodes = [
         params.decode.model_copy(update={"decoder": name}) for name in _named(names, reader, params.decode)
     ]
@@ -65,16 +71,26 @@ def compare_decoders(
         machine=params.machine,
         on_progress=on_progress,
     )
-    shared = {
+    shared: dict[str, Any] = {
         "speaker_overlap": seen.num_speakers,
         "normaliser": normaliser_of(packs),
-        "checkpoint_normaliser": reader.normaliser,
+        "checkpoint_normaliser": reader.models[0].normaliser,
     }
+    fused = len(reader.models) > 1 or reader.num_views > 1
+    if fused:
+        shared["checkpoint"] = identity_of(checkpoints)
     names_of_packs = [pack.name for pack in packs.packs] if packs.is_blend else []
-    return [{**_figures(score, encode_s, params, names_of_packs), **shared} for score in scores]
+    return [
+        {
+            **_figures(score, encode_s, params, names_of_packs),
+            **({"decode": reader.settings(decode)} if fused else {}),
+            **shared,
+        }
+        for score, decode in zip(scores, decodes, strict=True)
+    ]
 
 
-def _named(names: Sequence[str], reader: LipReader, decode: DecodeParams) -> list[str]:
+def _named(names: Sequence[str], reader: BatchReader, decode: DecodeParams) -> list[str]:
     if unknown := [name for name in names if name not in (*HEADS_OF_DECODER, "auto", ALL)]:
         raise ConfigError(
             f"--decoder must be one of {', '.join(HEADS_OF_DECODER)}, auto, {ALL} (got {unknown[0]})"
@@ -162,6 +178,9 @@ def print_decoders(rows: Sequence[Mapping[str, Any]], split: str, console: Conso
             f"{1e3 * row['decode_s_per_clip']:,.1f}",
         )
     console.print(table)
+    for row in rows:
+        if "decode" in row:
+            console.print(f"checkpoints {row['checkpoint']}: {describe_settings(row['decode'])}", style="dim")
     if "corpora" in rows[0]:
         _print_corpora(rows, console)
     interval_kinds = {row["cer_interval_over"] for row in rows}

@@ -149,7 +149,7 @@ class ReportFacts:
     clips: Mapping[str, ClipFacts] = field(default_factory=dict)
     """By clip_id."""
     checkpoint: str | None = None
-    """Identity of the checkpoint; the card of an export finds the report of its model by it."""
+    """Identity of the checkpoint, of several joined by +; the card of an export finds the report of its model by it."""
     decode: Mapping[str, Any] | None = None
     """The settings that the decoder used."""
     language_model: str | None = None
@@ -252,11 +252,11 @@ def normaliser_warning(metrics: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The model that read the clips."""
+    """The models that read the clips; values of several are joined by +, parameters are summed."""
 
     preset: str
     num_parameters: int
-    epoch: int
+    epoch: str
     decoder: str
     """Its name and settings, in a line."""
 

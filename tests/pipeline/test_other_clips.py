@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.checkpoints import save_checkpoint
-from model.decoding.reader import LipReader
+from model.decoding.scoring import BatchReader
 from model.settings import DecodeParams
 from pipeline.inference.readers import open_reader
 from pipeline.params import load_params
@@ -44,9 +44,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path
     return folder / "best_model.pt"
 
 
-def score(checkpoint: Path, packed: Packed) -> tuple[LipReader, int]:
+def score(checkpoint: Path, packed: Packed) -> tuple[BatchReader, int]:
     reader, clips, _ = score_checkpoint(
-        checkpoint,
+        [checkpoint],
         Packs.single(packed.samples, packed.store),
         "test",
         loader=LoaderParams(),
@@ -72,7 +72,7 @@ def test_shards_with_other_crop_settings_are_not_scored(
     report = params.report.model_copy(update={"split": "test"})
     values = params.model_copy(update={"paths": paths, "report": report, "machine": CPU})
     with pytest.raises(CheckpointError, match=f"{learnt}.* are of {other}"):
-        compare_decoders(checkpoint, values, ["ctc"])
+        compare_decoders([checkpoint], values, ["ctc"])
 
 
 def test_videos_are_not_cut_with_other_crop_settings(checkpoint: Path) -> None:
@@ -83,8 +83,8 @@ def test_videos_are_not_cut_with_other_crop_settings(checkpoint: Path) -> None:
         with pytest.raises(
             CheckpointError, match=rf"{message}: set crop\.target_fps to 25 and crop\.size_px to 96"
         ):
-            open_reader(checkpoint, load_params(ROOT / "params.yaml", flags=flags))
-    opened = open_reader(checkpoint, load_params(ROOT / "params.yaml", flags={"machine.device": "cpu"}))
+            open_reader([checkpoint], load_params(ROOT / "params.yaml", flags=flags))
+    opened = open_reader([checkpoint], load_params(ROOT / "params.yaml", flags={"machine.device": "cpu"}))
     assert (opened.fps, opened.crop_px) == (25.0, 96)
 
 

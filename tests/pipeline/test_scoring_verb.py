@@ -15,12 +15,13 @@ import torch
 import yaml
 
 from model.checkpoints import load_checkpoint, save_checkpoint
+from model.decoding.fusion import open_checkpoints
 from model.decoding.reader import LipReader
 from model.decoding.scoring import score_decoders, score_split
 from model.metrics import EditCounts, edit_counts, total_counts
 from model.settings import DecodeParams, TextParams
 from model.text import NORMALISER_VERSION, SPECIAL_TOKENS, normaliser_metadata
-from pipeline.inference.readers import open_reader
+from pipeline.inference.readers import models_of, open_reader
 from pipeline.params import load_params, read_mapping
 from pipeline.tables.decoders import compare_decoders
 from shards.errors import ConfigError
@@ -291,17 +292,74 @@ def test_an_unknown_or_unlearnt_decoder_is_refused(workplace: Path, monkeypatch:
     monkeypatch.chdir(workplace)
     params = load_params(Path("params.yaml"))
     with pytest.raises(ConfigError, match=r"--decoder must be one of attention, ctc.* \(got beam\)"):
-        compare_decoders(Path("checkpoints/best_model.pt"), params, ["beam"])
+        compare_decoders([Path("checkpoints/best_model.pt")], params, ["beam"])
     with pytest.raises(ConfigError, match=r"decode\.lm_weight must be above 0.*decoder pinyin"):
-        compare_decoders(Path("checkpoints/best_model.pt"), params, ["pinyin"])
+        compare_decoders([Path("checkpoints/best_model.pt")], params, ["pinyin"])
 
 
 def test_inference_warns_of_weights_without_effect(workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = workplace / "checkpoints/best_model.pt"
     for assignments in ((), ("decode.length_bonus=0.5",)):
         params = load_params(workplace / "params.yaml", assignments=assignments)
-        open_reader(checkpoint, params)
+        open_reader([checkpoint], params)
         output = [record.message for record in caplog.records]
         assert len(output) == len(assignments) and all(
             "decode.length_bonus changes nothing" in line for line in output
         )
+
+
+def other_checkpoint(workplace: Path) -> Path:
+    """Writes the model of the workplace with other weights; returns its path."""
+    state = load_checkpoint(workplace / "checkpoints" / "best_model.pt")
+    weights = state["model_state_dict"]
+    torch.manual_seed(3)
+    for name in ("ctc_head.weight", "ctc_head.bias"):
+        weights[name] = weights[name] + 0.3 * torch.randn_like(weights[name])
+    save_checkpoint(workplace / "other.pt", state)
+    return workplace / "other.pt"
+
+
+def test_several_checkpoints_and_views_are_read_and_named(workplace: Path) -> None:
+    other, best = other_checkpoint(workplace), workplace / "checkpoints" / "best_model.pt"
+    together = ["--checkpoint", str(best), "--checkpoint", str(other), "--set", "decode.views=[flip]"]
+    ctc = ["--set", "decode.decoder=ctc"]
+    done = pipeline(workplace, ["test", *together, *ctc, "--json"])
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    models = f"{file_identity(best)} + {file_identity(other)}"
+    how = {"decoder": "ctc", "beam": 10, "fusion": "n-best", "views": ["flip"]}
+    assert (metrics["checkpoint"], metrics["decode"]) == (models, how)
+    reader = open_checkpoints([best, other], torch.device("cpu"), ["flip"])
+    packed = Packed.at(workplace / "data")
+    samples = read_samples(packed.samples, "test")
+    clips = score_split(reader, samples, packed.store, decode=DecodeParams(decoder="ctc"), **HOW)  # type: ignore[arg-type]
+    assert metrics["cer"] == total_counts((clip.reference, clip.hypothesis) for clip in clips).cer
+    compared = pipeline(
+        workplace, ["test", *together, "--decoder", "ctc", "--decoder", "attention", "--json"]
+    )
+    first, second = json.loads(compared.stdout)
+    assert (first["checkpoint"], first["decode"], first["cer"]) == (models, how, metrics["cer"])
+    assert second["decode"]["fusion"] == "rover"
+    reported = pipeline(workplace, ["report", *together, *ctc, "--json"])
+    found = json.loads(reported.stdout)
+    # crops.parquet of the workplace names other clips, which only report counts
+    assert found == metrics | {"num_rejected": found["num_rejected"]}
+    page = (workplace / "report" / "report.html").read_text("utf-8")
+    assert "ctc, beam 10, fusion n-best, views flip" in page and "epoch -1 + -1" in page
+
+
+def test_fusion_that_cannot_be_is_refused(workplace: Path) -> None:
+    params = load_params(workplace / "params.yaml")
+    best, onnx = workplace / "checkpoints" / "best_model.pt", Path("b.onnx")
+    views = params.model_copy(update={"decode": DecodeParams(views=("flip",))})
+    for models, with_views in (([best, onnx], params), ([onnx], views)):
+        with pytest.raises(ConfigError, match=r"b.onnx is an ONNX model.*alone.*set decode.views=\[\]"):
+            open_reader(models, with_views)
+    with pytest.raises(ConfigError, match=r"--onnx cannot be used together.*give only one"):
+        models_of([best, best], onnx, params)
+    for value, said in (
+        ("[flip, flip]", "names flip twice; name each view once"),
+        ("[turn]", "decode.views"),
+    ):
+        done = pipeline(workplace, ["test", "--set", f"decode.views={value}"])
+        assert done.returncode == 2 and said in done.stderr

@@ -223,7 +223,7 @@ def made_context(**changes: Any) -> ReportContext:
         seed=0,
         num_examples=3,
         resamples=2_000,
-        model=ModelFacts("tiny", 1_234_567, 11, "ctc_beam, beam 10"),
+        model=ModelFacts("tiny", 1_234_567, "11", "ctc_beam, beam 10"),
         clip_of=mouth_of,
         spikes_of=spikes_of,
         curves=curves,

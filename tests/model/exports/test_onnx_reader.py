@@ -122,9 +122,9 @@ def test_a_language_model_with_a_weight_is_used(tmp_path: Path, exported: Path) 
     flags = {"decode.decoder": "pinyin", "decode.lm_weight": 1.0, "paths.lm": str(tmp_path / "lm.arpa")}
     params = load_params(ROOT / "params.yaml", flags=flags)
     with pytest.raises(TableError, match="is missing; run `pipeline lm`"):
-        open_reader(exported, params)
+        open_reader([exported], params)
     write_arpa(tmp_path / "lm.arpa", kneser_ney.train(LABELS, order=2))
-    reading = open_reader(exported, params).read_clip(clip_of(3), params.decode)
+    reading = open_reader([exported], params).read_clip(clip_of(3), params.decode)
     assert set(reading.text) <= set("".join(LABELS)) and reading.candidates[0].text == reading.text
     with pytest.raises(ConfigError, match="no language model: run `pipeline lm`"):
         OnnxReader.open(exported).read_clip(clip_of(3), params.decode)
@@ -143,8 +143,8 @@ def test_clips_of_another_size_or_frame_rate_are_rejected(exported: Path) -> Non
         OnnxReader.open(exported).read_clip(np.zeros((10, 64, 96), np.uint8), DecodeParams())
     for flags in ({"crop.size_px": 64}, {"crop.target_fps": 30.0}):
         with pytest.raises(CheckpointError, match=next(iter(flags)).replace(".", r"\.")):
-            open_reader(exported, load_params(ROOT / "params.yaml", flags=flags))
-    assert open_reader(exported, load_params(ROOT / "params.yaml")).crop_px == 96
+            open_reader([exported], load_params(ROOT / "params.yaml", flags=flags))
+    assert open_reader([exported], load_params(ROOT / "params.yaml")).crop_px == 96
 
 
 def with_config(model: Any, change: Callable[[dict[str, Any]], object]) -> None:

@@ -41,7 +41,7 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
 
 def run(params: Params, outputs: Outputs, *videos: Path) -> None:
     found = {video: Path(video.name) for video in videos}
-    run_inference(found, Path("model.pt"), params, outputs, None, lambda *_: None)
+    run_inference(found, [Path("model.pt")], params, outputs, None, lambda *_: None)
 
 
 @contextmanager
@@ -86,7 +86,9 @@ def test_a_name_that_is_not_utf8_survives_json(
     written = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert [json.loads(each.decode("utf-8"))["path"] for each in written] == [str(video), str(missing)]
     found = {video: Path(video.name)}
-    readings = run_inference(found, Path("m.pt"), params, Outputs("json", None, False), None, lambda *_: None)
+    readings = run_inference(
+        found, [Path("m.pt")], params, Outputs("json", None, False), None, lambda *_: None
+    )
     print_readings(readings)
     (printed,) = json.loads(capfdbinary.readouterr().out.decode("utf-8"))
     assert os.fsencode(printed["path"]) == os.fsencode(video)
@@ -104,7 +106,7 @@ def test_a_path_without_access_is_reported_and_the_rest_is_read(
 ) -> None:
     video, endless = write_mouth(tmp_path / "a.mp4", 12), Path("x" * 300 + ".mp4")
     found, _ = find_videos([str(endless), str(video)])
-    run_inference(found, Path("m.pt"), params, Outputs("text", None, False), None, lambda *_: None)
+    run_inference(found, [Path("m.pt")], params, Outputs("text", None, False), None, lambda *_: None)
     printed = capsys.readouterr()
     assert printed.out == f"{video}: {TEXT}\n"
     assert "unreadable: " in printed.err and "File name too long" in printed.err

@@ -32,7 +32,7 @@ def params(monkeypatch: pytest.MonkeyPatch) -> Params:
 def run(params: Params, outputs: Outputs, *videos: Path) -> list[tuple[int, int]]:
     progress: list[tuple[int, int]] = []
     found = {video: Path(video.name) for video in videos}
-    run_inference(found, Path("model.pt"), params, outputs, None, lambda *now: progress.append(now))
+    run_inference(found, [Path("model.pt")], params, outputs, None, lambda *now: progress.append(now))
     return progress
 
 
@@ -235,7 +235,7 @@ def test_the_cer_is_printed_once_for_every_output(
 ) -> None:
     video = write_mouth(tmp_path / "a.mp4", 12)
     outputs = Outputs(kind, tmp_path / "out" if to_folder else None, False)  # type: ignore[arg-type]
-    run_inference({video: Path("a.mp4")}, Path("m.pt"), params, outputs, TEXT, lambda *_: None)
+    run_inference({video: Path("a.mp4")}, [Path("m.pt")], params, outputs, TEXT, lambda *_: None)
     printed = capsys.readouterr()
     line = "CER 0.0000 (accuracy 100.00%)\n"
     assert (printed.out if kind == "text" and not to_folder else printed.err).endswith(line)

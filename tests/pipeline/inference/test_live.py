@@ -62,7 +62,7 @@ def test_a_file_is_read_at_its_own_speed(
 ) -> None:
     video = write_face(tmp_path / "a.mp4", 60, speaking=True)
     begin_s = time.monotonic()
-    summary = run_live(video, Path("model.pt"), params, 0, as_json=True)
+    summary = run_live(video, [Path("model.pt")], params, 0, as_json=True)
     assert time.monotonic() - begin_s >= 59 / FPS
     assert summary.num_captured == 60
     printed = capsys.readouterr()
@@ -85,7 +85,7 @@ def test_ctrl_c_reads_the_captured_pictures_and_prints_the_summary(
     timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     begin_s = time.monotonic()
-    summary = run_live(video, Path("model.pt"), params, 0, as_json=False)
+    summary = run_live(video, [Path("model.pt")], params, 0, as_json=False)
     timer.join()
     assert time.monotonic() - begin_s < 30
     assert summary.num_captured < 330 and summary.settled
@@ -105,7 +105,7 @@ def test_a_slow_reader_drops_pictures_and_counts_them(
     monkeypatch.setattr(live, "open_reader", lambda *_: Slow())
     monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
     summary = run_live(
-        write_face(tmp_path / "a.mp4", 100, speaking=True), Path("model.pt"), params, 0, as_json=True
+        write_face(tmp_path / "a.mp4", 100, speaking=True), [Path("model.pt")], params, 0, as_json=True
     )
     assert summary.num_captured == 100 and 0 < summary.num_dropped < 100
     # latency is that of the clock, not of the stream
@@ -113,7 +113,7 @@ def test_a_slow_reader_drops_pictures_and_counts_them(
 
 
 def test_stops_after_the_given_seconds(tmp_path: Path, params: Params, reader: CountingReader) -> None:
-    summary = run_live(write_face(tmp_path / "a.mp4", 100), Path("model.pt"), params, 1.0, as_json=True)
+    summary = run_live(write_face(tmp_path / "a.mp4", 100), [Path("model.pt")], params, 1.0, as_json=True)
     assert 20 <= summary.num_captured <= 27
 
 
@@ -123,7 +123,7 @@ def test_stops_after_the_given_seconds_within_a_gap(
     times_s = [index / FPS + 60 * (index >= 20) for index in range(40)]
     video = write_video(tmp_path / "a.mp4", list(face_pictures([placed()])) * 40, times_s=times_s)
     begin_s = time.monotonic()
-    assert run_live(video, Path("model.pt"), params, 1.2, as_json=True).num_captured == 20
+    assert run_live(video, [Path("model.pt")], params, 1.2, as_json=True).num_captured == 20
     assert 1.2 <= time.monotonic() - begin_s < 30
 
 
@@ -132,7 +132,7 @@ def test_a_file_that_is_not_a_video_is_reported_without_a_summary(
 ) -> None:
     (tmp_path / "a.mp4").write_text("no video")
     with pytest.raises(ClipRejected, match="unreadable"):
-        run_live(tmp_path / "a.mp4", Path("model.pt"), params, 0, as_json=True)
+        run_live(tmp_path / "a.mp4", [Path("model.pt")], params, 0, as_json=True)
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""
 
@@ -167,7 +167,7 @@ def test_live_reading_of_a_mirrored_file_shows_the_plain_mouth(
     settled = []
     for video in (write_video(tmp_path / "a.mp4", shown), write_mirrored(tmp_path / "b.mp4", shown)):
         reader.clips.clear()
-        run_live(video, Path("model.pt"), params, 0, as_json=True)
+        run_live(video, [Path("model.pt")], params, 0, as_json=True)
         settled.append(next(clip for clip in reader.clips if len(clip) == 25).astype(int))
     plain, mirrored = settled
     assert np.abs(plain - mirrored).mean() < 4
@@ -282,7 +282,7 @@ def test_a_gap_says_why(
 ) -> None:
     (face,) = face_pictures([placed()])
     video = write_video(tmp_path / "a.mp4", [np.full_like(face, 90)] * 65, options=EACH_ALONE)
-    summary = run_live(video, Path("model.pt"), params, 0, as_json)
+    summary = run_live(video, [Path("model.pt")], params, 0, as_json)
     assert (len(summary.settled), summary.num_gaps) == (0, 1)
     printed = capsys.readouterr()
     assert "0 segments read, 1 could not be read" in printed.err
@@ -310,7 +310,7 @@ def test_the_stored_times_do_not_grow_while_no_face_is_visible(
         return before(captured_s, time_s)
 
     monkeypatch.setattr(live, "_captured_before", watched)
-    run_live(video, Path("model.pt"), params, 0, as_json=True)
+    run_live(video, [Path("model.pt")], params, 0, as_json=True)
     # a window, the frames that the tracker holds back and those that wait in the queue
     assert held and max(held) <= 70
 
@@ -320,7 +320,7 @@ def test_a_real_speaker_as_if_live(realdata: Path, reader: CountingReader) -> No
     """A sentence of 3 s with silence before and after gives one segment without the rests."""
     params = load_params(ROOT / "params.yaml")
     summary = run_live(
-        realdata / "grid" / "video" / "s1" / "bbaf2n.mp4", Path("m.pt"), params, 0, as_json=True
+        realdata / "grid" / "video" / "s1" / "bbaf2n.mp4", [Path("m.pt")], params, 0, as_json=True
     )
     assert summary.num_captured == 75
     if summary.num_dropped == 0:

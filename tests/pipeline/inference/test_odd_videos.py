@@ -178,7 +178,7 @@ def as_if_live(
     monkeypatch.setattr(live, "native_stderr_to", lambda _: None)
 
     def live_lines(video: Path) -> list[dict[str, Any]]:
-        run_live(video, Path("model.pt"), params_with(), 0, as_json=True)
+        run_live(video, [Path("model.pt")], params_with(), 0, as_json=True)
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return live_lines

@@ -34,5 +34,5 @@ def test_a_reader_of_syllables_is_compared_with_the_syllables_of_the_reference(
     save_checkpoint(tmp_path / "yi.pt", state.as_checkpoint(None))
     mouth = write_mouth(tmp_path / "a.mp4", 12)
     params = load_params(ROOT / "params.yaml", flags={"machine.device": "cpu"})
-    reading = read_video(mouth, open_reader(tmp_path / "yi.pt", params), params, ground_truth=truth)
+    reading = read_video(mouth, open_reader([tmp_path / "yi.pt"], params), params, ground_truth=truth)
     assert (reading.text, reading.cer) == ("yi", cer)
