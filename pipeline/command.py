@@ -130,6 +130,9 @@ DataRoot = Annotated[
 ModelFile = Annotated[
     Path | None, typer.Option(help="checkpoint; default: best_model.pt in paths.checkpoints", metavar="FILE")
 ]
+AdapterFile = Annotated[
+    Path | None, typer.Option(help="adapter of one person for the model (pipeline adapt)", metavar="FILE")
+]
 CheckpointDir = Annotated[
     str | None, typer.Option(help="folder of checkpoints; default: paths.checkpoints", metavar="DIR")
 ]

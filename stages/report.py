@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from model.adapters import identity_of
 from model.decoding.ctc import Spikes, ctc_spikes, spiking_head
 from model.decoding.reader import LipReader
 from model.decoding.registry import describe_settings, unused_weights, used_settings, uses_language_model
@@ -60,6 +61,7 @@ class ReportJob:
     machine: MachineParams
     lm: Path | None = None
     """The language model file for beam search."""
+    adapter: Path | None = None
 
 
 def score_checkpoint(
@@ -72,9 +74,10 @@ def score_checkpoint(
     machine: MachineParams,
     lm: Path | None = None,
     on_progress: Progress | None = None,
+    adapter: Path | None = None,
 ) -> tuple[LipReader, list[ScoredClip], list[ScoredClip]]:
-    """Returns the reader of a checkpoint and every clip of `split` as read normally, and as read blind."""
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(machine.device))
+    """Returns the reader of a checkpoint with its adapter, and every clip of `split` read normally, and read blind."""
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(machine.device), adapter)
     if lm is not None:
         reader.open_language_model(lm, decode)
     if warning := unused_weights(decode, reader.heads):
@@ -113,6 +116,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         machine=job.machine,
         lm=job.lm,
         on_progress=on_progress,
+        adapter=job.adapter,
     )
     samples = job.packs.read(job.report_params.split)
     records = {record["clip_id"]: record for record in samples.to_pylist()}
@@ -214,6 +218,7 @@ def reading_facts(
     packs: Packs,
     lm: Path | None = None,
     clips: Mapping[str, ClipFacts] | None = None,
+    adapter: Path | None = None,
 ) -> ReportFacts:
     """Returns the decoder and its settings, the units that it writes, and the identities of its files.
 
@@ -227,7 +232,7 @@ def reading_facts(
         decoder,
         table,
         clips or {},
-        file_identity(checkpoint),
+        identity_of(checkpoint, adapter),
         settings,
         language_model,
         normaliser_of(packs),

@@ -70,13 +70,20 @@ def _spread(latencies_s: list[float]) -> str:
     return f"median {median_s:.2f} s, 95 % within {late_s:.2f} s ({len(latencies_s)} readings)"
 
 
-def run_live(source: int | Path, model: Path, params: Params, seconds: float, as_json: bool) -> LiveSummary:
+def run_live(
+    source: int | Path,
+    model: Path,
+    params: Params,
+    seconds: float,
+    as_json: bool,
+    adapter: Path | None = None,
+) -> LiveSummary:
     """Reads until the source ends, `seconds` (0: no limit) have passed, or Ctrl-C; prints the text and a summary.
 
     Raises CheckpointError, MachineError if the camera cannot be opened, ClipRejected if the file cannot.
     """
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-    reader = open_reader(model, params)
+    reader = open_reader(model, params, adapter)
     output = _LiveOutput(as_json)
     summary = LiveSummary()
     # a second Ctrl-C drops the text that is not final, but still prints the summary

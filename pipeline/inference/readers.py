@@ -41,13 +41,26 @@ class OpenedReader(ClipReader, Protocol):
         """The model's heads."""
 
 
-def open_reader(source: Path, params: Params) -> OpenedReader:
-    """Opens a checkpoint, or a file whose name ends in .onnx, for clips cropped with these parameters.
+def open_reader(source: Path, params: Params, adapter: Path | None = None) -> OpenedReader:
+    """Opens a checkpoint with its adapter, or a file whose name ends in .onnx, for clips cropped with these parameters.
 
     Raises CheckpointError if the model was trained on clips of another frame rate or size, ConfigError if it has no
-    head for decode.decoder, TableError if the language model that decode.decoder needs is missing.
+    head for decode.decoder or an adapter is given for an .onnx, TableError if the language model that decode.decoder
+    needs is missing.
     """
-    reader = _onnx_reader(source, params) if source.suffix == ONNX else _checkpoint_reader(source, params)
+    is_onnx = source.suffix == ONNX
+    if adapter is not None and is_onnx:
+        raise ConfigError(
+            f"--adapter {adapter} changes a checkpoint, not {source}; export the model with it: pipeline export "
+            f"--adapter {adapter}"
+        )
+    reader = _onnx_reader(source, params) if is_onnx else _checkpoint_reader(source, params, adapter)
+    refuse_other_crops(reader, params, source)
+    return reader
+
+
+def refuse_other_crops(reader: ClipReader, params: Params, source: Path) -> None:
+    """Raises CheckpointError if the model of `source` was trained on clips of another frame rate or size."""
     refuse_other_clips(
         reader,
         params.crop.target_fps,
@@ -56,14 +69,13 @@ def open_reader(source: Path, params: Params) -> OpenedReader:
         f"set crop.target_fps to {reader.fps:g} and crop.size_px to {reader.crop_px}, or use all the parameters that "
         f"{source} was trained with (config.yaml next to a checkpoint)",
     )
-    return reader
 
 
-def _checkpoint_reader(checkpoint: Path, params: Params) -> OpenedReader:
+def _checkpoint_reader(checkpoint: Path, params: Params, adapter: Path | None = None) -> OpenedReader:
     from model.decoding.reader import LipReader
     from model.device import choose_device
 
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device), adapter)
     reader.open_language_model(Path(params.paths.lm), params.decode)
     if message := unused_weights(params.decode, reader.heads):
         LOG.warning(message)

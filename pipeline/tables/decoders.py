@@ -33,14 +33,18 @@ LOG = logging.getLogger("pipeline.test")
 
 
 def compare_decoders(
-    checkpoint: Path, params: Params, names: Sequence[str], on_progress: Progress | None = None
+    checkpoint: Path,
+    params: Params,
+    names: Sequence[str],
+    on_progress: Progress | None = None,
+    adapter: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the figures of each decoder on split report.split; the clips are encoded once for all decoders.
 
     `names`: decoders, or `all` for all that the model has learnt. Seconds are those of this machine, separate for
     encoding and decoding. Raises ConfigError for an unknown decoder, or one that the model has not learnt.
     """
-    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device))
+    reader = LipReader.from_checkpoint(checkpoint, choose_device(params.machine.device), adapter)
     decodes = [
         params.decode.model_copy(update={"decoder": name}) for name in _named(names, reader, params.decode)
     ]
