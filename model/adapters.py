@@ -127,7 +127,7 @@ def weights_hash(weights: Weights) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
-        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(weights[name].detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

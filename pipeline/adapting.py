@@ -1,12 +1,10 @@
 """`pipeline adapt`: finds the clips of one person in tables, videos or packs, and writes the adapter for them."""
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import torch
@@ -19,6 +17,7 @@ from model.decoding.scoring import refuse_other_pack
 from model.device import choose_device
 from model.losses import is_spellable
 from model.settings import TrainParams
+from model.text import normalise
 from model.training.adaptation import MAX_CLIPS, MIN_CLIPS, PersonClip, adapt, adapt_statistics
 from pipeline.command import check_writable
 from pipeline.inference.found_videos import find_videos
@@ -27,14 +26,15 @@ from pipeline.params import Params
 from pipeline.training_job import packs_of
 from shards.clip_condition import clips_where
 from shards.enums import UNLABELLED_SPLIT
-from shards.errors import ClipRejected, ConfigError
-from shards.files import Progress, read_table
+from shards.errors import ClipRejected, ConfigError, MachineError
+from shards.files import Progress
 from shards.safe_text import one_line
 from shards.sample_reader import read_sample
-from shards.schema import CLIPS, CROPS, TRACKS, Status
-from stages.clips.clip_source import ClipSource
-from stages.crop import crop
-from stages.ingest import ingest
+from shards.schema import Status
+from stages.clips.cache import ClipCache
+from stages.clips.clip_work import Clip, CropWork
+from stages.clips.executors import run_clips
+from stages.corpora.table import read_transcript_table
 from stages.mouths.landmarker import NATIVE_LOG, native_stderr_to
 from stages.mouths.long_video import mouth_pieces
 from stages.videos.media import Source
@@ -116,7 +116,13 @@ def adapt_person(
     weights = reader.network.state_dict()
     if source.is_labelled:
         result = adapt(
-            reader, found, train_params(checkpoint), values.decode.for_validation(), seed, on_progress
+            reader,
+            found,
+            train_params(checkpoint),
+            values.decode.for_validation(),
+            seed,
+            on_progress,
+            values.machine.threads,
         )
         changes, steps = result.changes, result.best.steps
         before, after = result.lengths[0].cer, result.best.cer
@@ -179,31 +185,34 @@ def _skip(name: str, why: str) -> bool:
 
 
 def _clips_of_table(table: Path, source: PersonSource, reader: LipReader, values: Params) -> list[PersonClip]:
-    """Crops the clips of a table as preprocessing does, with its cache."""
-    changes: dict[str, Any] = {"kind": "table", "table": str(table.absolute()), "audio": ""}
-    # a column split says which clips are used; without it, all are
-    changes |= {"root": str(source.root or table.parent), "valid_fraction": 0.0, "test_fraction": 0.0}
-    corpus = values.corpus.model_copy(update=changes | {"unlabelled": "keep", "speaker_overlap": "warn"})
-    with tempfile.TemporaryDirectory() as folder:
-        clips_path, crops_path, tracks_path = (
-            Path(folder) / f"{name}.parquet" for name in ("clips", "crops", "tracks")
+    """Crops the clips of a table as `pipeline crop` does, with its cache."""
+    root, cache_folder = str(source.root or table.parent), Path(values.machine.cache_dir)
+    # without a column split, all clips are of split train
+    changes = {"table": str(table.absolute()), "root": root, "valid_fraction": 0.0, "test_fraction": 0.0}
+    corpus = values.corpus.model_copy(update=changes)
+    clips = [
+        Clip(
+            *(row.clip_id, root, row.media, None, label, len(label), row.start_s, row.end_s),
+            corpus.media_kind,
+            corpus.follow_links,
+            row.split if source.is_labelled else UNLABELLED_SPLIT,
         )
-        ingest(corpus, reader.text, values.crop, clips_path, values.inference, values.machine)
-        crop(corpus, values.crop, values.machine, clips_path, crops_path, tracks_path)
-        clips = {row["clip_id"]: row for row in read_table(clips_path, CLIPS, "pipeline ingest").to_pylist()}
-        rows = read_table(crops_path, CROPS, "pipeline crop").to_pylist()
-        tracks = read_table(tracks_path, TRACKS, "pipeline crop")
-    cropped = ClipSource(corpus, values.crop, values.machine, clips, lambda: tracks)
-    splits = {source.split} if source.is_labelled else {source.split, UNLABELLED_SPLIT}
+        for row in read_transcript_table(corpus)
+        if row.split == source.split
+        for label in [normalise(row.text, reader.text)]
+    ]
+    work = CropWork(values.crop, cache_folder, values.machine.share)
+    done = run_clips(work, clips, values.machine, values.crop.timeout_s, cache_folder / NATIVE_LOG, None)
     found = []
-    for row in rows:
-        clip = clips[row["clip_id"]]
-        if clip["split"] not in splits:
+    for clip in clips:
+        row, size_px = done[clip.clip_id].crop_row, values.crop.size_px
+        if row["status"] != Status.OK:
+            _skip(clip.clip_id, f"{row['reason']}: {row['detail']}")
             continue
-        if row["status"] == Status.OK:
-            found.append(PersonClip(row["clip_id"], clip["label"], cropped.read(row)))
-        else:
-            _skip(row["clip_id"], f"{row['reason']}: {row['detail']}")
+        clip_THW = ClipCache(cache_folder).read_clip(row["clip_key"], (row["num_frames"], size_px, size_px))
+        if clip_THW is None:
+            raise MachineError(f"clip {clip.clip_id} is gone from {cache_folder}; run the same command again")
+        found.append(PersonClip(clip.clip_id, clip.label, clip_THW))
     return found
 
 
