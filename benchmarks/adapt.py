@@ -1,4 +1,4 @@
-"""`python -m benchmarks.adapt`: how much better is one person read after `pipeline adapt`, in clips that it did not see?
+"""`python -m benchmarks.adapt`: how much better is a person read after `pipeline adapt`, in clips that it did not see?
 
 Folds of the person's clips: the model is adapted to the clips outside of a fold, with their own cross-validation, and
 reads those inside. A second split shows what the model forgets of other speakers.
@@ -100,13 +100,14 @@ def bench_adapt(
             others.append(_cer_of_split(after, other, values))
         print_progress(f"fold {fold}: {len(given)} + {len(held)} clips, {steps[-1]} steps")
     cers = {name: sum(found, EditCounts()).cer for name, found in counts.items()}
-    low_high = _interval(counts["before"], counts["after"])
+    low, high = _interval(counts["before"], counts["after"]) or (None, None)
     return AdaptBench(
         machine_facts(("numpy", "torch")),
         len(clips),
         cers["before"],
         cers["after"],
-        *(low_high or (None, None)),
+        low,
+        high,
         cers["statistics"],
         cers["blind before"],
         cers["blind after"],

@@ -240,7 +240,8 @@ def _clips_of_packs(source: PersonSource, reader: LipReader, values: Params) -> 
     if source.where:
         chosen: set[str] = set()
         for pack in packs.packs:
-            ids = clips_where(source.where, pack.samples, pack.clips, pack.crops, pack.further, "--where")
+            clips, crops = (path if path and path.exists() else None for path in (pack.clips, pack.crops))
+            ids = clips_where(source.where, pack.samples, clips, crops, pack.further, "--where")
             chosen |= {packs.name_of(pack, clip_id) for clip_id in ids.to_pylist()}
         samples = samples.filter(pc.is_in(samples["clip_id"], pc.cast(sorted(chosen), "string")))
     if not samples.num_rows or samples.num_rows > MAX_CLIPS:
