@@ -158,7 +158,6 @@ def clips_of_person(
         )
     if source.names:
         refuse_other_crops(reader, values, checkpoint)
-        native_stderr_to(Path(values.machine.cache_dir) / NATIVE_LOG)
         if source.where:
             raise ConfigError("--where chooses clips of packs; remove it, or remove the tables and videos")
         found = [clip for table in tables for clip in _clips_of_table(table, source, reader, values)]
@@ -218,6 +217,7 @@ def _clips_of_table(table: Path, source: PersonSource, reader: LipReader, values
 
 def _clips_of_videos(names: Sequence[str], values: Params) -> list[PersonClip]:
     """Crops all parts of videos as `pipeline inference` does."""
+    native_stderr_to(Path(values.machine.cache_dir) / NATIVE_LOG)
     found = []
     for path in find_videos(names)[0]:
         try:

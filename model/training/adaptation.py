@@ -95,12 +95,12 @@ def adapt(
     lengths = [Length(None), *map(Length, STEPS)]
     num_folds = min(NUM_FOLDS, len(clips))
     fold_N = np.random.default_rng(seed).permutation(len(clips)) % num_folds
-    done, total = 0, max(STEPS) * num_folds  # the last training is not counted, its length is not known yet
+    done, total = 0, max(STEPS) * (num_folds + 1)
 
     def on_step() -> None:
         nonlocal done
         done += 1
-        on_progress(min(done, total), total)
+        on_progress(done, total)
 
     for fold in range(num_folds):
         held = [clip for clip, own in zip(clips, fold_N, strict=True) if own == fold]
@@ -113,6 +113,7 @@ def adapt(
     best = min(lengths, key=lambda length: (length.cer, length.loss))
     if best.steps is None:
         return Adaptation(None, lengths, best)
+    done = total - best.steps  # the last training may be shorter than those of the folds
     *_, (_, changes) = _training(reader, clips, train, best.steps, seed, on_step)
     return Adaptation(changes, lengths, best)
 
