@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 
-from model.checkpoints import CLIP_PROPERTIES, load_checkpoint, refuse_other_model, vocabulary_of
+from model.checkpoints import (
+    CLIP_PROPERTIES,
+    load_checkpoint,
+    refuse_other_model,
+    vocabulary_of,
+    without_training,
+)
 from model.settings import ModelParams
 from shards.errors import CheckpointError, ConfigError
 
 LEAST_SIMILARITY = 0.5
 """Cosine between the weights of two checkpoints. GRID's conformer_tiny: 0.79 or more between runs from the same random
 weights, also trained on other clips; 0.00 from different ones, whose average reads nothing."""
-_TRAINING_KEYS = ("optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "training_state_dict")
 
 
 @torch.no_grad()
@@ -46,11 +51,7 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         name: (sums[name] / len(paths)).to(tensor.dtype) if tensor.is_floating_point() else tensor
         for name, tensor in weights.items()
     }
-    return {
-        **last,
-        **dict.fromkeys(_TRAINING_KEYS),
-        **{"model_state_dict": averaged, "val_loss": None, "val_cer": None, "averaged_steps": 0},
-    }
+    return without_training(last, averaged)
 
 
 def _cosine(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:

@@ -114,6 +114,13 @@ def save_checkpoint(
             before_rename()
 
 
+def without_training(state: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Returns a checkpoint with other weights, to read with and to start a training from, not to resume."""
+    training = ("optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "training_state_dict")
+    changed = {"model_state_dict": dict(weights), "val_loss": None, "val_cer": None, "averaged_steps": 0}
+    return {**state, **dict.fromkeys(training), **changed}
+
+
 def num_bytes(state: Mapping[str, Any]) -> int:
     """Returns the bytes of all tensors: the size of a checkpoint on disk, within a percent."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
@@ -140,26 +147,34 @@ DAMAGE_ERRORS = (
 """Errors that reading a checkpoint raises if bytes are wrong or missing (a test flips bits all over the file)."""
 
 
+def load_values(path: Path, kind: str, maker: str, mapped: bool = False) -> Any:
+    """Returns what torch.save wrote to a file, read with weights_only=True, with tensors on the CPU.
+
+    Raises CheckpointError if the file is missing or damaged; `kind` says what it is, `maker` what writes it.
+    """
+    refuse_pipe(path)
+    try:
+        if not mapped:
+            refuse_wrong_checksums(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError:
+        raise CheckpointError(f"{kind} {path} is missing; run {maker} to make it") from None
+    except PermissionError as error:
+        raise CheckpointError(f"{kind} {path} {FORBIDDEN}") from error
+    except DAMAGE_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{kind} {path} is damaged, or is not a checkpoint of weights: {reason}"
+        ) from error
+
+
 def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Returns the checkpoint's values, with tensors on the CPU.
 
     Raises CheckpointError if the file is missing, damaged or was not written by this program, or if weights are not
     finite. `mapped` leaves the tensors in the file until they are read, so neither damage nor such weights are noticed.
     """
-    refuse_pipe(path)
-    try:
-        if not mapped:
-            refuse_wrong_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path} is missing; run `pipeline train` to make it") from None
-    except PermissionError as error:
-        raise CheckpointError(f"checkpoint {path} {FORBIDDEN}") from error
-    except DAMAGE_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"checkpoint {path} is damaged, or is not a checkpoint of weights: {reason}"
-        ) from error
+    state = load_values(path, "checkpoint", "`pipeline train`", mapped)
     if not isinstance(state, dict):
         raise CheckpointError(
             f"checkpoint {path} was not written by this program: it holds {type(state).__name__}"

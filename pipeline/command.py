@@ -138,6 +138,9 @@ ModelFiles = Annotated[
         metavar="FILE",
     ),
 ]
+AdapterFile = Annotated[
+    Path | None, typer.Option(help="adapter of one person for the model (pipeline adapt)", metavar="FILE")
+]
 CheckpointDir = Annotated[
     str | None, typer.Option(help="folder of checkpoints; default: paths.checkpoints", metavar="DIR")
 ]

@@ -17,7 +17,7 @@ import torch
 import typer
 from pydantic import ValidationError
 
-from model.checkpoints import load_checkpoint
+from model.adapters import identity_of, load_adapted
 from model.decoding.reader import LipReader
 from model.exports.files import largest_difference, onnx_bytes, quantised_bytes, reader_config, weights_bytes
 from model.exports.graph import ExportedNetwork
@@ -29,7 +29,7 @@ from pipeline.params import Params, read_mapping
 from pipeline.training_job import packs_of
 from shards.enums import TRAIN_SPLIT
 from shards.errors import ConfigError, TableError
-from shards.files import Progress, file_identity, json_bytes, write_bytes
+from shards.files import Progress, json_bytes, write_bytes
 from shards.packs import Packs
 from shards.pipes import refuse_pipe
 from shards.store import FolderStore, ShardStore
@@ -66,6 +66,7 @@ def export(
     *,
     int8: bool = False,
     on_progress: Progress | None = None,
+    adapter: Path | None = None,
 ) -> ExportFacts:
     """Writes the folder `out` and returns the facts in its card. If anything is invalid, nothing is written.
 
@@ -77,13 +78,13 @@ def export(
     """
     if int8 and format != "onnx":
         raise ConfigError(f"--int8 quantises an ONNX file, not {format}; use --format onnx")
-    state = load_checkpoint(checkpoint)
-    reader = LipReader.from_checkpoint(checkpoint, torch.device("cpu"))
+    state = load_adapted(checkpoint, adapter)
+    reader = LipReader.from_checkpoint(checkpoint, torch.device("cpu"), adapter)
     config = reader_config(state)
     payloads, difference = _payloads(format, int8, state, reader, config)
     files = tuple(FileFacts(name, len(payload)) for name, payload in payloads.items())
     facts = replace(
-        export_facts(checkpoint, state, reader, format, params), files=files, difference=difference
+        export_facts(checkpoint, state, reader, format, params, adapter), files=files, difference=difference
     )
     if int8:
         facts = _scored(facts, payloads, params, on_progress)
@@ -170,10 +171,15 @@ def score_exported(
 
 
 def export_facts(
-    checkpoint: Path, state: Mapping[str, Any], reader: LipReader, format: ExportFormat, params: Params
+    checkpoint: Path,
+    state: Mapping[str, Any],
+    reader: LipReader,
+    format: ExportFormat,
+    params: Params,
+    adapter: Path | None = None,
 ) -> ExportFacts:
     """Returns the known facts about a checkpoint; unknown ones are None."""
-    identity = file_identity(checkpoint)
+    identity = identity_of(checkpoint, adapter)
     packs = packs_of(params)
     trained_on = _trained_on(state, packs, reader.fps)
     if of_blend := (state["plan_identity"].get("blend") or {}).get("packs"):

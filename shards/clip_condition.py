@@ -15,20 +15,25 @@ from shards.schema import FURTHER_TABLES, TABLES
 
 
 def clips_where(
-    condition: str, samples: Path, clips: Path | None, crops: Path | None, further: Mapping[str, Path]
+    condition: str,
+    samples: Path,
+    clips: Path | None,
+    crops: Path | None,
+    further: Mapping[str, Path],
+    key: str = "train.where",
 ) -> pa.Array:
     """Returns the clip_id of every sample for which `condition` is true. A condition on an unknown value is not true.
 
     `condition` may use the columns of samples, crops, clips and those of the FURTHER_TABLES that exist, by name (a name
     in several tables has the value of the first of them), or as `crops.jitter_px`. `clips` and `crops` may be None.
-    Raises ConfigError for a condition that DuckDB does not accept, TableError for a damaged table.
+    Raises ConfigError, which names `key`, for a condition that DuckDB does not accept, TableError for a damaged table.
     """
     tables = {"samples": (samples, "pipeline pack")}
     tables |= {"crops": (crops, "pipeline crop")} if crops else {}
     tables |= {"clips": (clips, "pipeline ingest")} if clips else {}
     for path, command in tables.values():
         if not path.exists():
-            raise ConfigError(f"train.where needs {path}, which is missing; run `{command}`")
+            raise ConfigError(f"{key} needs {path}, which is missing; run `{command}`")
     tables |= {name: (path, FURTHER_TABLES[name]) for name, path in further.items() if path.exists()}
     with open_catalogue(tables) as connection:
         known: set[str] = set()
@@ -46,15 +51,15 @@ def clips_where(
         )
         # on a separate line, so that a comment in the condition ends there
         query = f"SELECT clip_id, (\n{condition}\n) AS is_kept FROM (SELECT {', '.join(columns)} FROM samples {joins})"
-        _refuse_changing(connection, condition)
-        _refuse_other_clips(connection, tables)
+        _refuse_changing(connection, condition, key)
+        _refuse_other_clips(connection, tables, key)
         try:
             if len(connection.extract_statements(query)) > 1:
-                raise ConfigError(f"train.where must be one condition (got {condition!r})")
+                raise ConfigError(f"{key} must be one condition (got {condition!r})")
             answer = connection.sql(query)
             if str(answer.types[1]) != "BOOLEAN":
                 raise ConfigError(
-                    f"train.where must be true or false for each clip, but {condition!r} is {answer.types[1]}; "
+                    f"{key} must be true or false for each clip, but {condition!r} is {answer.types[1]}; "
                     "example: mouth_width_px > 40"
                 )
             return answer.filter("is_kept").to_arrow_table()["clip_id"].combine_chunks()
@@ -69,12 +74,12 @@ def clips_where(
                         else f"the pack names no {name} (train.data); "
                     )
             raise ConfigError(
-                f"train.where is not a condition that DuckDB accepts ({one_line(' '.join(str(error).split()))}); {hint}"
+                f"{key} is not a condition that DuckDB accepts ({one_line(' '.join(str(error).split()))}); {hint}"
                 "example: mouth_width_px > 40 and sharpness > 30"
             ) from error
 
 
-def _refuse_changing(connection: duckdb.DuckDBPyConnection, condition: str) -> None:
+def _refuse_changing(connection: duckdb.DuckDBPyConnection, condition: str, key: str) -> None:
     """Raises ConfigError for a function such as random(), with which each process would train on other clips."""
     rows = connection.sql(
         "SELECT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
@@ -82,7 +87,7 @@ def _refuse_changing(connection: duckdb.DuckDBPyConnection, condition: str) -> N
     changing = {str(name).lower() for (name,) in rows} | {"current_date", "current_time", "current_timestamp"}
     if found := sorted(_names(condition) & changing):
         raise ConfigError(
-            f"train.where: {found[0]} gives another answer each time; for a random part of the clips write "
+            f"{key}: {found[0]} gives another answer each time; for a random part of the clips write "
             "hash(clip_id) % 10 < 3"
         )
 
@@ -102,7 +107,7 @@ def _code(condition: str) -> Iterator[str]:
 
 
 def _refuse_other_clips(
-    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, tuple[Path, str]]
+    connection: duckdb.DuckDBPyConnection, tables: Mapping[str, tuple[Path, str]], key: str
 ) -> None:
     """Raises ConfigError if crops or clips lacks packed clips: it is of another pack, or older."""
     for table in [name for name in ("crops", "clips") if name in tables]:
@@ -112,6 +117,6 @@ def _refuse_other_clips(
         if num_lacking:
             path, command = tables[table]
             raise ConfigError(
-                f"train.where: {path} lacks {num_lacking} clips of {tables['samples'][0]}; name the table of the same "
+                f"{key}: {path} lacks {num_lacking} clips of {tables['samples'][0]}; name the table of the same "
                 f"pack, or run `{command}` and pack again"
             )

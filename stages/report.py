@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from model.adapters import identity_of
 from model.decoding.ctc import Spikes, ctc_spikes, spiking_head
 from model.decoding.fusion import open_checkpoints
 from model.decoding.registry import describe_settings, unused_weights, uses_language_model
@@ -60,6 +61,7 @@ class ReportJob:
     machine: MachineParams
     lm: Path | None = None
     """The language model file for beam search."""
+    adapter: Path | None = None
 
 
 def score_checkpoint(
@@ -72,9 +74,10 @@ def score_checkpoint(
     machine: MachineParams,
     lm: Path | None = None,
     on_progress: Progress | None = None,
+    adapter: Path | None = None,
 ) -> tuple[BatchReader, list[ScoredClip], list[ScoredClip]]:
     """Returns the reader of the checkpoints and every clip of `split` as read normally, and as read blind."""
-    reader = open_checkpoints(checkpoints, choose_device(machine.device), decode.views)
+    reader = open_checkpoints(checkpoints, choose_device(machine.device), decode.views, adapter)
     if lm is not None:
         reader.open_language_model(lm, decode)
     if warning := unused_weights(decode, reader.heads):
@@ -114,6 +117,7 @@ def report(job: ReportJob, on_progress: Progress | None = None) -> dict[str, Any
         machine=job.machine,
         lm=job.lm,
         on_progress=on_progress,
+        adapter=job.adapter,
     )
     samples = job.packs.read(job.report_params.split)
     records = {record["clip_id"]: record for record in samples.to_pylist()}
@@ -223,6 +227,7 @@ def reading_facts(
     packs: Packs,
     lm: Path | None = None,
     clips: Mapping[str, ClipFacts] | None = None,
+    adapter: Path | None = None,
 ) -> ReportFacts:
     """Returns the decoder and its settings, the units that it writes, and the identities of its files.
 
@@ -235,7 +240,7 @@ def reading_facts(
         decoder,
         table,
         clips or {},
-        identity_of(checkpoints),
+        identities_of(checkpoints, adapter),
         reader.settings(decode),
         language_model,
         normaliser_of(packs),
@@ -244,9 +249,9 @@ def reading_facts(
     )
 
 
-def identity_of(checkpoints: Sequence[Path]) -> str:
-    """Returns the identities of the checkpoints' bytes, one after another."""
-    return " + ".join(map(file_identity, checkpoints))
+def identities_of(checkpoints: Sequence[Path], adapter: Path | None = None) -> str:
+    """Returns the identities of the checkpoints' bytes, one after another; of a single one with its adapter's."""
+    return " + ".join(identity_of(path, adapter) for path in checkpoints)
 
 
 def _read_curves(path: Path) -> list[dict[str, float | None]]:

@@ -282,14 +282,21 @@ def _windows_px(params: ModelParams) -> tuple[int, int]:
 
 
 def open_checkpoints(
-    paths: Sequence[Path], device: torch.device, views: Sequence[View] = ()
+    paths: Sequence[Path], device: torch.device, views: Sequence[View] = (), adapter: Path | None = None
 ) -> LipReader | FusedReader:
     """Returns the reader of one checkpoint, or of several together and with `views`, in float32 on `device`.
+
+    `adapter` is for a single checkpoint.
 
     Raises CheckpointError like `LipReader.from_checkpoint`, and if the models cannot read the same clips; ConfigError
     if they share no decoder, or cannot use a view.
     """
-    models = [LipReader.from_checkpoint(path, device) for path in paths]
+    if adapter is not None and len(paths) > 1:
+        raise ConfigError(
+            f"--adapter {adapter} belongs to one model, but {len(paths)} checkpoints are given: merge it into a "
+            "checkpoint of its own with pipeline adapt --merge"
+        )
+    models = [LipReader.from_checkpoint(path, device, adapter) for path in paths]
     first = models[0]
     for path, model in zip(paths, models, strict=True):
         for what, value, of_first in (

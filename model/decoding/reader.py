@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from model.checkpoints import load_checkpoint, reported_as_modified, vocabulary_of
+from model.adapters import load_adapted
+from model.checkpoints import reported_as_modified, vocabulary_of
 from model.decoding.alignment import masked_copies, with_times
 from model.decoding.arpa import load_language_model
 from model.decoding.attention import joint_beam, read_greedily
@@ -152,12 +153,12 @@ class LipReader:
     """Whether `read_clip` reads a clip again with many masks, to find the frames that show each character."""
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: torch.device) -> "LipReader":
-        """Returns the reader of a checkpoint, in float32 on `device`.
+    def from_checkpoint(cls, path: Path, device: torch.device, adapter: Path | None = None) -> "LipReader":
+        """Returns the reader of a checkpoint, with the changes of `adapter`, in float32 on `device`.
 
-        Raises CheckpointError like `load_checkpoint`, and if imported weights lack parts that reading needs.
+        Raises CheckpointError like `load_adapted`, and if imported weights lack parts that reading needs.
         """
-        state = load_checkpoint(path)
+        state = load_adapted(path, adapter)
         _refuse_unlearnt(state.get("learnt_parts"), path)
         try:
             model = ModelParams.model_validate(state["model_params"])

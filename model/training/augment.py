@@ -30,6 +30,7 @@ from model.networks.sound_head import sound_targets
 from model.settings import AugmentParams, ModelParams
 from model.training.compiling import to_bucket
 from model.training.training_data import TrainingData, TrainingJob
+from model.vocabulary import Vocabulary
 from shards.stream import ClipBatch
 
 
@@ -266,7 +267,7 @@ def training_input(
             duration_s=num_frames / data.fps,
             visit=row // max(data.samples.num_rows, 1),
         )
-        changes.append(_limit_speed(change, label, num_frames, data))
+        changes.append(limit_speed(change, label, num_frames, data.vocabulary, data.model))
     video_BCTYX, num_frames_B = augmented_input(
         batch.video_BTHW.to(device, non_blocking=True),
         batch.num_frames_B,
@@ -288,7 +289,9 @@ def training_input(
     return video_BCTYX, num_frames_B, targets
 
 
-def _limit_speed(change: ClipChange, label: str, num_frames: int, data: TrainingData) -> ClipChange:
+def limit_speed(
+    change: ClipChange, label: str, num_frames: int, vocabulary: Vocabulary, model: ModelParams
+) -> ClipChange:
     """Limits the speed so that CTC can still spell the label; else its loss would be infinite."""
-    fewest_frames = (label_steps_needed(label, data.vocabulary) - 1) * data.model.temporal_stride + 1
+    fewest_frames = (label_steps_needed(label, vocabulary) - 1) * model.temporal_stride + 1
     return replace(change, speed=min(change.speed, max(num_frames / max(fewest_frames, 1), 1.0)))

@@ -11,6 +11,7 @@ import typer
 from pipeline.command import (
     EVALUATION,
     PARAMS,
+    AdapterFile,
     Assignments,
     CheckpointDir,
     DataRoot,
@@ -31,6 +32,7 @@ def test(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     checkpoint: ModelFiles = None,
+    adapter: AdapterFile = None,
     checkpoint_dir: CheckpointDir = None,
     split: Annotated[str | None, typer.Option(help="split to score; default: report.split")] = None,
     data_root: DataRoot = None,
@@ -68,7 +70,7 @@ def test(
 
         with shown("reading clips", "clips") as on_progress:
             warn_of_other_text(Path(values.paths.lm), values.lm, values.decode, decoder)
-            rows = compare_decoders(checkpoints, values, decoder, on_progress)
+            rows = compare_decoders(checkpoints, values, decoder, on_progress, adapter)
         if json_:
             print_json(rows)
         else:
@@ -90,6 +92,7 @@ def test(
             machine=values.machine,
             lm=Path(paths.lm),
             on_progress=on_progress,
+            adapter=adapter,
         )
     metrics = split_metrics(
         scored,
@@ -98,7 +101,7 @@ def test(
         values.report.seed,
         seen.num_speakers,
         resamples=values.report.resamples,
-        facts=reading_facts(reader, values.decode, checkpoints, packs, Path(paths.lm)),
+        facts=reading_facts(reader, values.decode, checkpoints, packs, Path(paths.lm), adapter=adapter),
         num_rejected=next(iter(rejected.values())),
         corpora=rejected if packs.is_blend else None,
     )
@@ -114,6 +117,7 @@ def report(
     params: ParamsFile = PARAMS,
     assignments: Assignments = None,
     checkpoint: ModelFiles = None,
+    adapter: AdapterFile = None,
     json_: Json = False,
 ) -> None:
     """Score a split and write metrics.json, predictions.parquet and report.html.
@@ -144,6 +148,7 @@ def report(
                 decode=values.decode,
                 machine=values.machine,
                 lm=Path(paths.lm),
+                adapter=adapter,
             ),
             on_progress,
         )

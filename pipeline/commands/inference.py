@@ -13,6 +13,7 @@ import typer
 from pipeline.command import (
     PARAMS,
     READING,
+    AdapterFile,
     Assignments,
     CheckpointDir,
     Json,
@@ -76,6 +77,7 @@ def inference(
         typer.Option("--burn-in", help="with --out: also write each video with the mouth box and captions"),
     ] = False,
     checkpoint: ModelFiles = None,
+    adapter: AdapterFile = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -117,7 +119,7 @@ def inference(
     # text on stdout shows the progress itself, and a progress bar would overwrite it
     has_progress = len(paths) > 1 and (out is not None or kind is OutFormat.JSON)
     with shown("videos", "videos") if has_progress else nullcontext(lambda *_: None) as on_progress:
-        readings = run_inference(paths, models, values, outputs, ground_truth, on_progress)
+        readings = run_inference(paths, models, values, outputs, ground_truth, on_progress, adapter)
     if out is None and kind is OutFormat.JSON:
         print_readings(readings)
     if any(reading.reason for reading in readings):
@@ -139,6 +141,7 @@ def label(
     ] = None,
     split: Annotated[str, typer.Option(help="split of the clips")] = "train",
     checkpoint: ModelFiles = None,
+    adapter: AdapterFile = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -160,7 +163,7 @@ def label(
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     models = models_of(checkpoint, onnx, values)
     with shown("reading videos", "videos") as on_progress:
-        summary = label_videos(list(paths), models, values, out, root, split, on_progress)
+        summary = label_videos(list(paths), models, values, out, root, split, on_progress, adapter)
     if json_:
         print_json(figures_of(summary))
     else:
@@ -178,6 +181,7 @@ def live(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="stop after this many seconds; 0: at Ctrl-C")] = 0.0,
     checkpoint: ModelFiles = None,
+    adapter: AdapterFile = None,
     onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     params: ParamsFile = PARAMS,
@@ -196,7 +200,7 @@ def live(
         raise ConfigError("--camera and --file cannot be used together; remove one of them")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     source = file if file is not None else camera or 0
-    summary = run_live(source, models_of(checkpoint, onnx, values), values, seconds, json_)
+    summary = run_live(source, models_of(checkpoint, onnx, values), values, seconds, json_, adapter)
     # as in inference: a video without speech is not an error, speech that could not be read is one
     if summary.num_gaps and not summary.settled:
         raise SystemExit(1)
@@ -205,9 +209,8 @@ def live(
 @app.command(rich_help_panel=READING)
 def serve(
     checkpoint: ModelFile = None,
-    onnx: Annotated[
-        Path | None, typer.Option(help="exported ONNX model, instead of --checkpoint", metavar="FILE")
-    ] = None,
+    adapter: AdapterFile = None,
+    onnx: Onnx = None,
     checkpoint_dir: CheckpointDir = None,
     host: Annotated[
         str, typer.Option(help="address to listen on; any but 127.0.0.1 gives other machines access")
@@ -248,4 +251,5 @@ def serve(
         host,
         port,
         Limits(max_upload_mb, max_video_s, timeout_s, max_places, pause_s, slowest_kb_s),
+        adapter,
     )

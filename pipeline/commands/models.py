@@ -1,4 +1,4 @@
-"""The commands import-weights, average and export.
+"""The commands import-weights, average, adapt and export.
 
 Heavy imports are inside the commands, so that `pipeline --help` is fast.
 """
@@ -11,6 +11,8 @@ import typer
 from pipeline.command import (
     PARAMS,
     TOOLS,
+    TRAINING,
+    AdapterFile,
     Assignments,
     CheckpointDir,
     Json,
@@ -18,6 +20,7 @@ from pipeline.command import (
     ParamsFile,
     app,
     check_writable,
+    figures_of,
     load,
     print_json,
     say,
@@ -134,6 +137,69 @@ def average(
         say(f"{out}: average of {len(checkpoints)} checkpoints")
 
 
+@app.command(rich_help_panel=TRAINING)
+def adapt(
+    clips: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="tables of clips (.csv, .parquet: media, start, end, text); with --unlabelled also videos; "
+            "default: the packed clips",
+            metavar="CLIPS...",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="adapter to write", metavar="FILE")] = Path("person.pt"),
+    split: Annotated[str, typer.Option(help="split of the clips, in tables and in packs")] = "train",
+    where: Annotated[
+        str, typer.Option(help="condition on the packed clips, as \"speaker = 's26'\"", metavar="SQL")
+    ] = "",
+    root: Annotated[
+        Path | None, typer.Option(help="folder of the tables' videos; default: the table's", metavar="DIR")
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="use no texts: adapt only the statistics of normalisations")
+    ] = False,
+    merge: Annotated[
+        Path | None,
+        typer.Option(help="no clips: write the model with this adapter as a checkpoint", metavar="ADAPTER"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of folds and training")] = 0,
+    checkpoint: ModelFile = None,
+    checkpoint_dir: CheckpointDir = None,
+    params: ParamsFile = PARAMS,
+    assignments: Assignments = None,
+    json_: Json = False,
+) -> None:
+    """Adapt a model to one person with 5 to 50 labelled clips: writes a small file for --adapter of other commands.
+
+    Cross-validation within the clips decides how long to train, and prints the CER before and after.
+
+    Example: pipeline adapt me/labels.csv --checkpoint checkpoints/best_model.pt --out me.pt
+    """
+    from model.adapters import load_adapted
+    from model.checkpoints import save_checkpoint
+    from pipeline.adapting import PersonSource, adapt_person
+    from shards.errors import ConfigError
+
+    values = load(params, assignments, checkpoint_dir=checkpoint_dir)
+    model = checkpoint or Path(values.paths.checkpoints) / "best_model.pt"
+    if merge is not None:
+        if clips or out.resolve() in (model.resolve(), merge.resolve()):
+            raise ConfigError("--merge takes no clips, and --out must be another file than model and adapter")
+        save_checkpoint(out, load_adapted(model, merge))
+        if json_:
+            print_json({"out": str(out), "checkpoint": str(model), "adapter": str(merge)})
+        else:
+            say(f"{out}: {model} with {merge}")
+        return
+    source = PersonSource(clips or (), root, split, where, is_labelled=not unlabelled)
+    with shown("adapting", "steps") as on_progress:
+        summary = adapt_person(model, out, source, values, seed, on_progress)
+    if json_:
+        print_json(figures_of(summary))
+    else:
+        say(f"{out}: {summary}")
+
+
 @app.command(rich_help_panel=TOOLS)
 def export(
     format_: Annotated[
@@ -141,6 +207,7 @@ def export(
         typer.Option("--format", help="onnx: a model for onnxruntime; safetensors: only the weights"),
     ] = "onnx",
     checkpoint: ModelFile = None,
+    adapter: AdapterFile = None,
     checkpoint_dir: CheckpointDir = None,
     out: Annotated[
         Path | None,
@@ -176,6 +243,7 @@ def export(
             values,
             int8=int8,
             on_progress=on_progress,
+            adapter=adapter,
         )
     if json_:
         print_json(asdict(facts) | {"out": str(folder)})

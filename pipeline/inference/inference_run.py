@@ -53,6 +53,7 @@ def run_inference(
     outputs: Outputs,
     ground_truth: str | None,
     on_progress: Callable[[int, int], None],
+    adapter: Path | None = None,
 ) -> list[VideoReading]:
     """Returns every reading, in order; prints the reason why a video could not be read to stderr.
 
@@ -75,7 +76,18 @@ def run_inference(
     try:
         with terminable():
             unwritten = _read_all(
-                paths, files, captioned, models, params, outputs, ground_truth, on_progress, readings
+                *(
+                    paths,
+                    files,
+                    captioned,
+                    models,
+                    params,
+                    outputs,
+                    ground_truth,
+                    on_progress,
+                    readings,
+                    adapter,
+                )
             )
     except KeyboardInterrupt as error:
         where = f"in {folder}" if outputs.folder is not None else "printed above"
@@ -105,9 +117,10 @@ def _read_all(
     ground_truth: str | None,
     on_progress: Callable[[int, int], None],
     readings: list[VideoReading],
+    adapter: Path | None,
 ) -> int:
     """Fills `readings`; returns the number of videos with an output that could not be written."""
-    reader = open_reader(models, params)
+    reader = open_reader(models, params, adapter)
     if outputs.kind in TIMED and not {"ctc", "syllables"} & set(reader.heads):
         raise ConfigError(
             f"--format {outputs.kind} needs the times of words, which the CTC head gives, but {models[0]} has none; "

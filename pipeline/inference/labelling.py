@@ -62,6 +62,7 @@ def label_videos(
     root: Path | None,
     split: str,
     on_progress: Callable[[int, int], None],
+    adapter: Path | None = None,
 ) -> LabelSummary:
     """Writes one row for each part of each video that can be read; prints why others cannot.
 
@@ -85,8 +86,8 @@ def label_videos(
     partial = table.with_name(table.name + ".partial.jsonl")
     try:
         with terminable():
-            reader = open_reader(models, params)
-            finished = _finished_videos(partial, _identity(models, params))
+            reader = open_reader(models, params, adapter)
+            finished = _finished_videos(partial, _identity(models, params, adapter))
             for done, video in enumerate(videos, start=1):
                 state = _state_of(video)
                 if finished.get(media[video], {}).get("state") != state:
@@ -118,11 +119,11 @@ def label_videos(
     return LabelSummary(table, len(videos), num_unread, len(rows), seconds)
 
 
-def _identity(models: Sequence[Path], params: Params) -> str:
+def _identity(models: Sequence[Path], params: Params, adapter: Path | None) -> str:
     """Returns a hash of what the texts depend on, apart from the videos."""
     lm = Path(params.paths.lm)
     return fingerprint(
-        *map(sha256_of, models),
+        *map(sha256_of, [*models, *([adapter] if adapter else [])]),
         sha256_of(lm) if params.decode.lm_weight and lm.exists() else "",
         *(section.recorded() for section in (params.decode, params.crop, params.inference)),
     )

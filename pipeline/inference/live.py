@@ -71,14 +71,19 @@ def _spread(latencies_s: list[float]) -> str:
 
 
 def run_live(
-    source: int | Path, models: Sequence[Path], params: Params, seconds: float, as_json: bool
+    source: int | Path,
+    models: Sequence[Path],
+    params: Params,
+    seconds: float,
+    as_json: bool,
+    adapter: Path | None = None,
 ) -> LiveSummary:
     """Reads until the source ends, `seconds` (0: no limit) have passed, or Ctrl-C; prints the text and a summary.
 
     Raises CheckpointError, MachineError if the camera cannot be opened, ClipRejected if the file cannot.
     """
     native_stderr_to(Path(params.machine.cache_dir) / NATIVE_LOG)
-    reader = open_reader(models, params)
+    reader = open_reader(models, params, adapter)
     output = _LiveOutput(as_json)
     summary = LiveSummary()
     # a second Ctrl-C drops the text that is not final, but still prints the summary

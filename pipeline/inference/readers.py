@@ -46,11 +46,12 @@ class OpenedReader(ClipReader, Protocol):
         """The model's heads."""
 
 
-def open_reader(sources: Sequence[Path], params: Params) -> OpenedReader:
-    """Opens checkpoints, or one file whose name ends in .onnx, for clips cropped with these parameters.
+def open_reader(sources: Sequence[Path], params: Params, adapter: Path | None = None) -> OpenedReader:
+    """Opens checkpoints (one with its adapter), or one .onnx file, for clips cropped with these parameters.
 
     Raises CheckpointError if the model was trained on clips of another frame rate or size, ConfigError if it has no
-    head for decode.decoder, TableError if the language model that decode.decoder needs is missing.
+    head for decode.decoder or an adapter is given for an .onnx, TableError if the language model that decode.decoder
+    needs is missing.
     """
     onnx = [source for source in sources if source.suffix == ONNX]
     if onnx and (len(sources) > 1 or params.decode.views):
@@ -58,24 +59,36 @@ def open_reader(sources: Sequence[Path], params: Params) -> OpenedReader:
             f"{onnx[0]} is an ONNX model, which is read alone and without decode.views; give checkpoints with "
             "--checkpoint instead, or set decode.views=[]"
         )
-    reader = _onnx_reader(onnx[0], params) if onnx else _checkpoint_reader(sources, params)
+    if adapter is not None and onnx:
+        raise ConfigError(
+            f"--adapter {adapter} changes a checkpoint, not {onnx[0]}; export the model with it: pipeline export "
+            f"--adapter {adapter}"
+        )
+    reader = _onnx_reader(onnx[0], params) if onnx else _checkpoint_reader(sources, params, adapter)
+    refuse_other_crops(reader, params, sources[0])
+    return reader
+
+
+def refuse_other_crops(reader: ClipReader, params: Params, source: Path) -> None:
+    """Raises CheckpointError if the model of `source` was trained on clips of another frame rate or size."""
     refuse_other_clips(
         reader,
         params.crop.target_fps,
         params.crop.size_px,
         "those that crop.target_fps and crop.size_px ask for",
         f"set crop.target_fps to {reader.fps:g} and crop.size_px to {reader.crop_px}, or use all the parameters that "
-        f"{sources[0]} was trained with (config.yaml next to a checkpoint)",
+        f"{source} was trained with (config.yaml next to a checkpoint)",
     )
-    return reader
 
 
-def _checkpoint_reader(checkpoints: Sequence[Path], params: Params) -> OpenedReader:
+def _checkpoint_reader(
+    checkpoints: Sequence[Path], params: Params, adapter: Path | None = None
+) -> OpenedReader:
     from model.decoding.fusion import open_checkpoints
     from model.device import choose_device
 
     device = choose_device(params.machine.device)
-    reader = open_checkpoints(checkpoints, device, params.decode.views)
+    reader = open_checkpoints(checkpoints, device, params.decode.views, adapter)
     reader.open_language_model(Path(params.paths.lm), params.decode)
     if message := unused_weights(params.decode, reader.heads):
         LOG.warning(message)

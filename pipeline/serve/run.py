@@ -26,14 +26,16 @@ SHUTDOWN_S = 3
 """Time to finish pending answers when the server is stopped."""
 
 
-def serve(source: Path, params: Params, host: str, port: int, limits: Limits) -> None:
-    """Serves the model of `source` (a file for `open_reader`) until Ctrl-C or SIGTERM.
+def serve(
+    source: Path, params: Params, host: str, port: int, limits: Limits, adapter: Path | None = None
+) -> None:
+    """Serves the model of `source` and `adapter` (files for `open_reader`) until Ctrl-C or SIGTERM.
 
     Raises CheckpointError, and ConfigError if the address cannot be used.
     """
     reading = within_limits(params, limits)
     with terminable(), listening(host, port) as listener:
-        worker = ReadingWorker(partial(open_reader, [source], reading), reading, limits.timeout_s)
+        worker = ReadingWorker(partial(open_reader, [source], reading, adapter), reading, limits.timeout_s)
         try:
             _print_message(f"opening {source}")
             worker.start()

@@ -27,7 +27,7 @@ from pipeline.training_job import packs_of
 from shards.errors import ConfigError
 from shards.files import Progress
 from shards.packs import pack_of
-from stages.report import SCORING_BATCH, identity_of
+from stages.report import SCORING_BATCH, identities_of
 from stages.reports.clip_tables import normaliser_of
 from stages.reports.counting import CORPUS_FIGURES, counted_clips, oracle_figures
 from stages.reports.figures import interval_about, why_no_interval
@@ -39,14 +39,19 @@ LOG = logging.getLogger("pipeline.test")
 
 
 def compare_decoders(
-    checkpoints: Sequence[Path], params: Params, names: Sequence[str], on_progress: Progress | None = None
+    checkpoints: Sequence[Path],
+    params: Params,
+    names: Sequence[str],
+    on_progress: Progress | None = None,
+    adapter: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the figures of each decoder on split report.split; the clips are encoded once for all decoders.
 
     `names`: decoders, or `all` for all that the model has learnt. Seconds are those of this machine, separate for
     encoding and decoding. Raises ConfigError for an unknown decoder, or one that the model has not learnt.
     """
-    reader = open_checkpoints(checkpoints, choose_device(params.machine.device), params.decode.views)
+    device = choose_device(params.machine.device)
+    reader = open_checkpoints(checkpoints, device, params.decode.views, adapter)
     decodes = [
         params.decode.model_copy(update={"decoder": name}) for name in _named(names, reader, params.decode)
     ]
@@ -78,7 +83,7 @@ def compare_decoders(
     }
     fused = len(reader.models) > 1 or reader.num_views > 1
     if fused:
-        shared["checkpoint"] = identity_of(checkpoints)
+        shared["checkpoint"] = identities_of(checkpoints, adapter)
     names_of_packs = [pack.name for pack in packs.packs] if packs.is_blend else []
     return [
         {
