@@ -185,8 +185,11 @@ def test_the_other_documented_queries_run(workspace: Path, monkeypatch: pytest.M
     found = {sql for text in texts for sql in re.findall(r'^pipeline query "(.*?)"', text, re.MULTILINE)}
     others = found - {ours for ours, _ in documented_queries()}
     assert len(others) >= 4
-    paths = PathsParams()
+    beam = ["--set", "decode.decoder=ctc_beam", "--set", "paths.report=by_beam"]
+    assert run(workspace, "report", *beam).returncode == 0
     for sql in others:
+        # only beam searches have candidates
+        paths = PathsParams(report="by_beam" if "candidates" in sql else "report")
         assert query(sql, paths, lambda answer: answer.columns)
 
 
