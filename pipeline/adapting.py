@@ -20,7 +20,7 @@ from model.settings import TrainParams
 from model.text import normalise
 from model.training.adaptation import MAX_CLIPS, MIN_CLIPS, PersonClip, adapt, adapt_statistics
 from pipeline.command import check_writable
-from pipeline.inference.found_videos import find_videos
+from pipeline.inference.found_videos import videos_to_read
 from pipeline.inference.readers import refuse_other_crops
 from pipeline.params import Params
 from pipeline.training_job import packs_of
@@ -219,7 +219,7 @@ def _clips_of_videos(names: Sequence[str], values: Params) -> list[PersonClip]:
     """Crops all parts of videos as `pipeline inference` does."""
     native_stderr_to(Path(values.machine.cache_dir) / NATIVE_LOG)
     found = []
-    for path in find_videos(names)[0]:
+    for path in videos_to_read(names):
         try:
             for piece in mouth_pieces(
                 Source(path), read_header(path), values.crop, values.inference, values.corpus.media_kind

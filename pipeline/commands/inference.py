@@ -88,11 +88,10 @@ def inference(
 
     Example: pipeline inference me.mp4 holidays/ --format srt --out captions
     """
-    from pipeline.inference.found_videos import find_videos
+    from pipeline.inference.found_videos import videos_to_read
     from pipeline.inference.inference_run import Outputs, print_readings, run_inference
     from pipeline.inference.readers import models_of
     from shards.errors import ConfigError
-    from shards.safe_text import one_line
 
     names = [*(videos or []), *(video_path or [])]
     if not names:
@@ -101,15 +100,7 @@ def inference(
         raise ConfigError(f"--json and --format {format_} cannot be used together; remove one of them")
     if burn_in and out is None:
         raise ConfigError("--burn-in writes videos; add --out DIR to choose the folder")
-    paths, skipped = find_videos(names)
-    if skipped:
-        names_text = ", ".join(map(one_line, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-        typer.echo(
-            f"skipped {len(skipped)} files that are not videos, or that this command wrote: {names_text}",
-            err=True,
-        )
-    if not paths:
-        raise ConfigError(f"no video found in {', '.join(names)}; name video files or folders with videos")
+    paths = videos_to_read(names)
     if ground_truth is not None and len(paths) > 1:
         raise ConfigError(f"--ground-truth needs exactly one video, {len(paths)} are given")
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
@@ -152,14 +143,11 @@ def label(
 
     Example: pipeline label videos/ --out videos/labels.csv
     """
-    from pipeline.inference.found_videos import find_videos
+    from pipeline.inference.found_videos import videos_to_read
     from pipeline.inference.labelling import label_videos
     from pipeline.inference.readers import models_of
-    from shards.errors import ConfigError
 
-    paths, _ = find_videos(videos)
-    if not paths:
-        raise ConfigError(f"no video found in {', '.join(videos)}; name video files or folders with videos")
+    paths = videos_to_read(videos)
     values = load(params, assignments, checkpoint_dir=checkpoint_dir)
     models = models_of(checkpoint, onnx, values)
     with shown("reading videos", "videos") as on_progress:

@@ -5,7 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+import typer
+
 from shards.errors import ClipRejected, ConfigError
+from shards.safe_text import one_line
 from stages.videos.video import read_header
 
 VIDEO_SUFFIXES = frozenset(
@@ -19,6 +22,18 @@ _PATTERN = frozenset("*?[")
 
 BURNT_SUFFIX = ".captioned.mp4"
 """Suffix of the files that --burn-in writes; in the folder of the videos a second run would read them too."""
+
+
+def videos_to_read(given: Sequence[str]) -> Mapping[Path, Path]:
+    """Returns the videos of `find_videos`; names the skipped files on stderr. Raises ConfigError if there is none."""
+    videos, skipped = find_videos(given)
+    if skipped:
+        names = ", ".join(map(one_line, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        what = "files that are not videos, or that pipeline inference wrote"
+        typer.echo(f"skipped {len(skipped)} {what}: {names}", err=True)
+    if not videos:
+        raise ConfigError(f"no video found in {', '.join(given)}; name video files or folders with videos")
+    return videos
 
 
 def find_videos(given: Sequence[str]) -> tuple[Mapping[Path, Path], list[Path]]:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_label_correct_ingest_and_crop(recorded: Path, reader: CountingReader) -
     done = label(recorded, "--out", table)
     assert done.exit_code == 0, done.output
     assert "3 clips of 2 videos, 3 s" in done.output
+    assert re.search(r"skipped 1 files .*notes\.txt", done.output)
     rows = rows_of(table)
     assert list(rows[0]) == [
         *("clip_id", "media", "split", "start", "end", "text", "confidence"),
