@@ -129,8 +129,7 @@ class _Trainer:
         if self.ranks.is_first:
             self.quarantine.log_damaged_share(progress.bad_readings, progress.epoch)
             self._publish_logs()
-            calibrate(run.best, job, self.data, self.device, logger.info)
-            write_weights(run)
+            write_weights(run, calibrate(run.best, job, self.data, self.device, logger.info))
             run.publish(job.checkpoints)
             record_command(run, job, self.data, is_finished=True)
         return TrainingSummary(

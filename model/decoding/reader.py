@@ -3,7 +3,7 @@
 Shapes: B clips, S encoder steps, E encoder width, V characters, W syllables.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,7 +158,11 @@ class LipReader:
 
         Raises CheckpointError like `load_adapted`, and if imported weights lack parts that reading needs.
         """
-        state = load_adapted(path, adapter)
+        return cls.of_state(load_adapted(path, adapter), path, device)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], path: Path, device: torch.device) -> "LipReader":
+        """Works like `from_checkpoint`, for the loaded `state` of the checkpoint `path`."""
         _refuse_unlearnt(state.get("learnt_parts"), path)
         try:
             model = ModelParams.model_validate(state["model_params"])

@@ -19,7 +19,6 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
-from model.checkpoints import load_checkpoint
 from model.decoding.reader import LipReader
 from model.exports.graph import ExportedNetwork, tracing
 from model.exports.onnx_reader import CONFIG, NUM_FRAMES, NUM_STEPS, VIDEO
@@ -34,20 +33,19 @@ OPSET = 18
 """From 2022; onnxruntime reads it since 1.14."""
 
 
-def write_weights(run: RunFolder) -> None:
-    """Writes the best model's weights and configuration next to it. Raises CheckpointError, MachineError."""
-    state = load_checkpoint(run.best)
+def write_weights(run: RunFolder, state: Mapping[str, Any]) -> None:
+    """Writes weights and configuration of the best model, with checkpoint `state`, next to it. Raises MachineError."""
     write_bytes(run.weights, weights_bytes(state))
     write_json(run.reader_config, reader_config(state))
 
 
-def weights_bytes(state: dict[str, Any]) -> bytes:
+def weights_bytes(state: Mapping[str, Any]) -> bytes:
     """Returns the weights of checkpoint `state` by name, as a .safetensors file."""
     weights = {name: tensor.contiguous() for name, tensor in state["model_state_dict"].items()}
     return safetensors.torch.save(weights, {"format": "pt"})
 
 
-def reader_config(state: dict[str, Any]) -> dict[str, Any]:
+def reader_config(state: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what reading needs in addition to the weights of checkpoint `state`, as plain JSON values."""
     return {
         "version": CONFIG_VERSION,

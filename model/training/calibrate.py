@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +19,18 @@ MOST_CLIPS = 1000
 
 def calibrate(
     best: Path, job: TrainingJob, data: TrainingData, device: torch.device, say: Callable[[str], None]
-) -> None:
+) -> dict[str, Any]:
     """Adds `confidence_scale` to the checkpoint `best`, unless it has one; None without a CTC head or valid clips.
 
-    Reads valid with the greedy decoder, of more than MOST_CLIPS evenly spread ones.
+    Reads valid with the greedy decoder, of more than MOST_CLIPS evenly spread ones. Returns the checkpoint's values.
     """
     state = load_checkpoint(best)
-    if "confidence_scale" in state:
-        return
     samples = data.valid_samples
-    if not samples.num_rows:
-        return
+    if "confidence_scale" in state or not samples.num_rows:
+        return state
     rows = np.unique(np.linspace(0, samples.num_rows - 1, min(samples.num_rows, MOST_CLIPS)).astype(int))
     clips = score_split(
-        LipReader.from_checkpoint(best, device),
+        LipReader.of_state(state, best, device),
         samples.take(rows),
         job.packs.store,
         batch_size=job.train.batch_size,
@@ -47,7 +46,8 @@ def calibrate(
             confidences += clip.confidences
             are_right += right_characters(clip.reference, clip.hypothesis)
     scale = fit_scale(confidences, are_right) if confidences else None
-    save_checkpoint(best, state | {"confidence_scale": None if scale is None else list(scale)})
+    state["confidence_scale"] = None if scale is None else list(scale)
+    save_checkpoint(best, state)
     before = calibration_error(confidences, are_right)
     if scale is not None and before is not None:
         after = calibration_error([scale.calibrated(one) for one in confidences], are_right)
@@ -55,3 +55,4 @@ def calibrate(
             f"confidence of {len(confidences)} characters of {len(clips)} valid clips calibrated: "
             f"expected calibration error {before:.1%} before, {after:.1%} after"
         )
+    return state

@@ -19,6 +19,7 @@ from model.metrics import total_counts
 from model.runs import RunFolder
 from model.settings import DecodeParams, ModelParams
 from model.training.run_messages import log_left_out
+from model.training.training_data import TrainingSummary
 from shards.errors import CheckpointError, ConfigError, TrainingError
 from shards.plan import plan_epoch
 from shards.samples import read_samples
@@ -33,8 +34,26 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     return pack_clips(tmp_path_factory.mktemp("packed"), toy_clips())
 
 
-def test_a_run_writes_the_files_of_the_older_trainer(tmp_path: Path, packed: Packed) -> None:
-    summary = train(job_in(tmp_path, packed))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> tuple[Path, TrainingSummary]:
+    """A run of three epochs, which tests only read or copy."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(job_in(folder, packed))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, packed: Packed) -> Path:
+    """A run of one epoch, which tests only read or copy."""
+    folder = tmp_path_factory.mktemp("short")
+    train(job_in(folder, packed, num_epochs=1))
+    return folder
+
+
+def test_a_run_writes_the_files_of_the_older_trainer(
+    tmp_path: Path, packed: Packed, whole: tuple[Path, TrainingSummary]
+) -> None:
+    summary = whole[1]
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "checkpoints"
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -96,22 +115,22 @@ def test_both_decoders_learn_to_read_and_blind_reading_fails(tmp_path: Path) -> 
     assert cer("ctc", blind=True) >= 0.6
 
 
-def test_resuming_from_an_epochs_checkpoint_is_exact(tmp_path: Path, packed: Packed) -> None:
-    train(job_in(tmp_path / "whole", packed))
+def test_resuming_from_an_epochs_checkpoint_is_exact(
+    tmp_path: Path, packed: Packed, whole: tuple[Path, TrainingSummary]
+) -> None:
     resumed = replace(
-        job_in(tmp_path / "resumed", packed), resume=tmp_path / "whole/checkpoints/checkpoint_epoch_0.pt"
+        job_in(tmp_path / "resumed", packed), resume=whole[0] / "checkpoints/checkpoint_epoch_0.pt"
     )
     summary = train(resumed)
     assert summary.epochs == 3 and not summary.already_done
     name = "checkpoints/checkpoint_epoch_2.pt"
-    assert_same_weights(tmp_path / "whole" / name, tmp_path / "resumed" / name)
+    assert_same_weights(whole[0] / name, tmp_path / "resumed" / name)
 
 
 def test_a_checkpoint_of_another_model_or_vocabulary_is_rejected_with_the_difference(
-    tmp_path: Path, packed: Packed
+    tmp_path: Path, packed: Packed, short: Path
 ) -> None:
-    train(job_in(tmp_path, packed, num_epochs=1))
-    checkpoint = tmp_path / "checkpoints/checkpoint_epoch_0.pt"
+    checkpoint = short / "checkpoints/checkpoint_epoch_0.pt"
     other = replace(job_in(tmp_path / "b", packed), resume=checkpoint, model=with_sizes(hidden_dim=32))
     with pytest.raises(CheckpointError, match="hidden_dim: 16 there, 32 here"):
         train(other)
@@ -146,8 +165,8 @@ def test_a_label_that_ctc_cannot_spell_is_named_before_the_first_step(tmp_path: 
         train(job_in(tmp_path, pack_clips(tmp_path, clips)))
 
 
-def test_other_parameters_are_another_run(tmp_path: Path, packed: Packed) -> None:
-    train(job_in(tmp_path, packed, num_epochs=1))
+def test_other_parameters_are_another_run(tmp_path: Path, packed: Packed, short: Path) -> None:
+    shutil.copytree(short, tmp_path, dirs_exist_ok=True)
     train(job_in(tmp_path, packed, num_epochs=1, seed=1))
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
@@ -199,18 +218,17 @@ def test_without_valid_clips_the_last_model_is_the_best(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "checkpoints/best_model.pt")["epoch"] == 1
 
 
-def test_a_finished_checkpoint_can_be_resumed_in_another_folder(tmp_path: Path, packed: Packed) -> None:
-    train(job_in(tmp_path / "a", packed, num_epochs=1))
-    checkpoint = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
-    checkpoint = checkpoint.rename(tmp_path / "alone.pt")
+def test_a_finished_checkpoint_can_be_resumed_in_another_folder(
+    tmp_path: Path, packed: Packed, short: Path
+) -> None:
+    checkpoint = Path(shutil.copy(short / "checkpoints/checkpoint_epoch_0.pt", tmp_path / "alone.pt"))
     summary = train(replace(job_in(tmp_path / "b", packed, num_epochs=1), resume=checkpoint))
     assert summary.already_done
     assert_same_weights(checkpoint, tmp_path / "b/checkpoints/best_model.pt")
 
 
-def test_a_resumed_run_uses_the_new_weight_decay(tmp_path: Path, packed: Packed) -> None:
-    train(job_in(tmp_path / "a", packed, num_epochs=1))
-    checkpoint = tmp_path / "a/checkpoints/checkpoint_epoch_0.pt"
+def test_a_resumed_run_uses_the_new_weight_decay(tmp_path: Path, packed: Packed, short: Path) -> None:
+    checkpoint = short / "checkpoints/checkpoint_epoch_0.pt"
     train(replace(job_in(tmp_path / "b", packed, num_epochs=2, weight_decay=0.2), resume=checkpoint))
     state = load_checkpoint(tmp_path / "b/checkpoints/best_model.pt")
     groups = state["optimizer_state_dict"]["param_groups"]
