@@ -43,14 +43,6 @@ UNLABELLED_SHARE = 0.5
 from a quarter of the epochs on, 0.75 gave 13.9 %. 16 labels alone gave 10.2 %, all 160 2.2 %."""
 TEACHER = ("train.self_training.decoder=ctc_beam", "decode.lm_weight=0.5", "decode.beam=10")
 """Beams with a language model of the few labels; it knows no hidden text."""
-DOUBT = (
-    "train.self_training.min_character_confidence=0.95",
-    "train.self_training.keep=1",
-    "train.self_training.keep_end=1",
-    "train.self_training.max_disagreement=1",
-)
-"""All clips, but only the characters that the teacher is sure of. GRID, 80 labels, a model of 17.9 % CER on test: of
-the characters with a confidence of 0.95 or more (84 %), 7 % are wrong, of all 13 %."""
 SOUND_WEIGHT = 2.0
 """GRID, 80 labels, one seed, CER on valid: 12.7 % with 2, 17.6 % with 0.5, 21.6 % without sound."""
 GOALS = {SELF: 0.3, BOTH: 0.5}
@@ -175,7 +167,6 @@ def _changes(variant: str, num_epochs: int) -> list[str]:
             f"train.self_training.start_epoch={num_epochs // 2}",
             f"train.self_training.every_epochs={max(1, num_epochs // 8)}",
             *TEACHER,
-            *DOUBT,
         ]
     if variant in (SOUND, BOTH):
         changes.append(f"train.audio_weight={SOUND_WEIGHT}")

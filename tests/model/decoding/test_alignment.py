@@ -203,6 +203,6 @@ def test_masks_hide_every_frame_in_turn() -> None:
         for middle, copy_THW in zip(middles, copies_BTHW, strict=True):
             changed = np.flatnonzero((copy_THW != clip_THW).any(axis=(1, 2))).tolist()
             assert np.array_equal(copy_THW[changed], np.broadcast_to(mean_HW, (len(changed), 3, 3)))
-            assert changed == [frame for frame in range(middle - 2, middle + 3) if 0 <= frame < 40]
+            assert changed == [frame for frame in range(middle - 3, middle + 4) if 0 <= frame < 40]
             hidden_frames.append(changed)
     assert len(hidden_frames) == 20 and set().union(*hidden_frames) == set(range(40))
