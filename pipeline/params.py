@@ -3,10 +3,12 @@
 Precedence, lowest first: params.yaml, preset, `--config`, `--set` and flags.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,10 +130,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+@lru_cache(16)  # a file takes 14 ms, and commands read the same files and recipes several times
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def parse_yaml(text: str, name: str) -> Any:
     """Returns the YAML value of `text`; raises ConfigError with `name` and the line if it is not valid YAML."""
     try:
-        return yaml.load(text, _Loader)
+        return copy.deepcopy(_parsed(text))
     except yaml.YAMLError as error:
         raise ConfigError(f"{name} is not valid YAML: {indented_lines(error)}") from error
     except RecursionError:

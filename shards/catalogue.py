@@ -99,7 +99,10 @@ def batches(relation: duckdb.DuckDBPyRelation, batch_rows: int) -> Iterator[pa.R
     Raises the errors of DuckDB, also those that occur after the first rows.
     """
     reader = relation.to_arrow_reader(batch_rows)
-    yield pa.RecordBatch.from_pylist([], reader.schema)
+    # from_pylist would import pandas, if it is installed: half a second
+    yield pa.RecordBatch.from_arrays(
+        [pa.nulls(0, field.type) for field in reader.schema], schema=reader.schema
+    )
     while True:
         try:
             batch = reader.read_next_batch()

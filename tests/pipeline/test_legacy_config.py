@@ -1,7 +1,5 @@
 """Tests names of the older trainer: in a flat config.yaml, and as flags with underscores."""
 
-import subprocess
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from model.presets import PRESET_SIZES
 from pipeline.legacy_config import OLDER_NAMES, SECTIONS
 from pipeline.params import Params, load_params, recipe_text
 from shards.errors import ConfigError
+from tests.support.in_process import pipeline
 from tests.support.params_files import model_keys, overlay, params_file_fixture, value_at  # noqa: F401
 
 OLDER: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -73,8 +72,8 @@ def test_an_unknown_older_name_is_named(params_file: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("spelling", ["--data_root", "--data-root"])
 def test_both_spellings_of_a_flag_are_accepted(spelling: str, params_file: Path) -> None:
-    pipeline = str(Path(sysconfig.get_path("scripts")) / "pipeline")
-    command = [pipeline, "ingest", "--params", str(params_file), f"{spelling}=nowhere/at_all"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=params_file.parent, check=False)
+    done = pipeline(
+        params_file.parent, ["ingest", "--params", str(params_file), f"{spelling}=nowhere/at_all"]
+    )
     assert done.returncode == 1, done.stderr
     assert "nowhere/at_all" in done.stderr, "the value's own underscores stay"

@@ -32,6 +32,13 @@ def file_keys(values: dict[str, Any], prefix: str = "") -> set[str]:
     return keys
 
 
+def test_changed_values_do_not_appear_in_the_next_reading() -> None:
+    first = parse_yaml(recipe_text("grid"), "grid")
+    first["train"]["augment"]["speed_change"] = first["train"]["seed"] = -1
+    second = parse_yaml(recipe_text("grid"), "grid")
+    assert second["train"]["seed"] != -1 != second["train"]["augment"]["speed_change"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_has_every_key_and_no_other(recipe: str) -> None:
     assert file_keys(parse_yaml(recipe_text(recipe), recipe)) == model_keys(Params)
