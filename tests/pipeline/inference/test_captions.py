@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.decoding.result import Alternative
 from pipeline.inference.caption_font import font_for
 from pipeline.inference.captions import (
     LINE_COLUMNS,
@@ -21,7 +20,7 @@ from pipeline.inference.captions import (
     stamp,
     write_reading,
 )
-from pipeline.inference.text_of_video import Segment, VideoReading
+from pipeline.inference.text_of_video import RankedText, Segment, VideoReading
 from shards.errors import MachineError
 
 READING = VideoReading(
@@ -32,7 +31,14 @@ READING = VideoReading(
     300,
     None,
     (
-        Segment(0.0, 2.5, "我们旨在", 0.75, None, (Alternative("我们旨在", 0.75),)),
+        Segment(
+            0.0,
+            2.5,
+            "我们旨在",
+            0.75,
+            None,
+            (RankedText("我们旨在", 0.75, -1.5, {"ctc": -1.25, "length": 4}),),
+        ),
         Segment(2.5, 4.0, "", None, "no_face: nobody --> there\n\nat all"),
         Segment(4.0, 6.0, "", 0.1),
         Segment(3723.4567, 3725.0, "a<b & c-->d", 0.25),
@@ -84,7 +90,9 @@ def test_json_keeps_everything() -> None:
         "text": "我们旨在",
         "confidence": 0.75,
         "reason": None,
-        "candidates": [{"text": "我们旨在", "share": 0.75}],
+        "candidates": [
+            {"text": "我们旨在", "share": 0.75, "rank_score": -1.5, "scores": {"ctc": -1.25, "length": 4}}
+        ],
         "characters": [],
         "words": [{"text": "我们旨在", "start_s": 0.0, "end_s": 2.5, "confidence": 0.75}],
     }
